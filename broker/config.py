@@ -1,0 +1,283 @@
+"""Settings: one TOML file, the environment and the command line, in rising order of strength.
+
+This is the only module that reads the environment. Secrets come from the environment or from a file that a `*_file`
+key names; the command line refuses them, because everyone on the machine can read it.
+
+    survey = "ztf"
+
+    [kafka]                                   # our own cluster: classifications, dead letters (and alerts)
+    "bootstrap.servers" = "kafka:9092"        # any librdkafka option
+    [kafka_input]                             # the cluster the alerts come from, where it is another one
+    "bootstrap.servers" = "public.alerts.example:9092"
+    "sasl.password_file" = "/run/secrets/alerts"
+    [redis]
+    url = "redis://valkey:6379/0"
+    [ingest]
+    topics = ["^ztf_.*_programid1$"]
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit, urlunsplit
+
+from .errors import ConfigError
+
+Options = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RedisSettings:
+    url: str = "redis://127.0.0.1:6379/0"
+    cluster: bool = False
+    password: str = field(default="", repr=False)  # SKYHEED_REDIS_PASSWORD or password_file
+    shards: int = 16  # fixed for the life of a data set: part of every key
+    max_stamps: int = 99  # the model's longest sequence
+    ttl_days: float = 180.0  # an object without a new stamp for this long is forgotten
+    books_days: float = 14.0  # how long a finished segment's bitmaps stay after they were folded
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    topics: tuple[str, ...] = ()  # names, or patterns that begin with ^
+    group: str = "skyheed"
+    batch_size: int = 500
+    batch_wait_s: float = 0.2
+    stamp: str = ""  # science, difference or template; empty: the survey's default
+    bands: str = ""  # bands to keep; empty: all of the survey's
+    max_packet_bytes: int = (
+        4 * 2**20
+    )  # a Rubin packet with a year of history and trailed stamps is under 1 MB
+    metrics_port: int = 0  # 0: no endpoint
+
+
+@dataclass(frozen=True)
+class WorkSettings:
+    model: str = ""  # checkpoint path; empty: the shipped weights of the survey
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int = 0  # 0: all cores
+    batch_size: int = 64
+    interval_s: float = 1.0  # look for due objects at least this often
+    debounce_s: float = 10.0  # wait this long after a first stamp so that one visit makes one classification
+    lease_s: float = 120.0  # a claimed object returns to the queue after this long
+    min_stamps: int = 3  # one full group of the 3D-CNN; fewer are declined (too_few_stamps)
+    format: str = "avro"  # avro or elasticc
+    metrics_port: int = 0
+
+
+@dataclass(frozen=True)
+class RegistrySettings:
+    url: str = ""  # schema registry to read alert schemas from
+    user: str = ""
+    password: str = field(default="", repr=False)  # SKYHEED_REGISTRY_PASSWORD or password_file
+    directory: str = ""  # local copies of the writer schemas, used when the registry is away
+    output_url: str = ""  # registry to write the classification schema to; empty: self-describing containers
+
+
+@dataclass(frozen=True)
+class TopicSettings:
+    prefix: str = "skyheed"
+    classifications: str = ""  # empty: <prefix>.classifications.<survey>
+    dead_letters: str = ""  # empty: <prefix>.deadletter.<survey>
+    partitions: int = 4
+    replication: int = -1  # the cluster's default
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a daemon needs to know; `load` makes one."""
+
+    survey: str = ""
+    kafka: Options = field(default_factory=dict, repr=False)
+    kafka_input: Options = field(default_factory=dict, repr=False)
+    redis: RedisSettings = RedisSettings()
+    ingest: IngestSettings = IngestSettings()
+    work: WorkSettings = WorkSettings()
+    registry: RegistrySettings = RegistrySettings()
+    topics: TopicSettings = TopicSettings()
+
+    @property
+    def input_options(self) -> dict[str, str]:
+        """librdkafka options of the cluster that the alerts come from."""
+        return {**self.kafka, **self.kafka_input}
+
+    @property
+    def classification_topic(self) -> str:
+        return self.topics.classifications or f"{self.topics.prefix}.classifications.{self.survey}"
+
+    @property
+    def dead_letter_topic(self) -> str:
+        return self.topics.dead_letters or f"{self.topics.prefix}.deadletter.{self.survey}"
+
+
+# Environment variable -> place in the settings. Secrets have no other short form.
+ENVIRONMENT = {
+    "SKYHEED_SURVEY": ("survey",),
+    "SKYHEED_KAFKA": ("kafka", "bootstrap.servers"),
+    "SKYHEED_KAFKA_USER": ("kafka", "sasl.username"),
+    "SKYHEED_KAFKA_PASSWORD": ("kafka", "sasl.password"),
+    "SKYHEED_KAFKA_INPUT": ("kafka_input", "bootstrap.servers"),
+    "SKYHEED_KAFKA_INPUT_USER": ("kafka_input", "sasl.username"),
+    "SKYHEED_KAFKA_INPUT_PASSWORD": ("kafka_input", "sasl.password"),
+    "SKYHEED_REDIS": ("redis", "url"),
+    "SKYHEED_REDIS_PASSWORD": ("redis", "password"),
+    "SKYHEED_REGISTRY": ("registry", "url"),
+    "SKYHEED_REGISTRY_USER": ("registry", "user"),
+    "SKYHEED_REGISTRY_PASSWORD": ("registry", "password"),
+    "SKYHEED_MODEL": ("work", "model"),
+}
+CONFIG_VARIABLE = "SKYHEED_CONFIG"
+# Values a user may well forget; everything else has a working default.
+DEFAULT_KAFKA = "127.0.0.1:9092"
+
+
+def load(
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the settings: `overrides` (dotted key -> value, from the command line) over environment over file.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, an unreadable file, or a secret on the command line.
+    """
+    environ = os.environ if environ is None else environ
+    path = path or environ.get(CONFIG_VARIABLE)
+    tree = _read_toml(Path(path)) if path else {}
+    _read_secret_files(tree, "")
+    for variable, place in ENVIRONMENT.items():
+        if environ.get(variable):
+            _put(tree, place, environ[variable])
+    for dotted, value in (overrides or {}).items():
+        if value is not None:
+            _refuse_secret(dotted, value)
+            _put(tree, _split(dotted), value)
+    tree.setdefault("kafka", {}).setdefault("bootstrap.servers", DEFAULT_KAFKA)
+    return _check(_build(Settings, tree, ""))
+
+
+def redacted_url(url: str) -> str:
+    """The URL without its password, for logs and messages."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rsplit("@", 1)[-1]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _read_secret_files(tree: dict[str, Any], where: str) -> None:
+    for key, value in list(tree.items()):
+        if isinstance(value, dict):
+            _read_secret_files(value, f"{where}{key}.")
+        elif key.endswith("password_file"):
+            del tree[key]
+            try:
+                tree[key.removesuffix("_file")] = Path(value).read_text().rstrip("\n")
+            except OSError as error:
+                raise ConfigError(f"{where}{key}: cannot read {value}: {error.strerror}") from error
+
+
+def _split(dotted: str) -> tuple[str, ...]:
+    # librdkafka's own names hold dots: only the first one separates
+    return tuple(dotted.split(".", 1))
+
+
+def _put(tree: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
+    for part in place[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[place[-1]] = value
+
+
+def _refuse_secret(dotted: str, value: Any) -> None:
+    if "password" in dotted or (isinstance(value, str) and "://" in value and urlsplit(value).password):
+        raise ConfigError(
+            f"a password on the command line ({dotted}) can be read by everyone on this machine: "
+            "put it into the environment (SKYHEED_KAFKA_PASSWORD, SKYHEED_REDIS_PASSWORD) or a password_file"
+        )
+
+
+def _build(cls: type, tree: Mapping[str, Any], where: str) -> Any:
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    unknown = sorted(set(tree) - known)
+    if unknown:
+        raise ConfigError(f"unknown setting {where}{unknown[0]}; known here: {', '.join(sorted(known))}")
+    return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in tree.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} is a table: write [{where}]")
+        return _build(kind, value, f"{where}.")  # type: ignore[arg-type]
+    if get_origin(kind) is not None and Mapping in (get_origin(kind), *get_args(kind)):
+        return _options(value, where)
+    if get_origin(kind) is not None and issubclass(get_origin(kind), Mapping):
+        return _options(value, where)
+    if get_origin(kind) is tuple:
+        return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
+    return _scalar(kind, value, where)
+
+
+def _options(value: Any, where: str) -> dict[str, str]:
+    """librdkafka takes strings; TOML booleans become true and false."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is a table of librdkafka options: write [{where}]")
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            raise ConfigError(
+                f'{where}.{key}: write librdkafka options quoted, as in "{key}.{next(iter(item), "")}"'
+            )
+        flat[key] = str(item).lower() if isinstance(item, bool) else str(item)
+    return flat
+
+
+def _scalar(kind: type, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where} must be {kind.__name__}, not {value!r}")
+
+
+def _check(settings: Settings) -> Settings:
+    rules = [
+        (settings.redis.shards >= 1, "redis.shards must be at least 1"),
+        (1 <= settings.redis.max_stamps <= 99, "redis.max_stamps must be 1 to 99"),
+        (settings.ingest.batch_size >= 1, "ingest.batch_size must be at least 1"),
+        (settings.work.batch_size >= 1, "work.batch_size must be at least 1"),
+        (settings.work.min_stamps >= 1, "work.min_stamps must be at least 1"),
+        (settings.work.lease_s > 0, "work.lease_s must be above 0"),
+        (settings.work.debounce_s >= 0, "work.debounce_s must not be negative"),
+        (settings.work.interval_s > 0, "work.interval_s must be above 0"),
+        (settings.work.device in ("auto", "cpu", "cuda"), "work.device must be auto, cpu or cuda"),
+        (settings.work.format in ("avro", "elasticc"), "work.format must be avro or elasticc"),
+    ]
+    for good, sentence in rules:
+        if not good:
+            raise ConfigError(sentence)
+    return settings
+
+
+def with_servers(settings: Settings, kafka: str, redis: str) -> Settings:
+    """The same settings on other servers (the embedded ones)."""
+    return replace(
+        settings,
+        kafka={**settings.kafka, "bootstrap.servers": kafka},
+        kafka_input={},
+        redis=replace(settings.redis, url=redis),
+    )

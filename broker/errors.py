@@ -1,0 +1,84 @@
+"""Every error that skyheed raises on purpose.
+
+    SkyheedError
+    ├── ConfigError          settings that cannot work; names the key and what to write instead
+    ├── ServiceError         Kafka, Redis or the registry refused us for good (wrong password, missing right)
+    ├── ServiceUnavailable   a server is away or full for now: the daemons wait and try again
+    ├── StreamError          a reader met a record that is not what the topic should hold
+    └── PacketError          one packet cannot be used: dead-letter topic, with its `reason`
+        └── SkipPacket       one packet is sound but of no use here: counted under its `reason`
+
+`classifier.errors` has ClassifierError, ModelError and ArchiveError. `SkipPacket` is a `PacketError` so that one `except` settles a packet; look at it first.
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a packet was set aside (dead-letter topic) or skipped; the value is what users read and filter by."""
+
+    EMPTY = "empty_message"
+    OVERSIZED = "oversized"
+    TRUNCATED = "truncated"
+    TRAILING_BYTES = "trailing_bytes"
+    BAD_MAGIC = "bad_magic"
+    BAD_SYNC = "bad_sync_marker"
+    BAD_BLOCK = "bad_block"
+    BAD_SCHEMA = "bad_schema"
+    UNKNOWN_SCHEMA = "unknown_schema_id"
+    REGISTRY_UNAVAILABLE = "registry_unavailable"
+    WRONG_TYPE = "wrong_type"
+    BAD_GZIP = "bad_gzip"
+    BOMB = "decompression_bomb"
+    BAD_FITS = "bad_fits"
+    STAMP_TOO_LARGE = "stamp_too_large"
+    EMPTY_STAMP = "empty_stamp"
+    NO_OBJECT_ID = "missing_object_id"
+    NO_SOURCE_ID = "missing_source_id"
+    NO_TIME = "missing_time"
+    BAD_POSITION = "bad_position"
+    UNKNOWN_BAND = "unknown_band"
+    BAD_FLUX = "bad_flux"
+    # skipped
+    NO_STAMP = "no_stamp"
+    SOLAR_SYSTEM = "solar_system"
+    BAND_UNUSED = "band_unused"
+    BEYOND_WINDOW = "older_than_window"
+
+
+class SkyheedError(Exception):
+    """Root of the tree above; its message is one sentence that says what to do."""
+
+
+class ConfigError(SkyheedError):
+    """A setting is missing, unknown or impossible."""
+
+
+class ServiceError(SkyheedError):
+    """A server refused us and will refuse us again; retrying is of no use."""
+
+
+class ServiceUnavailable(SkyheedError):
+    """A server is away or full; try again later."""
+
+
+class StreamError(SkyheedError):
+    """A record on a topic is not what its reader expects."""
+
+
+class PacketError(SkyheedError):
+    """One packet cannot be used.
+
+    Args:
+        reason: the code under which the packet is counted and can be found again.
+        detail: one sentence with the offending value.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class SkipPacket(PacketError):
+    """One packet is sound but of no use here."""

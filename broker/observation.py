@@ -1,0 +1,47 @@
+"""One stamp of one object in one band at one time: what every survey's packet becomes."""
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The order is the code stored in Redis and known to the models: append, never reorder.
+BANDS = "ugrizy"
+
+
+class Flag(IntFlag):
+    """What happened to a stamp on its way; kept with it."""
+
+    NEGATIVE = 1  # the difference flux is negative
+    PADDED = 2  # the stamp was smaller than the model's and was padded (chip edge)
+    FILLED = 4  # some pixels were not finite and were filled with the background
+    NOMINAL_ZERO_POINT = 8  # the packet has no zero point; the survey's nominal one was used
+    ROTATED = 16  # resampled to north up, east left
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One stamp of one object.
+
+    Attributes:
+        object_id: the survey's object name or number, as text.
+        source_id: the survey's number of this detection (candid, diaSourceId), 0..2^63-1.
+        mjd: mid-exposure, days, MJD TAI.
+        band: one letter of `BANDS`.
+        ra, dec: degrees, ICRS.
+        flux, flux_error: the survey's flux of this detection, nJy; NaN where the packet has none.
+        stamp: float16 [32, 32] as `classifier.stamp.normalise` returns it (rows south to north, columns east to west).
+        flags: `Flag` bits.
+    """
+
+    object_id: str
+    source_id: int
+    mjd: float
+    band: str
+    ra: float
+    dec: float
+    flux: float
+    flux_error: float
+    stamp: NDArray[np.float16]
+    flags: int

@@ -1,0 +1,1 @@
+"""Avro schemas as data: one directory per schema and version, a sample beside each."""
