@@ -1,7 +1,7 @@
 """Settings: one TOML file, the environment and the command line, in rising order of strength.
 
-This is the only module that reads the environment. Secrets come from the environment or from a file that a `*_file`
-key names; the command line refuses them, because everyone on the machine can read it.
+This is the only module that reads the environment. Secrets come from the environment or from a file that a
+`*_file` key names; the command line refuses them, because everyone on the machine can read it.
 
     survey = "ztf"
 
@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
 from .errors import ConfigError
@@ -48,9 +48,7 @@ class IngestSettings:
     batch_wait_s: float = 0.2
     stamp: str = ""  # science, difference or template; empty: the survey's default
     bands: str = ""  # bands to keep; empty: all of the survey's
-    max_packet_bytes: int = (
-        4 * 2**20
-    )  # a Rubin packet with a year of history and trailed stamps is under 1 MB
+    max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
     metrics_port: int = 0  # 0: no endpoint
 
 
@@ -61,8 +59,8 @@ class WorkSettings:
     precision: str = "auto"
     threads: int = 0  # 0: all cores
     batch_size: int = 64
-    interval_s: float = 1.0  # look for due objects at least this often
-    debounce_s: float = 10.0  # wait this long after a first stamp so that one visit makes one classification
+    interval_s: float = 0.5  # look for due objects at least this often; at once when a batch is full
+    debounce_s: float = 1.0  # wait this long after a first stamp so that one visit makes one classification
     lease_s: float = 120.0  # a claimed object returns to the queue after this long
     min_stamps: int = 3  # one full group of the 3D-CNN; fewer are declined (too_few_stamps)
     format: str = "avro"  # avro or elasticc
@@ -223,9 +221,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} is a table: write [{where}]")
         return _build(kind, value, f"{where}.")  # type: ignore[arg-type]
-    if get_origin(kind) is not None and Mapping in (get_origin(kind), *get_args(kind)):
-        return _options(value, where)
-    if get_origin(kind) is not None and issubclass(get_origin(kind), Mapping):
+    if get_origin(kind) is Mapping:
         return _options(value, where)
     if get_origin(kind) is tuple:
         return (value,) if isinstance(value, str) else tuple(str(v) for v in value)

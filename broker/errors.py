@@ -8,14 +8,15 @@
     └── PacketError          one packet cannot be used: dead-letter topic, with its `reason`
         └── SkipPacket       one packet is sound but of no use here: counted under its `reason`
 
-`classifier.errors` has ClassifierError, ModelError and ArchiveError. `SkipPacket` is a `PacketError` so that one `except` settles a packet; look at it first.
+`classifier.errors` has ClassifierError, ModelError and ArchiveError.
+`SkipPacket` is a `PacketError` so that one `except` settles a packet; look at it first.
 """
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a packet was set aside (dead-letter topic) or skipped; the value is what users read and filter by."""
+    """Why a packet was set aside (dead-letter topic) or skipped; users read and filter by the value."""
 
     EMPTY = "empty_message"
     OVERSIZED = "oversized"

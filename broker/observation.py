@@ -31,7 +31,8 @@ class Observation:
         band: one letter of `BANDS`.
         ra, dec: degrees, ICRS.
         flux, flux_error: the survey's flux of this detection, nJy; NaN where the packet has none.
-        stamp: float16 [32, 32] as `classifier.stamp.normalise` returns it (rows south to north, columns east to west).
+        stamp: float16 [32, 32] as `classifier.stamp.normalise` returns it (rows south to north, columns
+            east to west).
         flags: `Flag` bits.
     """
 
