@@ -235,9 +235,7 @@ def _options(value: Any, where: str) -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
-            raise ConfigError(
-                f'{where}.{key}: write librdkafka options quoted, as in "{key}.{next(iter(item), "")}"'
-            )
+            raise ConfigError(f'{where}.{key}: write librdkafka options quoted, as in "{key}.{next(iter(item), "")}"')
         flat[key] = str(item).lower() if isinstance(item, bool) else str(item)
     return flat
 

@@ -18,9 +18,7 @@ class Stopped(Exception):
     """The daemon was asked to stop while it waited for a server."""
 
 
-def patiently(
-    action: Callable[[], T], stop: threading.Event, meanwhile: Callable[[], None] = lambda: None
-) -> T:
+def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callable[[], None] = lambda: None) -> T:
     """Do `action`, again and again while its server is away; `meanwhile` runs before each new attempt.
 
     Raises:

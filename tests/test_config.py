@@ -15,9 +15,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
-    path = write(
-        tmp_path, 'survey = "ztf"\n[kafka]\n"bootstrap.servers" = "file:1"\n[redis]\nurl = "redis://file"\n'
-    )
+    path = write(tmp_path, 'survey = "ztf"\n[kafka]\n"bootstrap.servers" = "file:1"\n[redis]\nurl = "redis://file"\n')
     environ = {"SKYHEED_KAFKA": "environment:1", "SKYHEED_REDIS": "redis://environment"}
     settings = config.load(path, {"redis.url": "redis://line"}, environ)
     assert settings.survey == "ztf"
@@ -56,9 +54,7 @@ def test_the_input_cluster_overrides_only_what_it_names(tmp_path: Path) -> None:
 def test_a_password_comes_from_a_file_and_is_not_shown(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hunter2\n")
-    path = write(
-        tmp_path, f'[kafka]\n"sasl.password_file" = "{secret}"\n[redis]\npassword_file = "{secret}"\n'
-    )
+    path = write(tmp_path, f'[kafka]\n"sasl.password_file" = "{secret}"\n[redis]\npassword_file = "{secret}"\n')
     settings = config.load(path, environ={})
     assert settings.kafka["sasl.password"] == "hunter2"
     assert settings.redis.password == "hunter2"
