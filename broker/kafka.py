@@ -1,0 +1,411 @@
+"""Batch consume, and publish with delivery reports. Knows nothing of what messages hold."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self, cast
+
+import confluent_kafka as ck
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+
+from .connection import (
+    AWAY,
+    DELIVERY_S,
+    NO_TOPIC,
+    REFUSED_RIGHT,
+    REFUSED_USER,
+    Connection,
+    Options,
+    Place,
+    consumer,
+    producer,
+    right,
+)
+from .errors import ServiceError, ServiceUnavailable
+from .topics import end_offsets, ensure_topics, group_lag, ping, topic_ids
+
+__all__ = [
+    "AlertConsumer",
+    "BatchConsumer",
+    "Options",
+    "Outgoing",
+    "Publisher",
+    "end_offsets",
+    "ensure_topics",
+    "group_lag",
+    "ping",
+    "topic_ids",
+]
+
+log = logging.getLogger("skyheed.kafka")
+Headers = Sequence[tuple[str, bytes]]
+Outgoing = tuple[str, bytes | None, bytes | None, Headers | None]  # topic, key, value, headers
+PROBE_EVERY_S = 5.0
+ASSIGN_S = 60.0  # a drain without any partition by then has nothing to read
+
+
+def place_of(message: Message) -> Place:
+    """Topic and partition of a message."""
+    return cast(Place, (message.topic(), message.partition()))
+
+
+def _next(message: Message) -> int:
+    return cast(int, message.offset()) + 1
+
+
+class Publisher:
+    """Publishes batches and waits for every delivery report; at least once, in order within a partition."""
+
+    def __init__(self, options: Options, deadline_s: float = DELIVERY_S) -> None:
+        self._options = {**options, "message.timeout.ms": int(deadline_s * 1000)}
+        self._deadline_s = deadline_s
+        self.connection = Connection(options)
+        self._producer = producer(self._options, self.connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
+        self.close()
+
+    def publish(self, messages: Sequence[Outgoing]) -> list[KafkaError | None]:
+        """Publish, wait, and return for every message None or why the broker will not take this very message.
+
+        Raises:
+            ServiceError: the broker refuses us (user, right, no such topic).
+            ServiceUnavailable: not everything was acknowledged in time; publishing all again is safe.
+        """
+        report = _Report(len(messages))
+        deadline = time.monotonic() + self._deadline_s + 5.0  # librdkafka gives up first and reports it
+        try:
+            for index, message in enumerate(messages):
+                self._produce(index, message, report, deadline)
+            while report.waiting and time.monotonic() < deadline:
+                self.connection.check()
+                self._producer.flush(0.1)
+        except ServiceError:
+            self._producer.purge()
+            raise
+        self._judge(messages, report)
+        return report.errors
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> None:
+        """Publish and wait; every message or an error.
+
+        Raises:
+            ServiceError: as `publish`, and when the broker will not take one of the messages.
+            ServiceUnavailable: as `publish`.
+        """
+        for message, error in zip(messages, self.publish(messages), strict=True):
+            if error is not None:
+                size = len(message[2] or b"")
+                raise self.connection.refusal(error, f"a message of {size} bytes on topic {message[0]}")
+
+    def close(self) -> None:
+        """Let go of the broker; nothing is in flight after `publish` returned."""
+        self._producer.purge()
+        self._producer.flush(0.1)
+
+    def _produce(self, index: int, message: Outgoing, report: "_Report", deadline: float) -> None:
+        topic, key, value, headers = message
+        while True:
+            try:
+                self._producer.produce(
+                    topic, value, key, headers=list(headers or ()) or None, on_delivery=report.callback(index)
+                )
+                return
+            except BufferError:  # the local queue is full: let some go first
+                self.connection.check()
+                if time.monotonic() > deadline:
+                    raise self.connection.unavailable("the local queue stays full", "queue full") from None
+                self._producer.poll(0.1)
+            except KafkaException as error:  # refused before it was queued: too large
+                report.settle(index, error.args[0])
+                return
+
+    def _judge(self, messages: Sequence[Outgoing], report: "_Report") -> None:
+        failed = [(m, e) for m, e in zip(messages, report.errors, strict=True) if e is not None]
+        if report.waiting or any(error.fatal() for _, error in failed):
+            # its sequence numbers are of no use any more; what it still holds is published again by the caller
+            self._producer.purge()
+            self._producer = producer(self._options, self.connection)
+            raise self.connection.unavailable("the producer starts afresh", "no delivery report")
+        for message, error in failed:
+            if error.code() in REFUSED_USER | REFUSED_RIGHT:
+                raise self.connection.refusal(error, f"to write topic {message[0]}")
+            if error.code() in NO_TOPIC:
+                raise self.connection.refusal(error, f"topic {message[0]}")
+        away = [error for _, error in failed if error.code() in AWAY]
+        if away:
+            raise self.connection.unavailable(f"{len(away)} of {len(messages)} messages not taken", away[0].str())
+        self.connection.works()
+
+
+class _Report:
+    """The delivery reports of one `publish`."""
+
+    def __init__(self, count: int) -> None:
+        self.errors: list[KafkaError | None] = [None] * count
+        self.waiting = count
+
+    def settle(self, index: int, error: KafkaError | None) -> None:
+        self.errors[index] = error
+        self.waiting -= 1
+
+    def callback(self, index: int) -> Callable[[KafkaError | None, Message], None]:
+        return lambda error, _message: self.settle(index, error)
+
+
+class BatchConsumer:
+    """Reads topics in batches, with or without a group, and knows when it has reached the end.
+
+    Args:
+        topics: names, or patterns that begin with `^` (only with a group).
+        group: consumer group that remembers the position; None reads every partition and remembers nothing.
+        start: "earliest" or "latest": where to begin without a remembered position.
+        drain: stop each partition where it ended when its first message arrived.
+    """
+
+    def __init__(
+        self, options: Options, topics: Sequence[str], group: str | None, start: str = "earliest", drain: bool = False
+    ) -> None:
+        self.connection = Connection(options)
+        self._topics, self._group, self._start, self._drain = list(topics), group, start, drain
+        name = group or f"skyheed-reader-{uuid.uuid4()}"
+        self._began = time.monotonic()
+        self._probed = self._began
+        self._assigned: set[Place] = set()
+        self._ever_assigned = False
+        self._position: dict[Place, int] = {}
+        self._target: dict[Place, int] = {}
+        self._ended: set[Place] = set()
+        self._done: dict[Place, int] = {}  # settled by the caller: next offset to read
+        self._committed: dict[Place, int] = {}
+        self._kept: list[Message] = []
+        self._paused = False
+        self._consumer = consumer(
+            options, name, self.connection, **{"auto.offset.reset": start, "on_commit": self._on_commit}
+        )
+        self._join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
+        self.close()
+
+    def consume(self, limit: int, wait_s: float) -> list[Message]:
+        """Up to `limit` messages, waiting at most `wait_s` for them; empty while the broker is away.
+
+        Raises:
+            ServiceError: the broker refuses us (user, right, no such topic).
+        """
+        self._resume()
+        if not self._ever_assigned and self._group is None:
+            self._assign_all()
+        events = [*self._kept, *self._consumer.consume(limit, wait_s)]
+        self._kept = []
+        messages = [event for event in events if self._is_message(event)]
+        self._watch(bool(events))
+        self._commit_again()
+        return messages
+
+    def commit(self, messages: Sequence[Message]) -> None:
+        """The messages are settled: the group goes on behind them. Never waits; a failed commit is sent again.
+
+        A commit that is lost with the process only makes Kafka deliver the messages again.
+        """
+        for message in messages:
+            place = place_of(message)
+            if place in self._assigned:  # another member owns the others by now
+                self._done[place] = max(self._done.get(place, 0), _next(message))
+        self._commit_again()
+
+    def drained(self) -> bool:
+        """True when every assigned partition was read to where it ended at the start."""
+        if not self._ever_assigned:
+            return time.monotonic() - self._began > ASSIGN_S and not self.connection.away()
+        return all(self._finished(place) for place in self._assigned)
+
+    def lag(self) -> dict[str, int]:
+        """Messages still to read, for each "topic/partition" that has answered."""
+        lags = {}
+        for topic, partition in sorted(self._assigned):
+            end = self._watermark((topic, partition))
+            if end >= 0 and (topic, partition) in self._position:
+                lags[f"{topic}/{partition}"] = max(0, end - self._position[topic, partition])
+        return lags
+
+    def keep_alive(self) -> None:
+        """Stay a member of the group while the caller is busy with its batch; nothing is fetched meanwhile."""
+        self._consumer.pause(self._partitions(self._assigned))
+        self._paused = True
+        event = self._consumer.poll(0)
+        if event is not None:
+            self._kept.append(event)
+
+    def close(self) -> None:
+        """Commit what is settled, if the broker is there, and leave the group."""
+        if not self.connection.away():
+            self._commit_now(set(self._done))
+        self._consumer.close()
+
+    def _join(self) -> None:
+        if self._group is not None:
+            self._consumer.subscribe(
+                self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+
+    def _assign_all(self) -> None:
+        offset = ck.OFFSET_BEGINNING if self._start == "earliest" else ck.OFFSET_END
+        partitions = []
+        for topic in self._topics:
+            try:
+                found = self._consumer.list_topics(topic, timeout=1.0).topics[topic]
+            except KafkaException:
+                return  # away: `_watch` says so, the next call tries again
+            if found.error is not None:
+                raise self.connection.refusal(found.error, right(found.error, topic))
+            partitions += [TopicPartition(topic, number, offset) for number in found.partitions]
+        self._consumer.assign(partitions)
+        self._on_assign(self._consumer, partitions)
+
+    def _on_assign(self, _consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        self._ever_assigned = True
+        self._assigned |= {(p.topic, p.partition) for p in partitions}
+        self.connection.works()
+
+    def _on_revoke(self, _consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        self._commit_now({(p.topic, p.partition) for p in partitions})
+        self._on_lost(_consumer, partitions)
+
+    def _on_lost(self, _consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        gone = {(p.topic, p.partition) for p in partitions}
+        self._assigned -= gone
+        self._ended -= gone
+        for book in (self._position, self._target, self._done, self._committed):
+            for place in gone:
+                book.pop(place, None)
+        self._kept = [m for m in self._kept if place_of(m) not in gone]
+
+    def _is_message(self, event: Message) -> bool:
+        error = event.error()
+        if error is not None:
+            self._judge(event, error)
+            return False
+        place = place_of(event)
+        self._position[place] = _next(event)
+        if self._drain and place not in self._target:
+            # the fetch that brought this message brought the true end; asking for it can be wrong (embedded broker)
+            self._target[place] = self._watermark(place)
+        if self._drain and self._finished(place):
+            self._consumer.pause(self._partitions({place}))
+        return True
+
+    def _judge(self, event: Message, error: KafkaError) -> None:
+        code = error.code()
+        if code == KafkaError._PARTITION_EOF:
+            place = place_of(event)
+            self._ended.add(place)
+            self._position[place] = _next(event) - 1
+        elif error.fatal() or code in REFUSED_RIGHT | REFUSED_USER:
+            raise self.connection.refusal(error, right(error, event.topic() or "", self._group or ""))
+        elif code in NO_TOPIC and not self._ever_assigned:
+            raise self.connection.refusal(error, f"topic {event.topic()}")
+        else:
+            log.warning("Kafka at %s: %s", self.connection.hosts, self.connection.redact(error.str()))
+
+    def _watch(self, answered: bool) -> None:
+        if answered:
+            self.connection.works()
+        self.connection.check()
+        if self.connection.away() and time.monotonic() - self._probed > PROBE_EVERY_S:
+            self._probed = time.monotonic()
+            try:
+                self._consumer.list_topics(timeout=1.0)
+                self.connection.works()
+            except KafkaException:
+                self.connection.check()
+
+    def _finished(self, place: Place) -> bool:
+        reached = self._position.get(place, -1) >= self._target.get(place, 2**63)
+        return reached or place in self._ended
+
+    def _watermark(self, place: Place) -> int:
+        marks = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+        return int(marks[1]) if marks else -1
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._consumer.resume(
+                self._partitions({p for p in self._assigned if not (self._drain and self._finished(p))})
+            )
+
+    def _uncommitted(self, places: set[Place]) -> list[TopicPartition]:
+        return [
+            TopicPartition(*place, self._done[place])
+            for place in sorted(places & set(self._done))
+            if self._committed.get(place) != self._done[place]
+        ]
+
+    def _commit_again(self) -> None:
+        offsets = self._uncommitted(set(self._done)) if self._group else []
+        if offsets:
+            # counted as committed until the callback says otherwise, so that each goes out once
+            self._committed.update({(p.topic, p.partition): p.offset for p in offsets})
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+
+    def _commit_now(self, places: set[Place]) -> None:
+        self._committed.clear()
+        offsets = self._uncommitted(places) if self._group else []
+        if not offsets:
+            return
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:  # harmless: these messages come again
+            log.warning("offsets not committed, messages come again: %s", self.connection.redact(str(error)))
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        for p in partitions:
+            place = (p.topic, p.partition)
+            if (error or p.error) and self._committed.get(place) == p.offset:
+                del self._committed[place]
+
+    @staticmethod
+    def _partitions(places: set[Place]) -> list[TopicPartition]:
+        return [TopicPartition(*place) for place in sorted(places)]
+
+
+class AlertConsumer(BatchConsumer):
+    """A `BatchConsumer` that also names partitions so that a topic made again is another topic."""
+
+    def __init__(
+        self, options: Options, topics: Sequence[str], group: str, start: str = "earliest", drain: bool = False
+    ) -> None:
+        self._options = options
+        self._ids: dict[str, str] = {}
+        super().__init__(options, topics, group, start, drain)
+
+    def consume(self, limit: int, wait_s: float) -> list[Message]:
+        """As `BatchConsumer.consume`; messages of a topic whose id is not known yet wait until the broker gives it."""
+        messages = super().consume(limit, wait_s)
+        unknown = {place_of(m)[0] for m in messages} - set(self._ids)
+        if unknown:
+            try:
+                self._ids |= topic_ids(self._options, unknown)
+            except ServiceUnavailable:
+                self._kept = messages
+                return []
+        return messages
+
+    def partition_key(self, topic: str, partition: int) -> str:
+        """`topic@topicid/partition`, or `topic/partition` where the broker has no topic ids."""
+        topic_id = self._ids.get(topic, "")
+        return f"{topic}@{topic_id}/{partition}" if topic_id else f"{topic}/{partition}"
+
+    def _on_assign(self, consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        self._ids.clear()  # a topic may have been deleted and made again since
+        super()._on_assign(consumer, partitions)

@@ -1,0 +1,163 @@
+"""Questions to the broker about topics and groups: ids, missing topics, ends, lag. Knows nothing of messages."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import confluent_kafka as ck
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from .connection import AWAY, REFUSED_RIGHT, Connection, Options, Place, admin, consumer, right
+
+REQUEST_S = 10.0
+
+
+def topic_ids(options: Options, topics: set[str]) -> dict[str, str]:
+    """Kafka's id of each topic (URL-safe base64); empty where the broker gives none.
+
+    Raises:
+        ServiceUnavailable: the broker does not answer.
+    """
+    connection = Connection(options)
+    client = admin(options, connection)
+    futures = client.describe_topics(ck.TopicCollection(sorted(topics)), request_timeout=REQUEST_S)
+    ids = {}
+    for topic, future in futures.items():
+        try:
+            found = str(_wait(client, connection, future).topic_id)
+        except KafkaException as error:
+            if error.args[0].code() in AWAY:
+                raise connection.unavailable("the topic's id is unknown", error.args[0].str()) from None
+            found = ""  # an old broker, or no right to describe: the name has to do
+        # Uuid's text is plain base64; all zeros is "none"
+        ids[topic] = "" if not found.strip("A") else found.replace("/", "_").replace("+", "-")
+    return ids
+
+
+def ensure_topics(
+    options: Options, topics: Mapping[str, Mapping[str, str]], partitions: int = 4, replication: int = -1
+) -> None:
+    """Create the topics that are missing, each with its configuration; those that exist stay as they are.
+
+    Raises:
+        ServiceError: a topic is missing and we may not or cannot create it.
+        ServiceUnavailable: the broker does not answer.
+    """
+    connection = Connection(options)
+    client = admin(options, connection)
+    existing = _metadata(client, connection)
+    missing = [
+        NewTopic(name, partitions, replication, config=dict(config))
+        for name, config in topics.items()
+        if name not in existing
+    ]
+    if not missing:
+        return
+    for name, future in client.create_topics(missing, request_timeout=REQUEST_S).items():
+        try:
+            _wait(client, connection, future)
+        except KafkaException as error:
+            _judge_creation(connection, name, error.args[0])
+
+
+def end_offsets(options: Options, topics: Sequence[str]) -> dict[Place, int]:
+    """The end offset of every partition as the broker tells it (the embedded one is wrong after large batches).
+
+    Raises:
+        ServiceError: a topic does not exist or may not be read.
+        ServiceUnavailable: the broker does not answer.
+    """
+    connection = Connection(options)
+    client = consumer(options, "skyheed-ends", connection)
+    try:
+        return {
+            place: client.get_watermark_offsets(TopicPartition(*place), REQUEST_S)[1]
+            for place in _places(client, connection, topics)
+        }
+    except KafkaException as error:
+        connection.check()
+        raise connection.unavailable("the end offsets are unknown", error.args[0].str()) from None
+    finally:
+        client.close()
+
+
+def group_lag(options: Options, group: str, topics: Sequence[str]) -> dict[Place, int]:
+    """Messages that `group` has still to read in every partition; all of them where it never committed.
+
+    Raises:
+        ServiceError: a topic does not exist, or topic or group may not be read.
+        ServiceUnavailable: the broker does not answer.
+    """
+    connection = Connection(options)
+    client = consumer(options, group, connection)
+    try:
+        places = list(_places(client, connection, topics))
+        lags = {}
+        for at in client.committed([TopicPartition(*place) for place in places], REQUEST_S):
+            low, high = client.get_watermark_offsets(TopicPartition(at.topic, at.partition), REQUEST_S)
+            lags[at.topic, at.partition] = max(0, high - (at.offset if at.offset >= 0 else low))
+        return lags
+    except KafkaException as error:
+        connection.check()
+        if error.args[0].code() in REFUSED_RIGHT:
+            raise connection.refusal(error.args[0], f"to read group {group}") from None
+        raise connection.unavailable("the lag is unknown", error.args[0].str()) from None
+    finally:
+        client.close()
+
+
+def ping(options: Options) -> str:
+    """Ask the broker for its cluster id.
+
+    Raises:
+        ServiceError: it refuses us.
+        ServiceUnavailable: it does not answer.
+    """
+    connection = Connection(options)
+    client = admin(options, connection)
+    _metadata(client, connection)
+    return str(client.cluster_id(REQUEST_S))
+
+
+def _places(client: ck.Consumer, connection: Connection, topics: Sequence[str]) -> Iterator[Place]:
+    for topic in topics:
+        found = _metadata(client, connection, topic)[topic]
+        if found.error is not None:
+            raise connection.refusal(found.error, right(found.error, topic))
+        yield from ((topic, number) for number in sorted(found.partitions))
+
+
+def _metadata(client: AdminClient | ck.Consumer, connection: Connection, topic: str | None = None) -> dict[str, Any]:
+    """The broker's topics (or one of them); asks in short turns, because only a poll brings a refusal to light."""
+    deadline = time.monotonic() + REQUEST_S
+    while True:
+        try:
+            # the stub does not allow None, which asks for all topics
+            found = client.list_topics(timeout=1.0) if topic is None else client.list_topics(topic, timeout=1.0)
+            return dict(found.topics)
+        except KafkaException as error:
+            client.poll(0)
+            connection.check()
+            if time.monotonic() > deadline:
+                raise connection.unavailable("it says nothing of its topics", error.args[0].str()) from None
+
+
+def _wait(client: AdminClient, connection: Connection, future: "Future[Any]") -> Any:
+    """The result of an admin request; a refused user ends the wait at once."""
+    while not future.done():
+        client.poll(0.05)
+        connection.check()
+    return future.result()
+
+
+def _judge_creation(connection: Connection, name: str, error: KafkaError) -> None:
+    if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+        return
+    if error.code() in AWAY:
+        raise connection.unavailable(f"topic {name} was not created", error.str())
+    if error.code() in REFUSED_RIGHT:
+        raise connection.refusal(error, f"to create topic {name}, which is missing (or to see it)")
+    raise connection.refusal(error, f"to create topic {name}")
