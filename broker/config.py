@@ -97,6 +97,8 @@ class Settings:
     work: WorkSettings = WorkSettings()
     registry: RegistrySettings = RegistrySettings()
     topics: TopicSettings = TopicSettings()
+    kafka_named: bool = False  # set by `load`: somebody named a Kafka, so `up` starts none
+    redis_named: bool = False
 
     @property
     def input_options(self) -> dict[str, str]:
@@ -154,8 +156,13 @@ def load(
         if value is not None:
             _refuse_secret(dotted, value)
             _put(tree, _split(dotted), value)
-    tree.setdefault("kafka", {}).setdefault("bootstrap.servers", DEFAULT_KAFKA)
-    return _check(_build(Settings, tree, ""))
+    settings = _check(_build(Settings, tree, ""))
+    return replace(
+        settings,
+        kafka={"bootstrap.servers": DEFAULT_KAFKA, **settings.kafka},
+        kafka_named="bootstrap.servers" in settings.kafka,
+        redis_named="url" in tree.get("redis", {}),
+    )
 
 
 def redacted_url(url: str) -> str:
@@ -209,7 +216,7 @@ def _refuse_secret(dotted: str, value: Any) -> None:
 
 def _build(cls: type, tree: Mapping[str, Any], where: str) -> Any:
     hints = get_type_hints(cls)
-    known = {f.name for f in fields(cls)}
+    known = {f.name for f in fields(cls) if not f.name.endswith("_named")}
     unknown = sorted(set(tree) - known)
     if unknown:
         raise ConfigError(f"unknown setting {where}{unknown[0]}; known here: {', '.join(sorted(known))}")

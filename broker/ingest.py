@@ -1,0 +1,174 @@
+"""The ingest daemon: consume -> decode -> accumulate -> commit.
+
+A consumer offset moves only after its packet is stored in Redis, recognised as a duplicate, marked skipped, or
+acknowledged by the dead-letter topic; every write is idempotent, so that redelivery is always safe.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .deadletter import DeadLetters, Rejected
+from .errors import PacketError, Reason, SkipPacket
+from .kafka import AlertConsumer
+from .ledger import Ledger
+from .metrics import IngestMetrics
+from .observation import Observation
+from .patience import Stopped, patiently
+from .sequences import Delivery, Outcome, SequenceStore
+from .surveys import Survey
+from .wire import Decoder
+
+log = logging.getLogger("skyheed.ingest")
+Mark = tuple[str, int, Reason]
+
+
+class Message(Protocol):
+    """What ingest needs of a Kafka message (confluent_kafka.Message has it)."""
+
+    def topic(self) -> str: ...
+    def partition(self) -> int: ...
+    def offset(self) -> int: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> list[tuple[str, bytes]] | None: ...
+    def timestamp(self) -> tuple[int, int]: ...
+
+
+@dataclass
+class Batch:
+    """One consume batch, sorted by what becomes of each message."""
+
+    deliveries: list[Delivery] = field(default_factory=list)
+    skipped: list[Mark] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+class Intake:
+    """Decodes messages and brings them into Redis, the books and the dead-letter topic; knows no consumer."""
+
+    def __init__(
+        self, survey: Survey, decoder: Decoder, store: SequenceStore, ledger: Ledger, dead_letters: DeadLetters
+    ) -> None:
+        self.survey = survey
+        self.decoder = decoder
+        self.store = store
+        self.ledger = ledger
+        self.dead_letters = dead_letters
+
+    def observations(self, value: bytes | None) -> list[Observation]:
+        """The observations of one message; a message of several records is taken or refused as a whole.
+
+        Raises:
+            SkipPacket: no record of the message is of use here.
+            PacketError: some record cannot be used.
+        """
+        if not value:
+            raise PacketError(Reason.EMPTY, "the message has no value")
+        kept: list[Observation] = []
+        skip: SkipPacket | None = None
+        for record in self.decoder.decode(value):
+            try:
+                kept.append(self.survey.observation(record))
+            except SkipPacket as reason:
+                skip = reason
+        if not kept:
+            raise skip or PacketError(Reason.EMPTY, "the container holds no record")
+        return kept
+
+    def sort(self, messages: Iterable[tuple[str, Message]], now_ms: int) -> Batch:
+        """Decode `messages`, each with its partition key; no message is ever left out."""
+        batch = Batch()
+        for partition, message in messages:
+            offset, kafka_ms = message.offset(), message.timestamp()[1]
+            try:
+                found = self.observations(message.value())
+            except SkipPacket as skip:
+                batch.skipped.append((partition, offset, skip.reason))
+            except PacketError as error:
+                batch.rejected.append(Rejected.of(message, partition, error, self.survey.name, now_ms))
+            else:
+                batch.deliveries.extend(Delivery(partition, offset, kafka_ms, now_ms, o) for o in found)
+        return batch
+
+    def settle(self, batch: Batch) -> Counter[str]:
+        """Store, mark and set aside; afterwards every message of the batch is accounted for. Safe to repeat.
+
+        Raises:
+            ServiceUnavailable: Redis or Kafka is away; repeat with the same batch.
+        """
+        outcomes = self.store.store(batch.deliveries)
+        beyond = [
+            (d.partition, d.offset, Reason.BEYOND_WINDOW)
+            for d, outcome in zip(batch.deliveries, outcomes, strict=True)
+            if outcome is Outcome.SKIPPED
+        ]
+        skipped = [*batch.skipped, *beyond]
+        if skipped:
+            self.ledger.skipped(skipped)
+        if batch.rejected:
+            self.dead_letters.set_aside(batch.rejected)
+            self.ledger.set_aside([(r.partition_key, r.offset, r.reason) for r in batch.rejected])
+        counts = Counter(outcome.name.lower() for outcome in outcomes)
+        counts["skipped"] = len(skipped)
+        counts["rejected"] = len(batch.rejected)
+        return counts
+
+
+class Ingest:
+    """The daemon's loop around an `Intake`."""
+
+    def __init__(
+        self, intake: Intake, consumer: AlertConsumer, metrics: IngestMetrics, batch_size: int, wait_s: float
+    ) -> None:
+        self.intake = intake
+        self.consumer = consumer
+        self.metrics = metrics
+        self.batch_size = batch_size
+        self.wait_s = wait_s
+        self.totals: Counter[str] = Counter()
+
+    def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
+        """Consume until `stop` is set or, with `drain`, until everything there at the start was consumed.
+
+        Raises:
+            ServiceError: Kafka or Redis refuses us for good.
+        """
+        try:
+            while not stop.is_set():
+                messages = self.consumer.consume(self.batch_size, self.wait_s)
+                if messages:
+                    self._batch(messages, stop)
+                elif drain and self.consumer.drained():
+                    break
+        except Stopped as stopped:
+            log.warning("stopped while waiting, the batch in hand will be delivered again: %s", stopped)
+        log.info("ingest ends: %s", _line(self.totals))
+        return self.totals
+
+    def _batch(self, messages: Sequence[Message], stop: threading.Event) -> None:
+        began = time.monotonic()
+        keyed = [(self.consumer.partition_key(m.topic(), m.partition()), m) for m in messages]
+        offsets: dict[str, list[int]] = defaultdict(list)
+        for partition, message in keyed:
+            offsets[partition].append(message.offset())
+        # consumed is marked before and apart from any outcome, so that the books can fail to balance
+        patiently(lambda: self.intake.ledger.consumed(offsets), stop, self.consumer.keep_alive)
+        batch = self.intake.sort(keyed, time.time_ns() // 1_000_000)
+        counts = patiently(lambda: self.intake.settle(batch), stop, self.consumer.keep_alive)
+        self.consumer.commit(messages)
+        self._report(len(messages), counts, batch, time.monotonic() - began)
+
+    def _report(self, consumed: int, counts: Counter[str], batch: Batch, seconds: float) -> None:
+        self.totals["consumed"] += consumed
+        self.totals.update(counts)
+        self.metrics.batch(consumed, counts, batch.skipped, batch.rejected, seconds, self.consumer.lag())
+        log.info("batch consumed=%d %s seconds=%.3f", consumed, _line(counts), seconds)
+
+
+def _line(counts: Counter[str]) -> str:
+    return " ".join(f"{name}={counts[name]}" for name in sorted(counts))

@@ -1,0 +1,57 @@
+"""Sends set-aside packets through again after a fix: the dead-letter topic is read as one more input.
+
+Nothing is written back to the survey's topic (which is often not ours to write), and nothing leaves the dead-letter
+topic: a packet that was stored, skipped or recognised as a duplicate is marked under its place in the dead-letter
+topic and passed over the next time; one that still cannot be used stays where it is.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+
+from .deadletter import DeadLetter
+from .errors import PacketError, SkipPacket
+from .ingest import Batch, Intake
+from .sequences import Delivery
+
+BATCH = 200
+
+
+def redrive(intake: Intake, letters: Iterable[DeadLetter]) -> Counter[str]:
+    """Try every letter again; counts by outcome, `still_rejected` and `done_before` among them. Safe to repeat.
+
+    Raises:
+        ServiceUnavailable: Redis is away; start again later.
+    """
+    counts: Counter[str] = Counter()
+    group: list[DeadLetter] = []
+    for letter in letters:
+        group.append(letter)
+        if len(group) == BATCH:
+            counts += _redrive(intake, group)
+            group = []
+    return counts + _redrive(intake, group)
+
+
+def _redrive(intake: Intake, letters: list[DeadLetter]) -> Counter[str]:
+    settled = intake.ledger.settled([(letter.place, letter.offset) for letter in letters])
+    waiting = [letter for letter, done in zip(letters, settled, strict=True) if not done]
+    counts: Counter[str] = Counter(done_before=len(letters) - len(waiting))
+    batch, passed = Batch(), []
+    now_ms = time.time_ns() // 1_000_000
+    for letter in waiting:
+        try:
+            found = intake.observations(letter.value)
+        except SkipPacket as skip:
+            batch.skipped.append((letter.place, letter.offset, skip.reason))
+            passed.append(letter)
+        except PacketError:
+            counts["still_rejected"] += 1
+        else:
+            batch.deliveries += [Delivery(letter.place, letter.offset, letter.kafka_ms, now_ms, o) for o in found]
+            passed.append(letter)
+    offsets: dict[str, list[int]] = {}
+    for letter in passed:
+        offsets.setdefault(letter.place, []).append(letter.offset)
+    intake.ledger.consumed(offsets)
+    return counts + intake.settle(batch)

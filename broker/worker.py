@@ -1,0 +1,194 @@
+"""The worker daemon: claim -> fetch -> classify -> publish -> acknowledge.
+
+A claimed object leaves the queue only after the output broker acknowledged its record, and only if the lease still
+holds and the object's revision did not move; otherwise it is classified again. Nothing is ever popped.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from classifier import taxonomy
+from classifier.predictor import Prediction, Predictor
+from classifier.sequence import StampSequence
+
+from .kafka import Publisher
+from .metrics import WorkMetrics
+from .patience import Stopped, patiently
+from .records import Classification, Provenance
+from .schedule import DueQueue
+from .sequences import Answer, SequenceStore, Settled, StoredSequence
+
+log = logging.getLogger("skyheed.worker")
+Encode = Callable[[Classification], bytes]
+POLL_S = 0.02  # how often the queue is looked at while waiting for a full batch
+TOO_FEW_STAMPS = "too_few_stamps"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When the worker wakes and what it takes."""
+
+    batch_size: int
+    interval_s: float
+    lease_s: float
+    min_stamps: int
+
+
+class Worker:
+    """Classifies due objects; any number of workers may share one queue."""
+
+    def __init__(
+        self,
+        survey: str,
+        queue: DueQueue,
+        store: SequenceStore,
+        predictor: Predictor,
+        publisher: Publisher,
+        topic: str,
+        encode: Encode,
+        provenance: Provenance,
+        metrics: WorkMetrics,
+        pace: Pace,
+    ) -> None:
+        self.survey = survey
+        self.queue = queue
+        self.store = store
+        self.predictor = predictor
+        self.publisher = publisher
+        self.topic = topic
+        self.encode = encode
+        self.provenance = provenance
+        self.metrics = metrics
+        self.pace = pace
+        self.totals: Counter[str] = Counter()
+
+    def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
+        """Classify until `stop` is set or, with `drain`, until nothing is pending.
+
+        Raises:
+            ServiceError: Kafka or Redis refuses us for good.
+        """
+        try:
+            while not stop.is_set():
+                if self._batch(stop):
+                    continue
+                if drain and patiently(self._pending, stop) == 0:
+                    break
+                patiently(lambda: self._wait(stop), stop)
+        except Stopped as stopped:
+            log.warning("stopped while waiting, claimed objects return when their lease ends: %s", stopped)
+        log.info("worker ends: %s", " ".join(f"{k}={v}" for k, v in sorted(self.totals.items())))
+        return self.totals
+
+    def _pending(self) -> int:
+        return sum(self.queue.depth().values())
+
+    def _wait(self, stop: threading.Event) -> None:
+        """Sleep until a batch is full or the interval is over."""
+        deadline = time.monotonic() + self.pace.interval_s
+        while time.monotonic() < deadline and not stop.wait(POLL_S):
+            if self.queue.ready() >= self.pace.batch_size:
+                return
+
+    def _batch(self, stop: threading.Event) -> int:
+        began = time.monotonic()
+        claims = patiently(lambda: self.queue.claim(self.pace.batch_size, self.pace.lease_s), stop)
+        if not claims:
+            return 0
+        sequences = patiently(lambda: self.store.fetch(claims, self.predictor.token_model), stop)
+        fetched = time.monotonic()
+        answers = self.answer(sequences)
+        classified = time.monotonic()
+        settled = patiently(lambda: self._publish(answers), stop)
+        self._report(answers, settled, (began, fetched, classified, time.monotonic()))
+        return len(claims)
+
+    def answer(self, sequences: Sequence[StoredSequence]) -> list[tuple[Classification, Answer]]:
+        """Classify or decline every sequence."""
+        enough = [s for s in sequences if len(s.header) >= self.pace.min_stamps]
+        predictions = iter(self.predictor.classify([self._stamps(s) for s in enough]))
+        now_ms = time.time_ns() // 1_000_000
+        answers = []
+        for sequence in sequences:
+            prediction = next(predictions) if len(sequence.header) >= self.pace.min_stamps else None
+            answers.append(self._answer(sequence, prediction, now_ms))
+        return answers
+
+    def _stamps(self, sequence: StoredSequence) -> StampSequence:
+        tokens = {group: self.predictor.token_from(raw) for group, raw in sequence.tokens.items()}
+        return StampSequence(
+            mjd=sequence.header["mjd"], band=sequence.header["band"], stamps=sequence.stamps, tokens=tokens
+        )
+
+    def _answer(
+        self, sequence: StoredSequence, prediction: Prediction | None, now_ms: int
+    ) -> tuple[Classification, Answer]:
+        probabilities = None if prediction is None else _named(self.predictor.info.classes, prediction)
+        record = Classification.of(
+            survey=self.survey,
+            object_id=sequence.object_id,
+            revision=sequence.revision,
+            header=sequence.header,
+            probabilities=probabilities,
+            reason=TOO_FEW_STAMPS if prediction is None else None,
+            provenance=self.provenance,
+            classified_ms=now_ms,
+        )
+        tokens = {} if prediction is None else prediction.tokens
+        answer = Answer(
+            claim=sequence.claim,
+            revision=sequence.revision,
+            classified=prediction is not None,
+            latest=self.encode(record),
+            history=record.to_history(),
+            token_model=self.predictor.token_model,
+            tokens={group: self.predictor.token_bytes(token) for group, token in tokens.items()},
+        )
+        return record, answer
+
+    def _publish(self, answers: Sequence[tuple[Classification, Answer]]) -> list[Settled]:
+        """Publish what we still hold, wait for the broker's word, then acknowledge. Safe to repeat."""
+        held = self.queue.still_held([answer.claim for _, answer in answers])
+        kept = [pair for pair, ours in zip(answers, held, strict=True) if ours]
+        self.publisher.publish_all(
+            [(self.topic, record.object_id.encode(), answer.latest, record.headers()) for record, answer in kept]
+        )
+        return self.store.settle([answer for _, answer in kept])
+
+    def _report(
+        self,
+        answers: Sequence[tuple[Classification, Answer]],
+        settled: Sequence[Settled],
+        clock: tuple[float, float, float, float],
+    ) -> None:
+        records = [record for record, _ in answers]
+        counts = Counter(outcome.name.lower() for outcome in settled)
+        counts["classified"] = sum(answer.classified for _, answer in answers)
+        counts["declined"] = len(answers) - counts["classified"]
+        counts["lost_lease"] = len(answers) - len(settled)
+        self.totals.update(counts)
+        fetch, classify, publish = np.diff(clock)
+        self.metrics.batch(records, counts, fetch, classify, publish, self.queue.depth())
+        log.info(
+            "batch objects=%d classified=%d declined=%d requeued=%d stale=%d fetch=%.3f classify=%.3f publish=%.3f",
+            len(answers),
+            counts["classified"],
+            counts["declined"],
+            counts["requeued"],
+            counts["stale"] + counts["lost_lease"],
+            fetch,
+            classify,
+            publish,
+        )
+
+
+def _named(classes: Sequence[str], prediction: Prediction) -> list[tuple[str, int, float]]:
+    return [
+        (name, taxonomy.CLASS_IDS[name], float(p)) for name, p in zip(classes, prediction.probabilities, strict=True)
+    ]
