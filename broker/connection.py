@@ -133,7 +133,7 @@ class Connection:
         return ServiceError(f"Kafka at {self.hosts} refuses {what or 'to go on'}: {detail}")
 
     def unavailable(self, doing: str, detail: str) -> ServiceUnavailable:
-        reason = self._detail or self.redact(detail)
+        reason = self._detail or f"{self.redact(detail)}; does security.protocol fit?"
         return ServiceUnavailable(f"Kafka at {self.hosts} is away: {doing} ({reason})")
 
     def redact(self, text: str) -> str:

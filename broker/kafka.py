@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from .connection import (
     AWAY,
     DELIVERY_S,
+    MAX_MESSAGE_BYTES,
     NO_TOPIC,
     REFUSED_RIGHT,
     REFUSED_USER,
@@ -27,6 +28,7 @@ from .errors import ServiceError, ServiceUnavailable
 from .topics import end_offsets, ensure_topics, group_lag, ping, topic_ids
 
 __all__ = [
+    "MAX_MESSAGE_BYTES",
     "AlertConsumer",
     "BatchConsumer",
     "Options",
