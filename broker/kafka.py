@@ -25,7 +25,7 @@ from .connection import (
     right,
 )
 from .errors import ServiceError, ServiceUnavailable
-from .topics import end_offsets, ensure_topics, group_lag, ping, topic_ids
+from .topics import end_offsets, ensure_topics, group_lag, partition_key, ping, topic_ids
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -37,7 +37,9 @@ __all__ = [
     "end_offsets",
     "ensure_topics",
     "group_lag",
+    "partition_key",
     "ping",
+    "place_of",
     "topic_ids",
 ]
 
@@ -405,8 +407,7 @@ class AlertConsumer(BatchConsumer):
 
     def partition_key(self, topic: str, partition: int) -> str:
         """`topic@topicid/partition`, or `topic/partition` where the broker has no topic ids."""
-        topic_id = self._ids.get(topic, "")
-        return f"{topic}@{topic_id}/{partition}" if topic_id else f"{topic}/{partition}"
+        return partition_key(topic, self._ids.get(topic, ""), partition)
 
     def _on_assign(self, consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
         self._ids.clear()  # a topic may have been deleted and made again since

@@ -1,5 +1,6 @@
 """Questions to the broker about topics and groups: ids, missing topics, ends, lag. Knows nothing of messages."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -35,6 +36,11 @@ def topic_ids(options: Options, topics: set[str]) -> dict[str, str]:
         # Uuid's text is plain base64; all zeros is "none"
         ids[topic] = "" if not found.strip("A") else found.replace("/", "_").replace("+", "-")
     return ids
+
+
+def partition_key(topic: str, topic_id: str, partition: int) -> str:
+    """`topic@topicid/partition`, so that a topic made again is another one; `topic/partition` without an id."""
+    return f"{topic}@{topic_id}/{partition}" if topic_id else f"{topic}/{partition}"
 
 
 def ensure_topics(
@@ -123,11 +129,19 @@ def ping(options: Options) -> str:
 
 
 def _places(client: ck.Consumer, connection: Connection, topics: Sequence[str]) -> Iterator[Place]:
-    for topic in topics:
+    for topic in _named(client, connection, topics):
         found = _metadata(client, connection, topic)[topic]
         if found.error is not None:
             raise connection.refusal(found.error, right(found.error, topic))
         yield from ((topic, number) for number in sorted(found.partitions))
+
+
+def _named(client: ck.Consumer, connection: Connection, topics: Sequence[str]) -> list[str]:
+    """The names among `topics` and the existing topics that its patterns (they begin with ^) match."""
+    patterns = [topic for topic in topics if topic.startswith("^")]
+    existing = _metadata(client, connection) if patterns else {}
+    matched = [name for name in sorted(existing) if any(re.match(pattern, name) for pattern in patterns)]
+    return [topic for topic in topics if topic not in patterns] + matched
 
 
 def _metadata(client: AdminClient | ck.Consumer, connection: Connection, topic: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""Every Prometheus name, once. One registry per daemon, so that tests and daemons do not share counts."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
+from prometheus_client import Counter as PrometheusCounter
+
+from .records import Classification, Status
+
+BATCH_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# From a single alert on an idle machine to a visit of 10,000 alerts on a slow one.
+LATENCY_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 39.0, 60.0, 120.0, 300.0, 600.0)
+
+
+class _Rejected(Protocol):
+    @property
+    def reason(self) -> str: ...
+
+
+class _Metrics:
+    """What both daemons export; every sample carries the survey."""
+
+    def __init__(self, survey: str) -> None:
+        self.registry = CollectorRegistry()
+        self._survey = survey
+        self._kafka = self._gauge("kafka_up", "1 while Kafka answers")
+        self._redis = self._gauge("redis_up", "1 while Redis answers")
+        self.up(kafka=True, redis=True)
+
+    def up(self, kafka: bool | None = None, redis: bool | None = None) -> None:
+        """Say which server answers; None leaves it as it is."""
+        if kafka is not None:
+            self._kafka.labels(self._survey).set(kafka)
+        if redis is not None:
+            self._redis.labels(self._survey).set(redis)
+
+    def _counter(self, name: str, text: str, *labels: str) -> PrometheusCounter:
+        return PrometheusCounter(f"skyheed_{name}", text, ["survey", *labels], registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"skyheed_{name}", text, ["survey", *labels], registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"skyheed_{name}", text, ["survey", *labels], buckets=buckets, registry=self.registry)
+
+
+class IngestMetrics(_Metrics):
+    """Of the ingest daemon."""
+
+    def __init__(self, survey: str) -> None:
+        super().__init__(survey)
+        self._consumed = self._counter("messages_consumed", "messages read from the alert topics")
+        self._stored = self._counter("stamps_stored", "stamps stored in sequences")
+        self._duplicates = self._counter("stamps_duplicate", "stamps that were there already")
+        self._skipped = self._counter("messages_skipped", "sound messages of no use here", "reason")
+        self._rejected = self._counter("messages_rejected", "messages set aside on the dead-letter topic", "reason")
+        self._seconds = self._histogram("ingest_batch_seconds", "from a batch to its commit", BATCH_S)
+        self._lag = self._gauge("consumer_lag_messages", "messages not yet read", "partition")
+
+    def batch(
+        self,
+        consumed: int,
+        counts: Mapping[str, int],
+        skipped: Iterable[tuple[str, int, str]],
+        rejected: Iterable[_Rejected],
+        seconds: float,
+        lag: Mapping[str, int],
+    ) -> None:
+        """One settled batch: messages, outcomes by name, marks (partition, offset, reason), lag by partition."""
+        self._consumed.labels(self._survey).inc(consumed)
+        self._stored.labels(self._survey).inc(counts.get("stored", 0))
+        self._duplicates.labels(self._survey).inc(counts.get("duplicate", 0))
+        for reason, number in Counter(str(reason) for _, _, reason in skipped).items():
+            self._skipped.labels(self._survey, reason).inc(number)
+        for reason, number in Counter(str(packet.reason) for packet in rejected).items():
+            self._rejected.labels(self._survey, reason).inc(number)
+        self._seconds.labels(self._survey).observe(seconds)
+        self.lag(lag)
+        self.up(kafka=True, redis=True)
+
+    def lag(self, lag: Mapping[str, int]) -> None:
+        """Messages not yet read, by partition; those of other members disappear."""
+        self._lag.clear()
+        for partition, messages in lag.items():
+            self._lag.labels(self._survey, partition).set(messages)
+
+
+class WorkMetrics(_Metrics):
+    """Of the worker daemon."""
+
+    def __init__(self, survey: str) -> None:
+        super().__init__(survey)
+        self._classified = self._counter("classifications", "objects classified, by their top class", "class")
+        self._declined = self._counter("declined", "objects not classified", "reason")
+        self._settled = self._counter("answers", "answers by what became of them", "outcome")
+        self._latency = self._histogram(
+            "alert_to_classification_seconds",
+            "from the newest alert's Kafka time to its published answer",
+            LATENCY_S,
+        )
+        self._stage = self._histogram("work_batch_seconds", "time of one batch in each stage", BATCH_S, "stage")
+        self._queue = self._gauge("queue_objects", "objects in the due queue", "state")
+
+    def batch(
+        self,
+        records: Iterable[Classification],
+        counts: Mapping[str, int],
+        fetch: float,
+        classify: float,
+        publish: float,
+        depth: Mapping[str, int],
+    ) -> None:
+        """One published batch: its records, outcomes by name, seconds of each stage, objects due by state."""
+        latency = self._latency.labels(self._survey)
+        for record in records:
+            if record.status is Status.CLASSIFIED:
+                self._classified.labels(self._survey, record.top_class).inc()
+            else:
+                self._declined.labels(self._survey, record.reason).inc()
+            # answered at classified_ms, but out only after the delivery report
+            latency.observe(max(0.0, (record.classified_ms - record.kafka_ms) / 1000 + publish))
+        for outcome, number in counts.items():
+            self._settled.labels(self._survey, outcome).inc(number)
+        for stage, seconds in (("fetch", fetch), ("classify", classify), ("publish", publish)):
+            self._stage.labels(self._survey, stage).observe(seconds)
+        self.queue(depth)
+        self.up(kafka=True, redis=True)
+
+    def queue(self, depth: Mapping[str, int]) -> None:
+        """Objects in the due queue, by state."""
+        for state, objects in depth.items():
+            self._queue.labels(self._survey, state).set(objects)
+
+
+def serve(metrics: _Metrics, port: int, host: str = "") -> int:
+    """Answer Prometheus at http://host:port/metrics in a thread of its own; port 0 serves nothing. Returns the port."""
+    if not port:
+        return 0
+    server, _thread = start_http_server(port, host or "0.0.0.0", registry=metrics.registry)
+    return int(server.server_port)
+
+
+def names() -> set[str]:
+    """Every sample name that a daemon can export, as queries use them."""
+    found = set()
+    for metrics in (IngestMetrics("x"), WorkMetrics("x")):
+        for family in metrics.registry.collect():
+            suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
+            found |= {family.name + suffix for suffix in suffixes}
+    return found
