@@ -1,0 +1,315 @@
+"""The stream benchmark: what one machine takes in, answers and needs. The last line of stdout is one JSON document.
+
+    python benchmarks/stream.py            everything (about ten minutes on two cores)
+    python benchmarks/stream.py --quick    a tenth of the alerts
+
+Regimes, all in one run on one Kafka (Apache with KAFKA_HOME set, the embedded one otherwise) and one Valkey:
+  ingest     alerts/s of skyheed's ingest alone, and of a naive one in turn: container decode of all fields,
+             astropy.io.fits for each of the three stamps, one Redis round trip per write. Packets are ZTF-shaped.
+  visit      one Rubin visit: 10,000 alerts of 10,000 known objects (9 stamps each) sent at once; the time from the
+             first send until the last object's new answer was read by a subscriber. Its rate is end_to_end_per_s.
+  steady     latency from Kafka's time stamp to the classification at 100 alerts/s.
+  memory     bytes per object in Valkey at 10, 30 and 99 stamps.
+Client, servers and model share the cores: that is what an operator with one machine gets.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka as ck
+import fastavro
+import numpy as np
+import packets
+import redis
+from astropy.io import fits
+from tqdm import tqdm
+
+from broker import config, daemon, embedded, kafka, metrics, stack
+from broker.ingest import Ingest
+from broker.observation import Observation
+from broker.sequences import Delivery
+from broker.subscribe import Subscriber
+from classifier.stamp import STAMP_SIZE
+
+SURVEY = "ztf"
+ROUNDS = 3
+
+
+def main() -> None:
+    """Run every regime."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the alerts")
+    scale = 10 if parser.parse_args().quick else 1
+    with tempfile.TemporaryDirectory(prefix="skyheed-bench-") as name, servers(Path(name)) as settings:
+        result: dict[str, Any] = {"kafka": kafka_name(), "cpu": cpu_name()}
+        result |= ingest(settings, 3000 // scale, 600 // scale)
+        result["bytes_per_object"] = memory(settings)
+        result |= stream(settings, Path(name), 10_000 // scale, 3000 // scale)
+    print(json.dumps(result))
+
+
+@contextmanager
+def servers(folder: Path) -> Iterator[config.Settings]:
+    """Kafka, Valkey with an append-only file as operators run it, and the settings that name them."""
+    home = os.environ.get("KAFKA_HOME")
+    broker = embedded.start_apache_kafka(home, folder / "kafka") if home else embedded.start_kafka()
+    with broker as kafka_server, embedded.start_valkey(data_dir=folder / "valkey", appendonly=True) as valkey:
+        settings = config.load(overrides={"survey": SURVEY}, environ={})
+        yield config.with_servers(settings, kafka_server.address, valkey.url)
+
+
+def kafka_name() -> str:
+    home = os.environ.get("KAFKA_HOME")
+    if not home:
+        return "embedded (tansu)"
+    jar = next(Path(home, "libs").glob("kafka-clients-*.jar")).stem
+    return f"apache {jar.removeprefix('kafka-clients-')}"
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':')[1].strip()} x{os.cpu_count()}"
+    return f"unknown x{os.cpu_count()}"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- ingest --------------------------------------------------------------------------------------------------------
+
+
+def send(settings: config.Settings, topic: str, payloads: Sequence[bytes], rate: float = 0.0) -> None:
+    """Publish all payloads without a key, at `rate` a second or flat out."""
+    kafka.ensure_topics(settings.kafka, {topic: daemon.ALERT_TOPIC}, 4, 1)
+    with kafka.Publisher(settings.kafka) as publisher:
+        began, step = time.monotonic(), 500 if not rate else max(1, int(rate / 10))
+        for first in range(0, len(payloads), step):
+            chunk = payloads[first : first + step]
+            publisher.publish_all([(topic, None, payload, None) for payload in chunk])
+            if rate:
+                time.sleep(max(0.0, began + (first + len(chunk)) / rate - time.monotonic()))
+
+
+def ingest(settings: config.Settings, ours: int, naive: int) -> dict[str, Any]:
+    """Alerts/s of both pipelines, in turn; medians, and the median of the ratios of neighbours."""
+    say(f"ingest: {ROUNDS} rounds of {ours} alerts through skyheed and {naive} through the naive pipeline")
+    rates: list[tuple[float, float]] = []
+    for number in range(ROUNDS):
+        payloads = list(packets.packets(ours // 5, 5, seed=number))
+        send(settings, f"bench.ours.{number}", payloads)
+        send(settings, f"bench.naive.{number}", payloads[:naive])
+        fast = _our_rate(settings, f"bench.ours.{number}", len(payloads))
+        slow = _naive_rate(settings, f"bench.naive.{number}", naive)
+        say(f"  skyheed {fast:7.0f}/s   naive {slow:6.0f}/s   ratio {fast / slow:5.1f}")
+        rates.append((fast, slow))
+    fast, slow = (statistics.median(column) for column in zip(*rates, strict=True))
+    ratio = statistics.median(a / b for a, b in rates)
+    return {"ingest_per_s": round(fast), "naive_per_s": round(slow), "ingest_ratio": round(ratio, 1)}
+
+
+class _Timed:
+    """A consumer that notes when its first batch came: joining the group is not intake."""
+
+    def __init__(self, consumer: kafka.AlertConsumer) -> None:
+        self._consumer = consumer
+        self.began = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    def consume(self, limit: int, wait_s: float) -> list[ck.Message]:
+        messages = self._consumer.consume(limit, wait_s)
+        if messages and not self.began:
+            self.began = time.monotonic()
+        return messages
+
+
+def _our_rate(settings: config.Settings, topic: str, count: int) -> float:
+    with (
+        kafka.Publisher(settings.kafka) as publisher,
+        kafka.AlertConsumer(settings.kafka, [topic], f"group-{topic}", drain=True) as consumer,
+    ):
+        timed = _Timed(consumer)
+        intake = daemon.make_intake(settings, publisher)
+        loop = Ingest(intake, timed, metrics.IngestMetrics(SURVEY), 500, 0.2)  # type: ignore[arg-type]
+        totals = loop.run(threading.Event(), drain=True)
+        assert totals["consumed"] == count == totals["stored"] + totals["duplicate"], totals
+        return count / (time.monotonic() - timed.began)
+
+
+def _naive_rate(settings: config.Settings, topic: str, count: int) -> float:
+    client = redis.Redis.from_url(settings.redis.url)
+    options = {"bootstrap.servers": settings.kafka["bootstrap.servers"], "group.id": f"naive-{topic}"}
+    consumer = ck.Consumer({**options, "auto.offset.reset": "earliest", "enable.auto.commit": False})
+    consumer.subscribe([topic])
+    began, done = 0.0, 0
+    while done < count:
+        message = consumer.poll(10)
+        if message is None or message.error():
+            continue
+        began = began or time.monotonic()
+        for alert in fastavro.reader(io.BytesIO(message.value())):
+            _naive_store(client, alert)
+        consumer.commit(message=message, asynchronous=True)
+        done += 1
+    rate = count / (time.monotonic() - began)
+    consumer.close()
+    return rate
+
+
+def _naive_store(client: Any, alert: dict[str, Any]) -> None:
+    """What a first version would do: every stamp through astropy, every write its own round trip."""
+    key, candidate = f"naive:{alert['objectId']}", alert["candidate"]
+    stamps = []
+    for kind in ("cutoutScience", "cutoutTemplate", "cutoutDifference"):
+        with fits.open(io.BytesIO(alert[kind]["stampData"])) as hdus:
+            stamps.append(np.asarray(hdus[0].data, np.float32))
+    middle = stamps[0].shape[0] // 2
+    cut = stamps[0][middle - 16 : middle + 16, middle - 16 : middle + 16].astype(np.float16)
+    client.hset(key, str(alert["candid"]), cut.tobytes())
+    client.zadd(f"{key}:order", {str(alert["candid"]): candidate["jd"]})
+    client.zadd("naive:due", {alert["objectId"]: time.time()})
+    client.expire(key, 86_400)
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+def observations(objects: range, epochs: range) -> Iterator[Observation]:
+    """Simulated observations that need no packet: noise with a point source."""
+    rng = np.random.default_rng(7)
+    stamps = rng.normal(0, 1, (64, STAMP_SIZE, STAMP_SIZE)).astype(np.float16)
+    stamps[:, 14:18, 14:18] += rng.uniform(5, 200, (64, 1, 1)).astype(np.float16)
+    for epoch in epochs:
+        for number in objects:
+            source = (epoch * 1_000_000 + number + 1) * 1000 + 15
+            yield Observation(
+                f"BEN{number:08d}", source, 60000.0 + 2 * epoch - 1000, "gr"[epoch % 2], 10.0, 20.0, 1e4, 1e2,
+                stamps[(number + epoch) % 64], 0,
+            )  # fmt: skip
+
+
+def load(settings: config.Settings, objects: range, epochs: range, partition: str) -> None:
+    """Put observations straight into the store."""
+    store = daemon.connect_store(settings)[0]
+    batch: list[Delivery] = []
+    total = len(objects) * len(epochs)
+    for offset, observation in enumerate(tqdm(observations(objects, epochs), "loading", total, file=sys.stderr)):
+        batch.append(Delivery(partition, offset, 0, 0, observation))
+        if len(batch) == 500 or offset == total - 1:
+            store.store(batch)
+            batch = []
+
+
+def memory(settings: config.Settings) -> dict[str, int]:
+    """Mean bytes of all keys of an object, measured on 20 objects."""
+    store = daemon.connect_store(settings)[0]
+    found = {}
+    for stamps in (10, 30, 99):
+        objects = range(stamps * 10_000_000, stamps * 10_000_000 + 20)
+        load(settings, objects, range(stamps), f"bench.memory/{stamps}")
+        found[str(stamps)] = round(statistics.mean(store.bytes_per_object(f"BEN{n:08d}") for n in objects))
+    for stamps, size in found.items():
+        say(f"  {stamps} stamps: {size} bytes an object, {size / 1e3:.1f} GB for 1e6, {size / 1e2:.0f} GB for 1e7")
+    return found
+
+
+# --- the whole stream ----------------------------------------------------------------------------------------------
+
+
+class Answers(threading.Thread):
+    """Reads the classifications; knows the stamps of every object's newest answer and all latencies."""
+
+    def __init__(self, settings: config.Settings) -> None:
+        super().__init__(daemon=True)
+        self.stamps: dict[str, int] = {}
+        self.latencies: list[int] = []
+        self._stream = Subscriber(settings.kafka["bootstrap.servers"], topic=settings.classification_topic)
+
+    def run(self) -> None:
+        with self._stream as stream:
+            for record in stream:
+                self.stamps[record.object_id] = record.n_stamps
+                self.latencies.append(record.classified_ms - record.kafka_ms)
+
+    def wait(self, objects: Sequence[str], stamps: int, limit_s: float) -> float:
+        """Seconds until every object was answered with at least so many stamps."""
+        began = time.monotonic()
+        with tqdm(total=len(objects), desc="answered", file=sys.stderr) as bar:
+            while time.monotonic() - began < limit_s:
+                done = sum(self.stamps.get(name, 0) >= stamps for name in objects)
+                bar.update(done - bar.n)
+                if done == len(objects):
+                    return time.monotonic() - began
+                time.sleep(0.05)
+        raise SystemExit(f"only {done} of {len(objects)} objects were answered in {limit_s:.0f} s")
+
+
+def stream(settings: config.Settings, folder: Path, visit: int, steady: int) -> dict[str, Any]:
+    """The visit and the steady stream through both daemons."""
+    known = 9
+    say(f"visit: {visit} objects with {known} stamps each, then {visit} alerts at once")
+    redis.Redis.from_url(settings.redis.url).flushdb()
+    load(settings, range(visit), range(known), "bench.history/0")
+    daemon.prepare_topics(settings, threading.Event())
+    arguments = stack.shared_arguments(settings, None)
+    answers = Answers(settings)
+    answers.start()
+    names = [f"BEN{n:08d}" for n in range(visit)]
+    children = [stack.Daemon("ingest", arguments, folder / "ingest.log"),
+                stack.Daemon("work", arguments, folder / "work.log")]  # fmt: skip
+    try:
+        answers.wait(names, known, 1800)
+        payloads = list(packets.packets(visit, 1, seed=99))
+        say("  sending the visit")
+        began = time.monotonic()
+        answers.latencies.clear()
+        send(settings, daemon.alert_topics(settings)[0], payloads)
+        answers.wait(names, known + 1, 600)
+        seconds, burst = time.monotonic() - began, percentiles(answers.latencies)
+        say(f"  {visit} alerts classified in {seconds:.1f} s ({visit / seconds:.0f}/s), latency {burst}")
+        calm = _steady(settings, answers, steady)
+        books = daemon.connect_store(settings)[2].books()
+        assert books.balanced, books.to_text()
+    finally:
+        for child in children:
+            child.stop()
+    return {
+        "end_to_end_per_s": round(visit / seconds),
+        "latency_ms_at_100_per_s": calm,
+        f"visit_{visit}_s": round(seconds, 1),
+        "visit_latency_ms": burst,
+    }
+
+
+def _steady(settings: config.Settings, answers: Answers, count: int) -> dict[str, float]:
+    say(f"steady: {count} alerts at 100/s")
+    payloads = list(packets.packets(count, 2, seed=5))[count:]
+    answers.latencies.clear()
+    send(settings, daemon.alert_topics(settings)[0], payloads, rate=100.0)
+    time.sleep(10)
+    found = percentiles(answers.latencies)
+    say(f"  latency {found} of {len(answers.latencies)} answers")
+    return found
+
+
+def percentiles(milliseconds: Sequence[int]) -> dict[str, float]:
+    p50, p99 = np.percentile(milliseconds, [50, 99])
+    return {"p50": round(float(p50)), "p99": round(float(p99))}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
