@@ -12,6 +12,7 @@ value as received. `read` puts them together again.
 
 import base64
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -96,6 +97,12 @@ class DeadLetter:
     key: bytes | None
     value: bytes | None
     headers: Headers
+
+    def line(self) -> str:
+        """What a person wants to know first."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.time_ms / 1000))
+        source = f"{self.source_topic}/{self.source_partition}@{self.source_offset}"
+        return f"{when}  {self.offset:>8}  {source}  {len(self.value or b'')} bytes  {self.error}"
 
 
 class DeadLetters:

@@ -188,6 +188,15 @@ class Classification:
         plain["provenance"] = asdict(self.provenance)
         return plain
 
+    def to_json(self) -> dict[str, Any]:
+        """Values that JSON takes; the status as its text."""
+        return self.to_dict() | {"status": str(self.status)}
+
+    @property
+    def probability_of(self) -> dict[str, float]:
+        """Probability by class name."""
+        return {p.name: p.probability for p in self.probabilities}
+
     def to_history(self) -> str:
         """One line of the object's history as JSON: probability against time and number of stamps."""
         line = {

@@ -1,0 +1,337 @@
+"""The client: classifications from Kafka as typed records. Needs no torch and no Redis.
+
+    with Subscriber("localhost:9092", topic="skyheed.classifications.ztf", group="me") as stream:
+        for c in stream:
+            print(c.object_id, c.top_class, c.top_probability, c.stamps_per_band)
+
+At least once: the group's position moves behind a record when the next one is asked for, so that a record whose
+handling failed comes again after a restart. Within one run a `Subscriber` drops repeats itself; a program that must
+see each answer once over restarts keys what it stores by `classification_id`.
+"""
+
+import contextlib
+import csv
+import itertools
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from confluent_kafka import Message
+
+from .errors import ConfigError, StreamError
+from .kafka import BatchConsumer, place_of
+from .records import Classification, Provenance, Schema, decode
+
+log = logging.getLogger("skyheed.subscribe")
+BATCH = 500
+WAIT_S = 0.1  # a batch is handed on after this even if it is not full
+COMMIT_S = 1.0
+REMEMBERED = 200_000  # objects and answers that repeats are recognised against; about 50 MB
+ROW_GROUP = 10_000
+START = {"beginning": "earliest", "latest": "latest"}
+
+
+class Subscriber:
+    """Iterates over the classifications of a topic.
+
+    Args:
+        kafka: servers, "host:port,host:port".
+        topic: name or names.
+        group: remember the position under this Kafka consumer group; None reads all from `start`.
+        start: "beginning" or "latest", where nothing is remembered.
+        options: any librdkafka options, such as those of SASL and TLS.
+        classes: only records with one of these top classes.
+        min_probability: only records whose top class is at least this probable.
+        drain: end where the topic ended when reading began.
+        drop_repeats: leave out an answer seen before, and one older than the object's last.
+        skip_bad: count records that do not decode in `bad` instead of raising StreamError.
+        writer_schema: schema by registry id, for topics in Confluent wire.
+
+    Raises:
+        ConfigError: an option that cannot work.
+    """
+
+    def __init__(
+        self,
+        kafka: str,
+        topic: str | Sequence[str],
+        *,
+        group: str | None = None,
+        start: str = "beginning",
+        options: Mapping[str, Any] | None = None,
+        classes: Collection[str] = (),
+        min_probability: float = 0.0,
+        drain: bool = False,
+        drop_repeats: bool = True,
+        skip_bad: bool = False,
+        writer_schema: Callable[[int], Schema] | None = None,
+    ) -> None:
+        if start not in START:
+            raise ConfigError(f"start must be {' or '.join(START)}, not {start!r}")
+        topics = [topic] if isinstance(topic, str) else list(topic)
+        self._consumer = BatchConsumer(
+            {**(options or {}), "bootstrap.servers": kafka}, topics, group, START[start], drain
+        )
+        self._classes, self._least, self._drain = frozenset(classes), min_probability, drain
+        self._repeats = _Repeats() if drop_repeats else None
+        self._skip_bad, self._writer_schema = skip_bad, writer_schema
+        self._waiting: deque[Message] = deque()
+        self._handed_out: Message | None = None
+        self._done: list[Message] = []
+        self._committed_at = time.monotonic()
+        self._stop = threading.Event()
+        self.hold_position = False  # move the group's position only at the end, when all has been written
+        self.bad = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
+        if kind is not None and self.hold_position:
+            self._done.clear()
+        self.close()
+
+    def __iter__(self) -> Iterator[Classification]:
+        return self
+
+    def __next__(self) -> Classification:
+        """The next record.
+
+        Raises:
+            StreamError: a record that does not decode; asking again goes on behind it.
+            ServiceError: Kafka refuses us.
+        """
+        if self._handed_out is not None:
+            self._done.append(self._handed_out)
+            self._handed_out = None
+        while not self._stop.is_set():
+            while self._waiting:
+                message = self._waiting.popleft()
+                record = self._take(message)
+                if record is not None:
+                    self._handed_out = message
+                    return record
+                self._done.append(message)
+            self._commit()
+            self._waiting.extend(self._consumer.consume(BATCH, WAIT_S))
+            if self._drain and not self._waiting and self._consumer.drained():
+                break
+        raise StopIteration
+
+    def stop(self) -> None:
+        """End the iteration, from any thread."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Commit the position behind what was handled, and leave."""
+        self._consumer.commit(self._done)
+        self._done.clear()
+        self._consumer.close()
+
+    def _commit(self) -> None:
+        if self._done and not self.hold_position and time.monotonic() - self._committed_at > COMMIT_S:
+            self._consumer.commit(self._done)
+            self._done.clear()
+            self._committed_at = time.monotonic()
+
+    def _take(self, message: Message) -> Classification | None:
+        try:
+            value = message.value()
+            record = decode(value if isinstance(value, bytes) else b"", self._writer_schema)
+        except StreamError as error:
+            topic, partition = place_of(message)
+            sentence = f"{topic} partition {partition} offset {message.offset()}: {error}"
+            if not self._skip_bad:
+                self._done.append(message)
+                raise StreamError(sentence) from error
+            self.bad += 1
+            log.warning("skipped: %s", sentence)
+            return None
+        if self._repeats is not None and self._repeats.seen(record):
+            return None
+        return record if self._wanted(record) else None
+
+    def _wanted(self, record: Classification) -> bool:
+        if self._classes and record.top_class not in self._classes:
+            return False
+        return self._least <= 0 or (record.top_probability or 0.0) >= self._least
+
+
+class _Repeats:
+    """What was seen lately: answers by id, and the newest revision of each object."""
+
+    def __init__(self, size: int = REMEMBERED) -> None:
+        self._size = size
+        self._answers: OrderedDict[str, None] = OrderedDict()
+        self._revisions: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def seen(self, record: Classification) -> bool:
+        """True for a repeat or an answer older than the object's last; remembers the record."""
+        object_ = (record.survey, record.object_id)
+        newest = self._revisions.get(object_, -1)
+        repeat = record.classification_id in self._answers or record.revision < newest
+        self._put(self._answers, record.classification_id, None)
+        self._put(self._revisions, object_, max(newest, record.revision))
+        return repeat
+
+    def _put(self, book: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+        book[key] = value
+        book.move_to_end(key)
+        if len(book) > self._size:
+            book.popitem(last=False)
+
+
+# --- output --------------------------------------------------------------------------------------------------------
+
+
+def write(stream: Iterable[Classification], format_: str, output: str | Path | None = None) -> int:
+    """Write the records as table, json (one object a line), csv or parquet until they or Ctrl-C end; return how many.
+
+    Args:
+        output: a file (parquet needs one, and finishes it only when the stream ends), or None for stdout.
+
+    Raises:
+        ConfigError: an unknown format, or parquet without a file.
+    """
+    writers = {"table": write_table, "json": write_json, "csv": write_csv}
+    if format_ == "parquet":
+        if output is None:
+            raise ConfigError("parquet cannot be written to the screen: add -o FILE")
+        if isinstance(stream, Subscriber):
+            stream.hold_position = True
+        return write_parquet(_interruptible(stream), Path(output))
+    if format_ not in writers:
+        raise ConfigError(f"format must be {', '.join(writers)} or parquet, not {format_!r}")
+    if output is not None:
+        with open(output, "w", newline="") as out:
+            return writers[format_](_interruptible(stream), out)
+    try:
+        return writers[format_](_interruptible(stream), sys.stdout)
+    except BrokenPipeError:  # the reader of our pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _interruptible(stream: Iterable[Classification]) -> Iterator[Classification]:
+    """Ctrl-C is how an endless stream ends."""
+    with contextlib.suppress(KeyboardInterrupt):
+        yield from stream
+
+
+def write_table(stream: Iterable[Classification], out: IO[str]) -> int:
+    """Aligned columns for people."""
+    layout = "{:<20} {:<20} {:>6} {:<18} {:>8} {:<16} {:>6}"
+    titles = ("classified (UTC)", "object", "stamps", "bands", "days", "class", "prob")
+    return _lines(stream, out, lambda record: layout.format(*_row(record)).rstrip(), layout.format(*titles))
+
+
+def write_json(stream: Iterable[Classification], out: IO[str]) -> int:
+    """One JSON object a line."""
+    return _lines(stream, out, lambda record: json.dumps(record.to_json(), separators=(",", ":")))
+
+
+def write_csv(stream: Iterable[Classification], out: IO[str]) -> int:
+    """A header and one line a record; what has several values (probabilities, bands, sources) is JSON in its cell."""
+    writer = csv.DictWriter(out, _columns(), lineterminator="\n")
+    writer.writeheader()
+    count = 0
+    for record in stream:
+        writer.writerow(flat(record))
+        out.flush()
+        count += 1
+    return count
+
+
+def _lines(
+    stream: Iterable[Classification], out: IO[str], line: Callable[[Classification], str], title: str = ""
+) -> int:
+    if title:
+        print(title, file=out, flush=True)
+    count = 0
+    for record in stream:
+        print(line(record), file=out, flush=True)
+        count += 1
+    return count
+
+
+def _row(record: Classification) -> tuple[Any, ...]:
+    when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.classified_ms / 1000))
+    bands = " ".join(f"{band}{number}" for band, number in sorted(record.stamps_per_band.items()))
+    answer = record.top_class or f"({record.reason})"
+    probability = "" if record.top_probability is None else f"{record.top_probability:.3f}"
+    return when, record.object_id, record.n_stamps, bands, f"{record.days_since_first:.2f}", answer, probability
+
+
+def _columns() -> list[str]:
+    names = [f.name for f in fields(Classification) if f.name != "provenance"]
+    return names + [f"provenance_{f.name}" for f in fields(Provenance)]
+
+
+def flat(record: Classification) -> dict[str, Any]:
+    """The record as one level of plain values."""
+    row = record.to_json()
+    row["probabilities"] = json.dumps(record.probability_of)
+    row["stamps_per_band"] = json.dumps(record.stamps_per_band)
+    row["sources"] = json.dumps(record.sources)
+    provenance = row.pop("provenance")
+    return row | {f"provenance_{name}": value for name, value in provenance.items()}
+
+
+def write_parquet(stream: Iterable[Classification], path: Path) -> int:
+    """A Parquet file with the types of the Avro schema; it appears under its name only when it is whole."""
+    from pyarrow import parquet
+
+    count = 0
+    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        with parquet.ParquetWriter(unfinished, _arrow_schema(), compression="zstd") as writer:
+            records = iter(stream)
+            while rows := list(itertools.islice(records, ROW_GROUP)):
+                _write_rows(writer, rows)
+                count += len(rows)
+        os.replace(unfinished, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+    return count
+
+
+def _write_rows(writer: Any, rows: Sequence[Classification]) -> None:
+    import pyarrow
+
+    plain = [row.to_dict() for row in rows]
+    for row in plain:
+        row["status"] = str(row["status"])
+        row["stamps_per_band"] = list(row["stamps_per_band"].items())
+    writer.write_table(pyarrow.Table.from_pylist(plain, _arrow_schema()))
+
+
+def _arrow_schema() -> Any:
+    """The Avro schema in Arrow's types."""
+    import pyarrow as pa
+
+    probability = pa.struct([("name", pa.string()), ("taxonomy_id", pa.int32()), ("probability", pa.float32())])
+    text, real, whole, time_ = pa.string(), pa.float64(), pa.int64(), pa.timestamp("ms", tz="UTC")
+    return pa.schema(
+        [
+            ("classification_id", text), ("survey", text), ("object_id", text), ("revision", whole),
+            ("status", text), ("reason", text), ("probabilities", pa.list_(probability)),
+            ("top_class", text), ("top_probability", pa.float32()), ("ra", real), ("dec", real),
+            ("n_stamps", pa.int32()), ("stamps_per_band", pa.map_(text, pa.int32())),
+            ("first_mjd", real), ("last_mjd", real), ("days_since_first", real), ("flags", pa.int32()),
+            ("sources", pa.list_(whole)), ("triggering_source_id", whole),
+            ("provenance", pa.struct([(f.name, text) for f in fields(Provenance)])),
+            ("survey_ms", time_), ("kafka_ms", time_), ("ingest_ms", time_), ("classified_ms", time_),
+        ]
+    )  # fmt: skip
