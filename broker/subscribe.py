@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections import OrderedDict, deque
@@ -203,6 +202,8 @@ def write(stream: Iterable[Classification], format_: str, output: str | Path | N
     Raises:
         ConfigError: an unknown format, or parquet without a file.
     """
+    if output is not None and not Path(output).parent.is_dir():
+        raise ConfigError(f"cannot write {output}: there is no such directory")
     writers = {"table": write_table, "json": write_json, "csv": write_csv}
     if format_ == "parquet":
         if output is None:
@@ -292,8 +293,7 @@ def write_parquet(stream: Iterable[Classification], path: Path) -> int:
     from pyarrow import parquet
 
     count = 0
-    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with parquet.ParquetWriter(unfinished, _arrow_schema(), compression="zstd") as writer:
             records = iter(stream)
@@ -302,8 +302,7 @@ def write_parquet(stream: Iterable[Classification], path: Path) -> int:
                 count += len(rows)
         os.replace(unfinished, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(unfinished)
+        unfinished.unlink(missing_ok=True)
     return count
 
 

@@ -1,0 +1,393 @@
+"""Archives -> Kafka: packets in survey-time order, paced by survey time, by rate, or flat out.
+
+What is read: packet files (one or more records each), folders of them, tar archives as ZTF publishes them by night
+(plain or gzipped), and our own archives of stamp sequences. Only an index stays in memory (32 bytes a packet); a
+packet is read again when it is sent. Packets go out as the surveys send them: no key, one record a message.
+"""
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from .errors import ConfigError, PacketError
+from .kafka import MAX_MESSAGE_BYTES, Options, Publisher, ensure_topics
+from .patience import patiently
+from .wire import Decoder, SchemaSource, split_container
+
+log = logging.getLogger("skyheed.replay")
+PACKETS = (".avro", ".bin")  # what is taken from folders and tar archives; a file named on its own may have any name
+TARS = (".tar", ".tar.gz", ".tgz")
+GZIP_MAGIC = b"\x1f\x8b"
+BATCH = 500
+BATCH_BYTES = 16 * 2**20
+SAVE_S = 1.0  # the state file is at most this old
+LONGEST_SLEEP_S = 0.2
+WHOLE = -1
+
+
+class ReplaySurvey(Protocol):
+    """What replay needs of a survey."""
+
+    name: str
+    reader_schema: Mapping[str, Any]
+
+    def time(self, record: Mapping[str, Any]) -> float: ...
+
+
+class Shelf:
+    """Where every packet lies on disk and when it was taken.
+
+    A packet whose time cannot be read (a damaged one) takes the time of the one before it: it is the ingest's to judge.
+    """
+
+    def __init__(self, survey: ReplaySurvey) -> None:
+        self._survey = survey
+        self._decoder = Decoder(survey.reader_schema, schemas=SchemaSource())
+        self._files: list[Path] = []
+        self._mjd, self._file = array("d"), array("l")
+        self._offset, self._length, self._record = array("q"), array("q"), array("l")
+        self._inputs: list[tuple[str, int, int]] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="skyheed-replay-")
+        self._split = lru_cache(8)(self._split_now)  # records of one file lie close together in time, too
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
+        self._folder.cleanup()
+
+    def __len__(self) -> int:
+        return len(self._mjd)
+
+    @property
+    def mjd(self) -> NDArray[np.float64]:
+        """Time of every packet in the order of the archive, days, MJD TAI."""
+        times = np.array(self._mjd)
+        known = np.flatnonzero(np.isfinite(times))
+        if not len(known):
+            return np.zeros(len(times))
+        last = np.searchsorted(known, np.arange(len(times)), "right") - 1
+        return np.asarray(times[known[np.maximum(last, 0)]])
+
+    def fingerprint(self) -> str:
+        """Changes with the inputs: survey, names, sizes and times of change of the files."""
+        return hashlib.sha256(json.dumps([self._survey.name, self._inputs]).encode()).hexdigest()[:16]
+
+    def add(self, path: Path) -> None:
+        """Take in a file, a folder, a tar archive or an archive of stamp sequences.
+
+        Raises:
+            ConfigError: nothing to replay there, or a damaged tar archive.
+        """
+        before = len(self)
+        if path.is_dir():
+            self._add_folder(path)
+        else:
+            self._add_input(path)
+        if len(self) == before:
+            raise ConfigError(f"{path} holds no packets: files must end with {', '.join(PACKETS + TARS)}")
+
+    def payload(self, index: int) -> bytes:
+        """The packet as it goes to Kafka."""
+        where = (self._file[index], self._offset[index], self._length[index])
+        record = self._record[index]
+        return self._read(*where) if record == WHOLE else self._split(*where)[record]
+
+    def _add_folder(self, folder: Path) -> None:
+        alerts = getattr(self._survey, "archive_alerts", None)
+        if alerts is not None and next(folder.glob("*.parquet"), None) is not None:
+            self._spool(folder, alerts(folder))
+            return
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name.endswith(PACKETS + TARS)):
+            self._add_input(path)
+
+    def _add_input(self, path: Path) -> None:
+        self._note(path)
+        if path.name.endswith(TARS):
+            self._add_tar(path)
+        else:
+            self._add_packet(self._add_file(path), 0, path.stat().st_size)
+
+    def _note(self, path: Path) -> None:
+        status = path.stat()
+        self._inputs.append((path.name, status.st_size, status.st_mtime_ns))
+
+    def _add_file(self, path: Path) -> int:
+        self._files.append(path)
+        return len(self._files) - 1
+
+    def _add_tar(self, path: Path) -> None:
+        try:
+            plain = self._unpacked(path)
+            number = self._add_file(plain)
+            with tarfile.open(plain, "r:") as tar:
+                for member in tar:
+                    if member.isreg() and member.name.endswith(PACKETS):
+                        self._add_packet(number, member.offset_data, member.size)
+                    tar.members = []  # type: ignore[attr-defined]  # or it keeps every header in memory
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ConfigError(f"{path} is damaged or no tar archive: {error}") from error
+
+    def _unpacked(self, path: Path) -> Path:
+        """The tar archive without gzip, in a temporary file: members are read again by their place."""
+        with path.open("rb") as file:
+            if file.read(2) != GZIP_MAGIC:
+                return path
+        log.warning("unpacking %s into %s: needs about its unpacked size there", path, self._folder.name)
+        plain = Path(self._folder.name) / f"{len(self._files)}.tar"
+        with gzip.open(path) as packed, plain.open("wb") as out:
+            shutil.copyfileobj(packed, out, 1 << 20)
+        return plain
+
+    def _add_packet(self, file: int, offset: int, length: int) -> None:
+        data = self._read(file, offset, length)
+        times = self._times(data)
+        for record, mjd in enumerate(times):
+            self._put(mjd, file, offset, length, record if len(times) > 1 else WHOLE)
+
+    def _put(self, mjd: float, file: int, offset: int, length: int, record: int) -> None:
+        for column, value in (
+            (self._file, file), (self._offset, offset), (self._length, length), (self._record, record),
+        ):  # fmt: skip
+            column.append(value)
+        self._mjd.append(mjd)
+
+    def _spool(self, folder: Path, alerts: Iterable[tuple[float, bytes]]) -> None:
+        """Alerts made from an archive, kept in a temporary file."""
+        for path in sorted(folder.rglob("*.parquet")):
+            self._note(path)
+        spool = Path(self._folder.name) / f"{len(self._files)}.alerts"
+        number, offset = self._add_file(spool), 0
+        with spool.open("wb") as out:
+            for mjd, alert in alerts:
+                out.write(alert)
+                self._put(mjd, number, offset, len(alert), WHOLE)
+                offset += len(alert)
+
+    def _times(self, data: bytes) -> list[float]:
+        """The time of every record; one NaN for a file without any that can be read."""
+        try:
+            times = [self._time(record) for record in self._decoder.decode(data)]
+        except PacketError:
+            pieces = _pieces(data)
+            times = [self._times(piece)[0] for piece in pieces] if len(pieces) > 1 else []
+        return times or [float("nan")]
+
+    def _time(self, record: Mapping[str, Any]) -> float:
+        try:
+            return float(self._survey.time(record))
+        except PacketError:
+            return float("nan")
+
+    def _read(self, file: int, offset: int, length: int) -> bytes:
+        with self._files[file].open("rb") as source:
+            return _read_at(source, offset, length)
+
+    def _split_now(self, file: int, offset: int, length: int) -> list[bytes]:
+        return _pieces(self._read(file, offset, length))
+
+
+def _read_at(source: BinaryIO, offset: int, length: int) -> bytes:
+    source.seek(offset)
+    return source.read(length)
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    try:
+        return split_container(data)
+    except PacketError:
+        return [data]
+
+
+def order(mjd: NDArray[np.float64], shuffle: int | None = None, duplicate: float = 0.0) -> NDArray[np.int64]:
+    """In which order packets go out: by time, or shuffled with the seed; a fraction goes out twice.
+
+    Args:
+        mjd: [n] times, days.
+
+    Returns:
+        indices into `mjd`, [n + round(duplicate * n)].
+    """
+    dice = np.random.default_rng(shuffle or 0)
+    first = np.argsort(mjd, kind="stable") if shuffle is None else dice.permutation(len(mjd))
+    again = dice.choice(len(mjd), round(duplicate * len(mjd)), replace=False)
+    # each copy goes somewhere behind its original
+    place = np.empty(len(mjd))
+    place[first] = np.arange(len(mjd))
+    later = dice.uniform(place[again], len(mjd))
+    both = np.concatenate([first, again])
+    return np.asarray(both[np.argsort(np.concatenate([np.arange(len(mjd)), later]), kind="stable")])
+
+
+def due_times(mjd: NDArray[np.float64], speed: float | None, rate: float | None) -> NDArray[np.float64]:
+    """When each packet is due, seconds from the start, non-decreasing; zeros for flat out.
+
+    Args:
+        mjd: [n] times in the order of sending, days.
+        speed: times real time.
+        rate: packets a second.
+    """
+    if rate is not None:
+        return np.arange(len(mjd)) / rate
+    if speed is None:
+        return np.zeros(len(mjd))
+    latest = np.maximum.accumulate(mjd)
+    return np.asarray((latest - latest[0]) * 86_400 / speed)
+
+
+class Progress:
+    """How many packets, in their order, Kafka has acknowledged; kept in a file if there is one.
+
+    Raises:
+        ConfigError: the file is of another replay, or no state file.
+    """
+
+    def __init__(self, path: Path | None, fingerprint: str) -> None:
+        self._path, self._fingerprint = path, fingerprint
+        self._saved_at = 0.0
+        self.sent = self._load() if path and path.exists() else 0
+
+    def advance(self, count: int) -> None:
+        """`count` more are acknowledged."""
+        self.sent += count
+        if time.monotonic() - self._saved_at > SAVE_S:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        if self._path is None:
+            return
+        unfinished = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+        unfinished.write_text(json.dumps({"fingerprint": self._fingerprint, "sent": self.sent}) + "\n")
+        os.replace(unfinished, self._path)
+        self._saved_at = time.monotonic()
+
+    def _load(self) -> int:
+        assert self._path is not None
+        try:
+            state = json.loads(self._path.read_text())
+            fingerprint, sent = state["fingerprint"], int(state["sent"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self._path} is no state of a replay: give another --state") from error
+        if fingerprint != self._fingerprint:
+            raise ConfigError(
+                f"{self._path} is of another replay (other files, or other --shuffle or --duplicate): "
+                "remove it, or give another --state"
+            )
+        return sent
+
+
+def replay(
+    options: Options,
+    survey: ReplaySurvey,
+    paths: Sequence[str | Path],
+    topic: str,
+    *,
+    speed: float | None = None,
+    rate: float | None = None,
+    state: str | Path | None = None,
+    shuffle: int | None = None,
+    duplicate: float = 0.0,
+    stop: threading.Event | None = None,
+) -> int:
+    """Send the packets of `paths` to `topic` and return how many this run sent (each was acknowledged).
+
+    Args:
+        speed: times real time, by survey time; `rate`: packets a second; neither: flat out.
+        state: remember here what was acknowledged, and go on from there.
+        shuffle: seed of a random order. duplicate: fraction of the packets that is sent twice.
+        stop: ends the replay early when set.
+
+    Raises:
+        ConfigError: nothing to send, or settings that contradict each other.
+        ServiceError: Kafka refuses us.
+    """
+    _check(speed, rate, shuffle, duplicate)
+    stop = stop or threading.Event()
+    with Shelf(survey) as shelf:
+        for path in paths:
+            shelf.add(Path(path))
+        mjd = shelf.mjd
+        queue = order(mjd, shuffle, duplicate)
+        progress = Progress(Path(state) if state else None, f"{shelf.fingerprint()}/{shuffle}/{duplicate}")
+        queue = queue[progress.sent :]
+        ensure = {topic: {"max.message.bytes": str(MAX_MESSAGE_BYTES)}}
+        patiently(lambda: ensure_topics(options, ensure), stop)
+        with Publisher(options) as publisher, _bar(len(queue), progress.sent) as bar:
+
+            def send(batch: Sequence[bytes]) -> None:
+                patiently(lambda: publisher.publish_all([(topic, None, packet, None) for packet in batch]), stop)
+                progress.advance(len(batch))
+                bar.update(len(batch))
+
+            before = progress.sent
+            try:
+                _send_paced(shelf, queue, due_times(mjd[queue], speed, rate), send, stop)
+            finally:
+                progress.save()
+    return progress.sent - before
+
+
+def _check(speed: float | None, rate: float | None, shuffle: int | None, duplicate: float) -> None:
+    rules = [
+        (speed is None or rate is None, "give --speed or --rate, not both"),
+        (speed is None or speed > 0, "--speed must be above 0"),
+        (rate is None or rate > 0, "--rate must be above 0"),
+        (speed is None or shuffle is None, "--shuffle has no survey time to follow: give --rate instead of --speed"),
+        (0 <= duplicate <= 1, "--duplicate is a fraction, 0 to 1"),
+    ]
+    for good, sentence in rules:
+        if not good:
+            raise ConfigError(sentence)
+
+
+def _bar(left: int, sent: int) -> "tqdm[Any]":
+    return tqdm(total=left + sent, initial=sent, unit="alert", file=sys.stderr, disable=None, smoothing=0.1)
+
+
+def _send_paced(
+    shelf: Shelf,
+    queue: NDArray[np.int64],
+    due: NDArray[np.float64],
+    send: Callable[[Sequence[bytes]], None],
+    stop: threading.Event,
+) -> None:
+    began, position = time.monotonic(), 0
+    while position < len(queue) and not stop.is_set():
+        wait = due[position] - (time.monotonic() - began)
+        if wait > 0:
+            stop.wait(min(wait, LONGEST_SLEEP_S))
+            continue
+        ready = int(np.searchsorted(due, time.monotonic() - began, "right"))
+        batch = list(_batch(shelf, queue[position : min(ready, position + BATCH)]))
+        send(batch)
+        position += len(batch)
+
+
+def _batch(shelf: Shelf, indices: Iterable[int]) -> Iterator[bytes]:
+    size = 0
+    for index in indices:
+        packet = shelf.payload(index)
+        yield packet
+        size += len(packet)
+        if size >= BATCH_BYTES:
+            return
