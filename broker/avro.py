@@ -95,9 +95,7 @@ class Schema:
         if depth > MAX_DEPTH:
             _bad_schema(f"types nested deeper than {MAX_DEPTH}")
         if isinstance(definition, str):
-            return (
-                Type(definition) if definition in _PRIMITIVES else self._lookup(definition, namespace, depth)
-            )
+            return Type(definition) if definition in _PRIMITIVES else self._lookup(definition, namespace, depth)
         if isinstance(definition, list):
             return self._union(definition, namespace, depth)
         kind = definition["type"]
@@ -382,9 +380,7 @@ def _convert(value: Any, take: str, reader: PlainReader) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError as error:
-            raise PacketError(
-                Reason.WRONG_TYPE, f"text that is not UTF-8 (byte {reader.position})"
-            ) from error
+            raise PacketError(Reason.WRONG_TYPE, f"text that is not UTF-8 (byte {reader.position})") from error
     if take == "bytes" and isinstance(value, str):
         return value.encode()
     return float(value) if take in ("float", "double") else value

@@ -116,7 +116,7 @@ def _pixels_of(to_sky: Matrix) -> tuple[float, float, float, float]:
         raise StampError("the image's WCS matrix is singular")
     step = scale / determinant
     turned = (-north_y * step, -east_y * step, north_x * step, east_x * step)
-    if max(map(abs, turned)) > 2:
+    if not all(abs(entry) <= 2 for entry in turned):
         raise StampError("the pixels of the image are far from square")
     return turned
 
