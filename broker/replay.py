@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from .errors import ConfigError, PacketError
 from .kafka import MAX_MESSAGE_BYTES, Options, Publisher, ensure_topics
-from .patience import patiently
+from .patience import Stopped, patiently
 from .wire import Decoder, SchemaSource, split_container
 
 log = logging.getLogger("skyheed.replay")
@@ -342,6 +342,8 @@ def replay(
             before = progress.sent
             try:
                 _send_paced(shelf, queue, due_times(mjd[queue], speed, rate), send, stop)
+            except Stopped:
+                log.warning("stopped while Kafka was away")
             finally:
                 progress.save()
     return progress.sent - before
