@@ -1,0 +1,77 @@
+"""Servers for the tests, each started once, on free loopback ports, and stopped at the end."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis as redis_py
+
+from broker import embedded
+
+HOME = os.environ.get("KAFKA_HOME", "")
+NEEDS_APACHE = "needs an Apache Kafka: set KAFKA_HOME to its folder"
+
+
+@pytest.fixture(scope="session")
+def _valkey() -> Iterator[embedded.Server]:
+    with embedded.start_valkey() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey(_valkey: embedded.Server) -> embedded.Server:
+    """A Valkey with nothing in it."""
+    with redis_py.Redis.from_url(_valkey.url) as client:
+        client.flushall()
+    return _valkey
+
+
+@pytest.fixture(scope="session")
+def _valkey_cluster() -> Iterator[embedded.ValkeyCluster]:
+    with embedded.start_valkey_cluster(3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def valkey_cluster(_valkey_cluster: embedded.ValkeyCluster) -> embedded.ValkeyCluster:
+    """Three Valkey nodes with nothing in them."""
+    for node in _valkey_cluster.nodes:
+        with redis_py.Redis.from_url(node.url) as client:
+            client.flushall()
+    return _valkey_cluster
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[embedded.Server]:
+    """A Kafka for the whole session: Apache's where KAFKA_HOME names one, else the embedded one."""
+    with embedded.start_apache_kafka(HOME) if HOME else embedded.start_kafka() as server:
+        yield server
+
+
+@pytest.fixture
+def apache_kafka(tmp_path: Path) -> Iterator[embedded.Server]:
+    """An Apache Kafka of one's own, to kill and start again."""
+    if not HOME:
+        pytest.skip(NEEDS_APACHE)
+    with embedded.start_apache_kafka(HOME, tmp_path / "apache-kafka") as server:
+        yield server
+
+
+SCRAM_USERS = {"admin": "admin-pw-5731", "alice": "alice-pw-8264", "bob": "bob-pw-1907"}
+
+
+@pytest.fixture(scope="session")
+def kafka_scram() -> Iterator[embedded.Server]:
+    """An Apache Kafka with SASL/SCRAM users (`SCRAM_USERS`) and ACLs; only `admin` has rights at the start."""
+    if not HOME:
+        pytest.skip(NEEDS_APACHE)
+    with embedded.start_apache_kafka(HOME, users=SCRAM_USERS) as server:
+        yield server
+
+
+@pytest.fixture
+def durable_valkey(tmp_path: Path) -> Iterator[embedded.Server]:
+    """A Valkey of one's own with an append-only file, to kill and start again."""
+    with embedded.start_valkey(tmp_path / "valkey", appendonly=True, appendfsync="always") as server:
+        yield server
