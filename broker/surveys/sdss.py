@@ -104,8 +104,8 @@ def alert_from_archive(
         "dec": float(dec),
         "flux": _known(flux),
         "fluxError": _known(flux_error),
-        # level 0 is ISA-L's fastest; stamps are noise and shrink little at any level
-        "cutoutScience": igzip.compress(_fits(stamp, ra, dec), 0, mtime=0),
+        # higher levels take longer and gain nothing on noise
+        "cutoutScience": igzip.compress(_fits(stamp, ra, dec), 1, mtime=0),
         "psfFwhm": _known(psf_fwhm),
         "zeroPoint": _known(zero_point),
         "skyNoise": _known(sky_noise),
