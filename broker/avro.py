@@ -309,7 +309,8 @@ class PlainReader:
             stop = None
             if count < 0:
                 count = -count
-                stop = self.position + self.length()
+                size = self.length()
+                stop = self.position + size
             if count * least > self.end - self.position:
                 self._fail(Reason.BAD_BLOCK, f"a block of {count} items does not fit")
             # Items of no bytes (null) are passed over at once: their count is not paid for by bytes.

@@ -285,7 +285,7 @@ class _Blocks:
                 raise Mismatch  # a block with its size: rare, so left to the plain reader
             if count & 0x80:
                 count, pos = _long(data, pos - 1, end)
-                if count < 0:
+                if count <= 0:
                     raise Mismatch
             else:
                 count >>= 1
