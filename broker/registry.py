@@ -249,6 +249,7 @@ class _Registry:
             with urllib.request.urlopen(request, timeout=1.0) as response:
                 return _read_json(response.read1)
         except urllib.error.HTTPError as error:
+            error.close()
             raise self._refusal(error.code, path) from None
         except (OSError, http.client.HTTPException) as error:
             raise _Away from error

@@ -221,9 +221,7 @@ def _read_metadata(data: bytes) -> tuple[dict[bytes, bytes], int]:
         if count < 0:
             count = -count
             reader.length()
-        if 2 * count > len(data) - reader.position:
-            _fail(Reason.BAD_BLOCK, f"a header of {count} entries does not fit")
-        for _ in range(count):
+        for _ in range(count):  # each entry takes bytes, so a wrong count ends at the end of the data
             key = reader.bytes()
             metadata[key] = reader.bytes()
     return metadata, reader.position
