@@ -60,7 +60,7 @@ def _next(message: Message) -> int:
 
 
 class Publisher:
-    """Publishes batches and waits for every delivery report; at least once, in order within a partition."""
+    """Publishes batches and waits for every delivery report; at least once."""
 
     def __init__(self, options: Options, deadline_s: float = DELIVERY_S) -> None:
         self._options = {**options, "message.timeout.ms": int(deadline_s * 1000)}
@@ -81,19 +81,12 @@ class Publisher:
             ServiceError: the broker refuses us (user, right, no such topic).
             ServiceUnavailable: not everything was acknowledged in time; publishing all again is safe.
         """
-        report = _Report(len(messages))
-        deadline = time.monotonic() + self._deadline_s + 5.0  # librdkafka gives up first and reports it
-        try:
-            for index, message in enumerate(messages):
-                self._produce(index, message, report, deadline)
-            while report.waiting and time.monotonic() < deadline:
-                self.connection.check()
-                self._producer.flush(0.1)
-        except ServiceError:
-            self._producer.purge()
-            raise
-        self._judge(messages, report)
-        return report.errors
+        errors = self._publish(messages)
+        large = [i for i, error in enumerate(errors) if error and error.code() == KafkaError.MSG_SIZE_TOO_LARGE]
+        if len(messages) > 1:
+            for index in large:  # the broker refuses a batch as a whole: only alone a message is to blame
+                errors[index] = self._publish([messages[index]])[0]
+        return errors
 
     def publish_all(self, messages: Sequence[Outgoing]) -> None:
         """Publish and wait; every message or an error.
@@ -111,6 +104,21 @@ class Publisher:
         """Let go of the broker; nothing is in flight after `publish` returned."""
         self._producer.purge()
         self._producer.flush(0.1)
+
+    def _publish(self, messages: Sequence[Outgoing]) -> list[KafkaError | None]:
+        report = _Report(len(messages))
+        deadline = time.monotonic() + self._deadline_s + 5.0  # librdkafka gives up first and reports it
+        try:
+            for index, message in enumerate(messages):
+                self._produce(index, message, report, deadline)
+            while report.waiting and time.monotonic() < deadline:
+                self.connection.check()
+                self._producer.flush(0.1)
+        except ServiceError:
+            self._producer.purge()
+            raise
+        self._judge(messages, report)
+        return report.errors
 
     def _produce(self, index: int, message: Outgoing, report: "_Report", deadline: float) -> None:
         topic, key, value, headers = message

@@ -18,11 +18,11 @@ import threading
 import time
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from tqdm import tqdm
 from .errors import ConfigError, PacketError
 from .kafka import MAX_MESSAGE_BYTES, Options, Publisher, ensure_topics
 from .patience import Stopped, patiently
+from .surveys import Survey
 from .wire import Decoder, SchemaSource, split_container
 
 log = logging.getLogger("skyheed.replay")
@@ -42,15 +43,9 @@ BATCH_BYTES = 16 * 2**20
 SAVE_S = 1.0  # the state file is at most this old
 LONGEST_SLEEP_S = 0.2
 WHOLE = -1
-
-
-class ReplaySurvey(Protocol):
-    """What replay needs of a survey."""
-
-    name: str
-    reader_schema: Mapping[str, Any]
-
-    def time(self, record: Mapping[str, Any]) -> float: ...
+ALERT_COLUMNS = (
+    "source_id", "mjd", "band", "stamp", "flux", "flux_error", "psf_fwhm", "zero_point", "sky_noise",
+)  # fmt: skip
 
 
 class Shelf:
@@ -59,7 +54,7 @@ class Shelf:
     A packet whose time cannot be read (a damaged one) takes the time of the one before it: it is the ingest's to judge.
     """
 
-    def __init__(self, survey: ReplaySurvey) -> None:
+    def __init__(self, survey: Survey) -> None:
         self._survey = survey
         self._decoder = Decoder(survey.reader_schema, schemas=SchemaSource())
         self._files: list[Path] = []
@@ -113,9 +108,8 @@ class Shelf:
         return self._read(*where) if record == WHOLE else self._split(*where)[record]
 
     def _add_folder(self, folder: Path) -> None:
-        alerts = getattr(self._survey, "archive_alerts", None)
-        if alerts is not None and next(folder.glob("*.parquet"), None) is not None:
-            self._spool(folder, alerts(folder))
+        if (folder / "objects.parquet").exists():
+            self._spool(folder, _archive_alerts(self._survey.name, folder))
             return
         for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name.endswith(PACKETS + TARS)):
             self._add_input(path)
@@ -192,7 +186,7 @@ class Shelf:
             times = [self._times(piece)[0] for piece in pieces] if len(pieces) > 1 else []
         return times or [float("nan")]
 
-    def _time(self, record: Mapping[str, Any]) -> float:
+    def _time(self, record: dict[str, Any]) -> float:
         try:
             return float(self._survey.time(record))
         except PacketError:
@@ -204,6 +198,26 @@ class Shelf:
 
     def _split_now(self, file: int, offset: int, length: int) -> list[bytes]:
         return _pieces(self._read(file, offset, length))
+
+
+def _archive_alerts(survey: str, folder: Path) -> Iterator[tuple[float, bytes]]:
+    """Time and alert packet of every stamp of an archive of stamp sequences.
+
+    Raises:
+        ConfigError: another survey has no packets for it.
+    """
+    from classifier.archive import Archive
+
+    from .surveys.sdss import Sdss, alert_from_archive
+
+    if survey != Sdss.name:
+        raise ConfigError(f"{folder} is an archive of stamp sequences: replay it as {Sdss.name}, not as {survey}")
+    for thing, stamps in Archive(folder).each(alerts_only=True):
+        if thing["survey"] != survey:
+            raise ConfigError(f"{folder} holds {thing['survey']} stamps, which have no packets of our own making")
+        where = {name: thing[name] for name in ("object_id", "ra", "dec")}
+        for row in stamps:
+            yield float(row["mjd"]), alert_from_archive(**where, **{name: row[name] for name in ALERT_COLUMNS})
 
 
 def _read_at(source: BinaryIO, offset: int, length: int) -> bytes:
@@ -298,7 +312,7 @@ class Progress:
 
 def replay(
     options: Options,
-    survey: ReplaySurvey,
+    survey: Survey,
     paths: Sequence[str | Path],
     topic: str,
     *,

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.resources import files
 from typing import Any
 
 import fastavro
@@ -244,7 +245,7 @@ def test_elasticc_says_not_classified_with_probability_one() -> None:
 
 
 def test_the_sample_is_of_this_schema() -> None:
-    folder = records.files("schemas").joinpath("classification", "v1")
+    folder = files("schemas").joinpath("classification", "v1")
     sample = json.loads(folder.joinpath("sample.json").read_text())
     assert records.decode(folder.joinpath("sample.avro").read_bytes()).to_json() == sample
 
