@@ -1,0 +1,9 @@
+"""The simulated sky: supernovae, active nuclei and variable stars, seen by SDSS, ZTF or LSST.
+
+Physics is in `supernovae`, `agn`, `stars`, `galaxies` and `spectra`, survey constants in `surveys`.
+"""
+
+from .simulation import simulate
+from .surveys import SURVEYS
+
+__all__ = ["SURVEYS", "simulate"]

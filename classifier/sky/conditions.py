@@ -1,0 +1,145 @@
+"""When a survey looks at a place, and in which conditions: the same nights for every object of a simulation."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .surveys import Survey
+
+# A season's nights differ from each other by these factors (log-normal), their bands by less.
+SEEING_NIGHT, SEEING_BAND = 0.13, 0.05
+WORST_SEEING = 1.7  # of the median: worse nights are not used
+SKY_NIGHT = 0.08
+# Sky noise against the Moon: factor at full Moon, by wavelength (Krisciunas & Schaefer 1991, PASP 103, 1033).
+MOON_BLUE, MOON_RED = 1.6, 1.15
+SYNODIC_MONTH, NEW_MOON = 29.530589, 51550.76  # days; MJD of a new Moon
+CLOUD = 0.04  # mag of extinction that the calibration corrected, at the cost of depth
+
+
+@dataclass(frozen=True)
+class Visits:
+    """What one position gets, band by band, in time order; every field [n].
+
+    Attributes:
+        visit: number of the visit, shared by the bands taken together.
+        band: index into the survey's bands.
+        seeing: arcsec; noise: sky, nJy per pixel; depth: electrons per nJy relative to a typical visit.
+        rotation: degrees.
+    """
+
+    mjd: NDArray[np.float64]
+    visit: NDArray[np.int64]
+    band: NDArray[np.int64]
+    seeing: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    depth: NDArray[np.float64]
+    rotation: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.mjd)
+
+    def __getitem__(self, keep: NDArray[np.bool_]) -> "Visits":
+        return Visits(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Season:
+    """The clear nights of one season and which of the survey's fields each of them images: visits in time order."""
+
+    night: NDArray[np.int64]
+    field: NDArray[np.int64]
+    seeing: NDArray[np.float64]
+    sky: NDArray[np.float64]
+    cloud: NDArray[np.float64]
+    group: tuple[str, ...]
+
+
+@lru_cache(16)
+def season(survey: Survey, number: int, seed: int) -> Season:
+    """The weather and the programme of one season; the same for all objects of a simulation with that seed."""
+    rng = np.random.default_rng([seed, number, 1])
+    start, end = survey.cadence.seasons[number]
+    nights = np.arange(int(start), int(end))[_weather(rng, survey, int(end) - int(start))]
+    pairs = [(night, field) for night in nights for field in _imaged(rng, survey)]
+    night, fields = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
+    names, weights = list(survey.cadence.filters), np.array(list(survey.cadence.filters.values()))
+    by_night = {
+        n: (rng.normal(0, SEEING_NIGHT), rng.normal(0, SKY_NIGHT), rng.exponential(CLOUD)) for n in nights
+    }
+    seeing, sky, cloud = (np.array([by_night[n][i] for n in night]) for i in range(3))
+    group = tuple(rng.choice(names, size=len(night), p=weights / weights.sum()))
+    return Season(night, fields, seeing, sky, cloud, group)
+
+
+def _weather(rng: np.random.Generator, survey: Survey, nights: int) -> NDArray[np.bool_]:
+    """Clear or not, night by night: a two-state chain, because bad weather lasts."""
+    clear, memory = survey.cadence.clear, survey.cadence.memory
+    draws, state, result = rng.random(nights), True, np.zeros(nights, bool)
+    for night in range(nights):
+        state = bool(draws[night] < clear * (1 - memory) + memory * state)
+        result[night] = state
+    return result
+
+
+def _imaged(rng: np.random.Generator, survey: Survey) -> list[int]:
+    return [field for field in range(survey.cadence.fields) if rng.random() < survey.cadence.visits]
+
+
+def visits_at(
+    rng: np.random.Generator, survey: Survey, number: int, seed: int, ra: float, field: int
+) -> Visits:
+    """All exposures of one position in one season.
+
+    Args:
+        rng: the object's own; lost bands and small differences within a night come from it.
+        number: of the season.
+        seed: of the simulation.
+        ra: degrees; sets the time of night.
+        field: number of the survey's field that the position lies in.
+    """
+    plan = season(survey, number, seed)
+    here = np.flatnonzero(plan.field == field)
+    names = list(survey.bands)
+    taken = [(which, names.index(band)) for which in here for band in plan.group[which]]
+    visit, band = (np.array(column, dtype=np.int64) for column in zip(*taken, strict=True))
+    kept = rng.random(len(visit)) >= survey.cadence.lost
+    visit, band = visit[kept], band[kept]
+    bands = [survey.bands[name] for name in names]
+    delay = np.array([each.delay for each in bands])[band]
+    mjd = plan.night[visit] + _clock(survey, number, plan.night[visit], ra) + delay / 86400
+    seeing = np.array([each.seeing for each in bands])[band]
+    jitter = rng.normal(0, SEEING_BAND, len(visit))
+    seeing = seeing * np.minimum(np.exp(plan.seeing[visit] + jitter), WORST_SEEING)
+    moon = _moon(mjd, np.array([each.wavelength for each in bands])[band])
+    dim = 10 ** (-0.4 * plan.cloud[visit])
+    noise = np.array([each.sky_noise for each in bands])[band] * moon * np.exp(plan.sky[visit]) / np.sqrt(dim)
+    rotation = _rotation(survey, seed, number, visit)
+    found = Visits(mjd, visit, band, seeing, noise, dim, rotation)
+    return found[np.argsort(mjd, kind="stable")]
+
+
+def _clock(survey: Survey, number: int, night: NDArray[np.int64], ra: float) -> NDArray[np.float64]:
+    """Time of day at which the position is near the meridian: four minutes earlier every night.
+
+    At the middle of the season the middle of the area passes the meridian at local midnight (MJD x.3 in the American
+    time zones).
+    """
+    start, end = survey.cadence.seasons[number]
+    middle = (survey.ra[0] + survey.ra[1]) / 2
+    late = (ra - middle) / 360 if survey.ra[1] - survey.ra[0] < 180 else (ra % 90 - 45) / 360
+    return np.asarray(0.3 + late * 0.997 - (night - (start + end) / 2) / 365.25 * 0.5)
+
+
+def _moon(mjd: NDArray[np.float64], wavelength: NDArray[np.float64]) -> NDArray[np.float64]:
+    lit = 0.5 * (1 - np.cos(2 * np.pi * (mjd - NEW_MOON) / SYNODIC_MONTH))
+    blue = np.clip((7500 - wavelength) / 4000, 0, 1)
+    return np.asarray(1 + lit**2 * ((MOON_RED - 1) + (MOON_BLUE - MOON_RED) * blue))
+
+
+def _rotation(survey: Survey, seed: int, number: int, visit: NDArray[np.int64]) -> NDArray[np.float64]:
+    if not survey.turns:
+        return np.zeros(len(visit))
+    table = np.random.default_rng([seed, number, 2]).uniform(0, 360, int(visit.max()) + 1)
+    return np.asarray(table[visit])

@@ -1,0 +1,309 @@
+"""Stamps: a scene of galaxies, stars and one changing point source, seen through the air and the camera.
+
+Images are made in Fourier space, where a Sersic profile, a point source, a sub-pixel shift and a PSF with wings are all
+exact products; one inverse transform makes each stamp. All images of one object are made together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, optimize
+
+from .conditions import Visits
+from .galaxies import Profile
+from .surveys import AB_ZERO, Survey
+
+Array = NDArray[np.float64]
+Image = NDArray[np.float32]
+
+# SDSS's PSF (psField of run 1000, all bands): two Gaussians and a power-law wing (1 + r^2 / 3 s^2)^-1.5, of which the
+# Fourier transform is exp(-2 pi k sqrt(3) s) exactly.
+SECOND_SIZE = 2.0  # width of the second Gaussian relative to the first
+SECOND_FLUX = 0.37
+WING_FLUX = 0.028
+WING_SIZE = 1.65  # sqrt(3) s, in units of the FWHM
+ELLIPTICITY = 0.03  # of the PSF, scatter per component
+# A template never fits perfectly: scatter of its registration (pixels) and of the PSF match (relative FWHM).
+REGISTRATION, MATCH = 0.03, 0.008
+MARGIN = 1.5  # the transform's period relative to the stamp, so that wings do not come back on the other side
+
+# Defects, chance per stamp: cosmic rays that were not cleaned, bad columns, the edge of a chip, satellites.
+COSMIC_RAY, BAD_COLUMN, CHIP_EDGE = 0.03, 0.004, 0.006
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that does not change: a component of a galaxy, or a star (no profile).
+
+    Attributes:
+        west, north: arcsec from the changing source.
+        fluxes: nJy, by band of the survey.
+    """
+
+    west: float
+    north: float
+    fluxes: Array
+    profile: Profile | None = None
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Images [n, size, size] in nJy per pixel, and the photometry of them, nJy [n].
+
+    `psf` is the point source of flux 1; `clean` the science image without noise, defects or calibration error.
+    """
+
+    science: Image
+    template: Image | None
+    difference: Image | None
+    clean: Image
+    psf: Image
+    flux: Array
+    flux_error: Array
+
+
+@lru_cache(1)
+def _core_width() -> float:
+    """Width (sigma) of the first Gaussian for a PSF of FWHM 1, wings included."""
+
+    def excess(sigma: float) -> float:
+        def light(r: float) -> float:
+            second, wing = SECOND_SIZE * sigma, WING_SIZE
+            gaussians = (1 - SECOND_FLUX) / sigma**2 * np.exp(-0.5 * (r / sigma) ** 2)
+            gaussians += SECOND_FLUX / second**2 * np.exp(-0.5 * (r / second) ** 2)
+            return float((1 - WING_FLUX) * gaussians + WING_FLUX / wing**2 * (1 + (r / wing) ** 2) ** -1.5)
+
+        return light(0.5) - 0.5 * light(0.0)
+
+    return float(optimize.brentq(excess, 0.2, 0.6))
+
+
+def noise_area(fwhm: Array | float, pixel: float) -> Array:
+    """Pixels of sky noise in the PSF flux of a faint source, 1 / sum(P^2) of this PSF, for FWHM in arcsec."""
+    sigma = _core_width() * np.asarray(fwhm) / pixel
+    a, b, s = 1 - SECOND_FLUX, SECOND_FLUX, SECOND_SIZE
+    inverse = (a**2 + b**2 / s**2 + 4 * a * b / (1 + s**2)) / (4 * np.pi * sigma**2)
+    return np.asarray(1 / (inverse * (1 - WING_FLUX) ** 2))
+
+
+@lru_cache(8)
+def _frequencies(survey: Survey) -> tuple[Image, Image, int]:
+    """Cycles per arcsec along x [1, K] and y [G, 1] of the image, and the grid's side G."""
+    side = fft.next_fast_len(int(survey.size * MARGIN) * survey.oversample, real=True)
+    side += side % 2
+    step = survey.pixel / survey.oversample
+    kx = np.fft.rfftfreq(side, step)[None, :]
+    ky = np.fft.fftfreq(side, step)[:, None]
+    return kx.astype(np.float32), ky.astype(np.float32), side
+
+
+def _optics(survey: Survey, fwhm: Array, e1: Array, e2: Array) -> Image:
+    """Transfer functions [n, G, K] of elliptical PSFs."""
+    kx, ky, _ = _frequencies(survey)
+    stretched = (
+        (1 + e1)[:, None, None].astype(np.float32) * kx**2
+        + (1 - e1)[:, None, None].astype(np.float32) * ky**2
+        + 2 * e2[:, None, None].astype(np.float32) * (kx * ky)
+    )
+    sigma = (_core_width() * fwhm).astype(np.float32)[:, None, None]
+    core = np.exp(-2 * np.pi**2 * sigma**2 * stretched)
+    second = core**4 if SECOND_SIZE == 2 else np.exp(-2 * np.pi**2 * (SECOND_SIZE * sigma) ** 2 * stretched)
+    wing = np.exp(-2 * np.pi * WING_SIZE * fwhm.astype(np.float32)[:, None, None] * np.sqrt(stretched))
+    result = np.float32(1 - WING_FLUX) * (
+        np.float32(1 - SECOND_FLUX) * core + np.float32(SECOND_FLUX) * second
+    )
+    return np.asarray(result + np.float32(WING_FLUX) * wing, np.float32)
+
+
+def _shift(survey: Survey, x: Array, y: Array) -> NDArray[np.complex64]:
+    """Phases [n, G, K] that put a source at (x, y) arcsec from pixel [0, 0]."""
+    kx, ky, _ = _frequencies(survey)
+    along = np.exp(-2j * np.pi * kx * x[:, None]).astype(np.complex64)
+    up = np.exp(-2j * np.pi * ky[:, 0] * y[:, None]).astype(np.complex64)
+    return np.asarray(up[:, :, None] * along[:, None, :])
+
+
+def _sky_frequencies(survey: Survey, rotation: float) -> tuple[Array, Array]:
+    """Frequencies towards west and north for an image whose +y axis points `rotation` degrees east of north."""
+    kx, ky, _ = _frequencies(survey)
+    cos, sin = np.cos(np.radians(rotation)), np.sin(np.radians(rotation))
+    return np.asarray(cos * kx - sin * ky, float), np.asarray(sin * kx + cos * ky, float)
+
+
+def _scene(survey: Survey, sources: Sequence[Source], rotation: float) -> NDArray[np.complex64]:
+    """Transforms [band, G, K] of everything that does not change, about the changing source."""
+    west, north = _sky_frequencies(survey, rotation)
+    total = np.zeros((len(survey.bands), *west.shape), np.complex64)
+    for source in sources:
+        wave = np.exp(-2j * np.pi * (west * source.west + north * source.north))
+        if source.profile is not None:
+            wave *= source.profile.transform(west, north)
+        total += source.fluxes[:, None, None].astype(np.float32) * wave.astype(np.complex64)
+    return total
+
+
+def _scenes(survey: Survey, sources: Sequence[Source], visits: Visits) -> NDArray[np.complex64]:
+    """Transforms [n, G, K] for every exposure."""
+    if not survey.turns:
+        return np.asarray(_scene(survey, sources, 0.0)[visits.band])
+    by_angle = {angle: _scene(survey, sources, angle) for angle in np.unique(visits.rotation)}
+    return np.stack([by_angle[angle][band] for angle, band in zip(visits.rotation, visits.band, strict=True)])
+
+
+def _images(survey: Survey, transforms: NDArray[np.complex64]) -> Image:
+    """Stamps [n, size, size] from transforms."""
+    _, _, side = _frequencies(survey)
+    full = fft.irfft2(transforms, s=(side, side))
+    step, edge = survey.oversample, survey.size * survey.oversample
+    return np.asarray(full[:, :edge:step, :edge:step] * np.float32(step**2), np.float32)
+
+
+def render(
+    rng: np.random.Generator,
+    survey: Survey,
+    visits: Visits,
+    sources: Sequence[Source],
+    flux: Array,
+    reference: Array,
+    *,
+    perfect: bool = False,
+) -> Rendered:
+    """The stamps of one object and their PSF photometry.
+
+    Args:
+        visits: n exposures.
+        sources: the constant scene.
+        flux: [n] nJy, of the point source in each exposure.
+        reference: [n] nJy, its flux in the template.
+        perfect: no defects, astrometric or calibration errors (for tests); noise stays.
+    """
+    n, amount = len(visits), 0.0 if perfect else 1.0
+    e1, e2 = rng.normal(0, ELLIPTICITY, (2, n))
+    optics = _optics(survey, visits.seeing, e1, e2)
+    jitter = rng.normal(0, survey.astrometric_error, (2, n)) * amount
+    middle = (survey.size // 2) * survey.pixel
+    shift = _shift(survey, middle + jitter[0], middle + jitter[1])
+    scenes = _scenes(survey, sources, visits)
+    psf = _images(survey, optics * shift)
+    still = _images(survey, optics * shift * scenes)
+    clean = still + flux.astype(np.float32)[:, None, None] * psf
+    gain = (1 + rng.normal(0, survey.calibration_error, n) * amount).astype(np.float32)[:, None, None]
+    electrons = _electrons(survey, visits)
+    noise = np.sqrt(visits.noise.astype(np.float32)[:, None, None] ** 2 + np.maximum(clean, 0) / electrons)
+    science = gain * clean + noise * rng.standard_normal(clean.shape, dtype=np.float32)
+    if not perfect:
+        add_defects(rng, survey, visits, science)
+    template = difference = None
+    unlike = science - gain * (still + reference.astype(np.float32)[:, None, None] * psf)
+    if survey.template_visits:
+        template, difference = _subtract(rng, survey, visits, scenes, reference, unlike, amount)
+        unlike = difference
+    measured, error = psf_photometry(unlike, psf, noise)
+    error = np.hypot(error, survey.calibration_error * amount * np.abs(measured))
+    return Rendered(science, template, difference, clean, psf, measured, error)
+
+
+def psf_photometry(images: Image, psf: Image, noise: Image) -> tuple[Array, Array]:
+    """Flux and error [n] of a point source of known place and PSF, unweighted; pixels that are not finite are left out."""
+    known = np.isfinite(images)
+    p = np.where(known, psf, 0)
+    norm = np.einsum("nyx,nyx->n", p, p, dtype=float)
+    flux = np.einsum("nyx,nyx->n", p, np.where(known, images, 0), dtype=float) / norm
+    error = np.sqrt(np.einsum("nyx,nyx->n", p**2, noise**2, dtype=float)) / norm
+    return flux, error
+
+
+def _electrons(survey: Survey, visits: Visits) -> Image:
+    each = np.array([band.electrons for band in survey.bands.values()])[visits.band]
+    return np.asarray((each * visits.depth)[:, None, None], np.float32)
+
+
+def _subtract(
+    rng: np.random.Generator,
+    survey: Survey,
+    visits: Visits,
+    scenes: NDArray[np.complex64],
+    reference: Array,
+    ideal: Image,
+    amount: float,
+) -> tuple[Image, Image]:
+    """Template and difference stamps: the template is sharper and deeper, and never fits perfectly."""
+    n, middle = len(visits), (survey.size // 2) * survey.pixel
+    bands = list(survey.bands.values())
+    everything = scenes + reference.astype(np.float32)[:, None, None]
+    sharp = np.array([0.92 * band.seeing for band in bands])[visits.band]
+    place, none = np.full(n, middle), np.zeros(n)
+    template = _images(survey, _optics(survey, sharp, none, none) * _shift(survey, place, place) * everything)
+    quiet = np.array([band.sky_noise for band in bands])[visits.band] / np.sqrt(survey.template_visits)
+    grain = quiet.astype(np.float32)[:, None, None] * rng.standard_normal(template.shape, dtype=np.float32)
+    off = rng.normal(0, REGISTRATION * survey.pixel, (2, n)) * amount
+    wider = visits.seeing * (1 + rng.normal(0, MATCH, n) * amount)
+    matched = _optics(survey, wider, none, none) * _shift(survey, middle + off[0], middle + off[1])
+    exact = _optics(survey, visits.seeing, none, none) * _shift(survey, place, place)
+    residual = _images(survey, (exact - matched) * everything)
+    template = _share_templates(visits, template + grain)
+    return template, np.asarray(ideal + residual - grain, np.float32)
+
+
+def _share_templates(visits: Visits, templates: Image) -> Image:
+    """One template per band, unless the camera turns: then each exposure has its own cut-out of it."""
+    if np.any(visits.rotation):
+        return templates
+    for band in np.unique(visits.band):
+        same = np.flatnonzero(visits.band == band)
+        templates[same] = templates[same[0]]
+    return templates
+
+
+def add_defects(rng: np.random.Generator, survey: Survey, visits: Visits, images: Image) -> None:
+    """Saturation, cosmic rays, bad columns and chip edges, in place."""
+    n = len(images)
+    along_x = abs(survey.column_angle - 90) < 45
+    _saturate(survey, visits, images, along_x)
+    for at in np.flatnonzero(rng.random(n) < COSMIC_RAY):
+        _cosmic_ray(rng, images[at], float(visits.noise[at]))
+    for at in np.flatnonzero(rng.random(n) < BAD_COLUMN):
+        line, level = int(rng.integers(survey.size)), rng.normal(0, 8) * visits.noise[at]
+        (images[at].T if not along_x else images[at])[line] += np.float32(level)
+    for at in np.flatnonzero(rng.random(n) < CHIP_EDGE):
+        # The chip ends at least 6 pixels from the source.
+        width = int(rng.integers(1, survey.size // 2 - 6))
+        view = images[at].T if rng.random() < 0.5 else images[at]
+        view[: width if rng.random() < 0.5 else -width] = np.nan if rng.random() < 0.5 else 0
+
+
+def _saturate(survey: Survey, visits: Visits, images: Image, along_x: bool) -> None:
+    """Clip at the full well and let the charge bleed along the columns."""
+    bands = list(survey.bands.values())
+    full = np.array([_full_well(survey, band.seeing) for band in bands])[visits.band].astype(np.float32)
+    for at in np.flatnonzero(images.max(axis=(1, 2)) > full):
+        view = images[at] if along_x else images[at].T
+        for line in np.flatnonzero((view > full[at]).any(1)):
+            row = view[line]
+            over = row > full[at]
+            spilled = float((row[over] - full[at]).sum() / full[at])
+            middle = float(np.flatnonzero(over).mean())
+            reach = (over.sum() + min(spilled, 4 * len(row))) / 2
+            row[np.abs(np.arange(len(row)) - middle) <= reach] = full[at]
+
+
+def _full_well(survey: Survey, seeing: float) -> float:
+    """nJy in the middle pixel of a star that just saturates."""
+    sigma = _core_width() * seeing / survey.pixel
+    peak = (1 - SECOND_FLUX + SECOND_FLUX / SECOND_SIZE**2) / (2 * np.pi * sigma**2)
+    return float(10 ** (0.4 * (AB_ZERO - survey.saturation)) * min(peak, 0.7))
+
+
+def _cosmic_ray(rng: np.random.Generator, image: Image, noise: float) -> None:
+    """A straight track of sharp pixels."""
+    length, angle = rng.integers(1, 9), rng.uniform(0, 2 * np.pi)
+    steps = np.arange(length)
+    x = np.rint(rng.uniform(0, image.shape[1]) + steps * np.cos(angle)).astype(int)
+    y = np.rint(rng.uniform(0, image.shape[0]) + steps * np.sin(angle)).astype(int)
+    inside = (x >= 0) & (x < image.shape[1]) & (y >= 0) & (y < image.shape[0])
+    image[y[inside], x[inside]] += np.float32(noise * 10 ** rng.uniform(1, 2.3)) * rng.uniform(
+        0.5, 1, inside.sum()
+    )

@@ -1,0 +1,233 @@
+"""Simulated surveys: from a number of objects and a seed to an archive of stamp sequences."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..archive import CLASSES, OBJECTS_PER_PART, ArchiveObject, ArchiveWriter, stamp_rows, write_part
+from ..errors import ArchiveError
+from .objects import DETECTION, Observed, Wish, observe
+from .render import Rendered, render
+from .surveys import AB_ZERO, Survey, survey_named
+
+# The labelled candidates of the SDSS-II Supernova Survey (Sako et al. 2018, PASP 130, 064002, as grouped by Bairouk et
+# al. 2023, A&A 673, A141): class, confirmed -> number.
+PUBLISHED: Mapping[tuple[str, bool], int] = MappingProxyType(
+    {
+        ("AGN", True): 906,
+        ("SNIa", True): 540,
+        ("SNIa", False): 1448,
+        ("Variable", True): 3225,
+        ("SNOther", True): 89,
+        ("SNOther", False): 2041,
+    }
+)
+# Photometric typing errs: share of the photometric labels behind which there is the other supernova class. SN Ia:
+# contamination of 4 % (Sako et al. 2018, section 7); core collapse: fewer checks exist, 10 % is our assumption.
+MISTAKES = MappingProxyType({"SNIa": 0.04, "SNOther": 0.10})
+
+MADE = """\
+## How it was made
+
+Simulated sky for {survey}: light curves from published population parameters, images rendered with hosts, neighbours,
+a PSF with wings, noise and defects; see docs/sky.md. Each object is observed through the season in which the survey
+finds it; its sequence holds **every** exposure of that season at its position (forced, as in Bairouk et al. 2023). The
+column `alert` is true from the first visit with a detection of {detection:g} sigma on: that is what an alert stream
+would send, what replay sends, and what an early classifier must be trained on.
+
+Labels: {labels}.
+"""
+
+
+def plan(objects: int, seed: int, *, balanced: bool) -> list[Wish]:
+    """Which objects to make, in a shuffled order."""
+    if objects < 1:
+        raise ArchiveError("an archive needs at least one object")
+    rng = np.random.default_rng([seed, 0xA11])
+    counts = _balanced(objects) if balanced else _in_proportion(objects)
+    wishes = [
+        _wish(rng, label, confirmed, balanced) for (label, confirmed), n in counts.items() for _ in range(n)
+    ]
+    return [wishes[i] for i in rng.permutation(len(wishes))]
+
+
+def _wish(rng: np.random.Generator, label: str, confirmed: bool, balanced: bool) -> Wish:
+    other = {"SNIa": "SNOther", "SNOther": "SNIa"}.get(label, label)
+    mistaken = not confirmed and not balanced and rng.random() < MISTAKES[label]
+    return Wish(label, other if mistaken else label, confirmed)
+
+
+def _in_proportion(objects: int) -> dict[tuple[str, bool], int]:
+    """The published counts scaled to a total, by largest remainder."""
+    total = sum(PUBLISHED.values())
+    exact = {key: count * objects / total for key, count in PUBLISHED.items()}
+    counts = {key: int(value) for key, value in exact.items()}
+    for key in sorted(exact, key=lambda k: counts[k] - exact[k])[: objects - sum(counts.values())]:
+        counts[key] += 1
+    return counts
+
+
+def _balanced(objects: int) -> dict[tuple[str, bool], int]:
+    """Equal classes; supernovae half confirmed."""
+    counts: dict[tuple[str, bool], int] = {}
+    for number, label in enumerate(CLASSES):
+        n = objects // len(CLASSES) + (number < objects % len(CLASSES))
+        photometric = n // 2 if label.startswith("SN") else 0
+        counts[label, True] = n - photometric
+        counts[label, False] = photometric
+    return counts
+
+
+def simulate_object(
+    survey: Survey, seed: int, number: int, wish: Wish, seasons: int
+) -> tuple[ArchiveObject, NDArray[np.void]]:
+    """One object with its stamps; depends on nothing but its arguments."""
+    rng = np.random.default_rng([seed, _code(survey.name), number])
+    season = int(rng.integers(seasons))
+    seen = observe(rng, survey, seed, season, wish)
+    images = render(rng, survey, seen.visits, seen.sources, seen.flux, seen.reference)
+    return _describe(survey, seed, number, wish, seen), _rows(survey, seed, number, seen, images)
+
+
+def _code(name: str) -> int:
+    return int.from_bytes(name.encode()[:4], "big")
+
+
+def _describe(survey: Survey, seed: int, number: int, wish: Wish, seen: Observed) -> ArchiveObject:
+    target = seen.target
+    return ArchiveObject(
+        object_id=f"{survey.name}-sim{seed}-{number:06d}",
+        label=wish.label,
+        true_class=target.label,
+        type=target.type,
+        confirmed=wish.confirmed,
+        redshift=target.redshift,
+        ra=seen.ra,
+        dec=seen.dec,
+        peak_mjd=target.peak_mjd,
+        origin="simulated",
+        survey=survey.name,
+        parameters={name: round(float(value), 5) for name, value in target.facts.items()},
+    )
+
+
+def _rows(survey: Survey, seed: int, number: int, seen: Observed, images: Rendered) -> NDArray[np.void]:
+    visits, names = seen.visits, list(survey.bands)
+    searched = np.isin(visits.band, [i for i, name in enumerate(names) if name in survey.search])
+    height = np.abs(images.flux) / images.flux_error * searched
+    detected = height > DETECTION
+    if not detected.any():
+        detected[np.argmax(height)] = True
+    pixels = {"stamp": images.science}
+    if images.template is not None and images.difference is not None:
+        pixels |= {"template": images.template, "difference": images.difference}
+    zero_points = np.array([band.zero_point for band in survey.bands.values()])[visits.band]
+    return stamp_rows(
+        pixels,
+        {
+            # 23 bits of the seed, 28 of the object, 12 of the stamp: unique among archives of different seeds.
+            "source_id": ((seed & 0x7FFFFF) << 40) + (number << 12) + np.arange(len(visits)),
+            "mjd": visits.mjd,
+            "band": np.array(names)[visits.band],
+            "detected": detected,
+            "alert": visits.visit >= visits.visit[detected].min(),
+            "flux": images.flux,
+            "flux_error": images.flux_error,
+            "source_flux": seen.flux,
+            "psf_fwhm": visits.seeing,
+            "sky_noise": visits.noise,
+            "zero_point": zero_points + 2.5 * np.log10(visits.depth),
+            "rotation": visits.rotation,
+        },
+    )
+
+
+def _simulate_part(
+    survey_name: str, seed: int, seasons: int, directory: Path, task: tuple[int, list[tuple[int, Wish]]]
+) -> list[dict[str, Any]]:
+    """Runs in a worker: simulate the objects of one part and write them."""
+    part, wishes = task
+    survey = survey_named(survey_name)
+    made = (simulate_object(survey, seed, number, wish, seasons) for number, wish in wishes)
+    return write_part(directory, part, made)
+
+
+def simulate(
+    survey: str,
+    objects: int,
+    seed: int,
+    out: str | Path,
+    *,
+    seasons: int = 3,
+    balanced: bool = False,
+    processes: int | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Simulate a survey and write the archive; the same arguments give the same bytes on any number of processes.
+
+    Args:
+        survey: sdss, ztf or lsst.
+        objects: how many; 8249 with the published mixture are the labelled candidates of the SDSS-II search.
+        seed: of everything.
+        out: directory of the archive.
+        seasons: how many seasons of the survey the objects are spread over, 1 to 3.
+        balanced: equal classes and no wrong labels, instead of the published mixture.
+        processes: by default one per core.
+
+    Raises:
+        ArchiveError: unknown survey, impossible numbers, or `out` exists.
+    """
+    sky = survey_named(survey)
+    if not 1 <= seasons <= len(sky.cadence.seasons):
+        raise ArchiveError(f"{survey} has 1 to {len(sky.cadence.seasons)} seasons, not {seasons}")
+    if not 0 <= seed < 2**23:
+        raise ArchiveError(f"the seed must be from 0 to {2**23 - 1}, not {seed}")
+    wishes = list(enumerate(plan(objects, seed, balanced=balanced)))
+    tasks = [
+        (part, wishes[start : start + OBJECTS_PER_PART])
+        for part, start in enumerate(range(0, len(wishes), OBJECTS_PER_PART))
+    ]
+    with ArchiveWriter(out, _card(sky, objects, seed, seasons, balanced), overwrite=overwrite) as writer:
+        work = partial(_simulate_part, survey, seed, seasons, writer.directory)
+        with tqdm(total=objects, unit=" objects", disable=not progress) as bar:
+            for rows in _each(work, tasks, processes or len(os.sched_getaffinity(0))):
+                writer.adopt(rows)
+                bar.update(len(rows))
+    return Path(out)
+
+
+def _each(work: Any, tasks: list[Any], processes: int) -> Iterator[list[dict[str, Any]]]:
+    if processes == 1 or len(tasks) == 1:
+        yield from map(work, tasks)
+        return
+    # Not fork: the caller may have threads (Kafka, torch), and a fork would copy their locks.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(processes, len(tasks))) as pool:
+        yield from pool.imap(work, tasks)
+
+
+def _card(survey: Survey, objects: int, seed: int, seasons: int, balanced: bool) -> dict[str, Any]:
+    mixture = " --balanced" if balanced else ""
+    share = ", ".join(f"{label} {share:.0%}" for label, share in MISTAKES.items())
+    labels = (
+        "all classes equally often, no label is wrong"
+        if balanced
+        else f"the published mixture; of the photometric supernova labels these shares are wrong: {share}"
+    )
+    return {
+        "command": f"skyheed archive simulate --survey {survey.name} --objects {objects} --seed {seed} "
+        f"--seasons {seasons}{mixture}",
+        "seed": seed,
+        "made": MADE.format(survey=survey.name, detection=DETECTION, labels=labels),
+        "pixel": survey.pixel,
+        "zero_point_njy": AB_ZERO,
+    }

@@ -1,0 +1,189 @@
+"""Variable stars: magnitudes in every band as a function of time."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+# Wavelengths at which colours are given: u g r i z of SDSS; other bands are interpolated.
+NODES = np.array([3551.0, 4686.0, 6166.0, 7480.0, 8932.0])
+
+# How often each kind is drawn. The survey's own label is only "varies over several seasons" (Sako et al. 2018, PASP
+# 130, 064002), so the mixture is ours: halo pulsators and binaries as in Stripe 82 (Sesar et al. 2007, AJ 134, 2236),
+# flares and red giants rarer.
+MIXTURE = MappingProxyType(
+    {"RRab": 0.32, "RRc": 0.12, "DSCT": 0.12, "EA": 0.12, "EW": 0.16, "LPV": 0.06, "flare": 0.10}
+)
+
+# RR Lyrae: periods and amplitudes in g, r, i, z relative to g: Sesar et al. 2010, ApJ 708, 717.
+RR_PERIOD = {"RRab": (0.58, 0.066), "RRc": (0.33, 0.035)}
+RR_AMPLITUDE_G = {"RRab": (0.95, 0.25), "RRc": (0.52, 0.10)}
+PULSATION_RATIO = np.array([0.95, 1.00, 0.72, 0.57, 0.52])
+# Fourier amplitudes relative to the first, sine series of a saw-tooth whose rise is quick.
+SHAPES = {"RRab": (1.0, 0.48, 0.34, 0.22, 0.14, 0.09), "RRc": (1.0, 0.17, 0.08), "DSCT": (1.0, 0.25, 0.1)}
+# Mean colours u-g, g-r, r-i, i-z, and their scatter.
+COLOURS: Mapping[str, tuple[float, float, float, float, float]] = MappingProxyType(
+    {
+        "RRab": (1.15, 0.20, 0.06, 0.01, 0.05),
+        "RRc": (1.15, 0.08, -0.02, -0.02, 0.05),
+        "DSCT": (1.05, 0.00, -0.08, -0.06, 0.06),
+        "EA": (1.35, 0.45, 0.16, 0.08, 0.25),
+        "EW": (1.45, 0.55, 0.20, 0.10, 0.20),
+        "LPV": (2.6, 1.45, 1.10, 0.60, 0.25),
+        "flare": (2.5, 1.45, 1.35, 0.75, 0.15),
+    }
+)  # fmt: skip
+# Apparent r at the bright and faint end between which stars are drawn, with N(m) ~ 10^(slope m).
+BRIGHTNESS = {
+    "RRab": (14.5, 20.5, 0.05), "RRc": (14.5, 20.5, 0.05), "DSCT": (15.0, 21.0, 0.15), "EA": (15.0, 21.0, 0.25),
+    "EW": (15.0, 21.0, 0.25), "LPV": (14.0, 18.5, 0.1), "flare": (17.0, 22.5, 0.35),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Star:
+    """One variable star.
+
+    Attributes:
+        magnitudes: mean AB magnitude at `NODES`.
+        change: (mjd [n], index of the node) -> magnitudes to add [n]; negative is brighter.
+        timing: days over which the star changes; a visit counts as one moment if it is long against it.
+    """
+
+    type: str
+    magnitudes: Array
+    change: Callable[[Array, Array], Array]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def draw_star(rng: np.random.Generator, kind: str | None = None) -> Star:
+    """A variable star; `kind` of `MIXTURE`, by its frequency if not given."""
+    kind = kind or str(rng.choice(list(MIXTURE), p=np.array(list(MIXTURE.values())) / sum(MIXTURE.values())))
+    makers = {"EA": _detached, "EW": _contact, "LPV": _long_period, "flare": _flares}
+    change, facts = makers.get(kind, _pulsator)(rng, kind)
+    return Star(kind, _mean_magnitudes(rng, kind), change, facts)
+
+
+def _mean_magnitudes(rng: np.random.Generator, kind: str) -> Array:
+    bright, faint, slope = BRIGHTNESS[kind]
+    share = rng.random() * (10 ** (slope * (faint - bright)) - 1) + 1
+    r = bright + np.log10(share) / slope
+    *means, scatter = COLOURS[kind]
+    # One temperature moves all colours together, most in the blue.
+    ug, gr, ri, iz = (
+        np.array(means) + rng.normal(0, scatter) * np.array([0.8, 1.0, 0.5, 0.3]) + rng.normal(0, 0.02, 4)
+    )
+    return np.array([r + gr + ug, r + gr, r, r - ri, r - ri - iz])
+
+
+Change = tuple[Callable[[Array, Array], Array], dict[str, Any]]
+
+
+def _pulsator(rng: np.random.Generator, kind: str) -> Change:
+    if kind == "DSCT":
+        # delta Scuti and SX Phoenicis: 0.03-0.2 d, high-amplitude ones are what a search finds (McNamara 2011, AJ 142, 110)
+        period, amplitude = rng.uniform(0.04, 0.15), min(0.1 + rng.exponential(0.2), 0.8)
+    else:
+        period = max(rng.normal(*RR_PERIOD[kind]), 0.2)
+        amplitude = max(rng.normal(*RR_AMPLITUDE_G[kind]), 0.15)
+    start, shape = rng.random(), np.array(SHAPES[kind])
+    orders = np.arange(1, len(shape) + 1)
+
+    def wave(cycle: Array) -> Array:
+        return np.asarray((shape * np.sin(2 * np.pi * orders * cycle[:, None])).sum(1))
+
+    grid = wave(np.linspace(0, 1, 400))
+    scale = amplitude / np.ptp(grid)
+
+    def change(mjd: Array, node: Array) -> Array:
+        return np.asarray(scale * PULSATION_RATIO[node] * -wave(-(mjd / period + start)))
+
+    return change, {"period": period, "amplitude_g": amplitude}
+
+
+def _detached(rng: np.random.Generator, kind: str) -> Change:
+    """Detached binaries: two eclipses, deeper in the blue; periods as in Kepler's (Kirk et al. 2016, AJ 151, 68)."""
+    period = float(np.clip(10 ** rng.normal(0.25, 0.35), 0.4, 20))
+    depth = rng.uniform(0.2, 1.2)
+    second = depth * rng.uniform(0.1, 0.9)
+    width = rng.uniform(0.015, 0.05) * min(1.5, 2 / period**0.5)  # of the cycle
+    start, blue = rng.random(), np.array([1.10, 1.04, 1.0, 0.97, 0.95])
+
+    def change(mjd: Array, node: Array) -> Array:
+        cycle = (mjd / period + start) % 1
+        first = depth * np.exp(-0.5 * (np.minimum(cycle, 1 - cycle) / width) ** 4)
+        other = second * np.exp(-0.5 * (np.abs(cycle - 0.5) / width) ** 4)
+        return np.asarray((first * blue[node] + other))
+
+    return change, {"period": period, "depth": depth}
+
+
+def _contact(rng: np.random.Generator, kind: str) -> Change:
+    """W UMa binaries: period and amplitude of Rucinski 2001 (AJ 122, 1007); nearly the same in all bands."""
+    period, amplitude = float(np.clip(rng.normal(0.34, 0.07), 0.22, 0.8)), rng.uniform(0.15, 0.8)
+    start, unequal = rng.random(), rng.normal(0, 0.04)
+
+    def change(mjd: Array, node: Array) -> Array:
+        angle = 2 * np.pi * (mjd / period + start)
+        dip = (1 - np.abs(np.sin(angle)) ** 0.8) * amplitude
+        return np.asarray(dip + unequal * np.cos(angle) - 0.36 * amplitude)
+
+    return change, {"period": period, "amplitude": amplitude}
+
+
+def _long_period(rng: np.random.Generator, kind: str) -> Change:
+    """Semi-regular and Mira variables: slow, large in the blue (Soszynski et al. 2009, AcA 59, 239)."""
+    period, amplitude = 10 ** rng.uniform(1.8, 2.7), 10 ** rng.uniform(-0.6, 0.4)
+    ratio = np.array([1.2, 1.0, 0.75, 0.45, 0.35])
+    phases = rng.uniform(0, 2 * np.pi, 3)
+    periods = period * np.array([1.0, rng.uniform(0.45, 0.7), rng.uniform(1.5, 3.0)])
+    weights = np.array([0.40, 0.12, 0.15]) * amplitude
+
+    def change(mjd: Array, node: Array) -> Array:
+        waves = (weights * np.sin(2 * np.pi * mjd[:, None] / periods + phases)).sum(1)
+        return np.asarray(waves * ratio[node])
+
+    return change, {"period": period, "amplitude_g": amplitude}
+
+
+# A flare is a 9000 K black body; its flux relative to an M dwarf's in r, at `NODES` (Kowalski et al. 2013, ApJS 207,
+# 15). Shape: Davenport et al. 2014, ApJ 797, 122. Sizes: dN/dE ~ E^-1.8 (Hilton et al. 2010, AJ 140, 1402).
+FLARE_COLOUR = np.array([1.05, 1.20, 1.00, 0.83, 0.68])
+
+
+def _flares(rng: np.random.Generator, kind: str) -> Change:
+    """An M dwarf with a few flares in the season, at least one of them during a visit (`at` sets when)."""
+    rate = rng.uniform(0.05, 0.4)  # flares a day of the sizes below
+
+    def change(mjd: Array, node: Array) -> Array:
+        extra = np.zeros(len(mjd))
+        for night in np.unique(np.floor(mjd)):
+            local = np.random.default_rng([seed, int(night)])
+            here = np.floor(mjd) == night
+            for _ in range(local.poisson(rate)):
+                peak = night + local.random()
+                extra[here] += _one_flare(local, mjd[here] - peak)
+        colours = _M_DWARF[node]
+        return np.asarray(-2.5 * np.log10(1 + extra * FLARE_COLOUR[node] / colours))
+
+    seed = int(rng.integers(2**31))
+    return change, {"rate": rate}
+
+
+# Quiet M dwarf relative to its r flux, from COLOURS above.
+_M_DWARF = 10 ** (-0.4 * np.array([2.5 + 1.45, 1.45, 0.0, -1.35, -1.35 - 0.75]))
+
+
+def _one_flare(rng: np.random.Generator, days: Array) -> Array:
+    """Flare flux relative to the quiet star's r flux; `days` from its peak."""
+    height = min(0.03 * (1 - rng.random()) ** (-1 / 1.1), 30.0)
+    width = 0.004 * (height / 0.03) ** 0.4 * 10 ** rng.normal(0, 0.2)  # days, full width at half maximum
+    t = days / width
+    rise = np.clip(1 + t, 0, 1) ** 2
+    decay = 0.689 * np.exp(-1.6 * np.maximum(t, 0)) + 0.303 * np.exp(-0.278 * np.maximum(t, 0))
+    return np.asarray(height * np.where(t < 0, rise, decay))

@@ -1,0 +1,226 @@
+"""Survey constants, each with its source: what the same simulation needs to know to become SDSS, ZTF or LSST.
+
+Fluxes are nJy; AB magnitudes have zero point 31.4 (Oke & Gunn 1983, ApJ 266, 713).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ..errors import ArchiveError
+
+AB_ZERO = 31.4
+
+
+@dataclass(frozen=True)
+class Band:
+    """One filter and what the survey's camera does in it, for a typical visit.
+
+    Attributes:
+        wavelength, width: effective wavelength and full width at half maximum, Angstrom.
+        seeing: median FWHM of the PSF, arcsec.
+        sky_noise: nJy per pixel.
+        electrons: electrons per nJy in one exposure, for photon noise.
+        extinction: A(band) / E(B-V), Schlafly & Finkbeiner 2011, ApJ 737, 103, R_V = 3.1.
+        delay: seconds after the visit's start.
+        zero_point: AB magnitude of one count.
+    """
+
+    wavelength: float
+    width: float
+    seeing: float
+    sky_noise: float
+    electrons: float
+    extinction: float
+    delay: float
+    zero_point: float
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When a position is looked at.
+
+    Attributes:
+        seasons: first and last MJD of every season.
+        clear: share of nights that are not lost to weather.
+        memory: chance that a night is like the last one, beyond `clear` itself.
+        fields: into how many fields the sky is cut; a night images some of them.
+        visits: chance that a clear night images a given field.
+        filters: groups of bands taken in one visit, with their relative frequency.
+        lost: chance that one band of a visit is missing.
+    """
+
+    seasons: tuple[tuple[float, float], ...]
+    clear: float
+    memory: float
+    fields: int
+    visits: float
+    filters: Mapping[str, float]
+    lost: float
+
+
+@dataclass(frozen=True, eq=False)  # compared and hashed as the one object it is
+class Survey:
+    """Everything the simulation knows about a survey.
+
+    Attributes:
+        pixel: arcsec; size: pixels along a stamp's side.
+        ra, dec: limits of the area, degrees; ra may run beyond 360.
+        astrometric_error: scatter of the source's place in its stamps per coordinate, arcsec.
+        calibration_error: scatter of the visits' zero points, relative.
+        saturation: AB magnitude of a star that saturates its middle pixel in median seeing.
+        search: bands in which the survey looks for candidates.
+        template_visits: visits stacked into the template; 0: the survey sends no template or difference stamps.
+        oversample: factor of the grid on which an image is drawn, 2 where the PSF is badly sampled.
+        turns: the camera turns on the sky from visit to visit.
+        column_angle: direction of the detector's columns in a stamp, degrees from the rows' normal.
+    """
+
+    name: str
+    bands: Mapping[str, Band]
+    cadence: Cadence
+    pixel: float
+    size: int
+    ra: tuple[float, float]
+    dec: tuple[float, float]
+    astrometric_error: float
+    calibration_error: float
+    saturation: float
+    search: str
+    template_visits: int
+    oversample: int
+    turns: bool
+    column_angle: float
+
+
+def _bands(rows: Mapping[str, tuple[float, ...]]) -> Mapping[str, Band]:
+    return MappingProxyType({name: Band(*values) for name, values in rows.items()})
+
+
+# SDSS. Wavelengths and widths: Fukugita et al. 1996, AJ 111, 1748. Seeing: Stripe 82 in r 1.3-1.4", worse in the blue
+# (Annis et al. 2014, ApJ 794, 120). Sky noise: so that the error of a faint point source is the median of the 101
+# light curves of SALT3.K21 (u 1960, g 710, r 1000, i 1460, z 4650 nJy). Electrons: gain and nanomaggies per count of
+# the SDSS photometric system (psField, frame headers). Delays: the filters cross the sky in the order r i u z g, one
+# every 71.7 s (Gunn et al. 1998, AJ 116, 3040). Astrometry: 45 mas (Pier et al. 2003, AJ 125, 1559).
+# Nights: Frieman et al. 2008, AJ 135, 338: September to November of 2005, 2006 and 2007, two strips by turns.
+SDSS = Survey(
+    name="sdss",
+    bands=_bands(
+        {
+            "u": (3551, 599, 1.50, 262, 0.043, 4.239, 143.4, 22.5),
+            "g": (4686, 1379, 1.42, 100, 0.24, 3.303, 286.8, 24.4),
+            "r": (6166, 1382, 1.33, 150, 0.27, 2.285, 0.0, 24.1),
+            "i": (7480, 1535, 1.27, 230, 0.21, 1.698, 71.7, 23.8),
+            "z": (8932, 1370, 1.29, 720, 0.040, 1.263, 215.1, 22.2),
+        }
+    ),
+    cadence=Cadence(
+        seasons=((53614, 53706), (53974, 54069), (54346, 54434)),
+        clear=0.60,
+        memory=0.35,
+        fields=2,
+        visits=0.55,
+        filters=MappingProxyType({"ugriz": 1.0}),
+        lost=0.02,
+    ),
+    pixel=0.396,
+    size=64,
+    ra=(300.0, 420.0),
+    dec=(-1.26, 1.26),
+    astrometric_error=0.045,
+    calibration_error=0.01,
+    saturation=14.0,
+    search="gri",
+    template_visits=0,
+    oversample=1,
+    turns=False,
+    # A drift scan runs along the equator: columns of the CCD lie along right ascension.
+    column_angle=90.0,
+)
+
+# ZTF. Wavelengths and widths: Bellm et al. 2019, PASP 131, 018002. Depth (5 sigma: 20.8, 20.6, 19.9) and seeing
+# 2.1, 2.0, 2.1": ibid.; 6.2 electrons a count, zero points 26.2-26.3 (Masci et al. 2019, PASP 131, 018003).
+# Cadence of the public survey, g and r every third night, i for part of the sky every fourth.
+ZTF = Survey(
+    name="ztf",
+    bands=_bands(
+        {
+            "g": (4723, 1282, 2.10, 1000, 0.056, 3.258, 0.0, 26.27),
+            "r": (6340, 1553, 2.00, 1200, 0.056, 2.238, 2700.0, 26.28),
+            "i": (7886, 1420, 2.05, 2300, 0.052, 1.602, 5400.0, 25.66),
+        }
+    ),
+    cadence=Cadence(
+        seasons=((58300, 58480), (58665, 58845), (59030, 59210)),
+        clear=0.72,
+        memory=0.35,
+        fields=3,
+        visits=0.34,
+        filters=MappingProxyType({"gr": 0.70, "gri": 0.15, "r": 0.08, "g": 0.07}),
+        lost=0.01,
+    ),
+    pixel=1.01,
+    size=63,
+    ra=(0.0, 360.0),
+    dec=(-25.0, 75.0),
+    astrometric_error=0.08,
+    calibration_error=0.012,
+    saturation=12.5,
+    search="gr",
+    template_visits=20,
+    oversample=2,
+    turns=False,
+    column_angle=0.0,
+)
+
+# LSST. Wavelengths, widths, depth of a visit (23.8, 24.5, 24.0, 23.4, 22.7, 22.0 after dithering and airmass), FWHM and
+# zero points for 30 s: Ivezic et al. 2019, ApJ 873, 111, table 2, and Rubin SMTN-002. The wide survey looks at a
+# field in two filters every 3-4 nights, in an orientation that changes from visit to visit.
+LSST = Survey(
+    name="lsst",
+    bands=_bands(
+        {
+            "u": (3671, 600, 0.92, 24, 0.45, 4.145, 0.0, 31.4),
+            "g": (4827, 1430, 0.87, 12, 1.85, 3.237, 0.0, 31.4),
+            "r": (6223, 1390, 0.83, 19, 1.52, 2.273, 1800.0, 31.4),
+            "i": (7546, 1270, 0.80, 31, 1.14, 1.684, 1800.0, 31.4),
+            "z": (8691, 1030, 0.78, 59, 0.79, 1.323, 3600.0, 31.4),
+            "y": (9712, 990, 0.76, 145, 0.39, 1.088, 3600.0, 31.4),
+        }
+    ),
+    cadence=Cadence(
+        seasons=((61300, 61480), (61665, 61845), (62030, 62210)),
+        clear=0.78,
+        memory=0.3,
+        fields=3,
+        visits=0.34,
+        filters=MappingProxyType({"gr": 0.25, "ri": 0.25, "iz": 0.18, "zy": 0.17, "ug": 0.15}),
+        lost=0.01,
+    ),
+    pixel=0.2,
+    size=30,
+    ra=(0.0, 360.0),
+    dec=(-65.0, 5.0),
+    astrometric_error=0.015,
+    calibration_error=0.005,
+    saturation=16.0,
+    search="griz",
+    template_visits=20,
+    oversample=1,
+    turns=True,
+    column_angle=0.0,
+)
+
+SURVEYS: Mapping[str, Survey] = MappingProxyType({survey.name: survey for survey in (SDSS, ZTF, LSST)})
+
+
+def survey_named(name: str) -> Survey:
+    """The survey of that name.
+
+    Raises:
+        ArchiveError: no such survey.
+    """
+    try:
+        return SURVEYS[name]
+    except KeyError:
+        raise ArchiveError(f"no sky for survey {name!r}; there are {', '.join(SURVEYS)}") from None
