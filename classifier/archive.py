@@ -118,9 +118,7 @@ def split_of(object_id: str) -> str:
     raise AssertionError("the shares of SPLITS do not sum to 100")
 
 
-def stamp_rows(
-    pixels: Mapping[str, NDArray[np.float32]], columns: Mapping[str, NDArray[Any]]
-) -> NDArray[np.void]:
+def stamp_rows(pixels: Mapping[str, NDArray[np.float32]], columns: Mapping[str, NDArray[Any]]) -> NDArray[np.void]:
     """One object's stamps as the structured array that `Archive.stamps` returns.
 
     Args:
@@ -165,10 +163,8 @@ def _stamp_table(object_id: str, stamps: NDArray[np.void]) -> pa.Table:
     stamps = stamps[order]
     noise = stamps["sky_noise"]
     if not (np.isfinite(noise) & (noise > 0)).all():
-        raise ArchiveError(
-            f"object {object_id} has a stamp without sky noise; it sets the unit of its pixels"
-        )
-    unit = noise / np.float32(STEPS_PER_NOISE)
+        raise ArchiveError(f"object {object_id} has a stamp without sky noise; it sets the unit of its pixels")
+    unit = (noise / STEPS_PER_NOISE).astype(np.float32)
     columns = {"object_id": pa.array([object_id] * len(stamps))}
     columns |= {name: pa.array(stamps[name].tolist(), _ARROW[kind]) for name, kind in _COLUMNS}
     columns["stamp_unit"] = pa.array(unit)
@@ -188,9 +184,7 @@ def _pack(images: NDArray[np.float32], unit: NDArray[np.float32]) -> pa.Array:
     packed = np.rint(images / unit[:, None, None])
     packed = np.minimum(np.maximum(packed, -largest, out=packed), largest, out=packed).astype("<f2")
     size = packed[0].nbytes
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(size), len(packed), [None, pa.py_buffer(packed.tobytes())]
-    )
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(packed), [None, pa.py_buffer(packed.tobytes())])
 
 
 def _object_row(thing: ArchiveObject, stamps: NDArray[np.void], part: int, group: int) -> dict[str, Any]:
@@ -245,9 +239,7 @@ class ArchiveWriter:
         if self.path.exists() and not overwrite:
             raise ArchiveError(f"{self.path} exists; choose another name or ask to overwrite it")
         if self.path.exists() and not (self.path / "card.json").is_file():
-            raise ArchiveError(
-                f"{self.path} is not an archive and will not be overwritten; choose another name"
-            )
+            raise ArchiveError(f"{self.path} is not an archive and will not be overwritten; choose another name")
         # Workers of a simulation write their parts here themselves; see `adopt`.
         self.directory = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
         self._rows: list[dict[str, Any]] = []
@@ -361,19 +353,15 @@ class Archive:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ArchiveError(
-                f"no archive at {self.path}; make one with `skyheed archive simulate -o {self.path}`"
-            )
+            raise ArchiveError(f"no archive at {self.path}; make one with `skyheed archive simulate -o {self.path}`")
         try:
             self.card: dict[str, Any] = json.loads((self.path / "card.json").read_text())
             self.objects = pq.read_table(self.path / "objects.parquet")
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ArchiveError(f"{self.path} is not a complete archive: {error}") from error
         if self.card.get("format") != FORMAT:
-            raise ArchiveError(
-                f"{self.path} has format {self.card.get('format')}, this version reads {FORMAT}"
-            )
-        self._rows = {row["object_id"]: row for row in self.objects.to_pylist()}
+            raise ArchiveError(f"{self.path} has format {self.card.get('format')}, this version reads {FORMAT}")
+        self._rows: dict[str, dict[str, Any]] = {row["object_id"]: row for row in self.objects.to_pylist()}
         # An open file is a parsed footer; a few suffice for readers that go through the parts in order.
         self._open = lru_cache(8)(self._open_part)
 
@@ -390,10 +378,9 @@ class Archive:
         Raises:
             ArchiveError: the archive does not have it.
         """
-        try:
-            return self._rows[object_id]
-        except KeyError:
-            raise ArchiveError(f"{self.path} has no object {object_id!r}") from None
+        if object_id not in self._rows:
+            raise ArchiveError(f"{self.path} has no object {object_id!r}")
+        return self._rows[object_id]
 
     def stamps(
         self, object_id: str, *, kinds: Sequence[str] = ("stamp",), alerts_only: bool = False
@@ -475,9 +462,7 @@ class Archive:
 def _overlaps(file: pq.ParquetFile, group: int, start: float, end: float) -> bool:
     column = file.schema_arrow.names.index("mjd")
     statistics = file.metadata.row_group(group).column(column).statistics
-    return (
-        statistics is None or not statistics.has_min_max or (statistics.max >= start and statistics.min < end)
-    )
+    return statistics is None or not statistics.has_min_max or (statistics.max >= start and statistics.min < end)
 
 
 def _read_group(file: pq.ParquetFile, group: int, kinds: tuple[str, ...]) -> NDArray[np.void]:

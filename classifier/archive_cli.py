@@ -18,12 +18,8 @@ def archive() -> None:
 @click.option("--survey", default="sdss", show_default=True, help="sdss, ztf or lsst.")
 @click.option("--objects", type=int, default=8249, show_default=True, help="How many objects.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same bytes.")
-@click.option(
-    "--seasons", type=int, default=3, show_default=True, help="Seasons the objects are spread over."
-)
-@click.option(
-    "--balanced", is_flag=True, help="Equal classes, no wrong labels, instead of the published mixture."
-)
+@click.option("--seasons", type=int, default=3, show_default=True, help="Seasons the objects are spread over.")
+@click.option("--balanced", is_flag=True, help="Equal classes, no wrong labels, instead of the published mixture.")
 @click.option("--processes", type=int, help="Processes; by default one per core.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")

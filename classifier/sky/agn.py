@@ -63,9 +63,7 @@ def spectrum(wavelength: Array) -> Array:
 def relation(law: tuple[float, float, float, float], nucleus: Nucleus, wavelength: float) -> float:
     """One of the two relations above at a rest wavelength."""
     a, b, c, d = law
-    return float(
-        10 ** (a + b * np.log10(wavelength / 4000) + c * (nucleus.magnitude + 23) + d * (nucleus.mass - 9))
-    )
+    return float(10 ** (a + b * np.log10(wavelength / 4000) + c * (nucleus.magnitude + 23) + d * (nucleus.mass - 9)))
 
 
 def damped_random_walk(rng: np.random.Generator, times: Array, timescale: float, walks: int) -> Array:

@@ -40,7 +40,7 @@ class Visits:
     def __len__(self) -> int:
         return len(self.mjd)
 
-    def __getitem__(self, keep: NDArray[np.bool_]) -> "Visits":
+    def __getitem__(self, keep: NDArray[np.bool_] | NDArray[np.intp]) -> "Visits":
         return Visits(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
 
 
@@ -65,9 +65,7 @@ def season(survey: Survey, number: int, seed: int) -> Season:
     pairs = [(night, field) for night in nights for field in _imaged(rng, survey)]
     night, fields = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
     names, weights = list(survey.cadence.filters), np.array(list(survey.cadence.filters.values()))
-    by_night = {
-        n: (rng.normal(0, SEEING_NIGHT), rng.normal(0, SKY_NIGHT), rng.exponential(CLOUD)) for n in nights
-    }
+    by_night = {n: (rng.normal(0, SEEING_NIGHT), rng.normal(0, SKY_NIGHT), rng.exponential(CLOUD)) for n in nights}
     seeing, sky, cloud = (np.array([by_night[n][i] for n in night]) for i in range(3))
     group = tuple(rng.choice(names, size=len(night), p=weights / weights.sum()))
     return Season(night, fields, seeing, sky, cloud, group)
@@ -87,9 +85,7 @@ def _imaged(rng: np.random.Generator, survey: Survey) -> list[int]:
     return [field for field in range(survey.cadence.fields) if rng.random() < survey.cadence.visits]
 
 
-def visits_at(
-    rng: np.random.Generator, survey: Survey, number: int, seed: int, ra: float, field: int
-) -> Visits:
+def visits_at(rng: np.random.Generator, survey: Survey, number: int, seed: int, ra: float, field: int) -> Visits:
     """All exposures of one position in one season.
 
     Args:

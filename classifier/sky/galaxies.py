@@ -117,18 +117,14 @@ def draw_host(rng: np.random.Generator, survey: Survey, population: str, redshif
     return make_galaxy(rng, survey, kind, redshift, float(np.clip(rng.normal(mean, scatter), -23.5, -15)))
 
 
-def make_galaxy(
-    rng: np.random.Generator, survey: Survey, kind: str, redshift: float, magnitude: float
-) -> Galaxy:
+def make_galaxy(rng: np.random.Generator, survey: Survey, kind: str, redshift: float, magnitude: float) -> Galaxy:
     """A galaxy of given kind and absolute r magnitude, seen from a random side."""
     redshift = max(redshift, NEAREST)
     fluxes = magnitude_to_njy(magnitude + distance_modulus(redshift)) * band_fluxes(survey, kind, redshift)
     fluxes = fluxes * (1 + redshift)
     radius = half_light_kpc(rng, kind, magnitude) / float(kpc_per_arcsec(redshift))
     angle, tilt = rng.uniform(0, np.pi), rng.random()
-    disc = float(
-        np.sqrt(tilt**2 + (1 - tilt**2) * 0.2**2)
-    )  # a disc of intrinsic thickness 0.2, cos i uniform
+    disc = float(np.sqrt(tilt**2 + (1 - tilt**2) * 0.2**2))  # a disc of intrinsic thickness 0.2, cos i uniform
     bulge = float(np.clip(rng.normal(*BULGE[kind]), 0, 1))
     return Galaxy(
         kind,

@@ -30,7 +30,7 @@ DUST = (0.045, 0.22)
 NEIGHBOURS, COUNT_SLOPE, STAR_SHARE = 14.0, 0.30, 0.35
 BRIGHTEST = 12.0
 NOT_LATER = 2  # visits that must follow the first detection
-# Probability to have been given a spectrum against magnitude at peak: half at this r, over this width. Sako et al. 2018.
+# Chance of a spectrum against magnitude at peak: one half at this r, over this width (shape after Sako et al. 2018).
 SPECTRUM = (20.6, 0.45)
 
 
@@ -101,7 +101,7 @@ def _spectrum_as_wished(rng: np.random.Generator, target: Target, wish: Wish) ->
     if wish.truth not in ("SNIa", "SNOther"):
         return True
     middle, width = SPECTRUM
-    taken = rng.random() < 1 / (1 + np.exp(np.clip((target.bright - middle) / width, -50, 50)))
+    taken = bool(rng.random() < 1 / (1 + np.exp(np.clip((target.bright - middle) / width, -50, 50))))
     return taken == wish.confirmed
 
 
@@ -169,13 +169,9 @@ def _horizon(survey: Survey, magnitude: float) -> float:
     return float(z[np.searchsorted(distance_modulus(z), _depth(survey) - magnitude).clip(1, len(z) - 1)])
 
 
-def _supernova(
-    rng: np.random.Generator, survey: Survey, visits: Visits, dust: float, truth: str
-) -> Target | None:
+def _supernova(rng: np.random.Generator, survey: Survey, visits: Visits, dust: float, truth: str) -> Target | None:
     is_ia = truth == "SNIa"
-    brightest, power = (
-        (-20.0, supernovae.IA_RATE_POWER) if is_ia else (-19.5, supernovae.CORE_COLLAPSE_RATE_POWER)
-    )
+    brightest, power = (-20.0, supernovae.IA_RATE_POWER) if is_ia else (-19.5, supernovae.CORE_COLLAPSE_RATE_POWER)
     redshift = _draw_redshift(rng, 0.004, _horizon(survey, brightest), power)
     supernova = supernovae.draw_ia(rng) if is_ia else supernovae.draw_core_collapse(rng)
     faintest = _depth(survey) + 0.7
@@ -230,16 +226,12 @@ def _agn(rng: np.random.Generator, survey: Survey, visits: Visits, dust: float) 
     limit = _depth(survey)
     apparent = _brightness(rng, limit - 6, limit - 0.8, 0.35)  # i
     k_correction = -1.4 * np.log10(1 + redshift)
-    nucleus = agn.draw_nucleus(
-        rng, redshift, apparent - float(distance_modulus(redshift)) - k_correction - 0.6
-    )
+    nucleus = agn.draw_nucleus(rng, redshift, apparent - float(distance_modulus(redshift)) - k_correction - 0.6)
     shape = []
     for band in survey.bands:
         wavelength, weight = bandpass(survey, band)
         rest = wavelength / (1 + redshift)
-        shape.append(
-            np.sum(weight * agn.spectrum(rest) * 10 ** (-0.4 * nucleus.redness * extinction_law(rest)))
-        )
+        shape.append(np.sum(weight * agn.spectrum(rest) * 10 ** (-0.4 * nucleus.redness * extinction_law(rest))))
     fluxes = np.array(shape) / shape[list(survey.bands).index("i")]
     mean = magnitude_to_njy(apparent) * fluxes * band_transmission(survey, dust)
     epochs, which = np.unique(visits.visit, return_inverse=True)
@@ -299,9 +291,7 @@ def _band_means(band: np.ndarray[Any, np.dtype[np.int64]], values: Array) -> Arr
 
 
 Maker = Callable[[np.random.Generator, Survey, Visits, float], Target | None]
-MAKERS: Mapping[str, Maker] = MappingProxyType(
-    {"SNIa": _ia, "SNOther": _other, "AGN": _agn, "Variable": _star}
-)
+MAKERS: Mapping[str, Maker] = MappingProxyType({"SNIa": _ia, "SNOther": _other, "AGN": _agn, "Variable": _star})
 
 
 # --- what else is in the stamp --------------------------------------------------------------------------------------
@@ -345,7 +335,4 @@ def _neighbour(
     absolute = magnitude - float(distance_modulus(redshift))
     galaxy = galaxies.make_galaxy(rng, survey, kind, redshift, float(np.clip(absolute, -23, -14)))
     scale = float(magnitude_to_njy(magnitude)) / galaxy.fluxes[red]
-    return [
-        Source(s.west, s.north, s.fluxes * scale, s.profile)
-        for s in galaxy_sources(galaxy, west, north, through)
-    ]
+    return [Source(s.west, s.north, s.fluxes * scale, s.profile) for s in galaxy_sources(galaxy, west, north, through)]

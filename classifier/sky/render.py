@@ -112,9 +112,7 @@ def _optics(survey: Survey, fwhm: Array, e1: Array, e2: Array) -> Image:
     core = np.exp(-2 * np.pi**2 * sigma**2 * stretched)
     second = core**4 if SECOND_SIZE == 2 else np.exp(-2 * np.pi**2 * (SECOND_SIZE * sigma) ** 2 * stretched)
     wing = np.exp(-2 * np.pi * WING_SIZE * fwhm.astype(np.float32)[:, None, None] * np.sqrt(stretched))
-    result = np.float32(1 - WING_FLUX) * (
-        np.float32(1 - SECOND_FLUX) * core + np.float32(SECOND_FLUX) * second
-    )
+    result = np.float32(1 - WING_FLUX) * (np.float32(1 - SECOND_FLUX) * core + np.float32(SECOND_FLUX) * second)
     return np.asarray(result + np.float32(WING_FLUX) * wing, np.float32)
 
 
@@ -190,14 +188,14 @@ def render(
     psf = _images(survey, optics * shift)
     still = _images(survey, optics * shift * scenes)
     clean = still + flux.astype(np.float32)[:, None, None] * psf
-    gain = (1 + rng.normal(0, survey.calibration_error, n) * amount).astype(np.float32)[:, None, None]
+    gain: Image = (1 + rng.normal(0, survey.calibration_error, n) * amount).astype(np.float32)[:, None, None]
     electrons = _electrons(survey, visits)
-    noise = np.sqrt(visits.noise.astype(np.float32)[:, None, None] ** 2 + np.maximum(clean, 0) / electrons)
-    science = gain * clean + noise * rng.standard_normal(clean.shape, dtype=np.float32)
+    noise: Image = np.sqrt(visits.noise.astype(np.float32)[:, None, None] ** 2 + np.maximum(clean, 0) / electrons)
+    science: Image = gain * clean + noise * rng.standard_normal(clean.shape, dtype=np.float32)
     if not perfect:
         add_defects(rng, survey, visits, science)
     template = difference = None
-    unlike = science - gain * (still + reference.astype(np.float32)[:, None, None] * psf)
+    unlike: Image = science - gain * (still + reference.astype(np.float32)[:, None, None] * psf)
     if survey.template_visits:
         template, difference = _subtract(rng, survey, visits, scenes, reference, unlike, amount)
         unlike = difference
@@ -207,7 +205,7 @@ def render(
 
 
 def psf_photometry(images: Image, psf: Image, noise: Image) -> tuple[Array, Array]:
-    """Flux and error [n] of a point source of known place and PSF, unweighted; pixels that are not finite are left out."""
+    """Flux and error [n] of a point source of known place and PSF, unweighted; NaN pixels are left out."""
     known = np.isfinite(images)
     p = np.where(known, psf, 0)
     norm = np.einsum("nyx,nyx->n", p, p, dtype=float)
@@ -304,6 +302,4 @@ def _cosmic_ray(rng: np.random.Generator, image: Image, noise: float) -> None:
     x = np.rint(rng.uniform(0, image.shape[1]) + steps * np.cos(angle)).astype(int)
     y = np.rint(rng.uniform(0, image.shape[0]) + steps * np.sin(angle)).astype(int)
     inside = (x >= 0) & (x < image.shape[1]) & (y >= 0) & (y < image.shape[0])
-    image[y[inside], x[inside]] += np.float32(noise * 10 ** rng.uniform(1, 2.3)) * rng.uniform(
-        0.5, 1, inside.sum()
-    )
+    image[y[inside], x[inside]] += np.float32(noise * 10 ** rng.uniform(1, 2.3)) * rng.uniform(0.5, 1, inside.sum())

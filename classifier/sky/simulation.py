@@ -53,9 +53,7 @@ def plan(objects: int, seed: int, *, balanced: bool) -> list[Wish]:
         raise ArchiveError("an archive needs at least one object")
     rng = np.random.default_rng([seed, 0xA11])
     counts = _balanced(objects) if balanced else _in_proportion(objects)
-    wishes = [
-        _wish(rng, label, confirmed, balanced) for (label, confirmed), n in counts.items() for _ in range(n)
-    ]
+    wishes = [_wish(rng, label, confirmed, balanced) for (label, confirmed), n in counts.items() for _ in range(n)]
     return [wishes[i] for i in rng.permutation(len(wishes))]
 
 

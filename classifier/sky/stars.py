@@ -75,9 +75,7 @@ def _mean_magnitudes(rng: np.random.Generator, kind: str) -> Array:
     r = bright + np.log10(share) / slope
     *means, scatter = COLOURS[kind]
     # One temperature moves all colours together, most in the blue.
-    ug, gr, ri, iz = (
-        np.array(means) + rng.normal(0, scatter) * np.array([0.8, 1.0, 0.5, 0.3]) + rng.normal(0, 0.02, 4)
-    )
+    ug, gr, ri, iz = np.array(means) + rng.normal(0, scatter) * np.array([0.8, 1.0, 0.5, 0.3]) + rng.normal(0, 0.02, 4)
     return np.array([r + gr + ug, r + gr, r, r - ri, r - ri - iz])
 
 
@@ -86,7 +84,7 @@ Change = tuple[Callable[[Array, Array], Array], dict[str, Any]]
 
 def _pulsator(rng: np.random.Generator, kind: str) -> Change:
     if kind == "DSCT":
-        # delta Scuti and SX Phoenicis: 0.03-0.2 d, high-amplitude ones are what a search finds (McNamara 2011, AJ 142, 110)
+        # delta Scuti and SX Phoenicis; a search finds those of high amplitude (McNamara 2011, AJ 142, 110).
         period, amplitude = rng.uniform(0.04, 0.15), min(0.1 + rng.exponential(0.2), 0.8)
     else:
         period = max(rng.normal(*RR_PERIOD[kind]), 0.2)
@@ -118,7 +116,7 @@ def _detached(rng: np.random.Generator, kind: str) -> Change:
         cycle = (mjd / period + start) % 1
         first = depth * np.exp(-0.5 * (np.minimum(cycle, 1 - cycle) / width) ** 4)
         other = second * np.exp(-0.5 * (np.abs(cycle - 0.5) / width) ** 4)
-        return np.asarray((first * blue[node] + other))
+        return np.asarray(first * blue[node] + other)
 
     return change, {"period": period, "depth": depth}
 

@@ -195,9 +195,7 @@ def _plateau(rng: np.random.Generator, kind: str) -> Callable[[Array], Array]:
 
     def fade(phase: Array) -> Array:
         step = drop / (1 + np.exp(-(phase - length) / 5))
-        return np.asarray(
-            slope * np.clip(phase, 0, length) / 100 + COBALT * np.maximum(phase - length, 0) / 100 + step
-        )
+        return np.asarray(slope * np.clip(phase, 0, length) / 100 + COBALT * np.maximum(phase - length, 0) / 100 + step)
 
     return fade
 
