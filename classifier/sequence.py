@@ -1,0 +1,126 @@
+"""Sequences of stamps as arrays, and as the padded batches that training and serving share. Numpy only.
+
+A sequence of n stamps is cut into ceil(n / 3) groups in the order of time; the last group is filled up with steps
+without a stamp. Pixels are brought from linear flux to the model's input here, and nowhere else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import stamp
+from .stamp import STAMP_SIZE
+
+BANDS = "ugrizy"  # a band's code is its index; the broker stores the same code
+GROUP = 3
+VERSION = f"{stamp.PREPROCESSING}/sequence-1"  # recorded with every checkpoint and classification
+NO_STAMP = 0  # band id of a step without a stamp; bands are 1 to 6
+
+
+@dataclass(frozen=True)
+class StampSequence:
+    """One object's stamps in the order of time.
+
+    Attributes:
+        mjd: [n] days.
+        band: [n] index into `BANDS`.
+        stamps: float16 [m, 32, 32] as `stamp.normalise` returns them; of all steps, or (m < n) only of the steps of
+            those groups that are not in `tokens`, in order.
+        tokens: group index -> cached token of a full group.
+    """
+
+    mjd: NDArray[np.float64]
+    band: NDArray[np.uint8]
+    stamps: NDArray[np.float16]
+    tokens: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups, the last one perhaps not full."""
+        return -(-len(self.mjd) // GROUP)
+
+    def check(self, longest: int) -> None:
+        """Raise ValueError if the parts do not fit together."""
+        full = len(self.mjd) // GROUP
+        if not 1 <= len(self.mjd) <= longest:
+            raise ValueError(f"a sequence has 1 to {longest} stamps, not {len(self.mjd)}")
+        if any(not 0 <= group < full for group in self.tokens):
+            raise ValueError("a token belongs to a full group")
+        wanted = (len(self.mjd) - GROUP * len(self.tokens), STAMP_SIZE, STAMP_SIZE)
+        if self.stamps.shape != wanted or len(self.band) != len(self.mjd):
+            raise ValueError(f"stamps have shape {self.stamps.shape}, bands {self.band.shape}; expected {wanted}")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """From linear pixels to the model's input: asinh(pixel / softening) * gain, for each band.
+
+    asinh is linear in the noise and logarithmic in stars, and needs no cut (Lupton et al. 1999, AJ 118, 1406).
+
+    Attributes:
+        softening: [6] in `stamp.STAMP_UNIT_NJY`: the sky noise of the band in the training data.
+        gain: makes the input's variance about one.
+    """
+
+    softening: tuple[float, ...]
+    gain: float
+
+    def __call__(self, pixels: NDArray[np.float16], band: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """[n, 32, 32] linear pixels of the bands [n] -> model input."""
+        inverse = np.array([1 / s for s in self.softening], np.float32)[band]
+        scaled: NDArray[np.float32] = np.arcsinh(pixels.astype(np.float32) * inverse[:, None, None])
+        scaled *= np.float32(self.gain)
+        return scaled
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Groups to compute: pixels [g, 3, 32, 32] scaled, band ids [g, 3] (0: no stamp)."""
+
+    pixels: NDArray[np.float32]
+    bands: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the groups of a batch stand, padded to [b, n].
+
+    Attributes:
+        valid: bool [b, n].
+        days: float32 [b, n, 3] since the first stamp of the sequence; 0 for steps without a stamp.
+        present: bool [b, n, 3].
+    """
+
+    valid: NDArray[np.bool_]
+    days: NDArray[np.float32]
+    present: NDArray[np.bool_]
+
+
+def layout(sequences: Sequence[StampSequence], width: int | None = None) -> Layout:
+    """The layout of a batch, `width` groups wide (the longest sequence by default)."""
+    width = width or max(s.groups for s in sequences)
+    days = np.zeros((len(sequences), width * GROUP), np.float32)
+    present = np.zeros((len(sequences), width * GROUP), bool)
+    for row, s in enumerate(sequences):
+        days[row, : len(s.mjd)] = s.mjd - s.mjd[0]
+        present[row, : len(s.mjd)] = True
+    shape = (len(sequences), width, GROUP)
+    present = present.reshape(shape)
+    return Layout(present.any(-1), days.reshape(shape), present)
+
+
+def uncached(sequence: StampSequence, scaling: Scaling) -> GroupBatch:
+    """The groups of a sequence that have no token, in order."""
+    steps = np.ones(len(sequence.mjd), bool)
+    for group in sequence.tokens:
+        steps[GROUP * group : GROUP * group + GROUP] = False
+    count = sequence.groups - len(sequence.tokens)
+    pixels = np.zeros((count * GROUP, STAMP_SIZE, STAMP_SIZE), np.float32)
+    bands = np.zeros(count * GROUP, np.int64)
+    own = sequence.band[steps]
+    # groups with a token are full, so the others stay aligned
+    pixels[: len(own)] = scaling(sequence.stamps, own)
+    bands[: len(own)] = own.astype(np.int64) + 1
+    return GroupBatch(pixels.reshape(count, GROUP, STAMP_SIZE, STAMP_SIZE), bands.reshape(count, GROUP))
