@@ -243,7 +243,8 @@ def _dead_letter(ours: Mapping[str, bytes], **rest: Any) -> DeadLetter:
         return ours.get(name, b"").decode(errors="replace")
 
     def number(name: str) -> int:
-        return int(ours.get(name, b"-1"))
+        value = ours.get(name, b"")
+        return int(value) if value.isdigit() else -1
 
     return DeadLetter(
         reason=text("reason"),

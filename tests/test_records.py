@@ -43,12 +43,7 @@ def header(n: int = 5) -> np.ndarray[Any, np.dtype[Any]]:
 
 def classification(rows: Any = None, answer: Any = ANSWER, reason: str | None = None, **other: Any) -> Classification:
     rows = header() if rows is None else rows
-    values: dict[str, Any] = {
-        "survey": "ztf",
-        "object_id": "ZTF18abc",
-        "revision": 7,
-        "classified_ms": 1_600_000_009_000,
-    }
+    values = {"survey": "ztf", "object_id": "ZTF18abc", "revision": 7, "classified_ms": 1_600_000_009_000, **other}
     return Classification.of(header=rows, probabilities=answer, reason=reason, provenance=PROVENANCE, **values)
 
 

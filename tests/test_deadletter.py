@@ -1,0 +1,165 @@
+"""Dead letters: nothing disappears, whatever its size, and each packet comes back as it was, once."""
+
+import os
+import uuid
+from typing import Any
+
+import pytest
+from conftest import HOME, NEEDS_APACHE
+
+from broker import deadletter, embedded
+from broker.deadletter import DeadLetters, Rejected
+from broker.errors import PacketError, Reason, ServiceUnavailable
+from broker.kafka import Publisher, ensure_topics, topic_ids
+
+pytestmark = pytest.mark.kafka
+
+
+class Message:
+    """A received message, as confluent_kafka gives it."""
+
+    def __init__(self, value: bytes | None, offset: int = 5, key: bytes | None = None, headers: Any = None) -> None:
+        self._value, self._offset, self._key, self._headers = value, offset, key, headers
+
+    def topic(self) -> str:
+        return "alerts"
+
+    def partition(self) -> int:
+        return 2
+
+    def offset(self) -> int:
+        return self._offset
+
+    def key(self) -> bytes | None:
+        return self._key
+
+    def value(self) -> bytes | None:
+        return self._value
+
+    def headers(self) -> Any:
+        return self._headers
+
+    def timestamp(self) -> tuple[int, int]:
+        return (1, 1_700_000_000_123)
+
+
+def rejected(message: Message, reason: Reason = Reason.TRUNCATED, detail: str = "cut at byte 7") -> Rejected:
+    return Rejected.of(message, "alerts@id/2", PacketError(reason, detail), "ztf", 1_700_000_001_000)
+
+
+def make_topic(server: embedded.Server, **config: str) -> tuple[dict[str, str], str]:
+    options = {"bootstrap.servers": server.address}
+    topic = f"dead-{uuid.uuid4().hex[:8]}"
+    ensure_topics(options, {topic: {k.replace("_", "."): v for k, v in config.items()}}, 3, 1)
+    return options, topic
+
+
+def set_aside(options: dict[str, str], topic: str, *packets: Rejected) -> None:
+    with Publisher(options) as publisher:
+        DeadLetters(publisher, topic).set_aside(packets)
+
+
+def test_a_packet_comes_back_as_received_with_its_reason(kafka: embedded.Server) -> None:
+    options, topic = make_topic(kafka)
+    value = bytes(range(256)) * 10
+    headers = [("a", b"1"), ("a", b"\xff"), ("skyheed-reason", b"not ours")]
+    set_aside(options, topic, rejected(Message(value, 5, b"key", headers)))
+    (letter,) = deadletter.read(options, topic)
+    assert (letter.value, letter.key, list(letter.headers)) == (value, b"key", headers)
+    assert (letter.reason, letter.error, letter.survey) == ("truncated", "truncated: cut at byte 7", "ztf")
+    assert (letter.source_topic, letter.source_partition, letter.source_offset) == ("alerts", 2, 5)
+    assert (letter.time_ms, letter.kafka_ms) == (1_700_000_001_000, 1_700_000_000_123)
+    assert letter.place.startswith(topic)
+    assert letter.place.split("/")[0] == f"{topic}@{topic_ids(options, {topic})[topic]}".rstrip("@")
+    assert "alerts/2@5" in letter.line()
+
+
+@pytest.mark.parametrize("value", [None, b""])
+def test_a_packet_without_bytes_is_kept_too(kafka: embedded.Server, value: bytes | None) -> None:
+    options, topic = make_topic(kafka)
+    set_aside(options, topic, rejected(Message(value), Reason.EMPTY))
+    (letter,) = deadletter.read(options, topic)
+    assert letter.value == value
+    assert letter.key is None
+
+
+def test_a_packet_that_was_set_aside_twice_is_read_once(kafka: embedded.Server) -> None:
+    options, topic = make_topic(kafka)
+    packets = [rejected(Message(b"x%d" % i, offset=i)) for i in range(20)]
+    set_aside(options, topic, *packets)
+    set_aside(options, topic, *packets[10:], rejected(Message(b"x3", offset=99)))
+    letters = list(deadletter.read(options, topic))
+    assert sorted(letter.source_offset for letter in letters) == [*range(20), 99]
+
+
+def test_reading_by_reason_and_with_a_limit(kafka: embedded.Server) -> None:
+    options, topic = make_topic(kafka)
+    reasons = [Reason.BOMB, Reason.BAD_MAGIC] * 10
+    set_aside(options, topic, *[rejected(Message(b"x", offset=i), reason) for i, reason in enumerate(reasons)])
+    assert len(list(deadletter.read(options, topic, reason="bad_magic"))) == 10
+    assert len(list(deadletter.read(options, topic, reason="bad_magic", limit=3))) == 3
+    assert list(deadletter.read(options, topic, reason="oversized")) == []
+    assert list(deadletter.read(options, topic, limit=0)) == []
+
+
+def test_an_empty_topic_has_no_letters(kafka: embedded.Server) -> None:
+    options, topic = make_topic(kafka)
+    assert list(deadletter.read(options, topic)) == []
+
+
+@pytest.mark.skipif(not HOME, reason=NEEDS_APACHE)
+@pytest.mark.parametrize("size", [300_000, 2_500_000, 12_000_000])
+def test_a_packet_that_the_topic_does_not_take_is_split_and_put_together(kafka: embedded.Server, size: int) -> None:
+    options, topic = make_topic(kafka, max_message_bytes="300000")
+    large = os.urandom(size)
+    headers = [("schema", b"\x00\xff"), ("b", b"")]
+    small = [rejected(Message(b"x", offset=i)) for i in range(5)]
+    set_aside(
+        options, topic, *small[:3], rejected(Message(large, 77, b"\xfekey", headers), Reason.OVERSIZED), *small[3:]
+    )
+    letters = {letter.source_offset: letter for letter in deadletter.read(options, topic)}
+    assert sorted(letters) == [0, 1, 2, 3, 4, 77]
+    whole = letters[77]
+    assert whole.value == large
+    assert (whole.key, list(whole.headers), whole.reason) == (b"\xfekey", headers, "oversized")
+
+
+@pytest.mark.skipif(not HOME, reason=NEEDS_APACHE)
+def test_a_split_packet_that_was_set_aside_twice_is_read_once(kafka: embedded.Server) -> None:
+    options, topic = make_topic(kafka, max_message_bytes="300000")
+    packet = rejected(Message(os.urandom(1_000_000)), Reason.OVERSIZED)
+    set_aside(options, topic, packet, packet)
+    set_aside(options, topic, packet)
+    (letter,) = deadletter.read(options, topic)
+    assert letter.value == packet.value
+
+
+def test_parts_without_the_rest_are_no_letter(kafka: embedded.Server) -> None:
+    """The ingest died between two parts; the packet is not committed and comes again."""
+    options, topic = make_topic(kafka)
+    packet = rejected(Message(os.urandom(600_000)), Reason.OVERSIZED)
+    with Publisher(options) as publisher:
+        letters = DeadLetters(publisher, topic)
+        parts = list(letters._parts(packet))
+        assert len(parts) == 3
+        publisher.publish_all(parts[:2])
+        assert list(deadletter.read(options, topic)) == []
+        publisher.publish_all(parts)
+    (letter,) = deadletter.read(options, topic)
+    assert letter.value == packet.value
+
+
+def test_a_long_error_is_cut_and_a_foreign_message_is_shown(kafka: embedded.Server) -> None:
+    options, topic = make_topic(kafka)
+    set_aside(options, topic, rejected(Message(b"x"), detail="é" * 5000))
+    with Publisher(options) as publisher:
+        publisher.publish_all([(topic, None, b"somebody else's", [("skyheed-offset", b"five")])])
+    letters = list(deadletter.read(options, topic))
+    assert max(len(letter.error) for letter in letters) == deadletter.ERROR_CHARACTERS
+    assert {letter.value for letter in letters} == {b"x", b"somebody else's"}
+
+
+def test_without_an_answer_nothing_counts_as_set_aside() -> None:
+    gone = {"bootstrap.servers": f"127.0.0.1:{embedded.free_port()}"}
+    with Publisher(gone, deadline_s=1.0) as publisher, pytest.raises(ServiceUnavailable):
+        DeadLetters(publisher, "dead").set_aside([rejected(Message(b"x"))])
