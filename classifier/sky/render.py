@@ -30,8 +30,9 @@ ELLIPTICITY = 0.03  # of the PSF, scatter per component
 REGISTRATION, MATCH = 0.03, 0.008
 MARGIN = 1.5  # the transform's period relative to the stamp, so that wings do not come back on the other side
 
-# Defects, chance per stamp: cosmic rays that were not cleaned, bad columns, the edge of a chip, satellites.
+# Defects, chance per stamp: cosmic rays that were not cleaned, bad columns, the edge of a chip.
 COSMIC_RAY, BAD_COLUMN, CHIP_EDGE = 0.03, 0.004, 0.006
+CLEAR = 6  # pixels about the source that bad columns and edges leave free
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,32 @@ def _images(survey: Survey, transforms: NDArray[np.complex64]) -> Image:
     return np.asarray(full[:, :edge:step, :edge:step] * np.float32(step**2), np.float32)
 
 
+@dataclass(frozen=True)
+class _Exposures:
+    """What the camera would record without noise: images [n, size, size], and the transforms they came from."""
+
+    psf: Image
+    still: Image
+    beam: NDArray[np.complex64]
+    scenes: NDArray[np.complex64]
+
+
+def _expose(
+    rng: np.random.Generator, survey: Survey, visits: Visits, sources: Sequence[Source], amount: float
+) -> _Exposures:
+    e1, e2 = rng.normal(0, ELLIPTICITY, (2, len(visits)))
+    jitter = rng.normal(0, survey.astrometric_error, (2, len(visits))) * amount
+    middle = (survey.size // 2) * survey.pixel
+    beam = _optics(survey, visits.seeing, e1, e2) * _shift(survey, middle + jitter[0], middle + jitter[1])
+    scenes = _scenes(survey, sources, visits)
+    return _Exposures(_images(survey, beam), _images(survey, beam * scenes), beam, scenes)
+
+
+def _column(values: Array) -> Image:
+    """[n] -> float32 [n, 1, 1]."""
+    return np.asarray(values, np.float32)[:, None, None]
+
+
 def render(
     rng: np.random.Generator,
     survey: Survey,
@@ -178,30 +205,65 @@ def render(
         reference: [n] nJy, its flux in the template.
         perfect: no defects, astrometric or calibration errors (for tests); noise stays.
     """
-    n, amount = len(visits), 0.0 if perfect else 1.0
-    e1, e2 = rng.normal(0, ELLIPTICITY, (2, n))
-    optics = _optics(survey, visits.seeing, e1, e2)
-    jitter = rng.normal(0, survey.astrometric_error, (2, n)) * amount
-    middle = (survey.size // 2) * survey.pixel
-    shift = _shift(survey, middle + jitter[0], middle + jitter[1])
-    scenes = _scenes(survey, sources, visits)
-    psf = _images(survey, optics * shift)
-    still = _images(survey, optics * shift * scenes)
-    clean = still + flux.astype(np.float32)[:, None, None] * psf
-    gain: Image = (1 + rng.normal(0, survey.calibration_error, n) * amount).astype(np.float32)[:, None, None]
-    electrons = _electrons(survey, visits)
-    noise: Image = np.sqrt(visits.noise.astype(np.float32)[:, None, None] ** 2 + np.maximum(clean, 0) / electrons)
+    amount = 0.0 if perfect else 1.0
+    seen = _expose(rng, survey, visits, sources, amount)
+    clean = seen.still + _column(flux) * seen.psf
+    gain = _column(1 + rng.normal(0, survey.calibration_error, len(visits)) * amount)
+    noise: Image = np.sqrt(_column(visits.noise) ** 2 + np.maximum(clean, 0) / _electrons(survey, visits))
     science: Image = gain * clean + noise * rng.standard_normal(clean.shape, dtype=np.float32)
     if not perfect:
         add_defects(rng, survey, visits, science)
     template = difference = None
-    unlike: Image = science - gain * (still + reference.astype(np.float32)[:, None, None] * psf)
+    unlike: Image = science - gain * (seen.still + _column(reference) * seen.psf)
     if survey.template_visits:
-        template, difference = _subtract(rng, survey, visits, scenes, reference, unlike, amount)
-        unlike = difference
-    measured, error = psf_photometry(unlike, psf, noise)
+        template, mismatch = _template(rng, survey, visits, seen, reference, amount)
+        unlike = difference = unlike + mismatch
+    measured, error = psf_photometry(unlike, seen.psf, noise)
     error = np.hypot(error, survey.calibration_error * amount * np.abs(measured))
-    return Rendered(science, template, difference, clean, psf, measured, error)
+    return Rendered(science, template, difference, clean, seen.psf, measured, error)
+
+
+def render_measured(
+    rng: np.random.Generator,
+    survey: Survey,
+    visits: Visits,
+    sources: Sequence[Source],
+    flux: Array,
+    error: Array,
+    reference: Array,
+) -> tuple[Rendered, Array]:
+    """Stamps whose PSF photometry **is** a given light curve: flux and error of a measurement come out as they went in.
+
+    The noise of each stamp is scaled so that its PSF flux has the measured error, and its projection on the PSF is
+    taken out, because the measured flux holds its own noise already.
+
+    Args:
+        flux, error: [n] nJy, as measured.
+        reference: [n] nJy, the part of `flux` that is in the template.
+
+    Returns:
+        the images, and the sky noise they have, [n] nJy per pixel.
+    """
+    seen = _expose(rng, survey, visits, sources, 1.0)
+    photons = np.maximum(seen.still + _column(np.maximum(flux, 0)) * seen.psf, 0) / _electrons(survey, visits)
+    weight = seen.psf / np.einsum("nyx,nyx->n", seen.psf, seen.psf)[:, None, None]
+    from_photons = np.einsum("nyx,nyx->n", weight**2, photons, dtype=float)
+    per_sky = np.einsum("nyx,nyx->n", weight, weight, dtype=float)
+    # At least a fifth of the variance is the sky's; where photons alone explain the error they are scaled down.
+    share = np.minimum(1, 0.8 * error**2 / np.maximum(from_photons, 1e-9))
+    sky = np.sqrt((error**2 - share * from_photons) / per_sky)
+    noise: Image = np.sqrt(_column(sky) ** 2 + _column(share) * photons)
+    grain = noise * rng.standard_normal(noise.shape, dtype=np.float32)
+    grain -= np.einsum("nyx,nyx->n", weight, grain)[:, None, None] * seen.psf
+    clean = seen.still + _column(flux) * seen.psf
+    science: Image = clean + grain
+    unlike: Image = science - seen.still - _column(reference) * seen.psf
+    template = difference = None
+    if survey.template_visits:
+        template, _ = _template(rng, survey, visits, seen, reference, 0.0)
+        difference = unlike
+    measured, _ = psf_photometry(unlike, seen.psf, noise)
+    return Rendered(science, template, difference, clean, seen.psf, measured, error), sky
 
 
 def psf_photometry(images: Image, psf: Image, noise: Image) -> tuple[Array, Array]:
@@ -219,41 +281,48 @@ def _electrons(survey: Survey, visits: Visits) -> Image:
     return np.asarray((each * visits.depth)[:, None, None], np.float32)
 
 
-def _subtract(
+def _template(
     rng: np.random.Generator,
     survey: Survey,
     visits: Visits,
-    scenes: NDArray[np.complex64],
+    seen: _Exposures,
     reference: Array,
-    ideal: Image,
     amount: float,
 ) -> tuple[Image, Image]:
-    """Template and difference stamps: the template is sharper and deeper, and never fits perfectly."""
-    n, middle = len(visits), (survey.size // 2) * survey.pixel
+    """Template stamps, sharper and deeper than the visits, and what they leave behind when they are subtracted.
+
+    A registration error of (dx, dy) and a relative PSF error m leave, to first order,
+    (dx d/dx + dy d/dy) - m FWHM d/dFWHM of the scene: products with the frequency in Fourier space.
+    """
     bands = list(survey.bands.values())
-    everything = scenes + reference.astype(np.float32)[:, None, None]
-    sharp = np.array([0.92 * band.seeing for band in bands])[visits.band]
-    place, none = np.full(n, middle), np.zeros(n)
-    template = _images(survey, _optics(survey, sharp, none, none) * _shift(survey, place, place) * everything)
+    everything = seen.scenes + _column(reference)
     quiet = np.array([band.sky_noise for band in bands])[visits.band] / np.sqrt(survey.template_visits)
-    grain = quiet.astype(np.float32)[:, None, None] * rng.standard_normal(template.shape, dtype=np.float32)
-    off = rng.normal(0, REGISTRATION * survey.pixel, (2, n)) * amount
-    wider = visits.seeing * (1 + rng.normal(0, MATCH, n) * amount)
-    matched = _optics(survey, wider, none, none) * _shift(survey, middle + off[0], middle + off[1])
-    exact = _optics(survey, visits.seeing, none, none) * _shift(survey, place, place)
-    residual = _images(survey, (exact - matched) * everything)
-    template = _share_templates(visits, template + grain)
-    return template, np.asarray(ideal + residual - grain, np.float32)
+    first = _first_of_each(visits)
+    some = visits[first]
+    sharp = np.array([0.92 * band.seeing for band in bands])[some.band]
+    place, none = np.full(len(some), (survey.size // 2) * survey.pixel), np.zeros(len(some))
+    beam = _optics(survey, sharp, none, none) * _shift(survey, place, place)
+    deep = _images(survey, beam * everything[first])
+    deep += _column(quiet[first]) * rng.standard_normal(deep.shape, dtype=np.float32)
+    template = deep[np.searchsorted(_template_of(visits)[first], _template_of(visits))]
+    # The subtracted template is convolved to the visit's PSF, which evens its noise out.
+    blurred = 0.5 * _column(quiet) * rng.standard_normal(template.shape, dtype=np.float32)
+    dx, dy = rng.normal(0, REGISTRATION * survey.pixel, (2, len(visits))) * amount
+    wider = rng.normal(0, MATCH, len(visits)) * amount
+    kx, ky, _ = _frequencies(survey)
+    width = _column(wider * (2 * np.pi * _core_width() * visits.seeing) ** 2)
+    moved = 2j * np.pi * (_column(dx) * kx + _column(dy) * ky) + width * (kx**2 + ky**2)
+    residual = _images(survey, (seen.beam * everything * moved).astype(np.complex64))
+    return template, residual - blurred
 
 
-def _share_templates(visits: Visits, templates: Image) -> Image:
-    """One template per band, unless the camera turns: then each exposure has its own cut-out of it."""
-    if np.any(visits.rotation):
-        return templates
-    for band in np.unique(visits.band):
-        same = np.flatnonzero(visits.band == band)
-        templates[same] = templates[same[0]]
-    return templates
+def _template_of(visits: Visits) -> NDArray[np.int64]:
+    """Number of the template cut-out of each exposure: one per band, or one per exposure where the camera turns."""
+    return np.arange(len(visits)) if np.any(visits.rotation) else visits.band
+
+
+def _first_of_each(visits: Visits) -> NDArray[np.intp]:
+    return np.unique(_template_of(visits), return_index=True)[1]
 
 
 def add_defects(rng: np.random.Generator, survey: Survey, visits: Visits, images: Image) -> None:
@@ -264,13 +333,19 @@ def add_defects(rng: np.random.Generator, survey: Survey, visits: Visits, images
     for at in np.flatnonzero(rng.random(n) < COSMIC_RAY):
         _cosmic_ray(rng, images[at], float(visits.noise[at]))
     for at in np.flatnonzero(rng.random(n) < BAD_COLUMN):
-        line, level = int(rng.integers(survey.size)), rng.normal(0, 8) * visits.noise[at]
+        line, level = _away_from_source(rng, survey), rng.normal(0, 8) * visits.noise[at]
         (images[at].T if not along_x else images[at])[line] += np.float32(level)
     for at in np.flatnonzero(rng.random(n) < CHIP_EDGE):
-        # The chip ends at least 6 pixels from the source.
-        width = int(rng.integers(1, survey.size // 2 - 6))
+        width = int(rng.integers(1, survey.size // 2 - CLEAR))
         view = images[at].T if rng.random() < 0.5 else images[at]
-        view[: width if rng.random() < 0.5 else -width] = np.nan if rng.random() < 0.5 else 0
+        beyond = slice(None, width) if rng.random() < 0.5 else slice(-width, None)
+        view[beyond] = np.nan if rng.random() < 0.5 else 0
+
+
+def _away_from_source(rng: np.random.Generator, survey: Survey) -> int:
+    """A line of pixels that leaves the source free: a survey would have flagged the source otherwise."""
+    line = int(rng.integers(survey.size - 2 * CLEAR))
+    return line if line < survey.size // 2 - CLEAR else line + 2 * CLEAR
 
 
 def _saturate(survey: Survey, visits: Visits, images: Image, along_x: bool) -> None:

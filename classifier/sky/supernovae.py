@@ -47,7 +47,13 @@ IA_LIGHT_CURVES = np.array(
 )  # fmt: skip
 IA_FIRST_DAY = -20.0  # rest days; nothing shines before
 # SALT2 standardisation, M = IA_MAGNITUDE - alpha x1 + beta c: Betoule et al. 2014, A&A 568, A22.
-IA_MAGNITUDE, IA_ALPHA, IA_BETA = -19.10, 0.141, 3.10
+# The magnitude is ours, in the AB system and against the light curves above, so that SNe Ia of z < 0.12 come out as
+# bright as the 24 of the SDSS-II survey in SALT3.K21 (-19.1 in r).
+IA_MAGNITUDE, IA_ALPHA, IA_BETA = -19.27, 0.141, 3.10
+# Magnitudes to add at the wavelengths of the table, so that colours at maximum are those of the 101 SDSS-II SNe Ia.
+IA_CORRECTION = np.array([0.30, 0.30, 0.20, 0.02, 0.0, 0.0, 0.0, 0.0, -0.03, -0.06, -0.03, 0.0, 0.0, 0.0])
+# Rise and fall have stretches of their own about the common one: Hayden et al. 2010, ApJ 712, 350.
+IA_RISE_SCATTER, IA_FALL_SCATTER = 0.06, 0.06
 # Intrinsic populations (mode, lower, upper sigma): Scolnic & Kessler 2016, ApJ 822, L35, SDSS, G10 scatter.
 IA_STRETCH = (1.14, 1.653, 0.100)
 IA_COLOUR = (-0.038, 0.048, 0.079)
@@ -117,18 +123,20 @@ def draw_ia(rng: np.random.Generator) -> Supernova:
     x1 = float(np.clip(two_sided(rng, *IA_STRETCH), -4, 4))
     colour = two_sided(rng, *IA_COLOUR)
     stretch = stretch_of(x1)
-    wiggle = rng.normal(0, IA_COLOUR_SCATTER, len(IA_LIGHT_CURVES))
+    wiggle = IA_CORRECTION + rng.normal(0, IA_COLOUR_SCATTER, len(IA_LIGHT_CURVES))
+    rise, fall = stretch * (1 + rng.normal(0, IA_RISE_SCATTER)), stretch * (1 + rng.normal(0, IA_FALL_SCATTER))
     nodes = IA_LIGHT_CURVES[:, 0]
 
     def surface(phase: Array, wavelength: Array) -> Array:
-        log_flux = ia_light_curves(np.maximum(phase / stretch, IA_FIRST_DAY)) - 0.921 * wiggle
+        day = np.maximum(phase / np.where(phase < 0, rise, fall), IA_FIRST_DAY)
+        log_flux = ia_light_curves(day) - 0.921 * wiggle
         flux = np.exp(interpolate_wavelength(log_flux, nodes, wavelength))
-        young = np.clip((phase / stretch - IA_FIRST_DAY) / 3, 0, 1)[:, None]
+        young = np.clip((day - IA_FIRST_DAY) / 3, 0, 1)[:, None]
         return np.asarray(flux * young * 10 ** (-0.4 * colour * colour_law(wavelength)))
 
     magnitude = IA_MAGNITUDE - IA_ALPHA * x1 + IA_BETA * colour + rng.normal(0, IA_SCATTER)
     facts = {"x1": x1, "c": colour}
-    return Supernova("Ia", magnitude, surface, IA_FIRST_DAY * stretch, 200, 0.0, facts)
+    return Supernova("Ia", magnitude, surface, IA_FIRST_DAY * rise, 200, 0.0, facts)
 
 
 # --- core collapse --------------------------------------------------------------------------------------------------
