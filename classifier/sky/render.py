@@ -28,7 +28,7 @@ WING_SIZE = 1.65  # sqrt(3) s, in units of the FWHM
 ELLIPTICITY = 0.03  # of the PSF, scatter per component
 # A template never fits perfectly: scatter of its registration (pixels) and of the PSF match (relative FWHM).
 REGISTRATION, MATCH = 0.03, 0.008
-MARGIN = 1.5  # the transform's period relative to the stamp, so that wings do not come back on the other side
+MARGIN = 6  # FWHM by which the transform's period exceeds the stamp, so that wings hardly come back on the other side
 
 # Defects, chance per stamp: cosmic rays that were not cleaned, bad columns, the edge of a chip.
 COSMIC_RAY, BAD_COLUMN, CHIP_EDGE = 0.03, 0.004, 0.006
@@ -93,8 +93,8 @@ def noise_area(fwhm: Array | float, pixel: float) -> Array:
 @lru_cache(8)
 def _frequencies(survey: Survey) -> tuple[Image, Image, int]:
     """Cycles per arcsec along x [1, K] and y [G, 1] of the image, and the grid's side G."""
-    side = fft.next_fast_len(int(survey.size * MARGIN) * survey.oversample, real=True)
-    side += side % 2
+    wide = survey.size + MARGIN * max(band.seeing for band in survey.bands.values()) / survey.pixel
+    side = 4 * fft.next_fast_len(int(wide / 4 + 1), real=True) * survey.oversample
     step = survey.pixel / survey.oversample
     kx = np.fft.rfftfreq(side, step)[None, :]
     ky = np.fft.fftfreq(side, step)[:, None]
@@ -154,10 +154,27 @@ def _scenes(survey: Survey, sources: Sequence[Source], visits: Visits) -> NDArra
 
 def _images(survey: Survey, transforms: NDArray[np.complex64]) -> Image:
     """Stamps [n, size, size] from transforms."""
-    _, _, side = _frequencies(survey)
-    full = fft.irfft2(transforms, s=(side, side))
-    step, edge = survey.oversample, survey.size * survey.oversample
-    return np.asarray(full[:, :edge:step, :edge:step] * np.float32(step**2), np.float32)
+    side = transforms.shape[1]
+    if survey.oversample == 2:
+        transforms, side = _fold(transforms), side // 2
+    elif survey.oversample != 1:
+        raise NotImplementedError("images are drawn on the stamp's grid or on one twice as fine")
+    return np.asarray(fft.irfft2(transforms, s=(side, side))[:, : survey.size, : survey.size])
+
+
+def _fold(transforms: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """Transforms of every second pixel, twice along each axis: frequencies beyond the coarser limit alias into it.
+
+    Pixels keep flux per coarse pixel, because a quarter of the pixels hold the sum of four aliases.
+    """
+    side = transforms.shape[1]
+    rows = transforms[:, : side // 2] + transforms[:, side // 2 :]
+    quarter = side // 4
+    low = rows[:, :, : quarter + 1].copy()
+    # The real image has F(-k) = F(k)*; after the rows were folded, -ky is the row side/2 - ky.
+    mirrored = np.roll(rows[:, ::-1, quarter:], 1, axis=1)[:, :, ::-1]
+    low += np.conj(mirrored)
+    return low
 
 
 @dataclass(frozen=True)
