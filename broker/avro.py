@@ -21,6 +21,8 @@ from .errors import PacketError, Reason
 MAX_SCHEMA_BYTES = 1 << 20  # ZTF's schema has 27 kB, Rubin's 120 kB
 MAX_DEPTH = 64  # of nested types, and of nested values of a recursive type
 MAX_FIXED = 1 << 24
+# Values passed over in one record, by the slow reader: 1 or 2 s. The year's history of a Rubin deep field has 500,000.
+MAX_STEPS = 2_000_000
 
 _PRIMITIVES = frozenset(("null", "boolean", "int", "long", "float", "double", "bytes", "string"))
 _LEAST = {"null": 0, "float": 4, "double": 8}  # bytes; every other type takes one at least
@@ -240,6 +242,7 @@ class PlainReader:
         self.position = position
         self.end = end
         self._depth = 0
+        self._steps = 0
 
     def read(self, plan: Plan) -> Any:
         """One value as the plan wants it (None where it skips)."""
@@ -282,8 +285,11 @@ class PlainReader:
     def skip(self, each: Type) -> None:
         """Pass over one value of any type."""
         self._depth += 1
+        self._steps += 1
         if self._depth > MAX_DEPTH * 2:
             self._fail(Reason.BAD_BLOCK, "values nested too deep")
+        if self._steps > MAX_STEPS:
+            self._fail(Reason.BOMB, f"more than {MAX_STEPS} values in one record")
         match each.kind:
             case "record":
                 for _, part in each.fields:

@@ -17,12 +17,15 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from .avro import MAX_DEPTH, PlainReader, Plan, Schema, Type, least_bytes, resolve
+from .avro import MAX_DEPTH, MAX_STEPS, PlainReader, Plan, Schema, Type, least_bytes, resolve
 from .errors import PacketError, Reason
 
 Reader = Callable[[bytes, int, int], tuple[Any, int]]
 
-MAX_PARTS = 20_000  # of the types of a schema written out in full; a Rubin schema has about 700
+# Types of a schema written out in full, where arrays and the strings in them count more because their patterns take
+# longer to compile: a second at most. ZTF's schema comes to about 700, Rubin's to 1500.
+MAX_PARTS = 20_000
+_ARRAY_PARTS, _SHORT_PARTS = 100, 20
 _SHORT = 128  # bytes; longer strings inside arrays take the slow path
 _MAX_NESTING = 12  # of generated `if` blocks
 _VARINT = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
@@ -117,8 +120,8 @@ class _Writer:
         self.constants[name] = value
         return name
 
-    def count(self) -> None:
-        self._parts += 1
+    def count(self, parts: int = 1) -> None:
+        self._parts += parts
         if self._parts > MAX_PARTS:
             raise _Unsupported
 
@@ -221,6 +224,7 @@ class _Writer:
             self.flush()
             self._branch(each.branches, self.skip)
         elif each.kind in ("array", "map"):
+            self.count(_ARRAY_PARTS)
             self.flush()
             self.line(f"pos = {self.constant('items', _Blocks(self, each))}(data, pos, end)")
         else:
@@ -260,7 +264,10 @@ class _Writer:
             if len(known) < len(patterns):
                 return None
             return _alternatives(known) if each.kind == "union" else b"".join(known)
-        return short if each.kind in ("string", "bytes") else _FIXED_WIDTH.get(each.kind)
+        if each.kind in ("string", "bytes"):
+            self.count(_SHORT_PARTS if short else 0)
+            return short
+        return _FIXED_WIDTH.get(each.kind)
 
 
 class _Blocks:
@@ -268,44 +275,35 @@ class _Blocks:
 
     def __init__(self, writer: _Writer, each: Type) -> None:
         item = each.branches[0]
-        self._is_map = each.kind == "map"
-        self._item = item
-        self._least = least_bytes(item) + self._is_map
+        self._type = each
+        self._least = least_bytes(item) + (each.kind == "map")
         pattern = writer._passing(item, _short_strings())
-        prefix = _short_strings() if self._is_map else b""
+        prefix = _short_strings() if each.kind == "map" else b""
         self._match = None if pattern is None else re.compile(prefix + pattern, re.DOTALL).match
 
     def __call__(self, data: bytes, pos: int, end: int) -> int:
+        return self._pass_slowly(data, pos, end) if self._match is None else self._pass_over(data, pos, end)
+
+    def _pass_over(self, data: bytes, pos: int, end: int) -> int:
+        start, match = pos, self._match
+        assert match is not None
         while True:
-            count = data[pos]
-            pos += 1
+            count, pos = _long(data, pos, end)
             if count == 0:
                 return pos
-            if count & 1:
-                raise Mismatch  # a block with its size: rare, so left to the plain reader
-            if count & 0x80:
-                count, pos = _long(data, pos - 1, end)
-                if count <= 0:
-                    raise Mismatch
-            else:
-                count >>= 1
-            if count * self._least > end - pos:
+            # a block that says its size (a negative count) is rare, so left to the plain reader
+            count = count if self._least else min(count, 0)
+            if count < 0 or count * self._least > end - pos or count > MAX_STEPS:
                 raise Mismatch
-            if self._least:
-                pos = self._pass_over(count, data, pos, end)
-
-    def _pass_over(self, count: int, data: bytes, pos: int, end: int) -> int:
-        match = self._match
-        for _ in range(count):
-            found = match(data, pos, end) if match else None
-            pos = found.end() if found else self._pass_slowly(data, pos, end)
-        return pos
+            for _ in range(count):
+                found = match(data, pos, end)
+                if found is None:  # such as a long string
+                    return self._pass_slowly(data, start, end)
+                pos = found.end()
 
     def _pass_slowly(self, data: bytes, pos: int, end: int) -> int:
         reader = PlainReader(data, pos, end)
-        if self._is_map:
-            reader.bytes()
-        reader.skip(self._item)
+        reader.skip(self._type)
         return reader.position
 
 

@@ -28,7 +28,7 @@ __all__ = ["Decoder", "SchemaSource", "confluent_payload", "split_container"]
 
 MAGIC = b"Obj\x01"
 MAX_PACKET_BYTES = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
-MAX_BLOCK_BYTES = 16 * 2**20  # of one decompressed block
+MAX_BLOCK_BYTES = 8 * 2**20  # of one decompressed block
 MAX_RECORDS = 10_000  # of one message
 _SYNC_BYTES = 16
 _HEADERS = 16  # remembered: a topic carries few schemas at a time

@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import math
+import random
 from collections import Counter
 from importlib.resources import files
 
@@ -494,6 +495,31 @@ def test_sdss_packets_that_cannot_be_used(changes, reason):
         "stamp": np.zeros((64, 64)),
     }
     assert reason_of("sdss", alert_from_archive(**{**values, **changes})) is reason
+
+
+# --- damaged packets, all the way
+
+
+@pytest.mark.parametrize("name", ["ztf", "lsst", "sdss"])
+def test_mutated_packets_end_in_packet_errors_only(name):
+    rng = random.Random(name)
+    packet = {"ztf": ztf_packet, "lsst": lsst_packet, "sdss": sample_alert}[name]()
+    survey = load_survey(name)
+    decoder = Decoder(survey.reader_schema)
+    outcome = Counter()
+    values = packet.index(b"\x00", packet.index(b"fields"))  # behind the schema
+    for _ in range(1500):
+        data = bytearray(packet)
+        for _ in range(rng.randint(1, 4)):
+            last = len(packet) if rng.random() < 0.5 else values + 3000
+            data[rng.randrange(values, last)] = rng.choice([0, 1, 2, 127, 128, 255, rng.randrange(256)])
+        try:
+            (record,) = decoder.decode(bytes(data))
+            assert np.isfinite(survey.observation(record).stamp).all()
+            outcome["used"] += 1
+        except PacketError as error:
+            outcome[error.reason] += 1
+    assert len(outcome) >= 4
 
 
 # --- times for replay

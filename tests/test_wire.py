@@ -277,6 +277,16 @@ def test_too_many_records():
     assert reason_of(by_hand(block(b"", 10**9), schema=nothing)) is Reason.BAD_BLOCK
 
 
+@pytest.mark.parametrize("items", ["int", {"type": "array", "items": "int"}])
+def test_too_many_values(items):
+    """A packet of 3 kB whose only record passes over three million values of nothing."""
+    schema = {"type": "record", "name": "a", "fields": [{"name": "x", "type": {"type": "array", "items": items}}]}
+    packed = zlib.compress(number(3_000_000) + bytes(3_000_001), 9, wbits=-15)
+    data = by_hand(block(packed), codec="deflate", schema=schema)
+    assert len(data) < 5000
+    assert reason_of(data) is Reason.BOMB
+
+
 def test_unknown_codec():
     assert reason_of(by_hand(block(body()), codec="xz")) is Reason.BAD_BLOCK
 
