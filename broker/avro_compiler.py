@@ -3,8 +3,8 @@
 Most of a packet is skipped, and most of what is skipped has a form that a regular expression can follow: fixed
 widths, variable-length numbers, unions and short strings. So neighbouring fields become one bytes pattern, with
 groups where the reader wants a value; only long strings, arrays, maps and unions of those need Python. Every
-pattern is deterministic and possessive, thus linear. 99 us for a real ZTF packet where fastavro with the same
-projection needs 400 (both with the schema parsed already).
+pattern is deterministic and possessive, thus linear. A real ZTF packet takes 68 us, where fastavro with the same
+fields takes 320 (both with the schema parsed already, same run on one core).
 
 The function is a fast path only: when something does not fit (a damaged packet, a long string inside an array) it
 gives up, and the plain reader of `avro` reads the record again and names the error. Names and values of the
