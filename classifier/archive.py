@@ -146,7 +146,7 @@ def write_part(
             if writer is None:
                 writer = pq.ParquetWriter(
                     _part_path(directory, number), table.schema, compression="zstd", compression_level=1,
-                    use_dictionary=["object_id", "band"], write_statistics=["mjd"],
+                    use_dictionary=["object_id", "band"], write_statistics=["mjd"], write_page_checksum=True,
                 )  # fmt: skip
             writer.write_table(table, row_group_size=max(len(stamps), 1))
             rows.append(_object_row(thing, stamps, number, group))
@@ -454,7 +454,7 @@ class Archive:
     def _open_part(self, number: int) -> pq.ParquetFile:
         path = _part_path(self.path, number)
         try:
-            return pq.ParquetFile(path)
+            return pq.ParquetFile(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise ArchiveError(f"{path} is missing or damaged: {error}") from error
 
