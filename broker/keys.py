@@ -4,30 +4,31 @@ All keys of an object, its place in the queue and its outcome in the books share
 script changes them together, on one node or on a cluster. The scripts in broker/lua get `shard(n)` as their only key
 and append the names below themselves, because one call serves many objects.
 
-sh:{survey:shard}:
-    headers:<object>    hash    source id (8 bytes, big endian) -> packed header (`sequences.HEADER`)       ┐
-    stamps:<object>     hash    source id -> float16 [32, 32]                                               │ until the
-    order:<object>      zset    source id by MJD; equal MJDs by source id, which is the order of its bytes  │ object was
-    meta:<object>       hash    rev, ans, data: revision now / last answered / last change of a stored stamp │ quiet for
-    latest:<object>     string  last classification                                                         │ redis.ttl_days
-    history:<object>    list    earlier ones, oldest first, bounded                                         │ and is not
-    tokens:<object>     hash    "model" -> model, 3 source ids (24 bytes) -> token                          ┘ pending
-    fresh, due          zset    objects that wait, by ready time (Unix ms); fresh: never answered           until claimed
-    inflight            zset    claimed objects by the end of their lease (Unix ms)                         until settled
-    leases              hash    claimed object -> token of its claim                                        until settled
-    touched             zset    live objects by the time of their last new stamp (Unix ms)                  as the object
-    classified, declined set    live objects that are not pending, by their last answer                     as the object
-    counts              hash    expired, lost: objects that were removed                                    for ever
-    segments            set     "<partition>:<segment>" of the bitmaps below                                as the bitmap
-    stored:<partition>:<segment>, duplicate:…   string  one bit an offset                  until folded + redis.books_days
+sh:{survey:shard}:        of an object, until it was quiet for redis.ttl_days and nothing of it is pending (sweep.lua)
+    headers:<object>      hash    source id (8 bytes, big endian) -> packed header (`sequences.HEADER`)
+    stamps:<object>       hash    source id -> float16 [32, 32]
+    order:<object>        zset    source id by MJD; equal MJDs by source id, which is the order of its bytes
+    meta:<object>         hash    rev, ans, data: revision now, last answered, last in which a stored stamp was replaced
+    latest:<object>       string  last classification
+    history:<object>      list    one line for each answer, oldest first, bounded
+    tokens:<object>       hash    "model" -> token model, 3 source ids (24 bytes) -> token
+                          of the queue
+    fresh, due            zset    waiting objects by ready time (Unix ms), fresh: never answered; until claimed
+    inflight, leases      zset, hash  claimed objects by the end of their lease (Unix ms), and its token; until settled
+                          of the books
+    touched               zset    objects kept, by the time of their last new stamp (Unix ms)
+    classified, declined  set     those of them that are not pending, by their last answer
+    counts                hash    expired, lost: objects removed; for ever
+    segments              set     "<partition>:<segment>" of the bitmaps below, as long as those
+    stored:<partition>:<segment>, duplicate:…  string  a bit for each offset; until folded, and redis.books_days more
 sh:{survey|partition}:
-    segments            set     segments with a bitmap                                                      as the bitmap
-    marks               set     consumed, skipped.<reason>, rejected.<reason>: the bitmaps there are        for ever
-    <mark>:<segment>    string  one bit an offset                                          until folded + redis.books_days
-    folded              hash    segment -> its counts and which offsets they cover                          for ever
+    <mark>:<segment>      string  a bit for each offset; until folded, and redis.books_days more
+    segments              set     the segments of these bitmaps, as long as those
+    marks                 set     consumed, skipped.<reason>, rejected.<reason>: the marks there are; for ever
+    folded                hash    segment -> its counts and the offsets they cover; for ever
 sh:{survey}:
-    partitions          set     partition keys, `topic@topicid/partition`                                   for ever
-    layout              string  what `shards` is                                                            for ever
+    partitions            set     partition keys, `topic@topicid/partition`; for ever
+    layout                string  the number of shards; for ever
 """
 
 from zlib import crc32

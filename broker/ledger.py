@@ -1,328 +1,260 @@
-"""The books: what became of every offset and of every object, so that a loss shows.
+"""The books: which offsets were consumed and what became of each, and the objects. Reads and writes the marks.
 
-For each partition: distinct offsets consumed = stored + duplicate + skipped + rejected. Each book is a bitmap by
-offset, so redelivery cannot count twice and gaps in Kafka's offsets do not matter. For objects: touched = classified +
-declined + pending. A message of several records may stand in several books; the first of rejected, stored, duplicate,
-skipped counts.
+A mark is a bit, so that redelivery cannot count twice and gaps in Kafka's offsets do not matter. `consumed` is marked
+when a message is polled, apart from its outcome; stored and duplicate are marked by the script that stores.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from .books import Books, ObjectBooks, PartitionBooks, count, ones, pack_known, union, unpack_known
+from .errors import ConfigError
+from .keys import SEGMENT_BITS, Keys
+from .state import Client
 
-from .keys import SEGMENT_BITS, books_prefix, partition_prefix, segment_of, shard_prefix
-from .state import State
+__all__ = ["Books", "Ledger", "ObjectBooks", "PartitionBooks"]
 
 Mark = tuple[str, int, str]  # partition, offset, reason
-PRECEDENCE = ("rejected", "stored", "duplicate", "skipped")
-REDRIVEN = "redriven:"  # prefix of the books of dead letters that were sent through again
-SHOWN = 5  # offsets named when a row does not balance
-CHUNK = 5000  # marks a script call
-
-
-@dataclass
-class Row:
-    """The books of one partition."""
-
-    partition: str
-    consumed: int = 0
-    stored: int = 0
-    duplicate: int = 0
-    skipped: int = 0
-    rejected: int = 0
-    missing: int = 0  # consumed, but without an outcome
-    unexpected: int = 0  # an outcome, but never consumed
-    missing_offsets: list[int] = field(default_factory=list)
-    reasons: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    @property
-    def balanced(self) -> bool:
-        """Every consumed offset has one outcome, and every outcome was consumed."""
-        settled = self.stored + self.duplicate + self.skipped + self.rejected
-        return self.missing == 0 and self.unexpected == 0 and self.consumed == settled
-
-
-@dataclass
-class Objects:
-    """The books of the objects."""
-
-    touched: int = 0
-    classified: int = 0
-    declined: int = 0
-    pending: int = 0
-    expired: int = 0
-
-    @property
-    def balanced(self) -> bool:
-        """Every touched object was answered or waits."""
-        return self.touched == self.classified + self.declined + self.pending
-
-
-@dataclass
-class Books:
-    """Everything at one time."""
-
-    rows: list[Row]
-    objects: Objects
-
-    @property
-    def balanced(self) -> bool:
-        """True if nothing was lost or counted twice."""
-        return self.objects.balanced and all(row.balanced for row in self.rows)
-
-    @property
-    def consumed(self) -> int:
-        """Distinct offsets consumed, without those of dead letters sent through again."""
-        return self._total("consumed")
-
-    @property
-    def pending(self) -> int:
-        """Objects that wait for an answer."""
-        return self.objects.pending
-
-    def summary(self) -> dict[str, Any]:
-        """The totals, as the demo prints them."""
-        return {
-            "consumed": self.consumed,
-            "stored": self._total("stored"),
-            "duplicates": self._total("duplicate"),
-            "skipped": self._total("skipped"),
-            "rejected": self._total("rejected"),
-            "objects": self.objects.touched,
-            "classified": self.objects.classified,
-            "declined": self.objects.declined,
-            "pending": self.objects.pending,
-            "balanced": self.balanced,
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Totals, every partition and the objects."""
-        rows = [{**asdict(row), "balanced": row.balanced} for row in self.rows]
-        return {**self.summary(), "expired": self.objects.expired, "partitions": rows}
-
-    def to_text(self) -> str:
-        """A table that a person reads."""
-        names = ("consumed", "stored", "duplicate", "skipped", "rejected")
-        width = max([len(row.partition) for row in self.rows] + [9])
-        lines = [f"{'partition':<{width}}" + "".join(name.rjust(11) for name in names) + "  balanced"]
-        for row in self.rows:
-            counts = "".join(str(getattr(row, name)).rjust(11) for name in names)
-            lines.append(f"{row.partition:<{width}}{counts}  {'yes' if row.balanced else 'NO'}{_trouble(row)}")
-        lines += [f"  {kind} {reason}: {n}" for kind, reasons in self._reasons().items() for reason, n in reasons]
-        o = self.objects
-        verdict = "balanced" if o.balanced else "NOT BALANCED"
-        lines.append(
-            f"objects: {o.touched} touched = {o.classified} classified + {o.declined} declined + {o.pending} pending"
-            f" ({verdict}; {o.expired} forgotten so far)"
-        )
-        return "\n".join(lines)
-
-    def _reasons(self) -> dict[str, list[tuple[str, int]]]:
-        totals: dict[str, dict[str, int]] = {}
-        for row in self.rows:
-            for kind, reasons in row.reasons.items():
-                for reason, count in reasons.items():
-                    totals.setdefault(kind, {}).setdefault(reason, 0)
-                    totals[kind][reason] += count
-        return {kind: sorted(reasons.items()) for kind, reasons in sorted(totals.items())}
-
-    def _total(self, name: str) -> int:
-        return sum(getattr(row, name) for row in self.rows if not row.partition.startswith(REDRIVEN))
-
-
-def _trouble(row: Row) -> str:
-    if row.balanced:
-        return ""
-    named = ", ".join(map(str, row.missing_offsets))
-    return f"  ({row.missing} without outcome{f': offsets {named}' if named else ''}; {row.unexpected} never consumed)"
+_COUNTS = ("consumed", "stored", "duplicate", "skipped", "rejected")
 
 
 class Ledger:
-    """Writes and reads the books of one survey.
+    """The books of one survey.
 
     Args:
-        keep_s: how long the bitmaps of a finished segment stay after they were folded into counts.
+        shards: as the SequenceStore's.
+        keep_s: how long the bitmaps of a finished segment stay after they were folded into counts; a message that
+            is delivered again within this time is known as stored.
     """
 
-    def __init__(self, state: State, survey: str, *, shards: int = 16, keep_s: float = 14 * 86_400.0) -> None:
-        self._state = state
-        self._survey = survey
-        self._prefixes = [shard_prefix(survey, shard) for shard in range(shards)]
-        self._all = books_prefix(survey)
-        self._keep_s = round(keep_s)
-        self._registered: set[str] = set()
+    def __init__(self, client: Client, survey: str, *, shards: int = 16, keep_s: float = 14 * 86_400.0) -> None:
+        self._client = client
+        self._keys = Keys(survey)
+        self._shards = shards
+        self._keep_ms = round(keep_s * 1000)
+        self._begun: set[tuple[str, int]] = set()
 
     def ping(self) -> None:
-        """Raise what keeps us from Redis."""
-        self._state.ping()
+        """See that Redis answers and holds this survey in as many shards as we think.
 
-    def consumed(self, offsets: Mapping[str, Sequence[int]]) -> None:
-        """Mark offsets (by partition) as consumed, before anything is known of their outcome."""
-        self._register({f"{segment_of(o)} {partition}" for partition, each in offsets.items() for o in each})
-        self._mark("consumed", [(partition, o, "") for partition, each in offsets.items() for o in each])
+        Raises:
+            ConfigError: it holds it in another number of shards.
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        self._client.ping()
+        found = self._client.run([("GET", self._keys.layout)])[0]
+        if found is None:
+            commands = [("SET", self._keys.layout, self._shards, "NX"), ("GET", self._keys.layout)]
+            found = self._client.run(commands)[1]
+        if int(found) != self._shards:
+            raise ConfigError(
+                f"Redis holds {self._keys.survey} in {int(found)} shards and redis.shards is {self._shards}: "
+                f"set redis.shards = {int(found)}"
+            )
 
-    def skipped(self, marks: Sequence[Mark]) -> None:
-        """Mark offsets as sound but of no use here."""
-        self._mark("skipped", marks)
+    def consumed(self, offsets: Mapping[str, Iterable[int]]) -> None:
+        """Mark offsets, by partition, as consumed. Safe to repeat.
 
-    def set_aside(self, marks: Sequence[Mark]) -> None:
-        """Mark offsets as acknowledged by the dead-letter topic."""
-        self._mark("rejected", marks)
+        The first mark of a new segment folds the finished ones before it.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        begun = self._mark({("consumed", partition): list(found) for partition, found in offsets.items()})
+        for partition in sorted({partition for partition, segment in begun - self._begun if segment}):
+            self.fold(partition)
+        self._begun |= begun
+
+    def skipped(self, marks: Iterable[Mark]) -> None:
+        """Mark (partition, offset, reason) as sound but of no use here. Safe to repeat.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        self._mark(_by_reason("skipped", marks))
+
+    def set_aside(self, marks: Iterable[Mark]) -> None:
+        """Mark (partition, offset, reason) as acknowledged by the dead-letter topic. Safe to repeat.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        self._mark(_by_reason("rejected", marks))
 
     def settled(self, places: Sequence[tuple[str, int]]) -> list[bool]:
-        """For each (partition, offset), whether it was consumed."""
+        """For each (partition, offset) whether it was consumed and has an outcome.
 
-        def fill(pipe: Any) -> None:
-            for partition, offset in places:
-                pipe.getbit(*self._bit(partition, offset))
-
-        return [bool(bit) for bit in self._state.pipeline(fill)]
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        found = [False] * len(places)
+        groups: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for n, (partition, offset) in enumerate(places):
+            groups[partition, offset // SEGMENT_BITS].append(n)
+        for (partition, segment), members in groups.items():
+            marks = self._segment(partition, segment)
+            done = marks.pop("consumed") & union([bits.tobytes() for bits in marks.values()], SEGMENT_BITS // 8)
+            done |= self._known(partition, segment)
+            for n in members:
+                byte, bit = divmod(places[n][1] % SEGMENT_BITS, 8)
+                found[n] = bool(done[byte] & (128 >> bit))
+        return found
 
     def books(self) -> Books:
-        """Read everything; for an exact balance nothing should be consuming meanwhile."""
-        folded = self._folded()
-        rows: dict[str, Row] = {}
-        for name in sorted(self._segments()):
-            segment, partition = name.split(" ", 1)
-            row = rows.setdefault(partition, Row(partition))
-            if name in folded:
-                _add(row, folded[name])
-            else:
-                _add(row, self._count(int(segment), partition))
-        for partition, row in rows.items():
-            row.reasons = self._reasons(partition)
-        counts = np.sum(self._state.run([("objects", prefix, []) for prefix in self._prefixes]), axis=0)
-        return Books([rows[name] for name in sorted(rows)], Objects(*map(int, counts)))
+        """Read the books; marks that are on their way meanwhile show as missing.
 
-    def fold(self) -> int:
-        """Turn the bitmaps of finished segments into counts and let them expire; returns how many were folded.
-
-        A segment is finished when all of it that was consumed has an outcome and a later one has begun.
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
         """
-        names, folded = self._segments(), self._folded()
-        newest: dict[str, int] = {}
-        for name in names:
-            segment, partition = name.split(" ", 1)
-            newest[partition] = max(newest.get(partition, 0), int(segment))
-        done = 0
-        for name in sorted(names - set(folded)):
-            segment, partition = name.split(" ", 1)
-            counts = self._count(int(segment), partition) if int(segment) < newest[partition] else None
-            if counts is not None and not counts["missing"] and not counts["unexpected"]:
-                self._fold(name, int(segment), partition, counts)
-                done += 1
-        return done
+        partitions = []
+        for partition, segments in sorted(self._segments().items()):
+            total = PartitionBooks(partition)
+            for folded in self._folded(partition):
+                total.add(_from_fold(partition, folded))
+            for segment in sorted(segments):
+                total.add(self._count(partition, segment)[0])
+            partitions.append(total)
+        return Books(partitions, self._objects())
 
-    def _fold(self, name: str, segment: int, partition: str, counts: Mapping[str, Any]) -> None:
-        self._state.pipeline(lambda pipe: pipe.hset(f"{self._all}folded", name, json.dumps(counts)))
+    def fold(self, partition: str) -> int:
+        """Turn the partition's finished segments into counts and let their bitmaps expire; how many were folded.
 
-        def expire(pipe: Any) -> None:
-            for key in self._keys(segment, partition):
-                pipe.expire(key, self._keep_s)
+        A segment is finished when a later one began and every consumed offset of it has an outcome. Safe to repeat
+        and to run twice at once; marks that come to a folded segment later are counted and folded in turn.
 
-        self._state.pipeline(expire)
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        finished = 0
+        for segment in sorted(self._segments().get(partition, ()))[:-1]:
+            books, marks = self._count(partition, segment)
+            if books.balanced:
+                self._fold(partition, segment, books, marks)
+                finished += 1
+        return finished
 
-    def _register(self, names: set[str]) -> None:
-        unknown = names - self._registered
-        if unknown:
-            self._state.pipeline(lambda pipe: pipe.sadd(f"{self._all}segments", *unknown))
-            self._registered |= unknown
+    def _mark(self, marks: Mapping[tuple[str, str], Sequence[int]]) -> set[tuple[str, int]]:
+        """Set the bits of (mark, partition); returns the (partition, segment) they are in."""
+        commands: list[list[Any]] = []
+        touched: dict[str, set[int]] = defaultdict(set)
+        for (mark, partition), offsets in marks.items():
+            base = self._keys.partition(partition)
+            for segment, bits in _by_segment(offsets).items():
+                key = f"{base}{mark}:{segment}"
+                commands.append(["BITFIELD", key, *(word for bit in bits for word in ("SET", "u1", bit, 1))])
+                commands.append(["PERSIST", key])  # a folded segment that gets new marks stays until folded again
+                touched[partition].add(segment)
+            commands.append(["SADD", f"{base}marks", mark])
+        for partition, segments in touched.items():
+            commands.append(["SADD", f"{self._keys.partition(partition)}segments", *segments])
+        if touched:
+            commands.append(["SADD", self._keys.partitions, *touched])
+        self._client.run(commands)
+        return {(partition, segment) for partition, segments in touched.items() for segment in segments}
 
-    def _mark(self, book: str, marks: Sequence[Mark]) -> None:
-        by_partition: dict[str, list[Any]] = {}
-        for partition, offset, reason in marks:
-            by_partition.setdefault(partition, []).extend((offset, str(reason)))
-        self._state.run(
+    def _segments(self) -> dict[str, set[int]]:
+        """The segments that have bitmaps, by partition; partitions with folded segments only are there as well."""
+        bases = [self._keys.shard(shard) for shard in range(self._shards)]
+        first, *members = self._client.run(
+            [("SMEMBERS", self._keys.partitions), *(("SMEMBERS", f"{base}segments") for base in bases)]
+        )
+        found: dict[str, set[int]] = {name.decode(): set() for name in first}
+        for member in {m for each in members for m in each}:
+            partition, _, segment = member.decode().rpartition(":")
+            found.setdefault(partition, set()).add(int(segment))
+        names = sorted(found)
+        commands = [("SMEMBERS", f"{self._keys.partition(name)}segments") for name in names]
+        for name, own in zip(names, self._client.run(commands), strict=True):
+            found[name] |= {int(segment) for segment in own}
+        return found
+
+    def _segment(self, partition: str, segment: int) -> dict[str, Any]:
+        """The bitmaps of a segment by mark; `consumed` is read last, because it is written first."""
+        base = self._keys.partition(partition)
+        marked = sorted(mark.decode() for mark in self._client.run([("SMEMBERS", f"{base}marks")])[0])
+        own = [mark for mark in marked if mark != "consumed"]
+        keys = [key for mark in ("stored", "duplicate") for key in self._shared(mark, partition, segment)]
+        keys += [f"{base}{mark}:{segment}" for mark in own]
+        raw = self._client.run([("GET", key) for key in keys])
+        raw += self._client.run([("GET", f"{base}consumed:{segment}")])
+        size, n = SEGMENT_BITS // 8, self._shards
+        marks = {"stored": union(raw[:n], size), "duplicate": union(raw[n : 2 * n], size)}
+        marks |= {mark: union([bits], size) for mark, bits in zip([*own, "consumed"], raw[2 * n :], strict=True)}
+        return marks
+
+    def _shared(self, mark: str, partition: str, segment: int) -> list[str]:
+        """The bitmaps that the shards have of a segment."""
+        return [f"{self._keys.shard(shard)}{mark}:{partition}:{segment}" for shard in range(self._shards)]
+
+    def _count(self, partition: str, segment: int) -> tuple[PartitionBooks, dict[str, Any]]:
+        marks = self._segment(partition, segment)
+        known = self._known(partition, segment)
+        return count(partition, segment * SEGMENT_BITS, marks, known), marks
+
+    def _folded(self, partition: str) -> list[dict[str, Any]]:
+        return [
+            json.loads(text) for text in self._client.run([("HVALS", f"{self._keys.partition(partition)}folded")])[0]
+        ]
+
+    def _known(self, partition: str, segment: int) -> Any:
+        """The offsets of a segment that its fold covers."""
+        text = self._client.run([("HGET", f"{self._keys.partition(partition)}folded", segment)])[0]
+        return union([unpack_known(json.loads(text)["known"])] if text else [], SEGMENT_BITS // 8)
+
+    def _fold(self, partition: str, segment: int, books: PartitionBooks, marks: Mapping[str, Any]) -> None:
+        base = self._keys.partition(partition)
+        if books.consumed:
+            self._add_to_fold(f"{base}folded", segment, books, marks["consumed"])
+        keys = [f"{base}{mark}:{segment}" for mark in marks if mark not in ("stored", "duplicate")]
+        keys += [key for mark in ("stored", "duplicate") for key in self._shared(mark, partition, segment)]
+        self._client.run([("PEXPIRE", key, self._keep_ms, "NX") for key in keys])
+        if not any(ones(found) for found in marks.values()):
+            self._unlist(partition, segment)
+
+    def _add_to_fold(self, key: str, segment: int, books: PartitionBooks, bits: Any) -> None:
+        """Counts and the offsets they cover are one value, so that a second folder at the same time does no harm."""
+        text = self._client.run([("HGET", key, segment)])[0]
+        if text:
+            before = json.loads(text)
+            books.add(_from_fold(books.partition, before))
+            bits = bits | union([unpack_known(before["known"])], SEGMENT_BITS // 8)
+        counts = {name: getattr(books, name) for name in _COUNTS}
+        self._client.run([("HSET", key, segment, json.dumps({**counts, "known": pack_known(bits)}))])
+
+    def _unlist(self, partition: str, segment: int) -> None:
+        """Take a segment whose bitmaps have expired off the lists, so that nobody looks for them."""
+        shards = [self._keys.shard(shard) for shard in range(self._shards)]
+        self._client.run(
             [
-                ("mark", partition_prefix(self._survey, partition), [book, *words[at : at + 2 * CHUNK]])
-                for partition, words in by_partition.items()
-                for at in range(0, len(words), 2 * CHUNK)
+                ("SREM", f"{self._keys.partition(partition)}segments", segment),
+                *(("SREM", f"{prefix}segments", f"{partition}:{segment}") for prefix in shards),
             ]
         )
 
-    def _bit(self, partition: str, offset: int) -> tuple[str, int]:
-        key = f"{partition_prefix(self._survey, partition)}consumed:{segment_of(offset)}"
-        return key, offset & ((1 << SEGMENT_BITS) - 1)
-
-    def _segments(self) -> set[str]:
-        members = self._state.pipeline(lambda pipe: pipe.smembers(f"{self._all}segments"))[0]
-        return {member.decode() for member in members}
-
-    def _folded(self) -> dict[str, dict[str, Any]]:
-        found = self._state.pipeline(lambda pipe: pipe.hgetall(f"{self._all}folded"))[0]
-        return {name.decode(): json.loads(counts) for name, counts in found.items()}
-
-    def _reasons(self, partition: str) -> dict[str, dict[str, int]]:
-        prefix = partition_prefix(self._survey, partition)
-        kinds = ("skipped", "rejected")
-
-        def fill(pipe: Any) -> None:
-            for kind in kinds:
-                pipe.hgetall(f"{prefix}reasons:{kind}")
-
-        found = zip(kinds, self._state.pipeline(fill), strict=True)
-        return {kind: {r.decode(): int(n) for r, n in sorted(each.items())} for kind, each in found if each}
-
-    def _keys(self, segment: int, partition: str) -> list[str]:
-        """consumed, rejected, skipped, then stored of every shard, then duplicate of every shard."""
-        own = partition_prefix(self._survey, partition)
-        keys = [f"{own}{book}:{segment}" for book in ("consumed", "rejected", "skipped")]
-        for book in ("stored", "duplicate"):
-            keys += [f"{prefix}b:{book}:{segment}:{partition}" for prefix in self._prefixes]
-        return keys
-
-    def _count(self, segment: int, partition: str) -> dict[str, Any]:
-        keys = self._keys(segment, partition)
-
-        def fill(pipe: Any) -> None:
-            for key in keys:
-                pipe.get(key)
-
-        maps = self._state.pipeline(fill)
-        shards = len(self._prefixes)
-        books = {
-            "consumed": _union(maps[:1]),
-            "rejected": _union(maps[1:2]),
-            "skipped": _union(maps[2:3]),
-            "stored": _union(maps[3 : 3 + shards]),
-            "duplicate": _union(maps[3 + shards :]),
-        }
-        return _settle(books, segment << SEGMENT_BITS)
+    def _objects(self) -> ObjectBooks:
+        replies = self._client.call("objects", [(self._keys.shard(shard),) for shard in range(self._shards)])
+        touched, classified, declined, fresh, due, in_flight, expired, lost = map(sum, zip(*replies, strict=True))
+        return ObjectBooks(touched, classified, declined, fresh + due + in_flight, expired, lost)
 
 
-def _union(maps: Iterable[bytes | None]) -> NDArray[np.uint8]:
-    """The OR of bitmaps of any length, at the length of a full segment."""
-    union = np.zeros(1 << (SEGMENT_BITS - 3), np.uint8)
-    for raw in maps:
-        if raw:
-            part = np.frombuffer(raw, np.uint8)
-            union[: len(part)] |= part
-    return union
+def _by_reason(outcome: str, marks: Iterable[Mark]) -> dict[tuple[str, str], list[int]]:
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for partition, offset, reason in marks:
+        groups[f"{outcome}.{reason}", partition].append(offset)
+    return groups
 
 
-def _settle(books: Mapping[str, NDArray[np.uint8]], first: int) -> dict[str, Any]:
-    """Counts in which every offset has one outcome."""
-    seen = np.zeros_like(books["consumed"])
-    counts: dict[str, Any] = {"consumed": _ones(books["consumed"])}
-    for book in PRECEDENCE:
-        counts[book] = _ones(books[book] & ~seen)
-        seen = seen | books[book]
-    missing = np.unpackbits(books["consumed"] & ~seen)
-    counts["missing"] = int(missing.sum())
-    counts["unexpected"] = _ones(seen & ~books["consumed"])
-    counts["missing_offsets"] = [int(first + at) for at in np.flatnonzero(missing)[:SHOWN]]
-    return counts
+def _by_segment(offsets: Iterable[int]) -> dict[int, list[int]]:
+    groups: dict[int, list[int]] = defaultdict(list)
+    for offset in offsets:
+        segment, bit = divmod(offset, SEGMENT_BITS)
+        groups[segment].append(bit)
+    return groups
 
 
-def _ones(bitmap: NDArray[np.uint8]) -> int:
-    return int(np.bitwise_count(bitmap).sum())
-
-
-def _add(row: Row, counts: Mapping[str, Any]) -> None:
-    for name in ("consumed", *PRECEDENCE, "missing", "unexpected"):
-        setattr(row, name, getattr(row, name) + counts[name])
-    row.missing_offsets = [*row.missing_offsets, *counts["missing_offsets"]][:SHOWN]
+def _from_fold(partition: str, folded: Mapping[str, Any]) -> PartitionBooks:
+    books = PartitionBooks(partition)
+    books.add(PartitionBooks(partition, **{name: folded[name] for name in _COUNTS}))
+    return books

@@ -1,120 +1,137 @@
-"""The due queue: objects whose sequence changed, claimed under leases, never popped."""
+"""The due queue: objects that wait for an answer, claimed under leases and never popped.
 
-import time
+A claimed object is in flight until it is settled (`SequenceStore.settle`) or released, or until its lease is over and
+the next claim of anyone returns it. Times are the server's.
+"""
+
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .keys import shard_prefix
-from .state import State
+from .keys import Keys
+from .state import Claim, Client
 
-QUEUES = ("fresh", "due", "flight")
+__all__ = ["Claim", "DueQueue"]
+
+OLDER_SHARE = 0.25  # of a claim is for objects that were answered before, while such wait: no kind starves the other
+WAITING = ("fresh", "due")
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """An object that is ours until its lease ends."""
-
-    object_id: str
+class _Ready:
     shard: int
-    lease: str
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    fresh: int
+    due: int
+    oldest: float
 
 
 class DueQueue:
-    """Pending objects of one survey, spread over shards.
+    """The queue of one survey; any number of workers may share it."""
 
-    Args:
-        debounce_s: an object is ready this long after it became pending, so that one visit makes one classification.
-    """
-
-    def __init__(self, state: State, survey: str, *, shards: int = 16, debounce_s: float = 0.0) -> None:
-        self._state = state
-        self._prefixes = [shard_prefix(survey, shard) for shard in range(shards)]
-        self._shards = shards
-        self._debounce_ms = round(debounce_s * 1000)
-        self._turn = 0
+    def __init__(self, client: Client, survey: str, *, shards: int = 16) -> None:
+        self._client = client
+        keys = Keys(survey)
+        self._bases = [keys.shard(shard) for shard in range(shards)]
+        self._owed = 0.0  # seats of older objects, carried over from claim to claim
 
     def claim(self, limit: int, lease_s: float) -> list[Claim]:
-        """Up to `limit` ready objects: new ones first, but at most three quarters while others wait.
+        """Take at most `limit` ready objects, new ones first, in two round trips.
 
         Raises:
-            ServiceUnavailable: Redis is away; nothing was claimed that does not come back when its lease ends.
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us; what was taken returns with its lease.
         """
-        claims: list[Claim] = []
-        shards = list(range(self._shards))
-        while len(claims) < limit and shards:
-            # a fair share of each shard, beginning at another one each time; shards that gave all leave the round
-            share = -(-(limit - len(claims)) // len(shards))
-            chosen = [shards[(self._turn + i) % len(shards)] for i in range(min(len(shards), limit - len(claims)))]
-            self._turn += len(chosen)
-            found = self._claim(chosen, share, lease_s)
-            claims += [claim for part in found.values() for claim in part]
-            shards = [s for s in shards if s not in found or len(found[s]) == share]
-        return claims
-
-    def _claim(self, shards: Sequence[int], share: int, lease_s: float) -> dict[int, list[Claim]]:
-        token = uuid.uuid4().hex
-        arguments = [_now_ms(), self._debounce_ms, round(lease_s * 1000), share, token]
-        results = self._state.run([("claim", self._prefixes[shard], arguments) for shard in shards])
-        return {
-            shard: [Claim(object_id.decode(), shard, token) for object_id in result]
-            for shard, result in zip(shards, results, strict=True)
-        }
-
-    def still_held(self, claims: Sequence[Claim]) -> list[bool]:
-        """For each claim, whether its lease is still ours."""
-        by_shard: dict[int, list[int]] = defaultdict(list)
-        for index, claim in enumerate(claims):
-            by_shard[claim.shard].append(index)
-        groups = list(by_shard.items())
-
-        def fill(pipe: Any) -> None:
-            for shard, indices in groups:
-                pipe.hmget(f"{self._prefixes[shard]}lease", [claims[i].object_id for i in indices])
-
-        results = self._state.pipeline(fill)
-        held = [False] * len(claims)
-        for (_, indices), values in zip(groups, results, strict=True):
-            for index, value in zip(indices, values, strict=True):
-                held[index] = value is not None and value.decode().split(" ")[0] == claims[index].lease
-        return held
+        ready = self._wake()
+        fresh, due = self._seats(limit, sum(r.fresh for r in ready), sum(r.due for r in ready))
+        by_age = sorted(ready, key=lambda r: r.oldest)
+        fresh_of = _share(fresh, [r.fresh for r in by_age])
+        due_of = _share(due, [r.due for r in by_age])
+        lease = uuid.uuid4().hex
+        wanted = [(r.shard, f, d) for r, f, d in zip(by_age, fresh_of, due_of, strict=True) if f or d]
+        calls = [(self._bases[shard], lease, round(lease_s * 1000), f, d) for shard, f, d in wanted]
+        return [
+            Claim(name.decode(), shard, lease)
+            for (shard, _, _), names in zip(wanted, self._client.call("claim", calls), strict=True)
+            for name in names
+        ]
 
     def release(self, claims: Sequence[Claim]) -> int:
-        """Give objects back at once; returns how many were still ours."""
-        groups: dict[tuple[int, str], list[str]] = defaultdict(list)
-        for claim in claims:
-            groups[claim.shard, claim.lease].append(claim.object_id)
-        calls = [("release", self._prefixes[shard], [lease, *names]) for (shard, lease), names in groups.items()]
-        return sum(self._state.run(calls))
+        """Give objects back, ready at once; returns how many were still ours."""
+        groups = self._by_shard(claims)
+        calls = [
+            (self._bases[shard], *(word for n in members for word in (claims[n].object_id, claims[n].lease)))
+            for shard, members in groups.items()
+        ]
+        return int(sum(self._client.call("release", calls)))
 
-    def depth(self) -> dict[str, int]:
-        """Objects that are new, due again, and in flight."""
-        rows = self._each(lambda pipe, prefix: [pipe.zcard(prefix + queue) for queue in QUEUES])
-        new, due, flight = (sum(rows[i :: len(QUEUES)]) for i in range(len(QUEUES)))
-        return {"new": new, "due": due, "in_flight": flight}
+    def still_held(self, claims: Sequence[Claim]) -> list[bool]:
+        """For each claim whether its object is still ours."""
+        groups = self._by_shard(claims)
+        commands = [
+            ("HMGET", f"{self._bases[shard]}leases", *(claims[n].object_id for n in members))
+            for shard, members in groups.items()
+        ]
+        held = [False] * len(claims)
+        for members, leases in zip(groups.values(), self._client.run(commands), strict=True):
+            for n, lease in zip(members, leases, strict=True):
+                held[n] = lease == claims[n].lease.encode()
+        return held
 
     def ready(self) -> int:
-        """Objects that a claim could take now."""
-        latest = _now_ms() - self._debounce_ms
-        return sum(self._each(lambda pipe, prefix: [pipe.zcount(prefix + q, "-inf", latest) for q in QUEUES[:2]]))
+        """How many objects a claim could take now."""
+        return sum(r.fresh + r.due for r in self._wake())
+
+    def depth(self) -> dict[str, int]:
+        """Pending objects: `new` were never answered, `due` were, `in_flight` are claimed."""
+        names = ("fresh", "due", "inflight")
+        counts = self._client.run([("ZCARD", base + name) for name in names for base in self._bases])
+        width = len(self._bases)
+        new, due, in_flight = (sum(counts[n * width : (n + 1) * width]) for n in range(len(names)))
+        return {"new": new, "due": due, "in_flight": in_flight}
 
     def oldest_ms(self) -> int | None:
-        """When the longest waiting object became pending, Unix ms; None if nothing is due."""
-        rows = self._each(lambda pipe, prefix: [pipe.zrange(prefix + q, 0, 0, withscores=True) for q in QUEUES[:2]])
-        scores = [score for row in rows for _, score in row]
-        return int(min(scores)) if scores else None
+        """When the object that waits for longest became ready, Unix ms; None if nothing waits and is ready."""
+        oldest = [r.oldest for r in self._wake() if r.fresh or r.due]
+        return int(min(oldest)) if oldest else None
 
-    def _each(self, commands: Callable[[Any, str], object]) -> list[Any]:
-        """The results of the same commands on every shard, in one round trip."""
+    def next_ready_ms(self) -> int | None:
+        """When the next object becomes ready or returns from a lease, Unix ms; None if nothing is pending."""
+        queues = (*WAITING, "inflight")
+        commands = [("ZRANGE", base + name, 0, 0, "WITHSCORES") for base in self._bases for name in queues]
+        firsts = [float(found[1]) for found in self._client.run(commands) if found]
+        return int(min(firsts)) if firsts else None
 
-        def fill(pipe: Any) -> None:
-            for prefix in self._prefixes:
-                commands(pipe, prefix)
+    def _wake(self) -> list[_Ready]:
+        replies = self._client.call("wake", [(base,) for base in self._bases])
+        return [_Ready(shard, *map(int, reply)) for shard, reply in enumerate(replies)]
 
-        return self._state.pipeline(fill)
+    def _seats(self, limit: int, fresh: int, due: int) -> tuple[int, int]:
+        """How many new and how many older objects to take."""
+        kept = 0
+        if due:
+            self._owed += limit * OLDER_SHARE
+            kept = min(int(self._owed), due)
+            self._owed = min(self._owed - kept, 1.0)
+        new = min(fresh, limit - kept)
+        return new, min(due, limit - new)
+
+    @staticmethod
+    def _by_shard(claims: Sequence[Claim]) -> dict[int, list[int]]:
+        groups: dict[int, list[int]] = defaultdict(list)
+        for n, claim in enumerate(claims):
+            groups[claim.shard].append(n)
+        return groups
+
+
+def _share(seats: int, waiting: Sequence[int]) -> list[int]:
+    """Seats for each shard, in proportion to what waits there; what is left over goes to the first ones."""
+    total = sum(waiting)
+    if seats >= total:
+        return list(waiting)
+    shares = [seats * count // total for count in waiting]
+    left = seats - sum(shares)
+    for n, count in enumerate(waiting):
+        if left and shares[n] < count:
+            shares[n] += 1
+            left -= 1
+    return shares

@@ -1,59 +1,58 @@
-"""Every object's stamps in Redis: atomic, idempotent, bounded, expiring, and independent of the order of arrival."""
+"""Per object the time-ordered sequence of its stamps, in Redis: atomic, idempotent, bounded, and the same for every
+order of arrival. Knows nothing of Kafka or of the model; a token is bytes."""
 
 import struct
-import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.stamp import STAMP_SIZE
-
-from .keys import shard_of, shard_prefix
+from .errors import ServiceError
+from .keys import SEGMENT_BITS, Keys, shard_of
 from .observation import BANDS, Observation
-from .schedule import Claim
-from .state import State
+from .state import Claim, Client
 
-# One stamp as it is kept: the header, then STAMP_SIZE x STAMP_SIZE float16. The scripts in lua/ know the offsets of
-# mjd (4), source_id (36) and the two times (44 to 60).
+RECORD_VERSION = 1
+# How a stamp is kept: a header, and apart from it float16 [32, 32], so that a sequence whose tokens are cached is read
+# without its stamps. store.lua compares payloads without the two times: it knows their place in the header.
 HEADER = np.dtype(
     [
         ("version", "u1"), ("band", "u1"), ("flags", "<u2"), ("mjd", "<f8"), ("flux", "<f4"), ("flux_error", "<f4"),
-        ("ra", "<f8"), ("dec", "<f8"), ("source_id", "<u8"), ("kafka_ms", "<i8"), ("ingest_ms", "<i8"),
+        ("ra", "<f8"), ("dec", "<f8"), ("kafka_ms", "<i8"), ("ingest_ms", "<i8"), ("source_id", "<u8"),
     ]
 )  # fmt: skip
-RECORD_VERSION = 1
-_PACK = struct.Struct("<BBHdffddQqq").pack
-_BAND = {letter: code for code, letter in enumerate(BANDS)}
-GROUP = 3  # stamps that the 3D-CNN sees together
-HISTORY = 200  # answers kept of an object
-_SOURCES = np.dtype(">u8")  # as the order keeps them: their bytes sort like their numbers
-T = TypeVar("T")
+STAMP_SHAPE = (32, 32)
+_PACK = struct.Struct("<BBHdffddqqQ")
+_SOURCE = struct.Struct(">Q")  # big endian: Redis orders equal MJDs by these bytes, that is by source id
+GROUP = 3  # stamps to a token
+HISTORY = 99  # answers kept of an object
+DELIVERIES_A_CALL = 250  # a script call of these takes a few milliseconds, during which the server does nothing else
+SWEEP_A_BATCH = 20  # objects to forget, beside one for each delivery, so that forgetting keeps up with storing
 
 
-class Outcome(IntEnum):
-    """What became of a delivery; the values are what store.lua returns."""
+class Outcome(Enum):
+    """What became of a delivery; the value is the script's."""
 
-    STORED = 0
-    DUPLICATE = 1
-    SKIPPED = 2  # older than everything in a full sequence
+    STORED = 1
+    DUPLICATE = 2  # its source is in the sequence already
+    SKIPPED = 3  # older than everything in a full sequence; the caller marks it in the books
 
 
-class Settled(IntEnum):
-    """What became of an answer; the values are what settle.lua returns."""
+class Settled(Enum):
+    """What became of an answer; the value is the script's."""
 
-    ACKED = 0
-    REQUEUED = 1  # the sequence changed meanwhile
-    STALE = 2  # the lease was not ours any more: nothing was changed
+    ACKED = 1
+    REQUEUED = 2  # kept, but the object changed meanwhile and is due again
+    STALE = 3  # the lease is gone: nothing was kept
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An observation and the message that brought it; times are Unix ms UTC."""
+    """One observation and where in Kafka it came from; times in Unix ms UTC."""
 
     partition: str
     offset: int
@@ -64,17 +63,18 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class StoredSequence:
-    """A sequence at one revision.
+    """A sequence as it is at `revision`.
 
     Attributes:
-        header: `HEADER` [n], in the order of (MJD, source id).
-        stamps: float16 [m, 32, 32]: those of the groups of three that have no token, in order.
-        tokens: group index -> token bytes.
+        header: `HEADER` [n], in (MJD, source id) order.
+        stamps: float16 [m, 32, 32], in order: those of the groups of three that have no token, and of the last group
+            if it is not full.
+        tokens: group index -> token.
     """
 
     object_id: str
     revision: int
-    claim: Claim | None
+    claim: Claim
     header: NDArray[Any]
     stamps: NDArray[np.float16]
     tokens: dict[int, bytes]
@@ -82,11 +82,14 @@ class StoredSequence:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to keep of one published answer.
+    """What a worker says of a sequence.
 
     Attributes:
-        sources: source ids of the sequence that was answered, in its order.
-        tokens: group index -> token bytes, of full groups that had none.
+        claim: the one of the `StoredSequence`.
+        revision: that was answered.
+        latest: the classification as it was published.
+        history: one line for the object's history.
+        tokens: group index -> token, of full groups only.
     """
 
     claim: Claim
@@ -96,171 +99,213 @@ class Answer:
     history: str
     token_model: str
     tokens: Mapping[int, bytes]
-    sources: NDArray[np.uint64]
 
 
 class SequenceStore:
     """The sequences of one survey.
 
     Args:
-        shards: fixed for the life of the data; part of every key.
-        max_stamps: longest sequence.
-        ttl_s: an object without a change for this long is forgotten.
+        shards: fixed for the life of the data.
+        max_stamps: longest sequence; the newest stay.
+        ttl_s: an object without a new stamp for this long is forgotten, unless it still waits for an answer.
+        debounce_s: an object becomes ready this long after its first new stamp.
     """
 
     def __init__(
-        self, state: State, survey: str, *, shards: int = 16, max_stamps: int = 99, ttl_s: float = 180 * 86_400.0
+        self,
+        client: Client,
+        survey: str,
+        *,
+        shards: int = 16,
+        max_stamps: int = 99,
+        ttl_s: float = 180 * 86_400.0,
+        debounce_s: float = 1.0,
     ) -> None:
-        self._state = state
+        self._client = client
+        self._keys = Keys(survey)
         self._shards = shards
-        self._prefixes = [shard_prefix(survey, shard) for shard in range(shards)]
         self._max_stamps = max_stamps
-        self._ttl_s = round(ttl_s)
+        self._ttl_ms = round(ttl_s * 1000)
+        self._debounce_ms = round(debounce_s * 1000)
 
     def store(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
-        """Store stamps, and mark stored and duplicate ones in the books; one round trip. Safe to repeat.
+        """Store each delivery, queue its object and mark its place in the books, in one round trip. Safe to repeat.
+
+        A delivery whose place in Kafka is already marked changes nothing and has its first outcome. All records of
+        one message have to be in the same call.
 
         Raises:
-            ServiceUnavailable: Redis is away or full; repeat with the same deliveries.
+            ServiceUnavailable: Redis is away or full; some shards may have been stored: repeat all.
+            ServiceError: Redis refuses us.
         """
         groups = self._by_shard([d.observation.object_id for d in deliveries])
-        now = _now_ms()
-        calls = [
-            ("store", self._prefixes[shard], self._store_arguments([deliveries[i] for i in indices], now))
-            for shard, indices in groups.items()
-        ]
-        outcomes = _scatter(groups, self._state.run(calls), len(deliveries))
-        return [Outcome(code) for code in outcomes]
+        calls: list[tuple[Any, ...]] = []
+        indices: list[int] = []
+        for shard, members in groups.items():
+            base = self._keys.shard(shard)
+            # first, because it makes room
+            calls.append(("sweep", base, self._ttl_ms, len(members) + SWEEP_A_BATCH))
+            for chunk in _chunks(members, deliveries):
+                calls.append(("store", base, self._debounce_ms, self._max_stamps, *_words(chunk, deliveries)))
+                indices += chunk
+        replies = self._client.call_each(calls)
+        codes = [code for call, reply in zip(calls, replies, strict=True) if call[0] == "store" for code in reply]
+        found = dict(zip(indices, codes, strict=True))
+        return [Outcome(found[n]) for n in range(len(deliveries))]
 
-    def _store_arguments(self, deliveries: Sequence[Delivery], now: int) -> list[Any]:
-        partitions = {name: number for number, name in enumerate({d.partition: 0 for d in deliveries}, 1)}
-        arguments: list[Any] = [now, self._ttl_s, self._max_stamps, len(partitions), *partitions]
-        for delivery in deliveries:
-            arguments += (
-                partitions[delivery.partition], delivery.offset, delivery.observation.object_id, pack(delivery)
-            )  # fmt: skip
-        return arguments
+    def fetch(self, claims: Sequence[Claim], token_model: str) -> list[StoredSequence]:
+        """The sequences of claimed objects, in one round trip.
 
-    def fetch(self, claims: Sequence[Claim], token_model: str = "") -> list[StoredSequence]:
-        """The sequences of claimed objects; objects that were forgotten meanwhile are left out.
-
-        Args:
-            token_model: whose tokens to use instead of stamps; empty for all stamps.
-        """
-        found = self._fetch([claim.object_id for claim in claims], token_model)
-        return [_sequence(claim.object_id, claim, raw) for claim, raw in zip(claims, found, strict=True) if raw]
-
-    def sequence(self, object_id: str) -> StoredSequence | None:
-        """An object's whole sequence, or None; for looking, not for working."""
-        raw = self._fetch([object_id], "")[0]
-        return _sequence(object_id, None, raw) if raw else None
-
-    def settle(self, answers: Sequence[Answer]) -> list[Settled]:
-        """Acknowledge published answers; one round trip. Safe to repeat.
+        An object of which Redis has lost a part is forgotten, counted as lost in the books, and left out.
 
         Raises:
-            ServiceUnavailable: Redis is away; repeat with the same answers.
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
         """
-        groups = self._by_shard([a.claim.object_id for a in answers])
-        head = [_now_ms(), self._ttl_s, HISTORY]
-        calls = [
-            ("settle", self._prefixes[shard], [*head, *(w for i in indices for w in _settle_arguments(answers[i]))])
-            for shard, indices in groups.items()
+        found, lost = [], []
+        for claim, reply in zip(claims, self._read([c.object_id for c in claims], token_model), strict=True):
+            if reply is None:
+                lost.append(claim)
+            else:
+                found.append(_unpack(claim, reply))
+        self._client.call("drop", [(self._keys.shard(claim.shard), claim.object_id, claim.lease) for claim in lost])
+        return found
+
+    def settle(self, answers: Sequence[Answer]) -> list[Settled]:
+        """Acknowledge answers, in one round trip; keeps the answer, its line in the history and the tokens.
+
+        Safe to repeat: what was acknowledged before comes back as STALE. Works on a full server, too; only the
+        tokens are left out there.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        groups = self._by_shard([answer.claim.object_id for answer in answers])
+        calls: list[tuple[Any, ...]] = [
+            ("settle", self._keys.shard(shard), HISTORY, *(w for n in members for w in _settle_words(answers[n])))
+            for shard, members in groups.items()
         ]
-        return [Settled(code) for code in _scatter(groups, self._state.run(calls), len(answers))]
+        for shard, members in groups.items():
+            words = [w for n in members if answers[n].tokens for w in _token_words(answers[n])]
+            if words:
+                calls.append(("tokens", self._keys.shard(shard), *words))
+        replies = self._client.call_each(calls, forgive=("tokens",))
+        settled: list[Settled] = [Settled.STALE] * len(answers)
+        for members, codes in zip(groups.values(), replies, strict=False):
+            for n, code in zip(members, codes, strict=True):
+                settled[n] = Settled(code)
+        return settled
 
-    def forget(self, most: int = 1000) -> int:
-        """Take objects that were quiet for longer than the ttl off the lists; returns how many."""
-        arguments = [_now_ms(), self._ttl_s, most]
-        return sum(self._state.run([("forget", prefix, arguments) for prefix in self._prefixes]))
-
-    def latest(self, object_id: str) -> bytes | None:
-        """The object's last record, as it was published."""
-        prefix = self._prefix(object_id)
-        record: bytes | None = self._state.pipeline(lambda pipe: pipe.hget(f"{prefix}o:{object_id}", "latest"))[0]
-        return record
+    def sequence(self, object_id: str) -> StoredSequence | None:
+        """An object's whole sequence with all stamps, without claiming it."""
+        reply = self._read([object_id], "")[0]
+        return None if reply is None else _unpack(Claim(object_id, shard_of(object_id, self._shards), ""), reply)
 
     def revision(self, object_id: str) -> int:
-        """How often the object's sequence changed; 0 if it is unknown."""
-        prefix = self._prefix(object_id)
-        return int(self._state.pipeline(lambda pipe: pipe.hget(f"{prefix}o:{object_id}", "rev"))[0] or 0)
+        """The object's revision, which every change of its sequence raises; 0 if there is none."""
+        return int(self._client.run([("HGET", self._key("meta", object_id), "rev")])[0] or 0)
+
+    def latest(self, object_id: str) -> bytes | None:
+        """The last classification, as it was published."""
+        found: bytes | None = self._client.run([("GET", self._key("latest", object_id))])[0]
+        return found
 
     def history(self, object_id: str) -> list[str]:
-        """The object's answers so far as JSON lines, oldest first."""
-        prefix = self._prefix(object_id)
-        lines = self._state.pipeline(lambda pipe: pipe.lrange(f"{prefix}h:{object_id}", 0, -1))[0]
-        return [line.decode() for line in reversed(lines)]
+        """The lines of the answers so far, oldest first."""
+        return [line.decode() for line in self._client.run([("LRANGE", self._key("history", object_id), 0, -1)])[0]]
 
     def bytes_per_object(self, object_id: str) -> int:
-        """Memory of the object's stamps, order and meta data, as Redis counts it."""
-        keys = [f"{self._prefix(object_id)}{kind}:{object_id}" for kind in "qsoh"]
+        """Memory that the server uses for the object's own keys, bytes."""
+        keys = self._keys.of_object(object_id, shard_of(object_id, self._shards))
+        return sum(size or 0 for size in self._client.run([("MEMORY USAGE", key, "SAMPLES", 0) for key in keys]))
 
-        def fill(pipe: Any) -> None:
-            for key in keys:
-                pipe.memory_usage(key, samples=0)
+    def _key(self, part: str, object_id: str) -> str:
+        return f"{self._keys.shard(shard_of(object_id, self._shards))}{part}:{object_id}"
 
-        return sum(size or 0 for size in self._state.pipeline(fill))
-
-    def _prefix(self, object_id: str) -> str:
-        return self._prefixes[shard_of(object_id, self._shards)]
-
-    def _fetch(self, object_ids: Sequence[str], token_model: str) -> list[Any]:
-        groups = self._by_shard(object_ids)
-        calls = [
-            ("fetch", self._prefixes[shard], [token_model, *(object_ids[i] for i in indices)])
-            for shard, indices in groups.items()
-        ]
-        return _scatter(groups, self._state.run(calls), len(object_ids))
-
-    def _by_shard(self, object_ids: Sequence[str]) -> dict[int, list[int]]:
+    def _by_shard(self, object_ids: Iterable[str]) -> dict[int, list[int]]:
         groups: dict[int, list[int]] = defaultdict(list)
-        for index, object_id in enumerate(object_ids):
-            groups[shard_of(object_id, self._shards)].append(index)
+        for n, object_id in enumerate(object_ids):
+            groups[shard_of(object_id, self._shards)].append(n)
         return groups
 
+    def _read(self, object_ids: Sequence[str], token_model: str) -> list[Any]:
+        groups = self._by_shard(object_ids)
+        calls = [
+            (self._keys.shard(shard), token_model, *(object_ids[n] for n in members))
+            for shard, members in groups.items()
+        ]
+        found: list[Any] = [None] * len(object_ids)
+        for members, replies in zip(groups.values(), self._client.call("fetch", calls), strict=True):
+            for n, reply in zip(members, replies, strict=True):
+                found[n] = reply
+        return found
 
-def pack(delivery: Delivery) -> bytes:
-    """A delivery's record as it is kept."""
-    o = delivery.observation
-    header = _PACK(
-        RECORD_VERSION, _BAND[o.band], o.flags, o.mjd, o.flux, o.flux_error, o.ra, o.dec, o.source_id,
-        delivery.kafka_ms, delivery.ingest_ms,
-    )  # fmt: skip
-    return header + o.stamp.astype("<f2", copy=False).tobytes()
+
+def _chunks(members: Sequence[int], deliveries: Sequence[Delivery]) -> Iterable[list[int]]:
+    """`members` in pieces for one script call each; the records of one message stay together."""
+
+    def message(n: int) -> tuple[str, int]:
+        return deliveries[n].partition, deliveries[n].offset
+
+    chunk: list[int] = []
+    for n in sorted(members, key=message):
+        if len(chunk) >= DELIVERIES_A_CALL and message(n) != message(chunk[-1]):
+            yield chunk
+            chunk = []
+        chunk.append(n)
+    if chunk:
+        yield chunk
 
 
-def _sequence(object_id: str, claim: Claim | None, raw: list[Any]) -> StoredSequence:
-    revision, header, stamps, tokens = raw
+def _words(chunk: Iterable[int], deliveries: Sequence[Delivery]) -> list[Any]:
+    words: list[Any] = []
+    for n in chunk:
+        delivery, o = deliveries[n], deliveries[n].observation
+        segment, bit = divmod(delivery.offset, SEGMENT_BITS)
+        header = _PACK.pack(
+            RECORD_VERSION, BANDS.index(o.band), o.flags, o.mjd, o.flux, o.flux_error, o.ra, o.dec,
+            delivery.kafka_ms, delivery.ingest_ms, o.source_id,
+        )  # fmt: skip
+        place = f"{delivery.partition}:{segment}"
+        words += (place, bit, o.object_id, _SOURCE.pack(o.source_id), repr(float(o.mjd)), header, _pixels(o.stamp))
+    return words
+
+
+def _pixels(stamp: NDArray[np.float16]) -> bytes:
+    if stamp.shape != STAMP_SHAPE or stamp.dtype != np.float16:
+        raise ValueError(f"a stamp is float16 {STAMP_SHAPE}, not {stamp.dtype} {stamp.shape}")
+    return stamp.astype("<f2", copy=False).tobytes()
+
+
+def _unpack(claim: Claim, reply: Sequence[Any]) -> StoredSequence:
+    revision, headers, stamps, tokens = reply
+    header = np.frombuffer(headers, HEADER)
+    if (header["version"] != RECORD_VERSION).any():
+        raise ServiceError(
+            f"Redis holds stamps of record version {header['version'].max()}, this release reads {RECORD_VERSION}: "
+            "run the release that wrote them, or start with an empty Redis"
+        )
     return StoredSequence(
-        object_id=object_id,
-        revision=revision,
-        claim=claim,
-        header=np.frombuffer(header, HEADER),
-        stamps=np.frombuffer(stamps, "<f2").reshape(-1, STAMP_SIZE, STAMP_SIZE),
+        object_id=claim.object_id,
+        revision=int(revision),
+        claim=replace(claim, sources=header["source_id"].astype(">u8").tobytes()),
+        header=header,
+        stamps=np.frombuffer(stamps, "<f2").reshape(-1, *STAMP_SHAPE),
         tokens=dict(zip(tokens[::2], tokens[1::2], strict=True)),
     )
 
 
-def _settle_arguments(answer: Answer) -> list[Any]:
-    """As settle.lua takes them; a group's field is its three source ids."""
-    raw = answer.sources.astype(_SOURCES).tobytes()
-    width = GROUP * _SOURCES.itemsize
-    fields = [raw[at : at + width] for at in range(0, len(raw) - width + 1, width)]
-    tokens = [part for group, token in answer.tokens.items() for part in (fields[group], token)]
-    return [
-        answer.claim.object_id, answer.claim.lease, answer.revision, int(answer.classified), answer.latest,
-        answer.history, answer.token_model, len(fields), *fields, len(answer.tokens), *tokens,
-    ]  # fmt: skip
+def _settle_words(answer: Answer) -> tuple[Any, ...]:
+    kind = "classified" if answer.classified else "declined"
+    return answer.claim.object_id, answer.claim.lease, answer.revision, kind, answer.latest, answer.history
 
 
-def _scatter(groups: Mapping[int, list[int]], results: Sequence[Sequence[Any]], count: int) -> list[Any]:
-    """Results by shard back into the order of the request."""
-    flat: list[Any] = [None] * count
-    for indices, values in zip(groups.values(), results, strict=True):
-        for index, value in zip(indices, values, strict=True):
-            flat[index] = value
-    return flat
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+def _token_words(answer: Answer) -> list[Any]:
+    """The tokens by the source ids of their groups, as they were when the sequence was fetched."""
+    width, sources = GROUP * _SOURCE.size, answer.claim.sources
+    words: list[Any] = [answer.claim.object_id, answer.token_model, answer.revision, len(answer.tokens)]
+    for group, token in answer.tokens.items():
+        field = sources[group * width : (group + 1) * width]
+        if len(field) != width:
+            raise ValueError(f"group {group} of {answer.claim.object_id} is not full: its token cannot be kept")
+        words += (field, token)
+    return words

@@ -1,0 +1,157 @@
+import threading
+import time
+from collections import Counter
+
+import pytest
+from state_tools import answer, deliveries, names, observation, open_state
+
+from broker import embedded
+
+
+def _objects(count: int, prefix: str = "o", first: int = 0):  # type: ignore[no-untyped-def]
+    return deliveries([observation(f"{prefix}{n}") for n in range(count)], partition=prefix, first=first)
+
+
+def _answered(url: str, count: int, prefix: str = "old") -> None:
+    """Objects that were answered once and are due again."""
+    store, queue, _ = open_state(url)
+    store.store(_objects(count, prefix))
+    store.settle([answer(s) for s in store.fetch(queue.claim(count, 30.0), "model")])
+    store.store(deliveries([observation(f"{prefix}{n}", 2) for n in range(count)], partition=prefix, first=count))
+
+
+def test_an_empty_queue(valkey: embedded.Server) -> None:
+    _, queue, _ = open_state(valkey.url)
+    assert queue.claim(10, 10.0) == []
+    assert queue.depth() == {"new": 0, "due": 0, "in_flight": 0}
+    assert (queue.ready(), queue.oldest_ms(), queue.next_ready_ms()) == (0, None, None)
+    assert queue.still_held([]) == []
+    assert queue.release([]) == 0
+
+
+def test_a_claim_takes_each_object_once(valkey: embedded.Server) -> None:
+    store, queue, _ = open_state(valkey.url)
+    store.store(_objects(100))
+    first, second, third = queue.claim(30, 30.0), queue.claim(50, 30.0), queue.claim(50, 30.0)
+    assert [len(first), len(second), len(third)] == [30, 50, 20]
+    assert len(names([*first, *second, *third])) == 100
+    assert queue.depth() == {"new": 0, "due": 0, "in_flight": 100}
+    assert all(queue.still_held([*first, *second, *third]))
+    assert len({first[0].lease, second[0].lease, third[0].lease}) == 3
+
+
+def test_workers_at_once_take_disjoint_objects(valkey: embedded.Server) -> None:
+    open_state(valkey.url)[0].store(_objects(400))
+    taken: list[str] = []
+
+    def work() -> None:
+        _, queue, _ = open_state(valkey.url)
+        while claims := queue.claim(13, 30.0):
+            taken.extend(claim.object_id for claim in claims)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(taken) == Counter(f"o{n}" for n in range(400))
+
+
+def test_an_object_is_ready_after_the_debounce(valkey: embedded.Server) -> None:
+    store, queue, _ = open_state(valkey.url, debounce_s=0.4)
+    began = time.time()
+    store.store(deliveries([observation("a", 1)]))
+    first = queue.next_ready_ms()
+    time.sleep(0.2)
+    store.store(deliveries([observation("a", 2)], first=1))
+    assert queue.next_ready_ms() == first, "a later stamp does not postpone the answer"
+    assert first is not None
+    assert 0.35 < first / 1000 - began < 0.6
+    assert (queue.claim(1, 10.0), queue.ready(), queue.oldest_ms()) == ([], 0, None)
+    assert queue.depth()["new"] == 1
+    time.sleep(max(0.0, first / 1000 - time.time()) + 0.05)
+    assert (queue.ready(), queue.oldest_ms()) == (1, first)
+    assert names(queue.claim(1, 10.0)) == {"a"}
+
+
+def test_an_expired_lease_returns(valkey: embedded.Server) -> None:
+    store, queue, _ = open_state(valkey.url)
+    store.store(_objects(3))
+    lost = queue.claim(3, 0.2)
+    assert queue.claim(3, 10.0) == []
+    assert queue.next_ready_ms() is not None
+    time.sleep(0.25)
+    assert queue.ready() == 3
+    again = queue.claim(3, 10.0)
+    assert names(again) == names(lost)
+    assert queue.still_held(lost) == [False] * 3
+    assert queue.release(lost) == 0
+    assert queue.depth()["in_flight"] == 3
+
+
+def test_release_returns_at_once_to_the_same_queue(valkey: embedded.Server) -> None:
+    _answered(valkey.url, 2)
+    store, queue, _ = open_state(valkey.url)
+    store.store(_objects(2, "new"))
+    claims = queue.claim(4, 30.0)
+    assert queue.depth() == {"new": 0, "due": 0, "in_flight": 4}
+    assert queue.release(claims) == 4
+    assert queue.depth() == {"new": 2, "due": 2, "in_flight": 0}
+    assert queue.still_held(claims) == [False] * 4
+
+
+def test_an_object_in_flight_is_not_queued_twice(valkey: embedded.Server) -> None:
+    store, queue, _ = open_state(valkey.url)
+    store.store(_objects(1))
+    queue.claim(1, 30.0)
+    store.store(deliveries([observation("o0", 5)], first=1))
+    assert queue.depth() == {"new": 0, "due": 0, "in_flight": 1}
+
+
+@pytest.mark.parametrize("limit", [1, 4, 10, 64])
+def test_neither_kind_starves_the_other(valkey: embedded.Server, limit: int) -> None:
+    _answered(valkey.url, 100)
+    store, queue, _ = open_state(valkey.url)
+    store.store(_objects(400, "new"))
+    kinds: Counter[str] = Counter()
+    while sum(kinds.values()) < 120:
+        kinds.update("old" if name.startswith("old") else "new" for name in names(queue.claim(limit, 30.0)))
+    total = sum(kinds.values())
+    assert kinds["old"] == pytest.approx(total / 4, abs=2)
+
+
+def test_seats_that_one_kind_does_not_need_go_to_the_other(valkey: embedded.Server) -> None:
+    _answered(valkey.url, 40)
+    store, queue, _ = open_state(valkey.url)
+    assert len(queue.claim(20, 30.0)) == 20
+    store.store(_objects(5, "new"))
+    assert Counter(name[:3] for name in names(queue.claim(16, 30.0))) == {"new": 5, "old": 11}
+    store.store(_objects(40, "new", first=40))
+    store.store(_objects(40, "late"))
+    assert len(queue.claim(40, 30.0)) == 40
+
+
+def test_those_that_wait_longest_go_first(valkey: embedded.Server) -> None:
+    """A shard with one old object is served although another shard is full of younger ones."""
+    store, queue, _ = open_state(valkey.url)
+    store.store(deliveries([observation("first")], "first"))
+    time.sleep(0.02)
+    store.store(_objects(800))
+    assert "first" in names(queue.claim(8, 30.0))
+    queue.claim(1000, 30.0)
+    one_shard, queue, _ = open_state(valkey.url, shards=1)
+    for n in range(5):
+        one_shard.store(deliveries([observation(f"next{n}")], "in order", first=n))
+        time.sleep(0.003)
+    assert [claim.object_id for claim in queue.claim(3, 30.0)] == ["next0", "next1", "next2"]
+
+
+def test_oldest_is_the_first_that_became_ready(valkey: embedded.Server) -> None:
+    store, queue, _ = open_state(valkey.url)
+    before = time.time() * 1000 - 1
+    store.store(_objects(5))
+    oldest = queue.oldest_ms()
+    assert oldest is not None
+    assert before - 5 <= oldest <= time.time() * 1000 + 5
+    queue.claim(5, 30.0)
+    assert queue.oldest_ms() is None
