@@ -1,0 +1,180 @@
+"""An archive as training data: normalised stamps in one memory map, and random views of sequences."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from .archive import Archive
+from .errors import ArchiveError
+from .sequence import BANDS, Scaling, StampSequence
+from .stamp import PREPROCESSING, STAMP_SIZE, EmptyStampError, normalise
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The alert sequences of an archive, in memory-mapped arrays.
+
+    Attributes:
+        object_ids, label, true_class, split: [objects] text.
+        confirmed: bool [objects].
+        start: [objects + 1], where each object's stamps begin.
+        mjd, band: [stamps]; stamps: float16 [stamps, 32, 32] as `stamp.normalise` returns them.
+    """
+
+    object_ids: list[str]
+    label: list[str]
+    true_class: list[str]
+    split: list[str]
+    confirmed: NDArray[np.bool_]
+    start: NDArray[np.int64]
+    mjd: NDArray[np.float64]
+    band: NDArray[np.uint8]
+    stamps: NDArray[np.float16]
+    survey: str
+
+    def sequence(self, index: int, first: int = 0, last: int | None = None) -> StampSequence:
+        """The stamps `first` to `last` of an object."""
+        a, b = self.start[index], self.start[index + 1]
+        rows = slice(a + first, b if last is None else min(a + last, b))
+        return StampSequence(self.mjd[rows], self.band[rows], self.stamps[rows])
+
+    def length(self, index: int) -> int:
+        """Stamps of an object."""
+        return int(self.start[index + 1] - self.start[index])
+
+    def choose(self, split: str, confirmed: bool | None = None) -> NDArray[np.int64]:
+        """Indices of the objects of a split, all or by whether spectroscopy confirmed them."""
+        keep = np.array([s == split for s in self.split])
+        if confirmed is not None:
+            keep &= self.confirmed == confirmed
+        return np.flatnonzero(keep)
+
+
+def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") -> Dataset:
+    """Normalise every alert stamp of an archive once; the second time the cache is read.
+
+    Args:
+        cache: folder for the normalised stamps; beside the archive by default.
+        bands: keep only these; empty for all.
+
+    Raises:
+        ArchiveError: there is no such archive, or it has no alerts.
+    """
+    source = Archive(archive)
+    key = hashlib.sha256(json.dumps([source.card, PREPROCESSING], sort_keys=True, default=str).encode()).hexdigest()
+    folder = Path(cache) if cache else Path(archive) / "normalised"
+    folder.mkdir(parents=True, exist_ok=True)
+    stamps, table = folder / f"{key[:16]}.npy", folder / f"{key[:16]}.npz"
+    if not table.exists():
+        _normalise(source, stamps, table)
+    with np.load(table) as rows:
+        mjd, band, start = rows["mjd"], rows["band"], rows["start"]
+    objects = source.objects.to_pydict()
+    found = Dataset(
+        objects["object_id"], objects["class"], objects["true_class"], objects["split"],
+        np.array(objects["confirmed"]), start, mjd, band, np.load(stamps, mmap_mode="r"), objects["survey"][0],
+    )  # fmt: skip
+    return _only(found, bands) if bands else found
+
+
+def _normalise(source: Archive, stamps: Path, table: Path) -> None:
+    counts = [len(rows) for _, rows in source.each(kinds=(), alerts_only=True)]
+    if not sum(counts):
+        raise ArchiveError(f"{source.path} holds no stamp that an alert stream would send")
+    out = np.lib.format.open_memmap(stamps, "w+", np.float16, (sum(counts), STAMP_SIZE, STAMP_SIZE))
+    mjd, band, start = np.empty(sum(counts)), np.empty(sum(counts), np.uint8), [0]
+    code = {letter: number for number, letter in enumerate(BANDS)}
+    at = 0
+    for _, rows in tqdm(source.each(alerts_only=True), "normalising stamps", len(counts), unit="object"):
+        for row in rows:
+            turn = float(row["rotation"])
+            try:
+                out[at] = normalise(row["stamp"], 1.0, to_sky=_turned(turn) if turn else None)[0]
+            except EmptyStampError:  # off the edge of the chip: the stream sets it aside, too
+                continue
+            mjd[at], band[at] = row["mjd"], code[str(row["band"])]
+            at += 1
+        start.append(at)
+    out.flush()
+    # the table comes last: without it the stamps are made again
+    np.savez(table, mjd=mjd[:at], band=band[:at], start=np.array(start))
+
+
+def _turned(degrees: float) -> NDArray[np.float64]:
+    """(dx, dy) -> (east, north) of an image whose sky is turned by so many degrees from north up, east left."""
+    a = np.radians(degrees)
+    return np.array([[-np.cos(a), np.sin(a)], [np.sin(a), np.cos(a)]])
+
+
+def _only(data: Dataset, bands: str) -> Dataset:
+    keep = np.isin(data.band, [BANDS.index(b) for b in bands])
+    start = np.concatenate([[0], np.cumsum(keep)])[data.start]
+    return Dataset(
+        data.object_ids, data.label, data.true_class, data.split, data.confirmed, start, data.mjd[keep],
+        data.band[keep], data.stamps[keep], data.survey,
+    )  # fmt: skip
+
+
+def fit_scaling(data: Dataset, indices: Sequence[int], sample: int = 4000, seed: int = 0) -> Scaling:
+    """Softening (sky noise by band, from the stamps' borders) and gain, from some training stamps."""
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate([np.arange(data.start[i], data.start[i + 1]) for i in indices])
+    rows = np.sort(rng.choice(rows, min(sample, len(rows)), replace=False))
+    pixels, band = np.asarray(data.stamps[rows], np.float32), data.band[rows]
+    border = np.concatenate([pixels[:, :2].reshape(len(rows), -1), pixels[:, -2:].reshape(len(rows), -1)], 1)
+    softening = np.ones(len(BANDS))
+    for code in np.unique(band):
+        # the median over stamps of each border's own scatter: neighbours do not count
+        deviation = np.abs(border[band == code] - np.median(border[band == code], 1, keepdims=True))
+        softening[code] = max(float(np.median(deviation) * 1.4826), 1e-3)
+    scaled = Scaling(tuple(softening.tolist()), 1.0)(pixels.astype(np.float16), band)
+    return Scaling(tuple(float(s) for s in softening), float(1 / scaled.std()))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random views of a sequence: what a stream shows of it early, seen from any side.
+
+    Attributes:
+        longest: stamps that a view has at most.
+        truncate: share of views that end at a random time (log-uniform in stamps), so that short ones are first-class.
+        late: share of views that begin at a random stamp, as sequences do that outgrew the window.
+        drop: stamps are left out with a random probability up to this.
+        shift: pixels; neighbours move with the source.
+    """
+
+    longest: int = 36
+    truncate: float = 0.6
+    late: float = 0.1
+    drop: float = 0.3
+    shift: int = 1
+
+    def view(self, data: Dataset, index: int, rng: np.random.Generator) -> StampSequence:
+        """One random view of an object."""
+        n = data.length(index)
+        first = int(rng.integers(n)) if rng.random() < self.late else 0
+        last = n
+        if rng.random() < self.truncate:
+            last = first + int(np.exp(rng.uniform(0, np.log(n - first + 1))))
+        rows = np.arange(first, max(last, first + 1))
+        rows = rows[rng.random(len(rows)) >= rng.uniform(0, self.drop)] if len(rows) > 1 else rows
+        if len(rows) == 0:
+            rows = np.array([first])
+        if len(rows) > self.longest:
+            # thin out evenly in chance: the whole time span stays
+            rows = np.sort(rng.choice(rows, self.longest, replace=False))
+        whole = data.sequence(index)
+        return StampSequence(whole.mjd[rows], whole.band[rows], self._turn(np.asarray(whole.stamps[rows]), rng))
+
+    def _turn(self, stamps: NDArray[np.float16], rng: np.random.Generator) -> NDArray[np.float16]:
+        stamps = np.rot90(stamps, int(rng.integers(4)), (1, 2))
+        if rng.random() < 0.5:
+            stamps = stamps[:, :, ::-1]
+        dy, dx = rng.integers(-self.shift, self.shift + 1, 2)
+        return np.ascontiguousarray(np.roll(stamps, (int(dy), int(dx)), (1, 2)))
