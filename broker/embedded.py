@@ -5,7 +5,9 @@ its own Kafka and Valkey. Each can be killed and started again on the same port 
 """
 
 import base64
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -15,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from .errors import ServiceError
 
@@ -25,10 +27,16 @@ CLUSTER_SLOTS = 16384
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on at this moment.
+
+    Below the range from which systems take the ports of clients (Linux: 32768 and up): while a server is down, a client
+    that tries to reach it could otherwise be given its very port, and hold it.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:
@@ -150,7 +158,8 @@ def _answers_kafka(options: Mapping[str, str]) -> Callable[[str], bool]:
             def log(self, *_: object) -> None: ...
 
         try:
-            client = AdminClient({"bootstrap.servers": address, "logger": Silent(), **options})
+            settings: dict[str, Any] = {"bootstrap.servers": address, "logger": Silent(), **options}
+            client = AdminClient(settings)
             return bool(client.list_topics(timeout=1.0).brokers)
         except ck.KafkaException:
             return False
@@ -179,7 +188,8 @@ def start_valkey(
     Args:
         data_dir: where it keeps its append-only file; a temporary folder by default.
         appendonly: keep everything across restarts.
-        appendfsync: `always` survives a power cut, `everysec` a kill -9.
+        appendfsync: with `always` everything acknowledged survives a power cut. `everysec` may lose the last two
+            seconds at a power cut; at a kill -9 only if the disk was so slow that writing had to wait.
         maxmemory: such as `64mb`; 0 for no limit. Nothing is ever evicted.
         password: required of clients; written to a file that only we can read.
     """
@@ -324,6 +334,7 @@ class ValkeyCluster:
 
     def __init__(self, nodes: int = 3) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="skyheed-cluster-"))
+        self._ports: list[tuple[int, int]] = []  # clients', nodes'
         self.nodes = [self._node(number) for number in range(nodes)]
 
     @property
@@ -332,29 +343,37 @@ class ValkeyCluster:
         return self.nodes[0].url
 
     def _node(self, number: int) -> Server:
-        folder, port = self._folder / str(number), free_port()
+        folder, port, bus = self._folder / str(number), free_port(), free_port()
         folder.mkdir()
         settings = {
             "bind": "127.0.0.1", "port": port, "dir": folder, "save": '""', "cluster-enabled": "yes",
-            "cluster-port": free_port(), "cluster-node-timeout": 2000, "maxmemory-policy": "noeviction",
+            "cluster-port": bus, "cluster-node-timeout": 2000, "maxmemory-policy": "noeviction",
         }  # fmt: skip
         file = folder / "valkey.conf"
         file.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
-        command = [_valkey_binary(), str(file)]
-        server = Server("Valkey", command, port, _answers_redis, folder / "valkey.log")
-        self._ports = [*getattr(self, "_ports", []), (port, settings["cluster-port"])]
-        return server
+        self._ports.append((port, bus))
+        return Server("Valkey", [_valkey_binary(), str(file)], port, _answers_redis, folder / "valkey.log")
 
     def __enter__(self) -> Self:
-        for node in self.nodes:
-            node.start()
-        self._join()
+        try:
+            for node in self.nodes:
+                node.start()
+            self._join()
+        except BaseException:
+            self.stop()
+            raise
         return self
+
+    def stop(self) -> None:
+        """Stop every node and forget what they hold."""
+        for node in self.nodes:
+            node.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _join(self) -> None:
         import redis
 
-        clients = [redis.Redis.from_url(node.url) for node in self.nodes]
+        clients: list[Any] = [redis.Redis.from_url(node.url) for node in self.nodes]
         share = -(-CLUSTER_SLOTS // len(clients))
         for number, client in enumerate(clients):
             last = min((number + 1) * share, CLUSTER_SLOTS) - 1
@@ -362,20 +381,19 @@ class ValkeyCluster:
             for port, bus in self._ports:
                 client.execute_command("CLUSTER", "MEET", "127.0.0.1", port, bus)
         deadline = time.monotonic() + START_S
-        while not all(c.cluster("info")["cluster_state"] == "ok" and self._sees_all(c) for c in clients):
+        while not all(self._is_whole(client) for client in clients):
             if time.monotonic() > deadline:
                 raise ServiceError("the Valkey cluster did not form")
             time.sleep(0.1)
         for client in clients:
             client.close()
 
-    def _sees_all(self, client: object) -> bool:
-        return int(client.cluster("info")["cluster_known_nodes"]) == len(self.nodes)  # type: ignore[attr-defined]
+    def _is_whole(self, client: Any) -> bool:
+        info = client.cluster("info")
+        return info["cluster_state"] == "ok" and int(info["cluster_known_nodes"]) == len(self.nodes)
 
     def __exit__(self, _t: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
-        for node in self.nodes:
-            node.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.stop()
 
 
 def start_valkey_cluster(nodes: int = 3) -> ValkeyCluster:
