@@ -15,6 +15,7 @@ SKY_NIGHT = 0.08
 # Sky noise against the Moon: factor at full Moon, by wavelength (Krisciunas & Schaefer 1991, PASP 103, 1033).
 MOON_BLUE, MOON_RED = 1.6, 1.15
 SYNODIC_MONTH, NEW_MOON = 29.530589, 51550.76  # days; MJD of a new Moon
+SAME_VISIT = 0.02  # days between exposures of one visit, at most
 CLOUD = 0.04  # mag of extinction that the calibration corrected, at the cost of depth
 
 
@@ -114,6 +115,24 @@ def visits_at(rng: np.random.Generator, survey: Survey, number: int, seed: int, 
     rotation = _rotation(survey, seed, number, visit)
     found = Visits(mjd, visit, band, seeing, noise, dim, rotation)
     return found[np.argsort(mjd, kind="stable")]
+
+
+def visits_of(rng: np.random.Generator, survey: Survey, mjd: NDArray[np.float64], band: NDArray[np.int64]) -> Visits:
+    """Exposures at given times (increasing) in given bands; seeing as it is usual, the same camera angle all night."""
+    visit = np.concatenate([[0], np.cumsum(np.diff(mjd) > SAME_VISIT)]).astype(np.int64)
+    bands = list(survey.bands.values())
+    nightly = rng.normal(0, SEEING_NIGHT, visit[-1] + 1)[visit]
+    worse = np.minimum(np.exp(nightly + rng.normal(0, SEEING_BAND, len(mjd))), WORST_SEEING)
+    turn = rng.uniform(0, 360, visit[-1] + 1) if survey.turns else np.zeros(visit[-1] + 1)
+    return Visits(
+        mjd,
+        visit,
+        band,
+        np.array([each.seeing for each in bands])[band] * worse,
+        np.array([each.sky_noise for each in bands])[band],
+        np.ones(len(mjd)),
+        turn[visit],
+    )
 
 
 def _clock(survey: Survey, number: int, night: NDArray[np.int64], ra: float) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..archive import CLASSES, OBJECTS_PER_PART, ArchiveObject, ArchiveWriter, stamp_rows, write_part
 from ..errors import ArchiveError
+from .conditions import Visits
 from .objects import DETECTION, Observed, Wish, observe
 from .render import Rendered, render
 from .surveys import AB_ZERO, Survey, survey_named
@@ -92,7 +93,9 @@ def simulate_object(
     season = int(rng.integers(seasons))
     seen = observe(rng, survey, seed, season, wish)
     images = render(rng, survey, seen.visits, seen.sources, seen.flux, seen.reference)
-    return _describe(survey, seed, number, wish, seen), _rows(survey, seed, number, seen, images)
+    # 23 bits of the seed, 28 of the object, 12 of the stamp: unique among archives of different seeds.
+    first_id = ((seed & 0x7FFFFF) << 40) + (number << 12)
+    return _describe(survey, seed, number, wish, seen), sequence_rows(survey, seen.visits, images, seen.flux, first_id)
 
 
 def _code(name: str) -> int:
@@ -117,8 +120,11 @@ def _describe(survey: Survey, seed: int, number: int, wish: Wish, seen: Observed
     )
 
 
-def _rows(survey: Survey, seed: int, number: int, seen: Observed, images: Rendered) -> NDArray[np.void]:
-    visits, names = seen.visits, list(survey.bands)
+def sequence_rows(
+    survey: Survey, visits: Visits, images: Rendered, source_flux: NDArray[np.float64], first_id: int
+) -> NDArray[np.void]:
+    """The archive's rows of one object's rendered exposures; source ids count up from `first_id`."""
+    names = list(survey.bands)
     searched = np.isin(visits.band, [i for i, name in enumerate(names) if name in survey.search])
     height = np.abs(images.flux) / images.flux_error * searched
     detected = height > DETECTION
@@ -131,15 +137,14 @@ def _rows(survey: Survey, seed: int, number: int, seen: Observed, images: Render
     return stamp_rows(
         pixels,
         {
-            # 23 bits of the seed, 28 of the object, 12 of the stamp: unique among archives of different seeds.
-            "source_id": ((seed & 0x7FFFFF) << 40) + (number << 12) + np.arange(len(visits)),
+            "source_id": first_id + np.arange(len(visits)),
             "mjd": visits.mjd,
             "band": np.array(names)[visits.band],
             "detected": detected,
             "alert": visits.visit >= visits.visit[detected].min(),
             "flux": images.flux,
             "flux_error": images.flux_error,
-            "source_flux": seen.flux,
+            "source_flux": source_flux,
             "psf_fwhm": visits.seeing,
             "sky_noise": visits.noise,
             "zero_point": zero_points + 2.5 * np.log10(visits.depth),
