@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from classifier.errors import ClassifierError
 
@@ -61,7 +60,7 @@ def _redis(settings: config.Settings) -> Line:
     used, limit = health.used_memory, health.max_memory
     memory = f"{used / 2**20:.0f} MiB used" + (f" of {limit / 2**20:.0f} MiB" if limit else "")
     address = config.redacted_url(settings.redis.url)
-    if limit and health.eviction_policy != "noeviction":
+    if health.evicts:
         return Line(
             "redis", False, f"{address} evicts keys ({health.eviction_policy}): set maxmemory-policy noeviction"
         )
@@ -84,7 +83,7 @@ def _model(settings: config.Settings) -> Line:
     from classifier.checkpoint import describe
 
     model = settings.work.model or settings.survey
-    return Line("model", True, describe(model, settings.survey, Path(settings.work.model or ".")))
+    return Line("model", True, describe(model, settings.survey))
 
 
 def _lag(settings: config.Settings) -> Line:

@@ -122,6 +122,7 @@ def skyheed(log_json: bool, quiet: bool) -> None:
 )
 @click.option("--group", metavar="NAME", help="Kafka consumer group.")
 @click.option("--stamp", type=click.Choice(["science", "difference", "template"]), help="Which stamp to keep.")
+@click.option("--debounce", type=float, metavar="SECONDS", help="Let a visit's stamps gather for this long.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
 @click.option("--drain", is_flag=True, help="End when everything that was there at the start was read.")
 def ingest(drain: bool, **given: Any) -> None:
@@ -139,6 +140,7 @@ def ingest(drain: bool, **given: Any) -> None:
             topics="ingest.topics",
             group="ingest.group",
             stamp="ingest.stamp",
+            debounce="ingest.debounce_s",
             metrics_port="ingest.metrics_port",
         ),
         drain,
@@ -153,7 +155,6 @@ def ingest(drain: bool, **given: Any) -> None:
 @click.option("--threads", type=int, help="CPU threads; all cores by default.")
 @click.option("--batch-size", type=int, help="Objects a batch.")
 @click.option("--interval", type=float, metavar="SECONDS", help="Look for due objects at least this often.")
-@click.option("--debounce", type=float, metavar="SECONDS", help="Let a visit's stamps gather for this long.")
 @click.option("--min-stamps", type=int, help="Decline objects with fewer stamps.")
 @click.option("--format", "format_", type=click.Choice(["avro", "elasticc"]), help="What to publish.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
@@ -168,7 +169,7 @@ def work(drain: bool, **given: Any) -> None:
 
     own = ("model", "device", "precision", "threads", "batch_size", "min_stamps", "metrics_port")
     places = {name: f"work.{name}" for name in own}
-    places |= {"interval": "work.interval_s", "debounce": "work.debounce_s", "format_": "work.format"}
+    places |= {"interval": "work.interval_s", "format_": "work.format"}
     daemon.run_work(settings_from(given, **places), drain)
 
 

@@ -48,6 +48,7 @@ class IngestSettings:
     batch_wait_s: float = 0.2
     stamp: str = ""  # science, difference or template; empty: the survey's default
     bands: str = ""  # bands to keep; empty: all of the survey's
+    debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
     max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
     metrics_port: int = 0  # 0: no endpoint
 
@@ -60,7 +61,6 @@ class WorkSettings:
     threads: int = 0  # 0: all cores
     batch_size: int = 64
     interval_s: float = 0.5  # look for due objects at least this often; at once when a batch is full
-    debounce_s: float = 1.0  # wait this long after a first stamp so that one visit makes one classification
     lease_s: float = 120.0  # a claimed object returns to the queue after this long
     min_stamps: int = 3  # one full group of the 3D-CNN; fewer are declined (too_few_stamps)
     format: str = "avro"  # avro or elasticc
@@ -263,7 +263,7 @@ def _check(settings: Settings) -> Settings:
         (settings.work.batch_size >= 1, "work.batch_size must be at least 1"),
         (settings.work.min_stamps >= 1, "work.min_stamps must be at least 1"),
         (settings.work.lease_s > 0, "work.lease_s must be above 0"),
-        (settings.work.debounce_s >= 0, "work.debounce_s must not be negative"),
+        (settings.ingest.debounce_s >= 0, "ingest.debounce_s must not be negative"),
         (settings.work.interval_s > 0, "work.interval_s must be above 0"),
         (settings.work.device in ("auto", "cpu", "cuda"), "work.device must be auto, cpu or cuda"),
         (settings.work.format in ("avro", "elasticc"), "work.format must be avro or elasticc"),

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections import Counter
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from . import config, deadletter, kafka, metrics, patience, records, redrive, state
 from .errors import ConfigError
@@ -16,6 +17,9 @@ from .sequences import SequenceStore
 from .surveys import Survey, load_survey
 from .wire import Decoder, SchemaSource
 from .worker import Encode, Pace, Worker
+
+if TYPE_CHECKING:
+    from classifier.predictor import Predictor
 
 log = logging.getLogger("skyheed.daemon")
 MILLISECONDS_A_DAY = 86_400_000
@@ -69,7 +73,7 @@ def connect_store(settings: config.Settings) -> tuple[SequenceStore, DueQueue, L
         shards=settings.redis.shards,
         max_stamps=settings.redis.max_stamps,
         ttl_s=settings.redis.ttl_days * 86_400,
-        debounce_s=settings.work.debounce_s,
+        debounce_s=settings.ingest.debounce_s,
     )
     queue = DueQueue(client, settings.survey, shards=settings.redis.shards)
     return store, queue, Ledger(client, settings.survey, shards=settings.redis.shards)
@@ -187,9 +191,9 @@ def make_encoder(settings: config.Settings) -> Encode:
     return records.encode
 
 
-def provenance_of(predictor: object) -> records.Provenance:
+def provenance_of(predictor: "Predictor") -> records.Provenance:
     """Where an answer came from."""
-    info = predictor.info  # type: ignore[attr-defined]
+    info = predictor.info
     return records.Provenance(
         skyheed_version=version("skyheed"),
         model_name=info.name,
@@ -197,5 +201,5 @@ def provenance_of(predictor: object) -> records.Provenance:
         weights_digest=info.digest,
         preprocessing=info.preprocessing,
         taxonomy=info.taxonomy,
-        device=predictor.chosen,  # type: ignore[attr-defined]
+        device=predictor.chosen,
     )

@@ -103,8 +103,8 @@ def _stream(settings: config.Settings, folder: Path, rate: float, output: Path, 
     store, _, ledger = daemon.connect_store(settings)
     daemon.prepare_topics(settings, threading.Event())
     arguments = stack.shared_arguments(settings, None)
-    ingest = stack.Daemon("ingest", arguments, folder / "ingest.log")
-    worker = stack.Daemon("work", [*arguments, "--debounce", "0"], folder / "work.log")
+    ingest = stack.Daemon("ingest", [*arguments, "--debounce", "0"], folder / "ingest.log")
+    worker = stack.Daemon("work", arguments, folder / "work.log")
     try:
         listener = Listener(settings.kafka["bootstrap.servers"], settings.classification_topic, truth)
         listener.start()

@@ -10,11 +10,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import cast
+
+from confluent_kafka import Message
 
 from .deadletter import DeadLetters, Rejected
 from .errors import PacketError, Reason, SkipPacket
-from .kafka import AlertConsumer
+from .kafka import AlertConsumer, place_of
 from .ledger import Ledger
 from .metrics import IngestMetrics
 from .observation import Observation
@@ -25,18 +27,7 @@ from .wire import Decoder
 
 log = logging.getLogger("skyheed.ingest")
 Mark = tuple[str, int, Reason]
-
-
-class Message(Protocol):
-    """What ingest needs of a Kafka message (confluent_kafka.Message has it)."""
-
-    def topic(self) -> str: ...
-    def partition(self) -> int: ...
-    def offset(self) -> int: ...
-    def key(self) -> bytes | None: ...
-    def value(self) -> bytes | None: ...
-    def headers(self) -> list[tuple[str, bytes]] | None: ...
-    def timestamp(self) -> tuple[int, int]: ...
+Keyed = tuple[str, int, Message]  # partition key, offset
 
 
 @dataclass
@@ -80,19 +71,22 @@ class Intake:
             raise skip or PacketError(Reason.EMPTY, "the container holds no record")
         return kept
 
-    def sort(self, messages: Iterable[tuple[str, Message]], now_ms: int) -> Batch:
-        """Decode `messages`, each with its partition key; no message is ever left out."""
+    def sort(self, messages: Iterable[Keyed], now_ms: int) -> Batch:
+        """Decode `messages`, each with its partition key and offset; no message is ever left out."""
         batch = Batch()
-        for partition, message in messages:
-            offset, kafka_ms = message.offset(), message.timestamp()[1]
+        for partition, offset, message in messages:
             try:
                 found = self.observations(message.value())
             except SkipPacket as skip:
                 batch.skipped.append((partition, offset, skip.reason))
             except PacketError as error:
                 batch.rejected.append(Rejected.of(message, partition, error, self.survey.name, now_ms))
+            except Exception as error:  # a fault of ours: the stream goes on, the packet can be sent through again
+                log.exception("decoding %s offset %d failed", partition, offset)
+                fault = PacketError(Reason.UNEXPECTED, f"{type(error).__name__}: {error}")
+                batch.rejected.append(Rejected.of(message, partition, fault, self.survey.name, now_ms))
             else:
-                batch.deliveries.extend(Delivery(partition, offset, kafka_ms, now_ms, o) for o in found)
+                batch.deliveries.extend(Delivery(partition, offset, message.timestamp()[1], now_ms, o) for o in found)
         return batch
 
     def settle(self, batch: Batch) -> Counter[str]:
@@ -102,12 +96,7 @@ class Intake:
             ServiceUnavailable: Redis or Kafka is away; repeat with the same batch.
         """
         outcomes = self.store.store(batch.deliveries)
-        beyond = [
-            (d.partition, d.offset, Reason.BEYOND_WINDOW)
-            for d, outcome in zip(batch.deliveries, outcomes, strict=True)
-            if outcome is Outcome.SKIPPED
-        ]
-        skipped = [*batch.skipped, *beyond]
+        skipped = [*batch.skipped, *_beyond(batch.deliveries, outcomes)]
         if skipped:
             self.ledger.skipped(skipped)
         if batch.rejected:
@@ -117,6 +106,19 @@ class Intake:
         counts["skipped"] = len(skipped)
         counts["rejected"] = len(batch.rejected)
         return counts
+
+
+def _beyond(deliveries: Sequence[Delivery], outcomes: Sequence[Outcome]) -> list[Mark]:
+    """Messages of which no record found a place in its sequence."""
+    placed = {
+        (d.partition, d.offset)
+        for d, outcome in zip(deliveries, outcomes, strict=True)
+        if outcome is not Outcome.SKIPPED
+    }
+    places = dict.fromkeys((d.partition, d.offset) for d in deliveries)
+    return [
+        (partition, offset, Reason.BEYOND_WINDOW) for partition, offset in places if (partition, offset) not in placed
+    ]
 
 
 class Ingest:
@@ -152,10 +154,10 @@ class Ingest:
 
     def _batch(self, messages: Sequence[Message], stop: threading.Event) -> None:
         began = time.monotonic()
-        keyed = [(self.consumer.partition_key(m.topic(), m.partition()), m) for m in messages]
+        keyed = [(self.consumer.partition_key(*place_of(m)), cast(int, m.offset()), m) for m in messages]
         offsets: dict[str, list[int]] = defaultdict(list)
-        for partition, message in keyed:
-            offsets[partition].append(message.offset())
+        for partition, offset, _ in keyed:
+            offsets[partition].append(offset)
         # consumed is marked before and apart from any outcome, so that the books can fail to balance
         patiently(lambda: self.intake.ledger.consumed(offsets), stop, self.consumer.keep_alive)
         batch = self.intake.sort(keyed, time.time_ns() // 1_000_000)

@@ -42,7 +42,8 @@ class Calibration:
         if self.prior:
             scaled = scaled + np.log(np.asarray(self.prior))
         p = np.exp(scaled - scaled.max(1, keepdims=True))
-        return (p / p.sum(1, keepdims=True)).astype(np.float32)
+        normalised: np.ndarray[Any, Any] = (p / p.sum(1, keepdims=True)).astype(np.float32)
+        return normalised
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Features(nn.Module):
         self.embedding = nn.Embedding(BAND_ROWS, SIZE * SIZE, padding_idx=0)
         if config.band_embedding == "fixed":
             levels = torch.linspace(0, 1, BAND_ROWS)[:, None].expand(-1, SIZE * SIZE)
-            self.embedding = nn.Embedding.from_pretrained(levels.clone(), freeze=True, padding_idx=0)
+            self.embedding.weight = nn.Parameter(levels.clone(), requires_grad=False)
         inputs = 1 if config.band_embedding == "none" else 2
         self.conv1 = nn.Conv3d(inputs, 64, (3, 11, 11), stride=2, padding=2)
         self.conv2 = nn.Conv3d(64, 128, (3, 5, 5), padding=2)
@@ -150,7 +150,8 @@ class Attention(nn.Module):
             mixed = self._linear(k, v, valid).expand(b, n, *x.shape[2:])
         else:
             mixed = self._mlp(q, k, v, valid)
-        return self.out(mixed.flatten(0, 1)).view_as(x)
+        out: Tensor = self.out(mixed.flatten(0, 1)).view_as(x)
+        return out
 
     def _linear(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
         """The exact O(n) form: one weighted mean of V for all positions, [b, 1, d, h, w]."""
@@ -200,7 +201,8 @@ class Block(nn.Module):
         x = x + self.attention(self.norm1(x), valid)
         y = self.norm2(x)
         if valid is None:
-            return x + self.feed(y.flatten(0, 1)).view_as(x)
+            plain: Tensor = x + self.feed(y.flatten(0, 1)).view_as(x)
+            return plain
         fed = torch.zeros_like(x)
         fed[valid] = self.feed(y[valid]).to(x.dtype)  # batch statistics never see padding
         return x + fed

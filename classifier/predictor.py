@@ -80,7 +80,7 @@ class FoldedFeatures(nn.Module):
         inputs = (a, ab, abc, bc, c)
         five = [self._conv(x, f"second{i}", 2, 1, 2) for i, x in enumerate(inputs)]
         three = self._conv(torch.cat([torch.cat(five[i : i + 3], 1) for i in range(3)]), "rest0", 3, 1, 0)
-        return self._conv(torch.cat(three.split(g), 1), "rest1", 4, 1, 0)
+        return self._conv(torch.cat(torch.split(three, g), 1), "rest1", 4, 1, 0)
 
     def _conv(self, x: Tensor, kernel: str, layer: int, stride: int, padding: int) -> Tensor:
         bias = getattr(self, f"bias{layer}")

@@ -6,6 +6,7 @@ without a stamp. Pixels are brought from linear flux to the model's input here, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class StampSequence:
     mjd: NDArray[np.float64]
     band: NDArray[np.uint8]
     stamps: NDArray[np.float16]
-    tokens: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    tokens: Mapping[int, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def groups(self) -> int:
@@ -108,7 +109,7 @@ def layout(sequences: Sequence[StampSequence], width: int | None = None) -> Layo
         present[row, : len(s.mjd)] = True
     shape = (len(sequences), width, GROUP)
     present = present.reshape(shape)
-    return Layout(present.any(-1), days.reshape(shape), present)
+    return Layout(np.any(present, axis=-1), days.reshape(shape), present)
 
 
 def uncached(sequence: StampSequence, scaling: Scaling) -> GroupBatch:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from . import checkpoint, dataset, evaluate, taxonomy
+from . import archive, checkpoint, dataset, evaluate, taxonomy
 from .checkpoint import Calibration, Info
 from .convention import Config, ConvEntion
 from .dataset import Augmentation, Dataset
@@ -270,8 +270,8 @@ def _rise_and_fall(at: float) -> float:
     return at / 0.1 if at < 0.1 else 0.5 * (1 + math.cos(math.pi * (at - 0.1) / 0.9)) + 1e-3
 
 
-def _card(archive: str) -> dict[str, Any]:
-    card = dataset.Archive(archive).card
+def _card(path: str) -> dict[str, Any]:
+    card = archive.Archive(path).card
     return {key: card[key] for key in ("command", "seed", "version", "survey") if key in card}
 
 
