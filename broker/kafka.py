@@ -1,6 +1,7 @@
 """Batch consume, and publish with delivery reports. Knows nothing of what messages hold."""
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ log = logging.getLogger("skyheed.kafka")
 Headers = Sequence[tuple[str, bytes]]
 Outgoing = tuple[str, bytes | None, bytes | None, Headers | None]  # topic, key, value, headers
 PROBE_EVERY_S = 5.0
+CLOSE_S = 10.0
 ASSIGN_S = 60.0  # a drain without any partition by then has nothing to read
 
 
@@ -262,7 +264,13 @@ class BatchConsumer:
         """Commit what is settled, if the broker is there, and leave the group."""
         if not self.connection.away():
             self._commit_now(set(self._done))
-        self._consumer.close()
+        self._done.clear()
+        # librdkafka can wait for ever for a goodbye from a broker that has died; the broker notices by itself
+        closing = threading.Thread(target=self._consumer.close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+        if closing.is_alive():
+            log.warning("Kafka at %s does not answer: left without a goodbye", self.connection.hosts)
 
     def _join(self) -> None:
         if self._group is not None:
@@ -408,7 +416,8 @@ class AlertConsumer(BatchConsumer):
         if unknown:
             try:
                 self._ids |= topic_ids(self._options, unknown)
-            except ServiceUnavailable:
+            except ServiceUnavailable as away:
+                log.warning("waiting: %s", away)
                 self._kept = messages
                 return []
         return messages

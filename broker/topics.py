@@ -14,6 +14,11 @@ from confluent_kafka.cimpl import NewTopic
 from .connection import AWAY, REFUSED_RIGHT, Connection, Options, Place, admin, consumer, right
 
 REQUEST_S = 10.0
+NO_IDS = REFUSED_RIGHT | {
+    KafkaError._UNSUPPORTED_FEATURE,
+    KafkaError.UNSUPPORTED_VERSION,
+    KafkaError.INVALID_REQUEST,
+}
 
 
 def topic_ids(options: Options, topics: set[str]) -> dict[str, str]:
@@ -30,8 +35,8 @@ def topic_ids(options: Options, topics: set[str]) -> dict[str, str]:
         try:
             found = str(_wait(client, connection, future).topic_id)
         except KafkaException as error:
-            if error.args[0].code() in AWAY:
-                raise connection.unavailable("the topic's id is unknown", error.args[0].str()) from None
+            if error.args[0].code() not in NO_IDS:
+                raise connection.unavailable(f"the id of topic {topic} is unknown", error.args[0].str()) from None
             found = ""  # an old broker, or no right to describe: the name has to do
         # Uuid's text is plain base64; all zeros is "none"
         ids[topic] = "" if not found.strip("A") else found.replace("/", "_").replace("+", "-")
