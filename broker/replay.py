@@ -138,6 +138,9 @@ class Shelf:
                     if member.isreg() and member.name.endswith(PACKETS):
                         self._add_packet(number, member.offset_data, member.size)
                     tar.members = []  # type: ignore[attr-defined]  # or it keeps every header in memory
+                # tarfile takes an archive that was cut inside or before a header for a whole one
+                if self._read(number, tar.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("it ends too early")
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ConfigError(f"{path} is damaged or no tar archive: {error}") from error
 

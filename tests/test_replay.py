@@ -162,14 +162,16 @@ def test_nothing_to_replay_is_an_error(tmp_path: Path) -> None:
         sent_in_order(tar(tmp_path / "a.tar", {"README": b"x"}))
 
 
-@pytest.mark.parametrize("damage", ["cut gzip", "no tar", "cut tar"])
-def test_a_damaged_tar_archive_is_an_error(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_tar_archive_is_an_error(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", {f"{i}.avro": packet(i, 53600.0) for i in range(9)})
     whole = path.read_bytes()
-    broken = {"cut gzip": gzip.compress(whole)[:-2000], "no tar": b"x" * 5000, "cut tar": whole[: len(whole) // 3]}
-    path.write_bytes(broken[damage])
-    with pytest.raises(ConfigError, match=f"{path} is damaged or no tar archive"):
-        sent_in_order(path)
+    with tarfile.open(path) as archive:
+        second = archive.getmembers()[1]
+    cuts = [second.offset, second.offset + 100, second.offset_data, second.offset_data + 100, len(whole) // 3]
+    for broken in (gzip.compress(whole)[:-2000], b"x" * 5000, b"", *(whole[:cut] for cut in cuts)):
+        path.write_bytes(broken)
+        with pytest.raises(ConfigError, match=f"{path} is damaged or no tar archive"):
+            sent_in_order(path)
 
 
 def test_unpacked_archives_leave_nothing_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
