@@ -279,6 +279,42 @@ def test_a_token_of_a_group_that_is_not_full_is_refused(valkey: embedded.Server)
         store.settle([answer(found[0], tokens={0: b"token"})])
 
 
+def test_every_change_raises_the_revision(valkey: embedded.Server) -> None:
+    store, _, _ = open_state(valkey.url)
+    revisions = []
+    for n in range(200):  # several within one millisecond
+        store.store(deliveries([observation("a", n), observation("a", n)], first=2 * n))
+        revisions.append(store.revision("a"))
+    assert revisions == sorted(set(revisions))
+
+
+def test_an_object_that_changed_counts_as_pending_only(valkey: embedded.Server) -> None:
+    store, queue, ledger = open_state(valkey.url)
+    store.store(deliveries([observation("a"), observation("b")]))
+    found = {s.object_id: s for s in store.fetch(queue.claim(2, 10.0), "model")}
+    store.settle([answer(found["a"]), answer(found["b"], classified=False)])
+    objects = ledger.books().objects
+    assert (objects.classified, objects.declined, objects.pending, objects.balanced) == (1, 1, 0, True)
+    store.store(deliveries([observation("a", 2), observation("b", 2)], first=2))
+    objects = ledger.books().objects
+    assert (objects.classified, objects.declined, objects.pending, objects.balanced) == (0, 0, 2, True)
+    answer_all(store, queue)
+    objects = ledger.books().objects
+    assert (objects.classified, objects.declined, objects.pending, objects.balanced) == (2, 0, 0, True)
+
+
+def test_a_late_answer_leaves_nothing_of_a_forgotten_object(valkey: embedded.Server) -> None:
+    store, queue, _ = open_state(valkey.url, ttl_s=0.1, shards=1)
+    store.store(deliveries([observation("a", n) for n in range(3)]))
+    late = store.fetch(queue.claim(1, 0.0), "model")[0]
+    answer_all(store, queue)
+    threading.Event().wait(0.2)
+    store.store(deliveries([observation("b")], first=3))
+    assert store.sequence("a") is None
+    assert store.settle([answer(late, tokens={0: b"token"})]) == [Settled.STALE]
+    assert not [k for k in state.connect(valkey.url).run([("KEYS", "*")])[0] if k.endswith(b":a")]
+
+
 def test_the_history_is_bounded(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
     for n in range(105):
@@ -312,7 +348,10 @@ def test_an_object_of_which_redis_lost_a_part_shows_in_the_books(valkey: embedde
     store.store(deliveries([observation("a"), observation("b")]))
     client = state.connect(valkey.url)
     client.run([("DEL", *client.run([("KEYS", "*stamps:a")])[0])])
-    found = store.fetch(queue.claim(2, 10.0), "model")
+    stale, held = queue.claim(2, 0.0), queue.claim(2, 10.0)
+    assert [s.object_id for s in store.fetch(stale, "model")] == ["b"]
+    assert ledger.books().objects.lost == 0, "whose lease is over decides nothing"
+    found = store.fetch(held, "model")
     assert [s.object_id for s in found] == ["b"]
     store.settle([answer(found[0])])
     objects = ledger.books().objects

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,26 @@ def test_a_server_that_comes_back(valkey_of_our_own: embedded.Server) -> None:
 def valkey_of_our_own():  # type: ignore[no-untyped-def]
     with embedded.start_valkey() as server:
         yield server
+
+
+def test_a_cluster_of_which_a_node_is_away_and_comes_back() -> None:
+    with embedded.start_valkey_cluster(3) as cluster:
+        client = state.connect(cluster.url, cluster=True)
+        calls = [(f"sh:{{t:{n}}}:",) for n in range(16)]
+        client.call("objects", calls)
+        cluster.nodes[1].kill()
+        began = time.monotonic()
+        with pytest.raises(ServiceUnavailable, match="is away"):
+            client.call("objects", calls)
+        assert time.monotonic() - began < 30
+        cluster.nodes[1].restart()
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert client.call("objects", calls) == [[0] * 8] * 16
+                break
+            except ServiceUnavailable:
+                assert time.monotonic() < deadline
 
 
 def test_passwords() -> None:
