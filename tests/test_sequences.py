@@ -271,6 +271,23 @@ def test_tokens_replace_the_stamps_of_full_groups(valkey: embedded.Server) -> No
     assert len(state.connect(valkey.url).run([("HKEYS", keys[0])])[0]) == 3  # model, group 0, new group 1
 
 
+def test_tokens_outlive_the_sliding_of_a_full_sequence(valkey: embedded.Server) -> None:
+    """Each stamp moves the groups of a full sequence by one; every third one brings the same groups back."""
+    store, queue, _ = open_state(valkey.url, max_stamps=6)
+    computed = []
+    for n in range(20):
+        store.store(deliveries([observation("a", n)], first=n))
+        found = store.fetch(queue.claim(1, 10.0), "model")[0]
+        new = {g: b"%d" % g for g in range(len(found.header) // 3) if g not in found.tokens}
+        computed.append(len(new))
+        store.settle([answer(found, tokens=new)])
+    assert computed[:6] == [0, 0, 1, 0, 0, 1]
+    assert computed[6:8] == [2, 2], "the two other ways to cut the sequence into groups"
+    assert computed[8:] == [1] * 12, "afterwards only the newest group"
+    kept = state.connect(valkey.url).run([("KEYS", "*tokens:a")])[0]
+    assert state.connect(valkey.url).run([("HLEN", kept[0])]) == [1 + 4]
+
+
 def test_a_token_of_a_group_that_is_not_full_is_refused(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
     store.store(deliveries([observation("a", 1)]))

@@ -1,5 +1,5 @@
 #!lua
--- Caches tokens of one shard's objects and drops those of groups that no longer exist.
+-- Caches tokens of one shard's objects and drops those of stamps that no longer follow each other.
 -- KEYS[1]: the shard's prefix. ARGV: for each object: object, model, revision, number of tokens, and for each token
 -- the group's 3 source ids (24 bytes) and the token.
 local base, i = KEYS[1], 1
@@ -7,7 +7,9 @@ local GROUP = 3
 
 local function drop_old(object, tokens)
   local sources, current = redis.call('ZRANGE', base .. 'order:' .. object, 0, -1), {model = true}
-  for first = 1, #sources - GROUP + 1, GROUP do
+  -- any three neighbours, not only today's groups: a full sequence slides by one stamp at a time, and every third
+  -- time its groups are the same ones again
+  for first = 1, #sources - GROUP + 1 do
     current[sources[first] .. sources[first + 1] .. sources[first + 2]] = true
   end
   for _, group in ipairs(redis.call('HKEYS', tokens)) do
