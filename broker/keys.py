@@ -11,7 +11,7 @@ sh:{survey:shard}:        of an object, until it was quiet for redis.ttl_days an
     meta:<object>         hash    rev, ans, data: revision now, last answered, last in which a stored stamp was replaced
     latest:<object>       string  last classification
     history:<object>      list    one line for each answer, oldest first, bounded
-    tokens:<object>       hash    "model" -> token model, 3 source ids (24 bytes) -> token
+    tokens:<object>       hash    "model" -> token model, 3 neighbouring source ids (24 bytes) -> token
                           of the queue
     fresh, due            zset    waiting objects by ready time (Unix ms), fresh: never answered; until claimed
     inflight, leases      zset, hash  claimed objects by the end of their lease (Unix ms), and its token; until settled
