@@ -268,7 +268,7 @@ def test_impossible_requests_are_refused(arguments: tuple[str, int, int], word: 
 
 def test_all_objects_share_the_same_nights() -> None:
     survey = survey_named("sdss")
-    one, two = (visits_at(np.random.default_rng(i), survey, 0, 1, 10.0, 0) for i in (1, 2))
+    one, two = (visits_at(np.random.default_rng(i), survey, 0, 1, 10.0, (0,)) for i in (1, 2))
     assert set(np.floor(one.mjd)) == set(np.floor(two.mjd))
 
 

@@ -1,5 +1,6 @@
 """When a survey looks at a place, and in which conditions: the same nights for every object of a simulation."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ SKY_NIGHT = 0.08
 # Sky noise against the Moon: factor at full Moon, by wavelength (Krisciunas & Schaefer 1991, PASP 103, 1033).
 MOON_BLUE, MOON_RED = 1.6, 1.15
 SYNODIC_MONTH, NEW_MOON = 29.530589, 51550.76  # days; MJD of a new Moon
+MIDNIGHT, NIGHT = 0.3, (0.1, 0.5)  # of the day (UT) in the American time zones
 SAME_VISIT = 0.02  # days between exposures of one visit, at most
 CLOUD = 0.04  # mag of extinction that the calibration corrected, at the cost of depth
 
@@ -50,7 +52,7 @@ class Season:
     """The clear nights of one season and which of the survey's fields each of them images: visits in time order."""
 
     night: NDArray[np.int64]
-    field: NDArray[np.int64]
+    field: NDArray[np.int64]  # block * strips + strip
     seeing: NDArray[np.float64]
     sky: NDArray[np.float64]
     cloud: NDArray[np.float64]
@@ -63,7 +65,9 @@ def season(survey: Survey, number: int, seed: int) -> Season:
     rng = np.random.default_rng([seed, number, 1])
     start, end = survey.cadence.seasons[number]
     nights = np.arange(int(start), int(end))[_weather(rng, survey, int(end) - int(start))]
-    pairs = [(night, field) for night in nights for field in _imaged(rng, survey)]
+    pairs = sorted(
+        (night, field) for block in range(survey.cadence.blocks) for night, field in _turns(rng, survey, nights, block)
+    )
     night, fields = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
     names, weights = list(survey.cadence.filters), np.array(list(survey.cadence.filters.values()))
     by_night = {n: (rng.normal(0, SEEING_NIGHT), rng.normal(0, SKY_NIGHT), rng.exponential(CLOUD)) for n in nights}
@@ -82,11 +86,21 @@ def _weather(rng: np.random.Generator, survey: Survey, nights: int) -> NDArray[n
     return result
 
 
-def _imaged(rng: np.random.Generator, survey: Survey) -> list[int]:
-    return [field for field in range(survey.cadence.fields) if rng.random() < survey.cadence.visits]
+def _turns(
+    rng: np.random.Generator, survey: Survey, nights: NDArray[np.int64], block: int
+) -> Iterator[tuple[int, int]]:
+    """(night, field) of one block: the strip that has waited longest goes first."""
+    waiting = list(rng.permutation(survey.cadence.strips))
+    for night in nights:
+        chances = [survey.cadence.visits] + [survey.cadence.again] * (len(waiting) - 1)
+        done = [strip for strip, chance in zip(waiting, chances, strict=True) if rng.random() < chance]
+        yield from ((int(night), block * survey.cadence.strips + int(strip)) for strip in done)
+        waiting = [strip for strip in waiting if strip not in done] + done
 
 
-def visits_at(rng: np.random.Generator, survey: Survey, number: int, seed: int, ra: float, field: int) -> Visits:
+def visits_at(
+    rng: np.random.Generator, survey: Survey, number: int, seed: int, ra: float, fields: tuple[int, ...]
+) -> Visits:
     """All exposures of one position in one season.
 
     Args:
@@ -94,10 +108,10 @@ def visits_at(rng: np.random.Generator, survey: Survey, number: int, seed: int, 
         number: of the season.
         seed: of the simulation.
         ra: degrees; sets the time of night.
-        field: number of the survey's field that the position lies in.
+        fields: numbers of the survey's fields that the position lies in.
     """
     plan = season(survey, number, seed)
-    here = np.flatnonzero(plan.field == field)
+    here = np.flatnonzero(np.isin(plan.field, fields))
     names = list(survey.bands)
     taken = [(which, names.index(band)) for which in here for band in plan.group[which]]
     visit, band = (np.array(column, dtype=np.int64) for column in zip(*taken, strict=True))
@@ -115,6 +129,15 @@ def visits_at(rng: np.random.Generator, survey: Survey, number: int, seed: int, 
     rotation = _rotation(survey, seed, number, visit)
     found = Visits(mjd, visit, band, seeing, noise, dim, rotation)
     return found[np.argsort(mjd, kind="stable")]
+
+
+def fields_at(rng: np.random.Generator, survey: Survey) -> tuple[int, ...]:
+    """The field of a random position, or two of them."""
+    strips = survey.cadence.strips
+    first, block = int(rng.integers(strips)), int(rng.integers(survey.cadence.blocks))
+    if rng.random() >= survey.cadence.overlap:
+        return (block * strips + first,)
+    return block * strips + first, block * strips + (first + 1) % strips
 
 
 def visits_of(rng: np.random.Generator, survey: Survey, mjd: NDArray[np.float64], band: NDArray[np.int64]) -> Visits:
@@ -136,15 +159,16 @@ def visits_of(rng: np.random.Generator, survey: Survey, mjd: NDArray[np.float64]
 
 
 def _clock(survey: Survey, number: int, night: NDArray[np.int64], ra: float) -> NDArray[np.float64]:
-    """Time of day at which the position is near the meridian: four minutes earlier every night.
+    """Time of day (days) at which the position passes the meridian, four minutes earlier each night.
 
-    At the middle of the season the middle of the area passes the meridian at local midnight (MJD x.3 in the American
-    time zones).
+    In the middle of the season the middle of the area passes at local midnight, MJD x.3 in the American time zones;
+    what would pass in daylight is seen at the night's edge. A survey of the whole sky chooses what is high.
     """
     start, end = survey.cadence.seasons[number]
-    middle = (survey.ra[0] + survey.ra[1]) / 2
-    late = (ra - middle) / 360 if survey.ra[1] - survey.ra[0] < 180 else (ra % 90 - 45) / 360
-    return np.asarray(0.3 + late * 0.997 - (night - (start + end) / 2) / 365.25 * 0.5)
+    low, high = survey.ra
+    middle = (low + high) / 2 if high - low < 180 else ra
+    late = ((ra - middle + 180) % 360 - 180) / 360
+    return np.asarray(np.clip(MIDNIGHT + late - (night - (start + end) / 2) / 365.25, *NIGHT))
 
 
 def _moon(mjd: NDArray[np.float64], wavelength: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import agn, galaxies, stars, supernovae
-from .conditions import Visits, visits_at
+from .conditions import Visits, fields_at, visits_at
 from .render import Source, noise_area
 from .spectra import (
     Array,
@@ -80,7 +80,7 @@ class Wish:
 def observe(rng: np.random.Generator, survey: Survey, seed: int, season: int, wish: Wish) -> Observed:
     """Draw objects until one of them would have been found in that season."""
     place = _place(rng, survey)
-    visits = visits_at(rng, survey, season, seed, place[0], int(rng.integers(survey.cadence.fields)))
+    visits = visits_at(rng, survey, season, seed, place[0], fields_at(rng, survey))
     dust = DUST[0] * 10 ** rng.normal(0, DUST[1])
     for _ in range(ATTEMPTS):
         target = MAKERS[wish.truth](rng, survey, visits, dust)

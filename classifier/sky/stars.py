@@ -21,63 +21,73 @@ MIXTURE = MappingProxyType(
 )
 
 
-# RR Lyrae and delta Scuti: magnitudes are A1 sum_k R_k cos(2 pi k phase + p_k). The RR Lyrae numbers are medians of
-# Fourier fits, made for this project, to the 483 ugriz light curves of Sesar et al. 2010 (ApJ 708, 717).
+# RR Lyrae and delta Scuti: magnitudes are A Re sum_k c_k exp(2 pi i k phase), c_1 = 1. The RR Lyrae numbers are those
+# of Fourier fits, made for this project, to the 483 ugriz light curves of Sesar et al. 2010 (ApJ 708, 717).
 @dataclass(frozen=True)
 class Pulsation:
     """A kind of pulsating star.
 
     Attributes:
         period: mean and scatter, days.
-        amplitude: natural log of A1 in g: mean, slope with the period's deviation (per day), scatter, at the mean.
-        ratio: A1 of u g r i z relative to g.
-        harmonics: R_k and p_k in g, from k = 1.
-        lag: p_1 of u g r i z relative to g; harmonic k lags k times as much.
-        scatter: of R_k exp(i p_k) for k > 1, in each part.
+        amplitude: natural log of A in g: mean, slope with the period's deviation (per day), scatter, at the mean.
+        ratio: A of u g r i z relative to g.
+        harmonics: c_k in g for k > 1.
+        steeper: change of c_k with ln A.
+        lag: phase of c_1 in u g r i z relative to g; the higher harmonics keep theirs.
+        scatter: of c_k for k > 1, in each part.
     """
 
     period: tuple[float, float]
     amplitude: tuple[float, float, float]
     ratio: tuple[float, ...]
-    harmonics: tuple[tuple[float, float], ...]
+    harmonics: tuple[complex, ...]
+    steeper: tuple[complex, ...]
     lag: tuple[float, ...]
     scatter: float
 
 
+RATIO_SCATTER = 0.015
+LARGEST = -0.68  # ln A; hotter stars pulsate no more strongly
+BLUER = 0.07  # g - r by which a star is bluer per unit of ln A, and r - i by half of that
+# Amplitudes swell and shrink (the Blazhko effect, and less regular changes): exponential mean, and period in days.
+MODULATION, MODULATION_PERIOD = 0.05, (20.0, 120.0)
 PULSATIONS: Mapping[str, Pulsation] = MappingProxyType(
     {
         "RRab": Pulsation(
             (0.579, 0.065),
-            (-1.05, -3.2, 0.22),
-            (0.941, 1.0, 0.690, 0.539, 0.481),
-            ((1.0, 0.0), (0.440, -2.47), (0.302, 1.71), (0.167, -0.32), (0.087, -2.39), (0.039, 1.73)),
+            (-1.00, -3.3, 0.19),
+            (0.945, 1.0, 0.710, 0.560, 0.500),
+            (-0.345 - 0.274j, -0.042 + 0.299j, 0.158 - 0.053j, -0.063 - 0.060j, -0.006 + 0.039j),
+            (-0.18 + 0.06j, 0.02 + 0.18j, 0.20 - 0.12j, -0.20 - 0.05j, 0.02 + 0.10j),
             (0.06, 0.0, -0.10, -0.23, -0.31),
-            0.085,
+            0.045,
         ),
         "RRc": Pulsation(
             (0.343, 0.041),
             (-1.36, 0.0, 0.18),
             (0.879, 1.0, 0.710, 0.546, 0.484),
-            ((1.0, 0.0), (0.120, -1.51), (0.069, -3.03)),
+            (0.007 - 0.120j, -0.069 - 0.008j),
+            (-0.077 - 0.122j, -0.095 + 0.046j),
             (0.06, 0.0, -0.03, -0.07, -0.14),
-            0.055,
+            0.040,
         ),
         # SX Phoenicis stars of the halo: McNamara 2011, AJ 142, 110.
         "DSCT": Pulsation(
             (0.065, 0.02),
             (-2.0, 0.0, 0.45),
             (0.93, 1.0, 0.71, 0.55, 0.48),
-            ((1.0, 0.0), (0.22, -2.2), (0.08, 2.0)),
-            (0.05, 0.0, -0.05, -0.1, -0.15),
-            0.06,
+            (-0.13 - 0.18j, -0.03 + 0.07j),
+            (0, 0),
+            (0.05, 0.0, -0.05, -0.10, -0.15),
+            0.05,
         ),
     }
 )
 # Mean colours u-g, g-r, r-i, i-z, and their scatter.
 COLOURS: Mapping[str, tuple[float, float, float, float, float]] = MappingProxyType(
     {
-        "RRab": (1.22, 0.23, 0.08, 0.03, 0.055),
-        "RRc": (1.24, 0.11, 0.02, 0.00, 0.070),
+        "RRab": (1.215, 0.25, 0.085, 0.035, 0.045),
+        "RRc": (1.25, 0.155, 0.045, 0.02, 0.070),
         "DSCT": (1.05, 0.00, -0.08, -0.06, 0.06),
         "EA": (1.35, 0.45, 0.16, 0.08, 0.25),
         "EW": (1.45, 0.55, 0.20, 0.10, 0.20),
@@ -113,7 +123,11 @@ def draw_star(rng: np.random.Generator, kind: str | None = None) -> Star:
     kind = kind or str(rng.choice(list(MIXTURE), p=np.array(list(MIXTURE.values())) / sum(MIXTURE.values())))
     makers = {"EA": _detached, "EW": _contact, "LPV": _long_period, "flare": _flares}
     change, facts = makers.get(kind, _pulsator)(rng, kind)
-    return Star(kind, _mean_magnitudes(rng, kind), change, facts)
+    magnitudes = _mean_magnitudes(rng, kind)
+    if kind in PULSATIONS:
+        hotter = BLUER * (np.log(facts["amplitude_g"]) - PULSATIONS[kind].amplitude[0])
+        magnitudes += hotter * np.array([-1.0, -1.0, 0.0, 0.5, 0.5])
+    return Star(kind, magnitudes, change, facts)
 
 
 def _mean_magnitudes(rng: np.random.Generator, kind: str) -> Array:
@@ -133,17 +147,21 @@ def _pulsator(rng: np.random.Generator, kind: str) -> Change:
     law = PULSATIONS[kind]
     period = max(rng.normal(*law.period), law.period[0] / 2)
     mean, slope, scatter = law.amplitude
-    amplitude = float(np.exp(mean + slope * (period - law.period[0]) + rng.normal(0, scatter)))
-    ratio = np.array(law.ratio) * rng.normal(1, 0.03, len(law.ratio))
-    orders = np.arange(1, len(law.harmonics) + 1)
-    wobble = rng.normal(0, law.scatter, (2, len(orders))) * (orders > 1)
-    shape = np.array([r * np.exp(1j * p) for r, p in law.harmonics]) + wobble[0] + 1j * wobble[1]
+    log_amplitude = min(mean + slope * (period - law.period[0]) + rng.normal(0, scatter), LARGEST)
+    amplitude, steeper = float(np.exp(log_amplitude)), float(np.clip(log_amplitude - mean, -0.6, 0.5))
+    ratio = amplitude * np.array(law.ratio) * rng.normal(1, RATIO_SCATTER, len(law.ratio))
+    higher = np.array(law.harmonics) + steeper * np.array(law.steeper)
+    wobble = rng.normal(0, law.scatter, (2, len(higher)))
+    shape = np.concatenate([[1.0], higher + wobble[0] + 1j * wobble[1]])
+    orders = np.arange(1, len(shape) + 1)
     start, lag = rng.random(), np.array(law.lag)
+    swing, long, phase = rng.exponential(MODULATION), rng.uniform(*MODULATION_PERIOD), rng.uniform(0, 2 * np.pi)
 
     def change(mjd: Array, node: Array) -> Array:
-        angle = 2 * np.pi * (mjd / period + start) + lag[node]
-        wave = (shape * np.exp(1j * orders * angle[:, None])).real.sum(1)
-        return np.asarray(amplitude * ratio[node] * wave)
+        angle = orders * (2 * np.pi * (mjd / period + start))[:, None]
+        angle[:, 0] += lag[node]
+        wave = (shape * np.exp(1j * angle)).real.sum(1)
+        return np.asarray(ratio[node] * wave * (1 + swing * np.sin(2 * np.pi * mjd / long + phase)))
 
     return change, {"period": period, "amplitude_g": amplitude}
 

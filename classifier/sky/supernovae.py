@@ -49,16 +49,33 @@ IA_FIRST_DAY = -20.0  # rest days; nothing shines before
 # SALT2 standardisation, M = IA_MAGNITUDE - alpha x1 + beta c: Betoule et al. 2014, A&A 568, A22.
 # The magnitude is ours, in the AB system and against the light curves above, so that SNe Ia of z < 0.12 come out as
 # bright as the 24 of the SDSS-II survey in SALT3.K21 (-19.1 in r).
-IA_MAGNITUDE, IA_ALPHA, IA_BETA = -19.27, 0.141, 3.10
-# Magnitudes to add at the wavelengths of the table, so that colours at maximum are those of the 101 SDSS-II SNe Ia.
-IA_CORRECTION = np.array([0.30, 0.30, 0.20, 0.02, 0.0, 0.0, 0.0, 0.0, -0.03, -0.06, -0.03, 0.0, 0.0, 0.0])
+IA_MAGNITUDE, IA_ALPHA, IA_BETA = -19.23, 0.141, 3.10
+# Magnitudes to add to the template at IA_CORRECTION_DAYS (rows) and IA_CORRECTION_WAVELENGTHS: mean residuals of the
+# 101 SDSS-II SNe Ia of SALT3.K21 (Kenworthy et al. 2021, ApJ 923, 265) after a fit of time, magnitude, stretch and
+# colour to each, smoothed. Beyond the grid its rim holds.
+IA_CORRECTION_DAYS = np.array([-12.0, -6, 0, 6, 12, 18, 25, 35, 50])
+IA_CORRECTION_WAVELENGTHS = np.array([2800.0, 3300, 3900, 4500, 5200, 5900, 6500, 7200, 8000])
+IA_CORRECTION = np.array(
+    [
+        [0.50, 0.55, 0.12, 0.01, -0.07, -0.01, -0.18, -0.12, -0.05],
+        [0.30, 0.20, 0.03, 0.00, 0.00, -0.01, -0.08, -0.04, -0.01],
+        [0.30, 0.20, 0.01, 0.01, 0.05, -0.02, 0.00, 0.05, -0.01],
+        [0.45, 0.42, -0.01, -0.01, 0.04, -0.03, -0.09, -0.03, -0.04],
+        [0.50, 0.46, -0.01, 0.02, 0.08, 0.02, -0.04, 0.07, 0.06],
+        [0.40, 0.36, 0.01, 0.01, 0.08, -0.02, -0.13, 0.04, 0.11],
+        [0.25, 0.26, 0.02, 0.01, 0.01, -0.04, -0.11, -0.04, 0.08],
+        [0.20, 0.20, 0.03, 0.05, -0.02, -0.06, -0.05, -0.01, 0.05],
+        [0.15, 0.15, 0.01, 0.01, -0.07, -0.14, -0.13, -0.08, 0.01],
+    ]
+)
 # Rise and fall have stretches of their own about the common one: Hayden et al. 2010, ApJ 712, 350.
 IA_RISE_SCATTER, IA_FALL_SCATTER = 0.06, 0.06
-# Intrinsic populations (mode, lower, upper sigma): Scolnic & Kessler 2016, ApJ 822, L35, SDSS, G10 scatter.
-IA_STRETCH = (1.14, 1.653, 0.100)
-IA_COLOUR = (-0.038, 0.048, 0.079)
-IA_SCATTER = 0.09  # mag, common to all bands; 70 % of the G10 model (Guy et al. 2010, A&A 523, A7)
-IA_COLOUR_SCATTER = 0.03  # mag, independent at each of the wavelengths above
+# Populations (mode, lower, upper sigma): Scolnic & Kessler 2016, ApJ 822, L35 (SDSS, G10), with the bright side of x1
+# and both sides of c widened until fits to simulated light curves scatter as those to the real 101 do.
+IA_STRETCH = (1.14, 1.653, 0.35)
+IA_COLOUR = (-0.05, 0.065, 0.10)
+IA_SCATTER = 0.12  # mag, common to all bands: Guy et al. 2010, A&A 523, A7
+IA_COLOUR_SCATTER = 0.06  # mag, independent at each of the wavelengths above
 # Volumetric rate ~ (1+z)^1.5: Dilday et al. 2008, ApJ 682, 262.
 IA_RATE_POWER = 1.5
 
@@ -76,6 +93,12 @@ def ia_light_curves(phase: Array) -> Array:
     second = np.exp(b - 0.5 * ((t - t2) / s2) ** 2)
     tail = np.exp(c - t / tau) / (1 + np.exp(np.minimum(-(t - 5) / 4, 50)))
     return np.asarray(np.log(first + second + tail))
+
+
+def ia_correction(day: Array) -> Array:
+    """Magnitudes [day, wavelength] to add to the standard SN Ia at the wavelengths of its table."""
+    table = interpolate_wavelength(IA_CORRECTION, IA_CORRECTION_WAVELENGTHS, IA_LIGHT_CURVES[:, 0])
+    return interpolate_wavelength(table.T, IA_CORRECTION_DAYS, day).T
 
 
 def interpolate_wavelength(table: Array, nodes: Array, wavelength: Array) -> Array:
@@ -123,13 +146,13 @@ def draw_ia(rng: np.random.Generator) -> Supernova:
     x1 = float(np.clip(two_sided(rng, *IA_STRETCH), -4, 4))
     colour = two_sided(rng, *IA_COLOUR)
     stretch = stretch_of(x1)
-    wiggle = IA_CORRECTION + rng.normal(0, IA_COLOUR_SCATTER, len(IA_LIGHT_CURVES))
+    wiggle = rng.normal(0, IA_COLOUR_SCATTER, len(IA_LIGHT_CURVES))
     rise, fall = stretch * (1 + rng.normal(0, IA_RISE_SCATTER)), stretch * (1 + rng.normal(0, IA_FALL_SCATTER))
     nodes = IA_LIGHT_CURVES[:, 0]
 
     def surface(phase: Array, wavelength: Array) -> Array:
         day = np.maximum(phase / np.where(phase < 0, rise, fall), IA_FIRST_DAY)
-        log_flux = ia_light_curves(day) - 0.921 * wiggle
+        log_flux = ia_light_curves(day) - 0.921 * (ia_correction(day) + wiggle)
         flux = np.exp(interpolate_wavelength(log_flux, nodes, wavelength))
         young = np.clip((day - IA_FIRST_DAY) / 3, 0, 1)[:, None]
         return np.asarray(flux * young * 10 ** (-0.4 * colour * colour_law(wavelength)))
@@ -148,7 +171,8 @@ class CoreCollapse:
 
     Attributes:
         share: of core-collapse supernovae in a volume, Smith et al. 2011, MNRAS 412, 1522.
-        magnitude: mean and scatter in B at maximum, Richardson et al. 2014, AJ 147, 118 (H0 = 70).
+        magnitude: mean and scatter in B at maximum, Richardson et al. 2014, AJ 147, 118 (H0 = 70); that of IIn without
+            the superluminous ones that widen its scatter to 1.36.
         rise: days from explosion to maximum, mean and scatter.
         temperature: K at maximum, then what it tends to, and the days it takes (e-fold).
         blanketing: magnitudes lost at 3000 A once cool, growing below 4200 A.
@@ -167,7 +191,7 @@ class CoreCollapse:
 CORE_COLLAPSE = {
     "II-P": CoreCollapse(0.482, (-16.75, 0.98), (8, 2), (13000, 5600, 14), 2.0),
     "II-L": CoreCollapse(0.064, (-17.98, 0.86), (11, 3), (12500, 6000, 15), 1.5),
-    "IIn": CoreCollapse(0.088, (-18.53, 1.36), (20, 8), (12000, 7500, 40), 0.4),
+    "IIn": CoreCollapse(0.088, (-18.30, 0.90), (20, 8), (12000, 7500, 40), 0.4),
     "IIb": CoreCollapse(0.106, (-16.99, 0.92), (20, 3), (8000, 5200, 14), 2.5),
     "Ib": CoreCollapse(0.071, (-17.45, 1.12), (20, 3), (8000, 5200, 15), 2.5),
     "Ic": CoreCollapse(0.149, (-17.66, 1.18), (16, 4), (7600, 5000, 15), 2.5),

@@ -44,8 +44,10 @@ class Cadence:
         seasons: first and last MJD of every season.
         clear: share of nights that are not lost to weather.
         memory: chance that a night is like the last one, beyond `clear` itself.
-        fields: into how many fields the sky is cut; a night images some of them.
-        visits: chance that a clear night images a given field.
+        strips: parts of the sky that take turns; blocks: parts that lie beside each other, with turns of their own.
+        visits: chance that a clear night images, in a block, the strip that has waited longest.
+        again: chance that it images another one.
+        overlap: share of the sky that lies in two strips.
         filters: groups of bands taken in one visit, with their relative frequency.
         lost: chance that one band of a visit is missing.
     """
@@ -53,8 +55,11 @@ class Cadence:
     seasons: tuple[tuple[float, float], ...]
     clear: float
     memory: float
-    fields: int
+    strips: int
+    blocks: int
     visits: float
+    again: float
+    overlap: float
     filters: Mapping[str, float]
     lost: float
 
@@ -107,19 +112,22 @@ SDSS = Survey(
     name="sdss",
     bands=_bands(
         {
-            "u": (3551, 599, 1.50, 262, 0.043, 4.239, 143.4, 22.5),
-            "g": (4686, 1379, 1.42, 100, 0.24, 3.303, 286.8, 24.4),
-            "r": (6166, 1382, 1.33, 150, 0.27, 2.285, 0.0, 24.1),
-            "i": (7480, 1535, 1.27, 230, 0.21, 1.698, 71.7, 23.8),
-            "z": (8932, 1370, 1.29, 720, 0.040, 1.263, 215.1, 22.2),
+            "u": (3551, 599, 1.50, 235, 0.043, 4.239, 143.4, 22.5),
+            "g": (4686, 1379, 1.42, 85, 0.24, 3.303, 286.8, 24.4),
+            "r": (6166, 1382, 1.33, 137, 0.27, 2.285, 0.0, 24.1),
+            "i": (7480, 1535, 1.27, 216, 0.21, 1.698, 71.7, 23.8),
+            "z": (8932, 1370, 1.29, 670, 0.040, 1.263, 215.1, 22.2),
         }
     ),
     cadence=Cadence(
         seasons=((53614, 53706), (53974, 54069), (54346, 54434)),
         clear=0.60,
         memory=0.35,
-        fields=2,
-        visits=0.55,
+        strips=2,
+        blocks=6,
+        visits=0.62,
+        again=0.15,
+        overlap=0.07,
         filters=MappingProxyType({"ugriz": 1.0}),
         lost=0.02,
     ),
@@ -154,8 +162,11 @@ ZTF = Survey(
         seasons=((58300, 58480), (58665, 58845), (59030, 59210)),
         clear=0.72,
         memory=0.35,
-        fields=3,
-        visits=0.34,
+        strips=3,
+        blocks=4,
+        visits=0.92,
+        again=0.06,
+        overlap=0.08,
         filters=MappingProxyType({"gr": 0.70, "gri": 0.15, "r": 0.08, "g": 0.07}),
         lost=0.01,
     ),
@@ -192,8 +203,11 @@ LSST = Survey(
         seasons=((61300, 61480), (61665, 61845), (62030, 62210)),
         clear=0.78,
         memory=0.3,
-        fields=3,
-        visits=0.34,
+        strips=3,
+        blocks=4,
+        visits=0.92,
+        again=0.06,
+        overlap=0.08,
         filters=MappingProxyType({"gr": 0.25, "ri": 0.25, "iz": 0.18, "zy": 0.17, "ug": 0.15}),
         lost=0.01,
     ),
