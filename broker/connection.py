@@ -168,7 +168,10 @@ def producer(options: Options, connection: Connection) -> ck.Producer:
 
 def consumer(options: Options, group: str, connection: Connection, **overrides: Any) -> ck.Consumer:
     """A consumer that commits only when told; classic and `group.protocol=consumer` (KIP-848) both work."""
-    defaults = {"auto.offset.reset": "earliest", "topic.metadata.refresh.interval.ms": 30_000}
+    # 10 s: after a kill -9 the partitions move on soon (45 s is librdkafka's default, 6 s the brokers' least)
+    defaults = {
+        "auto.offset.reset": "earliest", "topic.metadata.refresh.interval.ms": 30_000, "session.timeout.ms": 10_000,
+    }  # fmt: skip
     settings = {**defaults, **options, **overrides}
     settings |= {"group.id": group, "enable.auto.commit": False, "enable.partition.eof": True}
     if settings.get("group.protocol") == "consumer":  # KIP-848: the broker decides these, librdkafka refuses them

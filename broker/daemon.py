@@ -16,7 +16,7 @@ from .schedule import DueQueue
 from .sequences import SequenceStore
 from .surveys import Survey, load_survey
 from .wire import Decoder, SchemaSource
-from .worker import Encode, Pace, Worker
+from .worker import Form, Pace, Worker
 
 if TYPE_CHECKING:
     from classifier.predictor import Predictor
@@ -165,7 +165,7 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
     with kafka.Publisher(settings.kafka) as publisher:
         worker = Worker(
             settings.survey, queue, store, predictor, publisher, settings.classification_topic,
-            make_encoder(settings), provenance_of(predictor), measured, pace,
+            output_form(settings), provenance_of(predictor), measured, pace,
         )  # fmt: skip
         return worker.run(stop, drain)
 
@@ -179,16 +179,16 @@ def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
         return redrive.redrive(intake, itertools.takewhile(lambda _: not stop.is_set(), letters))
 
 
-def make_encoder(settings: config.Settings) -> Encode:
-    """How a classification becomes bytes: container, Confluent wire where a registry is set, or ELAsTiCC."""
+def output_form(settings: config.Settings) -> Form:
+    """How a classification is published: container, Confluent wire where a registry is set, or ELAsTiCC."""
     if settings.work.format == "elasticc":
-        return records.encode_elasticc
+        return Form(records.encode_elasticc, False)
     registry = settings.registry
     if registry.output_url:
         subject = f"{settings.classification_topic}-value"
         schema_id = records.register(registry.output_url, subject, registry.user, registry.password)
-        return lambda record: records.encode_wire(record, schema_id)
-    return records.encode
+        return Form(lambda record: records.encode_wire(record, schema_id), False)
+    return Form(records.encode, True)
 
 
 def provenance_of(predictor: "Predictor") -> records.Provenance:

@@ -319,7 +319,8 @@ def scram_options(user: str, password: str) -> dict[str, str]:
 
 
 def _format(java: Sequence[str], properties: Path, users: Mapping[str, str]) -> None:
-    cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
+    # an id that begins with "-" would be read as an option
+    cluster = "A" + base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")[1:]
     scram = [w for n, p in users.items() for w in ("--add-scram", f"SCRAM-SHA-512=[name={n},password={p}]")]
     done = subprocess.run(
         [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), *scram],

@@ -20,14 +20,20 @@ from classifier.sequence import StampSequence
 from .kafka import Publisher
 from .metrics import WorkMetrics
 from .patience import Stopped, patiently
-from .records import Classification, Provenance
+from .records import Classification, Declined, Provenance, Status, encode_single
 from .schedule import DueQueue
 from .sequences import Answer, SequenceStore, Settled, StoredSequence
 
 log = logging.getLogger("skyheed.worker")
-Encode = Callable[[Classification], bytes]
 POLL_S = 0.02  # how often the queue is looked at while waiting for a full batch
-TOO_FEW_STAMPS = "too_few_stamps"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a classification is published; `container` if the value is an Avro object container."""
+
+    encode: Callable[[Classification], bytes]
+    container: bool
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Worker:
         predictor: Predictor,
         publisher: Publisher,
         topic: str,
-        encode: Encode,
+        form: Form,
         provenance: Provenance,
         metrics: WorkMetrics,
         pace: Pace,
@@ -62,7 +68,7 @@ class Worker:
         self.predictor = predictor
         self.publisher = publisher
         self.topic = topic
-        self.encode = encode
+        self.form = form
         self.provenance = provenance
         self.metrics = metrics
         self.pace = pace
@@ -136,7 +142,7 @@ class Worker:
             revision=sequence.revision,
             header=sequence.header,
             probabilities=probabilities,
-            reason=TOO_FEW_STAMPS if prediction is None else None,
+            reason=Declined.TOO_FEW_STAMPS if prediction is None else None,
             provenance=self.provenance,
             classified_ms=now_ms,
         )
@@ -144,8 +150,8 @@ class Worker:
         answer = Answer(
             claim=sequence.claim,
             revision=sequence.revision,
-            classified=prediction is not None,
-            latest=self.encode(record),
+            classified=record.status is Status.CLASSIFIED,
+            latest=encode_single(record),
             history=record.to_history(),
             token_model=self.predictor.token_model,
             tokens={group: self.predictor.token_bytes(token) for group, token in tokens.items()},
@@ -157,7 +163,7 @@ class Worker:
         held = self.queue.still_held([answer.claim for _, answer in answers])
         kept = [pair for pair, ours in zip(answers, held, strict=True) if ours]
         self.publisher.publish_all(
-            [(self.topic, record.object_id.encode(), answer.latest, record.headers()) for record, answer in kept]
+            [(self.topic, r.object_id.encode(), self.form.encode(r), r.headers(self.form.container)) for r, _ in kept]
         )
         return self.store.settle([answer for _, answer in kept])
 

@@ -1,0 +1,133 @@
+"""Alerts, checkpoints and whole streams for the tests that run everything."""
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka as ck
+import numpy as np
+import torch
+
+from broker import config, daemon, kafka, metrics
+from broker.ingest import Ingest
+from broker.records import Classification
+from broker.subscribe import Subscriber
+from broker.surveys import load_survey
+from broker.surveys.sdss import alert_from_archive
+from broker.worker import Pace, Worker
+from classifier import checkpoint, convention, taxonomy
+from classifier.predictor import Predictor
+from classifier.sequence import Scaling
+
+CHUNK = 100
+
+
+def save_checkpoint(folder: Path, survey: str) -> Path:
+    """A real model with random weights: these tests ask where answers go, not whether they are right."""
+    torch.manual_seed(5)
+    model = convention.ConvEntion(convention.Config())
+    info = checkpoint.Info(
+        f"test-{survey}", "0", model.config.to_dict(), taxonomy.CLASSES, load_survey(survey, None, None).bands,
+        (survey,), Scaling((1.0,) * 6, 0.5), checkpoint.Calibration(),
+    )  # fmt: skip
+    checkpoint.save(folder / survey, model.state_dict(), info)
+    return folder / survey
+
+
+def sdss_alert(object_id: str, number: int, flux: float = 2e4) -> bytes:
+    """The `number`th alert of an object: another source, two hours later, the next band."""
+    y, x = np.mgrid[:64, :64] - 32
+    rng = np.random.default_rng([sum(object_id.encode()), number])
+    stamp = rng.normal(0, 100, (64, 64)) + flux / 25 * np.exp(-(x**2 + y**2) / 8)
+    return alert_from_archive(
+        object_id=object_id, source_id=abs(hash_of(object_id)) * 1000 + number, mjd=54000.0 + number / 12,
+        band="ugriz"[number % 5], ra=10.0, dec=0.5, stamp=stamp.astype(np.float32), flux=flux, flux_error=100.0,
+        psf_fwhm=1.3, zero_point=22.5, sky_noise=100.0,
+    )  # fmt: skip
+
+
+def hash_of(object_id: str) -> int:
+    """A number for a name, the same in every process."""
+    return int.from_bytes(object_id.encode()[-5:], "big")
+
+
+def settings_for(kafka_address: str, redis_url: str, survey: str, topic: str, **options: str) -> config.Settings:
+    """Settings for one stream, quick to join and without debounce."""
+    overrides = {"survey": survey, "ingest.topics": [topic], "ingest.debounce_s": 0.0, "ingest.group": f"group-{topic}"}
+    loaded = config.load(overrides={**overrides, **options}, environ={})
+    return config.with_servers(loaded, kafka_address, redis_url)
+
+
+def publish(settings: config.Settings, topic: str, payloads: Iterable[bytes], partitions: int = 3) -> int:
+    """Send payloads without a key, as surveys do; returns how many."""
+    given = list(payloads)
+    kafka.ensure_topics(settings.kafka, {topic: daemon.ALERT_TOPIC}, partitions, 1)
+    with kafka.Publisher(settings.kafka) as publisher:
+        for first in range(0, len(given), CHUNK):
+            publisher.publish_all([(topic, None, payload, None) for payload in given[first : first + CHUNK]])
+    return len(given)
+
+
+def ingest_all(settings: config.Settings) -> Counter[str]:
+    """Run the ingest in this process until its topics are read."""
+    daemon.prepare_topics(settings, threading.Event())
+    with (
+        kafka.Publisher(settings.kafka) as publisher,
+        kafka.AlertConsumer(
+            settings.input_options, daemon.alert_topics(settings), settings.ingest.group, drain=True
+        ) as consumer,
+    ):
+        loop = Ingest(
+            daemon.make_intake(settings, publisher), consumer, metrics.IngestMetrics(settings.survey), 100, 0.2
+        )
+        return loop.run(threading.Event(), drain=True)
+
+
+@contextlib.contextmanager
+def worker_for(settings: config.Settings, model: Path, min_stamps: int = 3, batch: int = 32) -> Iterator[Worker]:
+    """A worker in this process."""
+    predictor = Predictor(model, survey=settings.survey, device="cpu", precision="float32", threads=1)
+    store, queue, _ = daemon.connect_store(settings)
+    with kafka.Publisher(settings.kafka) as publisher:
+        yield Worker(
+            settings.survey, queue, store, predictor, publisher, settings.classification_topic,
+            daemon.output_form(settings), daemon.provenance_of(predictor), metrics.WorkMetrics(settings.survey),
+            Pace(batch, 0.05, 60.0, min_stamps),
+        )  # fmt: skip
+
+
+def work_all(settings: config.Settings, model: Path, min_stamps: int = 3) -> Counter[str]:
+    """Answer everything that is due."""
+    with worker_for(settings, model, min_stamps) as worker:
+        return worker.run(threading.Event(), drain=True)
+
+
+def answers(settings: config.Settings) -> list[Classification]:
+    """Every record on the classification topic, repeats dropped."""
+    with Subscriber(
+        settings.kafka["bootstrap.servers"], topic=settings.classification_topic, options=settings.kafka, drain=True
+    ) as stream:
+        return list(stream)
+
+
+def last_answers(records: Sequence[Classification]) -> dict[str, Classification]:
+    """The newest record of each object."""
+    last: dict[str, Classification] = {}
+    for record in records:
+        if record.object_id not in last or record.revision >= last[record.object_id].revision:
+            last[record.object_id] = record
+    return last
+
+
+def raw_messages(settings: config.Settings, topic: str) -> list[ck.Message]:
+    """Every message of a topic, with no help of ours but the consumer."""
+    with kafka.BatchConsumer(settings.kafka, [topic], group=None, drain=True) as consumer:
+        found: list[Any] = []
+        while True:
+            batch = consumer.consume(100, 0.5)
+            found += batch
+            if not batch and consumer.drained():
+                return found
