@@ -16,7 +16,6 @@ from .schedule import DueQueue
 from .sequences import SequenceStore
 from .surveys import Survey, load_survey
 from .wire import Decoder, SchemaSource
-from .worker import Form, Pace, Worker
 
 if TYPE_CHECKING:
     from classifier.predictor import Predictor
@@ -141,6 +140,8 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
     """The worker daemon."""
     from classifier.predictor import Predictor  # torch takes seconds: only this verb pays
 
+    from .worker import Pace, Worker
+
     stop = stop_on_signal()
     survey = survey_of(settings)
     work = settings.work
@@ -179,16 +180,16 @@ def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
         return redrive.redrive(intake, itertools.takewhile(lambda _: not stop.is_set(), letters))
 
 
-def output_form(settings: config.Settings) -> Form:
+def output_form(settings: config.Settings) -> records.Form:
     """How a classification is published: container, Confluent wire where a registry is set, or ELAsTiCC."""
     if settings.work.format == "elasticc":
-        return Form(records.encode_elasticc, False)
+        return records.Form(records.encode_elasticc, False)
     registry = settings.registry
     if registry.output_url:
         subject = f"{settings.classification_topic}-value"
         schema_id = records.register(registry.output_url, subject, registry.user, registry.password)
-        return Form(lambda record: records.encode_wire(record, schema_id), False)
-    return Form(records.encode, True)
+        return records.Form(lambda record: records.encode_wire(record, schema_id), False)
+    return records.Form(records.encode, True)
 
 
 def provenance_of(predictor: "Predictor") -> records.Provenance:

@@ -278,6 +278,14 @@ def _ms(value: int | datetime) -> int:
 # --- Avro ---
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a classification is published; `container` if the value is an Avro object container."""
+
+    encode: Callable[[Classification], bytes]
+    container: bool
+
+
 def load_schema(*place: str) -> Schema:
     """A schema of the `schemas` package as JSON data, such as ("classification", "v1", "classification.avsc")."""
     schema: Schema = json.loads(files("schemas").joinpath(*place).read_text())

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,20 +20,12 @@ from classifier.sequence import StampSequence
 from .kafka import Publisher
 from .metrics import WorkMetrics
 from .patience import Stopped, patiently
-from .records import Classification, Declined, Provenance, Status, encode_single
+from .records import Classification, Declined, Form, Provenance, Status, encode_single
 from .schedule import DueQueue
 from .sequences import Answer, SequenceStore, Settled, StoredSequence
 
 log = logging.getLogger("skyheed.worker")
 POLL_S = 0.02  # how often the queue is looked at while waiting for a full batch
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a classification is published; `container` if the value is an Avro object container."""
-
-    encode: Callable[[Classification], bytes]
-    container: bool
 
 
 @dataclass(frozen=True)
