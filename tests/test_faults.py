@@ -211,11 +211,9 @@ def test_a_full_redis_stops_the_intake_and_check_says_so(
     kafka: embedded.Server, tmp_path: Path, children: list[Child]
 ) -> None:
     topic = "full"
-    with embedded.start_valkey(tmp_path / "small", maxmemory="12mb") as valkey:
+    with embedded.start_valkey(tmp_path / "small", maxmemory="7mb") as valkey:
         settings = settings_for(kafka.address, valkey.url, "sdss", topic)
-        base = sdss_alert("X", 1)
         sent = publish(settings, topic, [sdss_alert(f"X{i:05d}", 1) for i in range(3500)])
-        assert len(base) < 20_000
         ingest = Child("ingest", [*arguments_for(settings, topic), "--group", "full"], tmp_path)
         children.append(ingest)
         wait_for(lambda: "is full" in ingest.log.read_text(), 60, "noticing that Redis is full")
