@@ -47,6 +47,76 @@ def simulate(
     click.echo(f"{output}: {Archive(output).card['stamps']} stamps of {objects} objects")
 
 
+@archive.command("build-sdss")
+@click.option("--candidates", required=True, type=click.Path(path_type=Path), help="The SDSS-II candidate table.")
+@click.option("--frames", required=True, type=click.Path(path_type=Path), help="Folder with frame-* or fpC-* files.")
+@click.option("--fields", type=click.Path(path_type=Path), help="CSV of the survey's fields, to find missing frames.")
+@click.option("--missing", type=click.Path(path_type=Path), help="Write the missing frames into this file.")
+@click.option("--window", type=float, default=150, show_default=True, help="Days before and after the peak.")
+@click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+def build_sdss(
+    candidates: Path,
+    frames: Path,
+    fields: Path | None,
+    missing: Path | None,
+    window: float,
+    overwrite: bool,
+    output: Path,
+) -> None:
+    """Cut stamps of the SDSS-II candidates out of real SDSS frames.
+
+    \b
+    Frames:   https://data.sdss.org/sas/dr17/eboss/photoObj/frames/301/RUN/CAMCOL/frame-BAND-RUN-CAMCOL-FIELD.fits.bz2
+    Fields:   run `skyheed archive fields-query` in CasJobs and pass its CSV with --fields; --missing FILE then
+              lists the frames to fetch, one path below .../frames/301/ a line.
+    Example:  skyheed archive build-sdss --candidates JLA2014_SDSS_DS17_HEAD.FITS.gz --frames frames -o real
+    """
+    from .candidates import build
+
+    report = build(output, candidates, frames, fields=fields, window=window, overwrite=overwrite)
+    click.echo(f"{output}: {report.written} objects; {len(report.without_frames)} candidates are on too few frames")
+    if fields:
+        click.echo(f"{len(report.missing_frames)} frames of these candidates are not there")
+    if missing:
+        missing.write_text("".join(f"{name.file}\n" for name in report.missing_frames))
+
+
+@archive.command("fields-query")
+def fields_query() -> None:
+    """Print the SQL query whose result `build-sdss --fields` reads."""
+    from .candidates import FIELDS_QUERY
+
+    click.echo(FIELDS_QUERY, nl=False)
+
+
+@archive.command("build-lightcurves")
+@click.argument("sources", metavar="CLASS=PATH...", nargs=-1, required=True)
+@click.option("--survey", default="sdss", show_default=True, help="Whose stamps to paint: sdss, ztf or lsst.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of hosts, neighbours, seeing and noise.")
+@click.option("--whole", is_flag=True, help="Keep all seasons, not each object's best one.")
+@click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+def build_lightcurves(
+    sources: tuple[str, ...], survey: str, seed: int, whole: bool, overwrite: bool, output: Path
+) -> None:
+    """Paint real light curves (SNANA text or CSV) into stamps: real photometry, cadence and errors.
+
+    \b
+    Example:  skyheed archive build-lightcurves SNIa=snia_lightcurves Variable=rrlyrae/light-curves -o real
+    """
+    from .lightcurves import build
+
+    places = []
+    for source in sources:
+        label, equals, path = source.partition("=")
+        if not equals:
+            raise click.UsageError(f"{source!r} is not CLASS=PATH, for example SNIa=snia_lightcurves")
+        places.append((label, Path(path)))
+    written, left_out = build(output, places, survey=survey, seed=seed, whole=whole, overwrite=overwrite)
+    click.echo(f"{output}: {written} objects; {len(left_out)} left out for too few measurements in {survey}'s bands")
+
+
 @archive.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the data card as JSON.")

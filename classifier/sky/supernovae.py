@@ -1,7 +1,7 @@
 """Supernovae: how bright, which colour, how fast. Every number has its source beside it.
 
-A supernova is a `Surface`: flux density per frequency over (rest days from maximum, rest wavelength), scaled so that
-absolute magnitude is known in the rest-frame B band.
+A supernova is a `Surface`: flux density per frequency over (rest days from maximum, rest wavelength), 1 at maximum in
+the band in which its absolute magnitude is known: B for type Ia, R for the others.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from .spectra import black_body, extinction_law
 Array = NDArray[np.float64]
 Surface = Callable[[Array, Array], Array]
 
-B_WAVELENGTH = 4400.0  # Angstrom
+B_WAVELENGTH, R_WAVELENGTH = 4400.0, 6400.0  # Angstrom
 
 # --- type Ia --------------------------------------------------------------------------------------------------------
 
@@ -119,8 +119,8 @@ class Supernova:
     """One supernova before distance and dust.
 
     Attributes:
-        magnitude: absolute AB magnitude in rest-frame B at maximum.
-        surface: relative flux per frequency of (rest days [n], rest wavelength [m]) -> [n, m], 1 at B maximum.
+        magnitude: absolute AB magnitude at maximum, before the host's dust.
+        surface: relative flux per frequency of (rest days [n], rest wavelength [m]) -> [n, m], 1 at maximum.
         first_day, last_day: rest days from maximum between which it shines.
         dust: A(V) in the host.
         facts: numbers for the archive.
@@ -171,8 +171,8 @@ class CoreCollapse:
 
     Attributes:
         share: of core-collapse supernovae in a volume, Smith et al. 2011, MNRAS 412, 1522.
-        magnitude: mean and scatter in B at maximum, Richardson et al. 2014, AJ 147, 118 (H0 = 70); that of IIn without
-            the superluminous ones that widen its scatter to 1.36.
+        magnitude: mean and scatter in R at maximum, dimmed by the host's dust: Li et al. 2011, MNRAS 412, 1441, table 6,
+            from H0 = 73 to 70; the scatter of IIn without superluminous ones.
         rise: days from explosion to maximum, mean and scatter.
         temperature: K at maximum, then what it tends to, and the days it takes (e-fold).
         blanketing: magnitudes lost at 3000 A once cool, growing below 4200 A.
@@ -189,15 +189,16 @@ class CoreCollapse:
 # envelopes Taddia et al. 2015, A&A 574, A60. Temperatures: II Faran et al. 2018, MNRAS 473, 513; stripped envelopes
 # Taddia et al. 2018, A&A 609, A136; IIn Taddia et al. 2013, A&A 555, A10.
 CORE_COLLAPSE = {
-    "II-P": CoreCollapse(0.482, (-16.75, 0.98), (8, 2), (13000, 5600, 14), 2.0),
-    "II-L": CoreCollapse(0.064, (-17.98, 0.86), (11, 3), (12500, 6000, 15), 1.5),
-    "IIn": CoreCollapse(0.088, (-18.30, 0.90), (20, 8), (12000, 7500, 40), 0.4),
-    "IIb": CoreCollapse(0.106, (-16.99, 0.92), (20, 3), (8000, 5200, 14), 2.5),
-    "Ib": CoreCollapse(0.071, (-17.45, 1.12), (20, 3), (8000, 5200, 15), 2.5),
-    "Ic": CoreCollapse(0.149, (-17.66, 1.18), (16, 4), (7600, 5000, 15), 2.5),
+    "II-P": CoreCollapse(0.482, (-15.75, 1.23), (8, 2), (13000, 5600, 14), 2.0),
+    "II-L": CoreCollapse(0.064, (-17.53, 0.64), (11, 3), (12500, 6000, 15), 1.5),
+    "IIn": CoreCollapse(0.088, (-16.95, 1.20), (20, 8), (12000, 7500, 40), 0.4),
+    "IIb": CoreCollapse(0.106, (-16.74, 1.30), (20, 3), (8000, 5200, 14), 2.5),
+    "Ib": CoreCollapse(0.071, (-16.60, 1.00), (20, 3), (8000, 5200, 15), 2.5),
+    "Ic": CoreCollapse(0.149, (-16.18, 1.24), (16, 4), (7600, 5000, 15), 2.5),
 }
 # Host extinction A(V) of core-collapse supernovae: exponential of this mean (after Hatano, Branch & Deaton 1998).
 CORE_COLLAPSE_DUST = 0.3
+MOST_LUMINOUS = -19.6  # superluminous supernovae are left out: the survey labelled three (Sako et al. 2018)
 CORE_COLLAPSE_RATE_POWER = 3.6  # (1+z)^3.6 with star formation: Dahlen et al. 2012, ApJ 757, 70
 COBALT = 0.98  # mag / 100 d, radioactive tail with full trapping
 
@@ -215,7 +216,8 @@ def draw_core_collapse(rng: np.random.Generator, kind: str | None = None) -> Sup
     facts = {"rise": rise}
     surface = _hot_surface(fade, rise, (warm, cool, days), law.blanketing)
     dust = float(min(rng.exponential(CORE_COLLAPSE_DUST), 2.0))
-    return Supernova(kind, rng.normal(*law.magnitude), surface, -rise, 250, dust, facts)
+    magnitude = max(rng.normal(*law.magnitude), MOST_LUMINOUS) - dust * float(extinction_law(np.array(R_WAVELENGTH)))
+    return Supernova(kind, magnitude, surface, -rise, 250, dust, facts)
 
 
 def _plateau(rng: np.random.Generator, kind: str) -> Callable[[Array], Array]:
@@ -260,12 +262,10 @@ def _hot_surface(
         return np.asarray(black_body(wavelength, heat[:, None]) * 10 ** (-0.4 * blanketing * lost))
 
     def surface(phase: Array, wavelength: Array) -> Array:
-        # `fade` holds near V; the spectrum carries it to other wavelengths.
-        relative = spectrum(phase, wavelength) / spectrum(phase, np.array([5500.0]))
+        # `fade` holds in V and R; the spectrum carries it to other wavelengths.
+        relative = spectrum(phase, wavelength) / spectrum(phase, np.array([R_WAVELENGTH]))
         level = 10 ** (-0.4 * fade(phase)) * _brightening(phase, rise)
-        zero = np.zeros(1)
-        colour = spectrum(zero, np.array([B_WAVELENGTH])) / spectrum(zero, np.array([5500.0]))
-        return np.asarray(relative * level[:, None] / colour)
+        return np.asarray(relative * level[:, None])
 
     return surface
 
