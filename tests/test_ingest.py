@@ -1,0 +1,100 @@
+"""Sorting messages: each ends in exactly one pile, whatever the packet or our own code does."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.errors import PacketError, Reason, SkipPacket
+from broker.ingest import Intake, _beyond
+from broker.observation import Observation
+from broker.sequences import Delivery, Outcome
+
+
+class Message:
+    """What a Kafka message looks like."""
+
+    def __init__(self, offset: int, value: bytes | None) -> None:
+        self._offset, self._value = offset, value
+
+    def topic(self) -> str:
+        return "alerts"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+    def key(self) -> None:
+        return None
+
+    def value(self) -> bytes | None:
+        return self._value
+
+    def headers(self) -> None:
+        return None
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 1234
+
+
+class Words:
+    """A decoder whose packets are words, one record each."""
+
+    def decode(self, payload: bytes) -> list[dict[str, Any]]:
+        return [{"word": word} for word in payload.decode().split()]
+
+
+class Survey:
+    """A survey in which some words are bad."""
+
+    name = "words"
+
+    def observation(self, record: dict[str, Any]) -> Observation:
+        word = record["word"]
+        if word == "skip":
+            raise SkipPacket(Reason.NO_STAMP, "no stamp")
+        if word == "bad":
+            raise PacketError(Reason.NO_TIME, "no time")
+        if word == "bug":
+            raise ZeroDivisionError("ours")
+        return Observation(word, 1, 60000.0, "r", 1.0, 2.0, 3.0, 4.0, np.zeros((32, 32), np.float16), 0)
+
+
+@pytest.fixture
+def intake() -> Intake:
+    return Intake(Survey(), Words(), None, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "stored", "skipped", "rejected"),
+    [
+        (b"one", 1, [], []),
+        (b"one two skip", 2, [], []),
+        (b"skip skip", 0, [Reason.NO_STAMP], []),
+        (b"one bad two", 0, [], [Reason.NO_TIME]),
+        (b"skip bad", 0, [], [Reason.NO_TIME]),
+        (b"bug", 0, [], [Reason.UNEXPECTED]),
+        (b"\xff", 0, [], [Reason.UNEXPECTED]),
+        (b"", 0, [], [Reason.EMPTY]),
+        (None, 0, [], [Reason.EMPTY]),
+        (b" ", 0, [], [Reason.EMPTY]),
+    ],
+)
+def test_a_message_is_taken_skipped_or_set_aside_as_a_whole(
+    intake: Intake, value: bytes | None, stored: int, skipped: list[Reason], rejected: list[Reason]
+) -> None:
+    batch = intake.sort([("alerts/0", 7, Message(7, value))], 99)  # type: ignore[list-item]
+    assert len(batch.deliveries) == stored
+    assert [reason for _, _, reason in batch.skipped] == skipped
+    assert [letter.reason for letter in batch.rejected] == rejected
+    assert all((d.offset, d.kafka_ms, d.ingest_ms) == (7, 1234, 99) for d in batch.deliveries)
+    assert all(letter.value == value for letter in batch.rejected)
+
+
+def test_a_message_is_beyond_the_window_only_if_all_its_records_are() -> None:
+    seen = Observation("A", 1, 60000.0, "r", 1.0, 2.0, 3.0, 4.0, np.zeros((32, 32), np.float16), 0)
+    deliveries = [Delivery("p", offset, 0, 0, seen) for offset in (1, 1, 2, 2)]
+    outcomes = [Outcome.STORED, Outcome.SKIPPED, Outcome.SKIPPED, Outcome.SKIPPED]
+    assert _beyond(deliveries, outcomes) == [("p", 2, Reason.BEYOND_WINDOW)]
