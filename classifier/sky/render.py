@@ -28,6 +28,7 @@ WING_SIZE = 1.65  # sqrt(3) s, in units of the FWHM
 ELLIPTICITY = 0.03  # of the PSF, scatter per component
 # A template never fits perfectly: scatter of its registration (pixels) and of the PSF match (relative FWHM).
 REGISTRATION, MATCH = 0.03, 0.008
+WORST_SKY = 2.0  # noise of a night that is still used, relative to a typical one
 MARGIN = 6  # FWHM by which the transform's period exceeds the stamp, so that wings hardly come back on the other side
 
 # Defects, chance per stamp: cosmic rays that were not cleaned, bad columns, the edge of a chip.
@@ -251,8 +252,9 @@ def render_measured(
 ) -> tuple[Rendered, Array]:
     """Stamps whose PSF photometry **is** a given light curve: flux and error of a measurement come out as they went in.
 
-    The noise of each stamp is scaled so that its PSF flux has the measured error, and its projection on the PSF is
-    taken out, because the measured flux holds its own noise already.
+    The noise of each stamp is scaled so that its PSF flux has the measured error (as far as a bad night explains it; the
+    rest is calibration and cannot be seen in one stamp), and its projection on the PSF is taken out, because the
+    measured flux holds its own noise already.
 
     Args:
         flux, error: [n] nJy, as measured.
@@ -268,7 +270,7 @@ def render_measured(
     per_sky = np.einsum("nyx,nyx->n", weight, weight, dtype=float)
     # At least a fifth of the variance is the sky's; where photons alone explain the error they are scaled down.
     share = np.minimum(1, 0.8 * error**2 / np.maximum(from_photons, 1e-9))
-    sky = np.sqrt((error**2 - share * from_photons) / per_sky)
+    sky = np.minimum(np.sqrt((error**2 - share * from_photons) / per_sky), WORST_SKY * visits.noise)
     noise: Image = np.sqrt(_column(sky) ** 2 + _column(share) * photons)
     grain = noise * rng.standard_normal(noise.shape, dtype=np.float32)
     grain -= np.einsum("nyx,nyx->n", weight, grain)[:, None, None] * seen.psf
