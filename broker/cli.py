@@ -14,6 +14,7 @@ from classifier.errors import ClassifierError
 
 from . import config
 from .errors import SkyheedError
+from .patience import Stopped
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Verbs that live in the classifier: name -> (module, attribute, one line for --help)
@@ -376,6 +377,8 @@ def main() -> None:
     """Run the command line; every expected error is one sentence on stderr and exit status 1."""
     try:
         skyheed()
+    except Stopped as stopped:
+        click.echo(f"skyheed: stopped while waiting: {stopped}", err=True)
     except (SkyheedError, ClassifierError) as error:
         click.echo(f"skyheed: {error}", err=True)
         sys.exit(1)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from . import config, embedded
 from .errors import ServiceError
@@ -50,7 +51,9 @@ def servers(kafka: str | None, redis: str | None, data: Path | None = None) -> I
 
 def shared_arguments(settings: config.Settings, settings_path: str | None) -> list[str]:
     """Options that bring a daemon to the same servers, survey and file; secrets travel by environment and file."""
-    words = ["--survey", settings.survey, "--kafka", settings.kafka["bootstrap.servers"], "--redis", settings.redis.url]
+    words = ["--survey", settings.survey, "--kafka", settings.kafka["bootstrap.servers"]]
+    if urlsplit(settings.redis.url).password is None:  # else it came from the file or the environment, as it will there
+        words += ["--redis", settings.redis.url]
     return [*words, "--config", settings_path] if settings_path else words
 
 

@@ -19,6 +19,7 @@ from classifier.sequence import StampSequence
 
 from .kafka import Publisher
 from .metrics import WorkMetrics
+from .observation import BANDS
 from .patience import Stopped, patiently
 from .records import Classification, Declined, Form, Provenance, Status, encode_single
 from .schedule import DueQueue
@@ -65,6 +66,7 @@ class Worker:
         self.metrics = metrics
         self.pace = pace
         self.totals: Counter[str] = Counter()
+        self._known = np.array([band in predictor.info.bands for band in BANDS])
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
         """Classify until `stop` is set or, with `drain`, until nothing is pending.
@@ -104,19 +106,28 @@ class Worker:
         answers = self.answer(sequences)
         classified = time.monotonic()
         settled = patiently(lambda: self._publish(answers), stop)
-        self._report(answers, settled, (began, fetched, classified, time.monotonic()))
+        clock = (began, fetched, classified, time.monotonic())
+        self._report(answers, settled, clock, patiently(self.queue.depth, stop))
         return len(claims)
 
     def answer(self, sequences: Sequence[StoredSequence]) -> list[tuple[Classification, Answer]]:
         """Classify or decline every sequence."""
-        enough = [s for s in sequences if len(s.header) >= self.pace.min_stamps]
-        predictions = iter(self.predictor.classify([self._stamps(s) for s in enough]))
+        declined = [self._declines(s) for s in sequences]
+        wanted = [s for s, reason in zip(sequences, declined, strict=True) if reason is None]
+        predictions = iter(self.predictor.classify([self._stamps(s) for s in wanted]))
         now_ms = time.time_ns() // 1_000_000
-        answers = []
-        for sequence in sequences:
-            prediction = next(predictions) if len(sequence.header) >= self.pace.min_stamps else None
-            answers.append(self._answer(sequence, prediction, now_ms))
-        return answers
+        return [
+            self._answer(s, next(predictions) if reason is None else None, reason, now_ms)
+            for s, reason in zip(sequences, declined, strict=True)
+        ]
+
+    def _declines(self, sequence: StoredSequence) -> Declined | None:
+        """Why a sequence cannot be classified, if it cannot."""
+        if len(sequence.header) < self.pace.min_stamps:
+            return Declined.TOO_FEW_STAMPS
+        if not self._known[sequence.header["band"]].all():  # stored before the model was changed
+            return Declined.BANDS_UNKNOWN
+        return None
 
     def _stamps(self, sequence: StoredSequence) -> StampSequence:
         tokens = {group: self.predictor.token_from(raw) for group, raw in sequence.tokens.items()}
@@ -125,7 +136,7 @@ class Worker:
         )
 
     def _answer(
-        self, sequence: StoredSequence, prediction: Prediction | None, now_ms: int
+        self, sequence: StoredSequence, prediction: Prediction | None, reason: Declined | None, now_ms: int
     ) -> tuple[Classification, Answer]:
         probabilities = None if prediction is None else _named(self.predictor.info.classes, prediction)
         record = Classification.of(
@@ -134,7 +145,7 @@ class Worker:
             revision=sequence.revision,
             header=sequence.header,
             probabilities=probabilities,
-            reason=Declined.TOO_FEW_STAMPS if prediction is None else None,
+            reason=reason,
             provenance=self.provenance,
             classified_ms=now_ms,
         )
@@ -164,6 +175,7 @@ class Worker:
         answers: Sequence[tuple[Classification, Answer]],
         settled: Sequence[Settled],
         clock: tuple[float, float, float, float],
+        depth: dict[str, int],
     ) -> None:
         records = [record for record, _ in answers]
         counts = Counter(outcome.name.lower() for outcome in settled)
@@ -172,7 +184,7 @@ class Worker:
         counts["lost_lease"] = len(answers) - len(settled)
         self.totals.update(counts)
         fetch, classify, publish = np.diff(clock)
-        self.metrics.batch(records, counts, fetch, classify, publish, self.queue.depth())
+        self.metrics.batch(records, counts, fetch, classify, publish, depth)
         log.info(
             "batch objects=%d classified=%d declined=%d requeued=%d stale=%d fetch=%.3f classify=%.3f publish=%.3f",
             len(answers),

@@ -1,0 +1,42 @@
+"""The worker's answers: who is declined and why."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from state_tools import deliveries, observation, open_state
+from stream_tools import save_checkpoint
+
+from broker import daemon, embedded, metrics, records
+from broker.records import Declined, Status
+from broker.worker import Pace, Worker
+from classifier.predictor import Predictor
+
+
+@pytest.fixture
+def predictor(tmp_path: Path) -> Predictor:
+    return Predictor(save_checkpoint(tmp_path, "sdss"), survey="sdss", device="cpu", precision="float32", threads=1)
+
+
+@pytest.mark.redis
+def test_short_sequences_and_unknown_bands_are_declined_with_their_reason(
+    valkey: embedded.Server, predictor: Predictor
+) -> None:
+    store, queue, _ = open_state(valkey.url)
+    stamp = np.ones((32, 32), np.float16)
+    store.store(deliveries([observation("short", 1, stamp=stamp)]))
+    store.store(deliveries([observation("good", n, stamp=stamp) for n in (1, 2, 3)], first=10))
+    store.store(deliveries([observation("other", n, band="y", stamp=stamp) for n in (1, 2, 3)], first=20))
+    worker = Worker(
+        "test", queue, store, predictor, None, "topic", records.Form(records.encode, True),  # type: ignore[arg-type]
+        daemon.provenance_of(predictor), metrics.WorkMetrics("test"), Pace(10, 0.1, 60.0, 3),
+    )  # fmt: skip
+    answers = worker.answer(store.fetch(queue.claim(10, 60.0), predictor.token_model))
+    found = {record.object_id: record for record, _ in answers}
+    assert found["good"].status is Status.CLASSIFIED
+    assert found["short"].reason == Declined.TOO_FEW_STAMPS
+    assert found["other"].reason == Declined.BANDS_UNKNOWN
+    assert {record.object_id: answer.classified for record, answer in answers} == {
+        "good": True, "short": False, "other": False,
+    }  # fmt: skip
+    assert [list(answer.tokens) for record, answer in answers if record.object_id == "good"] == [[0]]
