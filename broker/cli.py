@@ -357,8 +357,8 @@ def redrive(reason: str | None, **given: Any) -> None:
 
 
 @skyheed.command()
-@click.option("--objects", type=int, default=240, show_default=True, help="Objects to simulate.")
-@click.option("--rate", type=float, default=150.0, show_default=True, help="Alerts a second.")
+@click.option("--objects", type=int, default=200, show_default=True, help="Objects to simulate.")
+@click.option("--rate", type=float, default=300.0, show_default=True, help="Alerts a second.")
 @click.option("--seed", type=int, default=2026, show_default=True)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default="demo.png", show_default=True)
 def demo(objects: int, rate: float, seed: int, output: str) -> None:
