@@ -143,10 +143,12 @@ def load_state(name: str | Path) -> dict[str, Any]:
     return state
 
 
-def check_survey(info: Info, survey: str) -> None:
+def check_survey(info: Info, survey: str, *, any_survey: bool = False) -> None:
     """Raise ModelError if the model was not made for a survey's stamps or by another preprocessing."""
-    if survey not in info.surveys:
-        raise ModelError(f"the model {info.name} was trained for {', '.join(info.surveys)}, not for {survey}")
+    if survey not in info.surveys and not any_survey:
+        raise ModelError(
+            f"the model {info.name} was trained for {', '.join(info.surveys)}, not for {survey}: choose another model"
+        )
     if info.preprocessing != sequence.VERSION:
         raise ModelError(
             f"the model {info.name} was trained with preprocessing {info.preprocessing}, this version makes "

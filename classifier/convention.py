@@ -16,7 +16,8 @@ Two kinds of attention:
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,26 +26,54 @@ from torch.nn import functional
 
 from .sequence import GROUP
 
-SIZE = 32  # pixels of a stamp on a side
-MAP = 9  # pixels of a token on a side
-LONGEST = 33  # groups
-BAND_ROWS = 10  # rows of the published band embedding
+FILL = 32  # in training, groups come in multiples of this
 
 
 @dataclass(frozen=True)
 class Config:
-    """The model's shape; the defaults with variant="paper" are the published one."""
+    """The model's shape; the defaults with variant="paper" are the published one (`published`).
+
+    Attributes:
+        band_embedding: an image for every band, learned or of constant brightness, or none.
+        cnn: 3d, or 2d: every stamp by itself makes a token.
+        time: what tells tokens their place: the position in the sequence, days since the first stamp, or both; the
+            paper variant knows the position only.
+        attention_hidden: channels between the two layers of the mlp attention.
+        size: pixels of a stamp on a side.
+        stamps: of the longest sequence.
+        bands: the largest band id; there are never less than the published 10 rows of embeddings.
+    """
 
     classes: int = 4
     variant: Literal["paper", "stream"] = "stream"
     attention: Literal["linear", "mlp"] = "linear"
     band_embedding: Literal["learned", "fixed", "none"] = "learned"
+    cnn: Literal["3d", "2d"] = "3d"
+    time: Literal["both", "position", "days"] = "both"
     channels: int = 8
     heads: int = 4
     layers: int = 2
     hidden: int = 256
     dropout: float = 0.3
-    attention_hidden: int = 16  # channels between the two layers of the mlp attention
+    attention_hidden: int = 16
+    size: int = 32
+    stamps: int = 99
+    bands: int = 9
+
+    @property
+    def group(self) -> int:
+        """Stamps of a token."""
+        return GROUP if self.cnn == "3d" else 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longest sequence."""
+        return -(-self.stamps // GROUP) * GROUP // self.group
+
+    @property
+    def map(self) -> int:
+        """Pixels of a token on a side: conv1 has stride 2, conv3 and conv4 are not padded."""
+        return (self.size + 4 - 11) // 2 + 1 - 4
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -61,69 +90,106 @@ class Features(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(BAND_ROWS, SIZE * SIZE, padding_idx=0)
+        rows = max(10, config.bands + 1)
+        self.embedding = nn.Embedding(rows, config.size**2, padding_idx=0)
         if config.band_embedding == "fixed":
-            levels = torch.linspace(0, 1, BAND_ROWS)[:, None].expand(-1, SIZE * SIZE)
+            levels = torch.linspace(0, 1, rows)[:, None].expand(-1, config.size**2)
             self.embedding.weight = nn.Parameter(levels.clone(), requires_grad=False)
         inputs = 1 if config.band_embedding == "none" else 2
-        self.conv1 = nn.Conv3d(inputs, 64, (3, 11, 11), stride=2, padding=2)
-        self.conv2 = nn.Conv3d(64, 128, (3, 5, 5), padding=2)
-        self.conv3 = nn.Conv3d(128, 64, 3)
-        self.conv4 = nn.Conv3d(64, config.channels, 3)
+        t = config.group  # one plane in, one plane out for the 2-D form
+        pad = 2 if t == GROUP else 0
+        self.conv1 = nn.Conv3d(inputs, 64, (t, 11, 11), stride=2, padding=(pad, 2, 2))
+        self.conv2 = nn.Conv3d(64, 128, (t, 5, 5), padding=(pad, 2, 2))
+        self.conv3 = nn.Conv3d(128, 64, (t, 3, 3))
+        self.conv4 = nn.Conv3d(64, config.channels, (t, 3, 3))
         self.norm1, self.norm2 = nn.BatchNorm3d(64), nn.BatchNorm3d(128)
         self.norm3, self.norm4 = nn.BatchNorm3d(64), nn.BatchNorm3d(config.channels)
 
     def images(self, pixels: Tensor, bands: Tensor) -> Tensor:
-        """[g, 3, 32, 32] pixels and [g, 3] band ids -> [g, 3, c, 32, 32] input planes."""
+        """[g, t, y, x] pixels and [g, t] band ids -> [g, t, c, y, x] input planes."""
         planes = pixels[:, :, None]
         if self.config.band_embedding == "none":
             return planes
-        embedded = self.embedding(bands).view(*bands.shape, 1, SIZE, SIZE).to(planes.dtype)
+        embedded = self.embedding(bands).view(*bands.shape, 1, *pixels.shape[2:]).to(planes.dtype)
         return torch.cat([planes, embedded], 2)
 
     def forward(self, pixels: Tensor, bands: Tensor) -> Tensor:
-        """[g, 3, 32, 32] scaled pixels and [g, 3] band ids -> tokens [g, channels, 9, 9]."""
-        x = self.images(pixels, bands)
-        x = functional.relu(self.norm1(self._first(x)))
-        x = functional.relu(self.norm2(self._second(x)))
-        x = functional.relu(self.norm3(_windows(self.conv3, x)))
-        x = functional.relu(self.norm4(_windows(self.conv4, x)))
-        return x.squeeze(2)
+        """[g, t, y, x] scaled pixels and [g, t] band ids, t = 3 (2d: 1) -> tokens [g, channels, y', x']."""
+        convolutions = (self.conv1, self.conv2, self.conv3, self.conv4)
+        norms = (self.norm1, self.norm2, self.norm3, self.norm4)
+        images = self.images(pixels, bands)
+        if self.config.cnn == "2d":
+            x = images[:, 0]
+            for conv, norm in zip(convolutions, norms, strict=True):
+                weight, stride, padding = conv.weight[:, :, 0], conv.stride[1:], conv.padding[1:]
+                x = _normed(norm, functional.conv2d(x, weight, conv.bias, stride, padding))
+            return x
+        kernels = plane_kernels([conv.weight for conv in convolutions])
+        # planes stand along the batch, so the statistics are those of BatchNorm3d
+        return through_planes(images, kernels, [conv.bias for conv in convolutions], lambda i, x: _normed(norms[i], x))
 
-    def _first(self, x: Tensor) -> Tensor:
-        """conv1: stride 2 on [0, 0, a, b, c, 0, 0] sees (0, 0, a), (a, b, c) and (c, 0, 0)."""
-        w, bias = self.conv1.weight, self.conv1.bias
 
-        def conv(planes: Tensor, kernel: Tensor) -> Tensor:
-            return functional.conv2d(planes, kernel, bias, stride=2, padding=2)
+def _normed(norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
+    """Batch norm and ReLU of planes [t g, c, y, x]; a BatchNorm3d would refuse the shape."""
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum or 0.0
+    y = functional.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, momentum, norm.eps
+    )
+    return functional.relu_(y)
 
-        whole = conv(x.flatten(1, 2), _stacked(w))
-        return torch.stack([conv(x[:, 0], w[:, :, 2]), whole, conv(x[:, 2], w[:, :, 0])], 2)
 
-    def _second(self, x: Tensor) -> Tensor:
-        """conv2: stride 1 on [0, 0, a, b, c, 0, 0] gives five planes from one, two, three, two and one of them."""
-        w, bias = self.conv2.weight, self.conv2.bias
-        a = x.transpose(1, 2)
-        planes = []
-        for first, last in ((0, 1), (0, 2), (0, 3), (1, 3), (2, 3)):
-            width = last - first
-            kernel = w[:, :, 3 - width :] if first == 0 else w[:, :, :width]
-            planes.append(functional.conv2d(a[:, first:last].flatten(1, 2), _stacked(kernel), bias, padding=2))
-        return torch.stack(planes, 2)
+def plane_kernels(weights: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The kernels of `through_planes`, from the four Conv3d kernels [out, in, 3, k, k]."""
+    w1, w2, w3, w4 = weights
+    # padding by two in time, kernel of three:
+    # conv1, stride 2, on 0 0 a b c 0 0 sees 0 0 a, a b c and c 0 0;
+    # conv2, stride 1, sees 0 0 a, 0 a b, a b c, b c 0 and c 0 0; conv3 and conv4 are not padded
+    cut = (
+        [w1[:, :, 2:], w1, w1[:, :, :1]],
+        [w2[:, :, 2:], w2[:, :, 1:], w2, w2[:, :, :2], w2[:, :, :1]],
+        [w3],
+        [w4],
+    )
+    return [[_stacked(w).contiguous(memory_format=torch.channels_last) for w in kernels] for kernels in cut]
+
+
+def through_planes(
+    images: Tensor,
+    kernels: Sequence[Sequence[Tensor]],
+    biases: Sequence[Tensor | None],
+    between: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """The 3D-CNN as 2-D convolutions over the planes that are not zero, channels-last.
+
+    Args:
+        images: [g, 3, c, y, x].
+        kernels: of `plane_kernels`.
+        between: (layer from 0, [planes g, c, y, x]) -> the same shape: what follows each convolution.
+
+    Returns:
+        Tokens [g, channels, y', x'].
+    """
+    g, c = len(images), images.shape[2]
+    whole = images.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+    def layer(i: int, inputs: Sequence[Tensor], stride: int, padding: int) -> tuple[Tensor, ...]:
+        made = [functional.conv2d(x, k, biases[i], stride, padding) for x, k in zip(inputs, kernels[i], strict=True)]
+        return torch.split(between(i, torch.cat(made)), g)
+
+    a, b, c_ = layer(0, (whole[:, :c], whole, whole[:, -c:]), 2, 2)
+    ab, bc = torch.cat([a, b], 1), torch.cat([b, c_], 1)
+    five = layer(1, (a, ab, torch.cat([ab, c_], 1), bc, c_), 1, 2)
+    triples = torch.cat([torch.cat(five[i : i + GROUP], 1) for i in range(3)])
+    three = layer(2, (triples,), 1, 0)
+    (token,) = layer(3, (torch.cat(three, 1),), 1, 0)
+    return token
 
 
 def _stacked(kernel: Tensor) -> Tensor:
     """A Conv3d kernel [out, in, t, k, k] as the Conv2d kernel of t planes side by side [out, t in, k, k]."""
     return kernel.transpose(1, 2).flatten(1, 2)
-
-
-def _windows(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """A Conv3d without padding in time as one batch of 2-D ones, [g, c, t, y, x] -> [g, out, t - 2, y', x']."""
-    g, _, t = x.shape[:3]
-    a = x.transpose(1, 2)
-    stacked = torch.stack([a[:, i : i + GROUP].flatten(1, 2) for i in range(t - GROUP + 1)], 1).flatten(0, 1)
-    y = functional.conv2d(stacked, _stacked(conv.weight), conv.bias)
-    return y.view(g, t - GROUP + 1, *y.shape[1:]).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -144,34 +210,37 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """[b, n, d, h, w], valid [b, n] or None for no mask -> the same shape."""
-        b, n = x.shape[:2]
-        q, k, v = self.qkv(x.flatten(0, 1)).view(b, n, 3 * self.channels, *x.shape[3:]).chunk(3, 2)
-        if self.kind == "linear":
-            mixed = self._linear(k, v, valid).expand(b, n, *x.shape[2:])
-        else:
-            mixed = self._mlp(q, k, v, valid)
-        out: Tensor = self.out(mixed.flatten(0, 1)).view_as(x)
-        return out
+        mixed = self._linear(x, valid) if self.kind == "linear" else self._mlp(x, valid)
+        out: Tensor = self.out(mixed.flatten(0, 1))
+        return out.view_as(mixed).expand_as(x)
 
-    def _linear(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+    def _projected(self, x: Tensor, first: int) -> tuple[Tensor, ...]:
+        """Q, K and V of x (from the `first` of them on), each [b n, d, h, w]."""
+        d = self.channels
+        weight, bias = self.qkv.weight[first * d :], self.qkv.bias
+        y = functional.conv2d(x.flatten(0, 1), weight, None if bias is None else bias[first * d :])
+        return y.chunk(3 - first, 1)
+
+    def _linear(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """The exact O(n) form: one weighted mean of V for all positions, [b, 1, d, h, w]."""
-        b, n = k.shape[:2]
-        logits = self.logits(k.flatten(0, 1)).view(b, n, self.heads, *k.shape[3:])
+        b, n = x.shape[:2]
+        k, v = self._projected(x, first=1)
+        logits = functional.conv2d(k, self.logits.weight, None, padding=2).view(b, n, self.heads, *x.shape[3:])
         weights = _softmax(logits, valid, 1)
-        shared = v.view(b, n, self.heads, -1, *v.shape[3:])
+        shared = v.view(b, n, self.heads, -1, *x.shape[3:])
         return (weights[:, :, :, None] * shared).sum(1).flatten(1, 2)[:, None]
 
-    def _mlp(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+    def _mlp(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """conv(Q_i + K_j) = conv(Q_i) + conv(K_j): n convolutions each, then pointwise for every pair."""
-        b, n = k.shape[:2]
-        a = functional.conv2d(q.flatten(0, 1), self.logits.weight, self.logits.bias, padding=2)
-        c = functional.conv2d(k.flatten(0, 1), self.logits.weight, None, padding=2)
-        a, c = (t.view(b, n, *t.shape[1:]) for t in (a, c))
-        shared = v.view(b, n, self.heads, -1, *v.shape[3:])
+        b, n = x.shape[:2]
+        q, k, v = self._projected(x, first=0)
+        a = self.logits(q).view(b, n, -1, *x.shape[3:])
+        c = functional.conv2d(k, self.logits.weight, None, padding=2).view_as(a)
+        shared = v.view(b, n, self.heads, -1, *x.shape[3:])
         mixed = []
         for i in range(n):  # one query at a time: the n^2 maps are never all in memory
             pairs = functional.leaky_relu(a[:, i : i + 1] + c)
-            logits = self.score(pairs.flatten(0, 1)).view(b, n, self.heads, *k.shape[3:])
+            logits = self.score(pairs.flatten(0, 1)).view(b, n, self.heads, *x.shape[3:])
             mixed.append((_softmax(logits, valid, 1)[:, :, :, None] * shared).sum(1).flatten(1, 2))
         return torch.stack(mixed, 1)
 
@@ -188,7 +257,9 @@ class Block(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         d = config.channels
-        shape = [LONGEST, d, MAP, MAP] if config.variant == "paper" else [d, MAP, MAP]
+        shape = [d, config.map, config.map]
+        if config.variant == "paper":
+            shape = [config.tokens, *shape]
         self.norm1, self.norm2 = nn.LayerNorm(shape), nn.LayerNorm(shape)
         self.attention = Attention(config)
         self.feed = nn.Sequential(
@@ -203,9 +274,16 @@ class Block(nn.Module):
         if valid is None:
             plain: Tensor = x + self.feed(y.flatten(0, 1)).view_as(x)
             return plain
-        fed = torch.zeros_like(x)
-        fed[valid] = self.feed(y[valid]).to(x.dtype)  # batch statistics never see padding
+        fed, kept = torch.zeros_like(x), y[valid]  # batch statistics never see padding
+        whole = filled(kept, 8 * FILL) if self.training else kept
+        fed[valid] = self.feed(whole)[: len(kept)].to(x.dtype)
         return x + fed
+
+
+def filled(x: Tensor, multiple: int) -> Tensor:
+    """Rows of x, the first ones again up to a multiple: libraries make new kernels for each shape they meet."""
+    more = -len(x) % multiple
+    return x[torch.arange(len(x) + more, device=x.device) % len(x)] if more else x
 
 
 class ConvEntion(nn.Module):
@@ -215,15 +293,17 @@ class ConvEntion(nn.Module):
         super().__init__()
         self.config = config
         self.features = Features(config)
-        if config.variant == "stream":
-            # days of the group's three stamps (log), and which of them there are, as a shift of every channel
-            self.when = nn.Linear(2 * GROUP, config.channels)
+        self.position_used = config.variant == "paper" or config.time != "days"
+        self.days_used = config.variant == "stream" and config.time != "position"
+        if self.days_used:
+            # days of the group's stamps (log), and which of them there are, as a shift of every channel
+            self.when = nn.Linear(2 * config.group, config.channels)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = nn.Sequential(
-            nn.Dropout(config.dropout), nn.Linear(config.channels * MAP * MAP, config.hidden), nn.ReLU(),
+            nn.Dropout(config.dropout), nn.Linear(config.channels * config.map**2, config.hidden), nn.ReLU(),
             nn.Dropout(config.dropout), nn.Linear(config.hidden, config.classes),
         )  # fmt: skip
-        self.register_buffer("position", positions(LONGEST, config.channels), persistent=False)
+        self.register_buffer("position", positions(config.tokens, config.channels), persistent=False)
 
     def forward(self, pixels: Tensor, bands: Tensor, valid: Tensor, days: Tensor, present: Tensor) -> Tensor:
         """Logits [b, classes].
@@ -235,18 +315,38 @@ class ConvEntion(nn.Module):
             days: [b, n, 3] since the first stamp.
             present: bool [b, n, 3], steps with a stamp.
         """
+        pixels, bands, valid, days, present = self.grouped(pixels, bands, valid, days, present)
+        shown = None if self.config.variant == "paper" else valid
+        return self.classify(self.tokens(pixels, bands, valid), shown, days, present)
+
+    def grouped(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """A batch as `forward` takes it, in groups as the 3D-CNN takes them: each stamp by itself for the 2-D form."""
+        if self.config.cnn == "3d":
+            return batch
+        pixels, bands, _, days, present = batch
+        pixels, bands, days, present = (t.flatten(1, 2).unsqueeze(2) for t in (pixels, bands, days, present))
+        return pixels, bands, present.squeeze(2), days, present
+
+    def tokens(self, pixels: Tensor, bands: Tensor, valid: Tensor) -> Tensor:
+        """Tokens [b, n, channels, y, x]; those of padding are zero in the stream variant, computed in the paper's."""
         if self.config.variant == "paper":
-            tokens = self.features(pixels.flatten(0, 1), published_bands(bands).flatten(0, 1))
-            return self.classify(tokens.view(*valid.shape, *tokens.shape[1:]), None, days, present)
-        kept = self.features(pixels[valid], bands[valid])
+            computed: Tensor = self.features(pixels.flatten(0, 1), published_bands(bands).flatten(0, 1))
+            return computed.view(*valid.shape, *computed.shape[1:])
+        count = int(valid.sum())
+        shown, ids = pixels[valid], bands[valid]
+        if self.training:
+            shown, ids = filled(shown, FILL), filled(ids, FILL)
+        kept: Tensor = self.features(shown, ids)[:count]
         tokens = kept.new_zeros(*valid.shape, *kept.shape[1:])
         tokens[valid] = kept
-        return self.classify(tokens, valid, days, present)
+        return tokens
 
     def classify(self, tokens: Tensor, valid: Tensor | None, days: Tensor, present: Tensor) -> Tensor:
-        """Logits [b, classes] of tokens [b, n, channels, 9, 9]."""
-        x = tokens + self.position[: tokens.shape[1], :, None, None].to(tokens.dtype)  # type: ignore[index]
-        if self.config.variant == "stream":
+        """Logits [b, classes] of tokens [b, n, channels, y, x]."""
+        x = tokens
+        if self.position_used:
+            x = x + self.position[: x.shape[1], :, None, None].to(x.dtype)  # type: ignore[index]
+        if self.days_used:
             known = present.to(x.dtype)
             shift = self.when(torch.cat([torch.log1p(days.to(x.dtype).clamp(min=0)) * known, known], -1))
             x = x + shift[..., None, None]
@@ -290,22 +390,53 @@ def dead_parameters(config: Config) -> int:
     return config.layers * (d * d + d + config.heads)
 
 
-def operations() -> dict[str, int]:
+def operations(config: Config) -> dict[str, int]:
     """Multiply-adds of one group: over all planes as a plain Conv3d computes them, and without the zero planes."""
-    per_plane = {
-        "conv1": 13 * 13 * 64 * 2 * 11 * 11,
-        "conv2": 13 * 13 * 128 * 64 * 25,
-        "conv3": 11 * 11 * 64 * 128 * 9,
-        "conv4": 9 * 9 * 8 * 64 * 9,
-    }
-    plain = {"conv1": 9, "conv2": 15, "conv3": 9, "conv4": 3}
-    needed = {"conv1": 5, "conv2": 9, "conv3": 9, "conv4": 3}
+    inputs = 1 if config.band_embedding == "none" else 2
+    first, middle, last = ((config.map + more) ** 2 for more in (4, 2, 0))
+    # of one plane of input for one plane of output
+    plane = (
+        first * 64 * inputs * 121, first * 128 * 64 * 25, middle * 64 * 128 * 9, last * config.channels * 64 * 9,
+    )  # fmt: skip
+    plain, needed = ((9, 15, 9, 3), (5, 9, 9, 3)) if config.cnn == "3d" else ((1,) * 4,) * 2
     return {
-        "plain": sum(per_plane[name] * plain[name] for name in plain),
-        "needed": sum(per_plane[name] * needed[name] for name in needed),
+        "plain": sum(p * n for p, n in zip(plane, plain, strict=True)),
+        "fast": sum(p * n for p, n in zip(plane, needed, strict=True)),
+    }
+
+
+def sequence_operations(config: Config) -> dict[str, int]:
+    """Multiply-adds of the longest sequence: every pair through the attention's network, and as it is computed here."""
+    d, pixels, n = config.channels, config.map**2, config.tokens
+    linear = config.attention == "linear"
+    maps = config.heads if linear else config.attention_hidden
+    rest = pixels * (3 * d * d + 9 * d * d + 2 * 9 * 2 * d * d)  # qkv, output and the feed-forward part
+    score = pixels * maps * 25 * d  # the 5x5 convolution
+    pair = pixels * (d + (0 if linear else maps * config.heads))
+    head = d * pixels * config.hidden + config.hidden * config.classes
+    group = operations(config)
+    fast = n * (rest + score + pixels * d) if linear else n * (rest + 2 * score + n * pair)
+    plain = n * (rest + n * (score + pair))
+    return {
+        "plain": n * group["plain"] + config.layers * plain + head,
+        "fast": n * group["fast"] + config.layers * fast + head,
+    }
+
+
+def description(config: Config) -> dict[str, Any]:
+    """The layer table, the parameters and the operations, as plain values."""
+    rows = layers(config)
+    return {
+        "variant": config.variant,
+        "attention": config.attention,
+        "classes": config.classes,
+        "layers": [{"layer": name, "parameters": count} for name, count in rows],
+        "parameters": sum(count for _, count in rows),
+        "dead_parameters": dead_parameters(config),
+        "multiply_adds": {"group": operations(config), "sequence": sequence_operations(config)},
     }
 
 
 def published(classes: int = 4) -> Config:
     """The configuration of the paper: 1,253,108 parameters for 4 classes."""
-    return replace(Config(), variant="paper", classes=classes)
+    return Config(variant="paper", time="position", classes=classes)

@@ -15,6 +15,9 @@ from .errors import ArchiveError
 from .sequence import BANDS, Scaling, StampSequence
 from .stamp import PREPROCESSING, STAMP_SIZE, EmptyStampError, normalise
 
+LONGEST = 99  # stamps that a stream keeps of an object
+CACHE = 2  # raised when the cached arrays change
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -25,6 +28,7 @@ class Dataset:
         confirmed: bool [objects].
         start: [objects + 1], where each object's stamps begin.
         mjd, band: [stamps]; stamps: float16 [stamps, 32, 32] as `stamp.normalise` returns them.
+        flux: float32 [stamps, 2], nJy: of the difference as measured, and of the source without noise (NaN: unknown).
     """
 
     object_ids: list[str]
@@ -36,6 +40,7 @@ class Dataset:
     mjd: NDArray[np.float64]
     band: NDArray[np.uint8]
     stamps: NDArray[np.float16]
+    flux: NDArray[np.float32]
     survey: str
 
     def sequence(self, index: int, first: int = 0, last: int | None = None) -> StampSequence:
@@ -49,8 +54,8 @@ class Dataset:
         return int(self.start[index + 1] - self.start[index])
 
     def choose(self, split: str, confirmed: bool | None = None) -> NDArray[np.int64]:
-        """Indices of the objects of a split, all or by whether spectroscopy confirmed them."""
-        keep = np.array([s == split for s in self.split])
+        """Indices of the objects of a split (or of "all") that have stamps; of all labels, confirmed, or others."""
+        keep = np.array([split in (s, "all") for s in self.split]) & (np.diff(self.start) > 0)
         if confirmed is not None:
             keep &= self.confirmed == confirmed
         return np.flatnonzero(keep)
@@ -67,18 +72,20 @@ def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") 
         ArchiveError: there is no such archive, or it has no alerts.
     """
     source = Archive(archive)
-    key = hashlib.sha256(json.dumps([source.card, PREPROCESSING], sort_keys=True, default=str).encode()).hexdigest()
+    facts = [source.card, PREPROCESSING, CACHE]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     folder = Path(cache) if cache else Path(archive) / "normalised"
     folder.mkdir(parents=True, exist_ok=True)
     stamps, table = folder / f"{key[:16]}.npy", folder / f"{key[:16]}.npz"
     if not table.exists():
         _normalise(source, stamps, table)
     with np.load(table) as rows:
-        mjd, band, start = rows["mjd"], rows["band"], rows["start"]
+        mjd, band, flux, start = rows["mjd"], rows["band"], rows["flux"], rows["start"]
     objects = source.objects.to_pydict()
     found = Dataset(
         objects["object_id"], objects["class"], objects["true_class"], objects["split"],
-        np.array(objects["confirmed"]), start, mjd, band, np.load(stamps, mmap_mode="r"), objects["survey"][0],
+        np.array(objects["confirmed"]), start, mjd, band, np.load(stamps, mmap_mode="r"), flux,
+        objects["survey"][0],
     )  # fmt: skip
     return _only(found, bands) if bands else found
 
@@ -88,7 +95,7 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
     if not sum(counts):
         raise ArchiveError(f"{source.path} holds no stamp that an alert stream would send")
     out = np.lib.format.open_memmap(stamps, "w+", np.float16, (sum(counts), STAMP_SIZE, STAMP_SIZE))
-    mjd, band, start = np.empty(sum(counts)), np.empty(sum(counts), np.uint8), [0]
+    mjd, band, flux, start = np.empty(sum(counts)), np.empty(sum(counts), np.uint8), np.empty((sum(counts), 2)), [0]
     code = {letter: number for number, letter in enumerate(BANDS)}
     at = 0
     for _, rows in tqdm(source.each(alerts_only=True), "normalising stamps", len(counts), unit="object"):
@@ -98,12 +105,12 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
                 out[at] = normalise(row["stamp"], 1.0, to_sky=_turned(turn) if turn else None)[0]
             except EmptyStampError:  # off the edge of the chip: the stream sets it aside, too
                 continue
-            mjd[at], band[at] = row["mjd"], code[str(row["band"])]
+            mjd[at], band[at], flux[at] = row["mjd"], code[str(row["band"])], (row["flux"], row["source_flux"])
             at += 1
         start.append(at)
     out.flush()
     # the table comes last: without it the stamps are made again
-    np.savez(table, mjd=mjd[:at], band=band[:at], start=np.array(start))
+    np.savez(table, mjd=mjd[:at], band=band[:at], flux=flux[:at].astype(np.float32), start=np.array(start))
 
 
 def _turned(degrees: float) -> NDArray[np.float64]:
@@ -117,7 +124,7 @@ def _only(data: Dataset, bands: str) -> Dataset:
     start = np.concatenate([[0], np.cumsum(keep)])[data.start]
     return Dataset(
         data.object_ids, data.label, data.true_class, data.split, data.confirmed, start, data.mjd[keep],
-        data.band[keep], data.stamps[keep], data.survey,
+        data.band[keep], data.stamps[keep], data.flux[keep], data.survey,
     )  # fmt: skip
 
 
@@ -137,12 +144,21 @@ def fit_scaling(data: Dataset, indices: Sequence[int], sample: int = 4000, seed:
     return Scaling(tuple(float(s) for s in softening), float(1 / scaled.std()))
 
 
+def flux_unit(data: Dataset) -> NDArray[np.float64]:
+    """[bands] nJy: the scatter of the difference fluxes that are small, by band; about their error."""
+    unit = np.ones(len(BANDS))
+    for code in np.unique(data.band):
+        unit[code] = max(float(np.percentile(np.abs(data.flux[data.band == code, 0]), 30)), 1e-3)
+    return unit
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random views of a sequence: what a stream shows of it early, seen from any side.
 
     Attributes:
-        longest: stamps that a view has at most.
+        longest: stamps that most views have at most.
+        whole: share of views that may have as many as the model takes.
         truncate: share of views that end at a random time (log-uniform in stamps), so that short ones are first-class.
         late: share of views that begin at a random stamp, as sequences do that outgrew the window.
         drop: stamps are left out with a random probability up to this.
@@ -150,14 +166,18 @@ class Augmentation:
     """
 
     longest: int = 36
-    truncate: float = 0.6
+    whole: float = 0.06
+    truncate: float = 0.4
     late: float = 0.1
     drop: float = 0.3
     shift: int = 1
 
-    def view(self, data: Dataset, index: int, rng: np.random.Generator) -> StampSequence:
-        """One random view of an object."""
-        n = data.length(index)
+    def view(self, data: Dataset, index: int, rng: np.random.Generator) -> tuple[StampSequence, NDArray[np.int64]]:
+        """One random view of an object, and which of the data set's stamps it shows."""
+        rows = self._rows(data.length(index), rng) + data.start[index]
+        return StampSequence(data.mjd[rows], data.band[rows], self._turn(data.stamps[rows], rng)), rows
+
+    def _rows(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         first = int(rng.integers(n)) if rng.random() < self.late else 0
         last = n
         if rng.random() < self.truncate:
@@ -166,11 +186,11 @@ class Augmentation:
         rows = rows[rng.random(len(rows)) >= rng.uniform(0, self.drop)] if len(rows) > 1 else rows
         if len(rows) == 0:
             rows = np.array([first])
-        if len(rows) > self.longest:
+        longest = LONGEST if rng.random() < self.whole else self.longest
+        if len(rows) > longest:
             # thin out evenly in chance: the whole time span stays
-            rows = np.sort(rng.choice(rows, self.longest, replace=False))
-        whole = data.sequence(index)
-        return StampSequence(whole.mjd[rows], whole.band[rows], self._turn(np.asarray(whole.stamps[rows]), rng))
+            rows = np.sort(rng.choice(rows, longest, replace=False))
+        return rows
 
     def _turn(self, stamps: NDArray[np.float16], rng: np.random.Generator) -> NDArray[np.float16]:
         stamps = np.rot90(stamps, int(rng.integers(4)), (1, 2))

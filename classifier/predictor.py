@@ -1,30 +1,29 @@
 """Serving: sequences in, probabilities out, on one device in one precision, both said and never changed in silence.
 
-The fast path of the 3D-CNN folds batch norm into the convolutions, leaves the zero planes out, runs channels-last and,
-where the processor has it natively, in bfloat16. Tokens of full groups come back to the caller, who may keep them: a
-token never changes, so a new stamp costs one group.
+Tokens of full groups come back to the caller, who may keep them: a token never changes, so a new stamp costs one group.
+Whether a token was kept or computed just now, and what else was in the batch, makes no difference to an answer.
 """
 
-import os
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
 from . import checkpoint
-from .convention import LONGEST, MAP, Config, ConvEntion, _stacked
+from .convention import Config, ConvEntion
 from .errors import ModelError
-from .sequence import GROUP, GroupBatch, StampSequence, layout, uncached
+from .fast import CpuTokens, CudaTokens, FoldedFeatures
+from .sequence import BANDS, GROUP, StampSequence, layout, uncached
 
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # CPU flags; the last is 64-bit Arm's
-CHUNKS = (32, 16, 8, 4, 2, 1)  # groups at once: few shapes, so that kernels are chosen once, and no padding
-CUDA_CHUNKS = (1024, 256, 64, 16)
-WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, LONGEST)  # groups a sequence is padded to
+CPU_INFO = Path("/proc/cpuinfo")
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # groups that sequences are padded to; longer ones to the longest
+Token = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -37,64 +36,7 @@ class Prediction:
     """
 
     probabilities: NDArray[np.float32]
-    tokens: dict[int, NDArray[np.generic]]
-
-
-class FoldedFeatures(nn.Module):
-    """The 3D-CNN for inference: batch norm folded in, 2-D convolutions over the planes that are not zero."""
-
-    def __init__(self, model: ConvEntion, dtype: torch.dtype) -> None:
-        super().__init__()
-        features = model.features
-        self.dtype, self.bands = dtype, model.config.band_embedding != "none"
-        self.register_buffer("embedding", features.embedding.weight.detach().to(dtype))
-        kernels = []
-        for i in (1, 2, 3, 4):
-            w, b = _folded(getattr(features, f"conv{i}"), getattr(features, f"norm{i}"))
-            self.register_buffer(f"bias{i}", b.to(dtype))
-            kernels.append(w.to(dtype))
-        w1, w2, w3, w4 = kernels
-        self._keep("first", [w1[:, :, 2], _stacked(w1), w1[:, :, 0]])
-        second = [w2[:, :, 2:], w2[:, :, 1:], w2, w2[:, :, :2], w2[:, :, :1]]
-        self._keep("second", [_stacked(w) for w in second])
-        self._keep("rest", [_stacked(w3), _stacked(w4)])
-
-    def _keep(self, name: str, kernels: Sequence[Tensor]) -> None:
-        for index, kernel in enumerate(kernels):
-            self.register_buffer(f"{name}{index}", kernel.contiguous(memory_format=torch.channels_last))
-
-    def forward(self, pixels: Tensor, bands: Tensor) -> Tensor:
-        """[g, 3, 32, 32] scaled pixels and [g, 3] band ids -> tokens [g, channels, 9, 9]."""
-        g = len(pixels)
-        planes = pixels.to(self.dtype)[:, :, None]
-        if self.bands:
-            size = planes.shape[-1]
-            planes = torch.cat([planes, self.embedding[bands].view(g, GROUP, 1, size, size)], 2)  # type: ignore[index]
-        whole = planes.flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        width = planes.shape[2]
-        a = self._conv(whole[:, :width], "first0", 1, 2, 2)
-        b = self._conv(whole, "first1", 1, 2, 2)
-        c = self._conv(whole[:, -width:], "first2", 1, 2, 2)
-        ab, bc = torch.cat([a, b], 1), torch.cat([b, c], 1)
-        abc = torch.cat([a, b, c], 1)
-        inputs = (a, ab, abc, bc, c)
-        five = [self._conv(x, f"second{i}", 2, 1, 2) for i, x in enumerate(inputs)]
-        three = self._conv(torch.cat([torch.cat(five[i : i + 3], 1) for i in range(3)]), "rest0", 3, 1, 0)
-        return self._conv(torch.cat(torch.split(three, g), 1), "rest1", 4, 1, 0)
-
-    def _conv(self, x: Tensor, kernel: str, layer: int, stride: int, padding: int) -> Tensor:
-        bias = getattr(self, f"bias{layer}")
-        return functional.conv2d(x, getattr(self, kernel), bias, stride, padding).relu_()
-
-
-def _folded(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with the batch norm behind it."""
-    assert norm.running_var is not None
-    assert norm.running_mean is not None
-    assert conv.bias is not None
-    scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
-    weight = conv.weight.detach() * scale[:, None, None, None, None]
-    return weight, (conv.bias.detach() - norm.running_mean) * scale + norm.bias.detach()
+    tokens: dict[int, Token]
 
 
 class Predictor:
@@ -107,6 +49,7 @@ class Predictor:
         precision: auto, float32 or bfloat16; of the 3D-CNN, the rest is float32.
         batch_size: sequences that are warmed up for.
         threads: of the CPU; None for all cores.
+        any_survey: serve stamps of a survey that the model was not trained for.
 
     Raises:
         ModelError: the checkpoint, survey, device or precision cannot be used.
@@ -121,97 +64,101 @@ class Predictor:
         precision: str = "auto",
         batch_size: int = 64,
         threads: int | None = None,
+        any_survey: bool = False,
     ) -> None:
         self.info = checkpoint.read_info(model)
-        checkpoint.check_survey(self.info, survey)
-        if self.info.config.get("variant") != "stream":
-            raise ModelError(
-                f"the model {self.info.name} is of the paper variant, which cannot be served: it sees padding"
-            )
+        checkpoint.check_survey(self.info, survey, any_survey=any_survey)
         if threads:
             torch.set_num_threads(threads)
         self.device, self.precision, self.chosen = choose(device, precision)
-        self._dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        # bfloat16 tokens fit into float16; every token is rounded alike, whether it was kept or computed just now
-        self.token_dtype = np.dtype("<f2" if self.precision == "bfloat16" else "<f4")
-        self.token_model = f"{self.info.digest[:16]}-{self.precision}"
         self.batch_size = batch_size
-        self._model = _load(model, self.info).to(self.device)
-        self._features = FoldedFeatures(self._model, self._dtype).to(self.device)
-        self._token_shape = (self._model.config.channels, MAP, MAP)
-        self._known = np.array([band in self.info.bands for band in "ugrizy"])
+        self._model = load_model(model, self.info).to(self.device)
+        config = self._model.config
+        if (config.variant, config.cnn) != ("stream", "3d"):
+            raise ModelError(
+                f"the model {self.info.name} is {config.variant} with a {config.cnn} CNN, which has no tokens to keep: "
+                "serve a stream model with a 3d CNN"
+            )
+        # bfloat16 values fit into float16; every token is rounded alike, whether it was kept or computed just now
+        self.token_dtype = np.dtype("<f2" if self.precision == "bfloat16" else "<f4")
+        self.token_model = self._token_model()
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        features = FoldedFeatures(self._model, dtype).to(self.device)
+        on_gpu = self.device.type == "cuda"
+        self._tokens_of = CudaTokens(features, self.device) if on_gpu else CpuTokens(features)
+        self._token_shape = (config.channels, config.map, config.map)
+        self._widths = (*(w for w in WIDTHS if w < config.tokens), config.tokens)
+        self._known = np.array([band in self.info.bands for band in BANDS])
 
-    def token_bytes(self, token: NDArray[np.generic]) -> bytes:
+    def _token_model(self) -> str:
+        """Changes with everything that a token depends on."""
+        facts = [self.info.digest, self.info.preprocessing, asdict(self.info.scaling), self.precision, self.device.type]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def token_bytes(self, token: Token) -> bytes:
         """A token as it is kept."""
         return token.astype(self.token_dtype, copy=False).tobytes()
 
-    def token_from(self, raw: bytes) -> NDArray[np.generic]:
+    def token_from(self, raw: bytes) -> Token:
         """A token as it was kept."""
         return np.frombuffer(raw, self.token_dtype).reshape(self._token_shape)
 
     def warm_up(self) -> None:
-        """Compute once in every shape, so that the first alerts do not wait for it."""
-        empty = np.zeros((LONGEST * GROUP, 32, 32), np.float16)
-        band = np.full(LONGEST * GROUP, "ugrizy".index(self.info.bands[0]), np.uint8)
+        """Compute once in the common shapes, so that the first alerts do not wait for it."""
+        band = BANDS.index(self.info.bands[0])
         for count in {1, self.batch_size}:
-            for width in WIDTHS[:3]:
+            for width in self._widths[:3]:
                 n = width * GROUP
-                self.classify([StampSequence(np.arange(n, dtype=float), band[:n], empty[:n])] * count)
+                pixels = np.zeros((n, *self._pixels()), np.float16)
+                self.classify([StampSequence(np.arange(n, dtype=float), np.full(n, band, np.uint8), pixels)] * count)
+
+    def _pixels(self) -> tuple[int, int]:
+        return self._model.config.size, self._model.config.size
 
     @torch.inference_mode()
     def classify(self, sequences: Sequence[StampSequence]) -> list[Prediction]:
         """Probabilities of each sequence; only groups without a cached token are computed.
 
         Raises:
-            ValueError: a sequence is malformed or has a band that the model does not know.
+            ValueError: the parts of a sequence do not fit together.
+            ModelError: a sequence has a band that the model does not know.
         """
         if not sequences:
             return []
         for sequence in sequences:
-            self._check(sequence)
-        computed = self._tokens(sequences)
+            check(sequence, self.info, self._known)
+        computed = self._compute(sequences)
         logits = np.empty((len(sequences), len(self.info.classes)), np.float32)
-        for rows in _alike(sequences):
-            logits[rows] = self._classify([sequences[r] for r in rows], [computed[r] for r in rows])
-        stamps = np.array([len(s.mjd) for s in sequences])
-        probabilities = self.info.calibration(logits, stamps)
+        for width, rows in self._by_width(sequences).items():
+            logits[rows] = self._logits([sequences[r] for r in rows], [computed[r] for r in rows], width)
+        probabilities = self.info.calibration(logits, np.array([len(s.mjd) for s in sequences]))
         return [Prediction(p, _full(s, c)) for p, s, c in zip(probabilities, sequences, computed, strict=True)]
 
-    def _check(self, sequence: StampSequence) -> None:
-        sequence.check(self.info.max_stamps)
-        if not self._known[sequence.band].all():
-            raise ValueError(f"the model {self.info.name} knows bands {self.info.bands} only")
-
-    def _tokens(self, sequences: Sequence[StampSequence]) -> list[dict[int, NDArray[np.generic]]]:
-        """The tokens that are not cached, of each sequence."""
+    def _compute(self, sequences: Sequence[StampSequence]) -> list[dict[int, Token]]:
+        """The tokens that are not cached, of each sequence: one batch of groups."""
         groups = [uncached(s, self.info.scaling) for s in sequences]
-        flat = self._compute(
-            GroupBatch(np.concatenate([g.pixels for g in groups]), np.concatenate([g.bands for g in groups]))
-        )
-        found, at = [], 0
-        for sequence, group in zip(sequences, groups, strict=True):
+        pixels, bands = np.concatenate([g.pixels for g in groups]), np.concatenate([g.bands for g in groups])
+        flat = np.empty((0, *self._token_shape), self.token_dtype)
+        if len(pixels):
+            flat = self._tokens_of(pixels, bands).astype(self.token_dtype)
+        found: list[dict[int, Token]] = []
+        at = 0
+        for sequence in sequences:
             missing = [i for i in range(sequence.groups) if i not in sequence.tokens]
             found.append(dict(zip(missing, flat[at : at + len(missing)], strict=True)))
-            at += len(group.pixels)
+            at += len(missing)
         return found
 
-    def _compute(self, groups: GroupBatch) -> NDArray[np.generic]:
-        """Tokens [g, channels, 9, 9] of scaled groups."""
-        total = len(groups.pixels)
-        out = np.empty((total, *self._token_shape), self.token_dtype)
-        at = 0
-        while at < total:
-            size = next((c for c in CHUNKS if c <= total - at), 1)
-            pixels = torch.from_numpy(groups.pixels[at : at + size]).to(self.device)
-            bands = torch.from_numpy(groups.bands[at : at + size]).to(self.device)
-            out[at : at + size] = self._features(pixels, bands).float().cpu().numpy()
-            at += size
-        return out
+    def _by_width(self, sequences: Sequence[StampSequence]) -> dict[int, list[int]]:
+        """Rows whose sequences are padded to the same width: long ones do not make short ones pay."""
+        rows: dict[int, list[int]] = {}
+        for row, sequence in enumerate(sequences):
+            rows.setdefault(next(w for w in self._widths if w >= sequence.groups), []).append(row)
+        return rows
 
-    def _classify(
-        self, sequences: Sequence[StampSequence], computed: Sequence[dict[int, NDArray[np.generic]]]
+    def _logits(
+        self, sequences: Sequence[StampSequence], computed: Sequence[dict[int, Token]], width: int
     ) -> NDArray[np.float32]:
-        width = next(w for w in WIDTHS if w >= max(s.groups for s in sequences))
         where = layout(sequences, width)
         tokens = np.zeros((len(sequences), width, *self._token_shape), np.float32)
         for row, (sequence, fresh) in enumerate(zip(sequences, computed, strict=True)):
@@ -219,28 +166,42 @@ class Predictor:
                 tokens[row, group] = token
         arrays = (tokens, where.valid, where.days, where.present)
         logits = self._model.classify(*(torch.from_numpy(a).to(self.device) for a in arrays))
-        result: NDArray[np.float32] = logits.float().cpu().numpy()
-        return result
+        found: NDArray[np.float32] = logits.cpu().numpy()
+        return found
 
 
-def _full(sequence: StampSequence, computed: dict[int, NDArray[np.generic]]) -> dict[int, NDArray[np.generic]]:
+def check(sequence: StampSequence, info: checkpoint.Info, known: NDArray[np.bool_]) -> None:
+    """Refuse what a model cannot take.
+
+    Args:
+        known: bool [bands], which of `BANDS` the model knows.
+
+    Raises:
+        ValueError: the parts of the sequence do not fit together.
+        ModelError: it has a band that the model does not know.
+    """
+    sequence.check(info.max_stamps)
+    if not known[sequence.band].all():
+        strange = BANDS[int(sequence.band[~known[sequence.band]][0])]
+        raise ModelError(f"the model {info.name} knows bands {info.bands}, not {strange}: leave those stamps out")
+
+
+def _full(sequence: StampSequence, computed: dict[int, Token]) -> dict[int, Token]:
     return {group: token for group, token in computed.items() if GROUP * group + GROUP <= len(sequence.mjd)}
 
 
-def _alike(sequences: Sequence[StampSequence]) -> list[list[int]]:
-    """Rows whose sequences are padded to the same width: long ones do not make short ones pay."""
-    rows: dict[int, list[int]] = {}
-    for row, sequence in enumerate(sequences):
-        rows.setdefault(next(w for w in WIDTHS if w >= sequence.groups), []).append(row)
-    return list(rows.values())
+def load_model(name: str | Path, info: checkpoint.Info) -> ConvEntion:
+    """The network of a checkpoint, ready to compute.
 
-
-def _load(model: str | Path, info: checkpoint.Info) -> ConvEntion:
+    Raises:
+        ModelError: the weights do not fit the configuration.
+    """
     try:
         network = ConvEntion(Config(**info.config))
-        network.load_state_dict(checkpoint.load_state(model))
+        network.load_state_dict(checkpoint.load_state(name))
     except (RuntimeError, TypeError) as error:
-        raise ModelError(f"the weights of {info.name} do not fit its configuration: {error}") from error
+        first = str(error).splitlines()[0]
+        raise ModelError(f"the weights of {info.name} do not fit its configuration ({first}): get it again") from error
     return network.eval()
 
 
@@ -248,18 +209,23 @@ def choose(device: str, precision: str) -> tuple[torch.device, str, str]:
     """Device, precision, and a sentence that says what was chosen and why.
 
     Raises:
-        ModelError: cuda was asked for and there is none.
+        ModelError: they are unknown, or cuda was asked for and there is none.
     """
+    if device not in ("auto", "cpu", "cuda") or precision not in ("auto", "float32", "bfloat16"):
+        raise ModelError(
+            f"device {device} with precision {precision} is not possible: use auto, cpu or cuda, and auto, float32 or "
+            "bfloat16"
+        )
     if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda was asked for, but torch sees no GPU: install a CUDA build, or use --device cpu")
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    if on_gpu:
+        raise ModelError("device cuda was asked for, but torch sees no GPU: install a CUDA build, or use device cpu")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         chosen = "bfloat16" if precision == "auto" else precision
-        return torch.device("cuda"), chosen, f"cuda {torch.cuda.get_device_name()}, {chosen}"
+        why = "native there" if precision == "auto" else "as asked for"
+        return torch.device("cuda"), chosen, f"cuda {torch.cuda.get_device_name()}, {chosen} ({why})"
     native = native_bfloat16()
     if precision == "auto":
         chosen = "bfloat16" if native else "float32"
-        why = f"has {native}" if native else "has no native bfloat16"
+        why = f"the processor has {native}" if native else "the processor has no native bfloat16"
     else:
         chosen, why = precision, "as asked for"
     return torch.device("cpu"), chosen, f"cpu x{torch.get_num_threads()}, {chosen} ({why})"
@@ -267,7 +233,9 @@ def choose(device: str, precision: str) -> tuple[torch.device, str, str]:
 
 def native_bfloat16() -> str:
     """The CPU's flag for native bfloat16 arithmetic, or empty: elsewhere bfloat16 is slower than float32."""
-    if not os.path.exists("/proc/cpuinfo"):
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
         return ""
-    flags = Path("/proc/cpuinfo").read_text().split()
+    flags = next((line.split() for line in lines if line.lower().startswith(("flags", "features"))), [])
     return next((flag for flag in NATIVE_BFLOAT16 if flag in flags), "")

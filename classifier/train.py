@@ -3,12 +3,13 @@
 A run is a TOML file (`Protocol`); everything it used ends up in the checkpoint. Read this file from top to bottom.
 """
 
+import copy
 import csv
 import math
 import os
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from .checkpoint import Calibration, Info
 from .convention import Config, ConvEntion
 from .dataset import Augmentation, Dataset
 from .errors import ModelError
-from .predictor import Predictor, choose
+from .predictor import WIDTHS, Predictor, choose
 from .sequence import Scaling, StampSequence, layout, uncached
 
 CALIBRATE_AT = (1, 2, 3, 5, 8, 13, 20, 30, 50, 99)
@@ -42,7 +43,10 @@ class Protocol:
         name: of the checkpoint and in every figure that comes of it.
         objects: use so many training objects, evenly of each class; 0 for all.
         steps: optimiser steps on photometric and spectroscopic labels.
+        prefixes: beginnings of every view that are classified beside it.
+        photometry: weight of the loss that has tokens tell fluxes; 0 as published.
         balanced: draw classes equally often (weighted random sampling), and correct the prior afterwards.
+        average: how slowly the weights that are measured follow those that learn, per step.
         prior: relative frequency of each class that the served probabilities assume.
         autocast: bfloat16 where the processor has it natively.
     """
@@ -63,10 +67,14 @@ class Protocol:
     weight_decay: float = 0.05
     dropout: float = 0.3
     longest: int = 36
-    truncate: float = 0.6
+    whole: float = 0.06
+    truncate: float = 0.4
     drop: float = 0.3
     balanced: bool = True
+    prefixes: int = 3
+    photometry: float = 0.3
     prior: tuple[float, ...] = ()
+    average: float = 0.99
     every: int = 200
     seed: int = 1
     device: str = "auto"
@@ -74,8 +82,8 @@ class Protocol:
     threads: int = 0
 
 
-def read(path: str | Path) -> Protocol:
-    """A protocol from its file.
+def read(path: str | Path, changes: Mapping[str, Any] | None = None) -> Protocol:
+    """A protocol from its file, with some keys changed.
 
     Raises:
         ModelError: unreadable, or an unknown key.
@@ -87,6 +95,7 @@ def read(path: str | Path) -> Protocol:
     unknown = set(given) - {f.name for f in fields(Protocol)}
     if unknown:
         raise ModelError(f"{path}: unknown key {sorted(unknown)[0]}")
+    given |= dict(changes or {})
     given |= {key: tuple(given[key]) for key in ("classes", "prior") if key in given}
     return Protocol(**given)
 
@@ -144,8 +153,13 @@ class Trainer:
             band_embedding=protocol.band_embedding, dropout=protocol.dropout,  # type: ignore[arg-type]
         )  # fmt: skip
         self.model = ConvEntion(self.config).to(self.device)
+        self.mean, self.steps = copy.deepcopy(self.model).eval(), 0
+        self.photometer = torch.nn.Linear(self.config.channels * self.config.map**2, 2 * self.config.group).to(
+            self.device
+        )
+        self.flux_unit = dataset.flux_unit(data)
         self.labels = np.array([protocol.classes.index(_label(data, i, protocol)) for i in range(len(data.object_ids))])
-        self.augmentation = Augmentation(protocol.longest, protocol.truncate, drop=protocol.drop)
+        self.augmentation = Augmentation(protocol.longest, protocol.whole, protocol.truncate, drop=protocol.drop)
         self.best, self.best_state = -1.0, self._state()
         self.done: dict[str, int] = {}
         self.seconds = 0.0
@@ -156,7 +170,9 @@ class Trainer:
         begun = self.done.get(name, 0)
         if begun >= steps or not len(indices):
             return
-        optimiser = torch.optim.AdamW(self.model.parameters(), rate, weight_decay=self.protocol.weight_decay)
+        optimiser = torch.optim.AdamW(
+            [*self.model.parameters(), *self.photometer.parameters()], rate, weight_decay=self.protocol.weight_decay
+        )
         bar = tqdm(range(begun, steps), name, steps, begun, unit="step")
         loss_mean, began = 0.0, time.monotonic()
         for step in bar:
@@ -172,20 +188,61 @@ class Trainer:
                 self._measure(name, step + 1, loss_mean)
                 began = time.monotonic()
         self.model.load_state_dict(self.best_state)
+        self.mean.load_state_dict(self.best_state)
 
     def _step(self, optimiser: torch.optim.Optimizer, indices: NDArray[np.int64], rng: np.random.Generator) -> float:
         chosen = self._draw(indices, rng)
-        views = [self.augmentation.view(self.data, int(i), rng) for i in chosen]
+        views, rows = zip(*(self.augmentation.view(self.data, int(i), rng) for i in chosen), strict=True)
+        batch = (tensor.to(self.device) for tensor in collate(views, self.scaling))
+        pixels, bands, valid, days, present = self.model.grouped(*batch)
         target = torch.from_numpy(self.labels[chosen]).to(self.device)
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self.model(*(tensor.to(self.device) for tensor in collate(views, self.scaling)))
-        loss = functional.cross_entropy(logits.float(), target)
+            tokens = self.model.tokens(pixels, bands, valid)
+        loss = self._photometry(tokens, valid, present, rows)
+        seen, repeats = self._prefixes(valid, rng), 1 + self.protocol.prefixes
+        again = (t.repeat(repeats, *[1] * (t.dim() - 1)) for t in (tokens.float(), days, present))
+        tokens, days, present = again
+        logits = self.model.classify(tokens, seen, days, present)
+        loss = loss + functional.cross_entropy(logits, target.repeat(repeats))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         optimiser.step()
+        self._average()
         return float(loss.detach())
+
+    def _prefixes(self, valid: Tensor, rng: np.random.Generator) -> Tensor:
+        """Which groups the views and their beginnings show, [(1 + prefixes) b, n].
+
+        Tokens are the work and do not change, so every view is classified early, too, at no cost.
+        """
+        count = valid.sum(1).cpu().numpy()
+        if self.config.variant == "paper" or not self.protocol.prefixes:
+            return valid
+        groups = np.exp(rng.uniform(0, np.log(count + 1), (self.protocol.prefixes, len(count)))).astype(np.int64)
+        limit = torch.from_numpy(np.concatenate([count, *groups])).to(valid.device)
+        return torch.arange(valid.shape[1], device=valid.device) < limit[:, None]
+
+    def _photometry(self, tokens: Tensor, valid: Tensor, present: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
+        """The loss of a linear map from tokens to fluxes; the map is thrown away after training."""
+        if not self.protocol.photometry:
+            return torch.zeros((), device=tokens.device)
+        where = np.concatenate(rows)  # of every stamp, in the order of `present`
+        unit = np.array(self.flux_unit, np.float32)[self.data.band[where]]
+        target = torch.from_numpy(np.arcsinh(self.data.flux[where] / unit[:, None])).to(tokens.device)
+        found = self.photometer(tokens.float().flatten(2)).unflatten(2, (-1, 2))[present]
+        known = target.isfinite()
+        loss = functional.smooth_l1_loss(found[known], target[known])
+        return self.protocol.photometry * loss
+
+    def _average(self) -> None:
+        """Exponential mean of weights and statistics over steps: what is measured, selected and served."""
+        self.steps += 1
+        keep = min(self.protocol.average, self.steps / (self.steps + 10))
+        for mean, now in zip(self.mean.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - keep)
 
     def _draw(self, indices: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         if not self.protocol.balanced:
@@ -220,7 +277,7 @@ class Trainer:
         self._keep()
 
     def _predictor(self, calibration: Calibration) -> Predictor:
-        return served(self.model, self._info(calibration), self.output / "candidate")
+        return served(self.mean, self._info(calibration), self.output / "candidate")
 
     def _info(self, calibration: Calibration, **more: Any) -> Info:
         p = self.protocol
@@ -231,10 +288,13 @@ class Trainer:
         )  # fmt: skip
 
     def _state(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone().cpu() for name, tensor in self.model.state_dict().items()}
+        return _copied(self.mean.state_dict())
 
     def _keep(self) -> None:
-        saved = {"model": self._state(), "best": self.best_state, "score": self.best, "done": self.done}
+        saved = {
+            "model": _copied(self.model.state_dict()), "mean": self._state(), "steps": self.steps,
+            "best": self.best_state, "score": self.best, "done": self.done,
+        }  # fmt: skip
         temporary = self.output / ".progress.pt"
         torch.save({**saved, "seconds": self.seconds}, temporary)
         os.replace(temporary, self.output / "progress.pt")
@@ -244,12 +304,14 @@ class Trainer:
         if path.exists():
             saved = torch.load(path, weights_only=True)
             self.model.load_state_dict(saved["model"])
+            self.mean.load_state_dict(saved["mean"])
+            self.steps = saved["steps"]
             self.best, self.best_state = saved["score"], saved["best"]
             self.done, self.seconds = saved["done"], saved["seconds"]
 
     def finish(self, command: str) -> Info:
         """Calibrate on the validation objects, score on the test objects, write the checkpoint."""
-        self.model.load_state_dict(self.best_state)
+        self.mean.load_state_dict(self.best_state)
         calibration = calibrate(self._predictor(Calibration()), self.data, self.labels, self.protocol.prior)
         predictor = self._predictor(calibration)
         metrics = evaluate.report(predictor, self.data, self.data.choose("test", True), list(self.protocol.classes))
@@ -275,6 +337,10 @@ def _card(path: str) -> dict[str, Any]:
     return {key: card[key] for key in ("command", "seed", "version", "survey") if key in card}
 
 
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone().cpu() for name, tensor in state.items()}
+
+
 def served(model: ConvEntion, info: Info, folder: Path) -> Predictor:
     """The model as it would be served, for measuring."""
     checkpoint.save(folder, model.state_dict(), replace(info, training={}, metrics={}))
@@ -283,7 +349,7 @@ def served(model: ConvEntion, info: Info, folder: Path) -> Predictor:
 
 def collate(views: Sequence[StampSequence], scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Padded tensors as `ConvEntion.forward` takes them."""
-    where = layout(views)
+    where = layout(views, next((w for w in WIDTHS if w >= max(view.groups for view in views)), None))
     pixels = np.zeros((*where.valid.shape, 3, 32, 32), np.float32)
     bands = np.zeros((*where.valid.shape, 3), np.int64)
     for row, view in enumerate(views):

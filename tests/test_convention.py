@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from model_tools import lively
 from torch import Tensor
 from torch.nn import functional
 
 from classifier import convention
-from classifier.convention import Attention, Config, ConvEntion, Features
+from classifier.convention import Attention, Config, Features
 
 
 def batch(lengths: list[int], width: int | None = None, seed: int = 0) -> dict[str, Tensor]:
@@ -25,17 +26,6 @@ def batch(lengths: list[int], width: int | None = None, seed: int = 0) -> dict[s
         "pixels": pixels.view(*shape, 32, 32), "bands": bands.view(shape), "valid": present.any(-1),
         "days": days.view(shape), "present": present,
     }  # fmt: skip
-
-
-def trained(config: Config) -> ConvEntion:
-    """A model with weights and statistics that are not the initial ones."""
-    torch.manual_seed(1)
-    model = ConvEntion(config)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):
-            module.running_mean = torch.randn_like(module.running_mean) * 0.1  # type: ignore[arg-type]
-            module.running_var = torch.rand_like(module.running_var) + 0.5  # type: ignore[arg-type]
-    return model.eval()
 
 
 def test_the_published_parameters_layer_by_layer() -> None:
@@ -55,13 +45,13 @@ def test_the_published_parameters_layer_by_layer() -> None:
 
 
 def test_the_dead_parameters_never_matter() -> None:
-    model = trained(Config())
+    model = lively(Config())
     given = batch([9, 5])
     before = model(**given)
     for block in model.blocks:
         with torch.no_grad():
-            block.attention.qkv.weight[:8].normal_()  # type: ignore[union-attr, operator, index]
-            block.attention.qkv.bias[:8].normal_()  # type: ignore[union-attr, operator, index]
+            block.attention.qkv.weight[:8].normal_()  # type: ignore[union-attr, index]
+            block.attention.qkv.bias[:8].normal_()  # type: ignore[union-attr, index]
             block.attention.logits.bias.normal_()  # type: ignore[union-attr, operator]
     torch.testing.assert_close(model(**given), before, rtol=1e-5, atol=1e-6)
     assert convention.dead_parameters(Config()) == 2 * (64 + 8 + 4)
@@ -78,7 +68,7 @@ def plain_features(model: Features, pixels: Tensor, bands: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_planes_equal_the_3d_convolutions(training: bool) -> None:
-    model = trained(Config()).double().features.train(training)
+    model = lively(Config()).double().features.train(training)
     given = batch([9, 6])
     pixels, bands = given["pixels"].flatten(0, 1).double(), given["bands"].flatten(0, 1)
     plain = plain_features(model, pixels, bands)
@@ -127,7 +117,7 @@ def test_linear_attention_is_the_same_for_every_position_and_mlp_is_not() -> Non
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_padding_changes_nothing_in_the_stream_variant(kind: str) -> None:
-    model = trained(replace(Config(), attention=kind))  # type: ignore[arg-type]
+    model = lively(replace(Config(), attention=kind))  # type: ignore[arg-type]
     narrow, wide = batch([7], width=3), batch([7], width=11)
     wide["pixels"][:, :3], wide["bands"][:, :3], wide["days"][:, :3] = (
         narrow["pixels"], narrow["bands"], narrow["days"],
@@ -136,7 +126,7 @@ def test_padding_changes_nothing_in_the_stream_variant(kind: str) -> None:
 
 
 def test_padding_does_change_the_paper_variant() -> None:
-    model = trained(convention.published())
+    model = lively(convention.published())
     given = batch([30], width=33)
     cut = {**given, "pixels": given["pixels"].clone(), "bands": given["bands"].clone()}
     cut["pixels"][:, 10:] += 1.0
@@ -144,7 +134,7 @@ def test_padding_does_change_the_paper_variant() -> None:
 
 
 def test_a_full_token_depends_on_its_three_stamps_only() -> None:
-    model = trained(Config())
+    model = lively(Config())
     given = batch([9, 9])
     tokens = model.features(given["pixels"].flatten(0, 1), given["bands"].flatten(0, 1))
     alone = model.features(given["pixels"][1, 2:3], given["bands"][1, 2:3])
@@ -152,7 +142,7 @@ def test_a_full_token_depends_on_its_three_stamps_only() -> None:
 
 
 def test_time_and_order_matter_in_the_stream_variant() -> None:
-    model = trained(Config())
+    model = lively(Config())
     given = batch([9])
     later = {**given, "days": given["days"] * 30}
     assert (model(**given) - model(**later)).abs().max() > 1e-5
@@ -163,7 +153,7 @@ def test_time_and_order_matter_in_the_stream_variant() -> None:
 @pytest.mark.parametrize("embedding", ["fixed", "none"])
 def test_band_embedding_switches(embedding: str) -> None:
     config = replace(Config(), band_embedding=embedding)  # type: ignore[arg-type]
-    model = trained(config)
+    model = lively(config)
     given = batch([6])
     other = {**given, "bands": given["bands"] % 5 + 1}
     change = (model(**given) - model(**other)).abs().max()
@@ -171,7 +161,17 @@ def test_band_embedding_switches(embedding: str) -> None:
     assert embedding != "fixed" or not model.features.embedding.weight.requires_grad
 
 
-def test_operations_of_a_group() -> None:
-    counts = convention.operations()
-    assert counts["needed"] == pytest.approx(0.405e9, rel=0.02)
-    assert counts["plain"] == pytest.approx(0.63e9, rel=0.02)
+def test_operations_of_a_group_and_a_sequence() -> None:
+    group = convention.operations(Config())
+    assert group["fast"] == pytest.approx(0.405e9, rel=0.02)
+    assert group["plain"] == pytest.approx(0.63e9, rel=0.02)
+    sequence = convention.sequence_operations(Config())
+    assert 0.9 < 33 * group["plain"] / sequence["plain"] < 1
+    assert 0.98 < 33 * group["fast"] / sequence["fast"] < 1
+
+
+def test_the_description_counts_what_the_model_has() -> None:
+    found = convention.description(convention.published())
+    assert found["parameters"] == 1_253_108
+    assert found["dead_parameters"] == 152
+    assert found["multiply_adds"]["group"] == convention.operations(Config())
