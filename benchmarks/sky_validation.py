@@ -25,11 +25,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from classifier.lightcurves import LightCurve, best_season, light_curve_files, read_light_curve
-from classifier.sky import agn, objects, stars, supernovae
+from classifier.sky import agn, objects, stars, type_ia
 from classifier.sky.conditions import Visits
+from classifier.sky.makers import supernova_flux
 from classifier.sky.render import render
 from classifier.sky.spectra import distance_modulus, magnitude_to_njy, njy_to_magnitude
 from classifier.sky.surveys import SDSS
+from classifier.sky.targets import Sight
 
 BANDS = "ugriz"
 Features = dict[str, float]
@@ -65,9 +67,9 @@ def simulated_ia(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
     """A SN Ia at the redshift and epochs of a real one that would have got a spectrum too."""
     visits = exposures_of(curve)
     while True:
-        sn = supernovae.draw_ia(rng)
+        sn = type_ia.draw_ia(rng)
         peak = curve.peak_mjd + rng.normal(-0.45, 0.3)
-        flux = objects.supernova_flux(sn, SDSS, visits, curve.redshift, peak, 0.04)
+        flux = supernova_flux(sn, Sight(SDSS, visits, 0.04, type_ia.STANDARD), curve.redshift, peak)
         bright = njy_to_magnitude(flux[curve.band == "r"].max(initial=1e-3))
         middle, width = objects.SPECTRUM
         if rng.random() < 1 / (1 + np.exp((bright - middle) / width)):
@@ -265,7 +267,7 @@ def _survey_ia(rng: np.random.Generator, redshift: float) -> LightCurve:
         seen = objects.observe(rng, SDSS, 1, int(rng.integers(3)), wish)
         if abs(seen.target.redshift - redshift) < 0.05:
             break
-    images = render(rng, SDSS, seen.visits, seen.sources, seen.flux, seen.reference)
+    images = render(rng, SDSS, seen.visits, seen.sources, seen.target.flux, seen.target.reference)
     band = np.array(list(BANDS))[seen.visits.band]
     return LightCurve("", seen.visits.mjd, band, images.flux, images.flux_error, redshift=seen.target.redshift)
 

@@ -20,6 +20,11 @@ def archive() -> None:
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same bytes.")
 @click.option("--seasons", type=int, default=3, show_default=True, help="Seasons the objects are spread over.")
 @click.option("--balanced", is_flag=True, help="Equal classes, no wrong labels, instead of the published mixture.")
+@click.option(
+    "--template",
+    type=click.Path(path_type=Path),
+    help="Spectral template of SNe Ia (Hsiao's FITS file, a SALT3 folder) instead of our own light curves.",
+)
 @click.option("--processes", type=int, help="Processes; by default one per core.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
@@ -29,6 +34,7 @@ def simulate(
     seed: int,
     seasons: int,
     balanced: bool,
+    template: Path | None,
     processes: int | None,
     overwrite: bool,
     output: Path,
@@ -42,7 +48,7 @@ def simulate(
 
     run(
         survey, objects, seed, output,
-        seasons=seasons, balanced=balanced, processes=processes, overwrite=overwrite,
+        seasons=seasons, balanced=balanced, template=template, processes=processes, overwrite=overwrite,
     )  # fmt: skip
     click.echo(f"{output}: {Archive(output).card['stamps']} stamps of {objects} objects")
 

@@ -23,11 +23,12 @@ from .archive import CLASSES, ArchiveObject, ArchiveWriter
 from .errors import ArchiveError
 from .sky.conditions import visits_of
 from .sky.galaxies import draw_host
-from .sky.objects import DUST, Target, surroundings
 from .sky.render import render_measured
+from .sky.scene import surroundings
 from .sky.simulation import sequence_rows
 from .sky.spectra import Array, magnitude_to_njy
 from .sky.surveys import AB_ZERO, Survey, survey_named
+from .sky.targets import DUST, Target
 
 SNANA_ZERO = 27.5  # magnitude of FLUXCAL 1
 SEASON_GAP = 90.0  # days without observations that part two seasons
@@ -176,7 +177,7 @@ def _target(rng: np.random.Generator, survey: Survey, curve: LightCurve, label: 
         galaxy = draw_host(rng, survey, POPULATIONS[label], redshift)
         west, north = (0.0, 0.0) if label == "AGN" else galaxy.place(rng)
         host = (galaxy, -west, -north)
-    return Target(label, "", curve.redshift, curve.peak_mjd, lambda _: curve.flux, lambda _: curve.flux, host, 0.0, {})
+    return Target(label, "", curve.redshift, curve.peak_mjd, curve.flux, curve.flux, host, 0.0, {})
 
 
 def _reference(curve: LightCurve, label: str) -> Array:

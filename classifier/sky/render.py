@@ -252,8 +252,8 @@ def render_measured(
 ) -> tuple[Rendered, Array]:
     """Stamps whose PSF photometry **is** a given light curve: flux and error of a measurement come out as they went in.
 
-    The noise of each stamp is scaled so that its PSF flux has the measured error (as far as a bad night explains it; the
-    rest is calibration and cannot be seen in one stamp), and its projection on the PSF is taken out, because the
+    The noise of each stamp is scaled so that its PSF flux has the measured error (as far as a bad night explains it;
+    the rest is calibration and cannot be seen in one stamp), and its projection on the PSF is taken out, because the
     measured flux holds its own noise already.
 
     Args:

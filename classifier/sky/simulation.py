@@ -15,9 +15,12 @@ from tqdm import tqdm
 from ..archive import CLASSES, OBJECTS_PER_PART, ArchiveObject, ArchiveWriter, stamp_rows, write_part
 from ..errors import ArchiveError
 from .conditions import Visits
-from .objects import DETECTION, Observed, Wish, observe
+from .objects import Observed, Wish, observe
 from .render import Rendered, render
 from .surveys import AB_ZERO, Survey, survey_named
+from .targets import DETECTION
+from .templates import load_template
+from .type_ia import STANDARD, IaTemplate
 
 # The labelled candidates of the SDSS-II Supernova Survey (Sako et al. 2018, PASP 130, 064002, as grouped by Bairouk et
 # al. 2023, A&A 673, A141): class, confirmed -> number.
@@ -44,7 +47,7 @@ finds it; its sequence holds **every** exposure of that season at its position (
 column `alert` is true from the first visit with a detection of {detection:g} sigma on: that is what an alert stream
 would send, what replay sends, and what an early classifier must be trained on.
 
-Labels: {labels}.
+SNe Ia: {ia}. Labels: {labels}.
 """
 
 
@@ -86,16 +89,18 @@ def _balanced(objects: int) -> dict[tuple[str, bool], int]:
 
 
 def simulate_object(
-    survey: Survey, seed: int, number: int, wish: Wish, seasons: int
+    survey: Survey, seed: int, number: int, wish: Wish, seasons: int, template: IaTemplate = STANDARD
 ) -> tuple[ArchiveObject, NDArray[np.void]]:
     """One object with its stamps; depends on nothing but its arguments."""
     rng = np.random.default_rng([seed, _code(survey.name), number])
     season = int(rng.integers(seasons))
-    seen = observe(rng, survey, seed, season, wish)
-    images = render(rng, survey, seen.visits, seen.sources, seen.flux, seen.reference)
+    seen = observe(rng, survey, seed, season, wish, template)
+    images = render(rng, survey, seen.visits, seen.sources, seen.target.flux, seen.target.reference)
     # 23 bits of the seed, 28 of the object, 12 of the stamp: unique among archives of different seeds.
     first_id = ((seed & 0x7FFFFF) << 40) + (number << 12)
-    return _describe(survey, seed, number, wish, seen), sequence_rows(survey, seen.visits, images, seen.flux, first_id)
+    return _describe(survey, seed, number, wish, seen), sequence_rows(
+        survey, seen.visits, images, seen.target.flux, first_id
+    )
 
 
 def _code(name: str) -> int:
@@ -154,12 +159,17 @@ def sequence_rows(
 
 
 def _simulate_part(
-    survey_name: str, seed: int, seasons: int, directory: Path, task: tuple[int, list[tuple[int, Wish]]]
+    survey_name: str,
+    seed: int,
+    seasons: int,
+    template: Path | None,
+    directory: Path,
+    task: tuple[int, list[tuple[int, Wish]]],
 ) -> list[dict[str, Any]]:
     """Runs in a worker: simulate the objects of one part and write them."""
     part, wishes = task
-    survey = survey_named(survey_name)
-    made = (simulate_object(survey, seed, number, wish, seasons) for number, wish in wishes)
+    survey, ia = survey_named(survey_name), load_template(template)
+    made = (simulate_object(survey, seed, number, wish, seasons, ia) for number, wish in wishes)
     return write_part(directory, part, made)
 
 
@@ -171,6 +181,7 @@ def simulate(
     *,
     seasons: int = 3,
     balanced: bool = False,
+    template: Path | None = None,
     processes: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
@@ -184,6 +195,7 @@ def simulate(
         out: directory of the archive.
         seasons: how many seasons of the survey the objects are spread over, 1 to 3.
         balanced: equal classes and no wrong labels, instead of the published mixture.
+        template: a spectral template of SNe Ia (`templates.load_template`) instead of our own light curves.
         processes: by default one per core.
 
     Raises:
@@ -194,13 +206,14 @@ def simulate(
         raise ArchiveError(f"{survey} has 1 to {len(sky.cadence.seasons)} seasons, not {seasons}")
     if not 0 <= seed < 2**23:
         raise ArchiveError(f"the seed must be from 0 to {2**23 - 1}, not {seed}")
+    ia = load_template(template)
     wishes = list(enumerate(plan(objects, seed, balanced=balanced)))
     tasks = [
         (part, wishes[start : start + OBJECTS_PER_PART])
         for part, start in enumerate(range(0, len(wishes), OBJECTS_PER_PART))
     ]
-    with ArchiveWriter(out, _card(sky, objects, seed, seasons, balanced), overwrite=overwrite) as writer:
-        work = partial(_simulate_part, survey, seed, seasons, writer.directory)
+    with ArchiveWriter(out, _card(sky, objects, seed, seasons, balanced, ia), overwrite=overwrite) as writer:
+        work = partial(_simulate_part, survey, seed, seasons, template, writer.directory)
         with tqdm(total=objects, unit=" objects", disable=not progress) as bar:
             for rows in _each(work, tasks, processes or len(os.sched_getaffinity(0))):
                 writer.adopt(rows)
@@ -218,8 +231,11 @@ def _each(work: Any, tasks: list[Any], processes: int) -> Iterator[list[dict[str
         yield from pool.imap(work, tasks)
 
 
-def _card(survey: Survey, objects: int, seed: int, seasons: int, balanced: bool) -> dict[str, Any]:
+def _card(
+    survey: Survey, objects: int, seed: int, seasons: int, balanced: bool, template: IaTemplate
+) -> dict[str, Any]:
     mixture = " --balanced" if balanced else ""
+    other = "" if template is STANDARD else f" --template {template.name}"
     share = ", ".join(f"{label} {share:.0%}" for label, share in MISTAKES.items())
     labels = (
         "all classes equally often, no label is wrong"
@@ -228,9 +244,9 @@ def _card(survey: Survey, objects: int, seed: int, seasons: int, balanced: bool)
     )
     return {
         "command": f"skyheed archive simulate --survey {survey.name} --objects {objects} --seed {seed} "
-        f"--seasons {seasons}{mixture}",
+        f"--seasons {seasons}{mixture}{other}",
         "seed": seed,
-        "made": MADE.format(survey=survey.name, detection=DETECTION, labels=labels),
+        "made": MADE.format(survey=survey.name, detection=DETECTION, labels=labels, ia=template.name),
         "pixel": survey.pixel,
         "zero_point_njy": AB_ZERO,
     }

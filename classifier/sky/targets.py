@@ -1,0 +1,80 @@
+"""What a simulated object is before it is observed, and the circumstances in which it is looked at."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .conditions import Visits
+from .galaxies import Galaxy
+from .render import noise_area
+from .spectra import Array, njy_to_magnitude
+from .surveys import Survey
+from .type_ia import IaTemplate
+
+DETECTION = 5.0  # standard deviations
+# Milky-Way dust over the high-latitude sky, E(B-V): median and scatter (dex) of the SDSS candidates.
+DUST = (0.045, 0.22)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One position as a survey sees it through a season.
+
+    Attributes:
+        dust: E(B-V) of the Milky Way.
+        template: what SNe Ia look like.
+    """
+
+    survey: Survey
+    visits: Visits
+    dust: float
+    template: IaTemplate
+
+    @property
+    def wavelengths(self) -> Array:
+        """Effective wavelengths of the bands, Angstrom."""
+        return np.array([band.wavelength for band in self.survey.bands.values()])
+
+    @property
+    def through(self) -> Array:
+        """What Milky-Way dust lets through, by band."""
+        return band_transmission(self.survey, self.dust)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A simulated object.
+
+    Attributes:
+        flux: [n] nJy, of the point source in each exposure; reference: [n], its flux in the template.
+        host: galaxy and its place (west, north) in arcsec, if there is one.
+        bright: r magnitude at its brightest, which decides about spectra.
+    """
+
+    label: str
+    type: str
+    redshift: float
+    peak_mjd: float
+    flux: Array
+    reference: Array
+    host: tuple[Galaxy, float, float] | None
+    bright: float
+    facts: dict[str, Any]
+
+
+def band_transmission(survey: Survey, dust: float) -> Array:
+    """What Milky-Way dust lets through, by band."""
+    return np.asarray(10 ** (-0.4 * dust * np.array([band.extinction for band in survey.bands.values()])))
+
+
+def depth(survey: Survey) -> float:
+    """r magnitude of a point source at the detection limit of a typical visit."""
+    band = survey.bands["r"]
+    error = band.sky_noise * float(np.sqrt(noise_area(band.seeing, survey.pixel)))
+    return float(njy_to_magnitude(DETECTION * error))
+
+
+def draw_magnitude(rng: np.random.Generator, bright: float, faint: float, slope: float) -> float:
+    """A magnitude between two limits, with N(m) ~ 10^(slope m)."""
+    return float(bright + np.log10(rng.random() * (10 ** (slope * (faint - bright)) - 1) + 1) / slope)
