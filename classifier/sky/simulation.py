@@ -98,9 +98,8 @@ def simulate_object(
     images = render(rng, survey, seen.visits, seen.sources, seen.target.flux, seen.target.reference)
     # 23 bits of the seed, 28 of the object, 12 of the stamp: unique among archives of different seeds.
     first_id = ((seed & 0x7FFFFF) << 40) + (number << 12)
-    return _describe(survey, seed, number, wish, seen), sequence_rows(
-        survey, seen.visits, images, seen.target.flux, first_id
-    )
+    rows = sequence_rows(survey, seen.visits, images, seen.target.flux, first_id)
+    return _describe(survey, seed, number, wish, seen), rows
 
 
 def _code(name: str) -> int:

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .spectra import black_body, extinction_law
+from .spectra import Array, black_body, extinction_law
 
-Array = NDArray[np.float64]
 Surface = Callable[[Array, Array], Array]
 
 R_WAVELENGTH = 6400.0  # Angstrom

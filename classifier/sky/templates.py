@@ -13,7 +13,8 @@ import numpy as np
 from astropy.io import fits
 
 from ..errors import ArchiveError
-from .type_ia import B_WAVELENGTH, STANDARD, Array, IaTemplate
+from .spectra import Array
+from .type_ia import B_WAVELENGTH, STANDARD, IaTemplate
 
 NODES = np.arange(2200.0, 11000.0, 100.0)  # Angstrom; a template is read as means of intervals about these
 B_WIDTH = 900.0  # Angstrom, of the band in which the maximum is 1
@@ -41,17 +42,18 @@ def load_template(path: Path | None) -> IaTemplate:
 
 def _hsiao(name: str, part: Any) -> IaTemplate:
     header, data = part.header, np.asarray(part.data, float)
-    wavelength, days = (
-        header[f"CRVAL{axis}"]
-        + header[f"CDELT{axis}"] * (np.arange(header[f"NAXIS{axis}"]) + 1 - header[f"CRPIX{axis}"])
-        for axis in (1, 2)
-    )
+    wavelength, days = (_axis(header, number) for number in (1, 2))
     table = _log_table(days, wavelength, data)
 
     def log_flux(day: Array, x1: float) -> Array:
         return np.stack([np.interp(day, days, column) for column in table.T], axis=1)
 
     return IaTemplate(name, NODES, log_flux, stretches=True)
+
+
+def _axis(header: Any, number: int) -> Array:
+    pixel = np.arange(header[f"NAXIS{number}"]) + 1 - header[f"CRPIX{number}"]
+    return np.asarray(header[f"CRVAL{number}"] + header[f"CDELT{number}"] * pixel, float)
 
 
 def _log_table(days: Array, wavelength: Array, per_wavelength: Array) -> Array:

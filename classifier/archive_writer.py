@@ -1,0 +1,145 @@
+"""Writes archives that stand under their name only when they are complete."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .archive_card import card_text
+from .archive_format import FORMAT, OBJECT_SCHEMA, OBJECTS_PER_PART, ArchiveObject, write_part
+from .errors import ArchiveError
+
+
+class ArchiveWriter:
+    """Writes an archive that appears under its name only when it is complete.
+
+        with ArchiveWriter(path, {"command": ...}) as writer:
+            writer.add(thing, stamps)
+
+    Everything goes into a hidden directory beside the target; leaving the block without an exception writes the data
+    card and renames it. After an exception, or a crash, nothing stands under the archive's name.
+
+    Args:
+        path: the directory to make.
+        card: how it was made: command, seed, and a "made" text in Markdown for people.
+        overwrite: replace an archive that is there already.
+
+    Raises:
+        ArchiveError: the path exists.
+    """
+
+    def __init__(self, path: str | Path, card: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self._card = dict(card)
+        self._overwrite = overwrite
+        if self.path.exists() and not overwrite:
+            raise ArchiveError(f"{self.path} exists; choose another name or ask to overwrite it")
+        if self.path.exists() and not (self.path / "card.json").is_file():
+            raise ArchiveError(f"{self.path} is not an archive and will not be overwritten; choose another name")
+        # Workers of a simulation write their parts here themselves; see `adopt`.
+        self.directory = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
+        self._rows: list[dict[str, Any]] = []
+        self._waiting: list[tuple[ArchiveObject, NDArray[np.void]]] = []
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self.directory, ignore_errors=True)
+        (self.directory / "stamps").mkdir(parents=True)
+        return self
+
+    def add(self, thing: ArchiveObject, stamps: NDArray[np.void]) -> None:
+        """Append one object with its stamps (`stamp_rows`)."""
+        self._waiting.append((thing, stamps))
+        if len(self._waiting) >= OBJECTS_PER_PART:
+            self._flush()
+
+    def adopt(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Take in the objects of a part that `write_part` wrote into `directory`."""
+        self._rows.extend(rows)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _flush(self) -> None:
+        number = 1 + max((row["part"] for row in self._rows), default=-1)
+        self._rows.extend(write_part(self.directory, number, self._waiting))
+        self._waiting = []
+
+    def _commit(self) -> None:
+        if self._waiting:
+            self._flush()
+        objects = pa.Table.from_pylist(self._rows, schema=OBJECT_SCHEMA)
+        _refuse_duplicates(objects)
+        pq.write_table(objects, self.directory / "objects.parquet", compression="zstd")
+        card = {**self._card, **_facts(self.directory, objects)}
+        (self.directory / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+        (self.directory / "README.md").write_text(card_text(card))
+        self._replace()
+
+    def _replace(self) -> None:
+        """Rename into place; an older archive stays until the new one stands."""
+        if not self.path.exists():
+            os.rename(self.directory, self.path)
+            return
+        if not self._overwrite:
+            raise ArchiveError(f"{self.path} appeared meanwhile; nothing was replaced")
+        old = self.path.parent / f".{self.path.name}.old-{os.getpid()}"
+        os.rename(self.path, old)
+        os.rename(self.directory, self.path)
+        shutil.rmtree(old)
+
+
+def _refuse_duplicates(objects: pa.Table) -> None:
+    twice = [name for name, count in Counter(objects["object_id"].to_pylist()).items() if count > 1]
+    if twice:
+        raise ArchiveError(f"object {twice[0]} was added twice")
+
+
+def _facts(directory: Path, objects: pa.Table) -> dict[str, Any]:
+    counts = Counter(
+        zip(
+            objects["class"].to_pylist(),
+            objects["split"].to_pylist(),
+            objects["confirmed"].to_pylist(),
+            strict=True,
+        )
+    )
+    size = sum(file.stat().st_size for file in directory.rglob("*.parquet"))
+    return {
+        "format": FORMAT,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code_version": code_version(),
+        "surveys": sorted(set(objects["survey"].to_pylist())),
+        "objects": objects.num_rows,
+        "stamps": pc.sum(objects["stamps"]).as_py() or 0,
+        "bytes": size,
+        "counts": [
+            {"class": label, "split": split, "confirmed": confirmed, "objects": n}
+            for (label, split, confirmed), n in sorted(counts.items())
+        ],
+    }
+
+
+def code_version() -> str:
+    """Version of the installed skyheed distribution."""
+    with contextlib.suppress(PackageNotFoundError):
+        return version("skyheed")
+    return "unknown"
