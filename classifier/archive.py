@@ -150,6 +150,14 @@ class Archive:
             yield from self._window(start, end, kinds, alerts_only)
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of images the archive has, of `KINDS`."""
+        if not len(self):
+            return ()
+        names = self._open(int(self.objects["part"][0].as_py())).schema_arrow.names
+        return tuple(kind for kind in KINDS if kind in names)
+
+    @property
     def image_shape(self) -> tuple[int, int]:
         """(ny, nx) of the stamps."""
         metadata = self._open(int(self.objects["part"][0].as_py())).schema_arrow.metadata

@@ -142,3 +142,31 @@ def validate(path: Path) -> None:
     if problems:
         raise click.exceptions.Exit(1)
     click.echo(f"{path}: sound")
+
+
+@archive.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--to", "form", type=click.Choice(["archive", "npz", "fits"]), required=True, help="Form to write.")
+@click.option("--class", "labels", multiple=True, metavar="CLASS", help="AGN, SNIa, Variable or SNOther; repeatable.")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only this split.")
+@click.option("--object", "objects", multiple=True, metavar="ID", help="Only this object; repeatable.")
+@click.option("--alerts-only", is_flag=True, help="Leave out what came before the first detection.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+def convert(
+    path: Path,
+    form: str,
+    labels: tuple[str, ...],
+    split: str | None,
+    objects: tuple[str, ...],
+    alerts_only: bool,
+    output: Path,
+) -> None:
+    """Write an archive, or a part of it, as a smaller archive, as NumPy files or as FITS files with a WCS.
+
+    \b
+    Example:  skyheed archive convert sky --to fits --object sdss-sim1-000007 -o look
+    """
+    from .archive_convert import convert as run
+
+    count = run(path, output, form, labels=labels, split=split, objects=objects, alerts_only=alerts_only)
+    click.echo(f"{output}: {count} objects")

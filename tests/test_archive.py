@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import fits
+from astropy.wcs import WCS
 from click.testing import CliRunner
 
 from classifier import archive_cli
@@ -21,6 +23,7 @@ from classifier.archive import (
     write_part,
 )
 from classifier.archive_check import validate
+from classifier.archive_convert import convert
 from classifier.errors import ArchiveError
 
 
@@ -263,3 +266,53 @@ def test_command_line_info_and_validate(tmp_path: Path) -> None:
     result = runner.invoke(archive_cli.archive, ["validate", str(path)])
     assert result.exit_code == 1
     assert "part-00000" in result.output
+
+
+# --- other forms ------------------------------------------------------------------------------------------------------
+
+
+def test_part_of_an_archive_is_an_archive(tmp_path: Path) -> None:
+    source = write(tmp_path / "a", 12, pixel=0.396)
+    test = [name for name in Archive(source).object_ids if split_of(name) == "test"]
+    assert convert(source, tmp_path / "b", "archive", split="test", alerts_only=True, progress=False) == len(test)
+    assert validate(tmp_path / "b") == []
+    part = Archive(tmp_path / "b")
+    assert part.object_ids == test
+    np.testing.assert_array_equal(
+        part.stamps(test[0])["stamp"], Archive(source).stamps(test[0], alerts_only=True)["stamp"]
+    )
+
+
+def test_fits_files_know_where_the_source_is(tmp_path: Path) -> None:
+    source = write(tmp_path / "a", 2, pixel=0.396)
+    convert(source, tmp_path / "b", "fits", objects=("obj1",), progress=False)
+    with fits.open(tmp_path / "b" / "obj1.fits") as parts:
+        assert len(parts) == 7
+        x, y = WCS(parts[1].header).all_world2pix(11.0, 0.5 + 4 * 0.396 / 3600, 0)
+        assert (x, y) == (pytest.approx(32, abs=0.01), pytest.approx(36, abs=0.01))
+        np.testing.assert_array_equal(parts[1].data, Archive(source).stamps("obj1")["stamp"][0])
+
+
+def test_numpy_files_hold_every_column(tmp_path: Path) -> None:
+    source = write(tmp_path / "a", 2, pixel=0.396)
+    convert(source, tmp_path / "b", "npz", progress=False)
+    with np.load(tmp_path / "b" / "obj0.npz") as found:
+        assert set(STAMP_COLUMNS) | {"stamp", "label", "ra", "dec"} == set(found)
+        assert str(found["label"]) == "SNIa"
+
+
+def test_nothing_chosen_and_names_taken_are_said(tmp_path: Path) -> None:
+    source = write(tmp_path / "a", 2, pixel=0.396)
+    with pytest.raises(ArchiveError, match="class and split"):
+        convert(source, tmp_path / "b", "npz", labels=("AGN",), progress=False)
+    with pytest.raises(ArchiveError, match="has no object 'x'"):
+        convert(source, tmp_path / "b", "npz", objects=("x",), progress=False)
+    with pytest.raises(ArchiveError, match="exists"):
+        convert(source, source, "npz", progress=False)
+
+
+def test_command_line_converts(tmp_path: Path) -> None:
+    source, out = str(write(tmp_path / "a", 3, pixel=0.396)), str(tmp_path / "b")
+    result = CliRunner().invoke(archive_cli.archive, ["convert", source, "--to", "npz", "--class", "SNIa", "-o", out])
+    assert result.exit_code == 0, result.output
+    assert "3 objects" in result.output

@@ -1,0 +1,127 @@
+"""Parts of an archive in other forms: a smaller archive, NumPy files, or FITS files to look at."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.time import Time
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from .archive import Archive, ArchiveObject, ArchiveWriter
+from .archive_format import kinds_of
+from .errors import ArchiveError
+
+FORMS = ("archive", "npz", "fits")
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    form: str,
+    *,
+    labels: tuple[str, ...] = (),
+    split: str | None = None,
+    objects: tuple[str, ...] = (),
+    alerts_only: bool = False,
+    progress: bool = True,
+) -> int:
+    """Write the chosen objects of an archive in another form.
+
+    Args:
+        form: `archive`; `npz`: one file per object with an array per column; `fits`: one file per object with an
+            image extension per stamp and its WCS.
+        labels, split, objects: which; all by default.
+        alerts_only: without what came before the first detection.
+
+    Returns:
+        the number of objects written.
+
+    Raises:
+        ArchiveError: `out` exists, nothing was chosen, or an object is not in the archive.
+    """
+    if form not in FORMS:
+        raise ArchiveError(f"form {form!r} is none of {', '.join(FORMS)}")
+    archive, out = Archive(source), Path(out)
+    chosen = _choose(archive, labels, split, objects)
+    if form == "archive":
+        _subset(archive, out, chosen, alerts_only, progress)
+        return len(chosen)
+    if out.exists():
+        raise ArchiveError(f"{out} exists; choose another name")
+    out.mkdir(parents=True)
+    write = _write_npz if form == "npz" else _write_fits
+    for name in tqdm(chosen, unit=" objects", disable=not progress):
+        write(out, archive, name, archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only))
+    return len(chosen)
+
+
+def _choose(archive: Archive, labels: tuple[str, ...], split: str | None, objects: tuple[str, ...]) -> list[str]:
+    rows = [archive.object(name) for name in (objects or archive.object_ids)]
+    chosen = [
+        str(row["object_id"])
+        for row in rows
+        if (not labels or row["class"] in labels) and (split is None or row["split"] == split)
+    ]
+    if not chosen:
+        raise ArchiveError("no object of the archive is of that class and split")
+    return chosen
+
+
+def _subset(archive: Archive, out: Path, chosen: list[str], alerts_only: bool, progress: bool) -> None:
+    history = f"{archive.card.get('command', '')} | skyheed archive convert --to archive"
+    card = {**archive.card, "command": history}
+    with ArchiveWriter(out, card) as writer:
+        for name in tqdm(chosen, unit=" objects", disable=not progress):
+            stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
+            if len(stamps):
+                writer.add(_object(archive.object(name)), stamps)
+
+
+def _object(row: Mapping[str, Any]) -> ArchiveObject:
+    same = ("object_id", "type", "confirmed", "redshift", "ra", "dec", "peak_mjd", "origin", "survey", "true_class")
+    return ArchiveObject(
+        label=row["class"], parameters=json.loads(row["parameters"]), **{name: row[name] for name in same}
+    )
+
+
+def _write_npz(out: Path, archive: Archive, name: str, stamps: NDArray[np.void]) -> None:
+    row = archive.object(name)
+    columns: dict[str, Any] = {column: stamps[column] for column in stamps.dtype.names or ()}
+    np.savez_compressed(out / f"{name}.npz", label=row["class"], ra=row["ra"], dec=row["dec"], **columns)
+
+
+def _write_fits(out: Path, archive: Archive, name: str, stamps: NDArray[np.void]) -> None:
+    row = archive.object(name)
+    primary = fits.PrimaryHDU()
+    for key in ("class", "type", "survey", "origin"):
+        primary.header[key.upper()] = str(row[key])
+    primary.header["OBJECT"] = name
+    parts = [primary]
+    for stamp in stamps:
+        parts += [_image(archive, row, stamp, kind) for kind in kinds_of(stamps)]
+    fits.HDUList(parts).writeto(out / f"{name}.fits")
+
+
+def _image(archive: Archive, row: Mapping[str, Any], stamp: np.void, kind: str) -> fits.ImageHDU:
+    image = fits.ImageHDU(stamp[kind], name=f"{kind}_{stamp['source_id']}")
+    ny, nx = stamp[kind].shape
+    cos, sin = np.cos(np.radians(float(stamp["rotation"]))), np.sin(np.radians(float(stamp["rotation"])))
+    scale = float(archive.card["pixel"]) / 3600
+    image.header.update(
+        {
+            "BUNIT": "nJy", "FILTER": str(stamp["band"]), "MJD-AVG": float(stamp["mjd"]),
+            "DATE-AVG": Time(float(stamp["mjd"]), format="mjd", scale="tai").isot, "TIMESYS": "TAI",
+            "SEEING": float(stamp["psf_fwhm"]), "SKYNOISE": float(stamp["sky_noise"]),
+            "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": nx // 2 + 1, "CRPIX2": ny // 2 + 1,
+            "CRVAL1": float(row["ra"]), "CRVAL2": float(row["dec"]),
+            "CD1_1": -scale * cos, "CD1_2": scale * sin, "CD2_1": scale * sin, "CD2_2": scale * cos,
+        }
+    )  # fmt: skip
+    for key in ("flux", "flux_error"):
+        if np.isfinite(stamp[key]):
+            image.header["FLUX" if key == "flux" else "FLUXERR"] = float(stamp[key])
+    return image
