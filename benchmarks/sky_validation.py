@@ -69,7 +69,7 @@ def simulated_ia(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
     while True:
         sn = type_ia.draw_ia(rng)
         peak = curve.peak_mjd + rng.normal(-0.45, 0.3)
-        flux = supernova_flux(sn, Sight(SDSS, visits, 0.04, type_ia.STANDARD), curve.redshift, peak)
+        flux = supernova_flux(sn, Sight(SDSS, visits, 0.04, 99.0, type_ia.STANDARD), curve.redshift, peak)
         bright = njy_to_magnitude(flux[curve.band == "r"].max(initial=1e-3))
         middle, width = objects.SPECTRUM
         if rng.random() < 1 / (1 + np.exp((bright - middle) / width)):

@@ -14,8 +14,9 @@ from classifier.errors import ArchiveError
 from classifier.sky import SURVEYS, simulate
 from classifier.sky.conditions import Visits, visits_at
 from classifier.sky.galaxies import Profile
+from classifier.sky.objects import Wish
 from classifier.sky.render import Source, noise_area, psf_photometry, render, render_measured
-from classifier.sky.simulation import PUBLISHED, plan
+from classifier.sky.simulation import PUBLISHED, plan, simulate_object
 from classifier.sky.surveys import Survey, survey_named
 
 EVERY_SURVEY = pytest.mark.parametrize("survey", list(SURVEYS.values()), ids=list(SURVEYS))
@@ -230,6 +231,17 @@ def test_bands_of_an_sdss_visit_lie_within_five_minutes(tmp_path: Path) -> None:
         assert max(np.ptp(night) for night in nights) * 1440 < 5
         assert len(nights) > 8
         assert np.median([len(night) for night in nights]) == 5
+
+
+@EVERY_SURVEY
+@pytest.mark.parametrize("truth", CLASSES)
+def test_every_flux_and_stamp_is_a_number(survey: Survey, truth: str) -> None:
+    for number in range(12):
+        thing, rows = simulate_object(survey, 9, number, Wish(truth, truth, True), 3)
+        assert thing.label == truth
+        for column in ("mjd", "flux", "flux_error", "source_flux", "psf_fwhm", "sky_noise"):
+            assert np.isfinite(rows[column]).all()
+        assert (np.isfinite(rows["stamp"]).mean((1, 2)) > 0.45).all()
 
 
 def test_other_surveys_have_templates_and_differences(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from .spectra import (
     njy_to_magnitude,
 )
 from .surveys import Survey
-from .targets import Sight, Target, depth, draw_magnitude
+from .targets import Sight, Target, draw_magnitude
 
 # AGN candidates of the SDSS search: log-normal in redshift (median 0.5, 5 % below 0.19, 5 % above 2).
 AGN_REDSHIFT = (0.50, 0.72)
+SAME_TIME = 0.1  # days within which an AGN does not change
 TEMPLATE_AGE = (300.0, 365.0)  # days before the season's start, when the template was taken
 NEAREST = 0.004  # redshift
 
@@ -50,16 +51,16 @@ def _draw_redshift(rng: np.random.Generator, nearest: float, farthest: float, po
     return float(np.interp(rng.random() * cumulative[-1], cumulative, z))
 
 
-def _horizon(survey: Survey, magnitude: float) -> float:
-    """Redshift beyond which a source of that absolute magnitude is not found."""
+def _horizon(limit: float, magnitude: float) -> float:
+    """Redshift beyond which a source of that absolute magnitude is fainter than the limit."""
     z = np.linspace(0.002, 1.5, 1500)
-    return float(z[np.searchsorted(distance_modulus(z), depth(survey) - magnitude).clip(1, len(z) - 1)])
+    return float(z[np.searchsorted(distance_modulus(z), limit - magnitude).clip(1, len(z) - 1)])
 
 
 def _supernova(
     rng: np.random.Generator, sight: Sight, label: str, population: str, redshift: float, drawn: supernovae.Supernova
 ) -> Target | None:
-    if drawn.magnitude + drawn.dust + float(distance_modulus(redshift)) > depth(sight.survey) + 0.7:
+    if drawn.magnitude + drawn.dust + float(distance_modulus(redshift)) > sight.limit + 0.7:
         return None
     visits = sight.visits
     peak = float(rng.uniform(visits.mjd.min() - 25, visits.mjd.max() + 8))
@@ -74,13 +75,13 @@ def _supernova(
 
 
 def _ia(rng: np.random.Generator, sight: Sight) -> Target | None:
-    redshift = _draw_redshift(rng, NEAREST, _horizon(sight.survey, -20.0), type_ia.IA_RATE_POWER)
+    redshift = _draw_redshift(rng, NEAREST, _horizon(sight.limit, -20.0), type_ia.IA_RATE_POWER)
     return _supernova(rng, sight, "SNIa", "Ia", redshift, type_ia.draw_ia(rng, sight.template))
 
 
 def _other(rng: np.random.Generator, sight: Sight) -> Target | None:
     power = supernovae.CORE_COLLAPSE_RATE_POWER
-    redshift = _draw_redshift(rng, NEAREST, _horizon(sight.survey, supernovae.MOST_LUMINOUS), power)
+    redshift = _draw_redshift(rng, NEAREST, _horizon(sight.limit, supernovae.MOST_LUMINOUS), power)
     drawn = supernovae.draw_core_collapse(rng)
     return _supernova(rng, sight, "SNOther", "core collapse", redshift, drawn)
 
@@ -88,13 +89,13 @@ def _other(rng: np.random.Generator, sight: Sight) -> Target | None:
 def _agn(rng: np.random.Generator, sight: Sight) -> Target | None:
     visits, red = sight.visits, list(sight.survey.bands).index("r")
     redshift = float(np.clip(AGN_REDSHIFT[0] * np.exp(rng.normal(0, AGN_REDSHIFT[1])), 0.03, 4.0))
-    limit = depth(sight.survey)
-    apparent = draw_magnitude(rng, limit - 6, limit - 0.8, 0.35)  # i
+    apparent = draw_magnitude(rng, sight.limit - 6, sight.limit - 0.8, 0.35)  # i
     k_correction = -1.4 * np.log10(1 + redshift)
     nucleus = agn.draw_nucleus(rng, redshift, apparent - float(distance_modulus(redshift)) - k_correction - 0.6)
     mean = magnitude_to_njy(apparent) * _agn_colours(sight.survey, nucleus) * sight.through
-    epochs, which = np.unique(visits.visit, return_inverse=True)
-    times = np.array([visits.mjd[which == i].min() for i in range(len(epochs))])
+    # It does not change within a visit; where strips overlap, two visits can share a night.
+    times, which = np.unique(np.floor(visits.mjd / SAME_TIME), return_inverse=True)
+    times *= SAME_TIME
     past = np.sort(times[0] - rng.uniform(*TEMPLATE_AGE, 4))
     change, timescale, rms = agn.light_curves(rng, nucleus, np.concatenate([past, times]), sight.wavelengths)
     level = mean[:, None] * 10 ** (-0.4 * change)

@@ -10,7 +10,7 @@ from .render import Source, noise_area
 from .scene import surroundings
 from .spectra import Array
 from .surveys import Survey
-from .targets import DETECTION, DUST, Sight, Target
+from .targets import DETECTION, DUST, Sight, Target, depth
 from .type_ia import STANDARD, IaTemplate
 
 ATTEMPTS = 4000  # draws until one would have been found by the search
@@ -45,7 +45,7 @@ def observe(
     """Draw objects until one of them would have been found in that season."""
     place = _place(rng, survey)
     visits = visits_at(rng, survey, season, seed, place[0], fields_at(rng, survey))
-    sight = Sight(survey, visits, DUST[0] * 10 ** rng.normal(0, DUST[1]), template)
+    sight = Sight(survey, visits, DUST[0] * 10 ** rng.normal(0, DUST[1]), _limit(survey, wish), template)
     for _ in range(ATTEMPTS):
         target = MAKERS[wish.truth](rng, sight)
         if target is None or not _spectrum_as_wished(rng, target, wish):
@@ -53,6 +53,12 @@ def observe(
         if is_found(survey, visits, target.flux, target.reference):
             return Observed(target, *place, visits, surroundings(rng, survey, target, sight.dust))
     raise RuntimeError(f"no {wish.truth} that {survey.name} would find in {ATTEMPTS} draws")
+
+
+def _limit(survey: Survey, wish: Wish) -> float:
+    """Nothing fainter than the survey sees, and for a spectrum nothing that hardly ever got one."""
+    supernova = wish.truth in ("SNIa", "SNOther")
+    return min(depth(survey), SPECTRUM[0] + 4 * SPECTRUM[1] if supernova and wish.confirmed else np.inf)
 
 
 def _place(rng: np.random.Generator, survey: Survey) -> tuple[float, float]:

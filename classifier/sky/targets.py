@@ -23,12 +23,14 @@ class Sight:
 
     Attributes:
         dust: E(B-V) of the Milky Way.
+        limit: r magnitude at maximum beyond which an object is not worth drawing.
         template: what SNe Ia look like.
     """
 
     survey: Survey
     visits: Visits
     dust: float
+    limit: float
     template: IaTemplate
 
     @property
