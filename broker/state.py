@@ -5,6 +5,7 @@ repeated by itself but what the server has certainly not done (redirections, a s
 after `ServiceUnavailable`, and every write of ours may be repeated.
 """
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
@@ -147,9 +148,18 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        for node in connection.get_nodes() if self._cluster else ():
+            if node.redis_connection:  # redis-py leaves those open that it made from a URL
+                node.redis_connection.connection_pool.disconnect()
+        connection.close()
+
+    def __del__(self) -> None:
+        # redis-py's cluster client is full of cycles: the collector would find the sockets first and warn of them
+        with contextlib.suppress(Exception):
+            self.close()
 
     def _connected(self) -> Any:
         # a cluster client asks for the slots when it is made; a single one connects when it is used
