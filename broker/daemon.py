@@ -75,7 +75,11 @@ def connect_store(settings: config.Settings) -> tuple[SequenceStore, DueQueue, L
         debounce_s=settings.ingest.debounce_s,
     )
     queue = DueQueue(client, settings.survey, shards=settings.redis.shards)
-    return store, queue, Ledger(client, settings.survey, shards=settings.redis.shards)
+    return (
+        store,
+        queue,
+        Ledger(client, settings.survey, shards=settings.redis.shards, keep_s=settings.redis.books_days * 86_400),
+    )
 
 
 def schema_source(settings: config.Settings) -> SchemaSource:

@@ -53,5 +53,7 @@ def _redrive(intake: Intake, letters: list[DeadLetter]) -> Counter[str]:
     offsets: dict[str, list[int]] = {}
     for letter in passed:
         offsets.setdefault(letter.place, []).append(letter.offset)
+    # the other way round than ingest: a letter that is marked as consumed is passed over the next time
+    outcome = intake.settle(batch)
     intake.ledger.consumed(offsets)
-    return counts + intake.settle(batch)
+    return counts + outcome
