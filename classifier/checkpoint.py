@@ -117,6 +117,8 @@ def read_info(name: str | Path) -> Info:
     directory = resolve(name)
     try:
         given = json.loads((directory / MODEL).read_text())
+        if not isinstance(given, dict):
+            raise ValueError("it holds no keys")
         known = {f.name for f in fields(Info)}
         if given.get("format") != FORMAT:
             raise ModelError(f"{directory / MODEL} has format {given.get('format')}, this version reads {FORMAT}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Dataset:
     """The alert sequences of an archive, in memory-mapped arrays.
 
     Attributes:
-        object_ids, label, true_class, split: [objects] text.
+        object_ids, label, true_class, split, origin: [objects] text.
         confirmed: bool [objects].
         start: [objects + 1], where each object's stamps begin.
         mjd, band: [stamps]; stamps: float16 [stamps, 32, 32] as `stamp.normalise` returns them.
@@ -35,6 +36,7 @@ class Dataset:
     label: list[str]
     true_class: list[str]
     split: list[str]
+    origin: list[str]
     confirmed: NDArray[np.bool_]
     start: NDArray[np.int64]
     mjd: NDArray[np.float64]
@@ -83,7 +85,7 @@ def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") 
         mjd, band, flux, start = rows["mjd"], rows["band"], rows["flux"], rows["start"]
     objects = source.objects.to_pydict()
     found = Dataset(
-        objects["object_id"], objects["class"], objects["true_class"], objects["split"],
+        objects["object_id"], objects["class"], objects["true_class"], objects["split"], objects["origin"],
         np.array(objects["confirmed"]), start, mjd, band, np.load(stamps, mmap_mode="r"), flux,
         objects["survey"][0],
     )  # fmt: skip
@@ -123,9 +125,14 @@ def _only(data: Dataset, bands: str) -> Dataset:
     keep = np.isin(data.band, [BANDS.index(b) for b in bands])
     start = np.concatenate([[0], np.cumsum(keep)])[data.start]
     return Dataset(
-        data.object_ids, data.label, data.true_class, data.split, data.confirmed, start, data.mjd[keep],
+        data.object_ids, data.label, data.true_class, data.split, data.origin, data.confirmed, start, data.mjd[keep],
         data.band[keep], data.stamps[keep], data.flux[keep], data.survey,
     )  # fmt: skip
+
+
+def shuffled(object_id: str) -> int:
+    """A number that orders objects by chance, and always alike."""
+    return zlib.crc32(f"fold:{object_id}".encode())
 
 
 def fit_scaling(data: Dataset, indices: Sequence[int], sample: int = 4000, seed: int = 0) -> Scaling:
@@ -161,7 +168,8 @@ class Augmentation:
         whole: share of views that may have as many as the model takes.
         truncate: share of views that end at a random time (log-uniform in stamps), so that short ones are first-class.
         late: share of views that begin at a random stamp, as sequences do that outgrew the window.
-        drop: stamps are left out with a random probability up to this.
+        drop: stamps of half of the views are left out with a random probability up to this.
+        dense: share of too long views that are cut to a stretch; others are thinned out over their whole time.
         shift: pixels; neighbours move with the source.
     """
 
@@ -170,6 +178,7 @@ class Augmentation:
     truncate: float = 0.4
     late: float = 0.1
     drop: float = 0.3
+    dense: float = 0.7
     shift: int = 1
 
     def view(self, data: Dataset, index: int, rng: np.random.Generator) -> tuple[StampSequence, NDArray[np.int64]]:
@@ -183,14 +192,17 @@ class Augmentation:
         if rng.random() < self.truncate:
             last = first + int(np.exp(rng.uniform(0, np.log(n - first + 1))))
         rows = np.arange(first, max(last, first + 1))
-        rows = rows[rng.random(len(rows)) >= rng.uniform(0, self.drop)] if len(rows) > 1 else rows
+        if rng.random() < 0.5:
+            rows = rows[rng.random(len(rows)) >= rng.uniform(0, self.drop)]
         if len(rows) == 0:
             rows = np.array([first])
         longest = LONGEST if rng.random() < self.whole else self.longest
-        if len(rows) > longest:
-            # thin out evenly in chance: the whole time span stays
-            rows = np.sort(rng.choice(rows, longest, replace=False))
-        return rows
+        if len(rows) <= longest:
+            return rows
+        if rng.random() < self.dense:
+            start = int(rng.integers(len(rows) - longest + 1)) if rng.random() < 0.5 else 0
+            return rows[start : start + longest]
+        return np.sort(rng.choice(rows, longest, replace=False))
 
     def _turn(self, stamps: NDArray[np.float16], rng: np.random.Generator) -> NDArray[np.float16]:
         stamps = np.rot90(stamps, int(rng.integers(4)), (1, 2))

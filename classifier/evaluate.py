@@ -1,200 +1,257 @@
-"""How good a model is, early and late: scores after so many stamps and so many days, with bootstrap intervals."""
+"""How good a model is, early and late: after so many stamps, after so many days, with gaps.
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+A sequence is cut as a stream shows it: its beginning, and of that the newest stamps that the model takes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from . import taxonomy
+from . import scores, taxonomy
+from .checkpoint import Info, check_survey, read_info
+from .convention import ConvEntion
 from .dataset import Dataset
-from .predictor import Predictor
-from .sequence import GROUP, StampSequence
+from .predictor import Prediction, Predictor, check, choose, load_model
+from .sequence import BANDS, GROUP, StampSequence, collate
 
 STAMPS = (1, 2, 3, 5, 8, 13, 20, 30, 50, 99)
 DAYS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
-BOOTSTRAP = 200
-BINS = 15
-Answers = tuple[NDArray[np.int64], NDArray[np.float32]]  # rows of the objects that have as many stamps, probabilities
+MISSING = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
+SURE = 0.75  # probability of the right class that has to be held (ELAsTiCC's list of metrics)
+ENOUGH = 20  # objects below which a cut-off is left out
+Indices = NDArray[np.int64]
+Probabilities = NDArray[np.float32]
+
+
+class Classifies(Protocol):
+    """What is evaluated: a `Predictor`, or a `Whole` model."""
+
+    info: Info
+
+    def classify(self, sequences: Sequence[StampSequence]) -> list[Prediction]:
+        """Probabilities of each sequence."""
+
+
+class Whole:
+    """Any model, also one that cannot be served: computed as a whole, in float32, without tokens."""
+
+    def __init__(self, model: ConvEntion, info: Info) -> None:
+        self._model, self.info = model.eval(), info
+        self._known = np.array([band in info.bands for band in BANDS])
+        # the paper's model sees its padding: always the whole of it
+        self._width = -(-model.config.stamps // GROUP) if model.config.variant == "paper" else None
+
+    @torch.inference_mode()
+    def classify(self, sequences: Sequence[StampSequence]) -> list[Prediction]:
+        """Probabilities of each sequence."""
+        if not sequences:
+            return []
+        for sequence in sequences:
+            check(sequence, self.info, self._known)
+        device = next(self._model.parameters()).device
+        batch = collate(sequences, self.info.scaling, self._width)
+        logits = self._model(*(torch.from_numpy(array).to(device) for array in batch)).float().cpu().numpy()
+        stamps = np.array([len(s.mjd) for s in sequences])
+        return [Prediction(p, {}) for p in self.info.calibration(logits, stamps)]
+
+
+def loaded(name: str, survey: str, device: str, precision: str) -> tuple[Classifies, str]:
+    """A checkpoint ready to be evaluated, as it is served where it can be, and a sentence that says how.
+
+    Raises:
+        ModelError: it cannot be used.
+    """
+    info = read_info(name)
+    if (info.config.get("variant"), info.config.get("cnn", "3d")) == ("stream", "3d"):
+        predictor = Predictor(name, survey=survey, device=device, precision=precision)
+        return predictor, predictor.chosen
+    check_survey(info, survey)
+    where, _, _ = choose(device, "float32")
+    return Whole(load_model(name, info).to(where), info), f"{where.type}, float32, whole sequences"
 
 
 def answers(
-    predictor: Predictor, data: Dataset, indices: NDArray[np.int64], stamps: Sequence[int], batch: int = 32
-) -> dict[int, Answers]:
-    """Probabilities of the first n stamps of every object that has as many, for every n; tokens are reused."""
-    found: dict[int, list[tuple[int, NDArray[np.float32]]]] = {n: [] for n in stamps}
+    model: Classifies, data: Dataset, indices: Indices, cuts: Sequence[Sequence[int]], batch: int = 32
+) -> list[Probabilities]:
+    """Probabilities of every object's first n stamps, for each n of its own cuts; tokens are reused.
+
+    Returns:
+        For every object, [cuts, classes].
+    """
+    found: list[Probabilities] = []
     for at in range(0, len(indices), batch):
         rows = range(at, min(at + batch, len(indices)))
+        known: dict[tuple[int, int], Probabilities] = {}
         tokens: dict[int, dict[int, Any]] = {row: {} for row in rows}
-        for n in sorted(stamps):
-            kept = [row for row in rows if data.length(int(indices[row])) >= n]
-            sequences = [_cut(data, int(indices[row]), n, tokens[row]) for row in kept]
-            for row, answer in zip(kept, predictor.classify(sequences), strict=True):
-                tokens[row] |= answer.tokens
-                found[n].append((row, answer.probabilities))
-    classes = len(predictor.info.classes)
-    return {
-        n: (np.array([r for r, _ in pairs], np.int64), np.array([p for _, p in pairs], np.float32).reshape(-1, classes))
-        for n, pairs in found.items()
-    }
-
-
-def _cut(data: Dataset, index: int, n: int, tokens: dict[int, Any]) -> StampSequence:
-    whole = data.sequence(index, 0, n)
-    usable = {group: token for group, token in tokens.items() if GROUP * group + GROUP <= n}
-    keep = np.ones(n, bool)
-    for group in usable:
-        keep[GROUP * group : GROUP * group + GROUP] = False
-    return StampSequence(whole.mjd, whole.band, np.asarray(whole.stamps[keep]), usable)
-
-
-def after_days(
-    predictor: Predictor, data: Dataset, indices: NDArray[np.int64], days: Sequence[float], batch: int = 32
-) -> dict[float, NDArray[np.float32]]:
-    """Probabilities of what was seen within so many days of the first stamp, for every object."""
-    found = {}
-    for limit in days:
-        parts = []
-        for at in range(0, len(indices), batch):
-            chunk = [int(i) for i in indices[at : at + batch]]
-            lengths = [_stamps_within(data, i, limit, predictor.info.max_stamps) for i in chunk]
-            sequences = [data.sequence(i, 0, n) for i, n in zip(chunk, lengths, strict=True)]
-            parts += [a.probabilities for a in predictor.classify(sequences)]
-        found[limit] = np.array(parts, np.float32)
+        for n in sorted({n for row in rows for n in cuts[row]}):
+            kept = [row for row in rows if n in cuts[row]]
+            sequences = [_cut(data, int(indices[row]), n, tokens[row], model.info.max_stamps) for row in kept]
+            for row, answer in zip(kept, model.classify(sequences), strict=True):
+                known[row, n] = answer.probabilities
+                if n <= model.info.max_stamps:
+                    tokens[row] |= answer.tokens
+        found += [np.array([known[row, n] for n in cuts[row]], np.float32) for row in rows]
     return found
 
 
-def _stamps_within(data: Dataset, index: int, days: float, longest: int) -> int:
-    mjd = data.sequence(index).mjd
-    return min(int(np.searchsorted(mjd, mjd[0] + days, "right")), longest)
+def _cut(data: Dataset, index: int, n: int, tokens: Mapping[int, Any], longest: int) -> StampSequence:
+    """The first n stamps; of them the newest that the model takes. Tokens are of the sequence's beginning."""
+    first = max(n - longest, 0)
+    shown = data.sequence(index, first, n)
+    usable = {} if first else {group: token for group, token in tokens.items() if GROUP * (group + 1) <= n}
+    keep = np.array([step // GROUP not in usable for step in range(len(shown.mjd))])
+    return StampSequence(shown.mjd, shown.band, np.asarray(shown.stamps[keep]), usable)
 
 
-def macro_f1(truth: NDArray[np.int64], answer: NDArray[np.int64]) -> float:
-    """The mean F1 over the classes that occur in the truth."""
-    occurring = np.unique(truth)
-    scores = []
-    for c in occurring:
-        hit = ((truth == c) & (answer == c)).sum()
-        scores.append(2 * hit / max((truth == c).sum() + (answer == c).sum(), 1))
-    return float(np.mean(scores)) if len(scores) else float("nan")
-
-
-def expected_calibration_error(truth: NDArray[np.int64], p: NDArray[np.float32]) -> float:
-    """Of the top class, in bins of equal mass."""
-    top, right = p.max(1), p.argmax(1) == truth
-    order = np.argsort(top)
-    bins = np.array_split(order, min(BINS, max(len(order) // 10, 1)))
-    return float(sum(abs(top[b].mean() - right[b].mean()) * len(b) for b in bins if len(b)) / len(truth))
-
-
-def scores(truth: NDArray[np.int64], p: NDArray[np.float32]) -> dict[str, float]:
-    """Every score of one set of answers."""
-    answer = p.argmax(1)
-    one_hot = np.eye(p.shape[1])[truth]
-    recall = [float((answer[truth == c] == c).mean()) for c in np.unique(truth)]
+def after_stamps(
+    model: Classifies, data: Dataset, indices: Indices, stamps: Sequence[int]
+) -> dict[int, tuple[Indices, Probabilities]]:
+    """For every n, which rows of `indices` have as many stamps, and the probabilities after that many."""
+    cuts = [[n for n in stamps if n <= data.length(int(i))] for i in indices]
+    found = answers(model, data, indices, cuts)
+    kept = {n: np.array([row for row, own in enumerate(cuts) if n in own], np.int64) for n in stamps}
     return {
-        "objects": len(truth),
-        "accuracy": float((answer == truth).mean()),
-        "balanced_accuracy": float(np.mean(recall)),
-        "macro_f1": macro_f1(truth, answer),
-        "log_loss": float(-np.log(p[np.arange(len(truth)), truth] + 1e-9).mean()),
-        "brier": float(((p - one_hot) ** 2).sum(1).mean()),
-        "ece": expected_calibration_error(truth, p),
+        n: (rows, np.array([found[row][cuts[row].index(n)] for row in rows]).reshape(len(rows), -1))
+        for n, rows in kept.items()
     }
 
 
-def with_intervals(truth: NDArray[np.int64], p: NDArray[np.float32], seed: int = 0) -> dict[str, Any]:
-    """The scores, and 68 % bootstrap intervals over objects of accuracy and macro-F1."""
-    rng = np.random.default_rng(seed)
-    found: dict[str, Any] = {key: round(value, 4) for key, value in scores(truth, p).items()}
-    draws = rng.integers(len(truth), size=(BOOTSTRAP, len(truth)))
-    answer = p.argmax(1)
-    for name, values in (
-        ("accuracy", [(answer[d] == truth[d]).mean() for d in draws]),
-        ("macro_f1", [macro_f1(truth[d], answer[d]) for d in draws]),
-    ):
-        found[f"{name}_68"] = [round(float(v), 4) for v in np.percentile(values, [16, 84])]
-    return found
+def at_the_end(model: Classifies, data: Dataset, indices: Indices) -> Probabilities:
+    """Probabilities of whole sequences."""
+    return np.concatenate(answers(model, data, indices, [[data.length(int(i))] for i in indices]))
 
 
-def report(predictor: Predictor, data: Dataset, indices: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
-    """Scores of the chosen objects after so many stamps, and after all of them."""
+def truth_of(data: Dataset, indices: Indices, classes: Sequence[str]) -> Indices:
+    """The true class of each object, as an index into the model's classes."""
     names = [data.true_class[i] or data.label[i] for i in indices]
-    truth = np.array([classes.index(n if n in classes else taxonomy.merge_supernovae(n)) for n in names])
-    found = answers(predictor, data, indices, STAMPS)
-    whole = after_days(predictor, data, indices, (np.inf,))[np.inf]
-    matrix = np.zeros((len(classes), len(classes)), int)
-    np.add.at(matrix, (truth, whole.argmax(1)), 1)
+    return np.array([classes.index(n if n in classes else taxonomy.merge_supernovae(n)) for n in names], np.int64)
+
+
+def report(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]:
+    """Scores after so many stamps and at the end: what a checkpoint carries."""
+    classes = tuple(model.info.classes)
+    truth = truth_of(data, indices, classes)
+    whole = at_the_end(model, data, indices)
+    matrix = scores.confusion(truth, whole.argmax(1), len(classes))
+    early = after_stamps(model, data, indices, STAMPS)
     return {
-        "data": f"{'simulated' if data.survey else ''} {data.survey}, test objects with confirmed labels".strip(),
-        "after_stamps": {str(n): with_intervals(truth[k], p) for n, (k, p) in found.items() if len(k) >= 20},
-        "at_the_end": with_intervals(truth, whole),
-        "confusion": matrix.tolist(),
+        "model": f"{model.info.name} {model.info.version}",
+        "data": _called(data, indices),
         "classes": list(classes),
+        "at_the_end": scores.with_intervals(truth, whole),
+        "per_class": scores.per_class(matrix, classes),
+        "confusion": matrix.tolist(),
+        "after_stamps": _series({n: (truth[rows], p) for n, (rows, p) in early.items()}, classes),
     }
 
 
-def write(found: dict[str, Any], folder: Path) -> None:
-    """The report as JSON, as a page of text, and as a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / "README.md").write_text(text(found))
-    _plot(found, folder / "report.png")
+def _series(cuts: Mapping[int, tuple[Indices, Probabilities]], classes: tuple[str, ...]) -> dict[str, Any]:
+    found = {}
+    for cut, (truth, p) in cuts.items():
+        if len(truth) >= ENOUGH:
+            matrix = scores.confusion(truth, p.argmax(1), len(classes))
+            found[str(cut)] = scores.with_intervals(truth, p) | {"per_class": scores.per_class(matrix, classes)}
+    return found
 
 
-def text(found: dict[str, Any]) -> str:
-    """A table that a person reads."""
-    lines = [
-        f"# Scores on {found['data']}",
-        "",
-        "| stamps | objects | accuracy | macro-F1 | log-loss | ECE |",
-        "|---|---|---|---|---|---|",
-    ]
-    for n, s in [*found["after_stamps"].items(), ("all", found["at_the_end"])]:
-        low, high = s["macro_f1_68"]
-        lines.append(
-            f"| {n} | {s['objects']} | {s['accuracy']:.3f} | {s['macro_f1']:.3f} ({low:.3f} to {high:.3f}) "
-            f"| {s['log_loss']:.3f} | {s['ece']:.3f} |"
+def _called(data: Dataset, indices: Indices) -> str:
+    """An honest name of the data."""
+    origins = sorted({data.origin[i] for i in indices})
+    return f"{data.survey}, {' and '.join(origins)}, {len(indices)} objects"
+
+
+def full_report(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]:
+    """`report`, and scores after so many days, the time until the answer stays right, and with gaps."""
+    found = report(model, data, indices)
+    classes = tuple(found["classes"])
+    truth = truth_of(data, indices, classes)
+    days = after_days(model, data, indices, DAYS)
+    found["after_days"] = _series({day: (truth, p) for day, p in days.items()}, classes)
+    found["until_sure"] = until_sure(model, data, indices, truth)
+    found["missing"] = missing(model, data, indices, truth)
+    whole = at_the_end(model, data, indices)
+    found["calibration"] = scores.calibration_bins(truth, whole)
+    wrong = np.flatnonzero(whole.argmax(1) != truth)
+    worst = wrong[np.argsort(whole[wrong, truth[wrong]])][:12]
+    found["worst"] = [
+        {"object_id": data.object_ids[indices[w]], "truth": classes[truth[w]], "answer": classes[whole[w].argmax()],
+         "probability": round(float(whole[w].max()), 3), "stamps": data.length(int(indices[w]))}
+        for w in worst
+    ]  # fmt: skip
+    return found
+
+
+def after_days(model: Classifies, data: Dataset, indices: Indices, days: Iterable[float]) -> dict[int, Probabilities]:
+    """Probabilities of what was seen within so many days of the first stamp, for every object."""
+    days = list(days)
+    cuts = []
+    for index in indices:
+        mjd = data.sequence(int(index)).mjd
+        cuts.append(np.searchsorted(mjd, mjd[0] + np.array(days), "right").tolist())
+    found = answers(model, data, indices, cuts)
+    return {int(day): np.array([p[k] for p in found]) for k, day in enumerate(days)}
+
+
+def until_sure(model: Classifies, data: Dataset, indices: Indices, truth: Indices) -> dict[str, Any]:
+    """Days and stamps until the right class has a probability above 0.75 and keeps it, among the first stamps.
+
+    Answers are looked at after every third stamp, as far as the model takes them.
+    """
+    steps = [
+        [1, *range(GROUP, min(data.length(int(i)), model.info.max_stamps) + 1, GROUP)] if data.length(int(i)) >= GROUP
+        else [1]
+        for i in indices
+    ]  # fmt: skip
+    found: dict[str, Any] = {}
+    days, stamps, sure = [], [], []
+    for row, p in enumerate(answers(model, data, indices, steps)):
+        right = p[:, truth[row]] > SURE
+        held = len(right) - int(np.argmin(right[::-1])) if not right.all() else 0
+        sure.append(bool(right[-1]))
+        if right[-1]:
+            n = steps[row][held]
+            mjd = data.sequence(int(indices[row])).mjd
+            stamps.append(n)
+            days.append(float(mjd[n - 1] - mjd[0]))
+    found["all"] = _median_times(days, stamps, sure)
+    of = truth[np.array(sure, bool)]
+    for c, name in enumerate(model.info.classes):
+        mine = np.flatnonzero(of == c)
+        found[name] = _median_times(
+            [days[k] for k in mine], [stamps[k] for k in mine], [s for s, t in zip(sure, truth, strict=True) if t == c]
         )
-    lines += [
-        "",
-        "Confusion at the end (rows: truth)",
-        "",
-        "| | " + " | ".join(found["classes"]) + " |",
-        "|---" * (len(found["classes"]) + 1) + "|",
-    ]
-    lines += [
-        f"| {name} | " + " | ".join(map(str, row)) + " |"
-        for name, row in zip(found["classes"], found["confusion"], strict=True)
-    ]
-    return "\n".join(lines) + "\n"
+    return found
 
 
-def _plot(found: dict[str, Any], path: Path) -> None:
-    import matplotlib
+def _median_times(days: Sequence[float], stamps: Sequence[int], sure: Sequence[bool]) -> dict[str, float]:
+    if not sure:
+        return {"objects": 0}
+    found: dict[str, float] = {"objects": len(sure), "share_sure": round(float(np.mean(sure)), 4)}
+    if days:
+        found |= {"median_days": round(float(np.median(days)), 2), "median_stamps": float(np.median(stamps))}
+    return found
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    stamps = [int(n) for n in found["after_stamps"]]
-    for name in ("accuracy", "macro_f1"):
-        middle = [found["after_stamps"][str(n)][name] for n in stamps]
-        low, high = zip(*(found["after_stamps"][str(n)][f"{name}_68"] for n in stamps), strict=True)
-        left.plot(stamps, middle, ".-", label=name)
-        left.fill_between(stamps, low, high, alpha=0.2)
-    left.set(xscale="log", xlabel="stamps", ylim=(0, 1), title=found["data"])
-    left.legend()
-    matrix = np.array(found["confusion"], float)
-    fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    right.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    for (y, x), value in np.ndenumerate(matrix):
-        right.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if fractions[y, x] > 0.5 else "black")
-    ticks = range(len(found["classes"]))
-    right.set_xticks(ticks, found["classes"])
-    right.set_yticks(ticks, found["classes"])
-    right.set(xlabel="answer", ylabel="truth", title="all stamps")
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
+def missing(
+    model: Classifies, data: Dataset, indices: Indices, truth: Indices, fractions: Sequence[float] = MISSING
+) -> dict[str, Any]:
+    """Scores when a fraction of each sequence's stamps is left out by chance (the study of the authors' slides)."""
+    found = {}
+    for fraction in fractions:
+        rng = np.random.default_rng(7)
+        parts = []
+        for at in range(0, len(indices), 32):
+            views = [_thinned(data, int(i), fraction, model.info.max_stamps, rng) for i in indices[at : at + 32]]
+            parts += [answer.probabilities for answer in model.classify(views)]
+        found[f"{fraction:.1f}"] = scores.scores(truth, np.array(parts))
+    return found
+
+
+def _thinned(data: Dataset, index: int, fraction: float, longest: int, rng: np.random.Generator) -> StampSequence:
+    whole = data.sequence(index)
+    n = min(len(whole.mjd), longest)
+    rows = np.sort(rng.permutation(n)[: max(round(n * (1 - fraction)), 1)]) + len(whole.mjd) - n
+    return StampSequence(whole.mjd[rows], whole.band[rows], np.asarray(whole.stamps[rows]))

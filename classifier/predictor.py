@@ -127,14 +127,14 @@ class Predictor:
             return []
         for sequence in sequences:
             check(sequence, self.info, self._known)
-        computed = self._compute(sequences)
+        computed = self.tokens(sequences)
         logits = np.empty((len(sequences), len(self.info.classes)), np.float32)
         for width, rows in self._by_width(sequences).items():
             logits[rows] = self._logits([sequences[r] for r in rows], [computed[r] for r in rows], width)
         probabilities = self.info.calibration(logits, np.array([len(s.mjd) for s in sequences]))
         return [Prediction(p, _full(s, c)) for p, s, c in zip(probabilities, sequences, computed, strict=True)]
 
-    def _compute(self, sequences: Sequence[StampSequence]) -> list[dict[int, Token]]:
+    def tokens(self, sequences: Sequence[StampSequence]) -> list[dict[int, Token]]:
         """The tokens that are not cached, of each sequence: one batch of groups."""
         groups = [uncached(s, self.info.scaling) for s in sequences]
         pixels, bands = np.concatenate([g.pixels for g in groups]), np.concatenate([g.bands for g in groups])

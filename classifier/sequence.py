@@ -112,6 +112,19 @@ def layout(sequences: Sequence[StampSequence], width: int | None = None) -> Layo
     return Layout(np.any(present, axis=-1), days.reshape(shape), present)
 
 
+def collate(
+    sequences: Sequence[StampSequence], scaling: Scaling, width: int | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32], NDArray[np.bool_]]:
+    """A padded batch of whole sequences: pixels, band ids, valid, days, present, as `ConvEntion.forward` takes them."""
+    where = layout(sequences, width)
+    pixels = np.zeros((*where.valid.shape, GROUP, STAMP_SIZE, STAMP_SIZE), np.float32)
+    bands = np.zeros((*where.valid.shape, GROUP), np.int64)
+    for row, sequence in enumerate(sequences):
+        groups = uncached(sequence, scaling)
+        pixels[row, : sequence.groups], bands[row, : sequence.groups] = groups.pixels, groups.bands
+    return pixels, bands, where.valid, where.days, where.present
+
+
 def uncached(sequence: StampSequence, scaling: Scaling) -> GroupBatch:
     """The groups of a sequence that have no token, in order."""
     steps = np.ones(len(sequence.mjd), bool)

@@ -1,6 +1,6 @@
-"""Training: photometric labels first, then spectroscopic ones; random views of sequences; the best epoch is kept.
+"""Training: photometric labels first, then spectroscopic ones; random views of sequences; the best weights are kept.
 
-A run is a TOML file (`Protocol`); everything it used ends up in the checkpoint. Read this file from top to bottom.
+A run is a TOML file (`protocol.Protocol`); everything it used ends up in the checkpoint.
 """
 
 import copy
@@ -8,9 +8,8 @@ import csv
 import math
 import os
 import time
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,108 +18,56 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Parameter, functional
 from tqdm import tqdm
 
-from . import archive, checkpoint, dataset, evaluate, taxonomy
+from . import archive, checkpoint, dataset, evaluate, scores, taxonomy
+from .bank import Bank, TokenMaker
+from .calibration import fit
 from .checkpoint import Calibration, Info
 from .convention import Config, ConvEntion
 from .dataset import Augmentation, Dataset
 from .errors import ModelError
+from .fast import CpuTokens, CudaTokens, FoldedFeatures
 from .predictor import WIDTHS, Predictor, choose
-from .sequence import Scaling, StampSequence, layout, uncached
+from .protocol import Protocol
+from .sequence import collate
 
-CALIBRATE_AT = (1, 2, 3, 5, 8, 13, 20, 30, 50, 99)
-SELECT_AT = (6, 20, 60)  # stamps at which the validation's macro-F1 is averaged to select an epoch
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """One run; the keys of the TOML file.
-
-    Attributes:
-        archive: what to learn from.
-        name: of the checkpoint and in every figure that comes of it.
-        objects: use so many training objects, evenly of each class; 0 for all.
-        steps: optimiser steps on photometric and spectroscopic labels.
-        prefixes: beginnings of every view that are classified beside it.
-        photometry: weight of the loss that has tokens tell fluxes; 0 as published.
-        balanced: draw classes equally often (weighted random sampling), and correct the prior afterwards.
-        average: how slowly the weights that are measured follow those that learn, per step.
-        prior: relative frequency of each class that the served probabilities assume.
-        autocast: bfloat16 where the processor has it natively.
-    """
-
-    archive: str
-    name: str = "convention"
-    version: str = "1"
-    bands: str = ""
-    variant: str = "stream"
-    attention: str = "linear"
-    band_embedding: str = "learned"
-    classes: tuple[str, ...] = taxonomy.CLASSES
-    objects: int = 0
-    steps: int = 1500
-    fine_steps: int = 300
-    batch: int = 32
-    rate: float = 2e-3
-    weight_decay: float = 0.05
-    dropout: float = 0.3
-    longest: int = 36
-    whole: float = 0.06
-    truncate: float = 0.4
-    drop: float = 0.3
-    balanced: bool = True
-    prefixes: int = 3
-    photometry: float = 0.3
-    prior: tuple[float, ...] = ()
-    average: float = 0.99
-    every: int = 200
-    seed: int = 1
-    device: str = "auto"
-    autocast: bool = True
-    threads: int = 0
+SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
+Indices = NDArray[np.int64]
+Step = Callable[[np.random.Generator], Tensor]  # the loss of one step
 
 
-def read(path: str | Path, changes: Mapping[str, Any] | None = None) -> Protocol:
-    """A protocol from its file, with some keys changed.
-
-    Raises:
-        ModelError: unreadable, or an unknown key.
-    """
-    try:
-        given = tomllib.loads(Path(path).read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ModelError(f"cannot read the training configuration {path}: {error}") from error
-    unknown = set(given) - {f.name for f in fields(Protocol)}
-    if unknown:
-        raise ModelError(f"{path}: unknown key {sorted(unknown)[0]}")
-    given |= dict(changes or {})
-    given |= {key: tuple(given[key]) for key in ("classes", "prior") if key in given}
-    return Protocol(**given)
-
-
-def run(protocol: Protocol, output: str | Path, command: str = "") -> Info:
+def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset | None = None) -> Info:
     """Train, calibrate, measure, and write the checkpoint; an interrupted run goes on where it stopped.
 
     Args:
         output: the checkpoint's directory; `progress.pt` and `log.csv` lie in it meanwhile.
+        data: instead of reading the protocol's archive.
+
+    Returns:
+        The checkpoint's Info; an existing checkpoint of the same protocol is returned as it is.
     """
+    if (Path(output) / checkpoint.MODEL).is_file():
+        done = checkpoint.read_info(output)
+        if done.training.get("protocol") == _plain(protocol):
+            return done
     torch.manual_seed(protocol.seed)
     if protocol.threads:
         torch.set_num_threads(protocol.threads)
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    data = dataset.load(protocol.archive, bands=protocol.bands)
-    trainer = Trainer(protocol, data, output)
-    photometric, spectroscopic = _stages(protocol, data)
-    trainer.stage("photometric", photometric, protocol.steps, protocol.rate)
-    trainer.stage("spectroscopic", spectroscopic, protocol.fine_steps, protocol.rate / 4)
+    Path(output).mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(protocol, data or dataset.load(protocol.archive, bands=protocol.bands), Path(output))
+    everything, confirmed = stages(protocol, trainer.data)
+    trainer.end_to_end("short", everything, protocol.short_steps, short=True)
+    trainer.end_to_end("whole", everything, protocol.steps)
+    trainer.head("head", everything, protocol.head_steps)
+    trainer.end_to_end("fine", confirmed, protocol.fine_steps, slower=4)
+    trainer.head("fine_head", confirmed, protocol.fine_head_steps, slower=4)
     return trainer.finish(command)
 
 
-def _stages(protocol: Protocol, data: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Training objects of both stages: all labels, then those that spectroscopy confirmed."""
+def stages(protocol: Protocol, data: Dataset) -> tuple[Indices, Indices]:
+    """Training objects with any label, and those whose label spectroscopy confirmed."""
     everything, confirmed = data.choose("train"), data.choose("train", True)
     if protocol.objects:
         everything = _stratified(everything, data, protocol)
@@ -128,12 +75,11 @@ def _stages(protocol: Protocol, data: Dataset) -> tuple[NDArray[np.int64], NDArr
     return everything, confirmed
 
 
-def _stratified(indices: NDArray[np.int64], data: Dataset, protocol: Protocol) -> NDArray[np.int64]:
+def _stratified(indices: Indices, data: Dataset, protocol: Protocol) -> Indices:
     rng = np.random.default_rng(protocol.seed)
     each = protocol.objects // len(protocol.classes)
     names = np.array([_label(data, i, protocol) for i in indices])
-    chosen = [rng.permutation(indices[names == c])[:each] for c in protocol.classes]
-    return np.sort(np.concatenate(chosen))
+    return np.sort(np.concatenate([rng.permutation(indices[names == c])[:each] for c in protocol.classes]))
 
 
 def _label(data: Dataset, index: int, protocol: Protocol) -> str:
@@ -148,240 +94,279 @@ class Trainer:
         self.protocol, self.data, self.output = protocol, data, output
         self.device, self.precision, self.chosen = choose(protocol.device, "auto" if protocol.autocast else "float32")
         self.scaling = dataset.fit_scaling(data, data.choose("train").tolist(), seed=protocol.seed)
-        self.config = Config(
-            classes=len(protocol.classes), variant=protocol.variant, attention=protocol.attention,  # type: ignore[arg-type]
-            band_embedding=protocol.band_embedding, dropout=protocol.dropout,  # type: ignore[arg-type]
-        )  # fmt: skip
-        self.model = ConvEntion(self.config).to(self.device)
-        self.mean, self.steps = copy.deepcopy(self.model).eval(), 0
-        self.photometer = torch.nn.Linear(self.config.channels * self.config.map**2, 2 * self.config.group).to(
-            self.device
-        )
         self.flux_unit = dataset.flux_unit(data)
         self.labels = np.array([protocol.classes.index(_label(data, i, protocol)) for i in range(len(data.object_ids))])
-        self.augmentation = Augmentation(protocol.longest, protocol.whole, protocol.truncate, drop=protocol.drop)
-        self.best, self.best_state = -1.0, self._state()
+        self.config = Config(
+            classes=len(protocol.classes),
+            **{key: getattr(protocol, key) for key in _SHARED},
+        )
+        self.model = ConvEntion(self.config).to(self.device)
+        self.photometer = torch.nn.Linear(self.config.channels * self.config.map**2, 2 * self.config.group)
+        self.photometer.to(self.device)
+        self.mean = copy.deepcopy(self.model).eval()  # the exponential mean of the weights
+        self.averaged = 0  # steps in the mean
+        self.best, self.best_state = -1.0, _copied(self.mean)
         self.done: dict[str, int] = {}
         self.seconds = 0.0
+        self._saved_optimiser: dict[str, Any] | None = None
         self._resume()
 
-    def stage(self, name: str, indices: NDArray[np.int64], steps: int, rate: float) -> None:
-        """Steps on one kind of labels, the learning rate rising and falling once."""
-        begun = self.done.get(name, 0)
-        if begun >= steps or not len(indices):
+    def end_to_end(self, name: str, indices: Indices, steps: int, *, short: bool = False, slower: float = 1) -> None:
+        """Everything learns, from random views of sequences."""
+        p = self.protocol
+        if self._over(name, indices, steps):
             return
-        optimiser = torch.optim.AdamW(
-            [*self.model.parameters(), *self.photometer.parameters()], rate, weight_decay=self.protocol.weight_decay
-        )
-        bar = tqdm(range(begun, steps), name, steps, begun, unit="step")
-        loss_mean, began = 0.0, time.monotonic()
-        for step in bar:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * _rise_and_fall(step / steps)
+        augmentation = Augmentation(p.longest, p.whole, p.truncate, drop=p.drop)
+        if short:  # any stretch of the light curve, so that tokens learn all of it
+            augmentation = Augmentation(p.short_longest, 0.0, p.truncate, late=0.7, drop=p.drop, dense=0.9)
+        batch = p.short_batch if short else p.batch
+        parameters = [*self.model.parameters(), *self.photometer.parameters()]
+
+        def step(rng: np.random.Generator) -> Tensor:
+            self.model.train()
+            return self._loss_of_views(self._draw(indices, batch, rng), augmentation, rng)
+
+        self._learn(name, steps, p.rate / slower, parameters, step)
+
+    def head(self, name: str, indices: Indices, steps: int, *, slower: float = 1) -> None:
+        """The 3D-CNN rests; what is behind it learns from tokens as they are served."""
+        p = self.protocol
+        if self._over(name, indices, steps):
+            return
+        self.model.load_state_dict(self.mean.state_dict())
+        augmentation = Augmentation(p.longest, 1.0, 0.0, late=0.05, drop=p.drop)
+        rng = np.random.default_rng([p.seed, _number(name)])
+        bank = Bank(self._token_maker(), self.data, indices, augmentation, self.scaling, p.bank_views, rng)
+        parameters = [q for n, q in self.model.named_parameters() if not n.startswith("features.")]
+
+        def step(rng: np.random.Generator) -> Tensor:
+            self.model.train()
+            drawn = bank.draw(self._draw(indices, p.head_batch, rng), 0.1, p.truncate + 0.2, rng)
+            arrays = (
+                torch.from_numpy(a).to(self.device) for a in (drawn.tokens, drawn.valid, drawn.days, drawn.present)
+            )
+            logits = self.model.classify(*arrays)
+            return functional.cross_entropy(logits, self._target(drawn.objects))
+
+        self._learn(name, steps, p.head_rate / slower, parameters, step)
+
+    def _over(self, name: str, indices: Indices, steps: int) -> bool:
+        return not len(indices) or self.done.get(name, 0) >= steps
+
+    def _token_maker(self) -> TokenMaker:
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        features = FoldedFeatures(self.model.eval(), dtype).to(self.device)
+        on_gpu = self.device.type == "cuda"
+        make: TokenMaker = CudaTokens(features, self.device) if on_gpu else CpuTokens(features)
+        return torch.inference_mode()(make)
+
+    def _learn(self, name: str, steps: int, rate: float, parameters: Iterable[Parameter], step: Step) -> None:
+        """Steps of one stage, the learning rate rising and falling once."""
+        begun = self.done.get(name, 0)
+        optimiser = torch.optim.AdamW(parameters, rate, weight_decay=self.protocol.weight_decay)
+        if self._saved_optimiser is not None and begun:
+            optimiser.load_state_dict(self._saved_optimiser)
+        bar = tqdm(range(begun, steps), name, steps, begun, unit="step", mininterval=2)
+        loss_mean, began, waited = math.nan, time.monotonic(), 0
+        for at in bar:
             # each step has its own generator, so that a resumed run draws what it would have drawn
-            loss = self._step(optimiser, indices, np.random.default_rng([self.protocol.seed, len(name), step]))
-            loss_mean = loss if step == begun else 0.98 * loss_mean + 0.02 * loss
+            rng = np.random.default_rng([self.protocol.seed, _number(name), at])
+            for group in optimiser.param_groups:
+                group["lr"] = rate * _rise_and_fall(at / steps)
+            loss = self._update(optimiser, step(rng))
+            loss_mean = loss if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss
             bar.set_postfix(loss=f"{loss_mean:.3f}", best=f"{self.best:.3f}")
-            if (step + 1) % self.protocol.every == 0 or step + 1 == steps:
+            if (at + 1) % self.protocol.every == 0 or at + 1 == steps:
                 self.seconds += time.monotonic() - began
-                self.done[name] = step + 1
-                self._measure(name, step + 1, loss_mean)
+                self.done[name] = at + 1
+                waited = 0 if self._measure(name, at + 1, loss_mean) else waited + 1
+                if waited == self.protocol.patience > 0:
+                    self.done[name] = steps
+                self._keep(optimiser)
+                if self.done[name] == steps:
+                    break
                 began = time.monotonic()
         self.model.load_state_dict(self.best_state)
         self.mean.load_state_dict(self.best_state)
+        self._saved_optimiser = None
 
-    def _step(self, optimiser: torch.optim.Optimizer, indices: NDArray[np.int64], rng: np.random.Generator) -> float:
-        chosen = self._draw(indices, rng)
-        views, rows = zip(*(self.augmentation.view(self.data, int(i), rng) for i in chosen), strict=True)
-        batch = (tensor.to(self.device) for tensor in collate(views, self.scaling))
-        pixels, bands, valid, days, present = self.model.grouped(*batch)
-        target = torch.from_numpy(self.labels[chosen]).to(self.device)
-        self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            tokens = self.model.tokens(pixels, bands, valid)
-        loss = self._photometry(tokens, valid, present, rows)
-        seen, repeats = self._prefixes(valid, rng), 1 + self.protocol.prefixes
-        again = (t.repeat(repeats, *[1] * (t.dim() - 1)) for t in (tokens.float(), days, present))
-        tokens, days, present = again
-        logits = self.model.classify(tokens, seen, days, present)
-        loss = loss + functional.cross_entropy(logits, target.repeat(repeats))
+    def _update(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> float:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in optimiser.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         optimiser.step()
         self._average()
         return float(loss.detach())
 
+    def _loss_of_views(self, chosen: Indices, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
+        views, rows = zip(*(augmentation.view(self.data, int(i), rng) for i in chosen), strict=True)
+        groups = max(view.groups for view in views)
+        width = next((w for w in WIDTHS if w >= groups), None)
+        if self.config.variant == "paper" or width is None:
+            width = -(-self.config.stamps // 3)
+        batch = (torch.from_numpy(a).to(self.device) for a in collate(views, self.scaling, width))
+        pixels, bands, valid, days, present = self.model.grouped(*batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            tokens = self.model.tokens(pixels, bands, valid)
+        tokens = tokens.float()
+        loss = self._photometry(tokens, present, rows)
+        if self.config.variant == "paper":
+            return loss + functional.cross_entropy(
+                self.model.classify(tokens, None, days, present), self._target(chosen)
+            )
+        seen = self._prefixes(valid, rng)
+        again = [t.repeat(1 + self.protocol.prefixes, *[1] * (t.dim() - 1)) for t in (tokens, days, present)]
+        logits = self.model.classify(again[0], seen, again[1], again[2])
+        return loss + functional.cross_entropy(logits, self._target(np.tile(chosen, 1 + self.protocol.prefixes)))
+
+    def _target(self, chosen: Indices) -> Tensor:
+        return torch.from_numpy(self.labels[chosen]).to(self.device)
+
     def _prefixes(self, valid: Tensor, rng: np.random.Generator) -> Tensor:
-        """Which groups the views and their beginnings show, [(1 + prefixes) b, n].
+        """Which tokens the views and their beginnings show, [(1 + prefixes) b, n].
 
         Tokens are the work and do not change, so every view is classified early, too, at no cost.
         """
         count = valid.sum(1).cpu().numpy()
-        if self.config.variant == "paper" or not self.protocol.prefixes:
-            return valid
-        groups = np.exp(rng.uniform(0, np.log(count + 1), (self.protocol.prefixes, len(count)))).astype(np.int64)
-        limit = torch.from_numpy(np.concatenate([count, *groups])).to(valid.device)
+        shorter = np.exp(rng.uniform(0, np.log(count + 1), (self.protocol.prefixes, len(count)))).astype(np.int64)
+        limit = torch.from_numpy(np.concatenate([count, shorter.ravel()])).to(valid.device)
         return torch.arange(valid.shape[1], device=valid.device) < limit[:, None]
 
-    def _photometry(self, tokens: Tensor, valid: Tensor, present: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
+    def _photometry(self, tokens: Tensor, present: Tensor, rows: Sequence[Indices]) -> Tensor:
         """The loss of a linear map from tokens to fluxes; the map is thrown away after training."""
         if not self.protocol.photometry:
             return torch.zeros((), device=tokens.device)
-        where = np.concatenate(rows)  # of every stamp, in the order of `present`
-        unit = np.array(self.flux_unit, np.float32)[self.data.band[where]]
+        where = np.concatenate(rows)  # every stamp, in the order of `present`
+        unit = self.flux_unit[self.data.band[where]].astype(np.float32)
         target = torch.from_numpy(np.arcsinh(self.data.flux[where] / unit[:, None])).to(tokens.device)
-        found = self.photometer(tokens.float().flatten(2)).unflatten(2, (-1, 2))[present]
+        found = self.photometer(tokens.flatten(2)).unflatten(2, (-1, 2))[present]
         known = target.isfinite()
-        loss = functional.smooth_l1_loss(found[known], target[known])
-        return self.protocol.photometry * loss
+        return self.protocol.photometry * functional.smooth_l1_loss(found[known], target[known])
 
     def _average(self) -> None:
         """Exponential mean of weights and statistics over steps: what is measured, selected and served."""
-        self.steps += 1
-        keep = min(self.protocol.average, self.steps / (self.steps + 10))
+        self.averaged += 1
+        keep = min(self.protocol.average, self.averaged / (self.averaged + 10))
         for mean, now in zip(self.mean.state_dict().values(), self.model.state_dict().values(), strict=True):
             if mean.is_floating_point():
                 mean.lerp_(now, 1 - keep)
 
-    def _draw(self, indices: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    def _draw(self, indices: Indices, batch: int, rng: np.random.Generator) -> Indices:
         if not self.protocol.balanced:
-            return rng.choice(indices, self.protocol.batch)
+            return rng.choice(indices, batch)
         counts = np.bincount(self.labels[indices], minlength=len(self.protocol.classes))
         weights = 1 / counts[self.labels[indices]]
-        return rng.choice(indices, self.protocol.batch, p=weights / weights.sum())
+        return rng.choice(indices, batch, p=weights / weights.sum())
 
-    def _measure(self, stage: str, step: int, loss: float) -> None:
-        predictor = self._predictor(Calibration())
+    def _measure(self, stage: str, step: int, loss: float) -> bool:
+        """Score the mean weights on the validation objects; keep them if they are the best."""
         chosen = self.data.choose("validation")
-        found = evaluate.answers(predictor, self.data, chosen, SELECT_AT)
-        truth = self.labels[chosen]
-        f1 = {n: evaluate.macro_f1(truth[k], p.argmax(1)) for n, (k, p) in found.items()}
-        mean = float(np.mean(list(f1.values())))
-        if mean > self.best:
-            self.best, self.best_state = mean, self._state()
-        row = {
-            "stage": stage,
-            "step": step,
-            "loss": round(loss, 4),
-            **{f"macro_f1_{n}": round(v, 4) for n, v in f1.items()},
+        found = evaluate.after_stamps(self._candidate(Calibration()), self.data, chosen, SELECT_AT)
+        f1 = {
+            n: scores.macro_f1(scores.confusion(self.labels[chosen][rows], p.argmax(1), self.config.classes))
+            for n, (rows, p) in found.items()
+            if len(rows)
         }
-        row["seconds"] = round(self.seconds, 1)
-        log = self.output / "log.csv"
-        new = not log.exists()
-        with log.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        self._keep()
+        mean = float(np.mean(list(f1.values())))
+        row = {"stage": stage, "step": step, "loss": round(loss, 4), "macro_f1": round(mean, 4)}
+        _log(self.output / "log.csv", row | {f"at_{n}": round(f1.get(n, math.nan), 4) for n in SELECT_AT})
+        better = mean > self.best
+        if better:
+            self.best, self.best_state = mean, _copied(self.mean)
+        return better
 
-    def _predictor(self, calibration: Calibration) -> Predictor:
-        return served(self.mean, self._info(calibration), self.output / "candidate")
+    def _candidate(self, calibration: Calibration) -> evaluate.Classifies:
+        info = self._info(calibration)
+        if (self.config.variant, self.config.cnn) != ("stream", "3d"):
+            return evaluate.Whole(self.mean, info)
+        folder = self.output / "candidate"
+        checkpoint.save(folder, self.mean.state_dict(), info)
+        return Predictor(folder, survey=self.data.survey, device=self.device.type, precision=self.precision)
 
-    def _info(self, calibration: Calibration, **more: Any) -> Info:
+    def _info(self, calibration: Calibration) -> Info:
         p = self.protocol
         bands = p.bands or "".join(b for i, b in enumerate("ugrizy") if (self.data.band == i).any())
         return Info(
-            p.name, p.version, self.config.to_dict(), p.classes, bands, (self.data.survey,), self.scaling, calibration,
-            **more,
-        )  # fmt: skip
+            p.name, p.version, self.config.to_dict(), p.classes, bands, (self.data.survey,), self.scaling, calibration
+        )
 
-    def _state(self) -> dict[str, Tensor]:
-        return _copied(self.mean.state_dict())
-
-    def _keep(self) -> None:
+    def _keep(self, optimiser: torch.optim.Optimizer) -> None:
         saved = {
-            "model": _copied(self.model.state_dict()), "mean": self._state(), "steps": self.steps,
-            "best": self.best_state, "score": self.best, "done": self.done,
+            "model": _copied(self.model), "mean": _copied(self.mean), "averaged": self.averaged, "best": self.best,
+            "best_state": self.best_state, "photometer": self.photometer.state_dict(), "done": self.done,
+            "seconds": self.seconds, "optimiser": optimiser.state_dict(), "protocol": _plain(self.protocol),
         }  # fmt: skip
-        temporary = self.output / ".progress.pt"
-        torch.save({**saved, "seconds": self.seconds}, temporary)
-        os.replace(temporary, self.output / "progress.pt")
+        torch.save(saved, self.output / ".progress.pt")
+        os.replace(self.output / ".progress.pt", self.output / "progress.pt")
 
     def _resume(self) -> None:
         path = self.output / "progress.pt"
-        if path.exists():
-            saved = torch.load(path, weights_only=True)
-            self.model.load_state_dict(saved["model"])
-            self.mean.load_state_dict(saved["mean"])
-            self.steps = saved["steps"]
-            self.best, self.best_state = saved["score"], saved["best"]
-            self.done, self.seconds = saved["done"], saved["seconds"]
+        if not path.exists():
+            (self.output / "log.csv").unlink(missing_ok=True)
+            return
+        saved = torch.load(path, weights_only=True)
+        if saved["protocol"] != _plain(self.protocol):
+            raise ModelError(
+                f"{path} belongs to another configuration: choose another output, or remove it to start again"
+            )
+        self.model.load_state_dict(saved["model"])
+        self.mean.load_state_dict(saved["mean"])
+        self.photometer.load_state_dict(saved["photometer"])
+        self.averaged, self.best, self.best_state = saved["averaged"], saved["best"], saved["best_state"]
+        self.done, self.seconds, self._saved_optimiser = saved["done"], saved["seconds"], saved["optimiser"]
 
     def finish(self, command: str) -> Info:
         """Calibrate on the validation objects, score on the test objects, write the checkpoint."""
         self.mean.load_state_dict(self.best_state)
-        calibration = calibrate(self._predictor(Calibration()), self.data, self.labels, self.protocol.prior)
-        predictor = self._predictor(calibration)
-        metrics = evaluate.report(predictor, self.data, self.data.choose("test", True), list(self.protocol.classes))
+        chosen = self.data.choose("validation")
+        calibration = fit(self._candidate(Calibration()), self.data, chosen, self.labels[chosen], self.protocol)
+        metrics = evaluate.report(self._candidate(calibration), self.data, self.data.choose("test", True))
         training = {
-            "command": command, "protocol": asdict(self.protocol), "seconds": round(self.seconds),
-            "device": self.chosen, "skyheed": version("skyheed"), "objects": len(self.data.choose("train")),
-            "selected_macro_f1": round(self.best, 4), "archive": _card(self.protocol.archive),
+            "command": command, "protocol": _plain(self.protocol), "seconds": round(self.seconds),
+            "device": self.chosen, "torch": torch.__version__, "skyheed": version("skyheed"),
+            "objects": len(self.data.choose("train")), "selected_macro_f1": round(self.best, 4),
+            "archive": _card(self.protocol.archive),
         }  # fmt: skip
-        info = checkpoint.save(
-            self.output, self.best_state, self._info(calibration, training=training, metrics=metrics)
-        )
+        info = replace(self._info(calibration), training=training, metrics=metrics)
+        made = checkpoint.save(self.output, self.best_state, info)
         (self.output / "progress.pt").unlink(missing_ok=True)
-        return info
+        return made
+
+
+_SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout")  # keys of Protocol and of Config
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(name.encode(), "little") % 2**32
+
+
+def _plain(protocol: Protocol) -> dict[str, Any]:
+    """As JSON gives it back; where it is computed, and on how many cores, makes no other run."""
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(protocol).items()}
+    return {key: value for key, value in plain.items() if key not in ("device", "threads")}
+
+
+def _copied(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone().cpu() for name, tensor in module.state_dict().items()}
 
 
 def _rise_and_fall(at: float) -> float:
     """One cycle: linear warm-up over a tenth, then a cosine to zero."""
-    return at / 0.1 if at < 0.1 else 0.5 * (1 + math.cos(math.pi * (at - 0.1) / 0.9)) + 1e-3
+    return (at / 0.1 if at < 0.1 else 0.5 * (1 + math.cos(math.pi * (at - 0.1) / 0.9))) + 1e-3
+
+
+def _log(path: Path, row: Mapping[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def _card(path: str) -> dict[str, Any]:
+    if not Path(path).is_dir():
+        return {}
     card = archive.Archive(path).card
-    return {key: card[key] for key in ("command", "seed", "version", "survey") if key in card}
-
-
-def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone().cpu() for name, tensor in state.items()}
-
-
-def served(model: ConvEntion, info: Info, folder: Path) -> Predictor:
-    """The model as it would be served, for measuring."""
-    checkpoint.save(folder, model.state_dict(), replace(info, training={}, metrics={}))
-    return Predictor(folder, survey=info.surveys[0])
-
-
-def collate(views: Sequence[StampSequence], scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Padded tensors as `ConvEntion.forward` takes them."""
-    where = layout(views, next((w for w in WIDTHS if w >= max(view.groups for view in views)), None))
-    pixels = np.zeros((*where.valid.shape, 3, 32, 32), np.float32)
-    bands = np.zeros((*where.valid.shape, 3), np.int64)
-    for row, view in enumerate(views):
-        groups = uncached(view, scaling)
-        pixels[row, : view.groups], bands[row, : view.groups] = groups.pixels, groups.bands
-    arrays = (pixels, bands, where.valid, where.days, where.present)
-    return tuple(torch.from_numpy(a) for a in arrays)  # type: ignore[return-value]
-
-
-def calibrate(predictor: Predictor, data: Dataset, labels: NDArray[np.int64], prior: Sequence[float]) -> Calibration:
-    """A temperature for each number of stamps, on validation objects (Guo et al. 2017, arXiv 1706.04599).
-
-    Objects are weighted so that classes count equally there, as they did in training; the prior comes on top.
-    """
-    chosen = data.choose("validation")
-    found = evaluate.answers(predictor, data, chosen, CALIBRATE_AT)
-    weight = 1 / np.bincount(labels[chosen], minlength=len(predictor.info.classes))[labels[chosen]]
-    stamps, temperatures = [], []
-    for n, (kept, p) in found.items():
-        if len(kept) >= 50:
-            stamps.append(float(n))
-            temperatures.append(_temperature(np.log(p + 1e-9), labels[chosen][kept], weight[kept]))
-    ratio = tuple(float(x) for x in np.asarray(prior) * len(prior) / np.sum(prior)) if len(prior) else ()
-    return Calibration(tuple(stamps) or (1.0,), tuple(temperatures) or (1.0,), ratio)
-
-
-def _temperature(logits: NDArray[np.float64], truth: NDArray[np.int64], weight: NDArray[np.float64]) -> float:
-    grid = np.exp(np.linspace(np.log(0.3), np.log(5), 80))
-
-    def loss(t: float) -> float:
-        scaled = logits / t
-        scaled = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
-        return -float((weight * scaled[np.arange(len(truth)), truth]).sum())
-
-    return float(min(grid, key=loss))
+    return {key: card[key] for key in ("command", "seed", "version", "survey", "objects") if key in card}

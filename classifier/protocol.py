@@ -1,0 +1,128 @@
+"""A training run as a TOML file."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from . import taxonomy
+from .errors import ModelError
+
+_LISTS = ("classes", "prior")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One run; the keys of the TOML file.
+
+    Each stage is skipped where its steps are 0. `short`, `whole` and `head` learn from all labels, `fine` and
+    `fine_head` from those that spectroscopy confirmed.
+
+    Attributes:
+        archive: what to learn from.
+        name: of the checkpoint and in every figure that comes of it.
+        bands: keep only these; empty for all of the archive.
+        variant, attention, band_embedding, cnn, time, dropout: of `convention.Config`.
+        objects: use so many training objects, evenly of each class; 0 for all.
+        short_steps: everything learns, from views of at most `short_longest` stamps: many objects for little work.
+        steps: everything learns, from views of at most `longest` stamps, a share `whole` of up to 99.
+        head_steps: the 3D-CNN rests and all behind it learns from tokens that were computed once.
+        fine_steps, fine_head_steps: the same on confirmed labels.
+        batch, short_batch, head_batch: views of a step.
+        bank_views: views of each object whose tokens are computed for the head.
+        rate, head_rate: the highest learning rates; a quarter of them on confirmed labels.
+        truncate, drop: of `dataset.Augmentation`.
+        balanced: draw classes equally often (weighted random sampling), and correct the prior afterwards.
+        prefixes: beginnings of every view that are classified beside it.
+        photometry: weight of the loss that has tokens tell fluxes; 0 as published.
+        average: how slowly the weights that are measured follow those that learn, per step.
+        prior: relative frequency of each class that the served probabilities assume; empty: equal.
+        every: steps between two measurements.
+        patience: measurements without a better macro-F1 after which a stage stops; 0: never.
+        blocks, models: of object-disjoint folds, and models of each; 0 blocks: the archive's own splits.
+        device, autocast: where, and bfloat16 where it is native.
+        threads: of the CPU; 0 for all.
+    """
+
+    archive: str
+    name: str = "convention"
+    version: str = "1"
+    bands: str = ""
+    variant: str = "stream"
+    attention: str = "linear"
+    band_embedding: str = "learned"
+    cnn: str = "3d"
+    time: str = "both"
+    classes: tuple[str, ...] = taxonomy.CLASSES
+    dropout: float = 0.3
+    objects: int = 0
+    short_steps: int = 0
+    steps: int = 0
+    head_steps: int = 0
+    fine_steps: int = 0
+    fine_head_steps: int = 0
+    batch: int = 16
+    short_batch: int = 48
+    head_batch: int = 64
+    short_longest: int = 9
+    longest: int = 36
+    whole: float = 0.06
+    bank_views: int = 2
+    rate: float = 1.5e-3
+    head_rate: float = 1e-3
+    weight_decay: float = 0.05
+    truncate: float = 0.4
+    drop: float = 0.3
+    balanced: bool = True
+    prefixes: int = 3
+    photometry: float = 0.3
+    average: float = 0.99
+    prior: tuple[float, ...] = ()
+    every: int = 250
+    patience: int = 0
+    blocks: int = 0
+    models: int = 1
+    seed: int = 1
+    device: str = "auto"
+    autocast: bool = True
+    threads: int = 0
+
+
+def from_mapping(given: Mapping[str, Any], where: str | Path) -> Protocol:
+    """A protocol from its keys.
+
+    Raises:
+        ModelError: an unknown or missing key, or one that cannot be.
+    """
+    known = {f.name for f in fields(Protocol)}
+    if unknown := sorted(set(given) - known):
+        raise ModelError(f"{where}: unknown key {unknown[0]}; known are {', '.join(sorted(known))}")
+    if "archive" not in given:
+        raise ModelError(f"{where}: archive is missing: name the archive to learn from")
+    values: dict[str, Any] = {key: tuple(value) if key in _LISTS else value for key, value in given.items()}
+    made = Protocol(**values)
+    if made.prior and len(made.prior) != len(made.classes):
+        raise ModelError(f"{where}: prior has {len(made.prior)} values for {len(made.classes)} classes")
+    return made
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The keys of a TOML file.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ModelError(f"cannot read the training configuration {path}: {error}") from error
+
+
+def read(path: str | Path, changes: Mapping[str, Any] | None = None) -> Protocol:
+    """A protocol from its file, with some keys changed.
+
+    Raises:
+        ModelError: unreadable, or an unknown key.
+    """
+    return from_mapping(load(path) | dict(changes or {}), path)
