@@ -36,7 +36,7 @@ def light_curves_per_second(survey: Survey, count: int) -> dict[str, float]:
         rng = np.random.default_rng(1)
         wish = next(w for w in plan(8, 1, balanced=True) if w.truth == name)
         seen = observe(rng, survey, 1, 0, wish)
-        sight = Sight(survey, seen.visits, 0.05, depth(survey), STANDARD)
+        sight = Sight(survey, seen.visits, 0.05, depth(survey), STANDARD, "RRab")
         start, drawn = time.process_time(), 0
         for _ in range(count):
             drawn += make(rng, sight) is not None

@@ -215,7 +215,7 @@ def test_galaxies_get_redder_and_smaller_with_distance() -> None:
 @pytest.mark.parametrize("truth", MAKERS)
 def test_every_class_is_found_by_every_survey(survey: object, truth: str) -> None:
     seen = observe(np.random.default_rng(1), survey, 1, 0, Wish(truth, truth, True))  # type: ignore[arg-type]
-    assert is_found(survey, seen.visits, seen.target.flux, seen.target.reference)  # type: ignore[arg-type]
+    assert is_found(survey, seen.visits, seen.target.flux, seen.target.reference, 1)  # type: ignore[arg-type]
     assert np.isfinite(seen.target.flux).all()
     assert (seen.target.flux >= 0).all()
 

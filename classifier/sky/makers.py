@@ -19,8 +19,10 @@ from .spectra import (
 from .surveys import Survey
 from .targets import Sight, Target, draw_magnitude
 
-# AGN candidates of the SDSS search: log-normal in redshift (median 0.5, 5 % below 0.19, 5 % above 2).
-AGN_REDSHIFT = (0.50, 0.72)
+# Log-normal in redshift, so that those the search finds have the redshifts of the SDSS candidates (median 0.5, 5 %
+# below 0.19, 5 % above 2).
+AGN_REDSHIFT = (0.58, 0.85)
+MARGIN = 0.5  # mag by which a star must be fainter than what saturates
 SAME_TIME = 0.1  # days within which an AGN does not change
 TEMPLATE_AGE = (300.0, 365.0)  # days before the season's start, when the template was taken
 NEAREST = 0.004  # redshift
@@ -118,10 +120,12 @@ def _agn_colours(survey: Survey, nucleus: agn.Nucleus) -> Array:
 
 
 def _star(rng: np.random.Generator, sight: Sight) -> Target | None:
-    star, visits = stars.draw_star(rng), sight.visits
+    star, visits = stars.draw_star(rng, sight.kind), sight.visits
     mean = np.interp(sight.wavelengths, stars.NODES, star.magnitudes)
     flux = (magnitude_to_njy(mean) * sight.through)[visits.band]
     node = np.abs(stars.NODES - sight.wavelengths[:, None]).argmin(1)[visits.band]
+    if star.magnitudes.min() < sight.survey.saturation + MARGIN:
+        return None
     now = flux * 10 ** (-0.4 * star.change(visits.mjd, node))
     past = [star.change(visits.mjd - rng.uniform(*TEMPLATE_AGE), node) for _ in range(6)]
     before = flux * _band_means(visits.band, 10 ** (-0.4 * np.array(past)).mean(0))

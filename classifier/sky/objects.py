@@ -9,11 +9,13 @@ from .makers import MAKERS
 from .render import Source, noise_area
 from .scene import surroundings
 from .spectra import Array
+from .stars import draw_kind
 from .surveys import Survey
 from .targets import DETECTION, DUST, Sight, Target, depth
 from .type_ia import STANDARD, IaTemplate
 
 ATTEMPTS = 4000  # draws until one would have been found by the search
+VISITS, FLARE_VISITS = 2, 1  # with a detection, that make a candidate
 NOT_LATER = 2  # visits that must follow the first detection
 # Chance of a spectrum against magnitude at peak: one half at this r, over this width (shape after Sako et al. 2018).
 SPECTRUM = (20.6, 0.45)
@@ -45,12 +47,14 @@ def observe(
     """Draw objects until one of them would have been found in that season."""
     place = _place(rng, survey)
     visits = visits_at(rng, survey, season, seed, place[0], fields_at(rng, survey))
-    sight = Sight(survey, visits, DUST[0] * 10 ** rng.normal(0, DUST[1]), _limit(survey, wish), template)
+    # The kind of star is drawn once: kinds that are hard to find shall not be rare for it.
+    kind = draw_kind(rng) if wish.truth == "Variable" else ""
+    sight = Sight(survey, visits, DUST[0] * 10 ** rng.normal(0, DUST[1]), _limit(survey, wish), template, kind)
     for _ in range(ATTEMPTS):
         target = MAKERS[wish.truth](rng, sight)
         if target is None or not _spectrum_as_wished(rng, target, wish):
             continue
-        if is_found(survey, visits, target.flux, target.reference):
+        if is_found(survey, visits, target.flux, target.reference, FLARE_VISITS if kind == "flare" else VISITS):
             return Observed(target, *place, visits, surroundings(rng, survey, target, sight.dust))
     raise RuntimeError(f"no {wish.truth} that {survey.name} would find in {ATTEMPTS} draws")
 
@@ -81,10 +85,10 @@ def expected_error(survey: Survey, visits: Visits, flux: Array) -> Array:
     return np.asarray(np.sqrt(visits.noise**2 * area + np.maximum(flux, 0) / electrons))
 
 
-def is_found(survey: Survey, visits: Visits, flux: Array, reference: Array) -> bool:
-    """Would the search have made a candidate: a detection in two visits, not only at the season's very end."""
+def is_found(survey: Survey, visits: Visits, flux: Array, reference: Array, needed: int) -> bool:
+    """Would the search have made a candidate: detections in so many visits, not only at the season's very end."""
     searched = np.isin(visits.band, [i for i, name in enumerate(survey.bands) if name in survey.search])
     high = np.abs(flux - reference) > 1.2 * DETECTION * expected_error(survey, visits, flux)
     seen = np.unique(visits.visit[searched & high])
     every = np.unique(visits.visit)
-    return len(seen) >= 2 and int(np.searchsorted(every, seen[0])) + NOT_LATER < len(every)
+    return len(seen) >= needed and int(np.searchsorted(every, seen[0])) + NOT_LATER < len(every)

@@ -31,9 +31,9 @@ REGISTRATION, MATCH = 0.03, 0.008
 WORST_SKY = 2.0  # noise of a night that is still used, relative to a typical one
 MARGIN = 6  # FWHM by which the transform's period exceeds the stamp, so that wings hardly come back on the other side
 
-# Defects, chance per stamp: cosmic rays that were not cleaned, bad columns, the edge of a chip.
+# Defects, chance per 64 x 64 pixels: cosmic rays that were not cleaned, bad columns, the edge of a chip.
 COSMIC_RAY, BAD_COLUMN, CHIP_EDGE = 0.03, 0.004, 0.006
-CLEAR = 6  # pixels about the source that bad columns and edges leave free
+CLEAR = 6  # pixels about the source that defects leave free: the survey would have flagged the measurement
 
 
 @dataclass(frozen=True)
@@ -348,13 +348,14 @@ def add_defects(rng: np.random.Generator, survey: Survey, visits: Visits, images
     """Saturation, cosmic rays, bad columns and chip edges, in place."""
     n = len(images)
     along_x = abs(survey.column_angle - 90) < 45
+    area = survey.size**2 / 64**2
     _saturate(survey, visits, images, along_x)
-    for at in np.flatnonzero(rng.random(n) < COSMIC_RAY):
+    for at in np.flatnonzero(rng.random(n) < COSMIC_RAY * area):
         _cosmic_ray(rng, images[at], float(visits.noise[at]))
-    for at in np.flatnonzero(rng.random(n) < BAD_COLUMN):
+    for at in np.flatnonzero(rng.random(n) < BAD_COLUMN * area):
         line, level = _away_from_source(rng, survey), rng.normal(0, 8) * visits.noise[at]
         (images[at].T if not along_x else images[at])[line] += np.float32(level)
-    for at in np.flatnonzero(rng.random(n) < CHIP_EDGE):
+    for at in np.flatnonzero(rng.random(n) < CHIP_EDGE * area):
         width = int(rng.integers(1, survey.size // 2 - CLEAR))
         view = images[at].T if rng.random() < 0.5 else images[at]
         beyond = slice(None, width) if rng.random() < 0.5 else slice(-width, None)
@@ -362,7 +363,7 @@ def add_defects(rng: np.random.Generator, survey: Survey, visits: Visits, images
 
 
 def _away_from_source(rng: np.random.Generator, survey: Survey) -> int:
-    """A line of pixels that leaves the source free: a survey would have flagged the source otherwise."""
+    """A line of pixels that leaves the source free."""
     line = int(rng.integers(survey.size - 2 * CLEAR))
     return line if line < survey.size // 2 - CLEAR else line + 2 * CLEAR
 
@@ -390,10 +391,11 @@ def _full_well(survey: Survey, seeing: float) -> float:
 
 
 def _cosmic_ray(rng: np.random.Generator, image: Image, noise: float) -> None:
-    """A straight track of sharp pixels."""
+    """A straight track of sharp pixels, without those at the source."""
     length, angle = rng.integers(1, 9), rng.uniform(0, 2 * np.pi)
     steps = np.arange(length)
     x = np.rint(rng.uniform(0, image.shape[1]) + steps * np.cos(angle)).astype(int)
     y = np.rint(rng.uniform(0, image.shape[0]) + steps * np.sin(angle)).astype(int)
     inside = (x >= 0) & (x < image.shape[1]) & (y >= 0) & (y < image.shape[0])
+    inside &= np.hypot(x - image.shape[1] // 2, y - image.shape[0] // 2) > CLEAR
     image[y[inside], x[inside]] += np.float32(noise * 10 ** rng.uniform(1, 2.3)) * rng.uniform(0.5, 1, inside.sum())

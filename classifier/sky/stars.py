@@ -47,7 +47,7 @@ class Pulsation:
 
 
 RATIO_SCATTER = 0.015
-LARGEST = -0.68  # ln A; hotter stars pulsate no more strongly
+LARGEST = -0.75  # ln A; hotter stars pulsate no more strongly
 BLUER = 0.07  # g - r by which a star is bluer per unit of ln A, and r - i by half of that
 # Amplitudes swell and shrink (the Blazhko effect, and less regular changes): exponential mean, and period in days.
 MODULATION, MODULATION_PERIOD = 0.05, (20.0, 120.0)
@@ -55,12 +55,12 @@ PULSATIONS: Mapping[str, Pulsation] = MappingProxyType(
     {
         "RRab": Pulsation(
             (0.579, 0.065),
-            (-1.00, -3.3, 0.19),
+            (-1.01, -3.3, 0.19),
             (0.945, 1.0, 0.710, 0.560, 0.500),
-            (-0.345 - 0.274j, -0.042 + 0.299j, 0.158 - 0.053j, -0.063 - 0.060j, -0.006 + 0.039j),
+            (-0.362 - 0.288j, -0.044 + 0.318j, 0.172 - 0.057j, -0.070 - 0.067j, -0.007 + 0.044j),
             (-0.18 + 0.06j, 0.02 + 0.18j, 0.20 - 0.12j, -0.20 - 0.05j, 0.02 + 0.10j),
             (0.06, 0.0, -0.10, -0.23, -0.31),
-            0.045,
+            0.038,
         ),
         "RRc": Pulsation(
             (0.343, 0.041),
@@ -118,9 +118,13 @@ class Star:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def draw_star(rng: np.random.Generator, kind: str | None = None) -> Star:
-    """A variable star; `kind` of `MIXTURE`, by its frequency if not given."""
-    kind = kind or str(rng.choice(list(MIXTURE), p=np.array(list(MIXTURE.values())) / sum(MIXTURE.values())))
+def draw_kind(rng: np.random.Generator) -> str:
+    """One of `MIXTURE`, by its frequency."""
+    return str(rng.choice(list(MIXTURE), p=np.array(list(MIXTURE.values())) / sum(MIXTURE.values())))
+
+
+def draw_star(rng: np.random.Generator, kind: str) -> Star:
+    """A variable star of a kind of `MIXTURE`."""
     makers = {"EA": _detached, "EW": _contact, "LPV": _long_period, "flare": _flares}
     change, facts = makers.get(kind, _pulsator)(rng, kind)
     magnitudes = _mean_magnitudes(rng, kind)
@@ -136,7 +140,7 @@ def _mean_magnitudes(rng: np.random.Generator, kind: str) -> Array:
     r = bright + np.log10(share) / slope
     *means, scatter = COLOURS[kind]
     # One temperature moves all colours together, most in the blue.
-    ug, gr, ri, iz = np.array(means) + rng.normal(0, scatter) * np.array([0.8, 1.0, 0.5, 0.3]) + rng.normal(0, 0.02, 4)
+    ug, gr, ri, iz = np.array(means) + rng.normal(0, scatter) * np.array([0.8, 1.0, 0.5, 0.3]) + rng.normal(0, 0.012, 4)
     return np.array([r + gr + ug, r + gr, r, r - ri, r - ri - iz])
 
 

@@ -25,6 +25,7 @@ class Sight:
         dust: E(B-V) of the Milky Way.
         limit: r magnitude at maximum beyond which an object is not worth drawing.
         template: what SNe Ia look like.
+        kind: of variable star to draw.
     """
 
     survey: Survey
@@ -32,6 +33,7 @@ class Sight:
     dust: float
     limit: float
     template: IaTemplate
+    kind: str = ""
 
     @property
     def wavelengths(self) -> Array:
