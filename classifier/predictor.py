@@ -85,7 +85,7 @@ class Predictor:
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         features = FoldedFeatures(self._model, dtype).to(self.device)
         on_gpu = self.device.type == "cuda"
-        self._tokens_of = CudaTokens(features, self.device) if on_gpu else CpuTokens(features)
+        self.tokens_of = CudaTokens(features, self.device) if on_gpu else CpuTokens(features)
         self._token_shape = (config.channels, config.map, config.map)
         self._widths = (*(w for w in WIDTHS if w < config.tokens), config.tokens)
         self._known = np.array([band in self.info.bands for band in BANDS])
@@ -140,7 +140,7 @@ class Predictor:
         pixels, bands = np.concatenate([g.pixels for g in groups]), np.concatenate([g.bands for g in groups])
         flat = np.empty((0, *self._token_shape), self.token_dtype)
         if len(pixels):
-            flat = self._tokens_of(pixels, bands).astype(self.token_dtype)
+            flat = self.tokens_of(pixels, bands).astype(self.token_dtype)
         found: list[dict[int, Token]] = []
         at = 0
         for sequence in sequences:

@@ -1,0 +1,196 @@
+"""How fast the model answers: as published, whole sequences, and updates of one group.
+
+All in one run, in turns, so that ratios hold on a machine that is busy with other things. The reference computes what
+the published code computes, with the same weights: Conv3d in float32 over all 33 groups, padding included, and the
+network M of the attention on every pair of positions. (It folds the groups into the batch, which the
+published code does not; that is faster.)
+
+The ceiling of the 3D-CNN is the machine's own matrix product, measured here in the same precision and threads.
+
+    python benchmarks/inference.py [--device auto] [--precision auto] [--threads N] [--rounds 5]
+
+The very last line is one JSON document.
+"""
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from classifier import checkpoint, taxonomy
+from classifier.checkpoint import Calibration, Info
+from classifier.convention import Attention, Config, ConvEntion, operations, sequence_operations
+from classifier.predictor import Predictor
+from classifier.sequence import GROUP, Scaling, StampSequence, collate
+
+SCALING = Scaling((3.0, 1.2, 1.7, 2.6, 7.9, 8.0), 1.0)
+STAMPS = 99
+REFERENCES, SEQUENCES, UPDATES, GROUPS = 2, 8, 64, 64  # at once
+
+
+def sequence(seed: int) -> StampSequence:
+    """Noise; what is in the stamps makes no difference to the time."""
+    rng = np.random.default_rng(seed)
+    stamps = rng.normal(0, 2, (STAMPS, 32, 32)).astype(np.float16)
+    return StampSequence(np.sort(rng.uniform(0, 90, STAMPS)), rng.integers(0, 5, STAMPS).astype(np.uint8), stamps)
+
+
+def reference(model: ConvEntion, batch: tuple[Tensor, ...]) -> Tensor:
+    """Logits as the published code computes them, for the weights of a stream model."""
+    pixels, bands, valid, days, present = batch
+    features = model.features
+    x = features.images(pixels.flatten(0, 1), bands.flatten(0, 1)).transpose(1, 2)
+    for i in (1, 2, 3, 4):
+        x = functional.relu(getattr(features, f"norm{i}")(getattr(features, f"conv{i}")(x)))
+    x = x.view(*valid.shape, *x.shape[1:2], *x.shape[3:])
+    x = x + model.position[: x.shape[1], :, None, None]  # type: ignore[index]
+    known = present.float()
+    x = x + model.when(torch.cat([torch.log1p(days) * known, known], -1))[..., None, None]
+    for block in model.blocks:
+        x = x + every_pair(block.attention, block.norm1(x))  # type: ignore[arg-type, operator]
+        x = x + block.feed(block.norm2(x).flatten(0, 1)).view_as(x)  # type: ignore[operator]
+    logits: Tensor = model.head(x.amax(1).flatten(1))
+    return logits
+
+
+def every_pair(attention: Attention, x: Tensor) -> Tensor:
+    """M on Q_i + K_j for all pairs, softmax over j, weighted sum of V: O(n^2)."""
+    b, n, d = x.shape[:3]
+    q, k, v = attention.qkv(x.flatten(0, 1)).view(b, n, 3 * d, *x.shape[3:]).chunk(3, 2)
+    shared = v.view(b, n, attention.heads, -1, *x.shape[3:])
+    rows = []
+    for i in range(n):
+        maps = attention.logits((q[:, i : i + 1] + k).flatten(0, 1)).view(b, n, attention.heads, *x.shape[3:])
+        rows.append((maps.softmax(1)[:, :, :, None] * shared).sum(1).flatten(1, 2))
+    return attention.out(torch.stack(rows, 1).flatten(0, 1)).view_as(x)  # type: ignore[no-any-return]
+
+
+def peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> Callable[[], None]:
+    """A matrix product of 2 size^3 operations."""
+    a, b = torch.randn(size, size, device=device).to(dtype), torch.randn(size, size, device=device).to(dtype)
+    return lambda: _wait(a @ b)
+
+
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@click.command()
+@click.option("--device", default="auto", show_default=True)
+@click.option("--precision", default="auto", show_default=True)
+@click.option("--threads", type=int, help="Of the CPU; all cores by default.")
+@click.option("--rounds", default=5, show_default=True, help="Every measurement is made so often, in turns.")
+def main(device: str, precision: str, threads: int | None, rounds: int) -> None:
+    """Measure reference, whole sequences and updates in turns."""
+    torch.manual_seed(0)
+    config = Config()
+    model = ConvEntion(config).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        info = Info("bench", "0", config.to_dict(), taxonomy.CLASSES, "ugriz", ("any",), SCALING, Calibration())
+        checkpoint.save(folder, model.state_dict(), info)
+        predictor = Predictor(folder, survey="any", device=device, precision=precision, threads=threads)
+    with torch.inference_mode():
+        measure(model.to(predictor.device), predictor, rounds)
+
+
+def measure(model: ConvEntion, predictor: Predictor, rounds: int) -> None:
+    """Print the table and the JSON line."""
+    sequences = [sequence(seed) for seed in range(UPDATES)]
+    batch = tuple(torch.from_numpy(a).to(predictor.device) for a in collate(sequences[:REFERENCES], SCALING))
+    known = predictor.classify(sequences)
+    last = STAMPS // GROUP - 1
+    grown = [
+        StampSequence(s.mjd, s.band, s.stamps[GROUP * last :], {g: t for g, t in k.tokens.items() if g < last})
+        for s, k in zip(sequences, known, strict=True)
+    ]
+    padded = collate(sequences[:2], SCALING)
+    pixels, bands = padded[0].reshape(-1, GROUP, 32, 32)[:GROUPS], padded[1].reshape(-1, GROUP)[:GROUPS]
+    dtype = torch.bfloat16 if predictor.precision == "bfloat16" else torch.float32
+    calls: dict[str, Callable[[], object]] = {
+        "peak": peak(predictor.device, dtype),
+        "reference": lambda: reference(model, batch).cpu(),
+        "sequence": lambda: predictor.classify(sequences[:SEQUENCES]),
+        "update": lambda: predictor.classify(grown),
+        "groups": lambda: predictor.tokens_of(pixels, bands),
+    }
+    plain = reference(model, batch).softmax(1).cpu().numpy()
+    off = max(abs(plain[i] - known[i].probabilities).max() for i in range(REFERENCES))
+    again = max(
+        abs(a.probabilities - b.probabilities).max() for a, b in zip(predictor.classify(grown), known, strict=True)
+    )
+    click.echo(
+        f"{predictor.chosen}; answers differ from the reference by {off:.1e}, updates from whole ones by {again:.1e}"
+    )
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            taken[name].append(seconds(call))
+    taken = {name: values[1:] for name, values in taken.items()}  # the first round chooses kernels
+    report(model.config, predictor, taken, len(pixels))
+
+
+def report(config: Config, predictor: Predictor, taken: dict[str, list[float]], groups: int) -> None:
+    """Rates are medians; ratios are medians of the ratios within a round; the peak is the best product seen."""
+    counts = {"reference": REFERENCES, "sequence": SEQUENCES, "update": UPDATES}
+    rate = {name: count / statistics.median(taken[name]) for name, count in counts.items()}
+    ratio = {
+        name: statistics.median(
+            (taken["reference"][r] / REFERENCES) / (taken[name][r] / counts[name]) for r in range(len(taken[name]))
+        )
+        for name in ("sequence", "update")
+    }
+    whole, group = sequence_operations(config), operations(config)
+    behind = whole["fast"] - config.tokens * group["fast"]
+    work = {"reference": whole["plain"], "sequence": whole["fast"], "update": group["fast"] + behind}
+    best = 2 * 2048**3 / min(taken["peak"])
+    cnn = 2 * group["fast"] * groups / statistics.median(taken["groups"])
+    click.echo(f"{'':12}{'objects/s':>12}{'ratio':>8}{'Mmultiply-adds':>16}{'Gflop/s':>10}")
+    for name in counts:
+        click.echo(
+            f"{name:12}{rate[name]:12.1f}{ratio.get(name, 1):8.1f}{work[name] / 1e6:16,.0f}"
+            f"{2 * work[name] * rate[name] / 1e9:10.1f}"
+        )
+    click.echo(f"3D-CNN {cnn / 1e9:.0f} Gflop/s of {best / 1e9:.0f} (matrix product, {predictor.precision})")
+    name = torch.cuda.get_device_name() if predictor.device.type == "cuda" else processor()
+    found = {
+        "cpu": f"{name} x{torch.get_num_threads()}",
+        "precision": predictor.precision,
+        "reference_per_s": round(rate["reference"], 2),
+        "sequence_per_s": round(rate["sequence"], 2),
+        "sequence_ratio": round(ratio["sequence"], 2),
+        "update_per_s": round(rate["update"], 1),
+        "update_ratio": round(ratio["update"], 1),
+        "peak_gflops": round(best / 1e9, 1),
+        "fraction_of_peak": round(cnn / best, 3),
+    }
+    click.echo(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
