@@ -198,6 +198,7 @@ def compare_ia(data: Path, plots: Path | None, copies: int) -> dict[str, Any]:
     real_rows, rows = [ia_features(c) for c in curves], [ia_features(c) for c in simulated]
     if plots:
         plot_ia(plots / "snia.png", real_rows, rows)
+        plot_redshift(plots / "snia_redshift.png", real_rows, rows)
     return two_sample(real_rows, rows)
 
 
@@ -317,6 +318,31 @@ def plot_ia(path: Path, real: list[Features], simulated: list[Features]) -> None
     )
 
 
+def plot_redshift(path: Path, real: list[Features], simulated: list[Features]) -> None:
+    """Peak magnitude, rise and decline against redshift."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+    for axis, name, label in zip(
+        axes,
+        ("peak", "r -10", "g +20"),
+        ("r at maximum", "r flux at -10 d / maximum", "g flux at +20 d / maximum"),
+        strict=True,
+    ):
+        for rows, style in ((simulated, {"color": "tab:orange", "s": 4}), (real, {"color": "k", "s": 9})):
+            z = np.array([row["z"] for row in rows])
+            y = np.array(
+                [row["M_r"] + float(distance_modulus(row["z"])) if name == "peak" else row[name] for row in rows]
+            )
+            axis.scatter(z, y, **style)
+        axis.set_xlabel("redshift")
+        axis.set_ylabel(label)
+    axes[0].invert_yaxis()
+    axes[1].set_ylim(-0.1, 1.1)
+    axes[2].set_ylim(-0.1, 0.8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
+
+
 def plot_rr(path: Path, real: list[Features], simulated: list[Features]) -> None:
     names = [f"range {b}" for b in BANDS] + ["skew g", "skew r", "range g/r", "u-g", "g-r", "r-i", "i-z"]
     histograms(
@@ -331,6 +357,7 @@ def plot_agn(path: Path, real: tuple[np.ndarray, np.ndarray], simulated: tuple[n
         axis.hist(one, bins, density=True, color="k", histtype="step", label="Stripe 82 fits")
         axis.hist(two, bins, density=True, color="tab:orange", alpha=0.5, label="simulated")
         axis.set_xscale("log")
+        axis.tick_params(which="minor", labelbottom=False)
         axis.set_xlabel(label)
         axis.set_yticks([])
     axes[0].legend(fontsize=8)

@@ -21,7 +21,7 @@ Image = NDArray[np.float32]
 
 # SDSS's PSF (psField of run 1000, all bands): two Gaussians and a power-law wing (1 + r^2 / 3 s^2)^-1.5, of which the
 # Fourier transform is exp(-2 pi k sqrt(3) s) exactly.
-SECOND_SIZE = 2.0  # width of the second Gaussian relative to the first
+SECOND_SIZE = 2.0  # width of the second Gaussian relative to the first; `_optics` relies on the 2
 SECOND_FLUX = 0.37
 WING_FLUX = 0.028
 WING_SIZE = 1.65  # sqrt(3) s, in units of the FWHM
@@ -112,7 +112,7 @@ def _optics(survey: Survey, fwhm: Array, e1: Array, e2: Array) -> Image:
     )
     sigma = (_core_width() * fwhm).astype(np.float32)[:, None, None]
     core = np.exp(-2 * np.pi**2 * sigma**2 * stretched)
-    second = core**4 if SECOND_SIZE == 2 else np.exp(-2 * np.pi**2 * (SECOND_SIZE * sigma) ** 2 * stretched)
+    second = np.square(np.square(core))  # twice as wide: the fourth power
     wing = np.exp(-2 * np.pi * WING_SIZE * fwhm.astype(np.float32)[:, None, None] * np.sqrt(stretched))
     result = np.float32(1 - WING_FLUX) * (np.float32(1 - SECOND_FLUX) * core + np.float32(SECOND_FLUX) * second)
     return np.asarray(result + np.float32(WING_FLUX) * wing, np.float32)
@@ -135,13 +135,17 @@ def _sky_frequencies(survey: Survey, rotation: float) -> tuple[Array, Array]:
 
 def _scene(survey: Survey, sources: Sequence[Source], rotation: float) -> NDArray[np.complex64]:
     """Transforms [band, G, K] of everything that does not change, about the changing source."""
+    kx, ky, _ = _frequencies(survey)
     west, north = _sky_frequencies(survey, rotation)
+    cos, sin = np.cos(np.radians(rotation)), np.sin(np.radians(rotation))
     total = np.zeros((len(survey.bands), *west.shape), np.complex64)
     for source in sources:
-        wave = np.exp(-2j * np.pi * (west * source.west + north * source.north))
+        # A shift is a product of one factor per axis.
+        x, y = cos * source.west + sin * source.north, cos * source.north - sin * source.west
+        wave = np.exp(-2j * np.pi * y * ky).astype(np.complex64) * np.exp(-2j * np.pi * x * kx).astype(np.complex64)
         if source.profile is not None:
-            wave *= source.profile.transform(west, north)
-        total += source.fluxes[:, None, None].astype(np.float32) * wave.astype(np.complex64)
+            wave *= source.profile.transform(west, north).astype(np.float32)
+        total += source.fluxes[:, None, None].astype(np.float32) * wave
     return total
 
 

@@ -146,16 +146,17 @@ SDSS = Survey(
     column_angle=90.0,
 )
 
-# ZTF. Wavelengths and widths: Bellm et al. 2019, PASP 131, 018002. Depth (5 sigma: 20.8, 20.6, 19.9) and seeing
-# 2.1, 2.0, 2.1": ibid.; 6.2 electrons a count, zero points 26.2-26.3 (Masci et al. 2019, PASP 131, 018003).
-# Cadence of the public survey, g and r every third night, i for part of the sky every fourth.
+# ZTF. Wavelengths and widths: Bellm et al. 2019, PASP 131, 018002; seeing 2.1, 2.0, 2.1": ibid. Sky noise: between
+# what the pixels of public alert stamps show (600 in g, 760 in r; their noise is correlated by resampling) and what the
+# published depth asks for (5 sigma: 20.8, 20.6, 19.9; 1000, 1200, 2300). 6.2 electrons a count, zero points 26.2-26.3
+# (Masci et al. 2019, PASP 131, 018003). Cadence of the public survey: g and r every third night, i for part of the sky.
 ZTF = Survey(
     name="ztf",
     bands=_bands(
         {
-            "g": (4723, 1282, 2.10, 1000, 0.056, 3.258, 0.0, 26.27),
-            "r": (6340, 1553, 2.00, 1200, 0.056, 2.238, 2700.0, 26.28),
-            "i": (7886, 1420, 2.05, 2300, 0.052, 1.602, 5400.0, 25.66),
+            "g": (4723, 1282, 2.10, 750, 0.056, 3.258, 0.0, 26.27),
+            "r": (6340, 1553, 2.00, 900, 0.056, 2.238, 2700.0, 26.28),
+            "i": (7886, 1420, 2.05, 1700, 0.052, 1.602, 5400.0, 25.66),
         }
     ),
     cadence=Cadence(
@@ -185,18 +186,19 @@ ZTF = Survey(
 )
 
 # LSST. Wavelengths, widths, depth of a visit (23.8, 24.5, 24.0, 23.4, 22.7, 22.0 after dithering and airmass), FWHM and
-# zero points for 30 s: Ivezic et al. 2019, ApJ 873, 111, table 2, and Rubin SMTN-002. The wide survey looks at a
+# zero points for 30 s: Ivezic et al. 2019, ApJ 873, 111, table 2, and Rubin SMTN-002; sky noise 10 % above that depth,
+# as the i stamps of the first on-sky alerts have it (38-40 nJy a pixel, Moon included). The wide survey looks at a
 # field in two filters every 3-4 nights, in an orientation that changes from visit to visit.
 LSST = Survey(
     name="lsst",
     bands=_bands(
         {
-            "u": (3671, 600, 0.92, 24, 0.45, 4.145, 0.0, 31.4),
-            "g": (4827, 1430, 0.87, 12, 1.85, 3.237, 0.0, 31.4),
-            "r": (6223, 1390, 0.83, 19, 1.52, 2.273, 1800.0, 31.4),
-            "i": (7546, 1270, 0.80, 31, 1.14, 1.684, 1800.0, 31.4),
-            "z": (8691, 1030, 0.78, 59, 0.79, 1.323, 3600.0, 31.4),
-            "y": (9712, 990, 0.76, 145, 0.39, 1.088, 3600.0, 31.4),
+            "u": (3671, 600, 0.92, 26, 0.45, 4.145, 0.0, 31.4),
+            "g": (4827, 1430, 0.87, 13, 1.85, 3.237, 0.0, 31.4),
+            "r": (6223, 1390, 0.83, 21, 1.52, 2.273, 1800.0, 31.4),
+            "i": (7546, 1270, 0.80, 35, 1.14, 1.684, 1800.0, 31.4),
+            "z": (8691, 1030, 0.78, 66, 0.79, 1.323, 3600.0, 31.4),
+            "y": (9712, 990, 0.76, 160, 0.39, 1.088, 3600.0, 31.4),
         }
     ),
     cadence=Cadence(
