@@ -14,6 +14,7 @@ Client, servers and model share the cores: that is what an operator with one mac
 """
 
 import argparse
+import gzip
 import io
 import json
 import os
@@ -175,7 +176,7 @@ def _naive_store(client: Any, alert: dict[str, Any]) -> None:
     key, candidate = f"naive:{alert['objectId']}", alert["candidate"]
     stamps = []
     for kind in ("cutoutScience", "cutoutTemplate", "cutoutDifference"):
-        with fits.open(io.BytesIO(alert[kind]["stampData"])) as hdus:
+        with fits.open(io.BytesIO(gzip.decompress(alert[kind]["stampData"]))) as hdus:
             stamps.append(np.asarray(hdus[0].data, np.float32))
     middle = stamps[0].shape[0] // 2
     cut = stamps[0][middle - 16 : middle + 16, middle - 16 : middle + 16].astype(np.float16)
