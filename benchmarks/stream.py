@@ -196,7 +196,7 @@ def observations(objects: range, epochs: range) -> Iterator[Observation]:
     stamps[:, 14:18, 14:18] += rng.uniform(5, 200, (64, 1, 1)).astype(np.float16)
     for epoch in epochs:
         for number in objects:
-            source = (epoch * 1_000_000 + number + 1) * 1000 + 15
+            source = (epoch * 1_000_000 + number + 1) * 1000 + 16  # not an id of `packets`
             yield Observation(
                 f"BEN{number:08d}", source, 60000.0 + 2 * epoch - 1000, "gr"[epoch % 2], 10.0, 20.0, 1e4, 1e2,
                 stamps[(number + epoch) % 64], 0,
