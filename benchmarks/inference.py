@@ -28,13 +28,13 @@ from torch.nn import functional
 
 from classifier import checkpoint, taxonomy
 from classifier.checkpoint import Calibration, Info
-from classifier.convention import Attention, Config, ConvEntion, operations, sequence_operations
+from classifier.convention import Attention, Config, ConvEntion, Features, operations, sequence_operations
 from classifier.predictor import Predictor
 from classifier.sequence import GROUP, Scaling, StampSequence, collate
 
 SCALING = Scaling((3.0, 1.2, 1.7, 2.6, 7.9, 8.0), 1.0)
 STAMPS = 99
-REFERENCES, SEQUENCES, UPDATES, GROUPS = 2, 8, 64, 64  # at once
+REFERENCES, SEQUENCES, UPDATES, GROUPS = 8, 8, 64, 64  # at once
 
 
 def sequence(seed: int) -> StampSequence:
@@ -45,14 +45,10 @@ def sequence(seed: int) -> StampSequence:
 
 
 def reference(model: ConvEntion, batch: tuple[Tensor, ...]) -> Tensor:
-    """Logits as the published code computes them, for the weights of a stream model."""
-    pixels, bands, valid, days, present = batch
-    features = model.features
-    x = features.images(pixels.flatten(0, 1), bands.flatten(0, 1)).transpose(1, 2)
-    for i in (1, 2, 3, 4):
-        x = functional.relu(getattr(features, f"norm{i}")(getattr(features, f"conv{i}")(x)))
-    x = x.view(*valid.shape, *x.shape[1:2], *x.shape[3:])
-    x = x + model.position[: x.shape[1], :, None, None]  # type: ignore[index]
+    """Logits as the published code computes them, for the weights of a stream model: group after group, Conv3d."""
+    pixels, bands, _, days, present = batch
+    tokens = [plain_features(model.features, pixels[:, i], bands[:, i]) for i in range(pixels.shape[1])]
+    x = torch.stack(tokens, 1) + model.position[:, :, None, None]  # type: ignore[index]
     known = present.float()
     x = x + model.when(torch.cat([torch.log1p(days) * known, known], -1))[..., None, None]
     for block in model.blocks:
@@ -62,16 +58,23 @@ def reference(model: ConvEntion, batch: tuple[Tensor, ...]) -> Tensor:
     return logits
 
 
+def plain_features(features: Features, pixels: Tensor, bands: Tensor) -> Tensor:
+    """Tokens of one group of every sequence."""
+    x = features.images(pixels, bands).transpose(1, 2)
+    for i in (1, 2, 3, 4):
+        x = functional.relu(getattr(features, f"norm{i}")(getattr(features, f"conv{i}")(x)))
+    return x.squeeze(2)
+
+
 def every_pair(attention: Attention, x: Tensor) -> Tensor:
-    """M on Q_i + K_j for all pairs, softmax over j, weighted sum of V: O(n^2)."""
-    b, n, d = x.shape[:3]
-    q, k, v = attention.qkv(x.flatten(0, 1)).view(b, n, 3 * d, *x.shape[3:]).chunk(3, 2)
-    shared = v.view(b, n, attention.heads, -1, *x.shape[3:])
-    rows = []
-    for i in range(n):
-        maps = attention.logits((q[:, i : i + 1] + k).flatten(0, 1)).view(b, n, attention.heads, *x.shape[3:])
-        rows.append((maps.softmax(1)[:, :, :, None] * shared).sum(1).flatten(1, 2))
-    return attention.out(torch.stack(rows, 1).flatten(0, 1)).view_as(x)  # type: ignore[no-any-return]
+    """M on Q_i + K_j of all pairs at once, softmax over j, weighted sum of V: O(n^2) in time and memory."""
+    b, n, d, *size = x.shape
+    q, k, v = attention.qkv(x.flatten(0, 1)).view(b, n, 3 * d, *size).chunk(3, 2)
+    pairs = (q[:, :, None] + k[:, None]).view(b * n * n, d, *size)
+    weights = attention.logits(pairs).view(b, n, n, attention.heads, 1, *size).softmax(2)
+    mixed = (weights * v.view(b, 1, n, attention.heads, -1, *size)).sum(2)
+    out: Tensor = attention.out(mixed.view(b * n, d, *size))
+    return out.view_as(x)
 
 
 def peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> Callable[[], None]:

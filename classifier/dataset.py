@@ -89,7 +89,7 @@ def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") 
         np.array(objects["confirmed"]), start, mjd, band, np.load(stamps, mmap_mode="r"), flux,
         objects["survey"][0],
     )  # fmt: skip
-    return _only(found, bands) if bands else found
+    return only(found, bands) if bands else found
 
 
 def _normalise(source: Archive, stamps: Path, table: Path) -> None:
@@ -121,7 +121,8 @@ def _turned(degrees: float) -> NDArray[np.float64]:
     return np.array([[-np.cos(a), np.sin(a)], [np.sin(a), np.cos(a)]])
 
 
-def _only(data: Dataset, bands: str) -> Dataset:
+def only(data: Dataset, bands: str) -> Dataset:
+    """The stamps of some bands."""
     keep = np.isin(data.band, [BANDS.index(b) for b in bands])
     start = np.concatenate([[0], np.cumsum(keep)])[data.start]
     return Dataset(

@@ -112,9 +112,10 @@ def after_stamps(
     """For every n, which rows of `indices` have as many stamps, and the probabilities after that many."""
     cuts = [[n for n in stamps if n <= data.length(int(i))] for i in indices]
     found = answers(model, data, indices, cuts)
+    classes = len(model.info.classes)
     kept = {n: np.array([row for row, own in enumerate(cuts) if n in own], np.int64) for n in stamps}
     return {
-        n: (rows, np.array([found[row][cuts[row].index(n)] for row in rows]).reshape(len(rows), -1))
+        n: (rows, np.array([found[row][cuts[row].index(n)] for row in rows], np.float32).reshape(-1, classes))
         for n, rows in kept.items()
     }
 

@@ -175,7 +175,7 @@ class Trainer:
                 group["lr"] = rate * _rise_and_fall(at / steps)
             loss = self._update(optimiser, step(rng))
             loss_mean = loss if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss
-            bar.set_postfix(loss=f"{loss_mean:.3f}", best=f"{self.best:.3f}")
+            bar.set_postfix(loss=f"{loss_mean:.3f}", best=f"{self.best:.3f}", refresh=False)
             if (at + 1) % self.protocol.every == 0 or at + 1 == steps:
                 self.seconds += time.monotonic() - began
                 self.done[name] = at + 1

@@ -1,0 +1,230 @@
+"""Training: stages, resuming, folds, tables and random views; few steps on small data."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from data_tools import made
+
+from classifier import calibration, checkpoint, cli, dataset, grid, protocol, train
+from classifier.bank import Bank
+from classifier.dataset import Augmentation
+from classifier.errors import ModelError
+from classifier.protocol import Protocol
+from classifier.sequence import Scaling
+
+SMALL = Protocol(
+    "none", name="small", short_steps=3, steps=2, head_steps=3, fine_steps=1, fine_head_steps=2, batch=4, short_batch=8,
+    head_batch=8, longest=9, bank_views=1, every=2, threads=1, autocast=False,
+)  # fmt: skip
+LENGTHS = [4 + n % 7 for n in range(32)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def weights(path: Path) -> dict[str, Any]:
+    return checkpoint.load_state(path)
+
+
+def test_a_run_makes_a_checkpoint_with_everything_it_used(tmp_path: Path) -> None:
+    made_ = train.run(SMALL, tmp_path, "skyheed train x -o y", made(LENGTHS))
+    assert made_ == checkpoint.read_info(tmp_path)
+    assert made_.training["command"] == "skyheed train x -o y"
+    assert made_.training["protocol"]["short_steps"] == 3
+    assert made_.surveys == ("sdss",)
+    assert made_.bands == "ugriz"
+    assert made_.metrics["at_the_end"]["objects"] > 0
+    stages = {line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()[1:]}
+    assert stages == {"short", "whole", "head", "fine", "fine_head"}
+    assert not (tmp_path / "progress.pt").exists()
+
+
+def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(SMALL, steps=0, head_steps=0, fine_steps=0, fine_head_steps=0)
+    first = train.run(short, tmp_path, "", made(LENGTHS))
+    monkeypatch.setattr(train, "Trainer", None)
+    assert train.run(short, tmp_path, "", made(LENGTHS)) == first
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = replace(SMALL, short_steps=4, steps=0, head_steps=2, fine_steps=0, fine_head_steps=0, dropout=0.0)
+    whole = train.run(one, tmp_path / "whole", "", made(LENGTHS))
+    step, count = train.Trainer._loss_of_views, itertools.count()
+
+    def stops(self: train.Trainer, *given: Any) -> torch.Tensor:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return step(self, *given)
+
+    monkeypatch.setattr(train.Trainer, "_loss_of_views", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(one, tmp_path / "cut", "", made(LENGTHS))
+    assert not (tmp_path / "cut" / checkpoint.MODEL).exists()
+    again = train.run(one, tmp_path / "cut", "", made(LENGTHS))
+    for name, tensor in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "cut")[name], tensor, rtol=1e-4, atol=1e-5)
+    assert again.metrics["confusion"] == whole.metrics["confusion"]
+
+
+def test_progress_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    trainer = train.Trainer(SMALL, made(LENGTHS), tmp_path)
+    trainer._keep(torch.optim.AdamW(trainer.model.parameters()))
+    with pytest.raises(ModelError, match="another configuration"):
+        train.Trainer(replace(SMALL, rate=1e-4), made(LENGTHS), tmp_path)
+
+
+def test_it_learns_what_there_is_to_learn(tmp_path: Path) -> None:
+    easy = replace(SMALL, short_steps=2, steps=0, head_steps=300, fine_steps=0, fine_head_steps=0)
+    easy = replace(easy, head_batch=32, head_rate=3e-3, every=100, average=0.9, dropout=0.0)
+    found = train.run(easy, tmp_path, "", made([6] * 64))
+    assert found.training["selected_macro_f1"] > 0.7  # chance: 0.25
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"variant": "paper", "time": "position"}, {"attention": "mlp"}, {"cnn": "2d"}, {"band_embedding": "none"},
+        {"band_embedding": "fixed"}, {"time": "position"}, {"bands": "g"}, {"balanced": False},
+        {"classes": ("AGN", "SN", "Variable")},
+    ],
+)  # fmt: skip
+def test_every_ablation_runs(tmp_path: Path, changes: dict[str, Any]) -> None:
+    one = replace(SMALL, short_steps=0, steps=1, head_steps=0, fine_steps=0, fine_head_steps=0, **changes)
+    data = dataset.only(made(LENGTHS), one.bands) if one.bands else made(LENGTHS)
+    found = train.run(one, tmp_path, "", data)
+    assert found.classes == one.classes
+    assert found.config["attention"] == one.attention
+
+
+def test_objects_keep_to_their_side_of_every_fold() -> None:
+    data = made(LENGTHS)
+    sides = []
+    for block in range(4):
+        part = grid.folds(data, 4, block)
+        test, rest = set(part.choose("test")), set(part.choose("train")) | set(part.choose("validation"))
+        assert not test & rest
+        assert len(test | rest) == 32
+        assert {data.label[i] for i in test} == set(data.label)
+        sides.append(test)
+    assert set.union(*sides) == set(range(32))
+    assert sum(map(len, sides)) == 32
+
+
+def test_blocks_and_models_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "load", lambda *_, **__: made(LENGTHS))
+    one = replace(SMALL, steps=1, short_steps=0, head_steps=0, fine_steps=0, fine_head_steps=0, blocks=2, models=1)
+    grid.run(one, tmp_path, "")
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["models"] == 2
+    assert 0 <= found["accuracy"]["mean"] <= 1
+
+
+def test_a_table_is_run_once_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "load", lambda *_, **__: made(LENGTHS))
+    file = tmp_path / "t.toml"
+    file.write_text(
+        '[common]\narchive = "x"\nsteps = 1\nbatch = 4\nevery = 1\nthreads = 1\nautocast = false\n'
+        '[[run]]\nname = "Stream, linear"\n[[run]]\nname = "paper"\nvariant = "paper"\ntime = "position"\n'
+    )
+    result = CliRunner().invoke(cli.train, [str(file), "--grid", "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "1,253,108" in result.output
+    assert "| Stream, linear |" in (tmp_path / "out" / "table.md").read_text()
+    monkeypatch.setattr(train, "Trainer", None)
+    again = CliRunner().invoke(cli.train, [str(file), "--grid", "-o", str(tmp_path / "out")])
+    assert again.stdout == result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps = 1", "archive is missing"), ('archive = "x"\nstep = 1', "unknown key step"),
+        ('archive = "x"\nprior = [1.0, 2.0]', "2 values for 4 classes"), ("archive = ", "cannot read"),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(ModelError, match=message):
+        protocol.read(tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize("path", sorted(Path(train.__file__).parent.glob("configs/*.toml")), ids=lambda p: p.name)
+def test_shipped_configurations_can_be_read(path: Path) -> None:
+    assert grid.rows(path, {}) if "[[run]]" in path.read_text() else protocol.read(path)
+
+
+def test_classes_are_drawn_equally_often_unless_told_otherwise(tmp_path: Path) -> None:
+    data = made([4] * 64)
+    indices = np.array([i for i in range(64) if i % 4 == 0 or i < 8])  # 16 of class 0, 2 of the others
+    for balanced, share in ((True, 0.25), (False, 16 / 22)):
+        trainer = train.Trainer(replace(SMALL, balanced=balanced), data, tmp_path)
+        drawn = trainer._draw(indices, 4000, np.random.default_rng(0))
+        assert (trainer.labels[drawn] == 0).mean() == pytest.approx(share, abs=0.03)
+
+
+def test_views_are_sound_and_short_ones_occur() -> None:
+    data, rng = made([120, 2, 1]), np.random.default_rng(0)
+    augmentation = Augmentation(longest=30, whole=0.1)
+    lengths = []
+    for index in [0] * 300 + [1, 2] * 20:
+        view, rows = augmentation.view(data, index, rng)
+        view.check(99)
+        assert (np.diff(rows) > 0).all()
+        assert data.start[index] <= rows[0] <= rows[-1] < data.start[index + 1]
+        lengths.append(len(rows))
+    assert min(lengths[:300]) <= 3
+    assert max(lengths) > 30
+    assert np.mean(np.array(lengths) > 30) < 0.15
+
+
+def test_a_turned_view_has_the_same_pixels() -> None:
+    data, rng = made([3]), np.random.default_rng(0)
+    view, rows = Augmentation(truncate=0, late=0, drop=0).view(data, 0, rng)
+    for shown, stored in zip(view.stamps, data.stamps[rows], strict=True):
+        assert sorted(shown.ravel()) == sorted(stored.ravel())
+
+
+def test_the_bank_gives_the_tokens_of_the_view() -> None:
+    data, rng = made([10, 7]), np.random.default_rng(0)
+
+    def mean_of_stamps(pixels: np.ndarray, bands: np.ndarray) -> np.ndarray:
+        return np.broadcast_to((bands > 0).sum(1)[:, None, None, None], (len(pixels), 8, 9, 9)).astype(np.float32)
+
+    bank = Bank(
+        mean_of_stamps, data, np.array([0, 1]), Augmentation(truncate=0, late=0), Scaling((1.0,) * 6, 1.0), 2, rng
+    )
+    seen = set()
+    for _ in range(50):
+        drawn = bank.draw(np.array([0, 1]), 0.3, 0.5, rng)
+        count = drawn.present.sum(-1)
+        assert (drawn.tokens[..., 0, 0, 0] == count).all()  # each token comes with its own stamps
+        assert (drawn.valid == (count > 0)).all()
+        assert (drawn.days >= 0).all()
+        assert (drawn.days[:, 0, 0] == 0).all()
+        seen |= set(count.ravel().tolist())
+    assert seen == {0, 1, 2, 3}
+
+
+def test_a_temperature_undoes_overconfidence() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (4000, 4))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = np.array([rng.choice(4, p=row) for row in p])
+    assert calibration.temperature(logits, truth, np.ones(4000)) == pytest.approx(1, rel=0.1)
+    assert calibration.temperature(3 * logits, truth, np.ones(4000)) == pytest.approx(3, rel=0.1)
+
+
+def test_describe_prints_the_published_count() -> None:
+    found = json.loads(CliRunner().invoke(cli.model, ["describe", "--variant", "paper", "--json"]).output)
+    assert found["parameters"] == 1_253_108 == sum(row["parameters"] for row in found["layers"])
+    text = CliRunner().invoke(cli.model, ["describe", "--classes", "3"]).output
+    assert "1,252,851" in text
