@@ -55,7 +55,7 @@ class ArchiveWriter:
         self._waiting: list[tuple[ArchiveObject, NDArray[np.void]]] = []
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._sweep()
         (self.directory / "stamps").mkdir(parents=True)
         return self
 
@@ -77,6 +77,13 @@ class ArchiveWriter:
                 self._commit()
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what writers of this archive left behind when they were killed."""
+        for left in self.path.parent.glob(f".{self.path.name}.partial-*"):
+            owner = left.name.rpartition("-")[2]
+            if owner == str(os.getpid()) or (owner.isdecimal() and not _is_running(int(owner))):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _flush(self) -> None:
         number = 1 + max((row["part"] for row in self._rows), default=-1)
@@ -105,6 +112,16 @@ class ArchiveWriter:
         os.rename(self.path, old)
         os.rename(self.directory, self.path)
         shutil.rmtree(old)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _refuse_duplicates(objects: pa.Table) -> None:

@@ -1,6 +1,8 @@
 """Archives: what is written is read back; nothing half-written ever stands; damage is found."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,17 @@ def test_failed_overwrite_keeps_the_old_archive(tmp_path: Path) -> None:
     add(tmp_path / "a", 7, overwrite=True)
     assert Archive(tmp_path / "a").object_ids == ["obj7"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_leavings_of_a_killed_writer_are_swept_but_not_those_of_a_living_one(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead, alive = tmp_path / f".a.partial-{gone.pid}", tmp_path / f".a.partial-{os.getppid()}"
+    for left in (dead, alive):
+        (left / "stamps").mkdir(parents=True)
+    write(tmp_path / "a")
+    assert not dead.exists()
+    assert alive.exists()
 
 
 def test_existing_path_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """The simulated sky: images hold the light that went into them, and the same seed gives the same bytes."""
 
 import hashlib
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +280,27 @@ def test_impossible_requests_are_refused(arguments: tuple[str, int, int], word: 
         simulate(*arguments, tmp_path / "a")
     with pytest.raises(ArchiveError, match="seasons"):
         simulate("sdss", 5, 1, tmp_path / "a", seasons=9)
+
+
+def test_killed_process_ends_the_simulation_with_a_sentence(tmp_path: Path) -> None:
+    """The first worker to appear is killed, as the kernel does when memory runs out."""
+
+    def kill_the_first_child() -> None:
+        for _ in range(600):
+            children = Path(f"/proc/self/task/{main}/children").read_text().split()
+            workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            if workers:
+                os.kill(int(workers[0]), signal.SIGKILL)
+                return
+            time.sleep(0.05)
+
+    main = threading.get_native_id()
+    killer = threading.Thread(target=kill_the_first_child)
+    killer.start()
+    with pytest.raises(ArchiveError, match="killed"):
+        simulate("sdss", 64, 1, tmp_path / "a", processes=2, progress=False)
+    killer.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_all_objects_share_the_same_nights() -> None:

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -226,8 +228,11 @@ def _each(work: Any, tasks: list[Any], processes: int) -> Iterator[list[dict[str
         return
     # Not fork: the caller may have threads (Kafka, torch), and a fork would copy their locks.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(processes, len(tasks))) as pool:
-        yield from pool.imap(work, tasks)
+    try:
+        with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=context) as pool:
+            yield from pool.map(work, tasks)
+    except BrokenProcessPool as error:
+        raise ArchiveError("a process of the simulation was killed (out of memory?); try fewer --processes") from error
 
 
 def _card(
