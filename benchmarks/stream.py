@@ -122,11 +122,15 @@ def ingest(settings: config.Settings, ours: int, naive: int) -> dict[str, Any]:
 
 
 class _Timed:
-    """A consumer that notes when its first batch came: joining the group is not intake."""
+    """A consumer that notes when its first batch came and its last was done: joining and draining are not intake."""
 
     def __init__(self, consumer: kafka.AlertConsumer) -> None:
         self._consumer = consumer
-        self.began = 0.0
+        self.began = self.ended = 0.0
+
+    def commit(self, messages: Sequence[ck.Message]) -> None:
+        self._consumer.commit(messages)
+        self.ended = time.monotonic()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)
@@ -148,7 +152,7 @@ def _our_rate(settings: config.Settings, topic: str, count: int) -> float:
         loop = Ingest(intake, timed, metrics.IngestMetrics(SURVEY), 500, 0.2)  # type: ignore[arg-type]
         totals = loop.run(threading.Event(), drain=True)
         assert totals["consumed"] == count == totals["stored"] + totals["duplicate"], totals
-        return count / (time.monotonic() - timed.began)
+        return count / (timed.ended - timed.began)
 
 
 def _naive_rate(settings: config.Settings, topic: str, count: int) -> float:
