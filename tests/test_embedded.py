@@ -177,9 +177,9 @@ def scram(kafka_scram: embedded.Server) -> dict[str, Any]:
 
 @pytest.mark.kafka
 def test_scram_users_have_no_rights_until_they_are_given(scram: dict[str, Any]) -> None:
-    _create(scram, "guarded")
-    assert _produce(scram, "guarded", 1) == [""]
+    _create(scram, "embedded-guarded")
+    assert _produce(scram, "embedded-guarded", 1) == [""]
     alice = {**scram, **embedded.scram_options("alice", SCRAM_USERS["alice"])}
-    assert _produce(alice, "guarded", 1) == ["TOPIC_AUTHORIZATION_FAILED"]
+    assert _produce(alice, "embedded-guarded", 1) == ["TOPIC_AUTHORIZATION_FAILED"]
     wrong = {**scram, **embedded.scram_options("alice", "wrong")}
-    assert _produce(wrong, "guarded", 1) == ["_MSG_TIMED_OUT"]
+    assert _produce(wrong, "embedded-guarded", 1) == ["_MSG_TIMED_OUT"]
