@@ -124,9 +124,9 @@ class Features(nn.Module):
                 weight, stride, padding = conv.weight[:, :, 0], conv.stride[1:], conv.padding[1:]
                 x = _normed(norm, functional.conv2d(x, weight, conv.bias, stride, padding))
             return x
-        kernels = plane_kernels([conv.weight for conv in convolutions])
+        planes = plane_kernels([conv.weight for conv in convolutions], [conv.bias for conv in convolutions])
         # planes stand along the batch, so the statistics are those of BatchNorm3d
-        return through_planes(images, kernels, [conv.bias for conv in convolutions], lambda i, x: _normed(norms[i], x))
+        return through_planes(images, planes, lambda i, x: _normed(norms[i], x))
 
 
 def _normed(norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
@@ -140,32 +140,43 @@ def _normed(norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
     return functional.relu_(y)
 
 
-def plane_kernels(weights: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The kernels of `through_planes`, from the four Conv3d kernels [out, in, 3, k, k]."""
-    w1, w2, w3, w4 = weights
-    # padding by two in time, kernel of three:
-    # conv1, stride 2, on 0 0 a b c 0 0 sees 0 0 a, a b c and c 0 0;
-    # conv2, stride 1, sees 0 0 a, 0 a b, a b c, b c 0 and c 0 0; conv3 and conv4 are not padded
-    cut = (
-        [w1[:, :, 2:], w1, w1[:, :, :1]],
-        [w2[:, :, 2:], w2[:, :, 1:], w2, w2[:, :, :2], w2[:, :, :1]],
-        [w3],
-        [w4],
+@dataclass(frozen=True)
+class PlaneKernels:
+    """The 3D-CNN as 2-D convolutions: channels-last kernels and biases of each, layer by layer (`plane_kernels`)."""
+
+    kernels: list[list[Tensor]]
+    biases: list[list[Tensor | None]]
+
+
+def plane_kernels(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> PlaneKernels:
+    """What `through_planes` needs, from the four Conv3d kernels [out, in, 3, k, k] and their biases [out]."""
+    w1, (u0, u1, u2), (v0, v1, v2), w4 = weights[0], weights[1].unbind(2), weights[2].unbind(2), weights[3]
+    kernels = (
+        # padding by two in time, stride 2: 0 0 a, a b c and c 0 0 are seen
+        [_stacked(w1[:, :, 2:]), _stacked(w1), _stacked(w1[:, :, :1])],
+        [u2, u1, u0, u2 + u1, u1 + u0, u2 + u0],
+        [v0, v1, v2, v0 + v1, v0 + v2, v1 + v2],
+        [_stacked(w4)],
     )
-    return [[_stacked(w).contiguous(memory_format=torch.channels_last) for w in kernels] for kernels in cut]
+    # so many biases that one is left in every plane when the products were added and subtracted
+    shares = ((1, 1, 1), (1, 0, 1, 2, 2, 3), (1, 1, 1, 0, 0, 0), (1,))
+    return PlaneKernels(
+        [[k.contiguous(memory_format=torch.channels_last) for k in layer] for layer in kernels],
+        [
+            [None if bias is None or not share else share * bias for share in row]
+            for bias, row in zip(biases, shares, strict=True)
+        ],
+    )
 
 
-def through_planes(
-    images: Tensor,
-    kernels: Sequence[Sequence[Tensor]],
-    biases: Sequence[Tensor | None],
-    between: Callable[[int, Tensor], Tensor],
-) -> Tensor:
+def through_planes(images: Tensor, planes: PlaneKernels, between: Callable[[int, Tensor], Tensor]) -> Tensor:
     """The 3D-CNN as 2-D convolutions over the planes that are not zero, channels-last.
+
+    conv2 multiplies three planes by three kernels, each by each: a product of two polynomials in time, for which six
+    products of planes are enough instead of nine (Karatsuba & Ofman 1962). conv3 is its transpose.
 
     Args:
         images: [g, 3, c, y, x].
-        kernels: of `plane_kernels`.
         between: (layer from 0, [planes g, c, y, x]) -> the same shape: what follows each convolution.
 
     Returns:
@@ -174,16 +185,20 @@ def through_planes(
     g, c = len(images), images.shape[2]
     whole = images.flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
-    def layer(i: int, inputs: Sequence[Tensor], stride: int, padding: int) -> tuple[Tensor, ...]:
-        made = [functional.conv2d(x, k, biases[i], stride, padding) for x, k in zip(inputs, kernels[i], strict=True)]
-        return torch.split(between(i, torch.cat(made)), g)
+    def layer(i: int, inputs: Sequence[Tensor], stride: int, padding: int) -> list[Tensor]:
+        parts = zip(inputs, planes.kernels[i], planes.biases[i], strict=True)
+        return [functional.conv2d(x, k, bias, stride, padding) for x, k, bias in parts]
 
-    a, b, c_ = layer(0, (whole[:, :c], whole, whole[:, -c:]), 2, 2)
-    ab, bc = torch.cat([a, b], 1), torch.cat([b, c_], 1)
-    five = layer(1, (a, ab, torch.cat([ab, c_], 1), bc, c_), 1, 2)
-    triples = torch.cat([torch.cat(five[i : i + GROUP], 1) for i in range(3)])
-    three = layer(2, (triples,), 1, 0)
-    (token,) = layer(3, (torch.cat(three, 1),), 1, 0)
+    def after(i: int, outputs: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.split(between(i, torch.cat(outputs)), g)
+
+    a, b, d = after(0, layer(0, (whole[:, :c], whole, whole[:, -c:]), 2, 2))
+    aa, bb, dd, ab, bd, ad = layer(1, (a, b, d, a + b, b + d, a + d), 1, 2)
+    x0, x1, x2, x3, x4 = after(1, [aa, ab - aa - bb, ad - aa - dd + bb, bd - bb - dd, dd])
+    own = (x0 - x1 - x2, x2 - x1 - x3, x4 - x2 - x3)
+    y0, y1, y2, y01, y02, y12 = layer(2, (*own, x1, x2, x3), 1, 0)
+    three = after(2, [y0 + y01 + y02, y1 + y01 + y12, y2 + y02 + y12])
+    (token,) = after(3, layer(3, (torch.cat(three, 1),), 1, 0))
     return token
 
 

@@ -100,7 +100,7 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
     mjd, band, flux, start = np.empty(sum(counts)), np.empty(sum(counts), np.uint8), np.empty((sum(counts), 2)), [0]
     code = {letter: number for number, letter in enumerate(BANDS)}
     at = 0
-    for _, rows in tqdm(source.each(alerts_only=True), "normalising stamps", len(counts), unit="object"):
+    for _, rows in tqdm(source.each(alerts_only=True), "normalising stamps", len(counts), unit="object", mininterval=2):
         for row in rows:
             turn = float(row["rotation"])
             try:

@@ -1,6 +1,5 @@
 """The 3D-CNN for inference: batch norm folded into the convolutions, in one precision, on a CPU or a GPU."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .convention import ConvEntion, plane_kernels, through_planes
+from .convention import ConvEntion, PlaneKernels, plane_kernels, through_planes
 
 
 class FoldedFeatures(nn.Module):
@@ -28,21 +27,29 @@ class FoldedFeatures(nn.Module):
         size = model.config.size
         self.register_buffer("embedding", features.embedding.weight.detach().to(dtype).view(-1, size, size))
         pairs = [folded(getattr(features, f"conv{i}"), getattr(features, f"norm{i}")) for i in (1, 2, 3, 4)]
-        self.counts = []
-        for i, kernels in enumerate(plane_kernels([w.to(dtype) for w, _ in pairs])):
-            self.register_buffer(f"bias{i}", pairs[i][1].to(dtype))
-            self.counts.append(len(kernels))
-            for k, kernel in enumerate(kernels):
-                self.register_buffer(f"kernel{i}_{k}", kernel)
+        # sums of kernels are made in float32 and rounded once
+        planes = plane_kernels([w for w, _ in pairs], [b for _, b in pairs])
+        self.counts = [len(layer) for layer in planes.kernels]
+        for i, count in enumerate(self.counts):
+            for k in range(count):
+                bias = planes.biases[i][k]
+                self.register_buffer(f"kernel{i}_{k}", planes.kernels[i][k].to(dtype))
+                self.register_buffer(f"bias{i}_{k}", None if bias is None else bias.to(dtype))
+
+    def planes(self) -> PlaneKernels:
+        """The folded convolutions."""
+        kernels, biases = (
+            [[getattr(self, f"{name}{i}_{k}") for k in range(count)] for i, count in enumerate(self.counts)]
+            for name in ("kernel", "bias")
+        )
+        return PlaneKernels(kernels, biases)
 
     def forward(self, pixels: Tensor, bands: Tensor) -> Tensor:
         """[g, 3, 32, 32] scaled pixels and [g, 3] band ids -> tokens [g, channels, 9, 9]."""
         images = pixels.to(self.dtype)[:, :, None]
         if self.bands:
             images = torch.cat([images, self.embedding[bands][:, :, None]], 2)  # type: ignore[index]
-        kernels = [[getattr(self, f"kernel{i}_{k}") for k in range(count)] for i, count in enumerate(self.counts)]
-        biases: Sequence[Tensor] = [getattr(self, f"bias{i}") for i in range(len(kernels))]
-        return through_planes(images, kernels, biases, lambda _, x: functional.relu_(x))
+        return through_planes(images, self.planes(), lambda _, x: functional.relu_(x))
 
 
 def folded(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
