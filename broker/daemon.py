@@ -153,12 +153,7 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
         work.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
         batch_size=work.batch_size, threads=work.threads or None,
     )  # fmt: skip
-    unknown = set(survey.bands) - set(predictor.info.bands)
-    if unknown:
-        raise ConfigError(
-            f"the model {predictor.info.name} does not know band {', '.join(sorted(unknown))}: "
-            f'set ingest.bands = "{"".join(b for b in survey.bands if b in predictor.info.bands)}"'
-        )
+    check_fit(settings, survey, predictor)
     log.info("work survey=%s model=%s %s", settings.survey, predictor.info.name, predictor.chosen)
     predictor.warm_up()
     prepare_topics(settings, stop)
@@ -173,6 +168,25 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
             output_form(settings), provenance_of(predictor), measured, pace,
         )  # fmt: skip
         return worker.run(stop, drain)
+
+
+def check_fit(settings: config.Settings, survey: Survey, predictor: "Predictor") -> None:
+    """Refuse a model that cannot take what ingest keeps.
+
+    Raises:
+        ConfigError: it does not know a band, or takes shorter sequences.
+    """
+    info = predictor.info
+    if unknown := set(survey.bands) - set(info.bands):
+        raise ConfigError(
+            f"the model {info.name} does not know band {', '.join(sorted(unknown))}: "
+            f'set ingest.bands = "{"".join(b for b in survey.bands if b in info.bands)}"'
+        )
+    if settings.redis.max_stamps > info.max_stamps:
+        raise ConfigError(
+            f"the model {info.name} takes {info.max_stamps} stamps, but sequences grow to {settings.redis.max_stamps}: "
+            f"set redis.max_stamps = {info.max_stamps}"
+        )
 
 
 def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:

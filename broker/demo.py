@@ -185,12 +185,12 @@ def _track(
 ) -> demo_report.Track:
     picks = np.unique(np.linspace(0, len(sequence.header) - 1, 10).round().astype(int))
     header = sequence.header[picks]
-    first = sequence.header["mjd"][0]
+    first = min(r.first_mjd for r in answers)  # of the object: a sequence that outgrew the window begins later
     probabilities = [[dict(r.probability_of)[c] for c in classes] for r in answers]
     return demo_report.Track(
         object_id=name,
         truth=truth,
-        days=[r.days_since_first for r in answers],
+        days=[r.last_mjd - first for r in answers],
         probabilities=np.array(probabilities, np.float32),
         stamps=sequence.stamps[picks].astype(np.float32),
         captions=[f"{BANDS[h['band']]} {h['mjd'] - first:.0f} d" for h in header],

@@ -83,11 +83,16 @@ def train(config: Path, output: Path, archive: Path | None, grid: bool) -> None:
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the report.")
 @click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
 @click.option("--confirmed/--all-labels", default=True, show_default=True, help="Only objects with sure labels.")
+@click.option(
+    "--prior", help="Mixture of classes that probabilities assume, instead of the checkpoint's: numbers in the order "
+    "of its classes, as 906,1988,3225,2130, or train: that of the archive's training objects with such labels.",
+)  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
 def evaluate(
-    checkpoint: str, archive: Path, output: Path, split: str, confirmed: bool, device: str, precision: str
-) -> None:
+    checkpoint: str, archive: Path, output: Path, split: str, confirmed: bool, prior: str | None, device: str,
+    precision: str,
+) -> None:  # fmt: skip
     """Score a model on an archive, early and late; everything lands in one folder.
 
     \b
@@ -104,6 +109,8 @@ def evaluate(
         raise click.ClickException(f"{archive} has no such objects in its split {split}")
     model, how = evaluation.loaded(checkpoint, data.survey, device, precision)
     click.echo(how)
+    if prior:
+        evaluation.assume(model, evaluation.mixture(prior, data, confirmed, model.info.classes))
     found = evaluation.full_report(model, data, chosen)
     found["command"] = " ".join(["skyheed", *sys.argv[1:]])
     report.write(found, output, data)

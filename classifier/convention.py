@@ -406,14 +406,14 @@ def dead_parameters(config: Config) -> int:
 
 
 def operations(config: Config) -> dict[str, int]:
-    """Multiply-adds of one group: over all planes as a plain Conv3d computes them, and without the zero planes."""
+    """Multiply-adds of one group: over all planes as a plain Conv3d computes them, and as `through_planes` does."""
     inputs = 1 if config.band_embedding == "none" else 2
     first, middle, last = ((config.map + more) ** 2 for more in (4, 2, 0))
     # of one plane of input for one plane of output
     plane = (
         first * 64 * inputs * 121, first * 128 * 64 * 25, middle * 64 * 128 * 9, last * config.channels * 64 * 9,
     )  # fmt: skip
-    plain, needed = ((9, 15, 9, 3), (5, 9, 9, 3)) if config.cnn == "3d" else ((1,) * 4,) * 2
+    plain, needed = ((9, 15, 9, 3), (5, 6, 6, 3)) if config.cnn == "3d" else ((1,) * 4,) * 2
     return {
         "plain": sum(p * n for p, n in zip(plane, plain, strict=True)),
         "fast": sum(p * n for p, n in zip(plane, needed, strict=True)),

@@ -166,7 +166,8 @@ class Augmentation:
 
     Attributes:
         longest: stamps that most views have at most.
-        whole: share of views that may have as many as the model takes.
+        most: stamps that the model takes.
+        whole: share of views that may have as many.
         truncate: share of views that end at a random time (log-uniform in stamps), so that short ones are first-class.
         late: share of views that begin at a random stamp, as sequences do that outgrew the window.
         drop: stamps of half of the views are left out with a random probability up to this.
@@ -177,6 +178,7 @@ class Augmentation:
     longest: int = 36
     whole: float = 0.06
     truncate: float = 0.4
+    most: int = LONGEST
     late: float = 0.1
     drop: float = 0.3
     dense: float = 0.7
@@ -197,7 +199,7 @@ class Augmentation:
             rows = rows[rng.random(len(rows)) >= rng.uniform(0, self.drop)]
         if len(rows) == 0:
             rows = np.array([first])
-        longest = LONGEST if rng.random() < self.whole else self.longest
+        longest = self.most if rng.random() < self.whole else min(self.longest, self.most)
         if len(rows) <= longest:
             return rows
         if rng.random() < self.dense:

@@ -3,7 +3,9 @@
 A sequence is cut as a stream shows it: its beginning, and of that the newest stamps that the model takes.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,10 +16,11 @@ from . import scores, taxonomy
 from .checkpoint import Info, check_survey, read_info
 from .convention import ConvEntion
 from .dataset import Dataset
+from .errors import ModelError
 from .predictor import Prediction, Predictor, check, choose, load_model
 from .sequence import BANDS, GROUP, StampSequence, collate
 
-STAMPS = (1, 2, 3, 5, 8, 13, 20, 30, 50, 99)
+STAMPS = (1, 2, 3, 5, 6, 8, 12, 13, 20, 30, 50, 99)
 DAYS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 MISSING = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
 SURE = 0.75  # probability of the right class that has to be held (ELAsTiCC's list of metrics)
@@ -71,6 +74,34 @@ def loaded(name: str, survey: str, device: str, precision: str) -> tuple[Classif
     check_survey(info, survey)
     where, _, _ = choose(device, "float32")
     return Whole(load_model(name, info).to(where), info), f"{where.type}, float32, whole sequences"
+
+
+def mixture(text: str, data: Dataset, confirmed: bool, classes: Sequence[str]) -> tuple[float, ...]:
+    """Class frequencies: as written, or of the training objects (of those with confirmed labels) for "train".
+
+    Raises:
+        ModelError: not one positive number for each class.
+    """
+    if text == "train":
+        labels = [data.label[i] for i in data.choose("train", True if confirmed else None)]
+        counts = np.bincount(_numbers(labels, classes), minlength=len(classes))
+    else:
+        counts = np.array([_number(part) for part in text.split(",")])
+    if len(counts) != len(classes) or not (counts > 0).all():
+        raise ModelError(f"the prior {text} does not give each of {', '.join(classes)} a positive number")
+    return tuple((counts * len(counts) / counts.sum()).tolist())
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def assume(model: Classifies, prior: tuple[float, ...]) -> None:
+    """Have probabilities assume another mixture of classes; of models that were trained on classes drawn equally."""
+    model.info = replace(model.info, calibration=replace(model.info.calibration, prior=prior))
 
 
 def answers(
@@ -127,7 +158,10 @@ def at_the_end(model: Classifies, data: Dataset, indices: Indices) -> Probabilit
 
 def truth_of(data: Dataset, indices: Indices, classes: Sequence[str]) -> Indices:
     """The true class of each object, as an index into the model's classes."""
-    names = [data.true_class[i] or data.label[i] for i in indices]
+    return _numbers([data.true_class[i] or data.label[i] for i in indices], classes)
+
+
+def _numbers(names: Iterable[str], classes: Sequence[str]) -> Indices:
     return np.array([classes.index(n if n in classes else taxonomy.merge_supernovae(n)) for n in names], np.int64)
 
 

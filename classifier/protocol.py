@@ -23,7 +23,7 @@ class Protocol:
         archive: what to learn from.
         name: of the checkpoint and in every figure that comes of it.
         bands: keep only these; empty for all of the archive.
-        variant, attention, band_embedding, cnn, time, dropout: of `convention.Config`.
+        variant, attention, band_embedding, cnn, time, dropout, stamps: of `convention.Config`.
         objects: use so many training objects, evenly of each class; 0 for all.
         short_steps: everything learns, from views of at most `short_longest` stamps: many objects for little work.
         steps: everything learns, from views of at most `longest` stamps, a share `whole` of up to 99.
@@ -56,6 +56,7 @@ class Protocol:
     time: str = "both"
     classes: tuple[str, ...] = taxonomy.CLASSES
     dropout: float = 0.3
+    stamps: int = 99
     objects: int = 0
     short_steps: int = 0
     steps: int = 0

@@ -116,9 +116,9 @@ class Trainer:
         p = self.protocol
         if self._over(name, indices, steps):
             return
-        augmentation = Augmentation(p.longest, p.whole, p.truncate, drop=p.drop)
+        augmentation = Augmentation(p.longest, p.whole, p.truncate, p.stamps, drop=p.drop)
         if short:  # any stretch of the light curve, so that tokens learn all of it
-            augmentation = Augmentation(p.short_longest, 0.0, p.truncate, late=0.7, drop=p.drop, dense=0.9)
+            augmentation = Augmentation(p.short_longest, 0.0, p.truncate, p.stamps, late=0.7, drop=p.drop, dense=0.9)
         batch = p.short_batch if short else p.batch
         parameters = [*self.model.parameters(), *self.photometer.parameters()]
 
@@ -134,7 +134,7 @@ class Trainer:
         if self._over(name, indices, steps):
             return
         self.model.load_state_dict(self.mean.state_dict())
-        augmentation = Augmentation(p.longest, 1.0, 0.0, late=0.05, drop=p.drop)
+        augmentation = Augmentation(p.longest, 1.0, 0.0, p.stamps, late=0.05, drop=p.drop)
         rng = np.random.default_rng([p.seed, _number(name)])
         bank = Bank(self._token_maker(), self.data, indices, augmentation, self.scaling, p.bank_views, rng)
         parameters = [q for n, q in self.model.named_parameters() if not n.startswith("features.")]
@@ -288,8 +288,9 @@ class Trainer:
         p = self.protocol
         bands = p.bands or "".join(b for i, b in enumerate("ugrizy") if (self.data.band == i).any())
         return Info(
-            p.name, p.version, self.config.to_dict(), p.classes, bands, (self.data.survey,), self.scaling, calibration
-        )
+            p.name, p.version, self.config.to_dict(), p.classes, bands, (self.data.survey,), self.scaling, calibration,
+            max_stamps=p.stamps,
+        )  # fmt: skip
 
     def _keep(self, optimiser: torch.optim.Optimizer) -> None:
         saved = {
@@ -334,7 +335,8 @@ class Trainer:
         return made
 
 
-_SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout")  # keys of Protocol and of Config
+# keys of Protocol and of Config
+_SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout", "stamps")
 
 
 def _number(name: str) -> int:

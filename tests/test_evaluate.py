@@ -11,7 +11,7 @@ from model_tools import info, lively, write
 from sklearn import metrics as sklearn_metrics
 
 from classifier import evaluate, report, scores
-from classifier.checkpoint import Info
+from classifier.checkpoint import Calibration, Info
 from classifier.convention import Config
 from classifier.dataset import Dataset
 from classifier.errors import ModelError
@@ -106,6 +106,25 @@ def test_sure_means_from_then_on() -> None:
     assert found["SNIa"] == {"objects": 1, "share_sure": 0.0}
 
 
+def test_the_prior_comes_as_numbers_or_from_the_training_objects() -> None:
+    data, classes = made([5] * 40), Counting().info.classes
+    counts = np.bincount([classes.index(data.label[i]) for i in data.choose("train", True)], minlength=4)
+    np.testing.assert_allclose(evaluate.mixture("train", data, True, classes), counts * 4 / counts.sum())
+    np.testing.assert_allclose(evaluate.mixture("1,1,2,4", data, True, classes), [0.5, 0.5, 1, 2])
+    for wrong in ("1,2,3", "1,2,3,x", "1,2,3,0"):
+        with pytest.raises(ModelError, match="does not give each of"):
+            evaluate.mixture(wrong, data, True, classes)
+
+
+def test_another_prior_shifts_the_odds_and_nothing_else(tmp_path: Path) -> None:
+    config, data = Config(), made([6])
+    model = Whole(lively(config), info(config, calibration=Calibration()))
+    before = evaluate.at_the_end(model, data, np.array([0]))[0]
+    evaluate.assume(model, (0.5, 0.5, 1.0, 2.0))
+    after = evaluate.at_the_end(model, data, np.array([0]))[0]
+    np.testing.assert_allclose(after / after[0], before / before[0] * [1, 1, 2, 4], rtol=1e-4)
+
+
 def test_missing_observations_leave_fewer_stamps() -> None:
     model = Counting()
     evaluate.missing(model, made([20]), np.array([0]), np.array([0]), (0.0, 0.9))
@@ -150,6 +169,6 @@ def test_the_report_folder_holds_everything(tmp_path: Path) -> None:
     assert "sdss, simulated, 48 objects" in page
     assert "skyheed evaluate x y" in page
     assert set(raw["after_days"]) == {str(d) for d in evaluate.DAYS}
-    assert set(raw["after_stamps"]) == {"1", "2", "3", "5", "8"}
+    assert set(raw["after_stamps"]) == {"1", "2", "3", "5", "6", "8"}
     assert raw["at_the_end"]["objects"] == 48 == np.sum(raw["confusion"])
     assert len(raw["worst"]) == 12

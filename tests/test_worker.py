@@ -1,5 +1,6 @@
 """The worker's answers: who is declined and why."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from state_tools import deliveries, observation, open_state
 from stream_tools import save_checkpoint
 
-from broker import daemon, embedded, metrics, records
+from broker import config, daemon, embedded, metrics, records
+from broker.errors import ConfigError
 from broker.records import Declined, Status
 from broker.worker import Pace, Worker
 from classifier.predictor import Predictor
@@ -40,3 +42,18 @@ def test_short_sequences_and_unknown_bands_are_declined_with_their_reason(
         "good": True, "short": False, "other": False,
     }  # fmt: skip
     assert [list(answer.tokens) for record, answer in answers if record.object_id == "good"] == [[0]]
+
+
+def test_a_model_that_cannot_take_what_ingest_keeps_is_refused(predictor: Predictor) -> None:
+    def settings(**redis: int) -> config.Settings:
+        return config.load(overrides={"survey": "sdss", **{f"redis.{k}": v for k, v in redis.items()}}, environ={})
+
+    survey = daemon.survey_of(settings())
+    daemon.check_fit(settings(), survey, predictor)
+    predictor.info = replace(predictor.info, max_stamps=24)
+    daemon.check_fit(settings(max_stamps=24), survey, predictor)
+    with pytest.raises(ConfigError, match=r"takes 24 stamps.*set redis.max_stamps = 24"):
+        daemon.check_fit(settings(), survey, predictor)
+    predictor.info = replace(predictor.info, bands="gri", max_stamps=99)
+    with pytest.raises(ConfigError, match=r'does not know band u, z: set ingest.bands = "gri"'):
+        daemon.check_fit(settings(), survey, predictor)

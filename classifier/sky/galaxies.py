@@ -19,7 +19,9 @@ SPECTRA = {
     "Scd": (0.100, 0.140, 0.210, 0.260, 0.390, 0.560, 0.68, 0.87, 1.0, 1.22, 1.41, 1.55),
     "Im": (0.220, 0.260, 0.320, 0.380, 0.540, 0.700, 0.79, 0.92, 1.0, 1.08, 1.11, 1.15),
 }
-# Absolute r magnitude: mean and scatter of the hosts of a class; bulge fraction of the light by kind.
+# Absolute r magnitude: mean and scatter of the hosts of a class, and the shares of the kinds among them; below, the
+# bulge's share of the light by kind. Our round numbers: SNe Ia about M* (-21.2 in r, Blanton et al. 2003, ApJ 592, 819,
+# for H0 = 70), core collapse in fainter galaxies without ellipticals, AGN in brighter ones.
 HOSTS = {
     "Ia": ((-21.2, 1.0), (0.35, 0.35, 0.22, 0.08)),
     "core collapse": ((-20.4, 1.2), (0.0, 0.40, 0.40, 0.20)),

@@ -25,7 +25,9 @@ SECOND_SIZE = 2.0  # width of the second Gaussian relative to the first; `_optic
 SECOND_FLUX = 0.37
 WING_FLUX = 0.028
 WING_SIZE = 1.65  # sqrt(3) s, in units of the FWHM
-ELLIPTICITY = 0.03  # of the PSF, scatter per component
+# Of the PSF, scatter per component. This and the numbers below without a source are our choice, by eye against public
+# stamps.
+ELLIPTICITY = 0.03
 # A template never fits perfectly: scatter of its registration (pixels) and of the PSF match (relative FWHM).
 REGISTRATION, MATCH = 0.03, 0.008
 WORST_SKY = 2.0  # noise of a night that is still used, relative to a typical one
@@ -240,6 +242,8 @@ def render(
     if survey.template_visits:
         template, mismatch = _template(rng, survey, visits, seen, reference, amount)
         unlike = difference = unlike + mismatch
+        # Where the camera has no pixel there is nothing to subtract a template from.
+        difference[science == 0] = 0
     measured, error = psf_photometry(unlike, seen.psf, noise)
     error = np.hypot(error, survey.calibration_error * amount * np.abs(measured))
     return Rendered(science, template, difference, clean, seen.psf, measured, error)

@@ -83,7 +83,8 @@ PULSATIONS: Mapping[str, Pulsation] = MappingProxyType(
         ),
     }
 )
-# Mean colours u-g, g-r, r-i, i-z, and their scatter.
+# Mean colours u-g, g-r, r-i, i-z, and their scatter. RR Lyrae: of the light curves named above; the others are round
+# numbers of ours near the stellar locus (Covey et al. 2007, AJ 134, 2398).
 COLOURS: Mapping[str, tuple[float, float, float, float, float]] = MappingProxyType(
     {
         "RRab": (1.215, 0.25, 0.085, 0.035, 0.045),
@@ -95,7 +96,8 @@ COLOURS: Mapping[str, tuple[float, float, float, float, float]] = MappingProxyTy
         "flare": (2.5, 1.45, 1.35, 0.75, 0.15),
     }
 )  # fmt: skip
-# Apparent r at the bright and faint end between which stars are drawn, with N(m) ~ 10^(slope m).
+# Apparent r at the bright and faint end between which stars are drawn, with N(m) ~ 10^(slope m): RR Lyrae as in the
+# light curves named above, the others our choice.
 BRIGHTNESS = {
     "RRab": (14.2, 20.7, 0.02), "RRc": (14.0, 20.0, 0.02), "DSCT": (15.0, 21.0, 0.15), "EA": (15.0, 21.0, 0.25),
     "EW": (15.0, 21.0, 0.25), "LPV": (14.0, 18.5, 0.1), "flare": (17.0, 22.5, 0.35),
@@ -109,7 +111,7 @@ class Star:
     Attributes:
         magnitudes: mean AB magnitude at `NODES`.
         change: (mjd [n], index of the node) -> magnitudes to add [n]; negative is brighter.
-        timing: days over which the star changes; a visit counts as one moment if it is long against it.
+        facts: numbers for the archive.
     """
 
     type: str
@@ -221,7 +223,7 @@ FLARE_COLOUR = np.array([1.05, 1.20, 1.00, 0.83, 0.68])
 
 
 def _flares(rng: np.random.Generator, kind: str) -> Change:
-    """An M dwarf with a few flares in the season, at least one of them during a visit (`at` sets when)."""
+    """An M dwarf with a few flares a season; the search keeps the stars that it caught flaring."""
     rate = rng.uniform(0.05, 0.4)  # flares a day of the sizes below
 
     def change(mjd: Array, node: Array) -> Array:
