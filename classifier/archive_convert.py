@@ -48,7 +48,8 @@ def convert(
     archive, out = Archive(source), Path(out)
     chosen = _choose(archive, labels, split, objects)
     if form == "archive":
-        _subset(archive, out, chosen, alerts_only, progress)
+        command = _command(labels, split, objects, alerts_only)
+        _subset(archive, out, chosen, alerts_only, command, progress)
         return len(chosen)
     if out.exists():
         raise ArchiveError(f"{out} exists; choose another name")
@@ -71,9 +72,16 @@ def _choose(archive: Archive, labels: tuple[str, ...], split: str | None, object
     return chosen
 
 
-def _subset(archive: Archive, out: Path, chosen: list[str], alerts_only: bool, progress: bool) -> None:
-    history = f"{archive.card.get('command', '')} | skyheed archive convert --to archive"
-    card = {**archive.card, "command": history}
+def _command(labels: tuple[str, ...], split: str | None, objects: tuple[str, ...], alerts_only: bool) -> str:
+    """The command that makes such a part, for its data card."""
+    words = ["skyheed archive convert --to archive", *(f"--class {label}" for label in labels)]
+    words += [f"--split {split}"] if split else []
+    words += [f"--object {name}" for name in objects]
+    return " ".join([*words, "--alerts-only"] if alerts_only else words)
+
+
+def _subset(archive: Archive, out: Path, chosen: list[str], alerts_only: bool, command: str, progress: bool) -> None:
+    card = {**archive.card, "command": f"{archive.card.get('command', '')} | {command}"}
     with ArchiveWriter(out, card) as writer:
         for name in tqdm(chosen, unit=" objects", disable=not progress):
             stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)

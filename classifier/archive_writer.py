@@ -30,7 +30,8 @@ class ArchiveWriter:
             writer.add(thing, stamps)
 
     Everything goes into a hidden directory beside the target; leaving the block without an exception writes the data
-    card and renames it. After an exception, or a crash, nothing stands under the archive's name.
+    card, waits until the disk has all of it, and renames it. After an exception, or a crash of the process or the
+    machine, nothing new stands under the archive's name.
 
     Args:
         path: the directory to make.
@@ -80,10 +81,14 @@ class ArchiveWriter:
 
     def _sweep(self) -> None:
         """Remove what writers of this archive left behind when they were killed."""
-        for left in self.path.parent.glob(f".{self.path.name}.partial-*"):
-            owner = left.name.rpartition("-")[2]
+        left = [*self.path.parent.glob(f".{self.path.name}.partial-*")]
+        if self.path.exists():
+            # Killed between the two renames of `_replace`, a writer leaves the old archive as the only one.
+            left += self.path.parent.glob(f".{self.path.name}.old-*")
+        for each in left:
+            owner = each.name.rpartition("-")[2]
             if owner == str(os.getpid()) or (owner.isdecimal() and not _is_running(int(owner))):
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(each, ignore_errors=True)
 
     def _flush(self) -> None:
         number = 1 + max((row["part"] for row in self._rows), default=-1)
@@ -99,19 +104,36 @@ class ArchiveWriter:
         card = {**self._card, **_facts(self.directory, objects)}
         (self.directory / "card.json").write_text(json.dumps(card, indent=1) + "\n")
         (self.directory / "README.md").write_text(card_text(card))
+        _flush_to_disk(self.directory)
         self._replace()
 
     def _replace(self) -> None:
         """Rename into place; an older archive stays until the new one stands."""
         if not self.path.exists():
             os.rename(self.directory, self.path)
+            _synchronise(self.path.parent)
             return
         if not self._overwrite:
             raise ArchiveError(f"{self.path} appeared meanwhile; nothing was replaced")
         old = self.path.parent / f".{self.path.name}.old-{os.getpid()}"
         os.rename(self.path, old)
         os.rename(self.directory, self.path)
+        _synchronise(self.path.parent)
         shutil.rmtree(old)
+
+
+def _flush_to_disk(directory: Path) -> None:
+    """A rename must not reach the disk before the files that it puts in place."""
+    for path in (*directory.rglob("*"), directory):
+        _synchronise(path)
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_running(process: int) -> bool:

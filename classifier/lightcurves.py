@@ -230,9 +230,13 @@ def build(
         ArchiveError: unknown label, no light curves, or a file that cannot be read.
     """
     sky = survey_named(survey)
+    places = list(places)
     files = list(_labelled(places))
+    # Names without their folders: where a user keeps the files is nobody's business.
+    words = [f"--survey {survey} --seed {seed}", *(["--whole"] if whole else [])]
+    words += [f"{label}={place.name}" for label, place in places]
     card = {
-        "command": f"skyheed archive build-lightcurves --survey {survey} --seed {seed}{' --whole' if whole else ''}",
+        "command": f"skyheed archive build-lightcurves {' '.join(words)}",
         "seed": seed,
         "made": MADE.format(survey=survey),
         "pixel": sky.pixel,

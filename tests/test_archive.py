@@ -162,6 +162,37 @@ def test_leavings_of_a_killed_writer_are_swept_but_not_those_of_a_living_one(tmp
     assert alive.exists()
 
 
+def test_old_archive_of_a_killed_overwrite_is_swept_only_when_it_is_not_the_last(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    old = write(tmp_path / f".a.old-{gone.pid}")
+    write(tmp_path / "a")
+    assert old.exists()
+    add(tmp_path / "a", 7, overwrite=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_archive_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    rename, synchronise = os.rename, os.fsync
+
+    def noted_rename(source: Path, target: Path) -> None:
+        events.append("rename")
+        rename(source, target)
+
+    def noted_fsync(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        synchronise(descriptor)
+
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    write(tmp_path / "a", 40)
+    before = events[: events.index("rename")]
+    expected = {"card.json", "README.md", "objects.parquet", "stamps", "part-00000.parquet", "part-00001.parquet"}
+    assert expected < set(before)
+    assert events[-1] == tmp_path.name
+
+
 def test_existing_path_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a")
     with pytest.raises(ArchiveError, match="exists"):
@@ -290,6 +321,7 @@ def test_part_of_an_archive_is_an_archive(tmp_path: Path) -> None:
     assert convert(source, tmp_path / "b", "archive", split="test", alerts_only=True, progress=False) == len(test)
     assert validate(tmp_path / "b") == []
     part = Archive(tmp_path / "b")
+    assert part.card["command"] == "test | skyheed archive convert --to archive --split test --alerts-only"
     assert part.object_ids == test
     np.testing.assert_array_equal(
         part.stamps(test[0])["stamp"], Archive(source).stamps(test[0], alerts_only=True)["stamp"]
