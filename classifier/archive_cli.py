@@ -75,17 +75,20 @@ def build_sdss(
     \b
     Frames:   https://data.sdss.org/sas/dr17/eboss/photoObj/frames/301/RUN/CAMCOL/frame-BAND-RUN-CAMCOL-FIELD.fits.bz2
     Fields:   run `skyheed archive fields-query` in CasJobs and pass its CSV with --fields; --missing FILE then
-              lists the frames to fetch, one path below .../frames/301/ a line.
+              lists the frames to fetch, one path below .../frames/301/ a line, even if there are none yet.
     Example:  skyheed archive build-sdss --candidates JLA2014_SDSS_DS17_HEAD.FITS.gz --frames frames -o real
     """
-    from .candidates import build
+    from .candidates import build, frames_to_fetch
 
-    report = build(output, candidates, frames, fields=fields, window=window, overwrite=overwrite)
-    click.echo(f"{output}: {report.written} objects; {len(report.without_frames)} candidates are on too few frames")
+    if missing and not fields:
+        raise click.UsageError("--missing needs the survey's fields: pass their CSV with --fields")
     if fields:
-        click.echo(f"{len(report.missing_frames)} frames of these candidates are not there")
-    if missing:
-        missing.write_text("".join(f"{name.file}\n" for name in report.missing_frames))
+        wanted = frames_to_fetch(candidates, frames, fields, window)
+        click.echo(f"{len(wanted)} frames of these candidates are not there")
+        if missing:
+            missing.write_text("".join(f"{name.file}\n" for name in wanted))
+    report = build(output, candidates, frames, window=window, overwrite=overwrite)
+    click.echo(f"{output}: {report.written} objects; {len(report.without_frames)} candidates are on too few frames")
 
 
 @archive.command("fields-query")

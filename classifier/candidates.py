@@ -123,10 +123,17 @@ def find_frames(folder: Path) -> list[Path]:
     Raises:
         ArchiveError: there are none.
     """
-    found = sorted(path for path in folder.rglob("f*") if frame_name(path))
+    found = _frames_below(folder)
     if not found:
-        raise ArchiveError(f"no frame-*.fits[.bz2|.gz] and no fpC-*.fit[.gz] below {folder}")
+        raise ArchiveError(
+            f"no frame-*.fits[.bz2|.gz] and no fpC-*.fit[.gz] below {folder}; "
+            "--fields with --missing lists the frames to download"
+        )
     return found
+
+
+def _frames_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("f*") if frame_name(path))
 
 
 def _middle(path: Path) -> tuple[float, float, float]:
@@ -235,7 +242,6 @@ class Report:
 
     written: int
     without_frames: list[Candidate]
-    missing_frames: list[FrameName]
 
 
 def build(
@@ -243,7 +249,6 @@ def build(
     table: str | Path,
     folder: str | Path,
     *,
-    fields: str | Path | None = None,
     window: float = SEASON,
     fewest: int = 3,
     progress: bool = True,
@@ -253,7 +258,6 @@ def build(
 
     Args:
         table: the candidate table; folder: where the frames are.
-        fields: CSV of the survey's fields (`FIELDS_QUERY`), to say which frames are missing.
         window: days before and after a candidate's peak.
         fewest: stamps that a candidate must have.
 
@@ -267,7 +271,6 @@ def build(
         "pixel": SDSS.pixel,
         "frames": len(paths),
     }
-    missing = missing_frames(candidates, fields, {frame_name(p) for p in paths}, window) if fields else []
     # The stamps of all candidates wait beside the archive, where there must be room for it anyway.
     with tempfile.TemporaryFile(dir=Path(out).resolve().parent) as stream:
         spill = _Spill(stream)
@@ -287,7 +290,7 @@ def build(
                     f"no candidate has {fewest} stamps on the {len(paths)} frames below {folder}; "
                     "get the field list with the query of `--help` and pass it with --fields to see which are needed"
                 )
-    return Report(written, alone, missing)
+    return Report(written, alone)
 
 
 def cut_all(candidates: Sequence[Candidate], paths: Iterable[Path], spill: Any, window: float, progress: bool) -> None:
@@ -319,10 +322,27 @@ def _object(candidate: Candidate, cuts: list[Cut]) -> ArchiveObject:
     )
 
 
+def frames_to_fetch(
+    table: str | Path, folder: str | Path, fields: str | Path, window: float = SEASON
+) -> list[FrameName]:
+    """The frames that `build` could use and that are not in the folder, all of them if it is empty.
+
+    Args:
+        table: the candidate table.
+        fields: CSV of the survey's fields (`FIELDS_QUERY`).
+        window: days before and after a candidate's peak.
+
+    Raises:
+        ArchiveError: the table or the field list cannot be read.
+    """
+    present = {frame_name(path) for path in _frames_below(Path(folder))}
+    return missing_frames(read_candidates(table), fields, present, window)
+
+
 def missing_frames(
     candidates: Sequence[Candidate], fields: str | Path, present: set[FrameName | None], window: float = SEASON
 ) -> list[FrameName]:
-    """The frames that show a candidate in its season and are not there.
+    """The frames that show a candidate in its season and are not among those present.
 
     Raises:
         ArchiveError: the field list cannot be read.

@@ -332,6 +332,22 @@ def test_command_line_says_what_is_missing(tmp_path: Path) -> None:
     assert (tmp_path / "need.txt").read_text() == "5000/3/frame-z-005000-3-0100.fits.bz2\n"
 
 
+def test_frames_to_fetch_are_listed_before_there_is_any(tmp_path: Path) -> None:
+    table = season(tmp_path)
+    (tmp_path / "frames").mkdir()
+    fields = tmp_path / "fields.csv"
+    fields.write_text("run,rerun,camcol,field,raMin,raMax,decMin,decMax,mjd_r\n5000,40,3,100,19.9,20.1,0.4,0.6,53640\n")
+    arguments = ["build-sdss", "--candidates", str(table), "--frames", str(tmp_path / "frames")]
+    arguments += ["--missing", str(tmp_path / "need.txt"), "-o", str(tmp_path / "a")]
+    result = CliRunner().invoke(archive_cli.archive, arguments)
+    assert result.exit_code == 2
+    assert "--fields" in result.output
+    result = CliRunner().invoke(archive_cli.archive, [*arguments, "--fields", str(fields)])
+    assert isinstance(result.exception, ArchiveError)
+    assert "5 frames of these candidates are not there" in result.output
+    assert len((tmp_path / "need.txt").read_text().splitlines()) == 5
+
+
 def test_interpolated_stamp_keeps_flux() -> None:
     y, x = np.indices((200, 200))
     image = np.exp(-0.5 * ((x - 100.3) ** 2 + (y - 99.6) ** 2) / 1.5**2).astype(np.float32)
