@@ -78,6 +78,27 @@ def test_aperture_photometry_without_noise_gives_the_input_flux(survey: Survey) 
 
 
 @EVERY_SURVEY
+def test_aperture_photometry_with_noise_gives_the_input_flux_in_every_band(survey: Survey) -> None:
+    """A star alone: the flux that went in, band by band, within the error that sky and photons make."""
+    per_band = 60
+    visits = exposures(survey, per_band)
+    flux = 60.0 * visits.noise
+    n = len(visits)
+    images = render(np.random.default_rng(6), survey, visits, [], flux, np.zeros(n), perfect=True)
+    electrons = np.array([b.electrons for b in survey.bands.values()])[visits.band]
+    for band, name in enumerate(survey.bands):
+        fwhm = survey.bands[name].seeing
+        radius = 1.2 * fwhm / survey.pixel
+        weight, share = aperture(survey.size, radius), light_within(survey, fwhm, radius)
+        of_band = visits.band == band
+        measured = (images.science[of_band] * weight).sum((1, 2)) / share
+        variance = visits.noise[of_band] ** 2 * (weight**2).sum() + flux[of_band] * share / electrons[of_band]
+        pull = (measured - flux[of_band]) / (np.sqrt(variance) / share)
+        assert abs(pull.mean()) < 3.5 / np.sqrt(per_band)
+        assert pull.std() == pytest.approx(1, abs=0.3)
+
+
+@EVERY_SURVEY
 def test_photometry_of_noisy_stamps_scatters_as_its_errors_say(survey: Survey) -> None:
     """A faint source on a galaxy with a neighbour: aperture and PSF fluxes, every band."""
     per_band = 80
@@ -212,6 +233,8 @@ def test_same_seed_same_bytes_on_any_number_of_processes(survey: Survey, tmp_pat
     one = simulate(survey.name, 40, 7, tmp_path / "one", processes=1, progress=False)
     two = simulate(survey.name, 40, 7, tmp_path / "two", processes=2, progress=False)
     assert digest(one) == digest(two)
+    cards = [Archive(path).card for path in (one, two)]
+    assert {name for name in cards[0] if cards[0][name] != cards[1][name]} <= {"date"}
     other = simulate(survey.name, 4, 8, tmp_path / "other", processes=1, progress=False)
     assert set(Archive(one).object_ids).isdisjoint(Archive(other).object_ids)
 
@@ -256,6 +279,19 @@ def test_other_surveys_have_templates_and_differences(tmp_path: Path) -> None:
     assert quiet < noisy
     # What does not change cancels: the difference keeps the noise, not the neighbours.
     assert np.nanmedian(np.abs(stamps["difference"])) < 1.3 * np.nanmedian(np.abs(stamps["stamp"]))
+
+
+def test_difference_is_empty_beyond_a_chips_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("classifier.sky.render.CHIP_EDGE", 0.5)
+    survey = survey_named("ztf")
+    visits = exposures(survey, 10)
+    n = len(visits)
+    galaxy = Source(5.0, 5.0, np.full(len(survey.bands), 1e6), Profile(1.0, 12.0, 0.6, 0.7))
+    images = render(np.random.default_rng(2), survey, visits, [galaxy], np.zeros(n), np.zeros(n))
+    beyond = images.science == 0
+    assert beyond.any()
+    assert images.difference is not None
+    assert (images.difference[beyond] == 0).all()
 
 
 def test_published_counts_and_label_errors() -> None:

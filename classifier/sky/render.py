@@ -25,8 +25,7 @@ SECOND_SIZE = 2.0  # width of the second Gaussian relative to the first; `_optic
 SECOND_FLUX = 0.37
 WING_FLUX = 0.028
 WING_SIZE = 1.65  # sqrt(3) s, in units of the FWHM
-# Of the PSF, scatter per component. This and the numbers below without a source are our choice, by eye against public
-# stamps.
+# Of the PSF, scatter per component; like the numbers below, our choice.
 ELLIPTICITY = 0.03
 # A template never fits perfectly: scatter of its registration (pixels) and of the PSF match (relative FWHM).
 REGISTRATION, MATCH = 0.03, 0.008

@@ -13,8 +13,8 @@ from .surveys import Survey
 from .type_ia import IaTemplate
 
 DETECTION = 5.0  # standard deviations
-# Milky-Way dust over the high-latitude sky, E(B-V): median and scatter (dex) near those of the SDSS-II candidates, whose
-# table has 0.041 and 0.24 (MWEBV; Sako et al. 2018, PASP 130, 064002).
+# Milky-Way dust over the high-latitude sky, E(B-V): median and scatter (dex) near those of the SDSS-II candidates, of
+# which the table has 0.041 and 0.24 (MWEBV; Sako et al. 2018, PASP 130, 064002).
 DUST = (0.045, 0.22)
 
 
