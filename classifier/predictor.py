@@ -162,8 +162,8 @@ class Predictor:
         where = layout(sequences, width)
         tokens = np.zeros((len(sequences), width, *self._token_shape), np.float32)
         for row, (sequence, fresh) in enumerate(zip(sequences, computed, strict=True)):
-            for group, token in (*sequence.tokens.items(), *fresh.items()):
-                tokens[row, group] = token
+            known = {**sequence.tokens, **fresh}
+            tokens[row, : len(known)] = np.stack([known[group] for group in range(len(known))])
         arrays = (tokens, where.valid, where.days, where.present)
         logits = self._model.classify(*(torch.from_numpy(a).to(self.device) for a in arrays))
         found: NDArray[np.float32] = logits.cpu().numpy()

@@ -51,10 +51,10 @@ def test_the_dead_parameters_never_matter() -> None:
     for block in model.blocks:
         with torch.no_grad():
             block.attention.qkv.weight[:8].normal_()  # type: ignore[union-attr, index]
-            block.attention.qkv.bias[:8].normal_()  # type: ignore[union-attr, index]
+            block.attention.qkv.bias[:16].normal_()  # type: ignore[union-attr, index]
             block.attention.logits.bias.normal_()  # type: ignore[union-attr, operator]
     torch.testing.assert_close(model(**given), before, rtol=1e-5, atol=1e-6)
-    assert convention.dead_parameters(Config()) == 2 * (64 + 8 + 4)
+    assert convention.dead_parameters(Config()) == 2 * (64 + 8 + 8 + 4)
 
 
 def plain_features(model: Features, pixels: Tensor, bands: Tensor) -> Tensor:
@@ -173,5 +173,5 @@ def test_operations_of_a_group_and_a_sequence() -> None:
 def test_the_description_counts_what_the_model_has() -> None:
     found = convention.description(convention.published())
     assert found["parameters"] == 1_253_108
-    assert found["dead_parameters"] == 152
+    assert found["dead_parameters"] == 168
     assert found["multiply_adds"]["group"] == convention.operations(Config())
