@@ -237,12 +237,13 @@ class Attention(nn.Module):
         """
         (b, n, d, *size), y = x.shape, channels_last(x)
         kernel = torch.einsum("okyx,kc->ocyx", self.logits.weight, self.qkv.weight[d : 2 * d, :, 0, 0])
-        logits = functional.conv2d(y, kernel, padding=2).permute(0, 2, 3, 1).view(b, n, *size, self.heads)
+        # the logits of a head for each of its channels: costs nothing in the convolution and saves a broadcast
+        kernel = kernel.repeat_interleave(d // self.heads, 0)
+        logits = functional.conv2d(y, kernel, padding=2).permute(0, 2, 3, 1).view(b, n, *size, d)
         bias = None if self.qkv.bias is None else self.qkv.bias[2 * d :]
-        values = functional.conv2d(y, self.qkv.weight[2 * d :], bias).permute(0, 2, 3, 1)
-        weights = _softmax(logits, valid, 1)[..., None]
-        mixed = (weights * values.view(b, n, *size, self.heads, -1)).sum(1)
-        return mixed.flatten(3).permute(0, 3, 1, 2)[:, None]
+        values = functional.conv2d(y, self.qkv.weight[2 * d :], bias).permute(0, 2, 3, 1).view(b, n, *size, d)
+        mixed = (_softmax(logits, valid, 1) * values).sum(1)
+        return mixed.permute(0, 3, 1, 2)[:, None]
 
     def _mlp(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """conv(Q_i + K_j) = conv(Q_i) + conv(K_j): n convolutions each, then pointwise for every pair."""

@@ -65,7 +65,7 @@ def folded(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
 class CpuTokens:
     """Tokens of any number of groups on a CPU, in chunks of a few shapes: no padding, and kernels are chosen once."""
 
-    sizes = (32, 16, 8, 4, 2, 1)
+    sizes = (64, 32, 16, 8, 4, 2, 1)
 
     def __init__(self, features: FoldedFeatures) -> None:
         self._features = features

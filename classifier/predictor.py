@@ -160,12 +160,12 @@ class Predictor:
         self, sequences: Sequence[StampSequence], computed: Sequence[dict[int, Token]], width: int
     ) -> NDArray[np.float32]:
         where = layout(sequences, width)
-        tokens = np.zeros((len(sequences), width, *self._token_shape), np.float32)
+        tokens = np.zeros((len(sequences), width, *self._token_shape), self.token_dtype)
         for row, (sequence, fresh) in enumerate(zip(sequences, computed, strict=True)):
             known = {**sequence.tokens, **fresh}
             tokens[row, : len(known)] = np.stack([known[group] for group in range(len(known))])
-        arrays = (tokens, where.valid, where.days, where.present)
-        logits = self._model.classify(*(torch.from_numpy(a).to(self.device) for a in arrays))
+        given = (torch.from_numpy(a).to(self.device) for a in (where.valid, where.days, where.present))
+        logits = self._model.classify(torch.from_numpy(tokens).to(self.device).float(), *given)
         found: NDArray[np.float32] = logits.cpu().numpy()
         return found
 
