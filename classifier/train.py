@@ -50,7 +50,7 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
     """
     if (Path(output) / checkpoint.MODEL).is_file():
         done = checkpoint.read_info(output)
-        if done.training.get("protocol") == _plain(protocol):
+        if _same(done.training.get("protocol", {}), protocol):
             return done
     torch.manual_seed(protocol.seed)
     if protocol.threads:
@@ -307,7 +307,7 @@ class Trainer:
             (self.output / "log.csv").unlink(missing_ok=True)
             return
         saved = torch.load(path, weights_only=True)
-        if saved["protocol"] != _plain(self.protocol):
+        if not _same(saved["protocol"], self.protocol):
             raise ModelError(
                 f"{path} belongs to another configuration: choose another output, or remove it to start again"
             )
@@ -347,6 +347,11 @@ def _plain(protocol: Protocol) -> dict[str, Any]:
     """As JSON gives it back; where it is computed, and on how many cores, makes no other run."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(protocol).items()}
     return {key: value for key, value in plain.items() if key not in ("device", "threads")}
+
+
+def _same(saved: Mapping[str, Any], protocol: Protocol) -> bool:
+    """Whether a run was of this protocol; keys that it did not know yet had their present defaults."""
+    return _plain(Protocol(archive="")) | dict(saved) == _plain(protocol)
 
 
 def _copied(module: torch.nn.Module) -> dict[str, Tensor]:

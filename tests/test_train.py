@@ -82,6 +82,17 @@ def test_progress_of_another_configuration_is_refused(tmp_path: Path) -> None:
         train.Trainer(replace(SMALL, rate=1e-4), made(LENGTHS), tmp_path)
 
 
+def test_progress_from_before_a_key_was_known_goes_on(tmp_path: Path) -> None:
+    trainer = train.Trainer(SMALL, made(LENGTHS), tmp_path)
+    trainer._keep(torch.optim.AdamW(trainer.model.parameters()))
+    saved = torch.load(tmp_path / "progress.pt", weights_only=True)
+    del saved["protocol"]["stamps"]
+    torch.save(saved | {"best": 0.5}, tmp_path / "progress.pt")
+    assert train.Trainer(SMALL, made(LENGTHS), tmp_path).best == 0.5
+    with pytest.raises(ModelError, match="another configuration"):
+        train.Trainer(replace(SMALL, stamps=24), made(LENGTHS), tmp_path)
+
+
 def test_it_learns_what_there_is_to_learn(tmp_path: Path) -> None:
     easy = replace(SMALL, short_steps=2, steps=0, head_steps=300, fine_steps=0, fine_head_steps=0)
     easy = replace(easy, head_batch=32, head_rate=3e-3, every=100, average=0.9, dropout=0.0)
