@@ -16,13 +16,15 @@ This is the only module that reads the environment. Secrets come from the enviro
     topics = ["^ztf_.*_programid1$"]
 """
 
+import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from .errors import ConfigError
 
@@ -133,6 +135,11 @@ ENVIRONMENT = {
 CONFIG_VARIABLE = "SKYHEED_CONFIG"
 # Values a user may well forget; everything else has a working default.
 DEFAULT_KAFKA = "127.0.0.1:9092"
+LONGEST_DAYS = 36_500.0  # a century; the server counts lifetimes in milliseconds and must not overflow
+SHORTEST_TTL_DAYS = 0.01  # below that, sequences are forgotten between two visits: surely a slip
+# Everything up to the last @ belongs to the user or password: urlsplit would end a password at its first / # or ?
+_USER_AND_PASSWORD = re.compile(r"(?<=://)([^:]*):.*@", re.DOTALL)
+_PASSWORD_OPTION = re.compile(r"([?&][^=&]*password=)[^&]*", re.DOTALL)
 
 
 def load(
@@ -166,19 +173,17 @@ def load(
 
 
 def redacted_url(url: str) -> str:
-    """The URL without its password, for logs and messages."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rsplit("@", 1)[-1]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    """The URL without its password, for logs and messages; whatever characters the password holds."""
+    return _PASSWORD_OPTION.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8 (byte {error.start}), which TOML has to be") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
@@ -189,10 +194,18 @@ def _read_secret_files(tree: dict[str, Any], where: str) -> None:
             _read_secret_files(value, f"{where}{key}.")
         elif key.endswith("password_file"):
             del tree[key]
-            try:
-                tree[key.removesuffix("_file")] = Path(value).read_text().rstrip("\n")
-            except OSError as error:
-                raise ConfigError(f"{where}{key}: cannot read {value}: {error.strerror}") from error
+            tree[key.removesuffix("_file")] = _read_secret(value, f"{where}{key}")
+
+
+def _read_secret(path: Any, where: str) -> str:
+    if not isinstance(path, str):
+        raise ConfigError(f"{where} must be the path of a file")
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\n")
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError:  # not chained: the error holds the file's bytes
+        raise ConfigError(f"{where}: {path} is not text in UTF-8") from None
 
 
 def _split(dotted: str) -> tuple[str, ...]:
@@ -203,11 +216,13 @@ def _split(dotted: str) -> tuple[str, ...]:
 def _put(tree: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
     for part in place[:-1]:
         tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{part} is a table: write [{part}]")
     tree[place[-1]] = value
 
 
 def _refuse_secret(dotted: str, value: Any) -> None:
-    if "password" in dotted or (isinstance(value, str) and "://" in value and urlsplit(value).password):
+    if "password" in dotted or (isinstance(value, str) and redacted_url(value) != value):
         raise ConfigError(
             f"a password on the command line ({dotted}) can be read by everyone on this machine: "
             "put it into the environment (SKYHEED_KAFKA_PASSWORD, SKYHEED_REDIS_PASSWORD) or a password_file"
@@ -231,7 +246,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if get_origin(kind) is Mapping:
         return _options(value, where)
     if get_origin(kind) is tuple:
-        return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
+        return _names(value, where)
     return _scalar(kind, value, where)
 
 
@@ -247,31 +262,90 @@ def _options(value: Any, where: str) -> dict[str, str]:
     return flat
 
 
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{where} must be a name or a list of names")
+    return tuple(names)
+
+
 def _scalar(kind: type, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{where} must be {kind.__name__}, not {value!r}")
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        shown = "" if "password" in where else f", not {value!r}"
+        raise ConfigError(f"{where} must be {kind.__name__}{shown}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} must be a finite number, not {value}")
+    return value
 
 
 def _check(settings: Settings) -> Settings:
-    rules = [
-        (settings.redis.shards >= 1, "redis.shards must be at least 1"),
-        (1 <= settings.redis.max_stamps <= 99, "redis.max_stamps must be 1 to 99"),
-        (settings.ingest.batch_size >= 1, "ingest.batch_size must be at least 1"),
-        (settings.work.batch_size >= 1, "work.batch_size must be at least 1"),
-        (settings.work.min_stamps >= 1, "work.min_stamps must be at least 1"),
-        (settings.work.lease_s > 0, "work.lease_s must be above 0"),
-        (settings.ingest.debounce_s >= 0, "ingest.debounce_s must not be negative"),
-        (settings.work.interval_s > 0, "work.interval_s must be above 0"),
-        (settings.work.device in ("auto", "cpu", "cuda"), "work.device must be auto, cpu or cuda"),
-        (settings.work.format in ("avro", "elasticc"), "work.format must be avro or elasticc"),
-    ]
-    for good, sentence in rules:
+    """Refuse values that would delete data, crash a daemon in mid-stream, or ask for what does not exist."""
+    for good, sentence in (*_state_rules(settings), *_stream_rules(settings), *_work_rules(settings.work)):
         if not good:
             raise ConfigError(sentence)
     return settings
+
+
+def _state_rules(settings: Settings) -> list[tuple[bool, str]]:
+    redis = settings.redis
+    days = f"{LONGEST_DAYS:.0f} days"
+    return [
+        (_well_formed(redis.url), "redis.url holds a password with / # or ?: put it into SKYHEED_REDIS_PASSWORD"),
+        (redis.shards >= 1, "redis.shards must be at least 1"),
+        (1 <= redis.max_stamps <= 99, "redis.max_stamps must be 1 to 99"),
+        (
+            SHORTEST_TTL_DAYS <= redis.ttl_days <= LONGEST_DAYS,
+            f"redis.ttl_days must be {SHORTEST_TTL_DAYS} to {days}: quiet objects are deleted after it",
+        ),
+        (
+            SHORTEST_TTL_DAYS <= redis.books_days <= LONGEST_DAYS,
+            f"redis.books_days must be {SHORTEST_TTL_DAYS} to {days}: the books' bitmaps are deleted after it",
+        ),
+    ]
+
+
+def _stream_rules(settings: Settings) -> list[tuple[bool, str]]:
+    ingest, topics = settings.ingest, settings.topics
+    return [
+        (ingest.batch_size >= 1, "ingest.batch_size must be at least 1"),
+        (ingest.batch_wait_s >= 0, "ingest.batch_wait_s must not be negative"),
+        (ingest.debounce_s >= 0, "ingest.debounce_s must not be negative"),
+        (ingest.max_packet_bytes >= 1, "ingest.max_packet_bytes must be at least 1: every packet would be set aside"),
+        (bool(ingest.group), "ingest.group must not be empty"),
+        (_is_port(ingest.metrics_port), "ingest.metrics_port must be 0 (none) to 65535"),
+        (bool(topics.prefix), "topics.prefix must not be empty"),
+        (_is_count(topics.partitions), "topics.partitions must be at least 1, or -1 for the cluster's default"),
+        (_is_count(topics.replication), "topics.replication must be at least 1, or -1 for the cluster's default"),
+    ]
+
+
+def _work_rules(work: WorkSettings) -> list[tuple[bool, str]]:
+    return [
+        (work.batch_size >= 1, "work.batch_size must be at least 1"),
+        (work.min_stamps >= 1, "work.min_stamps must be at least 1"),
+        (work.threads >= 0, "work.threads must not be negative; 0 takes all cores"),
+        (work.lease_s >= 1, "work.lease_s must be at least 1: every answer would come too late"),
+        (work.interval_s > 0, "work.interval_s must be above 0"),
+        (work.device in ("auto", "cpu", "cuda"), "work.device must be auto, cpu or cuda"),
+        (work.precision in ("auto", "float32", "bfloat16"), "work.precision must be auto, float32 or bfloat16"),
+        (work.format in ("avro", "elasticc"), "work.format must be avro or elasticc"),
+        (_is_port(work.metrics_port), "work.metrics_port must be 0 (none) to 65535"),
+    ]
+
+
+def _is_port(number: int) -> bool:
+    return 0 <= number <= 65_535
+
+
+def _is_count(number: int) -> bool:
+    return number == -1 or number >= 1
+
+
+def _well_formed(url: str) -> bool:
+    """Whether a client that splits the URL by the rules finds the host where the user meant it."""
+    return not _USER_AND_PASSWORD.search(url) or "@" in urlsplit(url).netloc
 
 
 def with_servers(settings: Settings, kafka: str, redis: str) -> Settings:

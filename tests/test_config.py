@@ -61,11 +61,35 @@ def test_a_password_comes_from_a_file_and_is_not_shown(tmp_path: Path) -> None:
     assert "hunter2" not in repr(settings)
 
 
-@pytest.mark.parametrize("override", [{"redis.url": "redis://user:pw@host"}, {"kafka.sasl.password": "pw"}])
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"redis.url": "redis://user:pw@host"},
+        {"redis.url": "redis://:pw/x@host"},
+        {"redis.url": "redis://:pw#x@host:6379/0"},
+        {"redis.url": "redis://me:pw?x@host"},
+        {"redis.url": "redis://host/0?password=pw"},
+        {"kafka.sasl.password": "pw"},
+    ],
+)
 def test_a_password_on_the_command_line_is_refused(override: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="command line") as caught:
         config.load(overrides=override, environ={})
     assert "pw" not in str(caught.value).replace("password", "")
+
+
+@pytest.mark.parametrize("password", ["pa/ss", "pa#ss", "pa?ss", "6379/ss"])
+def test_a_password_that_would_be_taken_for_the_path_is_refused_and_not_shown(password: str) -> None:
+    with pytest.raises(ConfigError, match="SKYHEED_REDIS_PASSWORD") as caught:
+        config.load(environ={"SKYHEED_REDIS": f"redis://:{password}@host:6379/0"})
+    assert "ss@" not in str(caught.value)
+    assert password not in str(caught.value)
+
+
+def test_a_password_that_is_no_text_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"redis\.password must be str") as caught:
+        config.load(write(tmp_path, "[redis]\npassword = 471108\n"), environ={})
+    assert "471108" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +104,24 @@ def test_a_password_on_the_command_line_is_refused(override: dict[str, str]) -> 
         ("[kafka]\nbootstrap.servers = 'a'", 'as in "bootstrap.servers"'),
         ("[kafka", "not valid TOML"),
         ("[redis]\npassword_file = '/nowhere/x'", "cannot read /nowhere/x"),
+        ("[redis]\npassword_file = 5", "redis.password_file must be the path of a file"),
+        ("[redis]\nttl_days = 0", "redis.ttl_days must be 0.01 to"),
+        ("[redis]\nttl_days = -1.5", "redis.ttl_days must be 0.01 to"),
+        ("[redis]\nttl_days = 1e12", "redis.ttl_days must be 0.01 to"),
+        ("[redis]\nttl_days = nan", "redis.ttl_days must be a finite number"),
+        ("[redis]\nbooks_days = 0.0", "redis.books_days must be 0.01 to"),
+        ("[ingest]\nmax_packet_bytes = 0", "every packet would be set aside"),
+        ("[ingest]\nbatch_wait_s = -0.1", "ingest.batch_wait_s must not be negative"),
+        ("[ingest]\nmetrics_port = 65536", "ingest.metrics_port must be 0"),
+        ("[ingest]\ngroup = ''", "ingest.group must not be empty"),
+        ("[ingest]\ntopics = 5", "ingest.topics must be a name or a list of names"),
+        ("[ingest]\ntopics = ['a', 5]", "ingest.topics must be a name or a list of names"),
+        ("[work]\nmetrics_port = -1", "work.metrics_port must be 0"),
+        ("[work]\nthreads = -2", "work.threads must not be negative"),
+        ("[work]\nprecision = 'float16'", "auto, float32 or bfloat16"),
+        ("[work]\nlease_s = 0.0001", "work.lease_s must be at least 1"),
+        ("[work]\ninterval_s = inf", "work.interval_s must be a finite number"),
+        ("[topics]\npartitions = 0", "topics.partitions must be at least 1"),
     ],
 )
 def test_bad_settings_say_what_to_write(tmp_path: Path, text: str, sentence: str) -> None:
@@ -92,6 +134,28 @@ def test_a_missing_file_is_named() -> None:
         config.load("/nowhere.toml", environ={})
 
 
-def test_a_redis_url_is_shown_without_its_password() -> None:
-    assert config.redacted_url("redis://me:pw@host:1/0") == "redis://me:***@host:1/0"
-    assert config.redacted_url("redis://host:1/0") == "redis://host:1/0"
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin1.toml"
+    path.write_bytes('survey = "ztf" # für'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin1\.toml is not text in UTF-8"):
+        config.load(path, environ={})
+    secret = write(tmp_path, f"[redis]\npassword_file = '{path}'\n")
+    with pytest.raises(ConfigError, match=r"redis\.password_file: .*latin1\.toml is not text in UTF-8"):
+        config.load(secret, environ={})
+
+
+def test_the_environment_over_a_value_where_a_table_belongs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"write \[kafka\]"):
+        config.load(write(tmp_path, "kafka = 5"), environ={"SKYHEED_KAFKA": "host:1"})
+
+
+@pytest.mark.parametrize("password", ["pw", "p/w", "p#w", "p?w", "p:w", "p@w", "p/@:#?w", "6379/0"])
+@pytest.mark.parametrize("user", ["", "me", "me@here"])
+def test_a_redis_url_is_shown_without_its_password(user: str, password: str) -> None:
+    assert config.redacted_url(f"redis://{user}:{password}@host:1/0") == f"redis://{user}:***@host:1/0"
+
+
+def test_a_url_without_a_password_is_shown_as_it_is() -> None:
+    for url in ("redis://host:1/0", "rediss://me@host:1/0", "unix:///run/valkey.sock?db=1", "host:9092,other:9092"):
+        assert config.redacted_url(url) == url
+    assert config.redacted_url("redis://host/0?password=pw&db=1") == "redis://host/0?password=***&db=1"
