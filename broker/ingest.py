@@ -21,7 +21,7 @@ from .ledger import Ledger
 from .metrics import IngestMetrics
 from .observation import Observation
 from .patience import Stopped, patiently
-from .sequences import Delivery, Outcome, SequenceStore
+from .sequences import Delivery, Outcome, SequenceStore, check
 from .surveys import Survey
 from .wire import Decoder
 
@@ -64,9 +64,12 @@ class Intake:
         skip: SkipPacket | None = None
         for record in self.decoder.decode(value):
             try:
-                kept.append(self.survey.observation(record))
+                seen = self.survey.observation(record)
             except SkipPacket as reason:
                 skip = reason
+            else:
+                check(seen)  # a survey may come from another package
+                kept.append(seen)
         if not kept:
             raise skip or PacketError(Reason.EMPTY, "the container holds no record")
         return kept

@@ -1,6 +1,7 @@
 """Per object the time-ordered sequence of its stamps, in Redis: atomic, idempotent, bounded, and the same for every
 order of arrival. Knows nothing of Kafka or of the model; a token is bytes."""
 
+import math
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ServiceError
+from .errors import PacketError, Reason, ServiceError
 from .keys import SEGMENT_BITS, Keys, shard_of
 from .observation import BANDS, Observation
 from .state import Claim, Client
@@ -31,6 +32,7 @@ _SOURCE = struct.Struct(">Q")  # big endian: Redis orders equal MJDs by these by
 GROUP = 3  # stamps to a token
 HISTORY = 99  # answers kept of an object
 DELIVERIES_A_CALL = 250  # a script call of these takes a few milliseconds, during which the server does nothing else
+_LARGEST_FLUX = 3e38  # nJy; float32 ends at 3.4e38
 SWEEP_A_BATCH = 20  # objects to forget, beside one for each delivery, so that forgetting keeps up with storing
 
 
@@ -99,6 +101,22 @@ class Answer:
     history: str
     token_model: str
     tokens: Mapping[int, bytes]
+
+
+def check(observation: Observation) -> None:
+    """See that `store` can keep what a survey made of a packet: there, a failure would stop a whole batch.
+
+    Raises:
+        PacketError: BAD_FLUX.
+        Exception: of whatever kind, for what no survey should have let through.
+    """
+    if any(abs(value) > _LARGEST_FLUX for value in (observation.flux, observation.flux_error)):
+        raise PacketError(Reason.BAD_FLUX, f"flux {observation.flux!r} with error {observation.flux_error!r}")
+    if not math.isfinite(observation.mjd) or len(observation.band) != 1:
+        raise ValueError(f"a source at MJD {observation.mjd!r} in band {observation.band!r}")
+    observation.object_id.encode()
+    _header(observation, 0, 0)
+    _check_stamp(observation.stamp)
 
 
 class SequenceStore:
@@ -261,19 +279,27 @@ def _words(chunk: Iterable[int], deliveries: Sequence[Delivery]) -> list[Any]:
     for n in chunk:
         delivery, o = deliveries[n], deliveries[n].observation
         segment, bit = divmod(delivery.offset, SEGMENT_BITS)
-        header = _PACK.pack(
-            RECORD_VERSION, BANDS.index(o.band), o.flags, o.mjd, o.flux, o.flux_error, o.ra, o.dec,
-            delivery.kafka_ms, delivery.ingest_ms, o.source_id,
-        )  # fmt: skip
+        header = _header(o, delivery.kafka_ms, delivery.ingest_ms)
         place = f"{delivery.partition}:{segment}"
         words += (place, bit, o.object_id, _SOURCE.pack(o.source_id), repr(float(o.mjd)), header, _pixels(o.stamp))
     return words
 
 
+def _header(o: Observation, kafka_ms: int, ingest_ms: int) -> bytes:
+    return _PACK.pack(
+        RECORD_VERSION, BANDS.index(o.band), o.flags, o.mjd, o.flux, o.flux_error, o.ra, o.dec,
+        kafka_ms, ingest_ms, o.source_id,
+    )  # fmt: skip
+
+
 def _pixels(stamp: NDArray[np.float16]) -> bytes:
+    _check_stamp(stamp)
+    return stamp.astype("<f2", copy=False).tobytes()
+
+
+def _check_stamp(stamp: NDArray[np.float16]) -> None:
     if stamp.shape != STAMP_SHAPE or stamp.dtype != np.float16:
         raise ValueError(f"a stamp is float16 {STAMP_SHAPE}, not {stamp.dtype} {stamp.shape}")
-    return stamp.astype("<f2", copy=False).tobytes()
 
 
 def _unpack(claim: Claim, reply: Sequence[Any]) -> StoredSequence:

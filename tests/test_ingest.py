@@ -1,10 +1,13 @@
 """Sorting messages: each ends in exactly one pile, whatever the packet or our own code does."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from state_tools import observation, open_state
 
+from broker import embedded
 from broker.errors import PacketError, Reason, SkipPacket
 from broker.ingest import Intake, _beyond
 from broker.observation import Observation
@@ -91,6 +94,56 @@ def test_a_message_is_taken_skipped_or_set_aside_as_a_whole(
     assert [letter.reason for letter in batch.rejected] == rejected
     assert all((d.offset, d.kafka_ms, d.ingest_ms) == (7, 1234, 99) for d in batch.deliveries)
     assert all(letter.value == value for letter in batch.rejected)
+
+
+class Careless:
+    """A plug-in's survey, which checks nothing: whatever `changes` says is in the observation."""
+
+    name = "careless"
+
+    def __init__(self, **changes: Any) -> None:
+        self.changes = changes
+
+    def observation(self, record: dict[str, Any]) -> Observation:
+        return replace(observation(record["word"]), **(self.changes if record["word"] == "odd" else {}))
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"flux": 3.5e38}, Reason.BAD_FLUX),
+        ({"flux_error": 1e300}, Reason.BAD_FLUX),
+        ({"flux": -float("inf")}, Reason.BAD_FLUX),
+        ({"mjd": float("nan")}, Reason.UNEXPECTED),
+        ({"band": "gr"}, Reason.UNEXPECTED),
+        ({"band": "w"}, Reason.UNEXPECTED),
+        ({"ra": None}, Reason.UNEXPECTED),
+        ({"flags": -1}, Reason.UNEXPECTED),
+        ({"source_id": 1 << 64}, Reason.UNEXPECTED),
+        ({"object_id": "\ud800"}, Reason.UNEXPECTED),
+        ({"object_id": 7}, Reason.UNEXPECTED),
+        ({"stamp": np.zeros((31, 32), np.float16)}, Reason.UNEXPECTED),
+    ],
+)
+def test_what_the_store_could_not_keep_is_set_aside_and_the_rest_of_the_batch_is_stored(
+    valkey: embedded.Server, changes: dict[str, Any], reason: Reason
+) -> None:
+    store, _, _ = open_state(valkey.url)
+    intake = Intake(Careless(**changes), Words(), store, None, None)  # type: ignore[arg-type]
+    messages = [("alerts/0", n, Message(n, word)) for n, word in enumerate((b"one", b"odd", b"two"))]
+    batch = intake.sort(messages, 99)  # type: ignore[arg-type]
+    assert [(letter.offset, letter.reason) for letter in batch.rejected] == [(1, reason)]
+    assert store.store(batch.deliveries) == [Outcome.STORED, Outcome.STORED]
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("value", [3e38, -3e38, float("nan"), 0.0])
+def test_any_flux_that_passes_is_stored(valkey: embedded.Server, value: float) -> None:
+    store, _, _ = open_state(valkey.url)
+    intake = Intake(Careless(flux=value, flux_error=value), Words(), store, None, None)  # type: ignore[arg-type]
+    batch = intake.sort([("alerts/0", 0, Message(0, b"odd"))], 99)  # type: ignore[list-item]
+    assert store.store(batch.deliveries) == [Outcome.STORED]
 
 
 def test_a_message_is_beyond_the_window_only_if_all_its_records_are() -> None:

@@ -11,6 +11,7 @@ AB_NJY = 3631e9  # nJy of magnitude 0 (Oke & Gunn 1983)
 _ERROR_PER_MAG = 0.4 * math.log(10)
 _MJD_RANGE = 15020.0, 88069.0  # the years 1900 to 2100: anything else is a damaged or missing time
 _MAX_MAG = 60.0
+_MAX_FLUX_NJY = 3e38  # fluxes are kept as float32, which ends at 3.4e38
 
 
 class BaseSurvey:
@@ -100,10 +101,10 @@ def position(ra: float | None, dec: float | None) -> tuple[float, float]:
 
 
 def flux(value: float | None) -> float:
-    """A flux or its error (nJy); NaN where the packet has none."""
+    """A flux or its error (nJy); NaN where the packet has none; PacketError (BAD_FLUX) beyond every real one."""
     if value is None:
         return math.nan
-    if math.isinf(value):
+    if abs(value) > _MAX_FLUX_NJY:
         raise PacketError(Reason.BAD_FLUX, f"flux {value!r}")
     return value
 
