@@ -7,15 +7,17 @@ acknowledged by the dead-letter topic; every write is idempotent, so that redeli
 import logging
 import threading
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 from confluent_kafka import Message
 
 from .deadletter import DeadLetters, Rejected
-from .errors import PacketError, Reason, SkipPacket
+from .errors import PacketError, Reason, SkipPacket, SkyheedError
 from .kafka import AlertConsumer, place_of
 from .ledger import Ledger
 from .metrics import IngestMetrics
@@ -57,6 +59,7 @@ class Intake:
         Raises:
             SkipPacket: no record of the message is of use here.
             PacketError: some record cannot be used.
+            ServiceError: the schema registry refuses us.
         """
         if not value:
             raise PacketError(Reason.EMPTY, "the message has no value")
@@ -75,8 +78,14 @@ class Intake:
         return kept
 
     def sort(self, messages: Iterable[Keyed], now_ms: int) -> Batch:
-        """Decode `messages`, each with its partition key and offset; no message is ever left out."""
+        """Decode `messages`, each with its partition key and offset; no message is ever left out.
+
+        Raises:
+            ServiceError: the schema registry refuses us; nothing is known of the packets.
+            ServiceUnavailable: a server is away; sort the same messages again later.
+        """
         batch = Batch()
+        faults: list[str] = []
         for partition, offset, message in messages:
             try:
                 found = self.observations(message.value())
@@ -84,12 +93,16 @@ class Intake:
                 batch.skipped.append((partition, offset, skip.reason))
             except PacketError as error:
                 batch.rejected.append(Rejected.of(message, partition, error, self.survey.name, now_ms))
+            except SkyheedError:  # a server, not the packet: setting it aside would empty the whole stream
+                raise
             except Exception as error:  # a fault of ours: the stream goes on, the packet can be sent through again
-                log.exception("decoding %s offset %d failed", partition, offset)
-                fault = PacketError(Reason.UNEXPECTED, f"{type(error).__name__}: {error}")
+                fault = fault_of(error)
+                faults.append(f"{partition} offset {offset}: {fault.detail}")
                 batch.rejected.append(Rejected.of(message, partition, fault, self.survey.name, now_ms))
             else:
                 batch.deliveries.extend(Delivery(partition, offset, message.timestamp()[1], now_ms, o) for o in found)
+        if faults:
+            log.error("%d packets set aside for a fault of ours, the first is %s", len(faults), faults[0])
         return batch
 
     def settle(self, batch: Batch) -> Counter[str]:
@@ -109,6 +122,13 @@ class Intake:
         counts["skipped"] = len(skipped)
         counts["rejected"] = len(batch.rejected)
         return counts
+
+
+def fault_of(error: Exception) -> PacketError:
+    """A fault of ours as what is wrong with a packet, with its place in the code: nothing else is kept of it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    detail = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+    return PacketError(Reason.UNEXPECTED, detail)
 
 
 def _beyond(deliveries: Sequence[Delivery], outcomes: Sequence[Outcome]) -> list[Mark]:
@@ -163,7 +183,8 @@ class Ingest:
             offsets[partition].append(offset)
         # consumed is marked before and apart from any outcome, so that the books can fail to balance
         patiently(lambda: self.intake.ledger.consumed(offsets), stop, self.consumer.keep_alive)
-        batch = self.intake.sort(keyed, time.time_ns() // 1_000_000)
+        now_ms = time.time_ns() // 1_000_000
+        batch = patiently(lambda: self.intake.sort(keyed, now_ms), stop, self.consumer.keep_alive)
         counts = patiently(lambda: self.intake.settle(batch), stop, self.consumer.keep_alive)
         self.consumer.commit(messages)
         self._report(len(messages), counts, batch, time.monotonic() - began)

@@ -1,5 +1,9 @@
 """Sorting messages: each ends in exactly one pile, whatever the packet or our own code does."""
 
+import http.server
+import logging
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +12,13 @@ import pytest
 from state_tools import observation, open_state
 
 from broker import embedded
-from broker.errors import PacketError, Reason, SkipPacket
+from broker.errors import PacketError, Reason, ServiceError, ServiceUnavailable, SkipPacket
 from broker.ingest import Intake, _beyond
 from broker.observation import Observation
+from broker.registry import SchemaSource
 from broker.sequences import Delivery, Outcome
+from broker.surveys import load_survey
+from broker.wire import Decoder, confluent_payload
 
 
 class Message:
@@ -62,6 +69,8 @@ class Survey:
             raise PacketError(Reason.NO_TIME, "no time")
         if word == "bug":
             raise ZeroDivisionError("ours")
+        if word == "away":
+            raise ServiceUnavailable("a catalogue is away")
         return Observation(word, 1, 60000.0, "r", 1.0, 2.0, 3.0, 4.0, np.zeros((32, 32), np.float16), 0)
 
 
@@ -94,6 +103,55 @@ def test_a_message_is_taken_skipped_or_set_aside_as_a_whole(
     assert [letter.reason for letter in batch.rejected] == rejected
     assert all((d.offset, d.kafka_ms, d.ingest_ms) == (7, 1234, 99) for d in batch.deliveries)
     assert all(letter.value == value for letter in batch.rejected)
+
+
+def test_faults_of_ours_are_one_line_a_batch_with_their_place(intake: Intake, caplog: pytest.LogCaptureFixture) -> None:
+    batch = intake.sort([("alerts/0", n, Message(n, b"bug")) for n in range(50)], 99)  # type: ignore[misc]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("50 packets set aside for a fault of ours, the first is alerts/0 offset 0: ")
+    assert "ZeroDivisionError: ours (test_ingest.py, line " in line
+    assert "ZeroDivisionError: ours (test_ingest.py, line " in batch.rejected[-1].error
+
+
+def test_a_server_that_is_away_is_not_the_packets_fault(intake: Intake) -> None:
+    messages = [("alerts/0", n, Message(n, word)) for n, word in enumerate((b"one", b"away"))]
+    with pytest.raises(ServiceUnavailable, match="a catalogue is away"):
+        intake.sort(messages, 99)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def refusing_registry() -> Iterator[tuple[str, list[str]]]:
+    """A schema registry that takes no password, and what it was asked."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_wrong_registry_password_stops_the_intake_and_sets_no_packet_aside(
+    refusing_registry: tuple[str, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    url, asked = refusing_registry
+    survey = load_survey("lsst")
+    decoder = Decoder(survey.reader_schema, schemas=SchemaSource(url, "me", "hunter2"))
+    intake = Intake(survey, decoder, None, None, None)  # type: ignore[arg-type]
+    messages = [("alerts/0", n, Message(n, confluent_payload(1100, b"x"))) for n in range(20)]
+    with caplog.at_level(logging.INFO), pytest.raises(ServiceError, match=r"refuses registry\.user") as caught:
+        intake.sort(messages, 99)  # type: ignore[arg-type]
+    assert len(asked) == 1
+    assert caplog.records == []
+    assert "hunter2" not in str(caught.value)
 
 
 class Careless:
