@@ -13,7 +13,7 @@ import click
 from classifier.errors import ClassifierError
 
 from . import config
-from .errors import SkyheedError
+from .errors import SkyheedError, StreamError
 from .patience import Stopped
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -233,12 +233,17 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
 @click.option("--group", metavar="NAME", help="Remember the place under this Kafka group.")
 @click.option("--from", "start", type=click.Choice(["beginning", "latest"]), default="beginning", show_default=True)
 @click.option("--drain", is_flag=True, help="End when everything that was there at the start was read.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here instead of to the screen.")
+@click.option("--skip-bad", is_flag=True, help="Pass over records that are no classifications, with a warning.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False),
+    help="Write here instead of to the screen; with --group the file is added to.",
+)  # fmt: skip
 def subscribe(**given: Any) -> None:
     """Read classifications.
 
     \b
     Example:  skyheed subscribe --topic skyheed.classifications.ztf --class SNIa --min-probability 0.8
+              skyheed subscribe --survey ztf --group nightly --drain --format csv -o answers.csv
     """
     from . import subscribe as client
 
@@ -249,10 +254,15 @@ def subscribe(**given: Any) -> None:
     stream = client.Subscriber(
         settings.kafka["bootstrap.servers"], topic=topic, group=given["group"], start=given["start"],
         options=settings.kafka, classes=given["classes"], min_probability=given["min_probability"],
-        drain=given["drain"],
+        drain=given["drain"], skip_bad=given["skip_bad"],
     )  # fmt: skip
-    with stream:
-        client.write(stream, given["format_"], given["output"])
+    try:
+        with stream:
+            client.write(stream, given["format_"], given["output"])
+    except StreamError as error:
+        raise StreamError(f"{error}; --skip-bad passes over such records") from error
+    if stream.bad:
+        click.echo(f"skipped {stream.bad} records that are no classifications", err=True)
 
 
 # --- looking after it ----------------------------------------------------------------------------------------------

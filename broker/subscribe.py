@@ -89,6 +89,7 @@ class Subscriber:
         self._done: list[Message] = []
         self._committed_at = time.monotonic()
         self._stop = threading.Event()
+        self.remembers = group is not None  # the group never gets a record again that was handled
         self.hold_position = False  # move the group's position only at the end, when all has been written
         self.bad = 0
 
@@ -175,10 +176,14 @@ class _Repeats:
         self._revisions: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     def seen(self, record: Classification) -> bool:
-        """True for a repeat or an answer older than the object's last; remembers the record."""
+        """True for a repeat or an answer older than the object's last; remembers the record.
+
+        The id names the sources, not their pixels: where a stored stamp was replaced, the newer answer has the same
+        id and a higher revision.
+        """
         object_ = (record.survey, record.object_id)
         newest = self._revisions.get(object_, -1)
-        repeat = record.classification_id in self._answers or record.revision < newest
+        repeat = record.revision < newest or (record.revision == newest and record.classification_id in self._answers)
         self._put(self._answers, record.classification_id, None)
         self._put(self._revisions, object_, max(newest, record.revision))
         return repeat
@@ -197,30 +202,55 @@ def write(stream: Iterable[Classification], format_: str, output: str | Path | N
     """Write the records as table, json (one object a line), csv or parquet until they or Ctrl-C end; return how many.
 
     Args:
-        output: a file (parquet needs one, and finishes it only when the stream ends), or None for stdout.
+        output: a file (parquet needs one, and finishes it only when the stream ends), or None for stdout. A
+            subscriber with a group adds to a file that is there, because the group never gets those records again;
+            without one the file is written anew.
 
     Raises:
-        ConfigError: an unknown format, or parquet without a file.
+        ConfigError: an unknown format, parquet without a file, or a file that cannot be added to.
     """
     if output is not None and not Path(output).parent.is_dir():
         raise ConfigError(f"cannot write {output}: there is no such directory")
-    writers = {"table": write_table, "json": write_json, "csv": write_csv}
+    adds = isinstance(stream, Subscriber) and stream.remembers
     if format_ == "parquet":
-        if output is None:
-            raise ConfigError("parquet cannot be written to the screen: add -o FILE")
-        if isinstance(stream, Subscriber):
-            stream.hold_position = True
-        return write_parquet(_interruptible(stream), Path(output))
+        return _write_parquet(stream, output, adds)
+    writers = {"table": write_table, "json": write_json, "csv": write_csv}
     if format_ not in writers:
         raise ConfigError(f"format must be {', '.join(writers)} or parquet, not {format_!r}")
     if output is not None:
-        with open(output, "w", newline="") as out:
-            return writers[format_](_interruptible(stream), out)
+        goes_on = adds and _can_go_on(Path(output), TITLES.get(format_, ""))
+        with open(output, "a" if adds else "w", newline="", encoding="utf-8") as out:
+            return writers[format_](_interruptible(stream), out, not goes_on)
     try:
-        return writers[format_](_interruptible(stream), sys.stdout)
+        return writers[format_](_interruptible(stream), sys.stdout, True)
     except BrokenPipeError:  # the reader of our pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _write_parquet(stream: Iterable[Classification], output: str | Path | None, adds: bool) -> int:
+    if output is None:
+        raise ConfigError("parquet cannot be written to the screen: add -o FILE")
+    if adds and Path(output).exists():
+        raise ConfigError(f"{output} exists, and its records will not come to this group again: give another -o FILE")
+    if isinstance(stream, Subscriber):
+        stream.hold_position = True
+    return write_parquet(_interruptible(stream), Path(output))
+
+
+def _can_go_on(path: Path, title: str) -> bool:
+    """Whether the file holds lines already; refuses one that lines of ours would not fit."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        if title and file.readline().rstrip(b"\n") != title.encode():
+            raise ConfigError(f"{path} exists and begins with other columns: give another -o FILE")
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            raise ConfigError(
+                f"{path} ends inside a line, whose record comes again: remove it, or give another -o FILE"
+            )
+    return True
 
 
 def _interruptible(stream: Iterable[Classification]) -> Iterator[Classification]:
@@ -229,22 +259,26 @@ def _interruptible(stream: Iterable[Classification]) -> Iterator[Classification]
         yield from stream
 
 
-def write_table(stream: Iterable[Classification], out: IO[str]) -> int:
-    """Aligned columns for people."""
-    layout = "{:<20} {:<20} {:>6} {:<18} {:>8} {:<16} {:>6}"
-    titles = ("classified (UTC)", "object", "stamps", "bands", "days", "class", "prob")
-    return _lines(stream, out, lambda record: layout.format(*_row(record)).rstrip(), layout.format(*titles))
+def write_table(stream: Iterable[Classification], out: IO[str], titled: bool = True) -> int:
+    """Aligned columns for people, with their titles unless `titled` is False."""
+    title = TITLES["table"] if titled else ""
+    return _lines(stream, out, lambda record: LAYOUT.format(*_row(record)).rstrip(), title)
 
 
-def write_json(stream: Iterable[Classification], out: IO[str]) -> int:
+def write_json(stream: Iterable[Classification], out: IO[str], _titled: bool = True) -> int:
     """One JSON object a line."""
     return _lines(stream, out, lambda record: json.dumps(record.to_json(), separators=(",", ":")))
 
 
-def write_csv(stream: Iterable[Classification], out: IO[str]) -> int:
-    """A header and one line a record; what has several values (probabilities, bands, sources) is JSON in its cell."""
+def write_csv(stream: Iterable[Classification], out: IO[str], titled: bool = True) -> int:
+    """A header and one line a record; what has several values (probabilities, bands, sources) is JSON in its cell.
+
+    Args:
+        titled: write the header.
+    """
     writer = csv.DictWriter(out, _columns(), lineterminator="\n")
-    writer.writeheader()
+    if titled:
+        writer.writeheader()
     count = 0
     for record in stream:
         writer.writerow(flat(record))
@@ -286,6 +320,13 @@ def flat(record: Classification) -> dict[str, Any]:
     row["sources"] = json.dumps(record.sources)
     provenance = row.pop("provenance")
     return row | {f"provenance_{name}": value for name, value in provenance.items()}
+
+
+LAYOUT = "{:<20} {:<20} {:>6} {:<18} {:>8} {:<16} {:>6}"
+TITLES = {
+    "table": LAYOUT.format("classified (UTC)", "object", "stamps", "bands", "days", "class", "prob"),
+    "csv": ",".join(_columns()),
+}
 
 
 def write_parquet(stream: Iterable[Classification], path: Path) -> int:

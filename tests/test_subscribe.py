@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,14 @@ def test_an_older_answer_that_was_never_seen_is_dropped_too(topic: Topic) -> Non
     assert [r.revision for r in topic.read()] == [5]
 
 
+def test_a_newer_answer_to_the_same_sources_is_no_repeat() -> None:
+    repeats = subscribe._Repeats()
+    first = record(1, 3)
+    replaced = replace(first, revision=4, top_class="AGN")  # a stored stamp was replaced: same sources, same id
+    assert replaced.classification_id == first.classification_id
+    assert [repeats.seen(r) for r in (first, first, replaced, replaced, first)] == [False, True, False, True, True]
+
+
 def test_the_memory_of_repeats_is_bounded() -> None:
     repeats = subscribe._Repeats(size=100)
     assert not any(repeats.seen(record(i)) for i in range(1000))
@@ -151,6 +160,20 @@ def test_bad_records_can_be_counted_instead(topic: Topic, caplog: pytest.LogCapt
         assert numbers(list(stream)) == [1, 2]
         assert stream.bad == 2
     assert caplog.text.count("skipped:") == 2
+
+
+def test_the_command_line_passes_over_bad_records_only_when_told(topic: Topic) -> None:
+    topic.publish(record(1), b"Obj\x01\x00", record(2))
+    words = ["subscribe", "--topic", topic.name, "--kafka", topic.kafka, "--format", "json", "--drain"]
+    command = [sys.executable, "-m", "broker.cli", *words]
+    strict = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert strict.returncode == 1
+    assert strict.stderr.splitlines()[-1].startswith(f"skyheed: {topic.name} partition")
+    assert strict.stderr.rstrip().endswith("--skip-bad passes over such records")
+    lenient = subprocess.run([*command, "--skip-bad"], capture_output=True, text=True, check=False)
+    assert lenient.returncode == 0, lenient.stderr
+    assert len(lenient.stdout.splitlines()) == 2
+    assert "skipped 1 records that are no classifications" in lenient.stderr
 
 
 def test_confluent_wire_is_read_with_the_schema_of_its_id(topic: Topic) -> None:
@@ -312,6 +335,53 @@ def test_the_group_moves_only_when_the_parquet_file_is_whole(
     with topic.subscriber(group="files") as stream:
         assert subscribe.write(stream, "parquet", tmp_path / "answers.parquet") == 5
     assert topic.read(group="files") == []
+
+
+class Remembered(Subscriber):
+    """What a group hands out in one run, without a Kafka."""
+
+    def __init__(self, *found: Classification) -> None:
+        self.remembers, self._found = True, iter(found)
+
+    def __next__(self) -> Classification:
+        return next(self._found)
+
+
+@pytest.mark.parametrize(("format_", "titles"), [("csv", 1), ("table", 1), ("json", 0)])
+def test_a_group_adds_to_the_file_that_is_there(tmp_path: Path, format_: str, titles: int) -> None:
+    path = tmp_path / "answers"
+    for night in range(2):
+        assert subscribe.write(Remembered(record(2 * night), record(2 * night + 1)), format_, path) == 2
+    lines = path.read_text().splitlines()
+    assert len(lines) == titles + 4
+    assert all(sum(f"object-{n}" in line for line in lines) == 1 for n in range(4))
+    assert subscribe.write([record(n) for n in range(3)], format_, path) == 3
+    assert len(path.read_text().splitlines()) == titles + 3  # without a group all comes again: written anew
+
+
+def test_nightly_runs_of_one_group_fill_one_file(topic: Topic, tmp_path: Path) -> None:
+    path = tmp_path / "answers.csv"
+    for night in range(2):
+        topic.publish(record(night))
+        with topic.subscriber(group="nightly") as stream:
+            assert subscribe.write(stream, "csv", path) == 1
+    assert [row["object_id"] for row in csv.DictReader(path.read_text().splitlines())] == ["object-0", "object-1"]
+
+
+def test_a_group_adds_only_to_a_file_of_its_own_kind(topic: Topic, tmp_path: Path) -> None:
+    topic.publish(record(1))
+    path = tmp_path / "answers"
+    with topic.subscriber(group="careful") as stream:
+        path.write_text("object,class\n")
+        with pytest.raises(ConfigError, match="other columns"):
+            subscribe.write(stream, "csv", path)
+        path.write_text('{"object": "o1"')
+        with pytest.raises(ConfigError, match="inside a line"):
+            subscribe.write(stream, "json", path)
+        with pytest.raises(ConfigError, match="give another -o FILE"):
+            subscribe.write(stream, "parquet", path)
+    assert path.read_text() == '{"object": "o1"'
+    assert numbers(topic.read(group="careful")) == [1]  # nothing was taken from the group meanwhile
 
 
 def test_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
