@@ -217,11 +217,14 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
     from . import replay as player
 
     settings = settings_from({**given, "survey": survey})
-    player.replay(
-        settings.kafka, daemon.survey_of(settings), paths, topic or daemon.alert_topics(settings)[0],
+    # not ingest.topics: those may be patterns, or somebody else's
+    topic = topic or f"{settings.topics.prefix}.alerts.{settings.survey}"
+    sent = player.replay(
+        settings.kafka, daemon.survey_of(settings), paths, topic,
         speed=given["speed"], rate=given["rate"], state=given["state"], shuffle=given["shuffle"],
-        duplicate=given["duplicate"],
+        duplicate=given["duplicate"], schemas=daemon.schema_source(settings),
     )  # fmt: skip
+    click.echo(f"sent {sent} alerts to {topic}")
 
 
 @skyheed.command()

@@ -52,11 +52,14 @@ class Shelf:
     """Where every packet lies on disk and when it was taken.
 
     A packet whose time cannot be read (a damaged one) takes the time of the one before it: it is the ingest's to judge.
+
+    Args:
+        schemas: where writer schemas come from, for packets that name theirs by number.
     """
 
-    def __init__(self, survey: Survey) -> None:
+    def __init__(self, survey: Survey, schemas: SchemaSource | None = None) -> None:
         self._survey = survey
-        self._decoder = Decoder(survey.reader_schema, schemas=SchemaSource())
+        self._decoder = Decoder(survey.reader_schema, schemas=schemas or SchemaSource())
         self._files: list[Path] = []
         self._mjd, self._file = array("d"), array("l")
         self._offset, self._length, self._record = array("q"), array("q"), array("l")
@@ -82,6 +85,11 @@ class Shelf:
             return np.zeros(len(times))
         last = np.searchsorted(known, np.arange(len(times)), "right") - 1
         return np.asarray(times[known[np.maximum(last, 0)]])
+
+    @property
+    def unknown_times(self) -> int:
+        """How many packets have no time that can be read."""
+        return int(np.count_nonzero(~np.isfinite(np.array(self._mjd))))
 
     def fingerprint(self) -> str:
         """Changes with the inputs: survey, names, sizes and times of change of the files."""
@@ -265,7 +273,7 @@ def due_times(mjd: NDArray[np.float64], speed: float | None, rate: float | None)
     """
     if rate is not None:
         return np.arange(len(mjd)) / rate
-    if speed is None:
+    if speed is None or not len(mjd):
         return np.zeros(len(mjd))
     latest = np.maximum.accumulate(mjd)
     return np.asarray((latest - latest[0]) * 86_400 / speed)
@@ -307,7 +315,7 @@ class Progress:
             raise ConfigError(f"{self._path} is no state of a replay: give another --state") from error
         if fingerprint != self._fingerprint:
             raise ConfigError(
-                f"{self._path} is of another replay (other files, or other --shuffle or --duplicate): "
+                f"{self._path} is of another replay (other files, --topic, --shuffle or --duplicate): "
                 "remove it, or give another --state"
             )
         return sent
@@ -324,6 +332,7 @@ def replay(
     state: str | Path | None = None,
     shuffle: int | None = None,
     duplicate: float = 0.0,
+    schemas: SchemaSource | None = None,
     stop: threading.Event | None = None,
 ) -> int:
     """Send the packets of `paths` to `topic` and return how many this run sent (each was acknowledged).
@@ -332,20 +341,22 @@ def replay(
         speed: times real time, by survey time; `rate`: packets a second; neither: flat out.
         state: remember here what was acknowledged, and go on from there.
         shuffle: seed of a random order. duplicate: fraction of the packets that is sent twice.
+        schemas: where writer schemas come from; the installed LSST package by default.
         stop: ends the replay early when set.
 
     Raises:
         ConfigError: nothing to send, or settings that contradict each other.
-        ServiceError: Kafka refuses us.
+        ServiceError: Kafka or the schema registry refuses us.
     """
     _check(speed, rate, shuffle, duplicate)
     stop = stop or threading.Event()
-    with Shelf(survey) as shelf:
+    with Shelf(survey, schemas) as shelf:
         for path in paths:
             shelf.add(Path(path))
+        _warn(shelf)
         mjd = shelf.mjd
         queue = order(mjd, shuffle, duplicate)
-        progress = Progress(Path(state) if state else None, f"{shelf.fingerprint()}/{shuffle}/{duplicate}")
+        progress = Progress(Path(state) if state else None, f"{shelf.fingerprint()}/{topic}/{shuffle}/{duplicate}")
         queue = queue[progress.sent :]
         ensure = {topic: {"max.message.bytes": str(MAX_MESSAGE_BYTES)}}
         patiently(lambda: ensure_topics(options, ensure), stop)
@@ -377,6 +388,16 @@ def _check(speed: float | None, rate: float | None, shuffle: int | None, duplica
     for good, sentence in rules:
         if not good:
             raise ConfigError(sentence)
+
+
+def _warn(shelf: Shelf) -> None:
+    if unknown := shelf.unknown_times:
+        log.warning(
+            "%d of %d packets have no time that can be read (damaged, or of an unknown schema): "
+            "each goes out behind the one before it",
+            unknown,
+            len(shelf),
+        )
 
 
 def _bar(left: int, sent: int) -> "tqdm[Any]":

@@ -26,7 +26,7 @@ from broker.kafka import BatchConsumer, Publisher
 from broker.replay import Shelf, due_times, order
 from broker.surveys import load_survey
 from broker.surveys.sdss import alert_from_archive
-from broker.wire import Decoder
+from broker.wire import Decoder, SchemaSource
 from classifier.archive import ArchiveObject, ArchiveWriter, stamp_rows
 
 SDSS = load_survey("sdss")
@@ -122,6 +122,27 @@ def test_a_damaged_record_does_not_hide_the_others_of_its_file(tmp_path: Path) -
     packets = [packet(3, 53603.0), packet(9, float("nan")), packet(1, 53601.0)]
     (tmp_path / "many.avro").write_bytes(several(*packets))
     assert [number_of(p) for p in sent_in_order(tmp_path)] == [1, 3, 9]
+
+
+def test_packets_that_name_their_schema_by_number_need_its_source(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = fastavro.reader(io.BytesIO(packet(0, 53600.0)))
+    schema: Any = reader.writer_schema
+    [plain] = list(reader)
+    (tmp_path / "7.avsc").write_text(json.dumps(schema))
+    for i in range(3):
+        out = io.BytesIO(b"\x00" + (7).to_bytes(4, "big"))
+        out.seek(0, io.SEEK_END)
+        fastavro.schemaless_writer(out, schema, {**plain, "sourceId": i, "mjd": 53600.0 - i})
+        (tmp_path / f"{i}.bin").write_bytes(out.getvalue())
+    for schemas, unknown in ((None, 3), (SchemaSource(directory=tmp_path, package=""), 0)):
+        with Shelf(SDSS, schemas) as shelf:
+            shelf.add(tmp_path)
+            assert shelf.unknown_times == unknown
+            replay._warn(shelf)
+    assert shelf.mjd.tolist() == [53600.0, 53599.0, 53598.0]
+    assert [r.getMessage()[:32] for r in caplog.records] == ["3 of 3 packets have no time that"]
 
 
 def test_an_archive_of_stamp_sequences_becomes_alerts(tmp_path: Path) -> None:
@@ -234,6 +255,11 @@ def test_due_times_follow_survey_time_or_rate() -> None:
     assert due_times(mjd, None, None).tolist() == [0, 0, 0, 0]
 
 
+def test_nothing_left_to_send_is_due_at_no_time() -> None:
+    for pace in ((86_400, None), (None, 4), (None, None)):
+        assert due_times(np.array([]), *pace).tolist() == []
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -321,6 +347,7 @@ def test_goes_on_where_it_stopped(kafka: embedded.Server, night: Path, tmp_path:
     assert replay.replay(options, SDSS, [night], topic, state=state) == 60 - first
     assert arrived(kafka, topic) == BY_TIME
     assert replay.replay(options, SDSS, [night], topic, state=state) == 0
+    assert replay.replay(options, SDSS, [night], topic, state=state, speed=3600.0) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["night", "state.json"]
 
 
@@ -331,6 +358,8 @@ def test_a_state_of_something_else_is_refused(kafka: embedded.Server, night: Pat
     replay.replay(options, SDSS, [night], topic, state=state)
     with pytest.raises(ConfigError, match="another replay"):
         replay.replay(options, SDSS, [night], topic, state=state, shuffle=1)
+    with pytest.raises(ConfigError, match="another replay"):
+        replay.replay(options, SDSS, [night], f"{topic}-2", state=state)
     (night / "60.avro").write_bytes(packet(60, 53600.0))
     with pytest.raises(ConfigError, match="another replay"):
         replay.replay(options, SDSS, [night], topic, state=state)
