@@ -118,7 +118,12 @@ def prepare_topics(settings: config.Settings, stop: threading.Event) -> None:
 
 
 def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
-    """The ingest daemon."""
+    """The ingest daemon.
+
+    Raises:
+        SkyheedError: a setting cannot work, or a server refuses us.
+        Stopped: a signal came before it began; Unfinished with `drain`, whenever it came.
+    """
     stop = stop_on_signal()
     topics = alert_topics(settings)
     survey_of(settings)  # a wrong name stops here, before anything is asked of a server
@@ -129,8 +134,8 @@ def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
         settings.ingest.group,
         config.redacted_url(settings.redis.url),
     )
-    prepare_topics(settings, stop)
-    with kafka.Publisher(settings.kafka) as publisher:
+    with patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
+        prepare_topics(settings, stop)
         intake = make_intake(settings, publisher)
         patience.patiently(intake.ledger.ping, stop)
         measured = metrics.IngestMetrics(settings.survey)
@@ -141,7 +146,12 @@ def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
 
 
 def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
-    """The worker daemon."""
+    """The worker daemon.
+
+    Raises:
+        SkyheedError, Stopped: as `run_ingest`.
+        ClassifierError: the model does not load or does not run here.
+    """
     from classifier.predictor import Predictor  # torch takes seconds: only this verb pays
 
     from .worker import Pace, Worker
@@ -156,13 +166,13 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
     check_fit(settings, survey, predictor)
     log.info("work survey=%s model=%s %s", settings.survey, predictor.info.name, predictor.chosen)
     predictor.warm_up()
-    prepare_topics(settings, stop)
-    store, queue, ledger = connect_store(settings)
-    patience.patiently(ledger.ping, stop)
-    measured = metrics.WorkMetrics(settings.survey)
-    metrics.serve(measured, work.metrics_port)
     pace = Pace(work.batch_size, work.interval_s, work.lease_s, work.min_stamps)
-    with kafka.Publisher(settings.kafka) as publisher:
+    with patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
+        prepare_topics(settings, stop)
+        store, queue, ledger = connect_store(settings)
+        patience.patiently(ledger.ping, stop)
+        measured = metrics.WorkMetrics(settings.survey)
+        metrics.serve(measured, work.metrics_port)
         worker = Worker(
             settings.survey, queue, store, predictor, publisher, settings.classification_topic,
             output_form(settings), provenance_of(predictor), measured, pace,

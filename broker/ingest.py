@@ -22,7 +22,7 @@ from .kafka import AlertConsumer, place_of
 from .ledger import Ledger
 from .metrics import IngestMetrics
 from .observation import Observation
-from .patience import Stopped, patiently
+from .patience import Stopped, Unfinished, patiently
 from .sequences import Delivery, Outcome, SequenceStore, check
 from .surveys import Survey
 from .wire import Decoder
@@ -162,17 +162,21 @@ class Ingest:
 
         Raises:
             ServiceError: Kafka or Redis refuses us for good.
+            Unfinished: `stop` came before the end of the drain.
         """
+        done = False
         try:
-            while not stop.is_set():
+            while not done and not stop.is_set():
                 messages = self.consumer.consume(self.batch_size, self.wait_s)
                 if messages:
                     self._batch(messages, stop)
-                elif drain and self.consumer.drained():
-                    break
+                else:
+                    done = drain and self.consumer.drained()
         except Stopped as stopped:
             log.warning("stopped while waiting, the batch in hand will be delivered again: %s", stopped)
         log.info("ingest ends: %s", _line(self.totals))
+        if drain and not done:
+            raise Unfinished
         return self.totals
 
     def _batch(self, messages: Sequence[Message], stop: threading.Event) -> None:

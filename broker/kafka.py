@@ -16,6 +16,7 @@ from .connection import (
     DELIVERY_S,
     MAX_MESSAGE_BYTES,
     NO_TOPIC,
+    REFUSED_AGAIN_S,
     REFUSED_RIGHT,
     REFUSED_USER,
     Connection,
@@ -49,7 +50,7 @@ Headers = Sequence[tuple[str, bytes]]
 Outgoing = tuple[str, bytes | None, bytes | None, Headers | None]  # topic, key, value, headers
 PROBE_EVERY_S = 5.0
 CLOSE_S = 10.0
-ASSIGN_S = 60.0  # a drain without any partition by then has nothing to read
+ASSIGN_S = 60.0  # a drain that has no partition by then will not get one
 
 
 def place_of(message: Message) -> Place:
@@ -198,6 +199,7 @@ class BatchConsumer:
         self._done: dict[Place, int] = {}  # settled by the caller: next offset to read
         self._committed: dict[Place, int] = {}
         self._kept: list[Message] = []
+        self._missing: set[str] = set()  # patterns without a topic, said once
         self._paused = False
         self._consumer = consumer(
             options, name, self.connection, **{"auto.offset.reset": start, "on_commit": self._on_commit}
@@ -219,7 +221,10 @@ class BatchConsumer:
         self._resume()
         if not self._ever_assigned and self._group is None:
             self._assign_all()
-        events = [*self._kept, *self._consumer.consume(limit, wait_s)]
+        room = limit - len(self._kept)
+        fetched = self._consumer.consume(room, wait_s) if room > 0 else []
+        # a rebalance inside that call takes messages away from what was kept
+        events = [*self._kept, *fetched]
         self._kept = []
         messages = [event for event in events if self._is_message(event)]
         self._watch(bool(events))
@@ -238,10 +243,15 @@ class BatchConsumer:
         self._commit_again()
 
     def drained(self) -> bool:
-        """True when every assigned partition was read to where it ended at the start."""
+        """True when every assigned partition was read to where it ended at the start, and all of it was handed out.
+
+        Raises:
+            ServiceError: the group gives us no partition.
+        """
         if not self._ever_assigned:
-            return time.monotonic() - self._began > ASSIGN_S and not self.connection.away()
-        return all(self._finished(place) for place in self._assigned)
+            self._check_assigned()
+            return False
+        return not self._kept and all(self._finished(place) for place in self._assigned)
 
     def lag(self) -> dict[str, int]:
         """Messages still to read, for each "topic/partition" that has answered."""
@@ -293,7 +303,7 @@ class BatchConsumer:
         self._on_assign(self._consumer, partitions)
 
     def _on_assign(self, _consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        self._ever_assigned = True
+        self._ever_assigned |= bool(partitions)
         self._assigned |= {(p.topic, p.partition) for p in partitions}
         self.connection.works()
 
@@ -333,9 +343,18 @@ class BatchConsumer:
         elif error.fatal() or code in REFUSED_RIGHT | REFUSED_USER:
             raise self.connection.refusal(error, right(error, event.topic() or "", self._group or ""))
         elif code in NO_TOPIC and not self._ever_assigned:
-            raise self.connection.refusal(error, f"topic {event.topic()}")
+            self._no_topic(event.topic() or "", error)
         else:
             log.warning("Kafka at %s: %s", self.connection.hosts, self.connection.redact(error.str()))
+
+    def _no_topic(self, topic: str, error: KafkaError) -> None:
+        if not topic.startswith("^"):
+            raise self.connection.refusal(error, f"topic {topic}")
+        if self._drain:
+            raise self.connection.refusal(error, f"topic that matches {topic}")
+        if topic not in self._missing:  # surveys make a topic a night: the first may be still to come
+            self._missing.add(topic)
+            log.warning("Kafka at %s has no topic that matches %s yet: waiting for one", self.connection.hosts, topic)
 
     def _watch(self, answered: bool) -> None:
         if answered:
@@ -348,6 +367,16 @@ class BatchConsumer:
                 self.connection.works()
             except KafkaException:
                 self.connection.check()
+
+    def _check_assigned(self) -> None:
+        if self.connection.away():
+            self._began = time.monotonic()
+        elif time.monotonic() - self._began > ASSIGN_S:
+            reader = f": another member of group {self._group} may be reading all of them" if self._group else ""
+            raise ServiceError(
+                f"Kafka at {self.connection.hosts} gave us no partition of {', '.join(self._topics)} "
+                f"within {ASSIGN_S:.0f} s{reader}"
+            )
 
     def _finished(self, place: Place) -> bool:
         reached = self._position.get(place, -1) >= self._target.get(place, 2**63)
@@ -407,24 +436,40 @@ class AlertConsumer(BatchConsumer):
     ) -> None:
         self._options = options
         self._ids: dict[str, str] = {}
+        self._asking_since: float | None = None  # ids were asked for in vain
         super().__init__(options, topics, group, start, drain)
 
     def consume(self, limit: int, wait_s: float) -> list[Message]:
-        """As `BatchConsumer.consume`; messages of a topic whose id is not known yet wait until the broker gives it."""
+        """As `BatchConsumer.consume`; messages of a topic whose id is not known yet wait until the broker gives it.
+
+        Raises:
+            ServiceError: as there, and when the broker goes on refusing to give it.
+        """
         messages = super().consume(limit, wait_s)
         unknown = {place_of(m)[0] for m in messages} - set(self._ids)
         if unknown:
             try:
                 self._ids |= topic_ids(self._options, unknown)
-            except ServiceUnavailable as away:
-                log.warning("waiting: %s", away)
-                self._kept = messages
+            except (ServiceError, ServiceUnavailable) as error:
+                self._wait(error)
+                self._kept = [*messages, *self._kept]
+                self.keep_alive()
+                time.sleep(wait_s)
                 return []
+            self._asking_since = None
         return messages
 
     def partition_key(self, topic: str, partition: int) -> str:
         """`topic@topicid/partition`, or `topic/partition` where the broker has no topic ids."""
         return partition_key(topic, self._ids.get(topic, ""), partition)
+
+    def _wait(self, error: ServiceError | ServiceUnavailable) -> None:
+        """Say once that ids are missing. A refusal passes too: the broker has just sent us messages of these topics."""
+        if self._asking_since is None:
+            self._asking_since = time.monotonic()
+            log.warning("waiting: %s", error)
+        elif isinstance(error, ServiceError) and time.monotonic() - self._asking_since > REFUSED_AGAIN_S:
+            raise error
 
     def _on_assign(self, consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
         self._ids.clear()  # a topic may have been deleted and made again since

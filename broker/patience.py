@@ -1,12 +1,13 @@
 """Waiting for a server that is away: back off, say so once, say once that it is back, and stop when asked."""
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from .errors import ServiceUnavailable
+from .errors import ServiceUnavailable, SkyheedError
 
 log = logging.getLogger("skyheed.patience")
 T = TypeVar("T")
@@ -16,6 +17,28 @@ LONGEST_WAIT_S = 5.0
 
 class Stopped(Exception):
     """The daemon was asked to stop while it waited for a server."""
+
+
+class Unfinished(SkyheedError):
+    """A drain was asked to stop before it had reached its end: whoever waits for it must not take it for done."""
+
+    def __init__(self) -> None:
+        super().__init__("the drain was stopped before everything was done: start it again, nothing is lost")
+
+
+@contextlib.contextmanager
+def to_the_end(drain: bool) -> Iterator[None]:
+    """With `drain`, being stopped while waiting for a server is an error.
+
+    Raises:
+        Unfinished: in place of `Stopped`.
+    """
+    try:
+        yield
+    except Stopped as stopped:
+        if drain:
+            raise Unfinished from stopped
+        raise
 
 
 def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callable[[], None] = lambda: None) -> T:

@@ -20,7 +20,7 @@ from classifier.sequence import StampSequence
 from .kafka import Publisher
 from .metrics import WorkMetrics
 from .observation import BANDS
-from .patience import Stopped, patiently
+from .patience import Stopped, Unfinished, patiently
 from .records import Classification, Declined, Form, Provenance, Status, encode_single
 from .schedule import DueQueue
 from .sequences import Answer, SequenceStore, Settled, StoredSequence
@@ -73,17 +73,21 @@ class Worker:
 
         Raises:
             ServiceError: Kafka or Redis refuses us for good.
+            Unfinished: `stop` came before the end of the drain.
         """
+        done = False
         try:
-            while not stop.is_set():
+            while not done and not stop.is_set():
                 if self._batch(stop):
                     continue
-                if drain and patiently(self._pending, stop) == 0:
-                    break
-                patiently(lambda: self._wait(stop), stop)
+                done = drain and patiently(self._pending, stop) == 0
+                if not done:
+                    patiently(lambda: self._wait(stop), stop)
         except Stopped as stopped:
             log.warning("stopped while waiting, claimed objects return when their lease ends: %s", stopped)
         log.info("worker ends: %s", " ".join(f"{k}={v}" for k, v in sorted(self.totals.items())))
+        if drain and not done:
+            raise Unfinished
         return self.totals
 
     def _pending(self) -> int:

@@ -2,6 +2,9 @@
 
 import http.server
 import logging
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +14,11 @@ import numpy as np
 import pytest
 from state_tools import observation, open_state
 
-from broker import embedded
+from broker import embedded, metrics
 from broker.errors import PacketError, Reason, ServiceError, ServiceUnavailable, SkipPacket
-from broker.ingest import Intake, _beyond
+from broker.ingest import Ingest, Intake, _beyond
 from broker.observation import Observation
+from broker.patience import Unfinished
 from broker.registry import SchemaSource
 from broker.sequences import Delivery, Outcome
 from broker.surveys import load_survey
@@ -152,6 +156,53 @@ def test_a_wrong_registry_password_stops_the_intake_and_sets_no_packet_aside(
     assert len(asked) == 1
     assert caplog.records == []
     assert "hunter2" not in str(caught.value)
+
+
+class Topic:
+    """A consumer of a topic that is empty, and that tells the daemon to stop when it is read."""
+
+    def __init__(self, stop: threading.Event, drained: bool) -> None:
+        self._stop, self._drained = stop, drained
+
+    def consume(self, _limit: int, _wait_s: float) -> list[Any]:
+        self._stop.set()
+        return []
+
+    def drained(self) -> bool:
+        return self._drained
+
+
+@pytest.mark.parametrize(
+    ("drain", "drained", "whole"), [(True, False, False), (True, True, True), (False, False, True)]
+)
+def test_a_drain_that_was_stopped_before_its_end_is_an_error(
+    intake: Intake, drain: bool, drained: bool, whole: bool
+) -> None:
+    stop = threading.Event()
+    loop = Ingest(intake, Topic(stop, drained), metrics.IngestMetrics("words"), 10, 0.1)  # type: ignore[arg-type]
+    if whole:
+        assert loop.run(stop, drain) == {}
+    else:
+        with pytest.raises(Unfinished, match="start it again"):
+            loop.run(stop, drain)
+
+
+@pytest.mark.kafka
+def test_a_drain_that_a_signal_stops_ends_with_status_1_and_one_sentence(kafka: embedded.Server) -> None:
+    words = ["ingest", "--survey", "sdss", "--kafka", kafka.address, "--drain"]
+    nowhere = f"redis://127.0.0.1:{embedded.free_port()}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "broker.cli", *words, "--redis", nowhere], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said = ""
+    while "waiting: Redis" not in said:
+        said = process.stderr.readline()
+        assert said, "it ended by itself"
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=30)[1].splitlines()
+    assert process.returncode == 1
+    assert rest[-1] == "skyheed: the drain was stopped before everything was done: start it again, nothing is lost"
 
 
 class Careless:

@@ -162,6 +162,70 @@ def test_an_empty_topic_is_drained_at_once(kafka: embedded.Server, topic: str) -
         assert read(consumer) == []
 
 
+def test_a_drain_waits_for_the_ids_of_its_topics_and_says_so_once(
+    kafka: embedded.Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = make_topic(kafka, 1)
+    publish(kafka, numbered(topic, 30))
+    attempts = itertools.count()
+
+    def ids(_options: object, topics: set[str]) -> dict[str, str]:
+        if next(attempts) < 5:
+            raise ServiceUnavailable("Kafka is away: the ids are unknown")
+        return dict.fromkeys(topics, "an-id")
+
+    monkeypatch.setattr("broker.kafka.topic_ids", ids)
+    with AlertConsumer(options(kafka), [topic], uuid.uuid4().hex, drain=True) as consumer:
+        assert read(consumer, batch=7) == names(30)
+        assert consumer.partition_key(topic, 0) == f"{topic}@an-id/0"
+    assert next(attempts) == 6
+    assert [r.getMessage() for r in caplog.records if "waiting" in r.getMessage()] == [
+        "waiting: Kafka is away: the ids are unknown"
+    ]
+
+
+def test_ids_that_are_refused_for_long_are_an_error(kafka: embedded.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = make_topic(kafka, 1)
+    publish(kafka, numbered(topic, 3))
+
+    def ids(_options: object, _topics: set[str]) -> dict[str, str]:
+        raise ServiceError("Kafka has no such topic")
+
+    monkeypatch.setattr("broker.kafka.topic_ids", ids)
+    monkeypatch.setattr("broker.kafka.REFUSED_AGAIN_S", 1.0)
+    with (
+        AlertConsumer(options(kafka), [topic], uuid.uuid4().hex, drain=True) as consumer,
+        pytest.raises(ServiceError, match="no such topic"),
+    ):
+        read(consumer)
+
+
+def test_a_drain_that_gets_no_partition_is_an_error(
+    kafka: embedded.Server, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with BatchConsumer(options(kafka), [topic], "some-group", drain=True) as consumer:
+        assert not consumer.drained()
+        monkeypatch.setattr("broker.kafka.ASSIGN_S", 0.0)
+        with pytest.raises(ServiceError, match=rf"no partition of {topic} .* member of group some-group"):
+            consumer.drained()
+
+
+@apache_only
+def test_a_drain_beside_a_member_that_has_every_partition_is_an_error(
+    kafka: embedded.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, group = make_topic(kafka, 1), uuid.uuid4().hex
+    publish(kafka, numbered(topic, 3))
+    monkeypatch.setattr("broker.kafka.ASSIGN_S", 10.0)
+    with BatchConsumer(options(kafka), [topic], group) as first:
+        until(lambda: bool(first.consume(1, 0.2)))
+        with (
+            BatchConsumer(options(kafka), [topic], group, drain=True) as second,
+            pytest.raises(ServiceError, match="another member"),
+        ):
+            until(lambda: (first.consume(1, 0.1), second.consume(1, 0.1), second.drained())[2], 40)
+
+
 def test_latest_begins_behind_what_is_there(kafka: embedded.Server) -> None:
     if not HOME:
         pytest.skip("the embedded broker puts `latest` before the last batch")
@@ -386,6 +450,30 @@ def test_the_lag_of_a_group_is_what_it_has_not_committed(kafka: embedded.Server)
         until(lambda: batch.extend(consumer.consume(10, 0.2)) or len(batch) == 10)
         consumer.commit(batch[:4])
     assert group_lag(options(kafka), group, [topic]) == {(topic, 0): 6}
+
+
+def test_a_pattern_waits_for_its_first_topic_and_says_so_once(
+    kafka: embedded.Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix = f"night-{uuid.uuid4().hex[:6]}"
+    settings = options(kafka, **{"topic.metadata.refresh.interval.ms": "500"})
+    with BatchConsumer(settings, [f"^{prefix}-.*"], uuid.uuid4().hex) as consumer:
+        for _ in range(20):
+            assert consumer.consume(10, 0.2) == []
+        ensure_topics(options(kafka), {f"{prefix}-1": {}}, 1, 1)
+        publish(kafka, numbered(f"{prefix}-1", 5))
+        found: list[ck.Message] = []
+        until(lambda: found.extend(consumer.consume(10, 0.2)) or len(found) == 5, 40)
+    said = [r.getMessage() for r in caplog.records if r.name == "skyheed.kafka"]
+    assert said == [f"Kafka at {kafka.address} has no topic that matches ^{prefix}-.* yet: waiting for one"]
+
+
+def test_a_drain_of_a_pattern_that_matches_nothing_is_an_error(kafka: embedded.Server) -> None:
+    with (
+        BatchConsumer(options(kafka), ["^no-such-night-.*"], uuid.uuid4().hex, drain=True) as consumer,
+        pytest.raises(ServiceError, match=r"has no topic that matches \^no-such-night-"),
+    ):
+        read(consumer)
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

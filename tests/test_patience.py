@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from broker import patience
-from broker.errors import ServiceUnavailable
+from broker.errors import ServiceUnavailable, SkyheedError
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,14 @@ def test_being_asked_to_stop_ends_the_wait() -> None:
 
     with pytest.raises(patience.Stopped, match="Kafka is away"):
         patience.patiently(action, stop)
+
+
+def test_being_stopped_while_waiting_is_an_error_for_a_drain_only() -> None:
+    with pytest.raises(patience.Stopped), patience.to_the_end(drain=False):
+        raise patience.Stopped("Kafka is away")
+    stopped = pytest.raises(SkyheedError, match="the drain was stopped before everything was done")
+    with stopped, patience.to_the_end(drain=True):
+        raise patience.Stopped("Kafka is away")
 
 
 def test_other_errors_pass_through() -> None:

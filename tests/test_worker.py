@@ -1,7 +1,9 @@
 """The worker's answers: who is declined and why."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from stream_tools import save_checkpoint
 
 from broker import config, daemon, embedded, metrics, records
 from broker.errors import ConfigError
+from broker.patience import Unfinished
 from broker.records import Declined, Status
 from broker.worker import Pace, Worker
 from classifier.predictor import Predictor
@@ -42,6 +45,23 @@ def test_short_sequences_and_unknown_bands_are_declined_with_their_reason(
         "good": True, "short": False, "other": False,
     }  # fmt: skip
     assert [list(answer.tokens) for record, answer in answers if record.object_id == "good"] == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("drain", "pending", "whole"), [(True, 1, False), (True, 0, True), (False, 1, True), (False, 0, True)]
+)
+def test_a_drain_that_was_stopped_before_its_end_is_an_error(drain: bool, pending: int, whole: bool) -> None:
+    stop = threading.Event()
+    queue = SimpleNamespace(claim=lambda _n, _s: stop.set() or [], depth=lambda: {"new": pending}, ready=lambda: 0)
+    predictor = SimpleNamespace(info=SimpleNamespace(bands="ugriz"))
+    worker = Worker(
+        "test", queue, None, predictor, None, "topic", None, None, None, Pace(10, 0.1, 60.0, 3),  # type: ignore[arg-type]
+    )  # fmt: skip
+    if whole:
+        assert worker.run(stop, drain) == {}
+    else:
+        with pytest.raises(Unfinished, match="start it again"):
+            worker.run(stop, drain)
 
 
 def test_a_model_that_cannot_take_what_ingest_keeps_is_refused(predictor: Predictor) -> None:
