@@ -200,10 +200,15 @@ def check_fit(settings: config.Settings, survey: Survey, predictor: "Predictor")
 
 
 def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
-    """Send what was set aside through again, once."""
+    """Send what was set aside through again, once.
+
+    Raises:
+        SkyheedError, Stopped: as `run_ingest`.
+    """
     stop = stop_on_signal()
     with kafka.Publisher(settings.kafka) as publisher:
         intake = make_intake(settings, publisher)
+        patience.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write beside everything
         letters = deadletter.read(settings.kafka, settings.dead_letter_topic, reason=reason)
         return redrive.redrive(intake, itertools.takewhile(lambda _: not stop.is_set(), letters))
 

@@ -5,15 +5,17 @@ topic: a packet that was stored, skipped or recognised as a duplicate is marked 
 topic and passed over the next time; one that still cannot be used stays where it is.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
 
 from .deadletter import DeadLetter
-from .errors import PacketError, SkipPacket
-from .ingest import Batch, Intake
+from .errors import PacketError, SkipPacket, SkyheedError
+from .ingest import Batch, Intake, fault_of
 from .sequences import Delivery
 
+log = logging.getLogger("skyheed.redrive")
 BATCH = 200
 
 
@@ -22,6 +24,7 @@ def redrive(intake: Intake, letters: Iterable[DeadLetter]) -> Counter[str]:
 
     Raises:
         ServiceUnavailable: Redis is away; start again later.
+        ServiceError: Redis or the schema registry refuses us.
     """
     counts: Counter[str] = Counter()
     group: list[DeadLetter] = []
@@ -37,7 +40,7 @@ def _redrive(intake: Intake, letters: list[DeadLetter]) -> Counter[str]:
     settled = intake.ledger.settled([(letter.place, letter.offset) for letter in letters])
     waiting = [letter for letter, done in zip(letters, settled, strict=True) if not done]
     counts: Counter[str] = Counter(done_before=len(letters) - len(waiting))
-    batch, passed = Batch(), []
+    batch, passed, faults = Batch(), [], []
     now_ms = time.time_ns() // 1_000_000
     for letter in waiting:
         try:
@@ -47,9 +50,16 @@ def _redrive(intake: Intake, letters: list[DeadLetter]) -> Counter[str]:
             passed.append(letter)
         except PacketError:
             counts["still_rejected"] += 1
+        except SkyheedError:  # a server, not the packet
+            raise
+        except Exception as error:  # the fault of ours that set it aside, or another: the letters behind it go on
+            counts["still_rejected"] += 1
+            faults.append(f"{letter.place} offset {letter.offset}: {fault_of(error).detail}")
         else:
             batch.deliveries += [Delivery(letter.place, letter.offset, letter.kafka_ms, now_ms, o) for o in found]
             passed.append(letter)
+    if faults:
+        log.error("%d letters failed by a fault of ours, the first is %s", len(faults), faults[0])
     offsets: dict[str, list[int]] = {}
     for letter in passed:
         offsets.setdefault(letter.place, []).append(letter.offset)

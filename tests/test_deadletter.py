@@ -1,16 +1,23 @@
 """Dead letters: nothing disappears, whatever its size, and each packet comes back as it was, once."""
 
 import os
+import signal
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from conftest import HOME, NEEDS_APACHE
+from state_tools import SURVEY, observation, open_state
 
-from broker import deadletter, embedded
-from broker.deadletter import DeadLetters, Rejected
-from broker.errors import PacketError, Reason, ServiceUnavailable
+from broker import config, daemon, deadletter, embedded
+from broker.deadletter import DeadLetter, DeadLetters, Rejected
+from broker.errors import ConfigError, PacketError, Reason, ServiceError, ServiceUnavailable
+from broker.ingest import Intake
 from broker.kafka import Publisher, ensure_topics, topic_ids
+from broker.ledger import Ledger
+from broker.observation import Observation
+from broker.redrive import redrive
 
 pytestmark = pytest.mark.kafka
 
@@ -163,3 +170,82 @@ def test_without_an_answer_nothing_counts_as_set_aside() -> None:
     gone = {"bootstrap.servers": f"127.0.0.1:{embedded.free_port()}"}
     with Publisher(gone, deadline_s=1.0) as publisher, pytest.raises(ServiceUnavailable):
         DeadLetters(publisher, "dead").set_aside([rejected(Message(b"x"))])
+
+
+# --- redrive -------------------------------------------------------------------------------------------------------
+
+
+class Words:
+    """A decoder whose packets are one word each."""
+
+    def decode(self, payload: bytes) -> list[dict[str, Any]]:
+        return [{"word": payload.decode()}]
+
+
+class Survey:
+    """A survey that fails on some words."""
+
+    name = SURVEY
+
+    def observation(self, record: dict[str, Any]) -> Observation:
+        if record["word"] == "bug":
+            raise ZeroDivisionError("ours")
+        if record["word"] == "bad":
+            raise PacketError(Reason.NO_TIME, "no time")
+        if record["word"] == "refused":
+            raise ServiceError("the schema registry refuses us")
+        return observation(record["word"])
+
+
+def letter(offset: int, word: str) -> DeadLetter:
+    return DeadLetter(
+        place="dead/0", offset=offset, reason="unexpected_error", error="", survey=SURVEY, source_topic="alerts",
+        source_partition=0, source_offset=offset, time_ms=0, kafka_ms=0, key=None, value=word.encode(), headers=(),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def intake(valkey: embedded.Server) -> Intake:
+    store, _, ledger = open_state(valkey.url)
+    return Intake(Survey(), Words(), store, ledger, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.redis
+def test_redrive_goes_on_behind_a_letter_that_meets_a_fault_of_ours(
+    intake: Intake, caplog: pytest.LogCaptureFixture
+) -> None:
+    letters = [letter(n, word) for n, word in enumerate(("one", "bug", "bad", "two", "bug", "three"))]
+    assert redrive(intake, letters) == {"stored": 3, "still_rejected": 3}
+    assert redrive(intake, letters) == {"done_before": 3, "still_rejected": 3}
+    assert intake.ledger.books().balanced
+    assert len(caplog.records) == 2
+    assert "2 letters failed by a fault of ours, the first is dead/0 offset 1: ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.redis
+def test_redrive_stops_where_a_server_refuses_us(intake: Intake) -> None:
+    with pytest.raises(ServiceError, match="the schema registry refuses us"):
+        redrive(intake, [letter(0, "one"), letter(1, "refused")])
+    assert redrive(intake, [letter(0, "one")]) == {"stored": 1}
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """What `daemon.stop_on_signal` puts in their place is taken back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.redis
+@pytest.mark.usefixtures("_signals")
+def test_redrive_with_another_number_of_shards_is_refused(kafka: embedded.Server, valkey: embedded.Server) -> None:
+    def settings(shards: int) -> config.Settings:
+        loaded = config.load(overrides={"survey": "sdss", "redis.shards": shards}, environ={})
+        return config.with_servers(loaded, kafka.address, valkey.url)
+
+    ledger: Ledger = daemon.connect_store(settings(16))[2]
+    ledger.ping()
+    with pytest.raises(ConfigError, match=r"set redis\.shards = 16"):
+        daemon.run_redrive(settings(8), None)
