@@ -28,6 +28,7 @@ HEADER = np.dtype(
 )  # fmt: skip
 STAMP_SHAPE = (32, 32)
 _PACK = struct.Struct("<BBHdffddqqQ")
+SOURCE_BYTES = 8
 _SOURCE = struct.Struct(">Q")  # big endian: Redis orders equal MJDs by these bytes, that is by source id
 GROUP = 3  # stamps to a token
 HISTORY = 99  # answers kept of an object

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,10 +22,11 @@ from .metrics import WorkMetrics
 from .observation import BANDS
 from .patience import Stopped, Unfinished, patiently
 from .records import Classification, Declined, Form, Provenance, Status, encode_single
-from .schedule import DueQueue
-from .sequences import Answer, SequenceStore, Settled, StoredSequence
+from .schedule import Claim, DueQueue
+from .sequences import SOURCE_BYTES, Answer, SequenceStore, Settled, StoredSequence
 
 log = logging.getLogger("skyheed.worker")
+NO_TOKENS = ""  # no model has this name, and so no token
 POLL_S = 0.02  # how often the queue is looked at while waiting for a full batch
 
 
@@ -105,7 +106,7 @@ class Worker:
         claims = patiently(lambda: self.queue.claim(self.pace.batch_size, self.pace.lease_s), stop)
         if not claims:
             return 0
-        sequences = patiently(lambda: self.store.fetch(claims, self.predictor.token_model), stop)
+        sequences = patiently(lambda: self.fetch(claims), stop)
         fetched = time.monotonic()
         answers = self.answer(sequences)
         classified = time.monotonic()
@@ -113,6 +114,23 @@ class Worker:
         clock = (began, fetched, classified, time.monotonic())
         self._report(answers, settled, clock, patiently(self.queue.depth, stop))
         return len(claims)
+
+    def fetch(self, claims: Sequence[Claim]) -> list[StoredSequence]:
+        """The sequences of claimed objects, cut to the newest stamps where the model takes fewer.
+
+        A sequence outlives a change of model or of redis.max_stamps; only its next stamp cuts it in the store.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        found = self.store.fetch(claims, self.predictor.token_model)
+        longest = self.predictor.info.max_stamps
+        long = [sequence.claim for sequence in found if len(sequence.header) > longest]
+        if not long:
+            return found
+        # tokens stand for groups counted from the old end, which is cut off: all stamps, and no token
+        whole = self.store.fetch(long, NO_TOKENS)
+        return [s for s in found if len(s.header) <= longest] + [_newest(s, longest) for s in whole]
 
     def answer(self, sequences: Sequence[StoredSequence]) -> list[tuple[Classification, Answer]]:
         """Classify or decline every sequence."""
@@ -200,6 +218,16 @@ class Worker:
             classify,
             publish,
         )
+
+
+def _newest(sequence: StoredSequence, longest: int) -> StoredSequence:
+    """The end of a sequence that was fetched without tokens."""
+    return replace(
+        sequence,
+        claim=replace(sequence.claim, sources=sequence.claim.sources[-longest * SOURCE_BYTES :]),
+        header=sequence.header[-longest:],
+        stamps=sequence.stamps[-longest:],
+    )
 
 
 def _named(classes: Sequence[str], prediction: Prediction) -> list[tuple[str, int, float]]:

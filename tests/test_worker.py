@@ -14,6 +14,8 @@ from broker import config, daemon, embedded, metrics, records
 from broker.errors import ConfigError
 from broker.patience import Unfinished
 from broker.records import Declined, Status
+from broker.schedule import Claim, DueQueue
+from broker.sequences import SequenceStore, Settled
 from broker.worker import Pace, Worker
 from classifier.predictor import Predictor
 
@@ -21,6 +23,13 @@ from classifier.predictor import Predictor
 @pytest.fixture
 def predictor(tmp_path: Path) -> Predictor:
     return Predictor(save_checkpoint(tmp_path, "sdss"), survey="sdss", device="cpu", precision="float32", threads=1)
+
+
+def worker_of(predictor: Predictor, queue: DueQueue, store: SequenceStore) -> Worker:
+    return Worker(
+        "test", queue, store, predictor, None, "topic", records.Form(records.encode, True),  # type: ignore[arg-type]
+        daemon.provenance_of(predictor), metrics.WorkMetrics("test"), Pace(10, 0.1, 60.0, 3),
+    )  # fmt: skip
 
 
 @pytest.mark.redis
@@ -32,10 +41,7 @@ def test_short_sequences_and_unknown_bands_are_declined_with_their_reason(
     store.store(deliveries([observation("short", 1, stamp=stamp)]))
     store.store(deliveries([observation("good", n, stamp=stamp) for n in (1, 2, 3)], first=10))
     store.store(deliveries([observation("other", n, band="y", stamp=stamp) for n in (1, 2, 3)], first=20))
-    worker = Worker(
-        "test", queue, store, predictor, None, "topic", records.Form(records.encode, True),  # type: ignore[arg-type]
-        daemon.provenance_of(predictor), metrics.WorkMetrics("test"), Pace(10, 0.1, 60.0, 3),
-    )  # fmt: skip
+    worker = worker_of(predictor, queue, store)
     answers = worker.answer(store.fetch(queue.claim(10, 60.0), predictor.token_model))
     found = {record.object_id: record for record, _ in answers}
     assert found["good"].status is Status.CLASSIFIED
@@ -45,6 +51,37 @@ def test_short_sequences_and_unknown_bands_are_declined_with_their_reason(
         "good": True, "short": False, "other": False,
     }  # fmt: skip
     assert [list(answer.tokens) for record, answer in answers if record.object_id == "good"] == [[0]]
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("with_tokens", [False, True])
+def test_a_sequence_that_is_longer_than_the_model_takes_is_answered_from_its_newest_stamps(
+    valkey: embedded.Server, predictor: Predictor, with_tokens: bool
+) -> None:
+    store, queue, _ = open_state(valkey.url)
+    rng = np.random.default_rng(3)
+    seen = [observation("long", n, stamp=rng.normal(0, 1, (32, 32)).astype(np.float16)) for n in range(10)]
+    worker = worker_of(predictor, queue, store)
+    store.store(deliveries(seen[:9]))
+    if with_tokens:  # of the groups of the whole sequence
+        store.settle([answer for _, answer in worker.answer(worker.fetch(queue.claim(10, 60.0)))])
+    store.store(deliveries([*seen[9:], observation("short", 1), observation("short", 2)], first=9))
+    predictor.info = replace(predictor.info, max_stamps=4)
+    answers = worker.answer(worker.fetch(queue.claim(10, 60.0)))
+    found = {record.object_id: record for record, _ in answers}
+    assert found["long"].sources == (6, 7, 8, 9)
+    assert found["short"].reason == Declined.TOO_FEW_STAMPS
+    assert store.settle([answer for _, answer in answers]) == [Settled.ACKED] * 2
+    # the same as a store gives that kept only these
+    smaller, its_queue, _ = open_state(valkey.url, max_stamps=4)
+    smaller.store(deliveries([replace(o, object_id="cut") for o in seen], first=20))
+    ((same, _),) = worker.answer(smaller.fetch(its_queue.claim(10, 60.0), predictor.token_model))
+    assert same.sources == found["long"].sources
+    expected = [p.probability for p in same.probabilities]
+    assert [p.probability for p in found["long"].probabilities] == pytest.approx(expected, abs=1e-3)
+    # the token of its first group (6, 7, 8) was kept as that of the whole sequence's third
+    (whole,) = store.fetch([Claim("long", 0, "")], predictor.token_model)
+    assert set(whole.tokens) == ({0, 1, 2} if with_tokens else {2})
 
 
 @pytest.mark.parametrize(
