@@ -76,14 +76,14 @@ def simulated_ia(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
             return with_errors_of(curve, flux, rng)
 
 
-def simulated_rr(curve: LightCurve, kind: str, rng: np.random.Generator) -> LightCurve:
-    """An RR Lyrae of the same mean magnitude, kind and epochs as a real one."""
+def simulated_rr(curve: LightCurve, kind: str, rng: np.random.Generator) -> tuple[LightCurve, float]:
+    """An RR Lyrae of the same mean magnitude, kind and epochs as a real one, and its period."""
     star = stars.draw_star(rng, kind)
     level = np.median(njy_to_magnitude(curve.flux[curve.band == "r"]))
     mean = star.magnitudes - star.magnitudes[2] + level
     node = np.array([BANDS.index(b) for b in curve.band])
     flux = magnitude_to_njy(mean[node] + star.change(curve.mjd, node))
-    return with_errors_of(curve, flux, rng)
+    return with_errors_of(curve, flux, rng), star.facts["period"]
 
 
 # --- features -------------------------------------------------------------------------------------------------------
@@ -205,17 +205,25 @@ def compare_ia(data: Path, plots: Path | None, copies: int) -> dict[str, Any]:
 def compare_rr(data: Path, plots: Path | None, copies: int) -> dict[str, Any]:
     kinds = {}
     for line in (data / "rrlyrae" / "periods.csv").read_text().splitlines()[1:]:
-        number, kind, _ = line.split(",")
-        kinds[number] = f"RR{kind}"
+        number, kind, period = line.split(",")
+        kinds[number] = f"RR{kind}", float(period)
     rng = np.random.default_rng(2)
     real_rows, rows = [], []
     for path in light_curve_files(data / "rrlyrae" / "light-curves"):
         curve = sdss_only(read_light_curve(path))
-        real_rows.append(rr_features(curve))
-        rows += [rr_features(simulated_rr(curve, kinds[path.stem], rng)) for _ in range(copies)]
+        kind, period = kinds[path.stem]
+        real_rows.append({**rr_features(curve), "period": period})
+        for _ in range(copies):
+            drawn, period = simulated_rr(curve, kind, rng)
+            rows.append({**rr_features(drawn), "period": period})
     if plots:
         plot_rr(plots / "rrlyrae.png", real_rows, rows)
-    return two_sample(real_rows, rows)
+        plot_periods(plots / "rrlyrae_period.png", real_rows, rows)
+    periods = {
+        name: _quartiles(np.array([row["period"] for row in one]))
+        for name, one in (("real", real_rows), ("simulated", rows))
+    }
+    return {**two_sample(real_rows, rows), "period": periods}
 
 
 def compare_agn(data: Path, plots: Path | None) -> dict[str, Any]:
@@ -350,13 +358,36 @@ def plot_rr(path: Path, real: list[Features], simulated: list[Features]) -> None
     )
 
 
+def plot_periods(path: Path, real: list[Features], simulated: list[Features]) -> None:
+    """Period, and amplitude against it (Bailey's diagram)."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+    for rows, style in ((simulated, {"color": "tab:orange", "s": 3}), (real, {"color": "k", "s": 6})):
+        axes[1].scatter([row["period"] for row in rows], [row["range g"] for row in rows], **style)
+    bins = np.linspace(0.2, 0.9, 36)
+    axes[0].hist([r["period"] for r in real], bins, density=True, color="k", histtype="step", lw=1.5, label="real")
+    axes[0].hist([r["period"] for r in simulated], bins, density=True, color="tab:orange", alpha=0.5, label="simulated")
+    axes[0].legend(fontsize=8)
+    axes[0].set_yticks([])
+    axes[1].set_ylabel("range g (mag)")
+    for axis in axes:
+        axis.set_xlabel("period (d)")
+        axis.set_xlim(0.2, 0.9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
+
+
 def plot_agn(path: Path, real: tuple[np.ndarray, np.ndarray], simulated: tuple[np.ndarray, np.ndarray]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3))
     for axis, one, two, label in zip(axes, real, simulated, ("rms in r (mag)", "tau in r (observed d)"), strict=True):
         bins = np.geomspace(*np.percentile(np.concatenate([one, two]), [1, 99]), 30)
-        axis.hist(one, bins, density=True, color="k", histtype="step", label="Stripe 82 fits")
-        axis.hist(two, bins, density=True, color="tab:orange", alpha=0.5, label="simulated")
+        # Shares per bin: a density per day would blow up the bins at short times.
+        shares = [np.full(len(values), 1 / len(values)) for values in (one, two)]
+        axis.hist(one, bins, weights=shares[0], color="k", histtype="step", label="Stripe 82 fits")
+        axis.hist(two, bins, weights=shares[1], color="tab:orange", alpha=0.5, label="simulated")
         axis.set_xscale("log")
+        ticks = [t for t in (0.03, 0.05, 0.1, 0.2, 0.4, 10, 30, 100, 300, 1000, 3000) if bins[0] < t < bins[-1]]
+        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axis.tick_params(which="minor", labelbottom=False)
         axis.set_xlabel(label)
         axis.set_yticks([])

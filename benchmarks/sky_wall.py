@@ -42,7 +42,8 @@ def draw(axis: Any, stamp: np.void, kind: str, peak: float) -> None:
     top = max(3.3, float(np.nanpercentile(relative, 99.7)))
     axis.imshow(relative, origin="lower", cmap="gray", vmin=-1.2, vmax=top, interpolation="nearest")
     significance = stamp["flux"] / stamp["flux_error"]
-    axis.set_title(f"{stamp['band']} {stamp['mjd'] - peak:+.0f} d {significance:+.0f}σ", fontsize=5, pad=1)
+    day, sigmas = (round(float(value)) for value in (stamp["mjd"] - peak, significance))
+    axis.set_title(f"{stamp['band']} {day:+d} d {sigmas:+d}σ", fontsize=5, pad=1)
 
 
 def wall(archive: Archive, kind: str, per_class: int) -> plt.Figure:
@@ -67,8 +68,8 @@ def wall(archive: Archive, kind: str, per_class: int) -> plt.Figure:
 
 
 def _some(archive: Archive, label: str, count: int) -> list[dict[str, Any]]:
-    """The first objects of a class, each of another type as far as that goes."""
-    rows = [row for row in archive.objects.to_pylist() if row["class"] == label]
+    """The first objects that truly are of a class, each of another type as far as that goes."""
+    rows = [row for row in archive.objects.to_pylist() if row["true_class"] == label]
     first = {row["type"]: row for row in reversed(rows)}
     rest = [row for row in rows if row is not first[row["type"]]]
     return [*sorted(first.values(), key=rows.index), *rest][:count]
@@ -83,8 +84,8 @@ def main() -> None:
     given = parser.parse_args()
     figure = wall(Archive(given.archive), given.kind, given.per_class)
     figure.canvas.draw()
-    # Sixteen greys are enough for noise and keep the file small.
-    Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]).convert("L").quantize(16).save(
+    # 48 greys show no steps in a galaxy and keep the file small.
+    Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]).convert("L").quantize(48).save(
         given.output, optimize=True
     )
 

@@ -96,8 +96,8 @@ COLOURS: Mapping[str, tuple[float, float, float, float, float]] = MappingProxyTy
         "flare": (2.5, 1.45, 1.35, 0.75, 0.15),
     }
 )  # fmt: skip
-# Apparent r at the bright and faint end between which stars are drawn, with N(m) ~ 10^(slope m): RR Lyrae as in the
-# light curves named above, the others our choice.
+# Apparent r at the bright and faint end between which stars are drawn, with N(m) ~ 10^(slope m): RR Lyrae over the
+# range of the light curves named above, the others our choice.
 BRIGHTNESS = {
     "RRab": (14.2, 20.7, 0.02), "RRc": (14.0, 20.0, 0.02), "DSCT": (15.0, 21.0, 0.15), "EA": (15.0, 21.0, 0.25),
     "EW": (15.0, 21.0, 0.25), "LPV": (14.0, 18.5, 0.1), "flare": (17.0, 22.5, 0.35),
