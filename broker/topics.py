@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from .connection import AWAY, REFUSED_RIGHT, Connection, Options, Place, admin, consumer, right
+from .connection import AWAY, NO_TOPIC, REFUSED_RIGHT, Connection, Options, Place, admin, consumer, right
 
 REQUEST_S = 10.0
 NO_IDS = REFUSED_RIGHT | {
@@ -25,6 +25,7 @@ def topic_ids(options: Options, topics: set[str]) -> dict[str, str]:
     """Kafka's id of each topic (URL-safe base64); empty where the broker gives none.
 
     Raises:
+        ServiceError: a topic does not exist.
         ServiceUnavailable: the broker does not answer.
     """
     connection = Connection(options)
@@ -35,6 +36,8 @@ def topic_ids(options: Options, topics: set[str]) -> dict[str, str]:
         try:
             found = str(_wait(client, connection, future).topic_id)
         except KafkaException as error:
+            if error.args[0].code() in NO_TOPIC:
+                raise connection.refusal(error.args[0], right(error.args[0], topic)) from None
             if error.args[0].code() not in NO_IDS:
                 raise connection.unavailable(f"the id of topic {topic} is unknown", error.args[0].str()) from None
             found = ""  # an old broker, or no right to describe: the name has to do

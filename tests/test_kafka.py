@@ -410,6 +410,11 @@ def test_a_topic_that_cannot_be_made_is_a_service_error(kafka: embedded.Server) 
         ensure_topics(options(kafka), {"some-topic": {"nonsense": "1"}}, 1, 1)
 
 
+def test_the_id_of_a_topic_that_is_not_there_is_a_refusal_with_its_name(kafka: embedded.Server, topic: str) -> None:
+    with pytest.raises(ServiceError, match="has no topic nowhere: check the name, or create it"):
+        topic_ids(options(kafka), {topic, "nowhere"})
+
+
 @apache_only
 def test_a_topic_made_again_is_another_partition_key(kafka: embedded.Server) -> None:
     topic = make_topic(kafka, 1)
