@@ -44,8 +44,9 @@ def run(settings: config.Settings, settings_path: str | None, data: str | None) 
             children.callback(ingest.stop)
             click.echo(_addresses(settings, servers, folder))
             _watch(stop, [ingest, worker])
+            stop.clear()  # the next Ctrl-C is the second one
             ingest.stop()
-            _drain(daemon.connect_store(settings)[2], worker)
+            _drain(daemon.connect_store(settings)[2], worker, stop)
             books = daemon.connect_store(settings)[2].books()
     click.echo(books.to_text())
 
@@ -77,13 +78,15 @@ def _watch(stop: threading.Event, daemons: Sequence[stack.Daemon]) -> None:
                 raise ServiceError(f"{child.verb} ended by itself: {child.last_words()}")
 
 
-def _drain(ledger: Ledger, worker: stack.Daemon) -> None:
+def _drain(ledger: Ledger, worker: stack.Daemon, stop: threading.Event) -> None:
     """Let the worker answer what is pending; a second Ctrl-C or the limit ends the wait."""
     pending = ledger.books().pending
     if not pending:
         return
-    click.echo(f"finishing {pending} pending objects (at most {DRAIN_S:.0f} s)")
+    click.echo(f"finishing {pending} pending objects (at most {DRAIN_S:.0f} s; Ctrl-C again ends the wait)")
     try:
-        stack.wait_until(lambda: ledger.books().pending == 0, "draining", [worker], DRAIN_S)
+        stack.wait_until(lambda: stop.is_set() or ledger.books().pending == 0, "draining", [worker], DRAIN_S)
+        if stop.is_set():
+            click.echo("not drained: asked twice to stop", err=True)
     except SkyheedError as error:
         click.echo(f"not drained: {error}", err=True)
