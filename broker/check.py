@@ -4,16 +4,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
 from classifier.errors import ClassifierError
 
-from . import config, daemon, kafka, schedule, state
-from .errors import SkyheedError
+from . import config, connection, daemon, kafka, schedule, state
+from .errors import ServiceError, ServiceUnavailable, SkyheedError
+from .keys import Keys
+from .ledger import Ledger
+from .sequences import SequenceStore
 from .surveys import Survey
 
 PARTS = ("kafka", "redis", "schema", "model", "lag", "queue", "oldest")
 # The oldest due object should be seconds old; minutes mean that the workers are too few or dead.
 OLDEST_S = 300.0
 FULL = 0.9  # of maxmemory: from here on an operator should act
+# A group that has something to read commits with every batch, several times a second.
+STANDS_S = 10.0
+LOOK_S = 0.5
+REQUEST_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,11 @@ def _schema(settings: config.Settings) -> Line:
     survey: Survey = daemon.survey_of(settings)
     sentence = f"{survey.name} reader schema is valid, stamps: {survey.stamp}, bands: {survey.bands}"
     source = daemon.schema_source(settings)
-    return Line("schema", source.ping(), f"{sentence}; {source.describe()}")
+    try:
+        source.ping()
+    except (ServiceError, ServiceUnavailable) as error:
+        return Line("schema", False, f"{error}; {source.describe()}")
+    return Line("schema", True, f"{sentence}; {source.describe()}")
 
 
 def _model(settings: config.Settings) -> Line:
@@ -87,22 +100,59 @@ def _model(settings: config.Settings) -> Line:
 
 
 def _lag(settings: config.Settings) -> Line:
-    lags = kafka.group_lag(settings.input_options, settings.ingest.group, daemon.alert_topics(settings))
-    return Line("lag", True, f"{sum(lags.values())} alerts not yet read in {len(lags)} partitions")
+    """A backlog is well as long as it is worked on: an ingest that hangs or is gone leaves the group where it is."""
+    options, group = settings.input_options, settings.ingest.group
+    lags = kafka.group_lag(options, group, daemon.alert_topics(settings))
+    sentence = f"{sum(lags.values())} alerts not yet read in {len(lags)} partitions"
+    behind = [place for place, lag in lags.items() if lag]
+    if not behind or _moves(options, group, behind):
+        return Line("lag", True, sentence)
+    return Line("lag", False, f"{sentence}, and group {group} stands still: is an ingest running? Look at its log")
 
 
-def _depth(settings: config.Settings) -> tuple[schedule.DueQueue, dict[str, int]]:
-    queue = daemon.connect_store(settings)[1]
-    return queue, queue.depth()
+def _moves(options: kafka.Options, group: str, places: Sequence[connection.Place]) -> bool:
+    """Whether the group's position in any of `places` changes within STANDS_S."""
+    began = time.monotonic()
+    client = connection.consumer(options, group, connection.Connection(options))
+    try:
+        first = _committed(client, places)
+        while time.monotonic() - began < STANDS_S:
+            time.sleep(LOOK_S)
+            if _committed(client, places) != first:
+                return True
+        return False
+    except KafkaException as error:
+        raise ServiceUnavailable(f"the position of group {group} is unknown: {error.args[0].str()}") from None
+    finally:
+        client.close()
+
+
+def _committed(client: Consumer, places: Sequence[connection.Place]) -> list[int]:
+    asked = [TopicPartition(*place) for place in places]
+    return [at.offset for at in client.committed(asked, timeout=REQUEST_S)]
+
+
+def reading(settings: config.Settings) -> tuple[SequenceStore, schedule.DueQueue, Ledger]:
+    """The three views of the state in Redis, for one who only reads.
+
+    Raises:
+        ConfigError: no such survey, or Redis holds it in another number of shards: we would look in the wrong places.
+        ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+    """
+    store, queue, ledger = daemon.connect_store(daemon.with_survey(settings))
+    # where there is no layout yet, `Ledger.ping` would set ours: that is for the daemons to do
+    if _client(settings).run([("GET", Keys(settings.survey).layout)])[0] is not None:
+        ledger.ping()
+    return store, queue, ledger
 
 
 def _queue(settings: config.Settings) -> Line:
-    _, depth = _depth(settings)
+    depth = reading(settings)[1].depth()
     return Line("queue", True, ", ".join(f"{name} {count}" for name, count in depth.items()))
 
 
 def _oldest(settings: config.Settings) -> Line:
-    oldest = daemon.connect_store(settings)[1].oldest_ms()
+    oldest = reading(settings)[1].oldest_ms()
     if oldest is None:
         return Line("oldest", True, "nothing is due")
     age = max(0.0, time.time() - oldest / 1000)

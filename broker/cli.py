@@ -1,5 +1,6 @@
 """The command line: every verb, its options and an example of its use."""
 
+import errno
 import importlib
 import json
 import logging
@@ -300,9 +301,9 @@ def audit(as_json: bool, **given: Any) -> None:
     \b
     Example:  skyheed audit --survey ztf --redis redis://host
     """
-    from . import daemon
+    from . import check as health
 
-    books = daemon.connect_store(daemon.with_survey(settings_from(given)))[2].books()
+    books = health.reading(settings_from(given))[2].books()
     click.echo(json.dumps(books.to_json()) if as_json else books.to_text())
     sys.exit(0 if books.balanced else 1)
 
@@ -316,9 +317,10 @@ def object_(object_id: str, **given: Any) -> None:
     \b
     Example:  skyheed object ZTF20abfcszi --survey ztf
     """
-    from . import daemon, records
+    from . import check as health
+    from . import records
 
-    store = daemon.connect_store(daemon.with_survey(settings_from(given)))[0]
+    store = health.reading(settings_from(given))[0]
     latest = store.latest(object_id)
     if latest is None:
         raise click.ClickException(f"nothing is known of {object_id}")
@@ -386,6 +388,16 @@ def demo(objects: int, rate: float, seed: int, output: str) -> None:
     sys.exit(0 if show.run(objects, rate, seed, output) else 1)
 
 
+def _sentence(error: OSError) -> str:
+    """What could not be opened, and why."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        return f"{error.filename}: {reason}"
+    if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):  # metrics are all that listens here
+        return f"the metrics port cannot be used ({reason}): choose another --metrics-port"
+    return reason
+
+
 def main() -> None:
     """Run the command line; every expected error is one sentence on stderr and exit status 1."""
     try:
@@ -394,6 +406,9 @@ def main() -> None:
         click.echo(f"skyheed: stopped while waiting: {stopped}", err=True)
     except (SkyheedError, ClassifierError) as error:
         click.echo(f"skyheed: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:  # a file or a port of ours; servers have errors of their own
+        click.echo(f"skyheed: {_sentence(error)}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as missing:
         extra = EXTRAS.get((missing.name or "").split(".")[0])

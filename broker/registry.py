@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from .avro import MAX_SCHEMA_BYTES, Schema
-from .errors import ConfigError, PacketError, Reason, ServiceError
+from .errors import ConfigError, PacketError, Reason, ServiceError, ServiceUnavailable
 
 log = logging.getLogger("skyheed.registry")
 
@@ -32,7 +32,7 @@ _MAX_REFERENCES = 50
 
 
 class _Away(Exception):
-    """The registry did not answer, or answered that it cannot now."""
+    """The registry did not answer, or answered that it cannot now; the message says which."""
 
 
 class SchemaSource:
@@ -84,15 +84,21 @@ class SchemaSource:
             raise PacketError(answer.reason, answer.detail)
         return answer
 
-    def ping(self) -> bool:
-        """Whether the registry answers (True where none is set)."""
+    def ping(self) -> None:
+        """See that the registry answers, if one is set.
+
+        Raises:
+            ServiceUnavailable: it does not.
+            ServiceError: it refuses the user or password, or is no schema registry.
+        """
         if self._registry is None:
-            return True
+            return
         try:
             self._registry.fetch("/subjects", 0.0)
-        except (_Away, PacketError, ServiceError):
-            return False
-        return True
+        except _Away as away:
+            raise ServiceUnavailable(f"the schema registry {self._registry.url} does not answer: {away}") from None
+        except PacketError:
+            raise ServiceError(f"{self._registry.url} is no schema registry: it knows no /subjects") from None
 
     def describe(self) -> str:
         """Where schemas are looked for, in order."""
@@ -131,7 +137,7 @@ class SchemaSource:
         patience = RETRY_S
         if self._away_since is not None:
             if time.monotonic() - self._away_since < RECHECK_S:
-                raise _Away
+                raise _Away("it did not answer before")
             patience = 0.0
         try:
             schema = registry.schema(schema_id, patience)
@@ -252,7 +258,8 @@ class _Registry:
             error.close()
             raise self._refusal(error.code, path) from None
         except (OSError, http.client.HTTPException) as error:
-            raise _Away from error
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise _Away(str(reason) or type(error).__name__) from error
 
     def _refusal(self, status: int, path: str) -> Exception:
         if status in (401, 403):
@@ -268,8 +275,8 @@ def _read_json(read: Callable[[int], bytes]) -> Any:
     while chunk := read(1 << 16):
         text += chunk
         if len(text) > 2 * MAX_SCHEMA_BYTES or time.monotonic() > deadline:
-            raise _Away
+            raise _Away("its answer is too long or too slow")
     try:
         return json.loads(text)
     except ValueError as error:
-        raise _Away from error
+        raise _Away("its answer is not JSON") from error

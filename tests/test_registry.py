@@ -10,7 +10,7 @@ import pytest
 
 from broker import registry
 from broker.avro import Schema
-from broker.errors import ConfigError, PacketError, Reason, ServiceError
+from broker.errors import ConfigError, PacketError, Reason, ServiceError, ServiceUnavailable
 from broker.registry import SchemaSource
 
 ALERT = {"type": "record", "name": "alert", "fields": [{"name": "id", "type": "long"}]}
@@ -187,7 +187,8 @@ def test_a_registry_that_is_away(monkeypatch):
     for schema_id in (7, 8, 9):  # known to be away: no waiting
         assert reason_of(schemas, schema_id) is Reason.REGISTRY_UNAVAILABLE
     assert time.monotonic() - began < 0.1
-    assert not schemas.ping()
+    with pytest.raises(ServiceUnavailable, match=r"does not answer: .*refused"):
+        schemas.ping()
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"x" * (3 << 20)])
@@ -272,10 +273,26 @@ def test_a_directory_that_is_not_there(tmp_path):
 def test_description_and_ping(server, tmp_path):
     server.answers["/subjects"] = (200, [])
     schemas = SchemaSource(server.url, "me", SECRET, tmp_path)
-    assert schemas.ping()
+    schemas.ping()
     assert server.url in schemas.describe()
     assert SECRET not in schemas.describe() + repr(schemas)
-    assert SchemaSource(package="").ping()
+    SchemaSource(package="").ping()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "sentence"),
+    [
+        ((401, {}), ServiceError, "refuses registry.user"),
+        ((404, {}), ServiceError, "is no schema registry"),
+        ((503, {}), ServiceUnavailable, "does not answer: HTTP status 503"),
+        ((200, b"<html>"), ServiceUnavailable, "not JSON"),
+    ],
+)
+def test_ping_says_why_the_registry_is_of_no_use(server, answer, error, sentence):
+    server.answers["/subjects"] = answer
+    with pytest.raises(error, match=sentence) as caught:
+        SchemaSource(server.url, "me", SECRET, package="").ping()
+    assert SECRET not in str(caught.value)
 
 
 def test_the_cache_of_unknown_ids_is_bounded():
