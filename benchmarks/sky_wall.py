@@ -24,11 +24,12 @@ from classifier.sky import SURVEYS
 IN_TIME = 6
 
 
-def stamps_to_show(stamps: np.ndarray, bands: str) -> list[np.void]:
-    """Six r stamps in time and one per band at the most significant visit."""
+def stamps_to_show(stamps: np.ndarray, bands: str) -> list[np.void | None]:
+    """Six r stamps in time, None where there are fewer, and one per band at the most significant visit."""
     alerts = stamps[stamps["alert"]]
     red = alerts[alerts["band"] == "r"]
-    shown = list(red[np.linspace(0, len(red) - 1, IN_TIME).astype(int)]) if len(red) else []
+    some = np.unique(np.linspace(0, len(red) - 1, IN_TIME).astype(int)) if len(red) else []
+    shown: list[np.void | None] = [*(red[at] for at in some), *[None] * (IN_TIME - len(some))]
     best = alerts["mjd"][np.argmax(np.abs(alerts["flux"] / alerts["flux_error"]))]
     for band in bands:
         of_band = stamps[stamps["band"] == band]
@@ -58,7 +59,8 @@ def wall(archive: Archive, kind: str, per_class: int) -> plt.Figure:
         thing = archive.object(name)
         shown = stamps_to_show(archive.stamps(name, kinds=(kind,)), bands)
         for axis, stamp in zip(row, shown, strict=False):
-            draw(axis, stamp, kind, thing["peak_mjd"])
+            if stamp is not None:
+                draw(axis, stamp, kind, thing["peak_mjd"])
         redshift = f"\nz={thing['redshift']:.2f}" if np.isfinite(thing["redshift"]) else ""
         row[0].text(
             -0.08, 0.5, f"{thing['type']}{redshift}", fontsize=5, ha="right", va="center", transform=row[0].transAxes
