@@ -109,6 +109,7 @@ class Trainer:
         self.done: dict[str, int] = {}
         self.seconds = 0.0
         self._saved_optimiser: dict[str, Any] | None = None
+        self._bank: tuple[dict[str, Tensor], Indices, Bank] | None = None
         self._resume()
 
     def end_to_end(self, name: str, indices: Indices, steps: int, *, short: bool = False, slower: float = 1) -> None:
@@ -134,9 +135,7 @@ class Trainer:
         if self._over(name, indices, steps):
             return
         self.model.load_state_dict(self.mean.state_dict())
-        augmentation = Augmentation(p.longest, 1.0, 0.0, p.stamps, late=0.05, drop=p.drop)
-        rng = np.random.default_rng([p.seed, _number(name)])
-        bank = Bank(self._token_maker(), self.data, indices, augmentation, self.scaling, p.bank_views, rng)
+        bank = self._bank_of(indices)
         parameters = [q for n, q in self.model.named_parameters() if not n.startswith("features.")]
 
         def step(rng: np.random.Generator) -> Tensor:
@@ -149,6 +148,20 @@ class Trainer:
             return functional.cross_entropy(logits, self._target(drawn.objects))
 
         self._learn(name, steps, p.head_rate / slower, parameters, step)
+
+    def _bank_of(self, indices: Indices) -> Bank:
+        """Tokens of views of these objects; those of an earlier stage, if the 3D-CNN has not changed since."""
+        features = _copied(self.model.features)
+        if self._bank is not None:
+            known, of, bank = self._bank
+            if all(known[n].equal(t) for n, t in features.items()) and np.isin(indices, of).all():
+                return bank
+        p = self.protocol
+        augmentation = Augmentation(p.longest, 1.0, 0.0, p.stamps, late=0.05, drop=p.drop)
+        rng = np.random.default_rng([p.seed, _number("bank")])
+        bank = Bank(self._token_maker(), self.data, indices, augmentation, self.scaling, p.bank_views, rng)
+        self._bank = (features, indices, bank)
+        return bank
 
     def _over(self, name: str, indices: Indices, steps: int) -> bool:
         return not len(indices) or self.done.get(name, 0) >= steps

@@ -48,6 +48,18 @@ def test_a_run_makes_a_checkpoint_with_everything_it_used(tmp_path: Path) -> Non
     assert not (tmp_path / "progress.pt").exists()
 
 
+def test_tokens_are_made_again_only_if_the_3d_cnn_has_changed(tmp_path: Path) -> None:
+    trainer = train.Trainer(SMALL, made(LENGTHS), tmp_path)
+    everything, confirmed = train.stages(SMALL, trainer.data)
+    first = trainer._bank_of(confirmed)
+    assert trainer._bank_of(confirmed[:3]) is first
+    more = trainer._bank_of(everything)
+    assert more is not first
+    with torch.no_grad():
+        trainer.model.features.conv4.weight.mul_(1.01)
+    assert trainer._bank_of(everything) is not more
+
+
 def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(SMALL, steps=0, head_steps=0, fine_steps=0, fine_head_steps=0)
     first = train.run(short, tmp_path, "", made(LENGTHS))
