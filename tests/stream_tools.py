@@ -1,6 +1,8 @@
 """Alerts, checkpoints and whole streams for the tests that run everything."""
 
 import contextlib
+import gzip
+import io
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import confluent_kafka as ck
+import fastavro
 import numpy as np
 import torch
 
-from broker import config, daemon, kafka, metrics
+from broker import config, daemon, kafka, metrics, wire
+from broker.errors import Reason
 from broker.ingest import Ingest
 from broker.records import Classification
 from broker.subscribe import Subscriber
@@ -47,6 +51,73 @@ def sdss_alert(object_id: str, number: int, flux: float = 2e4) -> bytes:
         band="ugriz"[number % 5], ra=10.0, dec=0.5, stamp=stamp.astype(np.float32), flux=flux, flux_error=100.0,
         psf_fwhm=1.3, zero_point=22.5, sky_noise=100.0,
     )  # fmt: skip
+
+
+def record_of(packet: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The writer schema of a packet of one record, and the record; by fastavro alone."""
+    reader = fastavro.reader(io.BytesIO(packet))
+    schema: Any = reader.writer_schema
+    [record] = list(reader)
+    return {name: part for name, part in schema.items() if not name.startswith("__")}, dict(record)  # type: ignore[arg-type]
+
+
+def altered(packet: bytes, types: dict[str, Any] | None = None, **values: Any) -> bytes:
+    """The packet with other values, and other Avro types of some fields in its writer schema."""
+    schema, record = record_of(packet)
+    for field in schema["fields"]:
+        field["type"] = (types or {}).get(field["name"], field["type"])
+    out = io.BytesIO()
+    fastavro.writer(out, fastavro.parse_schema(schema, named_schemas={}), [record | values], sync_marker=bytes(16))
+    return out.getvalue()
+
+
+def numbered(packet: bytes, schema_id: int, **more: str) -> tuple[bytes, dict[str, Any]]:
+    """The packet in Confluent wire with more strings at its end, and the schema that its number stands for."""
+    schema, record = record_of(packet)
+    schema["fields"] += [{"name": name, "type": "string"} for name in more]
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, fastavro.parse_schema(schema, named_schemas={}), record | more)
+    return wire.confluent_payload(schema_id, out.getvalue()), schema
+
+
+def bad_packets(limit: int, known_id: int, away_id: int) -> tuple[dict[str, tuple[bytes, Reason]], dict[str, Any]]:
+    """Every kind of packet that cannot be used, with the reason it must get; and the schema of `known_id`.
+
+    Args:
+        limit: bytes above which a packet is oversized.
+        known_id, away_id: the number of a schema that the registry has, and one that it cannot tell now.
+    """
+    good = sdss_alert("bad", 1)
+    stamp = gzip.decompress(record_of(good)[1]["cutoutScience"])
+    head, pixels = stamp[:2880], stamp[2880:]
+    wide = head.replace(b"NAXIS1  =" + b"64".rjust(21), b"NAXIS1  =" + b"2000000000".rjust(21))
+    whole, schema = numbered(good, known_id, behind="a string that nobody here reads")
+
+    def with_stamp(data: bytes) -> bytes:
+        return altered(good, cutoutScience=data)
+
+    optional: dict[str, Any] = {"objectId": ["null", "string"], "mjd": ["null", "double"]}
+    return {
+        "no value": (b"", Reason.EMPTY),
+        "no Avro": (b"not avro at all", Reason.BAD_MAGIC),
+        "cut": (good[:-500], Reason.TRUNCATED),
+        "cut inside a field that is skipped": (whole[:-5], Reason.TRUNCATED),
+        "more than a record": (whole + b"?", Reason.TRAILING_BYTES),
+        "sync marker": (good[:-16] + bytes(16), Reason.BAD_SYNC),
+        "oversized": (good + bytes(limit), Reason.OVERSIZED),
+        "unknown schema": (wire.confluent_payload(0x07FFFF, bytes(50)), Reason.UNKNOWN_SCHEMA),
+        "registry down": (wire.confluent_payload(away_id, bytes(50)), Reason.REGISTRY_UNAVAILABLE),
+        "wrong Avro type": (altered(good, {"ra": "string"}, ra="10.0"), Reason.WRONG_TYPE),
+        "no object": (altered(good, optional, objectId=None), Reason.NO_OBJECT_ID),
+        "no time": (altered(good, optional, mjd=None), Reason.NO_TIME),
+        "NaN coordinates": (altered(good, ra=float("nan")), Reason.BAD_POSITION),
+        "unknown band": (altered(good, band="Q"), Reason.UNKNOWN_BAND),
+        "corrupt gzip": (with_stamp(gzip.compress(stamp)[:-2000] + bytes(2000)), Reason.BAD_GZIP),
+        "bomb": (with_stamp(gzip.compress(head + bytes(50 * 2**20))), Reason.BOMB),
+        "absurd NAXIS": (with_stamp(gzip.compress(wide + pixels)), Reason.STAMP_TOO_LARGE),
+        "no FITS": (with_stamp(gzip.compress(b"no FITS" * 1000)), Reason.BAD_FITS),
+        "all NaN": (with_stamp(gzip.compress(head + b"\x7f\xc0\x00\x00" * 4096)), Reason.EMPTY_STAMP),
+    }, schema
 
 
 def hash_of(object_id: str) -> int:

@@ -1,6 +1,5 @@
 """Every verb has help with an example and stands in the README; errors are one sentence; the verbs work in a row."""
 
-import io
 import json
 import re
 import socket
@@ -8,14 +7,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import click
-import fastavro
 import pytest
 import redis as redis_py
 from click.testing import CliRunner
-from stream_tools import ingest_all, publish, save_checkpoint, sdss_alert, settings_for
+from stream_tools import ingest_all, numbered, publish, save_checkpoint, sdss_alert, settings_for
 
 from broker import check, cli, config, daemon, embedded
 from broker.config import ENVIRONMENT
@@ -186,17 +183,6 @@ def test_check_tells_a_backlog_from_an_ingest_that_hangs(
 # --- the verbs in a row --------------------------------------------------------------------------------------------
 
 
-def by_number(packet: bytes, number: int) -> tuple[bytes, str]:
-    """The packet in Confluent wire, and its schema, which the registry knows by the number."""
-    reader = fastavro.reader(io.BytesIO(packet))
-    schema: Any = reader.writer_schema
-    out = io.BytesIO()
-    out.write(b"\x00" + number.to_bytes(4, "big"))
-    [record] = list(reader)
-    fastavro.schemaless_writer(out, schema, record)  # type: ignore[arg-type]
-    return out.getvalue(), json.dumps(schema)
-
-
 def test_the_verbs_in_a_row(kafka: embedded.Server, valkey: embedded.Server, tmp_path: Path) -> None:
     night, schemas = tmp_path / "night", tmp_path / "schemas"
     night.mkdir()
@@ -204,8 +190,8 @@ def test_the_verbs_in_a_row(kafka: embedded.Server, valkey: embedded.Server, tmp
     for n in range(6):
         (night / f"{n}.avro").write_bytes(sdss_alert(f"C{n % 2}", n))
     (night / "cut.avro").write_bytes(sdss_alert("C0", 6)[:-500])
-    numbered, schema = by_number(sdss_alert("C1", 7), 7)
-    (night / "numbered.bin").write_bytes(numbered)
+    packet, schema = numbered(sdss_alert("C1", 7), 7)
+    (night / "numbered.bin").write_bytes(packet)
     file = tmp_path / "skyheed.toml"
     file.write_text(
         f'survey = "sdss"\n[kafka]\n"bootstrap.servers" = "{kafka.address}"\n[redis]\nurl = "{valkey.url}"\n'
@@ -233,7 +219,7 @@ def test_the_verbs_in_a_row(kafka: embedded.Server, valkey: embedded.Server, tmp
     assert json.JSONDecoder().raw_decode(run("object", "C1"))[0]["n_stamps"] == 3
     [letter] = run("deadletter", "list", "--reason", "unknown_schema_id").splitlines()
     assert "no schema 7 in the registry" in letter
-    (schemas / "7.avsc").write_text(schema)
+    (schemas / "7.avsc").write_text(json.dumps(schema))
     assert {"stored=1", "still_rejected=1"} <= set(run("redrive").split())
     daemon.connect_store(config.load(file, environ={}))[2].consumed({"chain.alerts.sdss/0": [10**6]})
     assert "1 without an outcome: offsets 1000000" in run("audit", status=1)

@@ -1,7 +1,9 @@
 """The whole stream: packets into Kafka, stamps into Redis, answers out of the worker, and the books."""
 
 import io
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from real_data import rubin_files, ztf_files
 from stream_tools import (
     answers,
+    bad_packets,
     ingest_all,
     last_answers,
     publish,
@@ -19,6 +22,7 @@ from stream_tools import (
     settings_for,
     work_all,
 )
+from test_registry import Server as Registry
 
 from broker import config, daemon, deadletter, embedded, wire
 from broker.books import Books
@@ -123,24 +127,34 @@ def test_a_stranger_reads_the_topic_with_fastavro_alone(stream: config.Settings,
     assert record["n_stamps"] == 3
 
 
-def test_bad_packets_go_to_the_dead_letters_and_the_stream_goes_on(stream: config.Settings) -> None:
+def test_every_bad_packet_gets_its_own_reason_and_the_stream_goes_on(stream: config.Settings) -> None:
     [topic] = stream.ingest.topics
-    good = sdss_alert("good", 1)
-    bad = {
-        b"not avro at all": "bad_magic",
-        good[:-500]: "truncated",
-        good[:-16] + bytes(16): "bad_sync_marker",
-        b"\x00\x00\x07\xff\xff" + bytes(50): "unknown_schema_id",
-        good[: len(good) // 2] + bytes(40) + good[len(good) // 2 + 40 :]: "bad_gzip",
-    }
-    publish(stream, topic, [good, *bad, sdss_alert("good", 2)], partitions=1)
-    counts = ingest_all(stream)
-    assert (counts["rejected"], counts["stored"]) == (len(bad), 2)
+    limit, known_id, away_id = 300_000, 7, 8
+    bad, schema = bad_packets(limit, known_id, away_id)
+    payloads = [sdss_alert("good", 0)]
+    for number, (packet, _) in enumerate(bad.values()):
+        payloads += [packet, sdss_alert("good", 1 + number)]
+    publish(stream, topic, payloads, partitions=1)
+    registry = Registry()
+    registry.answers[f"/schemas/ids/{known_id}"] = (200, {"schema": json.dumps(schema)})
+    registry.answers[f"/schemas/ids/{away_id}"] = (503, {})
+    strict = replace(
+        stream,
+        ingest=replace(stream.ingest, max_packet_bytes=limit),
+        registry=replace(stream.registry, url=registry.url),
+    )
+    try:
+        counts = ingest_all(strict)
+    finally:
+        registry.stop()
     letters = [x for x in deadletter.read(stream.kafka, stream.dead_letter_topic) if x.source_topic == topic]
-    assert {letter.value: letter.reason for letter in letters} == bad
+    assert {letter.value or b"": letter.reason for letter in letters} == dict(bad.values())
+    assert len(letters) == len(bad) == len({packet for packet, _ in bad.values()})
+    assert (counts["rejected"], counts["stored"]) == (len(bad), len(bad) + 1)
     books = books_of(stream)
     assert books.balanced, books.to_text()
-    assert books.summary()["rejected"] == len(letters)
+    rejected: Counter[str] = sum((p.rejected for p in books.partitions), Counter())
+    assert rejected == Counter(str(reason) for _, reason in bad.values())
 
 
 def test_redrive_after_a_fix(stream: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
