@@ -10,6 +10,7 @@ FITS standard 4.0: https://fits.gsfc.nasa.gov/fits_standard.html; WCS: Calabrett
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NoReturn
 
 import numpy as np
@@ -144,24 +145,18 @@ def _gunzip(data: bytes, max_bytes: int) -> bytes:
 
 # --- headers -----------------------------------------------------------------------------------------------
 
-_known: dict[bytes, _Header | None] = {}  # ZTF's stamps all have the same header
-
 
 def _header(data: bytes, start: int) -> _Header | None:
     """The header at `start`; None for a unit without pixels."""
-    block = data[start : start + _BLOCK]
-    if block in _known:
-        return _known[block]
-    size = _end_of_header(data, start) - start
+    return _parse(data[start : _end_of_header(data, start)])
+
+
+@lru_cache(64)  # ZTF's stamps all have the same header; Rubin's are all different
+def _parse(header: bytes) -> _Header | None:
     try:
-        header = _interpret(_cards(data[start : start + size]), size)
+        return _interpret(_cards(header), len(header))
     except (ValueError, OverflowError, KeyError) as error:
         raise PacketError(Reason.BAD_FITS, f"header: {error}") from error
-    if size == _BLOCK:
-        if len(_known) >= 64:  # Rubin's headers are all different
-            _known.clear()
-        _known[block] = header
-    return header
 
 
 def _end_of_header(data: bytes, start: int) -> int:

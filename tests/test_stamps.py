@@ -237,6 +237,18 @@ def test_header_without_end():
     assert reason_of(read_image, header(HEADER).replace(b"END", b"   ")) is Reason.BAD_FITS
 
 
+def test_headers_are_parsed_once_and_few_are_remembered():
+    pixels = np.zeros((5, 4), np.float32)
+    same, other = make_fits(pixels, {"BUNIT": "nJy"}), [make_fits(pixels, {"CRVAL1": n}) for n in range(100)]
+    read_image(same)
+    before = stamps._parse.cache_info()
+    assert read_image(same).unit == "nJy"
+    assert stamps._parse.cache_info().hits == before.hits + 1
+    for data in other:
+        read_image(data)
+    assert stamps._parse.cache_info().currsize <= 64
+
+
 def test_pixels_cut_short():
     data = make_fits(np.zeros((40, 40), np.float32))
     assert reason_of(read_image, data[: 2880 + 40 * 40 * 4 - 1]) is Reason.BAD_FITS
