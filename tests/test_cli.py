@@ -16,6 +16,7 @@ from stream_tools import ingest_all, numbered, publish, save_checkpoint, sdss_al
 
 from broker import check, cli, config, daemon, embedded
 from broker.config import ENVIRONMENT
+from broker.errors import Reason
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +47,20 @@ def test_the_readme_names_every_verb(verb: str) -> None:
 @pytest.mark.parametrize("variable", sorted(ENVIRONMENT))
 def test_every_variable_is_documented(variable: str) -> None:
     assert variable in (ROOT / "docs" / "operating.md").read_text()
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_is_documented(reason: Reason) -> None:
+    assert f"`{reason}`" in (ROOT / "docs" / "operating.md").read_text()
+
+
+def test_every_verb_that_drains_is_documented() -> None:
+    context = click.Context(cli.skyheed)
+    commands = {verb: cli.skyheed.get_command(context, verb) for verb in verbs()}
+    drains = {verb for verb, c in commands.items() if c and any(p.name == "drain" for p in c.params)}
+    text = (ROOT / "docs" / "operating.md").read_text()
+    assert drains == {"ingest", "work", "subscribe"}
+    assert all(f"| `{verb}` | " in text for verb in drains)
 
 
 @pytest.mark.parametrize("verb", ["ingest", "work", "up", "check"])
