@@ -202,6 +202,7 @@ class Trainer:
         self.model.load_state_dict(self.best_state)
         self.mean.load_state_dict(self.best_state)
         self._saved_optimiser = None
+        self._keep(optimiser)  # a run that stops here goes on from the best weights, too
 
     def _update(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> float:
         optimiser.zero_grad(set_to_none=True)
