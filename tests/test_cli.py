@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -14,7 +15,7 @@ import redis as redis_py
 from click.testing import CliRunner
 from stream_tools import ingest_all, numbered, publish, save_checkpoint, sdss_alert, settings_for
 
-from broker import check, cli, config, daemon, embedded
+from broker import check, cli, config, daemon, embedded, replay
 from broker.config import ENVIRONMENT
 from broker.errors import Reason
 
@@ -132,6 +133,21 @@ def test_a_metrics_port_in_use_is_one_sentence(kafka: embedded.Server, valkey: e
     assert result.returncode == 1
     assert "choose another --metrics-port" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+def test_replay_takes_schemas_and_topic_from_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def send(_options: object, _survey: object, _paths: object, topic: str, **options: Any) -> int:
+        given.update(options, topic=topic)
+        return 3
+
+    monkeypatch.setattr(replay, "replay", send)
+    file = tmp_path / "skyheed.toml"
+    file.write_text(f'[registry]\ndirectory = "{tmp_path}"\n[ingest]\ntopics = ["^ztf_.*"]\n')
+    result = CliRunner().invoke(cli.skyheed, ["replay", "lsst", str(tmp_path), "--config", str(file)])
+    assert result.output == "sent 3 alerts to skyheed.alerts.lsst\n"
+    assert f"directory {tmp_path}" in given["schemas"].describe()
 
 
 # --- looking after it ----------------------------------------------------------------------------------------------
