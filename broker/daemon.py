@@ -204,13 +204,18 @@ def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
 
     Raises:
         SkyheedError, Stopped: as `run_ingest`.
+        Unfinished: a signal came before the last letter.
     """
     stop = stop_on_signal()
     with kafka.Publisher(settings.kafka) as publisher:
         intake = make_intake(settings, publisher)
         patience.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write beside everything
         letters = deadletter.read(settings.kafka, settings.dead_letter_topic, reason=reason)
-        return redrive.redrive(intake, itertools.takewhile(lambda _: not stop.is_set(), letters))
+        counts = redrive.redrive(intake, itertools.takewhile(lambda _: not stop.is_set(), letters))
+    if stop.is_set():
+        log.warning("redrive stopped: %s", " ".join(f"{name}={count}" for name, count in sorted(counts.items())))
+        raise patience.Unfinished
+    return counts
 
 
 def output_form(settings: config.Settings) -> records.Form:

@@ -4,6 +4,7 @@
     ├── ConfigError          settings that cannot work; names the key and what to write instead
     ├── ServiceError         Kafka, Redis or the registry refused us for good (wrong password, missing right)
     ├── ServiceUnavailable   a server is away or full for now: the daemons wait and try again
+    ├── Unfinished           a drain was stopped before its end (`patience`)
     ├── StreamError          a reader met a record that is not what the topic should hold
     └── PacketError          one packet cannot be used: dead-letter topic, with its `reason`
         └── SkipPacket       one packet is sound but of no use here: counted under its `reason`

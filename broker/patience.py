@@ -23,7 +23,7 @@ class Unfinished(SkyheedError):
     """A drain was asked to stop before it had reached its end: whoever waits for it must not take it for done."""
 
     def __init__(self) -> None:
-        super().__init__("the drain was stopped before everything was done: start it again, nothing is lost")
+        super().__init__("stopped before everything was done: start it again, nothing is lost")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
 from . import config, embedded
 from .errors import ServiceError
@@ -52,7 +51,7 @@ def servers(kafka: str | None, redis: str | None, data: Path | None = None) -> I
 def shared_arguments(settings: config.Settings, settings_path: str | None) -> list[str]:
     """Options that bring a daemon to the same servers, survey and file; secrets travel by environment and file."""
     words = ["--survey", settings.survey, "--kafka", settings.kafka["bootstrap.servers"]]
-    if urlsplit(settings.redis.url).password is None:  # else it came from the file or the environment, as it will there
+    if config.redacted_url(settings.redis.url) == settings.redis.url:  # else the file or the environment has it there, too
         words += ["--redis", settings.redis.url]
     return [*words, "--config", settings_path] if settings_path else words
 

@@ -202,7 +202,7 @@ def test_a_drain_that_a_signal_stops_ends_with_status_1_and_one_sentence(kafka: 
     process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=30)[1].splitlines()
     assert process.returncode == 1
-    assert rest[-1] == "skyheed: the drain was stopped before everything was done: start it again, nothing is lost"
+    assert rest[-1] == "skyheed: stopped before everything was done: start it again, nothing is lost"
 
 
 class Careless:
