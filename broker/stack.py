@@ -51,7 +51,7 @@ def servers(kafka: str | None, redis: str | None, data: Path | None = None) -> I
 def shared_arguments(settings: config.Settings, settings_path: str | None) -> list[str]:
     """Options that bring a daemon to the same servers, survey and file; secrets travel by environment and file."""
     words = ["--survey", settings.survey, "--kafka", settings.kafka["bootstrap.servers"]]
-    if config.redacted_url(settings.redis.url) == settings.redis.url:  # else the file or the environment has it there, too
+    if config.redacted_url(settings.redis.url) == settings.redis.url:  # else file or environment name it there, too
         words += ["--redis", settings.redis.url]
     return [*words, "--config", settings_path] if settings_path else words
 
