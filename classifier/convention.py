@@ -349,8 +349,7 @@ class ConvEntion(nn.Module):
     def tokens(self, pixels: Tensor, bands: Tensor, valid: Tensor) -> Tensor:
         """Tokens [b, n, channels, y, x]; those of padding are zero in the stream variant, computed in the paper's."""
         if self.config.variant == "paper":
-            computed: Tensor = self.features(pixels.flatten(0, 1), published_bands(bands).flatten(0, 1))
-            return computed.view(*valid.shape, *computed.shape[1:])
+            return self._padded_tokens(pixels, published_bands(bands), valid)
         count = int(valid.sum())
         shown, ids = pixels[valid], bands[valid]
         if self.training:
@@ -358,6 +357,17 @@ class ConvEntion(nn.Module):
         kept: Tensor = self.features(shown, ids)[:count]
         tokens = kept.new_zeros(*valid.shape, *kept.shape[1:])
         tokens[valid] = kept
+        return tokens
+
+    def _padded_tokens(self, pixels: Tensor, bands: Tensor, valid: Tensor) -> Tensor:
+        """Tokens of padding, too, as published; in evaluation they are all alike and one is computed."""
+        if self.training:
+            computed: Tensor = self.features(pixels.flatten(0, 1), bands.flatten(0, 1))
+            return computed.view(*valid.shape, *computed.shape[1:])
+        kept: Tensor = self.features(torch.cat([pixels[valid], torch.zeros_like(pixels[:1, 0])]),
+                                     torch.cat([bands[valid], torch.zeros_like(bands[:1, 0])]))  # fmt: skip
+        tokens = kept[-1].repeat(*valid.shape, 1, 1, 1)
+        tokens[valid] = kept[:-1]
         return tokens
 
     def classify(self, tokens: Tensor, valid: Tensor | None, days: Tensor, present: Tensor) -> Tensor:
