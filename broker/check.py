@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException
 
 from classifier.errors import ClassifierError
 
-from . import config, connection, daemon, kafka, schedule, state
+from . import config, connection, daemon, kafka, schedule, state, topics
 from .errors import ServiceError, ServiceUnavailable, SkyheedError
 from .keys import Keys
 from .ledger import Ledger
@@ -22,7 +22,6 @@ FULL = 0.9  # of maxmemory: from here on an operator should act
 # A group that has something to read commits with every batch, several times a second.
 STANDS_S = 10.0
 LOOK_S = 0.5
-REQUEST_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,7 @@ def _moves(options: kafka.Options, group: str, places: Sequence[connection.Place
 
 
 def _committed(client: Consumer, places: Sequence[connection.Place]) -> list[int]:
-    asked = [TopicPartition(*place) for place in places]
-    return [at.offset for at in client.committed(asked, timeout=REQUEST_S)]
+    return [at.offset for at in topics.committed(client, places)]
 
 
 def reading(settings: config.Settings) -> tuple[SequenceStore, schedule.DueQueue, Ledger]:

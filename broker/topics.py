@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,6 +14,11 @@ from confluent_kafka.cimpl import NewTopic
 from .connection import AWAY, NO_TOPIC, REFUSED_RIGHT, Connection, Options, Place, admin, consumer, right
 
 REQUEST_S = 10.0
+COORDINATOR_MOVES = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
 NO_IDS = REFUSED_RIGHT | {
     KafkaError._UNSUPPORTED_FEATURE,
     KafkaError.UNSUPPORTED_VERSION,
@@ -110,7 +115,7 @@ def group_lag(options: Options, group: str, topics: Sequence[str]) -> dict[Place
     try:
         places = list(_places(client, connection, topics))
         lags = {}
-        for at in client.committed([TopicPartition(*place) for place in places], REQUEST_S):
+        for at in committed(client, places):
             low, high = client.get_watermark_offsets(TopicPartition(at.topic, at.partition), REQUEST_S)
             lags[at.topic, at.partition] = max(0, high - (at.offset if at.offset >= 0 else low))
         return lags
@@ -121,6 +126,25 @@ def group_lag(options: Options, group: str, topics: Sequence[str]) -> dict[Place
         raise connection.unavailable("the lag is unknown", error.args[0].str()) from None
     finally:
         client.close()
+
+
+def committed(client: ck.Consumer, places: Iterable[Place]) -> list[TopicPartition]:
+    """What the client's group has committed; a coordinator that is just being found or moved is asked again.
+
+    Raises:
+        KafkaException: no answer, or another one than "not the coordinator".
+    """
+    asked = [TopicPartition(*place) for place in places]
+    deadline = time.monotonic() + REQUEST_S
+    while True:
+        try:
+            found: list[TopicPartition] = client.committed(asked, timeout=REQUEST_S)
+        except KafkaException as error:
+            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return found
 
 
 def ping(options: Options) -> str:

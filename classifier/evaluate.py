@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from . import scores, taxonomy
 from .checkpoint import Info, check_survey, read_info
@@ -113,7 +114,7 @@ def answers(
         For every object, [cuts, classes].
     """
     found: list[Probabilities] = []
-    for at in range(0, len(indices), batch):
+    for at in tqdm(range(0, len(indices), batch), "classifying", unit=f"{batch} objects", leave=False, delay=2):
         rows = range(at, min(at + batch, len(indices)))
         known: dict[tuple[int, int], Probabilities] = {}
         tokens: dict[int, dict[int, Any]] = {row: {} for row in rows}
@@ -278,7 +279,7 @@ def missing(
     for fraction in fractions:
         rng = np.random.default_rng(7)
         parts = []
-        for at in range(0, len(indices), 32):
+        for at in tqdm(range(0, len(indices), 32), f"{fraction:.0%} missing", unit="32 objects", leave=False, delay=2):
             views = [_thinned(data, int(i), fraction, model.info.max_stamps, rng) for i in indices[at : at + 32]]
             parts += [answer.probabilities for answer in model.classify(views)]
         found[f"{fraction:.1f}"] = scores.scores(truth, np.array(parts))

@@ -11,10 +11,10 @@ from typing import Any
 
 import confluent_kafka as ck
 import pytest
-from confluent_kafka import KafkaError, admin
+from confluent_kafka import KafkaError, KafkaException, TopicPartition, admin
 from conftest import HOME, NEEDS_APACHE, SCRAM_USERS
 
-from broker import embedded
+from broker import embedded, topics
 from broker.connection import Connection
 from broker.errors import ConfigError, ServiceError, ServiceUnavailable
 from broker.kafka import (
@@ -603,3 +603,26 @@ def test_a_refusal_on_a_connection_that_worked_is_given_time(monkeypatch: pytest
         connection.check()
     connection.works()
     connection.check()
+
+
+class MovingCoordinator:
+    """A consumer whose group coordinator is found at the third question."""
+
+    def __init__(self, code: int) -> None:
+        self.asked, self._code = 0, code
+
+    def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        self.asked += 1
+        if self.asked < 3:
+            raise KafkaException(KafkaError(self._code))
+        return places
+
+
+def test_committed_offsets_are_asked_for_again_while_the_coordinator_moves() -> None:
+    client = MovingCoordinator(KafkaError.NOT_COORDINATOR)
+    assert topics.committed(client, [("t", 0)]) == [TopicPartition("t", 0)]  # type: ignore[arg-type]
+    assert client.asked == 3
+    client = MovingCoordinator(KafkaError.GROUP_AUTHORIZATION_FAILED)
+    with pytest.raises(KafkaException):
+        topics.committed(client, [("t", 0)])  # type: ignore[arg-type]
+    assert client.asked == 1
