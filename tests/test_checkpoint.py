@@ -111,6 +111,7 @@ def test_shipped_weights_are_sound_small_and_say_how_they_were_made(path: Path) 
     found = checkpoint.read_info(path.parent.name)
     checkpoint.check_survey(found, path.parent.name)
     assert path.with_name(WEIGHTS).stat().st_size < 8e6
-    assert "skyheed archive simulate --survey" in found.training["command"]
+    assert found.training["command"].startswith("skyheed ")
+    assert f"skyheed archive simulate --survey {path.parent.name} " in found.training["archive"]["command"]
     assert found.metrics["at_the_end"]["objects"] > 50
     assert "/work" not in path.read_text()

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import HOME, NEEDS_APACHE
 
-from broker import check, cli, config, daemon, embedded, metrics
+from broker import check, cli, config, daemon, embedded, metrics, topics
 from broker.kafka import ensure_topics
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -117,7 +117,7 @@ def test_health_checks_judge_the_daemon_and_not_only_its_servers() -> None:
     for name, part in wanted.items():
         assert part in stack[name]["healthcheck"]["test"][-1].split(",")
         seconds = int(stack[name]["healthcheck"]["timeout"].removesuffix("s"))
-        assert seconds > check.STANDS_S + check.REQUEST_S
+        assert seconds > check.STANDS_S + topics.REQUEST_S
     assert sorted(p for found in parts for p in found & set(wanted.values())) == ["lag", "lag", "oldest", "oldest"]
 
 
