@@ -63,8 +63,9 @@ class Daemon:
         self.verb = verb
         self.log_file = log_file
         self._log: IO[bytes] = log_file.open("ab")
+        # -P: a folder named broker or classifier where the user stands is none of ours
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "broker.cli", verb, *arguments],
+            [sys.executable, "-P", "-m", "broker.cli", verb, *arguments],
             stdout=self._log,
             stderr=self._log,
             stdin=subprocess.DEVNULL,

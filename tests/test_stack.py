@@ -1,5 +1,7 @@
 """Daemons as child processes: what reaches their command lines."""
 
+from pathlib import Path
+
 import pytest
 
 from broker import config, stack
@@ -18,3 +20,16 @@ def test_a_url_with_a_password_never_reaches_a_command_line(url: str, shown: boo
     words = stack.shared_arguments(settings, None)
     assert (url in words) is shown
     assert "hidden" not in " ".join(words)
+
+
+def test_daemons_do_not_load_packages_from_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("broker", "classifier"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
+    daemon = stack.Daemon("ingest", ["--help"], tmp_path / "log")
+    assert daemon.process.wait(60) == 0, daemon.last_words()
+    daemon.stop()
+    assert "Example" in (tmp_path / "log").read_text()
