@@ -219,7 +219,7 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
 
     settings = settings_from({**given, "survey": survey})
     # not ingest.topics: those may be patterns, or somebody else's
-    topic = topic or f"{settings.topics.prefix}.alerts.{settings.survey}"
+    topic = topic or settings.alert_topic
     sent = player.replay(
         settings.kafka, daemon.survey_of(settings), paths, topic,
         speed=given["speed"], rate=given["rate"], state=given["state"], shuffle=given["shuffle"],

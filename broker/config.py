@@ -108,6 +108,11 @@ class Settings:
         return {**self.kafka, **self.kafka_input}
 
     @property
+    def alert_topic(self) -> str:
+        """Our own topic of alerts: what `replay` writes to, and ingest reads unless it is told otherwise."""
+        return f"{self.topics.prefix}.alerts.{self.survey}"
+
+    @property
     def classification_topic(self) -> str:
         return self.topics.classifications or f"{self.topics.prefix}.classifications.{self.survey}"
 

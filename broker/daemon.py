@@ -60,7 +60,7 @@ def with_survey(settings: config.Settings) -> config.Settings:
 
 def alert_topics(settings: config.Settings) -> list[str]:
     """The topics to read; one of our own by default, which `replay` writes to."""
-    return list(settings.ingest.topics) or [f"{settings.topics.prefix}.alerts.{settings.survey}"]
+    return list(settings.ingest.topics) or [settings.alert_topic]
 
 
 def connect_store(settings: config.Settings) -> tuple[SequenceStore, DueQueue, Ledger]:
@@ -105,7 +105,7 @@ def own_topics(settings: config.Settings) -> dict[str, dict[str, str]]:
         settings.dead_letter_topic: DEAD_LETTER_TOPIC,
     }
     if not settings.ingest.topics:
-        topics[alert_topics(settings)[0]] = ALERT_TOPIC
+        topics[settings.alert_topic] = ALERT_TOPIC
     return topics
 
 

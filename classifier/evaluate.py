@@ -168,9 +168,12 @@ def _numbers(names: Iterable[str], classes: Sequence[str]) -> Indices:
 
 def report(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]:
     """Scores after so many stamps and at the end: what a checkpoint carries."""
+    return _report(model, data, indices, at_the_end(model, data, indices))
+
+
+def _report(model: Classifies, data: Dataset, indices: Indices, whole: Probabilities) -> dict[str, Any]:
     classes = tuple(model.info.classes)
     truth = truth_of(data, indices, classes)
-    whole = at_the_end(model, data, indices)
     matrix = scores.confusion(truth, whole.argmax(1), len(classes))
     early = after_stamps(model, data, indices, STAMPS)
     return {
@@ -201,14 +204,14 @@ def _called(data: Dataset, indices: Indices) -> str:
 
 def full_report(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]:
     """`report`, and scores after so many days, the time until the answer stays right, and with gaps."""
-    found = report(model, data, indices)
+    whole = at_the_end(model, data, indices)
+    found = _report(model, data, indices, whole)
     classes = tuple(found["classes"])
     truth = truth_of(data, indices, classes)
     days = after_days(model, data, indices, DAYS)
     found["after_days"] = _series({day: (truth, p) for day, p in days.items()}, classes)
     found["until_sure"] = until_sure(model, data, indices, truth)
     found["missing"] = missing(model, data, indices, truth)
-    whole = at_the_end(model, data, indices)
     found["calibration"] = scores.calibration_bins(truth, whole)
     wrong = np.flatnonzero(whole.argmax(1) != truth)
     worst = wrong[np.argsort(whole[wrong, truth[wrong]])][:12]
