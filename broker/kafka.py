@@ -1,12 +1,13 @@
 """Batch consume, and publish with delivery reports. Knows nothing of what messages hold."""
 
+import contextlib
 import logging
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self, cast
+from typing import NoReturn, Self, cast
 
 import confluent_kafka as ck
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -106,7 +107,8 @@ class Publisher:
     def close(self) -> None:
         """Let go of the broker; nothing is in flight after `publish` returned."""
         self._producer.purge()
-        self._producer.flush(0.1)
+        with contextlib.suppress(KafkaException):  # a fatal error, by then of no interest
+            self._producer.flush(0.1)
 
     def _publish(self, messages: Sequence[Outgoing]) -> list[KafkaError | None]:
         report = _Report(len(messages))
@@ -120,6 +122,8 @@ class Publisher:
         except ServiceError:
             self._producer.purge()
             raise
+        except KafkaException as error:  # librdkafka's fatal errors come out of poll and flush, not to error_cb
+            self._start_afresh(error.args[0])
         self._judge(messages, report)
         return report.errors
 
@@ -136,17 +140,17 @@ class Publisher:
                 if time.monotonic() > deadline:
                     raise self.connection.unavailable("the local queue stays full", "queue full") from None
                 self._producer.poll(0.1)
-            except KafkaException as error:  # refused before it was queued: too large
+            except KafkaException as error:  # refused before it was queued: too large, or nothing goes any more
+                if error.args[0].code() == KafkaError._FATAL:
+                    self._producer.poll(0)  # raises what was fatal
                 report.settle(index, error.args[0])
                 return
 
     def _judge(self, messages: Sequence[Outgoing], report: "_Report") -> None:
         failed = [(m, e) for m, e in zip(messages, report.errors, strict=True) if e is not None]
-        if report.waiting or any(error.fatal() for _, error in failed):
-            # its sequence numbers are of no use any more; what it still holds is published again by the caller
-            self._producer.purge()
-            self._producer = producer(self._options, self.connection)
-            raise self.connection.unavailable("the producer starts afresh", "no delivery report")
+        fatal = [error for _, error in failed if error.fatal() or error.code() == KafkaError._FATAL]
+        if fatal or report.waiting:
+            self._start_afresh(fatal[0] if fatal else None)
         for message, error in failed:
             if error.code() in REFUSED_USER | REFUSED_RIGHT:
                 raise self.connection.refusal(error, f"to write topic {message[0]}")
@@ -156,6 +160,15 @@ class Publisher:
         if away:
             raise self.connection.unavailable(f"{len(away)} of {len(messages)} messages not taken", away[0].str())
         self.connection.works()
+
+    def _start_afresh(self, fatal: KafkaError | None) -> NoReturn:
+        """Another producer: this one's sequence numbers are of no use; the caller publishes all that it held again."""
+        self._producer.purge()
+        self._producer = producer(self._options, self.connection)
+        if fatal is not None:
+            self.connection.on_error(fatal)
+            self.connection.check()
+        raise self.connection.unavailable("the producer starts afresh", fatal.str() if fatal else "no delivery report")
 
 
 class _Report:
@@ -222,7 +235,7 @@ class BatchConsumer:
         if not self._ever_assigned and self._group is None:
             self._assign_all()
         room = limit - len(self._kept)
-        fetched = self._consumer.consume(room, wait_s) if room > 0 else []
+        fetched = self._fetch(room, wait_s) if room > 0 else []
         # a rebalance inside that call takes messages away from what was kept
         events = [*self._kept, *fetched]
         self._kept = []
@@ -281,6 +294,12 @@ class BatchConsumer:
         closing.join(CLOSE_S)
         if closing.is_alive():
             log.warning("Kafka at %s does not answer: left without a goodbye", self.connection.hosts)
+
+    def _fetch(self, room: int, wait_s: float) -> list[Message]:
+        try:
+            return self._consumer.consume(room, wait_s)
+        except KafkaException as error:  # fatal: another member took our group.instance.id, say
+            raise self.connection.refusal(error.args[0], right(error.args[0], "", self._group or "")) from None
 
     def _join(self) -> None:
         if self._group is not None:
