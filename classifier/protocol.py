@@ -22,6 +22,7 @@ class Protocol:
     Attributes:
         archive: what to learn from.
         name: of the checkpoint and in every figure that comes of it.
+        start: begin with the weights of this checkpoint (a directory or a shipped one); empty: with random ones.
         bands: keep only these; empty for all of the archive.
         variant, attention, band_embedding, cnn, time, dropout, stamps: of `convention.Config`.
         objects: use so many training objects, evenly of each class; 0 for all.
@@ -48,6 +49,7 @@ class Protocol:
     archive: str
     name: str = "convention"
     version: str = "1"
+    start: str = ""
     bands: str = ""
     variant: str = "stream"
     attention: str = "linear"

@@ -101,6 +101,7 @@ class Trainer:
             **{key: getattr(protocol, key) for key in _SHARED},
         )
         self.model = ConvEntion(self.config).to(self.device)
+        self.started_from = self._start() if protocol.start else ""
         self.photometer = torch.nn.Linear(self.config.channels * self.config.map**2, 2 * self.config.group)
         self.photometer.to(self.device)
         self.mean = copy.deepcopy(self.model).eval()  # the exponential mean of the weights
@@ -111,6 +112,21 @@ class Trainer:
         self._saved_optimiser: dict[str, Any] | None = None
         self._bank: tuple[dict[str, Tensor], Indices, Bank] | None = None
         self._resume()
+
+    def _start(self) -> str:
+        """Take over the weights of another checkpoint.
+
+        Returns:
+            Its name, version and digest.
+
+        Raises:
+            ModelError: it is of another architecture.
+        """
+        info = checkpoint.read_info(self.protocol.start)
+        if (other := Config(**info.config)) != self.config:
+            raise ModelError(f"cannot start from {self.protocol.start}: it is {other}, this run is {self.config}")
+        self.model.load_state_dict(checkpoint.load_state(self.protocol.start))
+        return f"{info.name} {info.version} {info.digest[:12]}"
 
     def end_to_end(self, name: str, indices: Indices, steps: int, *, short: bool = False, slower: float = 1) -> None:
         """Everything learns, from random views of sequences."""
@@ -341,7 +357,7 @@ class Trainer:
             "command": command, "protocol": _plain(self.protocol), "seconds": round(self.seconds),
             "device": self.chosen, "torch": torch.__version__, "skyheed": version("skyheed"),
             "objects": len(self.data.choose("train")), "selected_macro_f1": round(self.best, 4),
-            "archive": _card(self.protocol.archive),
+            "archive": _card(self.protocol.archive), "started_from": self.started_from,
         }  # fmt: skip
         info = replace(self._info(calibration), training=training, metrics=metrics)
         made = checkpoint.save(self.output, self.best_state, info)

@@ -105,6 +105,19 @@ def test_progress_from_before_a_key_was_known_goes_on(tmp_path: Path) -> None:
         train.Trainer(replace(SMALL, stamps=24), made(LENGTHS), tmp_path)
 
 
+def test_a_run_can_start_from_another_checkpoint(tmp_path: Path) -> None:
+    first = train.run(SMALL, tmp_path / "first", "", made(LENGTHS))
+    second = replace(SMALL, start=str(tmp_path / "first"), seed=2)
+    trainer = train.Trainer(second, made(LENGTHS), tmp_path / "second")
+    for name, tensor in weights(tmp_path / "first").items():
+        assert trainer.model.state_dict()[name].equal(tensor)
+        assert trainer.best_state[name].equal(tensor)
+    done = train.run(second, tmp_path / "second", "", made(LENGTHS))
+    assert done.training["started_from"] == f"small 1 {first.digest[:12]}"
+    with pytest.raises(ModelError, match=r"cannot start from .*attention='linear'.*attention='mlp'"):
+        train.Trainer(replace(second, attention="mlp"), made(LENGTHS), tmp_path / "third")
+
+
 def test_it_learns_what_there_is_to_learn(tmp_path: Path) -> None:
     easy = replace(SMALL, short_steps=2, steps=0, head_steps=300, fine_steps=0, fine_head_steps=0)
     easy = replace(easy, head_batch=32, head_rate=3e-3, every=100, average=0.9, dropout=0.0)
