@@ -26,6 +26,7 @@ class Protocol:
         bands: keep only these; empty for all of the archive.
         variant, attention, band_embedding, cnn, time, dropout, stamps: of `convention.Config`.
         objects: use so many training objects, evenly of each class; 0 for all.
+        validation: the same of the objects that select the weights and calibrate.
         short_steps: everything learns, from views of at most `short_longest` stamps: many objects for little work.
         steps: everything learns, from views of at most `longest` stamps, a share `whole` of up to 99.
         head_steps: the 3D-CNN rests and all behind it learns from tokens that were computed once.
@@ -60,6 +61,7 @@ class Protocol:
     dropout: float = 0.3
     stamps: int = 99
     objects: int = 0
+    validation: int = 0
     short_steps: int = 0
     steps: int = 0
     head_steps: int = 0

@@ -69,15 +69,16 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
 def stages(protocol: Protocol, data: Dataset) -> tuple[Indices, Indices]:
     """Training objects with any label, and those whose label spectroscopy confirmed."""
     everything, confirmed = data.choose("train"), data.choose("train", True)
-    if protocol.objects:
-        everything = _stratified(everything, data, protocol)
-        confirmed = np.intersect1d(everything, confirmed)
-    return everything, confirmed
+    everything = _stratified(everything, data, protocol, protocol.objects)
+    return everything, np.intersect1d(everything, confirmed)
 
 
-def _stratified(indices: Indices, data: Dataset, protocol: Protocol) -> Indices:
+def _stratified(indices: Indices, data: Dataset, protocol: Protocol, count: int) -> Indices:
+    """So many of the objects, evenly of each class; all, if the count is 0."""
+    if not count:
+        return indices
     rng = np.random.default_rng(protocol.seed)
-    each = protocol.objects // len(protocol.classes)
+    each = count // len(protocol.classes)
     names = np.array([_label(data, i, protocol) for i in indices])
     return np.sort(np.concatenate([rng.permutation(indices[names == c])[:each] for c in protocol.classes]))
 
@@ -95,6 +96,7 @@ class Trainer:
         self.device, self.precision, self.chosen = choose(protocol.device, "auto" if protocol.autocast else "float32")
         self.scaling = dataset.fit_scaling(data, data.choose("train").tolist(), seed=protocol.seed)
         self.flux_unit = dataset.flux_unit(data)
+        self.validation = _stratified(data.choose("validation"), data, protocol, protocol.validation)
         self.labels = np.array([protocol.classes.index(_label(data, i, protocol)) for i in range(len(data.object_ids))])
         self.config = Config(
             classes=len(protocol.classes),
@@ -291,7 +293,7 @@ class Trainer:
 
     def _measure(self, stage: str, step: int, loss: float) -> bool:
         """Score the mean weights on the validation objects; keep them if they are the best."""
-        chosen = self.data.choose("validation")
+        chosen = self.validation
         found = evaluate.after_stamps(self._candidate(Calibration()), self.data, chosen, SELECT_AT)
         f1 = {
             n: scores.macro_f1(scores.confusion(self.labels[chosen][rows], p.argmax(1), self.config.classes))
@@ -350,13 +352,13 @@ class Trainer:
     def finish(self, command: str) -> Info:
         """Calibrate on the validation objects, score on the test objects, write the checkpoint."""
         self.mean.load_state_dict(self.best_state)
-        chosen = self.data.choose("validation")
-        calibration = fit(self._candidate(Calibration()), self.data, chosen, self.labels[chosen], self.protocol)
+        labels = self.labels[self.validation]
+        calibration = fit(self._candidate(Calibration()), self.data, self.validation, labels, self.protocol)
         metrics = evaluate.report(self._candidate(calibration), self.data, self.data.choose("test", True))
         training = {
             "command": command, "protocol": _plain(self.protocol), "seconds": round(self.seconds),
             "device": self.chosen, "torch": torch.__version__, "skyheed": version("skyheed"),
-            "objects": len(self.data.choose("train")), "selected_macro_f1": round(self.best, 4),
+            "objects": len(stages(self.protocol, self.data)[0]), "selected_macro_f1": round(self.best, 4),
             "archive": _card(self.protocol.archive), "started_from": self.started_from,
         }  # fmt: skip
         info = replace(self._info(calibration), training=training, metrics=metrics)

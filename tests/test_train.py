@@ -198,6 +198,20 @@ def test_shipped_configurations_can_be_read(path: Path) -> None:
     assert grid.rows(path, {}) if "[[run]]" in path.read_text() else protocol.read(path)
 
 
+def test_few_objects_are_chosen_evenly_and_on_their_own_side(tmp_path: Path) -> None:
+    few = replace(SMALL, objects=8, validation=4)
+    trainer = train.Trainer(few, made([6] * 64), tmp_path)
+    everything, confirmed = train.stages(few, trainer.data)
+    assert np.bincount(trainer.labels[everything]).tolist() == [2, 2, 2, 2]
+    assert np.bincount(trainer.labels[trainer.validation]).tolist() == [1, 1, 1, 1]
+    assert set(everything) <= set(trainer.data.choose("train"))
+    assert set(trainer.validation) <= set(trainer.data.choose("validation"))
+    assert set(confirmed) <= set(everything)
+    assert (
+        train.Trainer(SMALL, made([6] * 64), tmp_path).validation.tolist() == trainer.data.choose("validation").tolist()
+    )
+
+
 def test_classes_are_drawn_equally_often_unless_told_otherwise(tmp_path: Path) -> None:
     data = made([4] * 64)
     indices = np.array([i for i in range(64) if i % 4 == 0 or i < 8])  # 16 of class 0, 2 of the others
