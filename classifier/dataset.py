@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from .sequence import BANDS, Scaling, StampSequence
 from .stamp import PREPROCESSING, STAMP_SIZE, EmptyStampError, normalise
 
 LONGEST = 99  # stamps that a stream keeps of an object
+QUIET = 1e-3  # sky noise that no real stamp has, in the stamps' units
+_RADIUS = np.hypot(*(np.indices((STAMP_SIZE, STAMP_SIZE)) - (STAMP_SIZE - 1) / 2))
+_RING = (_RADIUS > 10) & (_RADIUS < 14)  # within a turned stamp of 30x30 pixels, too
 CACHE = 2  # raised when the cached arrays change
 
 
@@ -111,8 +115,10 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
             at += 1
         start.append(at)
     out.flush()
-    # the table comes last: without it the stamps are made again
-    np.savez(table, mjd=mjd[:at], band=band[:at], flux=flux[:at].astype(np.float32), start=np.array(start))
+    # the table comes last, and whole: without it the stamps are made again
+    half = table.with_suffix(".half.npz")
+    np.savez(half, mjd=mjd[:at], band=band[:at], flux=flux[:at].astype(np.float32), start=np.array(start))
+    half.replace(table)
 
 
 def _turned(degrees: float) -> NDArray[np.float64]:
@@ -124,6 +130,8 @@ def _turned(degrees: float) -> NDArray[np.float64]:
 def only(data: Dataset, bands: str) -> Dataset:
     """The stamps of some bands."""
     keep = np.isin(data.band, [BANDS.index(b) for b in bands])
+    if keep.all():  # the memory map stays one
+        return data
     start = np.concatenate([[0], np.cumsum(keep)])[data.start]
     return Dataset(
         data.object_ids, data.label, data.true_class, data.split, data.origin, data.confirmed, start, data.mjd[keep],
@@ -137,19 +145,36 @@ def shuffled(object_id: str) -> int:
 
 
 def fit_scaling(data: Dataset, indices: Sequence[int], sample: int = 4000, seed: int = 0) -> Scaling:
-    """Softening (sky noise by band, from the stamps' borders) and gain, from some training stamps."""
+    """Softening (sky noise by band, from a ring in the stamps' outer parts) and gain, from some training stamps.
+
+    Raises:
+        ArchiveError: no stamps, or a band without noise.
+    """
+    if not len(indices):
+        raise ArchiveError("no objects to take the sky noise from: the archive needs some in its split train")
     rng = np.random.default_rng(seed)
     rows = np.concatenate([np.arange(data.start[i], data.start[i + 1]) for i in indices])
     rows = np.sort(rng.choice(rows, min(sample, len(rows)), replace=False))
     pixels, band = np.asarray(data.stamps[rows], np.float32), data.band[rows]
-    border = np.concatenate([pixels[:, :2].reshape(len(rows), -1), pixels[:, -2:].reshape(len(rows), -1)], 1)
     softening = np.ones(len(BANDS))
     for code in np.unique(band):
-        # the median over stamps of each border's own scatter: neighbours do not count
-        deviation = np.abs(border[band == code] - np.median(border[band == code], 1, keepdims=True))
-        softening[code] = max(float(np.median(deviation) * 1.4826), 1e-3)
+        softening[code] = sky_noise(pixels[band == code])
+        if softening[code] < QUIET:
+            raise ArchiveError(
+                f"the stamps in {BANDS[code]} have no sky noise: make the archive again, or choose bands"
+            )
     scaled = Scaling(tuple(softening.tolist()), 1.0)(pixels.astype(np.float16), band)
     return Scaling(tuple(float(s) for s in softening), float(1 / scaled.std()))
+
+
+def sky_noise(pixels: NDArray[np.float32]) -> float:
+    """Sky noise of stamps [n, 32, 32]: the median over stamps of each ring's own scatter; neighbours do not count."""
+    ring = pixels[:, _RING].astype(np.float64)
+    ring[ring == 0] = np.nan  # filled in: beyond the image, or no measurement
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of stamps that are empty there
+        deviation = np.abs(ring - np.nanmedian(ring, 1, keepdims=True))
+        return float(np.nan_to_num(np.nanmedian(deviation) * 1.4826))
 
 
 def flux_unit(data: Dataset) -> NDArray[np.float64]:
