@@ -3,7 +3,7 @@
 A token depends on the stamps of its group alone, so sequences of tokens may begin and end at any group.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,7 @@ class Bank:
         make: scaled pixels [g, 3, 32, 32] and band ids [g, 3] -> tokens.
         indices: the objects.
         views: of each.
+        seed: what is drawn of an object depends on it alone, not on the other objects.
     """
 
     def __init__(
@@ -48,16 +49,17 @@ class Bank:
         augmentation: Augmentation,
         scaling: Scaling,
         views: int,
-        rng: np.random.Generator,
+        seed: Sequence[int],
     ) -> None:
         self._views: dict[int, list[int]] = {int(i): [] for i in indices}
         self._made: list[NDArray[np.float16]] = []
         self._start, self._groups = [0], list[int]()
         parts: list[tuple[NDArray[np.generic], ...]] = []
-        wanted = np.repeat(indices, views)
+        wanted = [(int(i), np.random.default_rng([*seed, int(i), k])) for i in indices for k in range(views)]
         for at in tqdm(range(0, len(wanted), TOGETHER), "tokens", unit=f"{TOGETHER} views", mininterval=5):
-            shown = [(int(i), augmentation.view(data, int(i), rng)[0]) for i in wanted[at : at + TOGETHER]]
-            cuts = [_partial(view, rng) for _, view in shown]
+            drawn = wanted[at : at + TOGETHER]
+            shown = [(i, augmentation.view(data, i, rng)[0]) for i, rng in drawn]
+            cuts = [_partial(view, rng) for (_, rng), (_, view) in zip(drawn, shown, strict=True)]
             for (index, view), cut in zip(shown, cuts, strict=True):
                 self._views[index].append(len(self._groups))
                 parts.append(self._rows(view, cut))

@@ -81,8 +81,9 @@ def rows(path: Path, changes: Mapping[str, Any]) -> list[Row]:
         ModelError: unreadable, or not of that form.
     """
     given = protocol.load(path)
-    common = given.get("common", {})
-    if not isinstance(given.get("run"), list) or set(given) - {"common", "run"}:
+    common, runs = given.get("common", {}), given.get("run")
+    sound = isinstance(common, dict) and isinstance(runs, list) and runs and all(isinstance(r, dict) for r in runs)
+    if not sound or set(given) - {"common", "run"}:
         raise ModelError(f"{path}: a table has one [common] and several [[run]]")
     found = []
     for number, own in enumerate(given["run"], 1):
@@ -91,8 +92,8 @@ def rows(path: Path, changes: Mapping[str, Any]) -> list[Row]:
         found.append(
             Row(own["name"], protocol.from_mapping({**common, **own, **changes}, f"{path}, run {own['name']}"))
         )
-    if len({row.name for row in found}) < len(found):
-        raise ModelError(f"{path}: two runs have the same name")
+    if len({_folder(row.name) for row in found}) < len(found):
+        raise ModelError(f"{path}: two runs have the same name, or names that differ in punctuation only")
     return found
 
 

@@ -108,7 +108,7 @@ class Predictor:
         band = BANDS.index(self.info.bands[0])
         for count in {1, self.batch_size}:
             for width in self._widths[:3]:
-                n = width * GROUP
+                n = min(width * GROUP, self.info.max_stamps)
                 pixels = np.zeros((n, *self._pixels()), np.float16)
                 self.classify([StampSequence(np.arange(n, dtype=float), np.full(n, band, np.uint8), pixels)] * count)
 
@@ -219,8 +219,11 @@ def choose(device: str, precision: str) -> tuple[torch.device, str, str]:
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda was asked for, but torch sees no GPU: install a CUDA build, or use device cpu")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        chosen = "bfloat16" if precision == "auto" else precision
-        why = "native there" if precision == "auto" else "as asked for"
+        native_there = torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen = ("bfloat16" if native_there else "float32") if precision == "auto" else precision
+        why = f"bfloat16 is {'' if native_there else 'not '}native there" if precision == "auto" else "as asked for"
+        if chosen == "float32":  # not TF32, which has 10 bits
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         return torch.device("cuda"), chosen, f"cuda {torch.cuda.get_device_name()}, {chosen} ({why})"
     native = native_bfloat16()
     if precision == "auto":

@@ -5,13 +5,17 @@ A run is a TOML file (`protocol.Protocol`); everything it used ends up in the ch
 
 import copy
 import csv
+import hashlib
+import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -46,12 +50,13 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
         data: instead of reading the protocol's archive.
 
     Returns:
-        The checkpoint's Info; an existing checkpoint of the same protocol is returned as it is.
+        The checkpoint's Info; an existing checkpoint of the same protocol and archive is returned as it is.
+
+    Raises:
+        ModelError: the output holds another run, or the archive lacks objects that the run needs.
     """
     if (Path(output) / checkpoint.MODEL).is_file():
-        done = checkpoint.read_info(output)
-        if _same(done.training.get("protocol", {}), protocol):
-            return done
+        return _finished(Path(output), protocol)
     torch.manual_seed(protocol.seed)
     if protocol.threads:
         torch.set_num_threads(protocol.threads)
@@ -66,6 +71,38 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
     return trainer.finish(command)
 
 
+def _finished(output: Path, protocol: Protocol) -> Info:
+    done = checkpoint.read_info(output)
+    archived = done.training.get("archive", {})
+    if not _same(done.training.get("protocol", {}), protocol):
+        raise ModelError(f"{output} holds a checkpoint of another configuration: choose another output, or remove it")
+    if archived.get("digest") not in (None, _card(protocol.archive).get("digest")):
+        raise ModelError(f"{output} was learnt from another archive of that name: choose another output, or remove it")
+    return done
+
+
+def check_data(protocol: Protocol, data: Dataset) -> None:
+    """Before hours of work: is there everything to learn from, to select on, to measure on?
+
+    Raises:
+        ModelError: it says what is missing.
+    """
+    for split, sure, why in (
+        ("train", None, "learn from"),
+        ("validation", None, "select on"),
+        ("test", True, "test on"),
+    ):
+        if not len(data.choose(split, sure)):
+            kind = "confirmed objects" if sure else "objects"
+            raise ModelError(f"{protocol.archive} has no {kind} in its split {split} to {why}: make it larger")
+    unknown = {data.label[i] for i in range(len(data.object_ids)) if _label(data, i, protocol) not in protocol.classes}
+    if strange := sorted(unknown):
+        raise ModelError(
+            f"{protocol.archive} has objects of class {strange[0]}, the run knows {', '.join(protocol.classes)}: add "
+            "it to classes, or leave those objects out (skyheed archive convert)"
+        )
+
+
 def stages(protocol: Protocol, data: Dataset) -> tuple[Indices, Indices]:
     """Training objects with any label, and those whose label spectroscopy confirmed."""
     everything, confirmed = data.choose("train"), data.choose("train", True)
@@ -74,10 +111,12 @@ def stages(protocol: Protocol, data: Dataset) -> tuple[Indices, Indices]:
 
 
 def _stratified(indices: Indices, data: Dataset, protocol: Protocol, count: int) -> Indices:
-    """So many of the objects, evenly of each class; all, if the count is 0."""
+    """So many of the objects; evenly of each class, unless the run is to see them as often as they are. 0: all."""
     if not count:
         return indices
     rng = np.random.default_rng(protocol.seed)
+    if not protocol.balanced:
+        return np.sort(rng.permutation(indices)[:count])
     each = count // len(protocol.classes)
     names = np.array([_label(data, i, protocol) for i in indices])
     return np.sort(np.concatenate([rng.permutation(indices[names == c])[:each] for c in protocol.classes]))
@@ -92,6 +131,7 @@ class Trainer:
     """A model in training, with its data and its log."""
 
     def __init__(self, protocol: Protocol, data: Dataset, output: Path) -> None:
+        check_data(protocol, data)
         self.protocol, self.data, self.output = protocol, data, output
         self.device, self.precision, self.chosen = choose(protocol.device, "auto" if protocol.autocast else "float32")
         self.scaling = dataset.fit_scaling(data, data.choose("train").tolist(), seed=protocol.seed)
@@ -110,8 +150,9 @@ class Trainer:
         self.averaged = 0  # steps in the mean
         self.best, self.best_state = -1.0, _copied(self.mean)
         self.done: dict[str, int] = {}
-        self.seconds = 0.0
+        self.seconds, self._since = 0.0, time.monotonic()
         self._saved_optimiser: dict[str, Any] | None = None
+        self._waited = 0  # measurements of the stage since the last better one
         self._bank: tuple[dict[str, Tensor], Indices, Bank] | None = None
         self._resume()
 
@@ -152,7 +193,6 @@ class Trainer:
         p = self.protocol
         if self._over(name, indices, steps):
             return
-        self.model.load_state_dict(self.mean.state_dict())
         bank = self._bank_of(indices)
         parameters = [q for n, q in self.model.named_parameters() if not n.startswith("features.")]
 
@@ -176,8 +216,8 @@ class Trainer:
                 return bank
         p = self.protocol
         augmentation = Augmentation(p.longest, 1.0, 0.0, p.stamps, late=0.05, drop=p.drop)
-        rng = np.random.default_rng([p.seed, _number("bank")])
-        bank = Bank(self._token_maker(), self.data, indices, augmentation, self.scaling, p.bank_views, rng)
+        seed = (p.seed, _number("bank"))
+        bank = Bank(self._token_maker(), self.data, indices, augmentation, self.scaling, p.bank_views, seed)
         self._bank = (features, indices, bank)
         return bank
 
@@ -195,32 +235,36 @@ class Trainer:
         """Steps of one stage, the learning rate rising and falling once."""
         begun = self.done.get(name, 0)
         optimiser = torch.optim.AdamW(parameters, rate, weight_decay=self.protocol.weight_decay)
-        if self._saved_optimiser is not None and begun:
+        if begun and self._saved_optimiser is not None:
             optimiser.load_state_dict(self._saved_optimiser)
+        elif name.startswith("fine") and self.best >= 0:
+            self._measure(name, 0, math.nan)  # what the stage has to beat, on the labels that it is about
+        self._waited = self._waited if begun else 0
         bar = tqdm(range(begun, steps), name, steps, begun, unit="step", mininterval=2)
-        loss_mean, began, waited = math.nan, time.monotonic(), 0
+        loss_mean = math.nan
         for at in bar:
-            # each step has its own generator, so that a resumed run draws what it would have drawn
-            rng = np.random.default_rng([self.protocol.seed, _number(name), at])
             for group in optimiser.param_groups:
                 group["lr"] = rate * _rise_and_fall(at / steps)
-            loss = self._update(optimiser, step(rng))
+            loss = self._update(optimiser, step(self._generator(name, at)))
             loss_mean = loss if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss
             bar.set_postfix(loss=f"{loss_mean:.3f}", best=f"{self.best:.3f}", refresh=False)
             if (at + 1) % self.protocol.every == 0 or at + 1 == steps:
-                self.seconds += time.monotonic() - began
-                self.done[name] = at + 1
-                waited = 0 if self._measure(name, at + 1, loss_mean) else waited + 1
-                if waited == self.protocol.patience > 0:
-                    self.done[name] = steps
+                self._waited = 0 if self._measure(name, at + 1, loss_mean) else self._waited + 1
+                enough = self._waited == self.protocol.patience > 0
+                self.done[name] = steps if enough else at + 1
                 self._keep(optimiser)
-                if self.done[name] == steps:
+                if enough:
                     break
-                began = time.monotonic()
         self.model.load_state_dict(self.best_state)
         self.mean.load_state_dict(self.best_state)
         self._saved_optimiser = None
         self._keep(optimiser)  # a run that stops here goes on from the best weights, too
+
+    def _generator(self, stage: str, at: int) -> np.random.Generator:
+        """Of one step, torch's dropout included, so that a resumed run draws what it would have drawn."""
+        seed = [self.protocol.seed, _number(stage), at]
+        torch.manual_seed(int(np.random.default_rng([*seed, 1]).integers(2**62)))
+        return np.random.default_rng(seed)
 
     def _update(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> float:
         optimiser.zero_grad(set_to_none=True)
@@ -292,8 +336,11 @@ class Trainer:
         return rng.choice(indices, batch, p=weights / weights.sum())
 
     def _measure(self, stage: str, step: int, loss: float) -> bool:
-        """Score the mean weights on the validation objects; keep them if they are the best."""
+        """Score the mean weights on the validation objects (confirmed ones in the second stage); keep the best."""
         chosen = self.validation
+        if stage.startswith("fine"):
+            confirmed = chosen[self.data.confirmed[chosen]]
+            chosen = confirmed if len(confirmed) else chosen
         found = evaluate.after_stamps(self._candidate(Calibration()), self.data, chosen, SELECT_AT)
         f1 = {
             n: scores.macro_f1(scores.confusion(self.labels[chosen][rows], p.argmax(1), self.config.classes))
@@ -303,7 +350,7 @@ class Trainer:
         mean = float(np.mean(list(f1.values())))
         row = {"stage": stage, "step": step, "loss": round(loss, 4), "macro_f1": round(mean, 4)}
         _log(self.output / "log.csv", row | {f"at_{n}": round(f1.get(n, math.nan), 4) for n in SELECT_AT})
-        better = mean > self.best
+        better = mean > self.best or not step  # a stage that is measured by other labels begins with its own best
         if better:
             self.best, self.best_state = mean, _copied(self.mean)
         return better
@@ -325,7 +372,9 @@ class Trainer:
         )  # fmt: skip
 
     def _keep(self, optimiser: torch.optim.Optimizer) -> None:
+        self._clock()
         saved = {
+            "waited": self._waited, "archive": _card(self.protocol.archive).get("digest"),
             "model": _copied(self.model), "mean": _copied(self.mean), "averaged": self.averaged, "best": self.best,
             "best_state": self.best_state, "photometer": self.photometer.state_dict(), "done": self.done,
             "seconds": self.seconds, "optimiser": optimiser.state_dict(), "protocol": _plain(self.protocol),
@@ -338,23 +387,40 @@ class Trainer:
         if not path.exists():
             (self.output / "log.csv").unlink(missing_ok=True)
             return
-        saved = torch.load(path, weights_only=True)
-        if not _same(saved["protocol"], self.protocol):
+        try:
+            saved = torch.load(path, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+            raise ModelError(f"{path} is damaged ({str(error)[:80]}): remove it to start again") from error
+        archive_digest = _card(self.protocol.archive).get("digest")
+        if not _same(saved["protocol"], self.protocol) or saved.get("archive", archive_digest) != archive_digest:
             raise ModelError(
-                f"{path} belongs to another configuration: choose another output, or remove it to start again"
+                f"{path} is of another configuration or archive: choose another output, or remove it to start again"
             )
         self.model.load_state_dict(saved["model"])
         self.mean.load_state_dict(saved["mean"])
         self.photometer.load_state_dict(saved["photometer"])
         self.averaged, self.best, self.best_state = saved["averaged"], saved["best"], saved["best_state"]
         self.done, self.seconds, self._saved_optimiser = saved["done"], saved["seconds"], saved["optimiser"]
+        self._waited = saved.get("waited", 0)
+
+    def _clock(self) -> None:
+        """All the time that the run has taken, measurements included."""
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
 
     def finish(self, command: str) -> Info:
-        """Calibrate on the validation objects, score on the test objects, write the checkpoint."""
+        """Calibrate on the validation objects, score on the test objects, write the checkpoint.
+
+        Raises:
+            ModelError: nothing was learnt.
+        """
+        if self.best < 0:
+            raise ModelError("no stage has any step: give short_steps, steps or head_steps")
         self.mean.load_state_dict(self.best_state)
         labels = self.labels[self.validation]
         calibration = fit(self._candidate(Calibration()), self.data, self.validation, labels, self.protocol)
         metrics = evaluate.report(self._candidate(calibration), self.data, self.data.choose("test", True))
+        self._clock()
         training = {
             "command": command, "protocol": _plain(self.protocol), "seconds": round(self.seconds),
             "device": self.chosen, "torch": torch.__version__, "skyheed": version("skyheed"),
@@ -364,6 +430,7 @@ class Trainer:
         info = replace(self._info(calibration), training=training, metrics=metrics)
         made = checkpoint.save(self.output, self.best_state, info)
         (self.output / "progress.pt").unlink(missing_ok=True)
+        shutil.rmtree(self.output / "candidate", ignore_errors=True)
         return made
 
 
@@ -408,4 +475,7 @@ def _card(path: str) -> dict[str, Any]:
     if not Path(path).is_dir():
         return {}
     card = archive.Archive(path).card
-    return {key: card[key] for key in ("command", "seed", "version", "survey", "objects") if key in card}
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return {key: card[key] for key in ("command", "seed", "objects", "stamps", "date") if key in card} | {
+        "digest": digest
+    }

@@ -4,7 +4,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from data_tools import made
 
 from classifier import calibration, checkpoint, cli, dataset, grid, protocol, train
 from classifier.bank import Bank
+from classifier.convention import ConvEntion
 from classifier.dataset import Augmentation
 from classifier.errors import ModelError
 from classifier.protocol import Protocol
@@ -67,24 +68,108 @@ def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert train.run(short, tmp_path, "", made(LENGTHS)) == first
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = replace(SMALL, short_steps=4, steps=0, head_steps=2, fine_steps=0, fine_head_steps=0, dropout=0.0)
+@pytest.mark.parametrize(("stage", "stops_at"), [("_loss_of_views", 3), ("classify", 5), ("classify", 8)])
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, stops_at: int
+) -> None:
+    one = replace(
+        SMALL, short_steps=4, steps=0, head_steps=4, fine_steps=0, fine_head_steps=2, dropout=0.3, average=0.5
+    )
     whole = train.run(one, tmp_path / "whole", "", made(LENGTHS))
-    step, count = train.Trainer._loss_of_views, itertools.count()
-
-    def stops(self: train.Trainer, *given: Any) -> torch.Tensor:
-        if next(count) == 3:
-            raise KeyboardInterrupt
-        return step(self, *given)
-
-    monkeypatch.setattr(train.Trainer, "_loss_of_views", stops)
+    interrupt(monkeypatch, stage, stops_at)
     with pytest.raises(KeyboardInterrupt):
         train.run(one, tmp_path / "cut", "", made(LENGTHS))
+    monkeypatch.undo()
     assert not (tmp_path / "cut" / checkpoint.MODEL).exists()
     again = train.run(one, tmp_path / "cut", "", made(LENGTHS))
     for name, tensor in weights(tmp_path / "whole").items():
         torch.testing.assert_close(weights(tmp_path / "cut")[name], tensor, rtol=1e-4, atol=1e-5)
     assert again.metrics["confusion"] == whole.metrics["confusion"]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, stage: str, stops_at: int) -> None:
+    """Ctrl-C in the training step of that number, as seen by the model's (or the trainer's) method."""
+    owner: Any = ConvEntion if stage == "classify" else train.Trainer
+    step, count = getattr(owner, stage), itertools.count(1)
+
+    def stops(self: Any, *given: Any) -> torch.Tensor:
+        if getattr(self, "training", True) and next(count) == stops_at:
+            raise KeyboardInterrupt
+        return cast(torch.Tensor, step(self, *given))
+
+    monkeypatch.setattr(owner, stage, stops)
+
+
+def test_a_finished_run_is_not_overwritten_by_another(tmp_path: Path) -> None:
+    short = replace(SMALL, steps=0, head_steps=0, fine_steps=0, fine_head_steps=0)
+    first = train.run(short, tmp_path, "", made(LENGTHS))
+    log = (tmp_path / "log.csv").read_text()
+    with pytest.raises(ModelError, match="of another configuration: choose another output"):
+        train.run(replace(short, rate=1e-4), tmp_path, "", made(LENGTHS))
+    assert checkpoint.read_info(tmp_path) == first
+    assert (tmp_path / "log.csv").read_text() == log
+    assert not (tmp_path / "candidate").exists()
+
+
+def test_a_run_knows_its_archive_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(SMALL, steps=0, head_steps=0, fine_steps=0, fine_head_steps=0)
+    monkeypatch.setattr(train, "_card", lambda _: {"digest": "before"})
+    train.run(short, tmp_path / "done", "", made(LENGTHS))
+    trainer = train.Trainer(short, made(LENGTHS), tmp_path)
+    trainer._keep(torch.optim.AdamW(trainer.model.parameters()))
+    monkeypatch.setattr(train, "_card", lambda _: {"digest": "after"})
+    with pytest.raises(ModelError, match="learnt from another archive of that name"):
+        train.run(short, tmp_path / "done", "", made(LENGTHS))
+    with pytest.raises(ModelError, match="another configuration or archive"):
+        train.Trainer(short, made(LENGTHS), tmp_path)
+
+
+def test_damaged_progress_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "progress.pt").write_bytes(b"no progress at all")
+    with pytest.raises(ModelError, match=r"damaged.*remove it to start again"):
+        train.Trainer(SMALL, made(LENGTHS), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"), [("train", "learn from"), ("validation", "select on"), ("test", "test on")]
+)
+def test_what_an_archive_lacks_is_said_before_training(tmp_path: Path, split: str, message: str) -> None:
+    data = made(LENGTHS)
+    without = replace(data, split=["other" if s == split else s for s in data.split])
+    with pytest.raises(ModelError, match=f"no .*objects in its split {split} to {message}"):
+        train.run(SMALL, tmp_path, "", without)
+
+
+def test_a_class_that_the_run_does_not_know_is_said_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="objects of class SNIa, the run knows AGN, Variable"):
+        train.run(replace(SMALL, classes=("AGN", "Variable")), tmp_path, "", made(LENGTHS))
+
+
+def test_a_run_without_a_step_makes_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no stage has any step"):
+        train.run(Protocol("none", autocast=False), tmp_path, "", made(LENGTHS))
+    assert not (tmp_path / checkpoint.MODEL).exists()
+
+
+def test_the_second_stage_is_selected_on_confirmed_labels(tmp_path: Path) -> None:
+    data = made(LENGTHS)
+    sure = np.array([s != "validation" or i % 8 < 2 for i, s in enumerate(data.split)])
+    data = replace(data, confirmed=sure)
+    trainer = train.Trainer(SMALL, data, tmp_path)
+    asked: list[Any] = []
+
+    def remember(_model: Any, _data: Any, chosen: Any, stamps: Any) -> dict[int, Any]:
+        asked.append(chosen)
+        return {n: (np.arange(len(chosen)), np.full((len(chosen), 4), 0.25)) for n in stamps}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("classifier.evaluate.after_stamps", remember)
+        trainer._measure("head", 2, 1.0)
+        trainer.best = 0.9
+        assert trainer._measure("fine_head", 0, 1.0)  # what the stage has to beat replaces what all labels gave
+        assert trainer.best < 0.9
+    assert asked[0].tolist() == trainer.validation.tolist()
+    assert asked[1].tolist() == [i for i in trainer.validation if sure[i]]
 
 
 def test_progress_of_another_configuration_is_refused(tmp_path: Path) -> None:
@@ -121,8 +206,8 @@ def test_a_run_can_start_from_another_checkpoint(tmp_path: Path) -> None:
 def test_it_learns_what_there_is_to_learn(tmp_path: Path) -> None:
     easy = replace(SMALL, short_steps=2, steps=0, head_steps=300, fine_steps=0, fine_head_steps=0)
     easy = replace(easy, head_batch=32, head_rate=3e-3, every=100, average=0.9, dropout=0.0)
-    found = train.run(easy, tmp_path, "", made([6] * 64))
-    assert found.training["selected_macro_f1"] > 0.7  # chance: 0.25
+    found = train.run(easy, tmp_path, "", made([6] * 128))
+    assert found.training["selected_macro_f1"] > 0.6  # chance: 0.25
 
 
 @pytest.mark.parametrize(
@@ -207,6 +292,11 @@ def test_few_objects_are_chosen_evenly_and_on_their_own_side(tmp_path: Path) -> 
     assert set(everything) <= set(trainer.data.choose("train"))
     assert set(trainer.validation) <= set(trainer.data.choose("validation"))
     assert set(confirmed) <= set(everything)
+    skewed = made([6] * 64)
+    skewed = replace(skewed, label=["AGN" if i % 16 < 13 else skewed.label[i] for i in range(64)])
+    natural, _ = train.stages(replace(few, objects=16, balanced=False), skewed)
+    assert len(natural) == 16
+    assert np.mean([skewed.label[i] == "AGN" for i in natural]) > 0.6
     assert (
         train.Trainer(SMALL, made([6] * 64), tmp_path).validation.tolist() == trainer.data.choose("validation").tolist()
     )
@@ -243,6 +333,19 @@ def test_a_turned_view_has_the_same_pixels() -> None:
         assert sorted(shown.ravel()) == sorted(stored.ravel())
 
 
+def test_what_the_bank_holds_of_an_object_does_not_depend_on_the_others() -> None:
+    def first_pixels(pixels: np.ndarray, _bands: np.ndarray) -> np.ndarray:
+        return np.repeat(pixels[:, 0, :9, :9][:, None], 8, 1).astype(np.float32)
+
+    def tokens(indices: list[int]) -> np.ndarray:
+        bank = Bank(
+            first_pixels, made([10, 7, 9]), np.array(indices), Augmentation(), Scaling((1.0,) * 6, 1.0), 2, (1,)
+        )
+        return bank.draw(np.array([2, 2, 2]), 0.3, 0.5, np.random.default_rng(0)).tokens
+
+    np.testing.assert_array_equal(tokens([0, 1, 2]), tokens([2]))
+
+
 def test_the_bank_gives_the_tokens_of_the_view() -> None:
     data, rng = made([10, 7]), np.random.default_rng(0)
 
@@ -250,7 +353,7 @@ def test_the_bank_gives_the_tokens_of_the_view() -> None:
         return np.broadcast_to((bands > 0).sum(1)[:, None, None, None], (len(pixels), 8, 9, 9)).astype(np.float32)
 
     bank = Bank(
-        mean_of_stamps, data, np.array([0, 1]), Augmentation(truncate=0, late=0), Scaling((1.0,) * 6, 1.0), 2, rng
+        mean_of_stamps, data, np.array([0, 1]), Augmentation(truncate=0, late=0), Scaling((1.0,) * 6, 1.0), 2, (1, 2)
     )
     seen = set()
     for _ in range(50):
