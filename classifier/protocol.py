@@ -4,12 +4,21 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from . import taxonomy
+from . import checks, taxonomy
 from .errors import ModelError
+from .shape import Config
 
-_LISTS = ("classes", "prior")
+SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout", "stamps")  # keys of Config, too
+STEPS = ("short_steps", "steps", "head_steps", "fine_steps", "fine_head_steps")
+_KINDS = {
+    str: "text in quotes", bool: "true or false", int: "a whole number", float: "a number",
+    tuple[str, ...]: "a list of texts", tuple[float, ...]: "a list of numbers",
+}  # fmt: skip
+_AT_LEAST_1 = ("batch", "short_batch", "head_batch", "short_longest", "longest", "bank_views", "every", "models")
+_POSITIVE = ("rate", "head_rate")
+_SHARES = ("whole", "truncate", "drop", "average")
 
 
 @dataclass(frozen=True)
@@ -105,11 +114,84 @@ def from_mapping(given: Mapping[str, Any], where: str | Path) -> Protocol:
         raise ModelError(f"{where}: unknown key {unknown[0]}; known are {', '.join(sorted(known))}")
     if "archive" not in given:
         raise ModelError(f"{where}: archive is missing: name the archive to learn from")
-    values: dict[str, Any] = {key: tuple(value) if key in _LISTS else value for key, value in given.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     made = Protocol(**values)
-    if made.prior and len(made.prior) != len(made.classes):
-        raise ModelError(f"{where}: prior has {len(made.prior)} values for {len(made.classes)} classes")
+    check(made, where)
     return made
+
+
+def check(protocol: Protocol, where: str | Path) -> None:
+    """Refuse, before anything is computed, what cannot be trained or would not do what it says.
+
+    Args:
+        where: the file, for the message.
+
+    Raises:
+        ModelError: the first key that cannot be.
+    """
+    try:
+        for rule in (_types, _numbers, _data, _prior, _stages):
+            rule(protocol)
+        Config(classes=len(protocol.classes), **{key: getattr(protocol, key) for key in SHARED})
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
+def _types(p: Protocol) -> None:
+    for field in fields(p):
+        value = getattr(p, field.name)
+        if not _is(value, field.type):
+            raise ModelError(f"{field.name} is {checks.shown(value)}: give {_KINDS[field.type]}")  # type: ignore[index]
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if parts := get_args(kind):
+        return isinstance(value, tuple) and all(_is(part, parts[0]) for part in value)
+    if kind is float:
+        return checks.is_number(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _numbers(p: Protocol) -> None:
+    for field in fields(p):
+        value = getattr(p, field.name)
+        if field.type is int:
+            checks.count(field.name, value, 1 if field.name in _AT_LEAST_1 else 0)
+        elif field.name in _POSITIVE:
+            checks.positive(field.name, value)
+        elif field.type is float:
+            checks.number(field.name, value, 0, *[1] * (field.name in _SHARES))
+    if p.blocks == 1:
+        raise ModelError("blocks is 1, which leaves no objects to learn from: give 0, or 2 or more")
+
+
+def _data(p: Protocol) -> None:
+    checks.text("archive", p.archive)
+    checks.classes(p.classes)
+    checks.bands(p.bands)
+    for key in ("objects", "validation"):
+        if 0 < (value := getattr(p, key)) < len(p.classes):
+            raise ModelError(f"{key} is {value}, fewer than the classes: give {len(p.classes)} or more, or 0 for all")
+
+
+def _prior(p: Protocol) -> None:
+    if not p.prior:
+        return
+    if len(p.prior) != len(p.classes):
+        raise ModelError(f"prior has {len(p.prior)} values for {len(p.classes)} classes: give one for each")
+    checks.positive("prior", *p.prior)
+    if not p.balanced:
+        raise ModelError("prior would be ignored, as balanced is false and classes keep their shares: leave out either")
+
+
+def _stages(p: Protocol) -> None:
+    if not any(getattr(p, key) for key in STEPS):
+        raise ModelError(f"{', '.join(STEPS)} are all 0, so nothing would be learnt: set at least one")
+    for key in ("head_steps", "fine_head_steps"):
+        if (value := getattr(p, key)) and (p.variant, p.cnn) != ("stream", "3d"):
+            raise ModelError(
+                f"{key} is {value}, but variant {p.variant} with cnn {p.cnn} keeps no tokens to learn from: set it to 0"
+            )
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -128,6 +210,6 @@ def read(path: str | Path, changes: Mapping[str, Any] | None = None) -> Protocol
     """A protocol from its file, with some keys changed.
 
     Raises:
-        ModelError: unreadable, or an unknown key.
+        ModelError: unreadable, an unknown key, or one that cannot be.
     """
     return from_mapping(load(path) | dict(changes or {}), path)

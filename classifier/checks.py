@@ -1,0 +1,72 @@
+"""What single values may be, said in one sentence where they are not: of configurations and of checkpoints."""
+
+import reprlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import taxonomy
+from .errors import ModelError
+from .sequence import BANDS
+
+LARGEST = sys.float_info.max  # neither inf nor an integer that no float holds
+
+
+def shown(value: Any) -> str:
+    """A value in a few words, however long it is."""
+    return reprlib.repr(value)
+
+
+def choice(key: str, value: Any, known: Sequence[str]) -> None:
+    """Raise ModelError unless a value is one of those known."""
+    if value not in known:
+        raise ModelError(f"{key} is {shown(value)}: use {' or '.join(known)}")
+
+
+def count(key: str, value: Any, least: int = 0) -> None:
+    """Raise ModelError unless a value is a whole number that is large enough."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ModelError(f"{key} is {shown(value)}: give a whole number, {least} or more")
+
+
+def number(key: str, value: Any, least: float = 0, most: float = LARGEST) -> None:
+    """Raise ModelError unless a value is a number between two others."""
+    if not is_number(value) or not least <= value <= most:
+        upto = f"between {least:g} and {most:g}" if most < LARGEST else f"{least:g} or more"
+        raise ModelError(f"{key} is {shown(value)}: give a number, {upto}")
+
+
+def positive(key: str, *values: Any) -> None:
+    """Raise ModelError unless all values are finite numbers above 0."""
+    for value in values:
+        if not is_number(value) or not 0 < value <= LARGEST:
+            raise ModelError(f"{key} has {shown(value)}: give finite numbers above 0")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a whole or a real number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def text(key: str, value: Any) -> None:
+    """Raise ModelError unless a value is a text that says something."""
+    if not isinstance(value, str) or not value:
+        raise ModelError(f"{key} is {shown(value)}: give a text")
+
+
+def classes(names: Sequence[str]) -> None:
+    """Raise ModelError unless these are two or more different classes of the taxonomy."""
+    for name in names:
+        if not isinstance(name, str) or name not in taxonomy.CLASS_IDS:
+            raise ModelError(f"classes has {shown(name)}: known are {', '.join(taxonomy.CLASS_IDS)}")
+    if len(set(names)) < max(len(names), 2):
+        raise ModelError(f"classes is {', '.join(names) or 'empty'}: give two or more, each once")
+    merged = [n for n in names if n != taxonomy.merge_supernovae(n)]
+    if "SN" in names and merged:
+        raise ModelError(f"classes has SN and {merged[0]}, which is a part of it: give either")
+
+
+def bands(letters: str) -> None:
+    """Raise ModelError unless these are different letters of `BANDS`."""
+    if not set(letters) <= set(BANDS) or len(set(letters)) < len(letters):
+        raise ModelError(f"bands is {shown(letters)}: give letters of {BANDS}, each once")
