@@ -1,24 +1,27 @@
 """Checkpoints: weights as safetensors, everything else as JSON beside them; never pickle.
 
-A checkpoint is a directory with `weights.safetensors` and `model.json`. The JSON holds the SHA-256 of the weights, so a
-damaged or mixed-up pair is noticed, and all that is needed to reproduce an answer.
+A checkpoint is a directory with `weights.safetensors` and `model.json`. The JSON holds all that is needed to reproduce
+an answer, the SHA-256 of the weights, so that a damaged or mixed-up pair is noticed, and that of its own other content.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import sequence, taxonomy
+from . import checks, sequence, taxonomy
 from .errors import ModelError
 from .sequence import BANDS, Scaling
+from .shape import Config
 
 FORMAT = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
+CARD_DIGEST = "card_digest"  # key of the JSON: SHA-256 of everything else in it
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -94,14 +97,19 @@ def save(directory: str | Path, state: Mapping[str, Any], info: Info) -> Info:
 
     Args:
         state: name -> torch tensor.
+
+    Raises:
+        ModelError: the parts of `info` do not fit together; nothing is written.
     """
     from safetensors.torch import save_file
 
+    check(info)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = directory / WEIGHTS
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights)
-    complete = {**asdict(info), "digest": _digest(weights)}
+    complete = json.loads(json.dumps({**asdict(info), "digest": _digest(weights)}))
+    complete[CARD_DIGEST] = _card_digest(complete)
     temporary = directory / f".{MODEL}"
     temporary.write_text(json.dumps(complete, indent=1) + "\n")
     temporary.replace(directory / MODEL)
@@ -115,22 +123,94 @@ def read_info(name: str | Path) -> Info:
         ModelError: there is none, or it is damaged or from another version.
     """
     directory = resolve(name)
+    path = directory / MODEL
     try:
-        given = json.loads((directory / MODEL).read_text())
-        if not isinstance(given, dict):
-            raise ValueError("it holds no keys")
-        known = {f.name for f in fields(Info)}
-        if given.get("format") != FORMAT:
-            raise ModelError(f"{directory / MODEL} has format {given.get('format')}, this version reads {FORMAT}")
-        given |= {key: tuple(given[key]) for key in ("classes", "surveys")}
-        given["scaling"] = Scaling(tuple(given["scaling"]["softening"]), given["scaling"]["gain"])
-        given["calibration"] = Calibration(**{k: tuple(v) for k, v in given["calibration"].items()})
-        info = Info(**{key: value for key, value in given.items() if key in known})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{directory / MODEL} cannot be read ({error}): get the checkpoint again") from error
+        given = json.loads(path.read_text())
+        info = _info(given, path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): get the checkpoint again") from error
+    try:
+        check(info)
+    except ModelError as error:
+        raise ModelError(f"{path} cannot be used ({error}): get the checkpoint again") from error
     if not (directory / WEIGHTS).is_file() or _digest(directory / WEIGHTS) != info.digest:
         raise ModelError(f"{directory / WEIGHTS} is not what {MODEL} was written for: get the checkpoint again")
+    # checkpoints of earlier versions have none
+    if CARD_DIGEST in given and given[CARD_DIGEST] != _card_digest(given):
+        raise ModelError(f"{path} was changed after it was written: get the checkpoint again")
     return info
+
+
+def _info(given: Any, path: Path) -> Info:
+    if not isinstance(given, dict):
+        raise ValueError("it holds no keys")
+    if given.get("format") != FORMAT:
+        raise ModelError(f"{path} has format {given.get('format')}, this version reads {FORMAT}")
+    known = {f.name for f in fields(Info)}
+    values = {key: value for key, value in given.items() if key in known}
+    values |= {key: _listed(given[key], key) for key in ("classes", "surveys")}
+    scaling, calibration = given["scaling"], given["calibration"]
+    values["scaling"] = Scaling(_listed(scaling["softening"], "softening"), scaling["gain"])
+    values["calibration"] = Calibration(**{key: _listed(value, key) for key, value in calibration.items()})
+    return Info(**values)
+
+
+def _listed(value: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{key} is no list")
+    return tuple(value)
+
+
+def check(info: Info) -> None:
+    """Refuse a description whose parts do not fit together.
+
+    Raises:
+        ModelError: the first value that cannot be.
+    """
+    for key in ("name", "version", "bands", "preprocessing", "taxonomy"):
+        checks.text(key, getattr(info, key))
+    for survey in info.surveys:
+        checks.text("surveys", survey)
+    for key in ("config", "training", "metrics"):
+        if not isinstance(getattr(info, key), Mapping):
+            raise ModelError(f"{key} is {checks.shown(getattr(info, key))}: give keys and values")
+    checks.bands(info.bands)
+    checks.classes(info.classes)
+    _check_config(info)
+    _check_scaling(info.scaling)
+    _check_calibration(info.calibration, len(info.classes))
+
+
+def _check_config(info: Info) -> None:
+    try:
+        config = Config(**info.config)
+    except TypeError as error:  # an unknown key
+        raise ModelError(f"config cannot be understood ({error}): use the keys of this version") from error
+    if config.classes != len(info.classes):
+        raise ModelError(f"config has {config.classes} classes, classes names {len(info.classes)}: give as many")
+    checks.count("max_stamps", info.max_stamps, 1)
+    if info.max_stamps > config.stamps:
+        raise ModelError(f"max_stamps is {info.max_stamps}, but config takes {config.stamps} stamps: give no more")
+
+
+def _check_scaling(scaling: Scaling) -> None:
+    if len(scaling.softening) != len(BANDS):
+        raise ModelError(f"softening has {len(scaling.softening)} values: give one for each of {BANDS}")
+    checks.positive("softening", *scaling.softening)
+    checks.positive("gain", scaling.gain)
+
+
+def _check_calibration(calibration: Calibration, classes: int) -> None:
+    stamps, temperatures, prior = calibration.stamps, calibration.temperatures, calibration.prior
+    checks.positive("calibration.stamps", *stamps)
+    checks.positive("calibration.temperatures", *temperatures)
+    checks.positive("calibration.prior", *prior)
+    if not stamps or len(stamps) != len(temperatures):
+        raise ModelError(f"calibration has {len(temperatures)} temperatures for {len(stamps)} stamps: give as many")
+    if any(after <= before for before, after in pairwise(stamps)):
+        raise ModelError(f"calibration.stamps is {checks.shown(list(stamps))}: give them in rising order")
+    if len(prior) not in (0, classes):
+        raise ModelError(f"calibration.prior has {len(prior)} values for {classes} classes: give one for each, or none")
 
 
 def load_state(name: str | Path) -> dict[str, Any]:
@@ -156,8 +236,6 @@ def check_survey(info: Info, survey: str, *, any_survey: bool = False) -> None:
             f"the model {info.name} was trained with preprocessing {info.preprocessing}, this version makes "
             f"{sequence.VERSION}: train it again"
         )
-    if not set(info.bands) <= set(BANDS):
-        raise ModelError(f"the model {info.name} has bands {info.bands}; known are {BANDS}")
 
 
 def describe(name: str | Path, survey: str) -> str:
@@ -175,3 +253,9 @@ def describe(name: str | Path, survey: str) -> str:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _card_digest(card: Mapping[str, Any]) -> str:
+    """SHA-256 of all that the JSON says besides, however it is laid out."""
+    said = {key: value for key, value in card.items() if key != CARD_DIGEST}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
