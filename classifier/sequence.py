@@ -18,6 +18,7 @@ BANDS = "ugrizy"  # a band's code is its index; the broker stores the same code
 GROUP = 3
 VERSION = f"{stamp.PREPROCESSING}/sequence-1"  # recorded with every checkpoint and classification
 NO_STAMP = 0  # band id of a step without a stamp; bands are 1 to 6
+_EXPONENT = np.uint16(0x7C00)  # of a float16: all of it is set where a pixel is not finite
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class StampSequence:
         return -(-len(self.mjd) // GROUP)
 
     def check(self, longest: int) -> None:
-        """Raise ValueError if the parts do not fit together."""
+        """Raise ValueError if the parts do not fit together, or hold what no stamp has."""
         full = len(self.mjd) // GROUP
         if not 1 <= len(self.mjd) <= longest:
             raise ValueError(f"a sequence has 1 to {longest} stamps, not {len(self.mjd)}")
@@ -52,6 +53,18 @@ class StampSequence:
         wanted = (len(self.mjd) - GROUP * len(self.tokens), STAMP_SIZE, STAMP_SIZE)
         if self.stamps.shape != wanted or len(self.band) != len(self.mjd):
             raise ValueError(f"stamps have shape {self.stamps.shape}, bands {self.band.shape}; expected {wanted}")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        if not np.isfinite(self.mjd).all() or not (self.mjd[1:] >= self.mjd[:-1]).all():
+            raise ValueError("the MJDs of a sequence are finite and in the order of time: sort its stamps")
+        if not ((self.band >= 0) & (self.band < len(BANDS))).all():
+            raise ValueError(f"band codes are 0 to {len(BANDS) - 1}, the places in {BANDS}")
+        if self.stamps.dtype != np.float16:
+            raise ValueError(f"stamps are float16, not {self.stamps.dtype}: make them by stamp.normalise")
+        # of the bits, because numpy takes 20 times as long for isfinite of float16
+        if ((self.stamps.view(np.uint16) & _EXPONENT) == _EXPONENT).any():
+            raise ValueError("a stamp has pixels that are not finite: make it by stamp.normalise, which fills them")
 
 
 @dataclass(frozen=True)

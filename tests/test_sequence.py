@@ -1,5 +1,7 @@
 """Sequences as padded batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from model_tools import SCALING, sequence
@@ -62,6 +64,61 @@ def test_a_sequence_with_all_tokens_has_nothing_to_make() -> None:
 def test_a_sequence_longer_than_the_model_takes_is_refused() -> None:
     with pytest.raises(ValueError, match="1 to 9 stamps, not 10"):
         sequence(10).check(9)
+
+
+@pytest.mark.parametrize("mjd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_times_that_are_not_finite_are_refused(mjd: float, at: int) -> None:
+    given = sequence(5)
+    given.mjd[at] = mjd
+    with pytest.raises(ValueError, match="MJDs of a sequence are finite"):
+        given.check(99)
+
+
+def test_times_out_of_order_are_refused_and_equal_ones_are_not() -> None:
+    given = sequence(5)
+    given.mjd[3] = given.mjd[2]
+    given.check(99)
+    given.mjd[3] = given.mjd[1]
+    with pytest.raises(ValueError, match="in the order of time: sort its stamps"):
+        given.check(99)
+
+
+@pytest.mark.parametrize("code", [6, 255])
+def test_codes_of_no_band_are_refused(code: int) -> None:
+    given = sequence(4)
+    given.band[1] = code
+    with pytest.raises(ValueError, match="band codes are 0 to 5, the places in ugrizy"):
+        given.check(99)
+
+
+def test_negative_codes_are_refused() -> None:
+    given = sequence(4)
+    with pytest.raises(ValueError, match="band codes"):
+        replace(given, band=np.array([0, 1, -1, 2], np.int8)).check(99)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pixel", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [(0, 0, 0), (6, 31, 31), (3, 16, 16)])
+def test_pixels_that_are_not_finite_are_refused(pixel: float, at: tuple[int, int, int]) -> None:
+    given = sequence(7)
+    given.stamps[at] = pixel
+    with pytest.raises(ValueError, match="pixels that are not finite"):
+        given.check(99)
+
+
+def test_every_finite_pixel_is_taken() -> None:
+    given, limits = sequence(1), np.finfo(np.float16)
+    given.stamps[0, 0, :6] = limits.max, limits.min, limits.tiny, limits.smallest_subnormal, -0.0, 0.0
+    given.check(99)
+    stamps = np.asfortranarray(given.stamps)
+    replace(given, stamps=np.rot90(stamps, 1, (1, 2))).check(99)
+
+
+def test_pixels_of_another_precision_are_refused() -> None:
+    given = sequence(3)
+    with pytest.raises(ValueError, match="stamps are float16, not float32"):
+        replace(given, stamps=given.stamps.astype(np.float32)).check(99)  # type: ignore[arg-type]
 
 
 def test_the_version_names_the_normaliser() -> None:
