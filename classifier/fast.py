@@ -1,5 +1,6 @@
 """The 3D-CNN for inference: batch norm folded into the convolutions, in one precision, on a CPU or a GPU."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +11,22 @@ from torch.nn import functional
 
 from .convention import ConvEntion, PlaneKernels, plane_kernels, through_planes
 
+FORM = 2  # raised when tokens are computed in another way, so that kept ones are not mixed with new ones
+
 
 class FoldedFeatures(nn.Module):
     """`convention.Features` in evaluation mode, with its weights folded, cut and laid out once.
 
+    Some roundings to bfloat16 would be alike in every stamp and so would not average out; they are not made. Pixels and
+    their kernels come as rounded values and what rounding left of them: a small change of bright pixels is often what
+    tells objects apart. Biases are exact: see `with_exact_biases`.
+
     Args:
         model: where the weights come from; it is not changed.
-        dtype: float32 or bfloat16, of weights and maps. Sums are float32 in both.
+        dtype: float32 or bfloat16, of weights and maps. Sums are float32 in both, and so are tokens.
     """
+
+    last_bias: Tensor
 
     def __init__(self, model: ConvEntion, dtype: torch.dtype) -> None:
         super().__init__()
@@ -27,8 +36,13 @@ class FoldedFeatures(nn.Module):
         size = model.config.size
         self.register_buffer("embedding", features.embedding.weight.detach().to(dtype).view(-1, size, size))
         pairs = [folded(getattr(features, f"conv{i}"), getattr(features, f"norm{i}")) for i in (1, 2, 3, 4)]
+        if dtype == torch.bfloat16:
+            pairs = with_exact_biases(pairs)
+            pairs[0] = _with_remainders(pairs[0][0], dtype), pairs[0][1]
+        # the last bias is added in float32
+        self.register_buffer("last_bias", pairs[3][1].view(-1, 1, 1))
         # sums of kernels are made in float32 and rounded once
-        planes = plane_kernels([w for w, _ in pairs], [b for _, b in pairs])
+        planes = plane_kernels([w for w, _ in pairs], [*(b for _, b in pairs[:3]), None])
         self.counts = [len(layer) for layer in planes.kernels]
         for i, count in enumerate(self.counts):
             for k in range(count):
@@ -46,10 +60,19 @@ class FoldedFeatures(nn.Module):
 
     def forward(self, pixels: Tensor, bands: Tensor) -> Tensor:
         """[g, 3, 32, 32] scaled pixels and [g, 3] band ids -> tokens [g, channels, 9, 9]."""
-        images = pixels.to(self.dtype)[:, :, None]
+        parts = [pixels.to(self.dtype)]
+        if self.dtype == torch.bfloat16:
+            parts += [(pixels - parts[0].float()).to(self.dtype), parts[0]]
         if self.bands:
-            images = torch.cat([images, self.embedding[bands][:, :, None]], 2)  # type: ignore[index]
-        return through_planes(images, self.planes(), lambda _, x: functional.relu_(x))
+            parts.append(self.embedding[bands])  # type: ignore[index]
+        # stacked as channels-last images: planes and channels lie next to each other
+        images = torch.stack([part.permute(0, 2, 3, 1) for part in parts], -1).permute(0, 3, 4, 1, 2)
+        return through_planes(images, self.planes(), self._between)
+
+    def _between(self, layer: int, maps: Tensor) -> Tensor:
+        if layer == 3:
+            maps = maps.to(self.last_bias.dtype) + self.last_bias
+        return functional.relu_(maps)
 
 
 def folded(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
@@ -60,6 +83,29 @@ def folded(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
     weight = conv.weight.detach() * scale[:, None, None, None, None]
     return weight, (conv.bias.detach() - norm.running_mean) * scale + norm.bias.detach()
+
+
+def _with_remainders(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    """The first layer's kernel for the channels rounded pixel, its remainder, rounded pixel again, and band."""
+    pixel, band = kernel[:, :1], kernel[:, 1:]
+    return torch.cat([pixel, pixel, pixel - pixel.to(dtype).to(pixel.dtype), band], 1)
+
+
+def with_exact_biases(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The same convolutions with biases of 6 bits, so that they, twice and three times them are exact in bfloat16.
+
+    Each channel is scaled by up to 2 % and the next layer's kernel scaled back: ReLU lets positive factors pass. The
+    last layer keeps its bias.
+    """
+    made = list(pairs)
+    for i in range(len(pairs) - 1):
+        (weight, bias), (following, after) = made[i], made[i + 1]
+        fraction, exponent = torch.frexp(bias)
+        exact = torch.ldexp((fraction * 64).round() / 64, exponent)
+        scale = torch.where(bias == 0, 1, exact / bias)
+        made[i] = weight * scale[:, None, None, None, None], exact
+        made[i + 1] = following / scale[None, :, None, None, None], after
+    return made
 
 
 class CpuTokens:

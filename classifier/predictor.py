@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import checkpoint
 from .convention import Config, ConvEntion
 from .errors import ModelError
-from .fast import CpuTokens, CudaTokens, FoldedFeatures
+from .fast import FORM, CpuTokens, CudaTokens, FoldedFeatures
 from .sequence import BANDS, GROUP, StampSequence, layout, uncached
 
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # CPU flags; the last is 64-bit Arm's
@@ -92,7 +92,14 @@ class Predictor:
 
     def _token_model(self) -> str:
         """Changes with everything that a token depends on."""
-        facts = [self.info.digest, self.info.preprocessing, asdict(self.info.scaling), self.precision, self.device.type]
+        facts = [
+            self.info.digest,
+            self.info.preprocessing,
+            asdict(self.info.scaling),
+            self.precision,
+            self.device.type,
+            FORM,
+        ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def token_bytes(self, token: Token) -> bytes:

@@ -11,12 +11,14 @@ from model_tools import SCALING, info, lively, sequence, write
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from classifier import dataset
 from classifier import predictor as module
 from classifier.convention import Config
 from classifier.errors import ModelError
-from classifier.fast import CudaTokens, FoldedFeatures
+from classifier.fast import CudaTokens, FoldedFeatures, folded, with_exact_biases
 from classifier.predictor import Prediction, Predictor, choose, native_bfloat16
 from classifier.sequence import GROUP, StampSequence
+from classifier.sky import simulate
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +138,39 @@ def test_growing_sequences_one_stamp_at_a_time(served: Predictor) -> None:
 def test_bfloat16_is_close_to_float32(served: Predictor, rounded: Predictor) -> None:
     batch = [sequence(n, seed=n) for n in range(1, 61, 2)]
     exact, near = answer(served, *batch), answer(rounded, *batch)
-    # this model's weights are random and its answers sharp; on trained weights the limit is 0.005 (docs/model.md)
+    # this model's weights are random and its answers sharper than those of trained ones
     assert np.abs(exact - near).max() < 0.03
     sure = np.sort(exact)[:, -1] - np.sort(exact)[:, -2] > 0.06
     assert (exact.argmax(1) == near.argmax(1))[sure].all()
     assert rounded.token_dtype == np.float16
     assert rounded.token_model != served.token_model
+
+
+def test_bfloat16_of_the_served_weights(tmp_path: Path) -> None:
+    data = dataset.load(simulate("sdss", 32, 77, tmp_path / "sky", balanced=True, processes=1, progress=False))
+    batch = [data.sequence(i, 0, n) for i in range(32) for n in (1, 2, 3, 5, 8, 13, 20) if n <= data.length(i)]
+    exact, near = (answer(Predictor("sdss", survey="sdss", precision=p), *batch) for p in ("float32", "bfloat16"))
+    assert len(batch) > 150
+    assert np.abs(exact - near).max() <= 0.005
+    assert (exact.argmax(1) == near.argmax(1)).mean() >= 0.999
+
+
+def test_exact_biases_change_no_function() -> None:
+    features = lively(Config()).double().features
+    pairs = [folded(getattr(features, f"conv{i}"), getattr(features, f"norm{i}")) for i in (1, 2, 3, 4)]
+    x = y = torch.randn(2, 2, 3, 32, 32, dtype=torch.float64)
+    for layer, (plain, exact) in enumerate(zip(pairs, with_exact_biases(pairs), strict=True)):
+        conv = getattr(features, f"conv{layer + 1}")
+        x, y = (
+            functional.relu(functional.conv3d(z, *part, stride=conv.stride, padding=conv.padding))
+            for z, part in ((x, plain), (y, exact))
+        )
+        if layer < 3:
+            for multiple in (1, 2, 3):
+                bias = multiple * exact[1].float()
+                assert bias.bfloat16().float().equal(bias)
+    assert x.abs().max() > 0.1
+    torch.testing.assert_close(y, x, rtol=1e-6, atol=1e-9)
 
 
 def test_folded_features_in_double_precision() -> None:
