@@ -1,5 +1,6 @@
 """`skyheed check`: one line per part, and whether all of it is well. Reads, changes nothing."""
 
+import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,8 +95,13 @@ def _schema(settings: config.Settings) -> Line:
 def _model(settings: config.Settings) -> Line:
     from classifier.checkpoint import describe
 
-    model = settings.work.model or settings.survey
-    return Line("model", True, describe(model, settings.survey))
+    sentence = describe(settings.work.model or settings.survey, settings.survey)
+    if importlib.util.find_spec("torch") is None:
+        return Line("model", True, f"{sentence}; this machine has no torch, so no worker can run here")
+    from classifier.predictor import choose
+
+    *_, chosen = choose(settings.work.device, settings.work.precision)
+    return Line("model", True, f"{sentence}; a worker here computes on {chosen}")
 
 
 def _lag(settings: config.Settings) -> Line:

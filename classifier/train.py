@@ -34,7 +34,7 @@ from .dataset import Augmentation, Dataset
 from .errors import ModelError
 from .fast import CpuTokens, CudaTokens, FoldedFeatures
 from .predictor import WIDTHS, Predictor, choose
-from .protocol import Protocol
+from .protocol import SHARED, Protocol
 from .sequence import collate
 
 SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
@@ -140,7 +140,7 @@ class Trainer:
         self.labels = np.array([protocol.classes.index(_label(data, i, protocol)) for i in range(len(data.object_ids))])
         self.config = Config(
             classes=len(protocol.classes),
-            **{key: getattr(protocol, key) for key in _SHARED},
+            **{key: getattr(protocol, key) for key in SHARED},
         )
         self.model = ConvEntion(self.config).to(self.device)
         self.started_from = self._start() if protocol.start else ""
@@ -432,10 +432,6 @@ class Trainer:
         (self.output / "progress.pt").unlink(missing_ok=True)
         shutil.rmtree(self.output / "candidate", ignore_errors=True)
         return made
-
-
-# keys of Protocol and of Config
-_SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout", "stamps")
 
 
 def _number(name: str) -> int:

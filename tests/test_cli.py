@@ -179,6 +179,17 @@ def test_who_only_reads_writes_nothing(valkey: embedded.Server) -> None:
         assert client.keys() == []
 
 
+def test_check_says_what_a_worker_here_would_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config.load(overrides={"survey": "sdss"}, environ={})
+    monkeypatch.setattr("classifier.predictor.native_bfloat16", lambda: "")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    line = line_of(settings, "model")
+    assert line.ok
+    assert re.search(r"convention-sdss .*; a worker here computes on cpu x\d+, float32 .*no native bf", line.sentence)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "no torch, so no worker" in line_of(settings, "model").sentence
+
+
 def test_check_says_why_the_registry_is_not_well() -> None:
     settings = config.load(overrides={"survey": "lsst", "registry.url": "http://127.0.0.1:9"}, environ={})
     line = line_of(settings, "schema")
