@@ -1,6 +1,7 @@
 """The model against slow, plain forms of itself, and its count of parameters."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from classifier import convention
-from classifier.convention import Attention, Config, Features
+from classifier.convention import Attention, Block, Config, ConvEntion, Features
 
 
 def batch(lengths: list[int], width: int | None = None, seed: int = 0) -> dict[str, Tensor]:
@@ -42,6 +43,54 @@ def test_the_published_parameters_layer_by_layer() -> None:
     assert (rows["head.1"], rows["head.4"]) == (166_144, 1_028)
     assert sum(rows.values()) == 1_253_108
     assert sum(n for _, n in convention.layers(convention.published(3))) == 1_252_851
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({"size": 64}, 3_546_868),
+        ({"channels": 16}, 1_624_156),
+        ({"classes": 14}, 1_255_678),
+        ({"bands": 20}, 1_264_372),
+    ],
+)
+def test_other_shapes_have_the_right_count_and_run(changes: dict[str, Any], count: int) -> None:
+    config = replace(convention.published(), **changes)
+    assert sum(n for _, n in convention.layers(config)) == count
+    stream = ConvEntion(replace(config, variant="stream", stamps=12)).eval()
+    given = batch([4, 3], 2)
+    side = config.size
+    given["pixels"] = torch.randn(2, 2, 3, side, side)
+    with torch.inference_mode():
+        tokens = stream.tokens(given["pixels"], given["bands"], given["valid"])
+        logits = stream.classify(tokens, given["valid"], given["days"], given["present"])
+    assert logits.shape == (2, config.classes)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_padding_changes_nothing_while_the_stream_variant_learns(kind: Any) -> None:
+    """Batch norm counts real groups only, so statistics and gradients are those of the sequences alone."""
+    states = []
+    for width in (2, 5):
+        model = lively(Config(attention=kind, dropout=0.0)).double().train()
+        given = {k: v.double() if v.is_floating_point() else v for k, v in batch([5, 2], 2).items()}
+        padded = {k: functional.pad(v, [0, 0] * (v.dim() - 2) + [0, width - 2]) for k, v in given.items()}
+        tokens = model.tokens(padded["pixels"], padded["bands"], padded["valid"])
+        loss = model.classify(tokens, padded["valid"], padded["days"], padded["present"]).pow(2).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        states.append([*(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()])
+    for short, long in zip(*states, strict=True):
+        torch.testing.assert_close(long, short, rtol=1e-9, atol=1e-9)
+
+
+def test_the_paper_variant_normalises_over_channels_pixels_and_time() -> None:
+    x = torch.randn(2, 33, 8, 9, 9, dtype=torch.float64)
+    norm = Block(convention.published()).double().norm1
+    expected = (x - x.mean((1, 2, 3, 4), keepdim=True)) / (
+        x.var((1, 2, 3, 4), unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
+    torch.testing.assert_close(norm(x), expected)
 
 
 def test_the_dead_parameters_never_matter() -> None:

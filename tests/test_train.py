@@ -223,7 +223,9 @@ def test_every_ablation_runs(tmp_path: Path, changes: dict[str, Any]) -> None:
     data = dataset.only(made(LENGTHS), one.bands) if one.bands else made(LENGTHS)
     found = train.run(one, tmp_path, "", data)
     assert found.classes == one.classes
-    assert found.config["attention"] == one.attention
+    assert {key: found.config[key] for key in protocol.SHARED} == {key: getattr(one, key) for key in protocol.SHARED}
+    assert found.bands == (one.bands or "ugriz")
+    assert (tmp_path / "log.csv").read_text().count("whole") == 1
 
 
 def test_objects_keep_to_their_side_of_every_fold() -> None:
