@@ -87,31 +87,38 @@ def train(config: Path, output: Path, archive: Path | None, grid: bool) -> None:
     "--prior", help="Mixture of classes that probabilities assume, instead of the checkpoint's: numbers in the order "
     "of its classes, as 906,1988,3225,2130, or train: that of the archive's training objects with such labels.",
 )  # fmt: skip
+@click.option(
+    "--against", multiple=True, metavar="CHECKPOINT", help="Draw this one beside it, on the same objects with the same "
+    "gaps: scores over stamps and over the share of missing observations. Can be given several times.",
+)  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
 def evaluate(
-    checkpoint: str, archive: Path, output: Path, split: str, confirmed: bool, prior: str | None, device: str,
-    precision: str,
+    checkpoint: str, archive: Path, output: Path, split: str, confirmed: bool, prior: str | None,
+    against: tuple[str, ...], device: str, precision: str,
 ) -> None:  # fmt: skip
     """Score a model on an archive, early and late; everything lands in one folder.
 
     \b
     Example:  skyheed evaluate sdss sky/sdss -o runs/report
+
+    Models are compared with --against, such as those that know the days of observations with those that know only their
+    order (time = "days" and time = "position" in the training configuration). Objects without a stamp in the bands of
+    every model are left out, and --prior holds for all of them.
+
+    \b
+    Example:  skyheed evaluate runs/days sky/sdss -o runs/times --against runs/position --against runs/both
     """
     from . import evaluate as evaluation
     from . import report
-    from .checkpoint import read_info
-    from .dataset import load
 
-    data = load(archive, bands=read_info(checkpoint).bands)
-    chosen = data.choose(split, True if confirmed else None)
-    if not len(chosen):
-        raise click.ClickException(f"{archive} has no such objects in its split {split}")
-    model, how = evaluation.loaded(checkpoint, data.survey, device, precision)
-    click.echo(how)
-    if prior:
-        evaluation.assume(model, evaluation.mixture(prior, data, confirmed, model.info.classes))
-    found = evaluation.full_report(model, data, chosen)
+    entries = evaluation.entries((checkpoint, *against), archive, device, precision)
+    chosen = evaluation.common(entries, split, confirmed)
+    for entry in entries:
+        click.echo(f"{entry.label}: {entry.how}")
+        if prior:
+            evaluation.assume(entry.model, evaluation.mixture(prior, entry.data, confirmed, entry.model.info.classes))
+    found = evaluation.compare(entries, chosen)
     found["command"] = " ".join(["skyheed", *sys.argv[1:]])
-    report.write(found, output, data)
+    report.write(found, output, entries[0].data)
     click.echo(report.text(found))

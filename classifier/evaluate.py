@@ -5,7 +5,9 @@ A sequence is cut as a stream shows it: its beginning, and of that the newest st
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from . import scores, taxonomy
+from . import dataset, scores, taxonomy
 from .checkpoint import Info, check_survey, read_info
 from .convention import ConvEntion
 from .dataset import Dataset
@@ -101,7 +103,16 @@ def _number(text: str) -> float:
 
 
 def assume(model: Classifies, prior: tuple[float, ...]) -> None:
-    """Have probabilities assume another mixture of classes; of models that were trained on classes drawn equally."""
+    """Have probabilities assume another mixture of classes; of models that were trained on classes drawn equally.
+
+    Raises:
+        ModelError: the model was trained on classes as they occur.
+    """
+    if model.info.training.get("protocol", {}).get("balanced") is False:
+        raise ModelError(
+            f"the model {model.info.name} learned from classes as often as they occur (balanced = false), so that "
+            "another prior would count that twice: leave the prior out, or train with balanced = true"
+        )
     model.info = replace(model.info, calibration=replace(model.info.calibration, prior=prior))
 
 
@@ -158,24 +169,40 @@ def at_the_end(model: Classifies, data: Dataset, indices: Indices) -> Probabilit
 
 
 def truth_of(data: Dataset, indices: Indices, classes: Sequence[str]) -> Indices:
-    """The true class of each object, as an index into the model's classes."""
+    """The true class of each object, as an index into the model's classes.
+
+    Raises:
+        ModelError: there is no object, or one of a class that the model does not know.
+    """
+    if not len(indices):
+        raise ModelError("there is no object to evaluate: choose another split or other labels, or a larger archive")
     return _numbers([data.true_class[i] or data.label[i] for i in indices], classes)
 
 
 def _numbers(names: Iterable[str], classes: Sequence[str]) -> Indices:
-    return np.array([classes.index(n if n in classes else taxonomy.merge_supernovae(n)) for n in names], np.int64)
+    own = [name if name in classes else taxonomy.merge_supernovae(name) for name in names]
+    if unknown := sorted(set(own) - set(classes)):
+        raise ModelError(
+            f"there are objects of class {', '.join(unknown)}, but the model tells {', '.join(classes)} apart: leave "
+            "them out of the archive, or take a model that was trained on their class"
+        )
+    return np.array([classes.index(name) for name in own], np.int64)
 
 
 def report(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]:
-    """Scores after so many stamps and at the end: what a checkpoint carries."""
-    return _report(model, data, indices, at_the_end(model, data, indices))
+    """Scores after so many stamps and at the end: what a checkpoint carries. None where a score does not exist.
+
+    Raises:
+        ModelError: there is no object, or one of a class that the model does not know.
+    """
+    truth = truth_of(data, indices, model.info.classes)
+    found: dict[str, Any] = scores.without_nan(_report(model, data, indices, truth, at_the_end(model, data, indices)))
+    return found
 
 
-def _report(model: Classifies, data: Dataset, indices: Indices, whole: Probabilities) -> dict[str, Any]:
+def _report(model: Classifies, data: Dataset, indices: Indices, truth: Indices, whole: Probabilities) -> dict[str, Any]:
     classes = tuple(model.info.classes)
-    truth = truth_of(data, indices, classes)
     matrix = scores.confusion(truth, whole.argmax(1), len(classes))
-    early = after_stamps(model, data, indices, STAMPS)
     return {
         "model": f"{model.info.name} {model.info.version}",
         "data": _called(data, indices),
@@ -183,8 +210,13 @@ def _report(model: Classifies, data: Dataset, indices: Indices, whole: Probabili
         "at_the_end": scores.with_intervals(truth, whole),
         "per_class": scores.per_class(matrix, classes),
         "confusion": matrix.tolist(),
-        "after_stamps": _series({n: (truth[rows], p) for n, (rows, p) in early.items()}, classes),
+        "after_stamps": _early(model, data, indices, truth),
     }
+
+
+def _early(model: Classifies, data: Dataset, indices: Indices, truth: Indices) -> dict[str, Any]:
+    found = after_stamps(model, data, indices, STAMPS)
+    return _series({n: (truth[rows], p) for n, (rows, p) in found.items()}, tuple(model.info.classes))
 
 
 def _series(cuts: Mapping[int, tuple[Indices, Probabilities]], classes: tuple[str, ...]) -> dict[str, Any]:
@@ -192,7 +224,9 @@ def _series(cuts: Mapping[int, tuple[Indices, Probabilities]], classes: tuple[st
     for cut, (truth, p) in cuts.items():
         if len(truth) >= ENOUGH:
             matrix = scores.confusion(truth, p.argmax(1), len(classes))
-            found[str(cut)] = scores.with_intervals(truth, p) | {"per_class": scores.per_class(matrix, classes)}
+            found[str(cut)] = scores.with_intervals(truth, p) | {
+                "per_class": scores.per_class(matrix, classes), "confusion": matrix.tolist()
+            }  # fmt: skip
     return found
 
 
@@ -203,24 +237,35 @@ def _called(data: Dataset, indices: Indices) -> str:
 
 
 def full_report(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]:
-    """`report`, and scores after so many days, the time until the answer stays right, and with gaps."""
-    whole = at_the_end(model, data, indices)
-    found = _report(model, data, indices, whole)
-    classes = tuple(found["classes"])
+    """`report`, and scores after so many days, the time until the answer stays right, and with gaps.
+
+    Raises:
+        ModelError: there is no object, or one of a class that the model does not know.
+    """
+    classes = tuple(model.info.classes)
     truth = truth_of(data, indices, classes)
+    whole = at_the_end(model, data, indices)
     days = after_days(model, data, indices, DAYS)
-    found["after_days"] = _series({day: (truth, p) for day, p in days.items()}, classes)
-    found["until_sure"] = until_sure(model, data, indices, truth)
-    found["missing"] = missing(model, data, indices, truth)
-    found["calibration"] = scores.calibration_bins(truth, whole)
-    wrong = np.flatnonzero(whole.argmax(1) != truth)
-    worst = wrong[np.argsort(whole[wrong, truth[wrong]])][:12]
-    found["worst"] = [
-        {"object_id": data.object_ids[indices[w]], "truth": classes[truth[w]], "answer": classes[whole[w].argmax()],
-         "probability": round(float(whole[w].max()), 3), "stamps": data.length(int(indices[w]))}
-        for w in worst
-    ]  # fmt: skip
+    found: dict[str, Any] = scores.without_nan(_report(model, data, indices, truth, whole) | {
+        "after_days": _series({day: (truth, p) for day, p in days.items()}, classes),
+        "until_sure": until_sure(model, data, indices, truth),
+        "missing": missing(model, data, indices, truth),
+        "calibration": scores.calibration_bins(truth, whole),
+        "worst": _worst(data, indices, classes, truth, whole),
+    })  # fmt: skip
     return found
+
+
+def _worst(
+    data: Dataset, indices: Indices, classes: Sequence[str], truth: Indices, p: Probabilities
+) -> list[dict[str, Any]]:
+    """The objects with the smallest probability of the truth."""
+    wrong = np.flatnonzero(p.argmax(1) != truth)
+    return [
+        {"object_id": data.object_ids[indices[w]], "truth": classes[truth[w]], "answer": classes[p[w].argmax()],
+         "probability": round(float(p[w].max()), 3), "stamps": data.length(int(indices[w]))}
+        for w in wrong[np.argsort(p[wrong, truth[wrong]])][:12]
+    ]  # fmt: skip
 
 
 def after_days(model: Classifies, data: Dataset, indices: Indices, days: Iterable[float]) -> dict[int, Probabilities]:
@@ -237,13 +282,10 @@ def after_days(model: Classifies, data: Dataset, indices: Indices, days: Iterabl
 def until_sure(model: Classifies, data: Dataset, indices: Indices, truth: Indices) -> dict[str, Any]:
     """Days and stamps until the right class has a probability above 0.75 and keeps it, among the first stamps.
 
-    Answers are looked at after every third stamp, as far as the model takes them.
+    Answers are looked at after the first, every third and the last stamp, as far as the model takes them.
     """
-    steps = [
-        [1, *range(GROUP, min(data.length(int(i)), model.info.max_stamps) + 1, GROUP)] if data.length(int(i)) >= GROUP
-        else [1]
-        for i in indices
-    ]  # fmt: skip
+    ends = [min(data.length(int(i)), model.info.max_stamps) for i in indices]
+    steps = [sorted({1, *range(GROUP, end, GROUP), end}) for end in ends]
     found: dict[str, Any] = {}
     days, stamps, sure = [], [], []
     for row, p in enumerate(answers(model, data, indices, steps)):
@@ -277,7 +319,10 @@ def _median_times(days: Sequence[float], stamps: Sequence[int], sure: Sequence[b
 def missing(
     model: Classifies, data: Dataset, indices: Indices, truth: Indices, fractions: Sequence[float] = MISSING
 ) -> dict[str, Any]:
-    """Scores when a fraction of each sequence's stamps is left out by chance (the study of the authors' slides)."""
+    """Scores when a fraction of each sequence's stamps is left out by chance (the study of the authors' slides).
+
+    The stamps that are left out are the same for every model of as many `max_stamps`, and stay out of larger fractions.
+    """
     found = {}
     for fraction in fractions:
         rng = np.random.default_rng(7)
@@ -285,7 +330,7 @@ def missing(
         for at in tqdm(range(0, len(indices), 32), f"{fraction:.0%} missing", unit="32 objects", leave=False, delay=2):
             views = [_thinned(data, int(i), fraction, model.info.max_stamps, rng) for i in indices[at : at + 32]]
             parts += [answer.probabilities for answer in model.classify(views)]
-        found[f"{fraction:.1f}"] = scores.scores(truth, np.array(parts))
+        found[f"{fraction:.1f}"] = scores.with_intervals(truth, np.array(parts))
     return found
 
 
@@ -294,3 +339,77 @@ def _thinned(data: Dataset, index: int, fraction: float, longest: int, rng: np.r
     n = min(len(whole.mjd), longest)
     rows = np.sort(rng.permutation(n)[: max(round(n * (1 - fraction)), 1)]) + len(whole.mjd) - n
     return StampSequence(whole.mjd[rows], whole.band[rows], np.asarray(whole.stamps[rows]))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model to evaluate, the archive in its bands, what it is called beside others, and how it is computed."""
+
+    label: str
+    model: Classifies
+    data: Dataset
+    how: str
+
+
+def entries(names: Sequence[str], archive: str | Path, device: str, precision: str) -> list[Entry]:
+    """Checkpoints that are compared on an archive.
+
+    Raises:
+        ModelError: one of them cannot be used, is given twice, or has other classes than the first.
+    """
+    infos = [read_info(name) for name in names]
+    for name, info in zip(names, infos, strict=True):
+        if info.classes != infos[0].classes:
+            raise ModelError(
+                f"{name} tells {', '.join(info.classes)} apart and {names[0]} {', '.join(infos[0].classes)}: compare "
+                "models of the same classes in the same order"
+            )
+    data = {bands: dataset.load(archive, bands=bands) for bands in {info.bands for info in infos}}
+    found = []
+    for name, label, info in zip(names, _labels(names, infos), infos, strict=True):
+        model, how = loaded(name, data[info.bands].survey, device, precision)
+        found.append(Entry(label, model, data[info.bands], how))
+    return found
+
+
+def _labels(names: Sequence[str], infos: Sequence[Info]) -> list[str]:
+    """Name, version, and what tells the model the time; and the checkpoint's own name where that is not enough."""
+    found = [f"{info.name} {info.version}, time {info.config.get('time', 'both')}" for info in infos]
+    found = [a if found.count(a) == 1 else f"{a} ({name})" for a, name in zip(found, names, strict=True)]
+    if len(set(found)) < len(found):
+        raise ModelError(f"a checkpoint is given twice among {', '.join(names)}: give each one once")
+    return found
+
+
+def common(found: Sequence[Entry], split: str, confirmed: bool) -> Indices:
+    """Objects of a split that have stamps in the bands of every model; all labels, or only confirmed ones.
+
+    Raises:
+        ModelError: there is none.
+    """
+    own = [entry.data.choose(split, True if confirmed else None) for entry in found]
+    chosen: Indices = reduce(np.intersect1d, own)
+    if not len(chosen):
+        kind = "confirmed object" if confirmed else "object"
+        raise ModelError(
+            f"the archive has no {kind} with stamps in its split {split}: choose another with --split"
+            + (", or take --all-labels" if confirmed else "")
+        )
+    return chosen
+
+
+def compare(found: Sequence[Entry], indices: Indices) -> dict[str, Any]:
+    """`full_report` of the first model; of the others scores after so many stamps and with the same gaps."""
+    first, *others = found
+    made = full_report(first.model, first.data, indices)
+    if others:
+        made |= {"label": first.label, "against": {e.label: _beside(e.model, e.data, indices) for e in others}}
+    return made
+
+
+def _beside(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]:
+    truth = truth_of(data, indices, model.info.classes)
+    found: dict[str, Any] = scores.without_nan(
+        {"after_stamps": _early(model, data, indices, truth), "missing": missing(model, data, indices, truth)}
+    )
+    return found

@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 from data_tools import made
 from model_tools import info, lively, write
 from sklearn import metrics as sklearn_metrics
 
-from classifier import evaluate, report, scores
+from classifier import cli, dataset, evaluate, report, scores
 from classifier.checkpoint import Calibration, Info
 from classifier.convention import Config
 from classifier.dataset import Dataset
@@ -18,6 +22,11 @@ from classifier.errors import ModelError
 from classifier.evaluate import Whole
 from classifier.predictor import Prediction, Predictor
 from classifier.sequence import StampSequence
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 class Counting:
@@ -66,6 +75,45 @@ def test_honest_probabilities_are_calibrated_and_sharpened_ones_are_not() -> Non
     assert scores.calibration_error(truth, sharp) > 0.15
 
 
+def test_the_calibration_error_does_not_depend_on_the_order_of_the_objects() -> None:
+    truth = np.arange(300) * 2 // 300  # an archive in the order of its classes
+    same = np.tile([0.55, 0.45], (300, 1))
+    shuffled = np.random.default_rng(1).permutation(300)
+    assert scores.calibration_error(truth, same) == pytest.approx(0.05)
+    truth, p = some_answers(300)
+    p = np.round(p, 1) / np.round(p, 1).sum(1, keepdims=True)  # answers of which many are equal
+    in_order = np.argsort(truth)
+    found = [scores.calibration_error(truth[o], p[o]) for o in (in_order, in_order[::-1], shuffled)]
+    assert found == pytest.approx([found[0]] * 3, abs=1e-12)
+    expected = [scores.calibrated_error(p[o]) for o in (in_order, shuffled)]
+    assert expected[0] == pytest.approx(expected[1], abs=1e-12)
+
+
+def test_without_equal_answers_the_calibration_error_is_that_of_bins_of_equal_mass() -> None:
+    truth, p = some_answers(137)
+    top, right = p.max(1), p.argmax(1) == truth
+    bins = np.array_split(np.argsort(top), 13)
+    assert scores.calibration_bins(truth, p) == [(top[b].mean(), right[b].mean(), len(b)) for b in bins]
+    by_hand = sum(abs(top[b].mean() - right[b].mean()) * len(b) for b in bins) / 137
+    assert scores.calibration_error(truth, p) == pytest.approx(by_hand, abs=1e-12)
+
+
+@pytest.mark.parametrize("objects", [30, 100, 935])
+def test_the_expected_calibration_error_is_that_of_calibrated_answers(objects: int) -> None:
+    p = np.random.default_rng(5).dirichlet([1, 1, 1, 1], objects)
+    rng = np.random.default_rng(6)
+    labels = (rng.random((200, objects, 1)) > p.cumsum(1)[None, :, :3]).sum(2)
+    by_hand = np.mean([scores.calibration_error(y, p) for y in labels])
+    assert scores.calibrated_error(p) == pytest.approx(by_hand, rel=0.1)
+    assert scores.with_intervals(labels[0], p)["ece_expected"] == pytest.approx(by_hand, rel=0.1)
+
+
+def test_a_sharpened_answer_is_far_above_its_expected_calibration_error() -> None:
+    truth, p = some_answers(935)
+    sharp = scores.scores(truth, p**4 / (p**4).sum(1, keepdims=True))
+    assert sharp["ece"] > 4 * sharp["ece_expected"]
+
+
 def test_intervals_hold_the_score_and_shrink_with_objects() -> None:
     few, many = (scores.with_intervals(*some_answers(n)) for n in (50, 2000))
     for found in (few, many):
@@ -106,6 +154,47 @@ def test_sure_means_from_then_on() -> None:
     assert found["SNIa"] == {"objects": 1, "share_sure": 0.0}
 
 
+@pytest.mark.parametrize(("length", "sure"), [(7, 0.0), (8, 1.0), (10, 1.0)])
+def test_the_last_stamps_of_a_sequence_are_judged_too(length: int, sure: float) -> None:
+    # 0.1 a stamp passes 0.75 at 8, which is the last one of eight
+    found = evaluate.until_sure(Counting(), made([length]), np.array([0]), np.array([0]))["AGN"]
+    assert found["share_sure"] == sure
+    assert found.get("median_stamps") == {7: None, 8: 8, 10: 9}[length]
+
+
+def test_a_sequence_of_two_stamps_is_judged_at_its_end() -> None:
+    model = Counting()
+    evaluate.until_sure(model, made([2]), np.array([0]), np.array([0]))
+    assert [len(s.mjd) for s in model.seen] == [1, 2]
+
+
+def test_a_class_that_the_model_does_not_know_is_one_sentence() -> None:
+    data, model = made([5] * 8), Counting()
+    strange = replace(data, true_class=["TDE", *data.true_class[1:]], label=["TDE", *data.label[1:]])
+    with pytest.raises(ModelError, match=r"class TDE, but the model tells AGN, SNIa, Variable, SNOther apart: leave"):
+        evaluate.report(model, strange, np.arange(8))
+    with pytest.raises(ModelError, match="class TDE"):
+        evaluate.mixture("train", strange, True, model.info.classes)
+    assert not model.seen
+
+
+def test_no_object_to_evaluate_is_one_sentence() -> None:
+    nothing = np.array([], np.int64)
+    for made_by in (evaluate.report, evaluate.full_report):
+        with pytest.raises(ModelError, match="there is no object to evaluate"):
+            made_by(Counting(), made([5] * 8), nothing)
+
+
+def test_a_prior_is_not_counted_twice() -> None:
+    model = Counting()
+    model.info = replace(model.info, training={"protocol": {"balanced": False}})
+    with pytest.raises(ModelError, match=r"balanced = false.*leave the prior out"):
+        evaluate.assume(model, (1.0, 1.0, 1.0, 1.0))
+    for known in ({"protocol": {"balanced": True}}, {}):
+        model.info = replace(model.info, training=known)
+        evaluate.assume(model, (1.0, 1.0, 1.0, 1.0))
+
+
 def test_the_prior_comes_as_numbers_or_from_the_training_objects() -> None:
     data, classes = made([5] * 40), Counting().info.classes
     counts = np.bincount([classes.index(data.label[i]) for i in data.choose("train", True)], minlength=4)
@@ -129,6 +218,16 @@ def test_missing_observations_leave_fewer_stamps() -> None:
     model = Counting()
     evaluate.missing(model, made([20]), np.array([0]), np.array([0]), (0.0, 0.9))
     assert [len(s.mjd) for s in model.seen] == [20, 2]
+
+
+def test_missing_observations_have_intervals_and_are_the_same_for_every_model() -> None:
+    data, indices, truth = made([20] * 24), np.arange(24), np.arange(24) % 4
+    first, second = Counting(), Counting()
+    found = [evaluate.missing(model, data, indices, truth, (0.0, 0.4)) for model in (first, second)]
+    assert set(found[0]) == {"0.0", "0.4"}
+    for s in found[0].values():
+        assert s["macro_f1_68"][0] <= s["macro_f1"] <= s["macro_f1_68"][1]
+    assert [s.mjd.tolist() for s in first.seen] == [s.mjd.tolist() for s in second.seen]
 
 
 def test_kept_tokens_make_no_difference_to_a_report(tmp_path: Path) -> None:
@@ -159,16 +258,148 @@ def _one(data: Dataset, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return shown.mjd, shown.band, shown.stamps
 
 
-def test_the_report_folder_holds_everything(tmp_path: Path) -> None:
-    data = made([3 + n % 9 for n in range(48)])
-    found = evaluate.full_report(Counting(), data, np.arange(48))
-    found["command"] = "skyheed evaluate x y"
-    report.write(found, tmp_path, data)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "failures.png", "report.json", "scores.png"]
-    page, raw = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "report.json").read_text())
-    assert "sdss, simulated, 48 objects" in page
+def strict(path: Path) -> dict[str, Any]:
+    """JSON as other languages read it: without NaN."""
+
+    def refused(word: str) -> None:
+        raise AssertionError(f"{path} holds {word}")
+
+    found: dict[str, Any] = json.loads(path.read_text(), parse_constant=refused)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole_data() -> Dataset:
+    return made([3 + n % 12 for n in range(96)])
+
+
+@pytest.fixture(scope="module")
+def whole_report(whole_data: Dataset) -> dict[str, Any]:
+    return evaluate.full_report(Counting(), whole_data, np.arange(96))
+
+
+def test_the_report_folder_holds_everything(tmp_path: Path, whole_data: Dataset, whole_report: dict[str, Any]) -> None:
+    report.write(whole_report | {"command": "skyheed evaluate x y"}, tmp_path, whole_data)
+    pictures = ["failures.png", "missing.png", "scores.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", *pictures[:2], "report.json", pictures[2]]
+    page, raw = (tmp_path / "README.md").read_text(), strict(tmp_path / "report.json")
+    assert "sdss, simulated, 96 objects" in page
     assert "skyheed evaluate x y" in page
     assert set(raw["after_days"]) == {str(d) for d in evaluate.DAYS}
-    assert set(raw["after_stamps"]) == {"1", "2", "3", "5", "6", "8"}
-    assert raw["at_the_end"]["objects"] == 48 == np.sum(raw["confusion"])
+    assert set(raw["after_stamps"]) == {"1", "2", "3", "5", "6", "8", "12"}
+    assert raw["at_the_end"]["objects"] == 96 == np.sum(raw["confusion"])
     assert len(raw["worst"]) == 12
+
+
+def test_every_cut_has_every_score_and_the_page_shows_three_confusions(whole_report: dict[str, Any]) -> None:
+    found = whole_report
+    for s in [found["at_the_end"], *found["after_stamps"].values(), *found["after_days"].values()]:
+        assert {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ece", "ece_expected"} <= set(s)
+    for s in [*found["after_stamps"].values(), *found["after_days"].values()]:
+        assert np.sum(s["confusion"]) == s["objects"]
+        assert set(s["per_class"]) == set(found["classes"])
+    page = report.text(found)
+    for name in ("3 stamps", "12 stamps", "all stamps"):
+        assert f"## Confusion, {name} (rows: truth)" in page
+    end = found["at_the_end"]
+    assert f"{end['ece']:.3f} ({end['ece_expected']:.3f})" in page
+
+
+def test_a_score_that_does_not_exist_is_null_and_the_page_leaves_it_empty(tmp_path: Path) -> None:
+    data = made([5] * 40)
+    found = evaluate.full_report(Counting(), data, np.arange(0, 40, 2))  # only AGN and Variable
+    assert found["per_class"]["SNIa"] == {"objects": 0, "precision": None, "recall": None, "f1": None}
+    assert found["per_class"]["Variable"]["precision"] is None
+    assert evaluate.report(Counting(), data, np.arange(0, 40, 2)).items() <= found.items()
+    assert json.loads(json.dumps(found)) == found  # a checkpoint is read as it was written
+    found["at_the_end"]["log_loss"] = float("nan")
+    report.write(found, tmp_path)
+    raw = strict(tmp_path / "report.json")
+    assert raw["at_the_end"]["log_loss"] is None
+    assert raw["per_class"]["SNIa"]["f1"] is None
+    page = report.text(raw)
+    assert "| SNIa | 0 |  |  |  |" in page
+    assert "None" not in page
+    report.write(raw, tmp_path / "again")
+
+
+def titles(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """File name -> title, of every picture that is saved from now on."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    found: dict[str, str] = {}
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: found.update({path.name: self.get_suptitle()}))
+    return found
+
+
+def test_every_picture_names_the_model_and_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_data: Dataset, whole_report: dict[str, Any]
+) -> None:
+    found = titles(monkeypatch)
+    beside = {"label": "test 1, time both", "against": {"other 2, time position": whole_report}}
+    report.write(whole_report | beside, tmp_path, whole_data)
+    assert set(found) == {"scores.png", "missing.png", "comparison.png", "failures.png"}
+    for name, title in found.items():
+        assert "test 1" in title, name
+        assert "sdss, simulated, 96 objects" in title, name
+    assert "other 2, time position" in found["comparison.png"]
+
+
+def entered(monkeypatch: pytest.MonkeyPatch, data: Dataset, *arguments: object) -> Any:
+    """What `skyheed evaluate` does with this data as its archive."""
+    monkeypatch.setattr(dataset, "load", lambda archive, bands="": dataset.only(data, bands))
+    return CliRunner().invoke(cli.evaluate, [str(a) for a in arguments])
+
+
+def test_models_are_drawn_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for time in ("days", "position"):
+        write(tmp_path / time, Config(variant="stream", cnn="2d", time=time), version=time[0])  # type: ignore[arg-type]
+    data = made([4 + n % 3 for n in range(24)])
+    done = entered(
+        monkeypatch, data, tmp_path / "days", "sky", "-o", tmp_path / "out", "--split", "all", "--all-labels",
+        "--against", tmp_path / "position",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
+    raw = strict(tmp_path / "out" / "report.json")
+    assert raw["label"] == "test d, time days"
+    assert list(raw["against"]) == ["test p, time position"]
+    other = raw["against"]["test p, time position"]
+    for series in ("after_stamps", "missing"):
+        assert list(other[series]) == list(raw[series])
+        assert all(len(s["macro_f1_68"]) == 2 for s in other[series].values())
+    # the order of the few stamps is all that one knows of the time, so that the answers differ
+    assert other["missing"]["0.0"]["log_loss"] != raw["missing"]["0.0"]["log_loss"]
+    for name in (raw["label"], *raw["against"]):
+        assert f"macro-F1, {name}" in done.output
+    assert f"{other['missing']['0.4']['macro_f1']:.3f}" in done.output.split("beside each other")[1]
+
+
+def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, three = write(tmp_path / "one"), tmp_path / "three"
+    write(three, Config(classes=3), classes=("AGN", "SN", "Variable"), calibration=Calibration())
+    data = made([5] * 8)
+
+    def said(*arguments: object) -> str:
+        return str(entered(monkeypatch, data, one, "sky", "-o", tmp_path / "out", *arguments).exception)
+
+    assert "compare models of the same classes" in said("--against", three)
+    assert "given twice" in said("--against", one)
+    assert "no confirmed object with stamps in its split moon: choose another with --split" in said("--split", "moon")
+    unlabelled = replace(data, confirmed=np.zeros(8, bool))
+    refused = entered(monkeypatch, unlabelled, one, "sky", "-o", tmp_path / "out").exception
+    assert isinstance(refused, ModelError)
+    assert "--all-labels" in str(refused)
+
+
+def test_models_of_the_same_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [str(write(tmp_path / name, Config(), bands=bands)) for name, bands in (("a", "ugriz"), ("b", "g"))]
+    data = made([5] * 8)
+    data.band[:5], data.band[5:] = 0, 1  # the first object is not seen in g
+    monkeypatch.setattr(dataset, "load", lambda archive, bands="": dataset.only(data, bands))
+    found = evaluate.entries(folders, "sky", "cpu", "float32")
+    assert [entry.label for entry in found] == [f"test 1, time both ({folder})" for folder in folders]
+    assert evaluate.common(found, "all", False).tolist() == [1, 2, 3, 4, 5, 6, 7]
