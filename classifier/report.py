@@ -21,7 +21,6 @@ _ECE = (
     "In brackets beside ECE: what perfectly calibrated answers with the same probabilities would show, by chance. ECE "
     "tells of a bad calibration as far as it is larger."
 )
-
 _SAME = (
     "All models saw the same objects, with the same gaps if they take the same bands; each interval is that of one "
     "model alone."
@@ -37,7 +36,8 @@ def write(found: dict[str, Any], folder: Path, data: Dataset | None = None) -> N
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(scores.without_nan(found), indent=1, allow_nan=False) + "\n")
+    found = scores.without_nan(found)
+    (folder / "report.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     (folder / "README.md").write_text(text(found))
     _plot_scores(found, folder / "scores.png")
     if "missing" in found:

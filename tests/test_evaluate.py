@@ -320,6 +320,7 @@ def test_a_score_that_does_not_exist_is_null_and_the_page_leaves_it_empty(tmp_pa
     page = report.text(raw)
     assert "| SNIa | 0 |  |  |  |" in page
     assert "None" not in page
+    assert page == (tmp_path / "README.md").read_text()
     report.write(raw, tmp_path / "again")
 
 
