@@ -119,18 +119,22 @@ def _folder(name: str) -> str:
 def table(found: Mapping[str, Sequence[Info]]) -> str:
     """One line per run: parameters, seconds, and scores with bootstrap intervals over objects (of the first model)."""
     lines = [
-        "| run | parameters | minutes | accuracy | macro-F1 | macro-F1 at 5 stamps | log-loss | ECE |",
+        "| run | parameters | minutes | accuracy | macro-F1 | macro-F1 at 5 stamps | log-loss | ECE (by chance) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, made in found.items():
         end, early = made[0].metrics["at_the_end"], made[0].metrics["after_stamps"].get("5", {})
         cells = [
             name, f"{parameters(made[0]):,}", f"{made[0].training['seconds'] / 60:.0f}", _shown(end, "accuracy"),
-            _shown(end, "macro_f1"), _shown(early, "macro_f1"), f"{end['log_loss']:.3f}", f"{end['ece']:.3f}",
+            _shown(end, "macro_f1"), _shown(early, "macro_f1"), f"{end['log_loss']:.3f}",
+            f"{end['ece']:.3f} ({end['ece_expected']:.3f})",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    data = {made[0].metrics["data"] for made in found.values()}
-    return "\n".join(lines) + f"\n\nTest objects: {'; '.join(sorted(data))}. Intervals: 68 %, bootstrap over objects.\n"
+    names, data = {made[0].name for made in found.values()}, {made[0].metrics["data"] for made in found.values()}
+    return (
+        "\n".join(lines)
+        + f"\n\n{'; '.join(sorted(names))}. Test objects: {'; '.join(sorted(data))}. Intervals: 68 %, bootstrap over objects.\n"
+    )
 
 
 def parameters(info: Info) -> int:
