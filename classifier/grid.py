@@ -89,9 +89,9 @@ def rows(path: Path, changes: Mapping[str, Any]) -> list[Row]:
     for number, own in enumerate(given["run"], 1):
         if "name" not in own:
             raise ModelError(f"{path}: run {number} has no name")
-        found.append(
-            Row(own["name"], protocol.from_mapping({**common, **own, **changes}, f"{path}, run {own['name']}"))
-        )
+        name = ": ".join([common["name"], own["name"]] if "name" in common else [own["name"]])
+        keys = {**common, **own, **changes, "name": name}
+        found.append(Row(own["name"], protocol.from_mapping(keys, f"{path}, run {own['name']}")))
     if len({_folder(row.name) for row in found}) < len(found):
         raise ModelError(f"{path}: two runs have the same name, or names that differ in punctuation only")
     return found
@@ -130,11 +130,10 @@ def table(found: Mapping[str, Sequence[Info]]) -> str:
             f"{end['ece']:.3f} ({end['ece_expected']:.3f})",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    names, data = {made[0].name for made in found.values()}, {made[0].metrics["data"] for made in found.values()}
-    return (
-        "\n".join(lines)
-        + f"\n\n{'; '.join(sorted(names))}. Test objects: {'; '.join(sorted(data))}. Intervals: 68 %, bootstrap over objects.\n"
-    )
+    common = {made[0].name.rpartition(": ")[0] for made in found.values()}
+    data = {made[0].metrics["data"] for made in found.values()}
+    about = f"Protocol: {'; '.join(sorted(common))}. Test objects: {'; '.join(sorted(data))}."
+    return "\n".join(lines) + f"\n\n{about} Intervals: 68 %, bootstrap over objects.\n"
 
 
 def parameters(info: Info) -> int:

@@ -255,13 +255,14 @@ def test_a_table_is_run_once_and_written(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(dataset, "load", lambda *_, **__: made(LENGTHS))
     file = tmp_path / "t.toml"
     file.write_text(
-        '[common]\nname = "convention-tiny"\narchive = "x"\nsteps = 1\nbatch = 4\nevery = 1\nthreads = 1\nautocast = false\n'
+        '[common]\nname = "convention-tiny"\narchive = "x"\n'
+        "steps = 1\nbatch = 4\nevery = 1\nthreads = 1\nautocast = false\n"
         '[[run]]\nname = "Stream, linear"\n[[run]]\nname = "paper"\nvariant = "paper"\ntime = "position"\n'
     )
     result = CliRunner().invoke(cli.train, [str(file), "--grid", "-o", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "1,253,108" in result.output
-    assert "\nconvention-tiny. Test objects: sdss, simulated, " in result.output
+    assert "Protocol: convention-tiny. Test objects: sdss, simulated" in result.stdout
     assert "| Stream, linear |" in (tmp_path / "out" / "table.md").read_text()
     monkeypatch.setattr(train, "Trainer", None)
     again = CliRunner().invoke(cli.train, [str(file), "--grid", "-o", str(tmp_path / "out")])
