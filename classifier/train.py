@@ -237,7 +237,7 @@ class Trainer:
         optimiser = torch.optim.AdamW(parameters, rate, weight_decay=self.protocol.weight_decay)
         if begun and self._saved_optimiser is not None:
             optimiser.load_state_dict(self._saved_optimiser)
-        elif name.startswith("fine") and self.best >= 0:
+        elif name.startswith("fine") and (self.best >= 0 or self.started_from):
             self._measure(name, 0, math.nan)  # what the stage has to beat, on the labels that it is about
         self._waited = self._waited if begun else 0
         bar = tqdm(range(begun, steps), name, steps, begun, unit="step", mininterval=2)
