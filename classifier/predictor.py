@@ -171,8 +171,9 @@ class Predictor:
         for row, (sequence, fresh) in enumerate(zip(sequences, computed, strict=True)):
             known = {**sequence.tokens, **fresh}
             tokens[row, : len(known)] = np.stack([known[group] for group in range(len(known))])
-        given = (torch.from_numpy(a).to(self.device) for a in (where.valid, where.days, where.present))
-        logits = self._model.classify(torch.from_numpy(tokens).to(self.device).float(), *given)
+        valid = None if where.valid.all() else torch.from_numpy(where.valid).to(self.device)  # nothing to mask out
+        days, present = (torch.from_numpy(a).to(self.device) for a in (where.days, where.present))
+        logits = self._model.classify(torch.from_numpy(tokens).to(self.device).float(), valid, days, present)
         found: NDArray[np.float32] = logits.cpu().numpy()
         return found
 
