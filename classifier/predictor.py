@@ -92,14 +92,8 @@ class Predictor:
 
     def _token_model(self) -> str:
         """Changes with everything that a token depends on."""
-        facts = [
-            self.info.digest,
-            self.info.preprocessing,
-            asdict(self.info.scaling),
-            self.precision,
-            self.device.type,
-            FORM,
-        ]
+        info = self.info
+        facts = [info.digest, info.preprocessing, asdict(info.scaling), self.precision, self.device.type, FORM]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def token_bytes(self, token: Token) -> bytes:

@@ -34,7 +34,7 @@ class Protocol:
         start: begin with the weights of this checkpoint (a directory or a shipped one); empty: with random ones.
         bands: keep only these; empty for all of the archive.
         variant, attention, band_embedding, cnn, time, dropout, stamps: of `convention.Config`.
-        objects: use so many training objects, evenly of each class; 0 for all.
+        objects: use so many training objects, evenly of each class (as they are, if not `balanced`); 0 for all.
         validation: the same of the objects that select the weights and calibrate.
         short_steps: everything learns, from views of at most `short_longest` stamps: many objects for little work.
         steps: everything learns, from views of at most `longest` stamps, a share `whole` of up to 99.
