@@ -80,7 +80,7 @@ class Connection:
 
     def on_error(self, error: KafkaError) -> None:
         """librdkafka's error_cb; runs inside poll, consume and flush."""
-        if error.fatal() or error.code() in REFUSED_USER | REFUSED_RIGHT | {KafkaError._SSL}:
+        if fatal(error) or error.code() in REFUSED_USER | REFUSED_RIGHT | {KafkaError._SSL}:
             began = self._refused[0] if self._refused else time.monotonic()
             self._refused = (began, self.refusal(error))
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
@@ -141,6 +141,11 @@ class Connection:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
+
+
+def fatal(error: KafkaError) -> bool:
+    """Whether the client that got it is of no use any more; the events of a consumer say it by their code alone."""
+    return bool(error.fatal()) or error.code() == KafkaError._FATAL
 
 
 def _client(make: Callable[[dict[str, Any]], Any], options: Options, connection: Connection) -> Any:

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import NoReturn, Self, cast
 
@@ -24,6 +24,7 @@ from .connection import (
     Options,
     Place,
     consumer,
+    fatal,
     producer,
     right,
 )
@@ -235,7 +236,8 @@ class BatchConsumer:
         if not self._ever_assigned and self._group is None:
             self._assign_all()
         room = limit - len(self._kept)
-        fetched = self._fetch(room, wait_s) if room > 0 else []
+        with self._refused():
+            fetched = self._consumer.consume(room, wait_s) if room > 0 else []
         # a rebalance inside that call takes messages away from what was kept
         events = [*self._kept, *fetched]
         self._kept = []
@@ -276,10 +278,15 @@ class BatchConsumer:
         return lags
 
     def keep_alive(self) -> None:
-        """Stay a member of the group while the caller is busy with its batch; nothing is fetched meanwhile."""
+        """Stay a member of the group while the caller is busy with its batch; nothing is fetched meanwhile.
+
+        Raises:
+            ServiceError: the broker refuses us.
+        """
         self._consumer.pause(self._partitions(self._assigned))
         self._paused = True
-        event = self._consumer.poll(0)
+        with self._refused():
+            event = self._consumer.poll(0)
         if event is not None:
             self._kept.append(event)
 
@@ -295,9 +302,11 @@ class BatchConsumer:
         if closing.is_alive():
             log.warning("Kafka at %s does not answer: left without a goodbye", self.connection.hosts)
 
-    def _fetch(self, room: int, wait_s: float) -> list[Message]:
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        """librdkafka's fatal errors come out of its calls as exceptions."""
         try:
-            return self._consumer.consume(room, wait_s)
+            yield
         except KafkaException as error:  # fatal: another member took our group.instance.id, say
             raise self.connection.refusal(error.args[0], right(error.args[0], "", self._group or "")) from None
 
@@ -359,7 +368,7 @@ class BatchConsumer:
             place = place_of(event)
             self._ended.add(place)
             self._position[place] = _next(event) - 1
-        elif error.fatal() or code in REFUSED_RIGHT | REFUSED_USER:
+        elif fatal(error) or code in REFUSED_RIGHT | REFUSED_USER:
             raise self.connection.refusal(error, right(error, event.topic() or "", self._group or ""))
         elif code in NO_TOPIC and not self._ever_assigned:
             self._no_topic(event.topic() or "", error)

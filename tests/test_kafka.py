@@ -560,6 +560,26 @@ def test_a_producer_without_any_right_fails_while_nothing_is_published(
         time.sleep(1.5)  # the same befalls the next producer, and closing says nothing more
 
 
+@apache_only
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_member_whose_instance_another_one_took_is_told(kafka: embedded.Server, topic: str, busy: bool) -> None:
+    settings, group = options(kafka, **{"group.instance.id": "one"}), uuid.uuid4().hex
+
+    def read_on(first: BatchConsumer, second: BatchConsumer) -> bool:
+        if busy:
+            first.keep_alive()
+        first.consume(1, 0.2)
+        second.consume(1, 0.2)
+        return False
+
+    with (
+        BatchConsumer(settings, [topic], group) as first,
+        BatchConsumer(settings, [topic], group) as second,
+        pytest.raises(ServiceError, match=r"fenced by other consumer with same group\.instance\.id"),
+    ):
+        until(lambda: read_on(first, second))
+
+
 def test_the_right_password_and_rights_work(kafka_scram: embedded.Server, guarded_topic: str) -> None:
     settings = scram(kafka_scram, "alice", SCRAM_USERS["alice"])
     with Publisher(settings) as publisher:
