@@ -180,7 +180,7 @@ def truth_of(data: Dataset, indices: Indices, classes: Sequence[str]) -> Indices
 
 
 def _numbers(names: Iterable[str], classes: Sequence[str]) -> Indices:
-    own = [name if name in classes else taxonomy.merge_supernovae(name) for name in names]
+    own = [taxonomy.among(name, classes) for name in names]
     if unknown := sorted(set(own) - set(classes)):
         raise ModelError(
             f"there are objects of class {', '.join(unknown)}, but the model tells {', '.join(classes)} apart: leave "

@@ -3,6 +3,8 @@
 Source: LSSTDESC/elasticc, taxonomy/taxonomy.ipynb (class ids); Bairouk et al. 2023, A&A 673, A141 (the four classes).
 """
 
+from collections.abc import Sequence
+
 NAME = "elasticc"
 VERSION = "elasticc-0.9.1/skyheed-1"
 CLASSES = ("AGN", "SNIa", "Variable", "SNOther")
@@ -17,3 +19,8 @@ THREE_CLASSES = ("AGN", "SN", "Variable")
 def merge_supernovae(name: str) -> str:
     """A class of the four-class problem in the three-class one."""
     return "SN" if name in ("SNIa", "SNOther") else name
+
+
+def among(name: str, classes: Sequence[str]) -> str:
+    """A class as those who tell `classes` apart call it: kinds of supernovae are one, unless they know them."""
+    return name if name in classes else merge_supernovae(name)

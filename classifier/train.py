@@ -123,8 +123,7 @@ def _stratified(indices: Indices, data: Dataset, protocol: Protocol, count: int)
 
 
 def _label(data: Dataset, index: int, protocol: Protocol) -> str:
-    name = data.label[index]
-    return name if name in protocol.classes else taxonomy.merge_supernovae(name)
+    return taxonomy.among(data.label[index], protocol.classes)
 
 
 class Trainer:

@@ -19,5 +19,11 @@ def test_three_classes_merge_the_supernovae_only() -> None:
     assert set(map(taxonomy.merge_supernovae, taxonomy.CLASSES)) == set(taxonomy.THREE_CLASSES)
 
 
+def test_supernovae_are_one_class_among_those_who_do_not_tell_them_apart() -> None:
+    assert taxonomy.among("SNIa", taxonomy.CLASSES) == "SNIa"
+    assert taxonomy.among("SNIa", taxonomy.THREE_CLASSES) == "SN"
+    assert taxonomy.among("AGN", taxonomy.THREE_CLASSES) == "AGN"
+
+
 def test_archives_have_the_same_classes() -> None:
     assert tuple(archive.CLASSES) == taxonomy.CLASSES
