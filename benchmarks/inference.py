@@ -34,14 +34,15 @@ from classifier.sequence import GROUP, Scaling, StampSequence, collate
 
 SCALING = Scaling((3.0, 1.2, 1.7, 2.6, 7.9, 8.0), 1.0)
 STAMPS = 99
+SHORTER = (3, 12, 48)  # stamps
 REFERENCES, SEQUENCES, UPDATES, GROUPS = 8, 8, 64, 64  # at once
 
 
-def sequence(seed: int) -> StampSequence:
+def sequence(seed: int, stamps: int = STAMPS) -> StampSequence:
     """Noise; what is in the stamps makes no difference to the time."""
     rng = np.random.default_rng(seed)
-    stamps = rng.normal(0, 2, (STAMPS, 32, 32)).astype(np.float16)
-    return StampSequence(np.sort(rng.uniform(0, 90, STAMPS)), rng.integers(0, 5, STAMPS).astype(np.uint8), stamps)
+    pixels = rng.normal(0, 2, (stamps, 32, 32)).astype(np.float16)
+    return StampSequence(np.sort(rng.uniform(0, 90, stamps)), rng.integers(0, 5, stamps).astype(np.uint8), pixels)
 
 
 def reference(model: ConvEntion, batch: tuple[Tensor, ...]) -> Tensor:
@@ -142,6 +143,9 @@ def measure(model: ConvEntion, predictor: Predictor, rounds: int) -> None:
         "update": lambda: predictor.classify(grown),
         "groups": lambda: predictor.tokens_of(pixels, bands),
     }
+    for stamps in SHORTER:  # as many stamps in all as the whole sequences have
+        batch_of = [sequence(seed, stamps) for seed in range(SEQUENCES * STAMPS // stamps)]
+        calls[f"{stamps} stamps"] = lambda shorter=batch_of: predictor.classify(shorter)  # type: ignore[misc]
     plain = reference(model, batch).softmax(1).cpu().numpy()
     off = max(abs(plain[i] - known[i].probabilities).max() for i in range(REFERENCES))
     again = max(
@@ -179,6 +183,16 @@ def report(config: Config, predictor: Predictor, taken: dict[str, list[float]], 
             f"{name:12}{rate[name]:12.1f}{ratio.get(name, 1):8.1f}{work[name] / 1e6:16,.0f}"
             f"{2 * work[name] * rate[name] / 1e9:10.1f}"
         )
+    # 1: a stamp of a shorter sequence costs what one of a whole sequence costs, so padding costs nothing
+    shorter = {
+        str(stamps): statistics.median(
+            (short / (SEQUENCES * STAMPS // stamps * stamps)) / (whole / (SEQUENCES * STAMPS))
+            for short, whole in zip(taken[f"{stamps} stamps"], taken["sequence"], strict=True)
+        )
+        for stamps in SHORTER
+    }
+    costs = ", ".join(f"{cost:.2f} at {stamps}" for stamps, cost in shorter.items())
+    click.echo(f"Shorter sequences, time per stamp against whole ones: {costs} stamps")
     click.echo(f"3D-CNN {cnn / 1e9:.0f} Gflop/s of {best / 1e9:.0f} (matrix product, {predictor.precision})")
     name = torch.cuda.get_device_name() if predictor.device.type == "cuda" else processor()
     found = {
@@ -191,6 +205,7 @@ def report(config: Config, predictor: Predictor, taken: dict[str, list[float]], 
         "update_ratio": round(ratio["update"], 1),
         "peak_gflops": round(best / 1e9, 1),
         "fraction_of_peak": round(cnn / best, 3),
+        "shorter_per_stamp": {stamps: round(cost, 2) for stamps, cost in shorter.items()},
     }
     click.echo(json.dumps(found))
 
