@@ -126,7 +126,8 @@ def test_the_planes_equal_the_3d_convolutions(training: bool) -> None:
 
 
 def plain_attention(model: Attention, x: Tensor, valid: Tensor) -> Tensor:
-    """Every pair through the network, as in the paper: O(n^2)."""
+    """Every pair through the network, as in the paper: O(n^2); [b, n, y, x, d] -> the same."""
+    x = x.movedim(-1, 2).contiguous()
     b, n, d = x.shape[:3]
     q, k, v = model.qkv(x.flatten(0, 1)).view(b, n, 3 * d, 9, 9).chunk(3, 2)
     out = torch.zeros_like(x)
@@ -142,7 +143,7 @@ def plain_attention(model: Attention, x: Tensor, valid: Tensor) -> Tensor:
                 width = d // model.heads
                 channels = slice(head * width, (head + 1) * width)
                 out[row, i, channels] = sum(w[head] * v[row, j, channels] for w, j in zip(weights, keys, strict=True))
-    return model.out(out.flatten(0, 1)).view_as(x)  # type: ignore[no-any-return]
+    return model.out(out.flatten(0, 1)).view_as(x).movedim(2, -1)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -150,14 +151,14 @@ def plain_attention(model: Attention, x: Tensor, valid: Tensor) -> Tensor:
 def test_attention_equals_every_pair_through_the_network(kind: str, dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(3)
     model = Attention(replace(Config(), attention=kind)).to(dtype)  # type: ignore[arg-type]
-    x = torch.randn(2, 5, 8, 9, 9, dtype=dtype)
+    x = torch.randn(2, 5, 9, 9, 8, dtype=dtype)
     valid = torch.tensor([[True] * 5, [True, True, True, False, False]])
     torch.testing.assert_close(model(x, valid), plain_attention(model, x, valid), rtol=tolerance, atol=tolerance)
 
 
 def test_linear_attention_is_the_same_for_every_position_and_mlp_is_not() -> None:
     torch.manual_seed(3)
-    x, valid = torch.randn(1, 5, 8, 9, 9), torch.ones(1, 5, dtype=torch.bool)
+    x, valid = torch.randn(1, 5, 9, 9, 8), torch.ones(1, 5, dtype=torch.bool)
     linear = Attention(Config())(x, valid)
     assert (linear - linear[:, :1]).abs().max() < 1e-6
     mlp = Attention(replace(Config(), attention="mlp"))(x, valid)

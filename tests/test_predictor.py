@@ -16,7 +16,7 @@ from classifier import predictor as module
 from classifier.convention import Config
 from classifier.errors import ModelError
 from classifier.fast import CudaTokens, FoldedFeatures, folded, with_exact_biases
-from classifier.predictor import Prediction, Predictor, choose, native_bfloat16
+from classifier.predictor import TOGETHER, Prediction, Predictor, choose, native_bfloat16
 from classifier.sequence import GROUP, StampSequence
 from classifier.sky import simulate
 
@@ -82,6 +82,13 @@ def test_every_length_gives_probabilities(served: Predictor) -> None:
     assert np.isfinite(p).all()
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-6)
     assert p.argmax(1).std() > 0 or np.ptp(p) > 0.05  # they are not all alike
+
+
+def test_more_sequences_than_are_computed_at_once_keep_their_order(served: Predictor) -> None:
+    batch = [sequence(3, seed=k) for k in range(2 * TOGETHER["cpu"] + 3)]
+    alone = np.concatenate([answer(served, s) for s in batch])
+    assert np.ptp(alone, axis=0).max() > 1e-3  # they can be told apart
+    np.testing.assert_allclose(answer(served, *batch), alone, atol=1e-5)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
