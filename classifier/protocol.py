@@ -18,7 +18,7 @@ _KINDS = {
 }  # fmt: skip
 _AT_LEAST_1 = ("batch", "short_batch", "head_batch", "short_longest", "longest", "bank_views", "every", "models")
 _POSITIVE = ("rate", "head_rate")
-_SHARES = ("whole", "truncate", "drop", "average")
+_SHARES = ("whole", "truncate", "drop", "average", "rehearse")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Protocol:
         steps: everything learns, from views of at most `longest` stamps, a share `whole` of up to 99.
         head_steps: the 3D-CNN rests and all behind it learns from tokens that were computed once.
         fine_steps, fine_head_steps: the same on confirmed labels.
+        rehearse: share of the objects of these two that are drawn from all labels, so that what the few confirmed ones
+            do not show is not forgotten.
         batch, short_batch, head_batch: views of a step.
         bank_views: views of each object whose tokens are computed for the head.
         rate, head_rate: the highest learning rates; a quarter of them on confirmed labels.
@@ -76,6 +78,7 @@ class Protocol:
     head_steps: int = 0
     fine_steps: int = 0
     fine_head_steps: int = 0
+    rehearse: float = 0.0
     batch: int = 16
     short_batch: int = 48
     head_batch: int = 64

@@ -39,6 +39,7 @@ from .sequence import collate
 
 SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
 Indices = NDArray[np.int64]
+NOTHING: Indices = np.empty(0, np.int64)
 Step = Callable[[np.random.Generator], Tensor]  # the loss of one step
 
 
@@ -66,8 +67,9 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
     trainer.end_to_end("short", everything, protocol.short_steps, short=True)
     trainer.end_to_end("whole", everything, protocol.steps)
     trainer.head("head", everything, protocol.head_steps)
-    trainer.end_to_end("fine", confirmed, protocol.fine_steps, slower=4)
-    trainer.head("fine_head", confirmed, protocol.fine_head_steps, slower=4)
+    rehearsed = everything if protocol.rehearse else NOTHING
+    trainer.end_to_end("fine", confirmed, protocol.fine_steps, slower=4, rehearsed=rehearsed)
+    trainer.head("fine_head", confirmed, protocol.fine_head_steps, slower=4, rehearsed=rehearsed)
     return trainer.finish(command)
 
 
@@ -170,7 +172,10 @@ class Trainer:
         self.model.load_state_dict(checkpoint.load_state(self.protocol.start))
         return f"{info.name} {info.version} {info.digest[:12]}"
 
-    def end_to_end(self, name: str, indices: Indices, steps: int, *, short: bool = False, slower: float = 1) -> None:
+    def end_to_end(
+        self, name: str, indices: Indices, steps: int, *, short: bool = False, slower: float = 1,
+        rehearsed: Indices = NOTHING,
+    ) -> None:  # fmt: skip
         """Everything learns, from random views of sequences."""
         p = self.protocol
         if self._over(name, indices, steps):
@@ -183,21 +188,21 @@ class Trainer:
 
         def step(rng: np.random.Generator) -> Tensor:
             self.model.train()
-            return self._loss_of_views(self._draw(indices, batch, rng), augmentation, rng)
+            return self._loss_of_views(self._draw(indices, batch, rng, rehearsed), augmentation, rng)
 
         self._learn(name, steps, p.rate / slower, parameters, step)
 
-    def head(self, name: str, indices: Indices, steps: int, *, slower: float = 1) -> None:
+    def head(self, name: str, indices: Indices, steps: int, *, slower: float = 1, rehearsed: Indices = NOTHING) -> None:
         """The 3D-CNN rests; what is behind it learns from tokens as they are served."""
         p = self.protocol
         if self._over(name, indices, steps):
             return
-        bank = self._bank_of(indices)
+        bank = self._bank_of(np.union1d(indices, rehearsed))
         parameters = [q for n, q in self.model.named_parameters() if not n.startswith("features.")]
 
         def step(rng: np.random.Generator) -> Tensor:
             self.model.train()
-            drawn = bank.draw(self._draw(indices, p.head_batch, rng), 0.1, p.truncate + 0.2, rng)
+            drawn = bank.draw(self._draw(indices, p.head_batch, rng, rehearsed), 0.1, p.truncate + 0.2, rng)
             arrays = (
                 torch.from_numpy(a).to(self.device) for a in (drawn.tokens, drawn.valid, drawn.days, drawn.present)
             )
@@ -327,7 +332,14 @@ class Trainer:
             if mean.is_floating_point():
                 mean.lerp_(now, 1 - keep)
 
-    def _draw(self, indices: Indices, batch: int, rng: np.random.Generator) -> Indices:
+    def _draw(self, indices: Indices, batch: int, rng: np.random.Generator, rehearsed: Indices = NOTHING) -> Indices:
+        """So many objects; in the second stage a share of them from all that the first one learned from."""
+        again = int((rng.random(batch) < self.protocol.rehearse).sum()) if len(rehearsed) else 0
+        return np.concatenate([self._drawn(indices, batch - again, rng), self._drawn(rehearsed, again, rng)])
+
+    def _drawn(self, indices: Indices, batch: int, rng: np.random.Generator) -> Indices:
+        if not batch:
+            return NOTHING
         if not self.protocol.balanced:
             return rng.choice(indices, batch)
         counts = np.bincount(self.labels[indices], minlength=len(self.protocol.classes))

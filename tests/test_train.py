@@ -173,6 +173,20 @@ def test_the_second_stage_is_selected_on_confirmed_labels(tmp_path: Path) -> Non
     assert asked[1].tolist() == [i for i in trainer.validation if sure[i]]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_second_stage_rehearses_a_share_of_all_labels(tmp_path: Path, share: float) -> None:
+    data = made(FEW)
+    sure = np.array([s != "train" or i % 2 == 0 for i, s in enumerate(data.split)])
+    trainer = train.Trainer(replace(SMALL, rehearse=share), replace(data, confirmed=sure), tmp_path)
+    everything, confirmed = train.stages(trainer.protocol, trainer.data)
+    assert len(confirmed) < len(everything)
+    drawn = trainer._draw(confirmed, 2000, np.random.default_rng(0), everything if share else train.NOTHING)
+    assert len(drawn) == 2000
+    # half of what is rehearsed is confirmed by chance
+    assert np.mean(~sure[drawn]) == pytest.approx(share / 2, abs=0.1)
+    assert set(drawn.tolist()) == set((everything if share else confirmed).tolist())
+
+
 def test_progress_of_another_configuration_is_refused(tmp_path: Path) -> None:
     trainer = train.Trainer(SMALL, made(FEW), tmp_path)
     trainer._keep(torch.optim.AdamW(trainer.model.parameters()))
