@@ -95,7 +95,7 @@ def _schema(settings: config.Settings) -> Line:
 def _model(settings: config.Settings) -> Line:
     from classifier.checkpoint import describe
 
-    sentence = describe(settings.work.model or settings.survey, settings.survey)
+    sentence = describe(settings.work.model or settings.survey, settings.survey, settings.work.prior)
     if importlib.util.find_spec("torch") is None:
         return Line("model", True, f"{sentence}; this machine has no torch, so no worker can run here")
     from classifier.predictor import choose

@@ -155,6 +155,10 @@ def ingest(drain: bool, **given: Any) -> None:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="cuda without a GPU stops at the start.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Arithmetic; auto asks the CPU.")
 @click.option("--threads", type=int, help="CPU threads; all cores by default.")
+@click.option(
+    "--prior", metavar="N,N,…", help="How often the model's classes occur in this stream, in their order, instead of "
+    "the checkpoint's mixture: 1,1,1,1 for equally often. `skyheed check` names the classes."
+)  # fmt: skip
 @click.option("--batch-size", type=int, help="Objects a batch.")
 @click.option("--interval", type=float, metavar="SECONDS", help="Look for due objects at least this often.")
 @click.option("--min-stamps", type=int, help="Decline objects with fewer stamps.")
@@ -169,7 +173,7 @@ def work(drain: bool, **given: Any) -> None:
     """
     from . import daemon
 
-    own = ("model", "device", "precision", "threads", "batch_size", "min_stamps", "metrics_port")
+    own = ("model", "device", "precision", "threads", "prior", "batch_size", "min_stamps", "metrics_port")
     places = {name: f"work.{name}" for name in own}
     places |= {"interval": "work.interval_s", "format_": "work.format"}
     daemon.run_work(settings_from(given, **places), drain)

@@ -64,6 +64,7 @@ class WorkSettings:
     batch_size: int = 64
     interval_s: float = 0.5  # look for due objects at least this often; at once when a batch is full
     lease_s: float = 120.0  # a claimed object returns to the queue after this long
+    prior: str = ""  # how often the classes occur in the stream, as "906,1988,3225,2130"; empty: as the checkpoint says
     min_stamps: int = 3  # one full group of the 3D-CNN; fewer are declined (too_few_stamps)
     format: str = "avro"  # avro or elasticc
     metrics_port: int = 0

@@ -161,10 +161,11 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
     work = settings.work
     predictor = Predictor(
         work.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
-        batch_size=work.batch_size, threads=work.threads or None,
+        batch_size=work.batch_size, threads=work.threads or None, prior=work.prior,
     )  # fmt: skip
     check_fit(settings, survey, predictor)
-    log.info("work survey=%s model=%s %s", settings.survey, predictor.info.name, predictor.chosen)
+    info = predictor.info
+    log.info("work survey=%s model=%s %s %s", settings.survey, info.name, info.version, predictor.chosen)
     predictor.warm_up()
     pace = Pace(work.batch_size, work.interval_s, work.lease_s, work.min_stamps)
     with patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:

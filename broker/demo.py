@@ -30,6 +30,7 @@ from .sequences import SequenceStore
 from .subscribe import Subscriber
 
 SURVEY = "sdss"
+PRIOR = "1,1,1,1"  # the classes occur equally often in the demo's sky
 DRAIN_S = 120.0
 SHOWN = 6  # objects in the picture
 
@@ -104,7 +105,7 @@ def _stream(settings: config.Settings, folder: Path, rate: float, output: Path, 
     daemon.prepare_topics(settings, threading.Event())
     arguments = stack.shared_arguments(settings, None)
     ingest = stack.Daemon("ingest", [*arguments, "--debounce", "0"], folder / "ingest.log")
-    worker = stack.Daemon("work", arguments, folder / "work.log")
+    worker = stack.Daemon("work", [*arguments, "--prior", PRIOR], folder / "work.log")
     try:
         listener = Listener(settings.kafka["bootstrap.servers"], settings.classification_topic, truth)
         listener.start()
@@ -135,7 +136,7 @@ def _score(
     output: Path,
 ) -> dict[str, Any]:  # fmt: skip
     last = {r.object_id: r for r in sorted(records, key=lambda r: r.revision) if r.top_class}
-    predictor = Predictor(SURVEY, survey=SURVEY)
+    predictor = Predictor(SURVEY, survey=SURVEY, prior=PRIOR)
     classes = predictor.info.classes
     matrix = demo_report.confusion([truth[n] for n in last], [str(r.top_class) for r in last.values()], classes)
     whole = {name: store.sequence(name) for name in last}

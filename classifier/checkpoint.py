@@ -6,8 +6,9 @@ an answer, the SHA-256 of the weights, so that a damaged or mixed-up pair is not
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .shape import Config
 FORMAT = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
 CARD_DIGEST = "card_digest"  # key of the JSON: SHA-256 of everything else in it
+PRIOR = "+prior."  # in a version: what follows is another mixture of classes than the checkpoint's own
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -238,14 +240,57 @@ def check_survey(info: Info, survey: str, *, any_survey: bool = False) -> None:
         )
 
 
-def describe(name: str | Path, survey: str) -> str:
+def mixture(text: str, classes: Sequence[str]) -> tuple[float, ...]:
+    """How often the classes occur, relative to each other, from numbers in their order, as 906,1988,3225,2130.
+
+    Raises:
+        ModelError: not one positive number for each class.
+    """
+    counts = tuple(_number(part) for part in text.split(","))
+    if len(counts) != len(classes) or not all(0 < count < math.inf for count in counts):
+        raise ModelError(f"the prior {text} does not give each of {', '.join(classes)} a positive number")
+    return counts
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def assuming(info: Info, counts: Sequence[float]) -> Info:
+    """The same model with probabilities that assume another mixture of classes; its version says which.
+
+    Args:
+        counts: how often each class occurs, in any unit.
+
+    Returns:
+        Version "5" becomes "5+prior.906-1988-3225-2130" (build metadata, as semantic versioning calls it).
+
+    Raises:
+        ModelError: the model was trained on classes as they occur, so another prior would count that twice.
+    """
+    if info.training.get("protocol", {}).get("balanced") is False:
+        raise ModelError(
+            f"the model {info.name} learned from classes as often as they occur (balanced = false), so that "
+            "another prior would count that twice: leave the prior out, or train with balanced = true"
+        )
+    relative = tuple(count * len(counts) / sum(counts) for count in counts)
+    version = f"{info.version.partition(PRIOR)[0]}{PRIOR}{'-'.join(f'{count:g}' for count in counts)}"
+    return replace(info, version=version, calibration=replace(info.calibration, prior=relative))
+
+
+def describe(name: str | Path, survey: str, prior: str = "") -> str:
     """One sentence about the checkpoint that a survey would be served with.
 
     Raises:
-        ModelError: it cannot serve it.
+        ModelError: it cannot serve it, or not with that prior.
     """
     info = read_info(name)
     check_survey(info, survey)
+    if prior:
+        info = assuming(info, mixture(prior, info.classes))
     return (
         f"{info.name} {info.version}, weights {info.digest[:12]}, bands {info.bands}, classes {', '.join(info.classes)}"
     )

@@ -109,6 +109,7 @@ def evaluate(
     \b
     Example:  skyheed evaluate runs/days sky/sdss -o runs/times --against runs/position --against runs/both
     """
+    from . import checkpoint as checkpoints
     from . import evaluate as evaluation
     from . import report
 
@@ -117,7 +118,8 @@ def evaluate(
     for entry in entries:
         click.echo(f"{entry.label}: {entry.how}")
         if prior:
-            evaluation.assume(entry.model, evaluation.mixture(prior, entry.data, confirmed, entry.model.info.classes))
+            counts = evaluation.mixture(prior, entry.data, confirmed, entry.model.info.classes)
+            entry.model.info = checkpoints.assuming(entry.model.info, counts)
     found = evaluation.compare(entries, chosen)
     found["command"] = " ".join(["skyheed", *sys.argv[1:]])
     report.write(found, output, entries[0].data)

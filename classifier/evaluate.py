@@ -3,9 +3,8 @@
 A sequence is cut as a stream shows it: its beginning, and of that the newest stamps that the model takes.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from . import dataset, scores, taxonomy
+from . import checkpoint, dataset, scores, taxonomy
 from .checkpoint import Info, check_survey, read_info
 from .convention import ConvEntion
 from .dataset import Dataset
@@ -80,40 +79,16 @@ def loaded(name: str, survey: str, device: str, precision: str) -> tuple[Classif
 
 
 def mixture(text: str, data: Dataset, confirmed: bool, classes: Sequence[str]) -> tuple[float, ...]:
-    """Class frequencies: as written, or of the training objects (of those with confirmed labels) for "train".
+    """How often the classes occur: as written, or among the training objects (those with confirmed labels) for "train".
 
     Raises:
         ModelError: not one positive number for each class.
     """
-    if text == "train":
-        labels = [data.label[i] for i in data.choose("train", True if confirmed else None)]
-        counts = np.bincount(_numbers(labels, classes), minlength=len(classes))
-    else:
-        counts = np.array([_number(part) for part in text.split(",")])
-    if len(counts) != len(classes) or not (counts > 0).all():
-        raise ModelError(f"the prior {text} does not give each of {', '.join(classes)} a positive number")
-    return tuple((counts * len(counts) / counts.sum()).tolist())
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def assume(model: Classifies, prior: tuple[float, ...]) -> None:
-    """Have probabilities assume another mixture of classes; of models that were trained on classes drawn equally.
-
-    Raises:
-        ModelError: the model was trained on classes as they occur.
-    """
-    if model.info.training.get("protocol", {}).get("balanced") is False:
-        raise ModelError(
-            f"the model {model.info.name} learned from classes as often as they occur (balanced = false), so that "
-            "another prior would count that twice: leave the prior out, or train with balanced = true"
-        )
-    model.info = replace(model.info, calibration=replace(model.info.calibration, prior=prior))
+    if text != "train":
+        return checkpoint.mixture(text, classes)
+    labels = [data.label[i] for i in data.choose("train", True if confirmed else None)]
+    counts = np.bincount(_numbers(labels, classes), minlength=len(classes))
+    return checkpoint.mixture(",".join(str(count) for count in counts), classes)
 
 
 def answers(

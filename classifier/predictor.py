@@ -51,9 +51,10 @@ class Predictor:
         batch_size: sequences that are warmed up for.
         threads: of the CPU; None for all cores.
         any_survey: serve stamps of a survey that the model was not trained for.
+        prior: mixture of classes that probabilities assume instead of the checkpoint's, as for `checkpoint.mixture`.
 
     Raises:
-        ModelError: the checkpoint, survey, device or precision cannot be used.
+        ModelError: the checkpoint, survey, device, precision or prior cannot be used.
     """
 
     def __init__(
@@ -66,9 +67,12 @@ class Predictor:
         batch_size: int = 64,
         threads: int | None = None,
         any_survey: bool = False,
+        prior: str = "",
     ) -> None:
         self.info = checkpoint.read_info(model)
         checkpoint.check_survey(self.info, survey, any_survey=any_survey)
+        if prior:
+            self.info = checkpoint.assuming(self.info, checkpoint.mixture(prior, self.info.classes))
         if threads:
             torch.set_num_threads(threads)
         self.device, self.precision, self.chosen = choose(device, precision)

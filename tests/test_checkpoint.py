@@ -227,3 +227,28 @@ def test_shipped_weights_are_sound_small_and_say_how_they_were_made(path: Path) 
     assert found.metrics["at_the_end"]["objects"] > 50
     assert "/work" not in path.read_text()
     assert CARD_DIGEST in json.loads(path.read_text())
+
+
+def test_another_prior_stands_in_the_version(tmp_path: Path) -> None:
+    known = info(Config(), calibration=Calibration())
+    other = checkpoint.assuming(known, (906, 1988, 3225, 2130))
+    assert other.version == f"{known.version}+prior.906-1988-3225-2130"
+    np.testing.assert_allclose(np.array(other.calibration.prior) * 8249 / 4, [906, 1988, 3225, 2130])
+    assert checkpoint.assuming(other, (1, 1, 1, 0.5)).version == f"{known.version}+prior.1-1-1-0.5"
+    assert known.calibration.prior == ()
+    write(tmp_path)
+    assert "+prior.1-1-1-2," in checkpoint.describe(tmp_path, "sdss", "1,1,1,2")
+
+
+@pytest.mark.parametrize("text", ["1,2,3", "1,2,3,x", "1,2,3,0", "1,2,3,inf", "", "1;2;3;4"])
+def test_a_prior_is_one_positive_number_for_each_class(text: str) -> None:
+    with pytest.raises(ModelError, match="does not give each of AGN, SNIa, Variable, SNOther a positive number"):
+        checkpoint.mixture(text, info(Config()).classes)
+
+
+def test_a_prior_is_not_counted_twice() -> None:
+    for balanced in (True, None):
+        trained = {} if balanced is None else {"protocol": {"balanced": balanced}}
+        checkpoint.assuming(info(Config(), training=trained), (1, 1, 1, 1))
+    with pytest.raises(ModelError, match=r"balanced = false.*leave the prior out"):
+        checkpoint.assuming(info(Config(), training={"protocol": {"balanced": False}}), (1, 1, 1, 1))

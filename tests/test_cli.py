@@ -253,11 +253,13 @@ def test_the_verbs_in_a_row(kafka: embedded.Server, valkey: embedded.Server, tmp
     run("ingest", "--drain")
     books = json.loads(run("audit", "--json"))
     assert (books["consumed"], books["stored"], books["rejected"], books["pending"]) == (8, 6, 2, 2)
-    run("work", "--drain")
+    assert "the prior 1,2 does not give each of AGN, " in run("work", "--drain", "--prior", "1,2", status=1)
+    run("work", "--drain", "--prior", "1,1,1,2")
     found = [json.loads(line) for line in run("subscribe", "--drain", "--format", "json").splitlines()]
     assert sorted((r["object_id"], r["n_stamps"], r["status"]) for r in found) == [
         ("C0", 3, "CLASSIFIED"), ("C1", 3, "CLASSIFIED"),
     ]  # fmt: skip
+    assert {r["provenance"]["model_version"].partition("+")[2] for r in found} == {"prior.1-1-1-2"}
     assert json.JSONDecoder().raw_decode(run("object", "C1"))[0]["n_stamps"] == 3
     [letter] = run("deadletter", "list", "--reason", "unknown_schema_id").splitlines()
     assert "no schema 7 in the registry" in letter
