@@ -248,7 +248,10 @@ def mixture(text: str, classes: Sequence[str]) -> tuple[float, ...]:
     """
     counts = tuple(_number(part) for part in text.split(","))
     if len(counts) != len(classes) or not all(0 < count < math.inf for count in counts):
-        raise ModelError(f"the prior {text} does not give each of {', '.join(classes)} a positive number")
+        example = ",".join("1" * len(classes))
+        raise ModelError(
+            f"the prior {text} does not give each of {', '.join(classes)} a positive number: write them as {example}"
+        )
     return counts
 
 
