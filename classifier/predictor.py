@@ -23,7 +23,7 @@ from .sequence import BANDS, GROUP, StampSequence, layout, uncached
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # CPU flags; the last is 64-bit Arm's
 CPU_INFO = Path("/proc/cpuinfo")
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # groups that sequences are padded to; longer ones to the longest
-TOGETHER = {"cpu": 16, "cuda": 256}  # sequences behind the 3D-CNN at once; on a CPU what its caches hold
+TOGETHER = 16  # sequences behind the 3D-CNN at once on a CPU, as many as its caches hold beside other work
 Token = NDArray[np.generic]
 
 
@@ -160,7 +160,7 @@ class Predictor:
         rows: dict[int, list[int]] = {}
         for row, sequence in enumerate(sequences):
             rows.setdefault(next(w for w in self._widths if w >= sequence.groups), []).append(row)
-        most = TOGETHER[self.device.type]
+        most = TOGETHER if self.device.type == "cpu" else len(sequences)
         return [(width, own[at : at + most]) for width, own in rows.items() for at in range(0, len(own), most)]
 
     def _logits(

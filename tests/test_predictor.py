@@ -85,7 +85,7 @@ def test_every_length_gives_probabilities(served: Predictor) -> None:
 
 
 def test_more_sequences_than_are_computed_at_once_keep_their_order(served: Predictor) -> None:
-    batch = [sequence(3, seed=k) for k in range(2 * TOGETHER["cpu"] + 3)]
+    batch = [sequence(3, seed=k) for k in range(2 * TOGETHER + 3)]
     alone = np.concatenate([answer(served, s) for s in batch])
     assert np.ptp(alone, axis=0).max() > 1e-3  # they can be told apart
     np.testing.assert_allclose(answer(served, *batch), alone, atol=1e-5)
