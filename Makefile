@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-all lint bench clean
 
 demo: $(STAMP)  ## replay a simulated SDSS season and watch it being classified
 	@$(BIN)/skyheed demo
 
 test: $(STAMP)  ## every test; starts and stops the servers it needs
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## the long forms too: faults, fuzzing, training
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long or not long"
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
