@@ -36,6 +36,12 @@ def number(key: str, value: Any, least: float = 0, most: float = LARGEST) -> Non
         raise ModelError(f"{key} is {shown(value)}: give a number, {upto}")
 
 
+def switch(key: str, value: Any) -> None:
+    """Raise ModelError unless a value is true or false."""
+    if not isinstance(value, bool):
+        raise ModelError(f"{key} is {shown(value)}: give true or false")
+
+
 def positive(key: str, *values: Any) -> None:
     """Raise ModelError unless all values are finite numbers above 0."""
     for value in values:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import stamp
+from .scaling import Scaling as Scaling
 from .stamp import STAMP_SIZE
 
 BANDS = "ugrizy"  # a band's code is its index; the broker stores the same code
@@ -65,28 +66,6 @@ class StampSequence:
         # of the bits, because numpy takes 20 times as long for isfinite of float16
         if ((self.stamps.view(np.uint16) & _EXPONENT) == _EXPONENT).any():
             raise ValueError("a stamp has pixels that are not finite: make it by stamp.normalise, which fills them")
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """From linear pixels to the model's input: asinh(pixel / softening) * gain, for each band.
-
-    asinh is linear in the noise and logarithmic in stars, and needs no cut (Lupton et al. 1999, AJ 118, 1406).
-
-    Attributes:
-        softening: [6] in `stamp.STAMP_UNIT_NJY`: the sky noise of the band in the training data.
-        gain: makes the input's variance about one.
-    """
-
-    softening: tuple[float, ...]
-    gain: float
-
-    def __call__(self, pixels: NDArray[np.float16], band: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[n, 32, 32] linear pixels of the bands [n] -> model input."""
-        inverse = np.array([1 / s for s in self.softening], np.float32)[band]
-        scaled: NDArray[np.float32] = np.arcsinh(pixels.astype(np.float32) * inverse[:, None, None])
-        scaled *= np.float32(self.gain)
-        return scaled
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,210 @@
+"""What is known of one object: its epochs in the order of time, their images, photometry without images, context.
+
+Every model takes histories and nothing else, so that training, evaluation, the worker and a notebook show it the same.
+Numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .stamp import STAMP_SIZE
+
+BANDS = "ugrizy"  # a band's code is its index, in Redis, archives and models: append, never reorder
+IMAGE_KINDS = ("science", "difference", "template")
+LONGEST = 99  # epochs that a stream keeps of an object
+DETECTION, FORCED, UPPER_LIMIT = 0, 1, 2  # kinds of photometry points
+_EXPONENT = np.uint16(0x7C00)  # of a float16: all of it is set where a pixel is not finite
+
+
+class Observed(Protocol):
+    """One epoch of one object, as a survey's adapter makes it (`skyheed.broker` calls it an Observation)."""
+
+    object_id: str
+    source_id: int
+    mjd: float
+    band: str
+    ra: float
+    dec: float
+    flux: float
+    flux_error: float
+    stamp: NDArray[np.float16]
+    flags: int
+
+
+@dataclass(frozen=True)
+class Photometry:
+    """Measurements without images, in the order of time.
+
+    Attributes:
+        mjd: float64 [k] days, MJD TAI.
+        band: uint8 [k], indices into `BANDS`.
+        flux, flux_error: float32 [k] nJy, of the difference; an upper limit has flux 0 and its 1-sigma error.
+        kind: uint8 [k]: `DETECTION`, `FORCED` or `UPPER_LIMIT`.
+    """
+
+    mjd: NDArray[np.float64]
+    band: NDArray[np.uint8]
+    flux: NDArray[np.float32]
+    flux_error: NDArray[np.float32]
+    kind: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.mjd)
+
+    def until(self, mjd: float) -> Photometry:
+        """The points up to a time."""
+        rows = slice(0, int(np.searchsorted(self.mjd, mjd, "right")))
+        return Photometry(self.mjd[rows], self.band[rows], self.flux[rows], self.flux_error[rows], self.kind[rows])
+
+
+@dataclass(frozen=True)
+class History:
+    """One object's epochs in the order of time, and what goes with them.
+
+    Attributes:
+        mjd: float64 [n] days, MJD TAI, mid-exposure.
+        band: uint8 [n], indices into `BANDS`.
+        flux, flux_error: float32 [n] nJy, of the difference; NaN where the survey gave none.
+        images: kind -> float16 [m, 32, 32] as `stamp.normalise` returns them, of the epochs `shown`, in order.
+        shown: int64 [m], the epochs that have their images here; the others' are covered by `kept`.
+        kept: what a model asked to be kept, by the index of its span of epochs (`Needs.span`).
+        photometry: None where it was not asked for.
+        context: name -> number; what is not known is absent.
+        source_id, ra, dec (degrees, ICRS), flags: [n].
+    """
+
+    mjd: NDArray[np.float64]
+    band: NDArray[np.uint8]
+    images: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    shown: NDArray[np.int64] = None  # type: ignore[assignment]  # all epochs
+    kept: Mapping[int, Any] = field(default_factory=dict)
+    flux: NDArray[np.float32] = None  # type: ignore[assignment]  # unknown
+    flux_error: NDArray[np.float32] = None  # type: ignore[assignment]
+    photometry: Photometry | None = None
+    context: Mapping[str, float] = field(default_factory=dict)
+    object_id: str = ""
+    survey: str = ""
+    source_id: NDArray[np.uint64] = None  # type: ignore[assignment]
+    ra: NDArray[np.float64] = None  # type: ignore[assignment]
+    dec: NDArray[np.float64] = None  # type: ignore[assignment]
+    flags: NDArray[np.uint16] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        n = len(self.mjd)
+        unknown: dict[str, Any] = {
+            "shown": np.arange(n), "source_id": np.arange(n, dtype=np.uint64), "flags": np.zeros(n, np.uint16),
+            **{name: np.full(n, np.nan, np.float32) for name in ("flux", "flux_error")},
+            **{name: np.full(n, np.nan) for name in ("ra", "dec")},
+        }  # fmt: skip
+        for name, value in unknown.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        """Number of epochs."""
+        return len(self.mjd)
+
+    @classmethod
+    def by_object(cls, observations: Iterable[Observed], survey: str = "") -> dict[str, History]:
+        """Histories of all objects, from observations in any order; of two of one source the first is taken.
+
+        Args:
+            survey: of observations that do not say theirs.
+
+        Returns:
+            object id -> history, in the order in which the objects first came.
+        """
+        groups: dict[str, dict[int, Observed]] = {}
+        for seen in observations:
+            groups.setdefault(seen.object_id, {}).setdefault(seen.source_id, seen)
+        return {name: _history(name, list(own.values()), survey) for name, own in groups.items()}
+
+    def until(self, *, epochs: int | None = None, mjd: float | None = None) -> History:
+        """What was known after so many epochs, or at a time.
+
+        Raises:
+            ValueError: neither or both are given, or nothing was known then.
+        """
+        if (epochs is None) == (mjd is None):
+            raise ValueError("give either epochs or mjd")
+        if epochs is None:
+            assert mjd is not None
+            epochs = int(np.searchsorted(self.mjd, mjd, "right"))
+        last = min(epochs, len(self))
+        if last < 1:
+            raise ValueError(f"nothing was known of {self.object_id or 'the object'} then: give a later time")
+        return self.take(np.arange(last))
+
+    def take(self, epochs: NDArray[np.int64]) -> History:
+        """Some of the epochs, in rising order, with photometry up to the last of them; what was kept is dropped.
+
+        Raises:
+            ValueError: an epoch's images are not here.
+        """
+        rows = np.searchsorted(self.shown, epochs)
+        if (self.images and not (rows < len(self.shown)).all()) or (self.images and (self.shown[rows] != epochs).any()):
+            raise ValueError("the images of some of these epochs are not here: fetch the whole history")
+        return replace(
+            self,
+            images={kind: pixels[rows] for kind, pixels in self.images.items()},
+            shown=np.arange(len(epochs)), kept={},
+            photometry=None if self.photometry is None else self.photometry.until(float(self.mjd[epochs[-1]])),
+            **{name: getattr(self, name)[epochs] for name in PER_EPOCH},
+        )  # fmt: skip
+
+    def newest(self, count: int) -> History:
+        """The newest epochs, or all of them if there are no more."""
+        return self if len(self) <= count else self.take(np.arange(len(self) - count, len(self)))
+
+    def pixels(self, kind: str, epochs: NDArray[np.int64]) -> NDArray[np.float16]:
+        """The images of some epochs, float16 [k, 32, 32]."""
+        return self.images[kind][np.searchsorted(self.shown, epochs)]
+
+    def check(self, longest: int) -> None:
+        """Raise ValueError if the parts do not fit together, or hold what no history has."""
+        if not 1 <= len(self) <= longest:
+            raise ValueError(f"a history has 1 to {longest} epochs here, not {len(self)}")
+        if any(len(getattr(self, name)) != len(self) for name in PER_EPOCH):
+            raise ValueError(f"bands have shape {self.band.shape}, times {self.mjd.shape}: give one of each an epoch")
+        if not np.isfinite(self.mjd).all() or not (self.mjd[1:] >= self.mjd[:-1]).all():
+            raise ValueError("the MJDs of a history are finite and in the order of time: sort its epochs")
+        if not ((self.band >= 0) & (self.band < len(BANDS))).all():
+            raise ValueError(f"band codes are 0 to {len(BANDS) - 1}, the places in {BANDS}")
+        for kind, pixels in self.images.items():
+            _check_images(kind, pixels, len(self.shown))
+
+
+PER_EPOCH = ("mjd", "band", "flux", "flux_error", "source_id", "ra", "dec", "flags")
+
+
+def _history(name: str, seen: Sequence[Observed], survey: str) -> History:
+    seen = sorted(seen, key=lambda o: (o.mjd, o.source_id))
+
+    def column(attribute: str, kind: Any) -> NDArray[Any]:
+        return np.array([getattr(o, attribute) for o in seen], kind)
+
+    return History(
+        mjd=column("mjd", np.float64), band=np.array([BANDS.index(o.band) for o in seen], np.uint8),
+        images={"science": np.stack([o.stamp for o in seen])},
+        flux=column("flux", np.float32), flux_error=column("flux_error", np.float32),
+        object_id=name, survey=getattr(seen[0], "survey", "") or survey,
+        source_id=column("source_id", np.uint64), ra=column("ra", np.float64), dec=column("dec", np.float64),
+        flags=column("flags", np.uint16),
+    )  # fmt: skip
+
+
+def _check_images(kind: str, pixels: NDArray[np.float16], shown: int) -> None:
+    wanted = (shown, STAMP_SIZE, STAMP_SIZE)
+    if pixels.shape != wanted:
+        raise ValueError(f"{kind} stamps have shape {pixels.shape}; expected {wanted}")
+    if pixels.dtype != np.float16:
+        raise ValueError(f"stamps are float16, not {pixels.dtype}: make them by stamp.normalise")
+    # of the bits, because numpy takes 20 times as long for isfinite of float16
+    if ((pixels.view(np.uint16) & _EXPONENT) == _EXPONENT).any():
+        raise ValueError("a stamp has pixels that are not finite: make it by stamp.normalise, which fills them")
