@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier.names import printable
+
 Bits = NDArray[np.uint8]
 # An offset with several outcomes (a message of several records) counts under the first of these.
 PRECEDENCE = ("rejected", "stored", "duplicate", "skipped")
@@ -131,12 +133,12 @@ class Books:
 
     def to_text(self) -> str:
         """A table for a person, with what to look at where it does not balance."""
-        width = max([len(p.partition) for p in self.partitions], default=9)
+        width = max([len(printable(p.partition)) for p in self.partitions], default=9)
         rows = [_ROW.format("partition", "consumed", "stored", "duplicate", "skipped", "rejected", "", width=width)]
         rows += [_row(p, width) for p in self.partitions]
         for name in ("skipped", "rejected"):
             reasons: Counter[str] = sum((getattr(p, name) for p in self.partitions), Counter())
-            rows += [f"  {name}: {reason} {count}" for reason, count in reasons.most_common()]
+            rows += [f"  {name}: {printable(reason)} {count}" for reason, count in reasons.most_common()]
         o = self.objects
         rows.append(
             f"objects: {o.touched} touched, {o.classified} classified, {o.declined} declined, {o.pending} pending, "
@@ -156,7 +158,7 @@ def _row(p: PartitionBooks, width: int) -> str:
     if p.unexpected:
         trouble.append(f"{p.unexpected} never consumed: offsets {_few(p.first_unexpected, p.unexpected)}")
     counts = (p.consumed, p.stored, p.duplicate, p.skipped.total(), p.rejected.total())
-    return _ROW.format(p.partition, *counts, "; ".join(trouble) or "balanced", width=width)
+    return _ROW.format(printable(p.partition), *counts, "; ".join(trouble) or "balanced", width=width)
 
 
 def _few(offsets: list[int], count: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from classifier.errors import ClassifierError
+from classifier.names import printable, printable_lines
 
 from . import config
 from .errors import SkyheedError, StreamError
@@ -93,8 +94,18 @@ def set_up_logging(as_json: bool = False, level: int = logging.INFO) -> None:
             }
             return json.dumps(entry)
 
+    class Text(logging.Formatter):
+        """Nothing from a packet can begin a line of its own, and a traceback is told from lines by its indent."""
+
+        def formatMessage(self, record: logging.LogRecord) -> str:
+            record.message = printable(record.message)
+            return super().formatMessage(record)
+
+        def formatException(self, ei: Any) -> str:
+            return printable_lines("    " + super().formatException(ei).replace("\n", "\n    "))
+
     handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    text = Text("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(Json() if as_json else text)
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
@@ -242,6 +253,7 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
 @click.option("--from", "start", type=click.Choice(["beginning", "latest"]), default="beginning", show_default=True)
 @click.option("--drain", is_flag=True, help="End when everything that was there at the start was read.")
 @click.option("--skip-bad", is_flag=True, help="Pass over records that are no classifications, with a warning.")
+@click.option("--raw-csv", is_flag=True, help="CSV texts as they came, also what a spreadsheet would run.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False),
     help="Write here instead of to the screen; with --group the file is added to.",
@@ -266,7 +278,7 @@ def subscribe(**given: Any) -> None:
     )  # fmt: skip
     try:
         with stream:
-            client.write(stream, given["format_"], given["output"])
+            client.write(stream, given["format_"], given["output"], raw_csv=given["raw_csv"])
     except StreamError as error:
         raise StreamError(f"{error}; --skip-bad passes over such records") from error
     if stream.bad:
@@ -292,7 +304,7 @@ def check(only: str | None, **given: Any) -> None:
         raise click.UsageError(f"no part {unknown.pop()!r}; there are {', '.join(health.PARTS)}")
     lines = health.check(settings_from(given), parts)
     for line in lines:
-        click.echo(f"{'ok  ' if line.ok else 'BAD '} {line.part:<7} {line.sentence}")
+        click.echo(f"{'ok  ' if line.ok else 'BAD '} {line.part:<7} {printable(line.sentence)}")
     sys.exit(0 if all(line.ok for line in lines) else 1)
 
 
@@ -327,10 +339,10 @@ def object_(object_id: str, **given: Any) -> None:
     store = health.reading(settings_from(given))[0]
     latest = store.latest(object_id)
     if latest is None:
-        raise click.ClickException(f"nothing is known of {object_id}")
+        raise click.ClickException(f"nothing is known of {printable(object_id)}")
     click.echo(json.dumps(records.decode(latest).to_json(), indent=2))
     for line in store.history(object_id):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 @skyheed.group()
@@ -407,12 +419,12 @@ def main() -> None:
     try:
         skyheed()
     except Stopped as stopped:
-        click.echo(f"skyheed: stopped while waiting: {stopped}", err=True)
+        click.echo(f"skyheed: stopped while waiting: {printable(stopped)}", err=True)
     except (SkyheedError, ClassifierError) as error:
-        click.echo(f"skyheed: {error}", err=True)
+        click.echo(f"skyheed: {printable(error)}", err=True)
         sys.exit(1)
     except OSError as error:  # a file or a port of ours; servers have errors of their own
-        click.echo(f"skyheed: {_sentence(error)}", err=True)
+        click.echo(f"skyheed: {printable(_sentence(error))}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as missing:
         extra = EXTRAS.get((missing.name or "").split(".")[0])

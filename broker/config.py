@@ -185,7 +185,7 @@ def redacted_url(url: str) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -207,11 +207,16 @@ def _read_secret(path: Any, where: str) -> str:
     if not isinstance(path, str):
         raise ConfigError(f"{where} must be the path of a file")
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\n")
+        secret = Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError:  # not chained: the error holds the file's bytes
         raise ConfigError(f"{where}: {path} is not text in UTF-8") from None
+    if not secret:
+        raise ConfigError(f"{where}: {path} is empty")
+    if not secret.isprintable():  # several lines, or a file that is something else
+        raise ConfigError(f"{where}: {path} holds more than one line of text: write the password and nothing else")
+    return secret
 
 
 def _split(dotted: str) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from typing import Any, Protocol, cast
 
 from confluent_kafka import KafkaError, Message
 
+from classifier.names import printable
+
 from .errors import PacketError, Reason
 from .kafka import BatchConsumer, Options, Outgoing, Publisher, partition_key, place_of, topic_ids
 
@@ -102,7 +104,7 @@ class DeadLetter:
         """What a person wants to know first."""
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.time_ms / 1000))
         source = f"{self.source_topic}/{self.source_partition}@{self.source_offset}"
-        return f"{when}  {self.offset:>8}  {source}  {len(self.value or b'')} bytes  {self.error}"
+        return printable(f"{when}  {self.offset:>8}  {source}  {len(self.value or b'')} bytes  {self.error}")
 
 
 class DeadLetters:

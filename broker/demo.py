@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from classifier import archive as archives
+from classifier.names import printable
 from classifier.predictor import Predictor
 from classifier.sequence import StampSequence
 from classifier.sky import simulate
@@ -76,7 +77,8 @@ def _line(record: Classification, truth: str) -> str:
         answer = f"declined ({record.reason})"
     else:
         answer = f"{record.top_class:<8} {record.top_probability:4.0%} {'✓' if record.top_class == truth else ' '}"
-    return f"{record.object_id:<14} {bands:<22} {record.days_since_first:6.1f} d  {answer:<26} truth: {truth}"
+    line = f"{record.object_id:<14} {bands:<22} {record.days_since_first:6.1f} d  {answer:<26} truth: {truth}"
+    return printable(line)
 
 
 def run(objects: int, rate: float, seed: int, output: str) -> bool:

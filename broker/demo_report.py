@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier.names import caption, printable
+
 CUTOFFS = (3, 6, 12, 24)
 COLOURS = {"AGN": "#7b3294", "SNIa": "#d7301f", "Variable": "#238b45", "SNOther": "#fdae61"}
 
@@ -62,6 +64,7 @@ def latency(milliseconds: Sequence[int]) -> dict[str, float]:
 
 def text(scores: Sequence[Score], matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     """The summary a person reads."""
+    classes = [printable(c) for c in classes]
     width = max(len(c) for c in classes) + 2
     lines = ["  after           objects  accuracy  macro-F1"]
     lines += [f"  {s.label:<15} {s.objects:7d}  {s.accuracy:8.1%}  {s.macro_f1:8.1%}" for s in scores]
@@ -84,16 +87,16 @@ def plot(path: Path, tracks: Sequence[Track], matrix: NDArray[np.int64], classes
         _probabilities(figure.add_subplot(grid[row, 0]), track, classes, row == rows - 1)
         _stamps(figure.add_subplot(grid[row, 1]), track)
     _matrix(figure.add_subplot(grid[: max(rows // 2 + 1, 1), 2]), matrix, classes)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(caption(title, 0), fontsize=12)
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
 
 def _probabilities(axes: Any, track: Track, classes: Sequence[str], last: bool) -> None:
     for index, name in enumerate(classes):
-        axes.plot(track.days, track.probabilities[:, index], ".-", color=COLOURS.get(name), label=name, lw=1.5)
+        axes.plot(track.days, track.probabilities[:, index], ".-", color=COLOURS.get(name), label=caption(name), lw=1.5)
     axes.set(ylim=(-0.03, 1.03), ylabel="probability")
-    axes.set_title(f"{track.object_id}, truth: {track.truth}", fontsize=9, loc="left")
+    axes.set_title(f"{caption(track.object_id)}, truth: {caption(track.truth)}", fontsize=9, loc="left")
     axes.legend(fontsize=7, ncols=len(classes), loc="upper right", framealpha=0.6)
     if last:
         axes.set_xlabel("days since the first stamp")
@@ -111,8 +114,8 @@ def _stamps(axes: Any, track: Track) -> None:
     strip = np.concatenate([np.pad(s, ((0, 0), (0, 2)), constant_values=1.0) for s in shown], axis=1)
     # rows run south to north: the origin is at the bottom left
     axes.imshow(strip, cmap="gray", origin="lower", interpolation="nearest")
-    for index, caption in enumerate(track.captions):
-        axes.text(index * (size + 2) + size / 2, size + 1, caption, fontsize=7, ha="center", va="bottom")
+    for index, words in enumerate(track.captions):
+        axes.text(index * (size + 2) + size / 2, size + 1, words, fontsize=7, ha="center", va="bottom")
 
 
 def _matrix(axes: Any, matrix: NDArray[np.int64], classes: Sequence[str]) -> None:
@@ -122,6 +125,7 @@ def _matrix(axes: Any, matrix: NDArray[np.int64], classes: Sequence[str]) -> Non
         colour = "white" if fractions[y, x] > 0.5 else "black"
         axes.text(x, y, f"{count}\n{fractions[y, x]:.0%}", ha="center", va="center", fontsize=8, color=colour)
     axes.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="answer at the end", ylabel="truth")
-    axes.set_xticklabels(classes, fontsize=8)
-    axes.set_yticklabels(classes, fontsize=8)
+    names = [caption(name) for name in classes]
+    axes.set_xticklabels(names, fontsize=8)
+    axes.set_yticklabels(names, fontsize=8)
     axes.set_title("confusion matrix", fontsize=9)

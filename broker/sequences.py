@@ -108,13 +108,15 @@ def check(observation: Observation) -> None:
     """See that `store` can keep what a survey made of a packet: there, a failure would stop a whole batch.
 
     Raises:
-        PacketError: BAD_FLUX.
+        PacketError: BAD_FLUX or BAD_OBJECT_ID.
         Exception: of whatever kind, for what no survey should have let through.
     """
     if any(abs(value) > _LARGEST_FLUX for value in (observation.flux, observation.flux_error)):
         raise PacketError(Reason.BAD_FLUX, f"flux {observation.flux!r} with error {observation.flux_error!r}")
     if not math.isfinite(observation.mjd) or len(observation.band) != 1:
         raise ValueError(f"a source at MJD {observation.mjd!r} in band {observation.band!r}")
+    if not observation.object_id.isprintable():
+        raise PacketError(Reason.BAD_OBJECT_ID, f"object id {observation.object_id!a} cannot be printed")
     observation.object_id.encode()
     _header(observation, 0, 0)
     _check_stamp(observation.stamp)

@@ -11,6 +11,7 @@ see each answer once over restarts keys what it stores by `classification_id`.
 
 import contextlib
 import csv
+import functools
 import itertools
 import json
 import logging
@@ -26,6 +27,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from confluent_kafka import Message
+
+from classifier.names import printable, spreadsheet_cell
 
 from .errors import ConfigError, StreamError
 from .kafka import BatchConsumer, place_of
@@ -198,13 +201,17 @@ class _Repeats:
 # --- output --------------------------------------------------------------------------------------------------------
 
 
-def write(stream: Iterable[Classification], format_: str, output: str | Path | None = None) -> int:
+def write(
+    stream: Iterable[Classification], format_: str, output: str | Path | None = None, *, raw_csv: bool = False
+) -> int:
     """Write the records as table, json (one object a line), csv or parquet until they or Ctrl-C end; return how many.
 
     Args:
         output: a file (parquet needs one, and finishes it only when the stream ends), or None for stdout. A
             subscriber with a group adds to a file that is there, because the group never gets those records again;
             without one the file is written anew.
+
+        raw_csv: texts in CSV as they came, also what a spreadsheet would run or a terminal obey.
 
     Raises:
         ConfigError: an unknown format, parquet without a file, or a file that cannot be added to.
@@ -214,7 +221,8 @@ def write(stream: Iterable[Classification], format_: str, output: str | Path | N
     adds = isinstance(stream, Subscriber) and stream.remembers
     if format_ == "parquet":
         return _write_parquet(stream, output, adds)
-    writers = {"table": write_table, "json": write_json, "csv": write_csv}
+    csv_ = functools.partial(write_csv, raw=raw_csv)
+    writers: dict[str, Callable[..., int]] = {"table": write_table, "json": write_json, "csv": csv_}
     if format_ not in writers:
         raise ConfigError(f"format must be {', '.join(writers)} or parquet, not {format_!r}")
     if output is not None:
@@ -270,18 +278,20 @@ def write_json(stream: Iterable[Classification], out: IO[str], _titled: bool = T
     return _lines(stream, out, lambda record: json.dumps(record.to_json(), separators=(",", ":")))
 
 
-def write_csv(stream: Iterable[Classification], out: IO[str], titled: bool = True) -> int:
+def write_csv(stream: Iterable[Classification], out: IO[str], titled: bool = True, *, raw: bool = False) -> int:
     """A header and one line a record; what has several values (probabilities, bands, sources) is JSON in its cell.
 
     Args:
         titled: write the header.
+        raw: leave texts as they came; otherwise none can be run by a spreadsheet (`names.spreadsheet_cell`).
     """
     writer = csv.DictWriter(out, _columns(), lineterminator="\n")
     if titled:
         writer.writeheader()
     count = 0
     for record in stream:
-        writer.writerow(flat(record))
+        row = flat(record)
+        writer.writerow(row if raw else {name: spreadsheet_cell(value) for name, value in row.items()})
         out.flush()
         count += 1
     return count
@@ -300,11 +310,20 @@ def _lines(
 
 
 def _row(record: Classification) -> tuple[Any, ...]:
-    when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.classified_ms / 1000))
+    when = _utc(record.classified_ms)
     bands = " ".join(f"{band}{number}" for band, number in sorted(record.stamps_per_band.items()))
     answer = record.top_class or f"({record.reason})"
     probability = "" if record.top_probability is None else f"{record.top_probability:.3f}"
-    return when, record.object_id, record.n_stamps, bands, f"{record.days_since_first:.2f}", answer, probability
+    name, bands, answer = (printable(text) for text in (record.object_id, bands, answer))
+    return when, name, record.n_stamps, bands, f"{record.days_since_first:.2f}", answer, probability
+
+
+def _utc(ms: int) -> str:
+    """A time as a person reads it; empty for one that no calendar has."""
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ms / 1000))
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def _columns() -> list[str]:

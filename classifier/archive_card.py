@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .names import printable, table_cell
+
 OBJECT_FIELDS = {
     "object_id": "the survey's name of the object",
     "class": "the label to learn: AGN, SNIa, Variable or SNOther",
@@ -35,8 +37,9 @@ STAMP_FIELDS = {
 
 def card_text(card: Mapping[str, Any]) -> str:
     """The data card in Markdown."""
+    surveys = printable(", ".join(card["surveys"]))
     parts = [
-        f"# {', '.join(card['surveys'])} stamp sequences: {card['objects']} objects, {card['stamps']} stamps",
+        f"# {surveys} stamp sequences: {card['objects']} objects, {card['stamps']} stamps",
         _origin(card),
         str(card.get("made", "")).strip(),
         "## Counts\n\n" + _counts(card),
@@ -48,8 +51,9 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 def _origin(card: Mapping[str, Any]) -> str:
     seed = f", seed {card['seed']}" if card.get("seed") is not None else ""
+    command = printable(card.get("command", "unknown"))
     return (
-        f"Made by `{card.get('command', 'unknown')}`{seed} with skyheed {card['code_version']} on {card['date']}; "
+        f"Made by `{command}`{seed} with skyheed {card['code_version']} on {card['date']}; "
         f"{card['bytes'] / 2**20:.0f} MiB, format {card['format']}."
     )
 
@@ -61,7 +65,7 @@ def _counts(card: Mapping[str, Any]) -> str:
         table.setdefault((row["class"], row["confirmed"]), {})[row["split"]] = row["objects"]
     for (label, confirmed), splits in sorted(table.items()):
         cells = " | ".join(str(splits.get(name, 0)) for name in ("train", "validation", "test"))
-        lines.append(f"| {label} | {'confirmed' if confirmed else 'photometric'} | {cells} |")
+        lines.append(f"| {table_cell(label)} | {'confirmed' if confirmed else 'photometric'} | {cells} |")
     return "\n".join(lines)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import click
 
 from .archive import Archive
+from .archive_card import card_text
 from .archive_check import validate as validate_archive
+from .names import printable, printable_lines
 
 
 @click.group()
@@ -132,7 +134,7 @@ def build_lightcurves(
 def info(path: Path, as_json: bool) -> None:
     """Print an archive's data card."""
     found = Archive(path)
-    click.echo(json.dumps(found.card, indent=1) if as_json else (path / "README.md").read_text())
+    click.echo(json.dumps(found.card, indent=1) if as_json else printable_lines(card_text(found.card)))
 
 
 @archive.command()
@@ -141,7 +143,7 @@ def validate(path: Path) -> None:
     """Read everything and check it; exit status 1 if something is wrong."""
     problems = validate_archive(path)
     for problem in problems:
-        click.echo(problem)
+        click.echo(printable(problem))
     if problems:
         raise click.exceptions.Exit(1)
     click.echo(f"{path}: sound")

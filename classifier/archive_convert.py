@@ -1,6 +1,7 @@
 """Parts of an archive in other forms: a smaller archive, NumPy files, or FITS files to look at."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from .archive import Archive, ArchiveObject, ArchiveWriter
 from .archive_format import kinds_of
 from .errors import ArchiveError
+from .names import file_name, header_text
 
 FORMS = ("archive", "npz", "fits")
 
@@ -76,7 +78,7 @@ def _command(labels: tuple[str, ...], split: str | None, objects: tuple[str, ...
     """The command that makes such a part, for its data card."""
     words = ["skyheed archive convert --to archive", *(f"--class {label}" for label in labels)]
     words += [f"--split {split}"] if split else []
-    words += [f"--object {name}" for name in objects]
+    words += [f"--object {shlex.quote(name)}" for name in objects]
     return " ".join([*words, "--alerts-only"] if alerts_only else words)
 
 
@@ -99,19 +101,19 @@ def _object(row: Mapping[str, Any]) -> ArchiveObject:
 def _write_npz(out: Path, archive: Archive, name: str, stamps: NDArray[np.void]) -> None:
     row = archive.object(name)
     columns: dict[str, Any] = {column: stamps[column] for column in stamps.dtype.names or ()}
-    np.savez_compressed(out / f"{name}.npz", label=row["class"], ra=row["ra"], dec=row["dec"], **columns)
+    np.savez_compressed(out / f"{file_name(name)}.npz", label=row["class"], ra=row["ra"], dec=row["dec"], **columns)
 
 
 def _write_fits(out: Path, archive: Archive, name: str, stamps: NDArray[np.void]) -> None:
     row = archive.object(name)
     primary = fits.PrimaryHDU()
     for key in ("class", "type", "survey", "origin"):
-        primary.header[key.upper()] = str(row[key])
-    primary.header["OBJECT"] = name
+        primary.header[key.upper()] = header_text(row[key])
+    primary.header["OBJECT"] = header_text(name)
     parts = [primary]
     for stamp in stamps:
         parts += [_image(archive, row, stamp, kind) for kind in kinds_of(stamps)]
-    fits.HDUList(parts).writeto(out / f"{name}.fits")
+    fits.HDUList(parts).writeto(out / f"{file_name(name)}.fits")
 
 
 def _image(archive: Archive, row: Mapping[str, Any], stamp: np.void, kind: str) -> fits.ImageHDU:

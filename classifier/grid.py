@@ -13,6 +13,7 @@ from . import dataset, protocol, train
 from .checkpoint import Info
 from .dataset import Dataset
 from .errors import ModelError
+from .names import file_name
 from .protocol import Protocol
 
 VALIDATION = 8  # one in so many of a block's training objects selects and calibrates
@@ -113,7 +114,7 @@ def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str
 
 
 def _folder(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name.lower())
+    return file_name("".join(c if c.isalnum() else "-" for c in name.lower()))
 
 
 def table(found: Mapping[str, Sequence[Info]]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import scores
 from .dataset import Dataset
+from .names import caption, printable, table_cell
 from .sequence import BANDS
 
 SHOWN = 10  # stamps of each object in the picture of failures
@@ -55,9 +56,9 @@ def _models(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def text(found: dict[str, Any]) -> str:
     """The page that a person reads."""
-    lines = [f"# {found['model']} on {found['data']}", ""]
+    lines = [f"# {printable(found['model'])} on {printable(found['data'])}", ""]
     if "command" in found:
-        lines += [f"Made by `{found['command']}`.", ""]
+        lines += [f"Made by `{printable(found['command'])}`.", ""]
     lines += ["Intervals are the central 68 % of bootstrap draws of the objects.", _ECE, ""]
     lines += _table([*_cuts(found), ("all stamps", found["at_the_end"])])
     lines += ["", "## Classes, all stamps", ""]
@@ -95,9 +96,9 @@ def _matrices(found: Mapping[str, Any]) -> list[tuple[str, list[list[int]]]]:
 
 
 def _confusion(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> list[str]:
-    lines = ["| | " + " | ".join(classes) + " |", "|---" * (len(classes) + 1) + "|"]
+    lines = ["| | " + " | ".join(map(table_cell, classes)) + " |", "|---" * (len(classes) + 1) + "|"]
     return lines + [
-        f"| {name} | " + " | ".join(map(str, row)) + " |" for name, row in zip(classes, matrix, strict=True)
+        f"| {table_cell(name)} | " + " | ".join(map(str, row)) + " |" for name, row in zip(classes, matrix, strict=True)
     ]
 
 
@@ -118,7 +119,7 @@ def _comparison(models: Mapping[str, dict[str, Any]]) -> list[str]:
     named = {
         name: dict([*_cuts({"after_stamps": found["after_stamps"]}), *_gaps(found)]) for name, found in models.items()
     }
-    columns = [f"{score}, {name}" for name in named for score in _COMPARED.values()]
+    columns = [f"{score}, {table_cell(name)}" for name in named for score in _COMPARED.values()]
     lines = ["| | objects | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for cut, first in next(iter(named.values())).items():
         cells = [_with_interval(own[cut], key) if cut in own else "" for own in named.values() for key in _COMPARED]
@@ -139,8 +140,8 @@ def _number(value: float | None) -> str:
 def _rows(first: str, keys: Sequence[str], rows: Mapping[str, Any]) -> list[str]:
     lines = [f"| {first} | " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
     for name, row in rows.items():
-        cells = ["" if row.get(key) is None else str(row[key]) for key in keys]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        cells = ["" if row.get(key) is None else table_cell(row[key]) for key in keys]
+        lines.append(f"| {table_cell(name)} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -148,7 +149,7 @@ def _plot_scores(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 9), layout="constrained")
-    figure.suptitle(f"{found['model']} on {found['data']}")
+    figure.suptitle(_title(found))
     _plot_series(axes[0, 0], found["after_stamps"], "stamps")
     _plot_series(axes[0, 1], found.get("after_days", {}), "days since the first stamp")
     _plot_calibration(axes[0, 2], found)
@@ -160,6 +161,10 @@ def _plot_scores(found: dict[str, Any], path: Path) -> None:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
+
+
+def _title(found: Mapping[str, Any]) -> str:
+    return f"{caption(found['model'])} on {caption(found['data'], 0)}"
 
 
 def _plot_series(axis: Any, series: Mapping[str, Any], label: str) -> None:
@@ -202,9 +207,9 @@ def _plot_matrix(axis: Any, classes: Sequence[str], counts: Sequence[Sequence[in
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (y, x), value in np.ndenumerate(matrix):
         axis.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if shares[y, x] > 0.5 else "black")
-    ticks = range(len(classes))
-    axis.set_xticks(ticks, classes)
-    axis.set_yticks(ticks, classes)
+    ticks, names = range(len(classes)), [caption(name) for name in classes]
+    axis.set_xticks(ticks, names)
+    axis.set_yticks(ticks, names)
     axis.set(xlabel="answer", ylabel="truth", title=title)
 
 
@@ -223,11 +228,11 @@ def _plot_models(models: Mapping[str, dict[str, Any]], data: str, rows: Sequence
         layout="constrained",
         sharey="col",
     )
-    figure.suptitle(textwrap.fill(f"{' against '.join(models)} on {data}", 120))
+    figure.suptitle(textwrap.fill(f"{' against '.join(map(caption, models))} on {caption(data, 0)}", 120))
     for row, series in zip(axes, rows, strict=True):
         for axis, (key, score) in zip(row, _COMPARED.items(), strict=True):
             for name, found in models.items():
-                _plot_curve(axis, found[series], key, label=name)
+                _plot_curve(axis, found[series], key, label=caption(name))
             axis.set(xlabel=_AXES[series], ylabel=score)
             if series == "after_stamps":
                 _stretch(axis, [int(n) for own in models.values() for n in own[series]])
@@ -244,7 +249,7 @@ def _plot_failures(found: Mapping[str, Any], data: Dataset, path: Path) -> None:
     figure, axes = pyplot.subplots(
         len(worst), SHOWN, figsize=(SHOWN * 1.1, 0.5 + len(worst) * 1.25), squeeze=False, layout="constrained"
     )
-    figure.suptitle(f"{found['model']} on {found['data']}: most confidently wrong")
+    figure.suptitle(f"{_title(found)}: most confidently wrong")
     for row, wrong in zip(axes, worst, strict=True):
         shown = data.sequence(data.object_ids.index(wrong["object_id"]))
         steps = np.unique(np.linspace(0, len(shown.mjd) - 1, SHOWN).astype(int))
@@ -253,6 +258,7 @@ def _plot_failures(found: Mapping[str, Any], data: Dataset, path: Path) -> None:
         for axis, step in zip(row, steps, strict=False):
             axis.imshow(np.arcsinh(shown.stamps[step].astype(np.float32)), origin="lower", cmap="gray")
             axis.set_title(f"{BANDS[shown.band[step]]} {shown.mjd[step] - shown.mjd[0]:.0f} d", fontsize=6)
-        row[0].text(0, -6, f"{wrong['truth']}, said {wrong['answer']} {wrong['probability']:.2f}", fontsize=6)
+        said = f"{wrong['truth']}, said {wrong['answer']} {wrong['probability']:.2f}"
+        row[0].text(0, -6, caption(said), fontsize=6)
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
