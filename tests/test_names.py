@@ -28,8 +28,8 @@ from classifier.names import LONGEST, caption, file_name, printable, spreadsheet
 EVIL = "A\x1b]0;owned\x07\x1b[2J\n2026-01-01T00:00:00 ERROR forged line\r\u202egpj.exe\u2028\x9b31m"
 NAMES = [
     "../../evil", "/etc/evil", "..", ".", "", "a/b", "a_b", "a\\b", "a\0b", "a\nb", "CON", "con", "NUL.txt",
-    "Com1.fits", "x" * 4000, "x" * 4001, "é" * 300, "~root", "-rf", ".hidden", "end.", "end ", "$(touch evil)", "a b", "'\"`",
-    "\ud800", "a|b", "a:b", "a*b?",
+    "Com1.fits", "x" * 4000, "x" * 4001, "é" * 300, "~root", "-rf", ".hidden", "end.", "end ", "$(touch evil)",
+    "a b", "'\"`", "\ud800", "a|b", "a:b", "a*b?",
 ]  # fmt: skip
 
 
