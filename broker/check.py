@@ -51,9 +51,11 @@ def _safely(part: str, look: Callable[[config.Settings], Line], settings: config
 
 
 def _kafka(settings: config.Settings) -> Line:
+    connection.check_options(settings.kafka)
     cluster = kafka.ping(settings.kafka)
     places = [f"{settings.kafka['bootstrap.servers']} answers (cluster {cluster})"]
     if settings.kafka_input:
+        connection.check_options(settings.input_options)
         kafka.ping(settings.input_options)
         places.append(f"input {settings.input_options['bootstrap.servers']} answers")
     return Line("kafka", True, ", ".join(places))
@@ -107,7 +109,7 @@ def _model(settings: config.Settings) -> Line:
 def _lag(settings: config.Settings) -> Line:
     """A backlog is well as long as it is worked on: an ingest that hangs or is gone leaves the group where it is."""
     options, group = settings.input_options, settings.ingest.group
-    lags = kafka.group_lag(options, group, daemon.alert_topics(settings))
+    lags = kafka.group_lag(options, group, settings.alerts)
     sentence = f"{sum(lags.values())} alerts not yet read in {len(lags)} partitions"
     behind = [place for place, lag in lags.items() if lag]
     if not behind or _moves(options, group, behind):

@@ -15,7 +15,7 @@ from classifier.errors import ClassifierError
 from classifier.names import printable, printable_lines
 
 from . import config
-from .errors import SkyheedError, StreamError
+from .errors import ConfigError, SkyheedError, StreamError
 from .patience import Stopped
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -235,6 +235,8 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
     settings = settings_from({**given, "survey": survey})
     # not ingest.topics: those may be patterns, or somebody else's
     topic = topic or settings.alert_topic
+    if fault := settings.outputs.fault(topic):
+        raise ConfigError(f"--topic: {fault}")
     sent = player.replay(
         settings.kafka, daemon.survey_of(settings), paths, topic,
         speed=given["speed"], rate=given["rate"], state=given["state"], shuffle=given["shuffle"],
@@ -367,7 +369,7 @@ def deadletter_list(reason: str | None, limit: int, **given: Any) -> None:
     from . import daemon
     from . import deadletter as letters
 
-    settings = daemon.with_survey(settings_from(given))
+    settings = daemon.checked(settings_from(given))
     for letter in letters.read(settings.kafka, settings.dead_letter_topic, limit=limit, reason=reason):
         click.echo(letter.line())
 

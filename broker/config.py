@@ -18,15 +18,16 @@ This is the only module that reads the environment. Secrets come from the enviro
 
 import math
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
-from urllib.parse import urlsplit
 
+from . import rules
 from .errors import ConfigError
+from .selection import Outputs, Selection
+from .urls import redacted_url as redacted_url
 
 Options = Mapping[str, str]
 
@@ -46,12 +47,17 @@ class RedisSettings:
 class IngestSettings:
     topics: tuple[str, ...] = ()  # names, or patterns that begin with ^
     group: str = "skyheed"
-    batch_size: int = 500
+    batch_size: int = 500  # messages fetched at a time
+    batch_bytes: int = 64 * 2**20  # fetched at a time: values, keys and headers; one message more may be in hand
+    batch_records: int = 2_000  # decoded before they are stored and committed; a whole message is in hand at least
+    batch_s: float = 2.0  # of decoding, likewise
     batch_wait_s: float = 0.2
     stamp: str = ""  # science, difference or template; empty: the survey's default
     bands: str = ""  # bands to keep; empty: all of the survey's
     debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
     max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
+    max_packet_records: int = 10_000  # of one message; they are taken or set aside together
+    max_unpacked_bytes: int = 64 * 2**20  # of one message's blocks together
     metrics_port: int = 0  # 0: no endpoint
 
 
@@ -121,6 +127,21 @@ class Settings:
     def dead_letter_topic(self) -> str:
         return self.topics.dead_letters or f"{self.topics.prefix}.deadletter.{self.survey}"
 
+    @property
+    def outputs(self) -> Outputs:
+        """The topics that skyheed writes, which hold no alerts."""
+        own = tuple(name for name in (self.topics.classifications, self.topics.dead_letters) if name)
+        return Outputs(("skyheed", self.topics.prefix), own)
+
+    @property
+    def alerts(self) -> Selection:
+        """The topics to read alerts from; one of our own by default, which `replay` writes to.
+
+        Raises:
+            ConfigError: a name or pattern that cannot work.
+        """
+        return Selection(self.ingest.topics or (self.alert_topic,), self.outputs.never)
+
 
 # Environment variable -> place in the settings. Secrets have no other short form.
 ENVIRONMENT = {
@@ -141,11 +162,6 @@ ENVIRONMENT = {
 CONFIG_VARIABLE = "SKYHEED_CONFIG"
 # Values a user may well forget; everything else has a working default.
 DEFAULT_KAFKA = "127.0.0.1:9092"
-LONGEST_DAYS = 36_500.0  # a century; the server counts lifetimes in milliseconds and must not overflow
-SHORTEST_TTL_DAYS = 0.01  # below that, sequences are forgotten between two visits: surely a slip
-# Everything up to the last @ belongs to the user or password: urlsplit would end a password at its first / # or ?
-_USER_AND_PASSWORD = re.compile(r"(?<=://)([^:]*):.*@", re.DOTALL)
-_PASSWORD_OPTION = re.compile(r"([?&][^=&]*password=)[^&]*", re.DOTALL)
 
 
 def load(
@@ -169,18 +185,14 @@ def load(
         if value is not None:
             _refuse_secret(dotted, value)
             _put(tree, _split(dotted), value)
-    settings = _check(_build(Settings, tree, ""))
+    settings: Settings = _build(Settings, tree, "")
+    rules.check(settings)
     return replace(
         settings,
         kafka={"bootstrap.servers": DEFAULT_KAFKA, **settings.kafka},
         kafka_named="bootstrap.servers" in settings.kafka,
         redis_named="url" in tree.get("redis", {}),
     )
-
-
-def redacted_url(url: str) -> str:
-    """The URL without its password, for logs and messages; whatever characters the password holds."""
-    return _PASSWORD_OPTION.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -289,74 +301,6 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where} must be a finite number, not {value}")
     return value
-
-
-def _check(settings: Settings) -> Settings:
-    """Refuse values that would delete data, crash a daemon in mid-stream, or ask for what does not exist."""
-    for good, sentence in (*_state_rules(settings), *_stream_rules(settings), *_work_rules(settings.work)):
-        if not good:
-            raise ConfigError(sentence)
-    return settings
-
-
-def _state_rules(settings: Settings) -> list[tuple[bool, str]]:
-    redis = settings.redis
-    days = f"{LONGEST_DAYS:.0f} days"
-    return [
-        (_well_formed(redis.url), "redis.url holds a password with / # or ?: put it into SKYHEED_REDIS_PASSWORD"),
-        (redis.shards >= 1, "redis.shards must be at least 1"),
-        (1 <= redis.max_stamps <= 99, "redis.max_stamps must be 1 to 99"),
-        (
-            SHORTEST_TTL_DAYS <= redis.ttl_days <= LONGEST_DAYS,
-            f"redis.ttl_days must be {SHORTEST_TTL_DAYS} to {days}: quiet objects are deleted after it",
-        ),
-        (
-            SHORTEST_TTL_DAYS <= redis.books_days <= LONGEST_DAYS,
-            f"redis.books_days must be {SHORTEST_TTL_DAYS} to {days}: the books' bitmaps are deleted after it",
-        ),
-    ]
-
-
-def _stream_rules(settings: Settings) -> list[tuple[bool, str]]:
-    ingest, topics = settings.ingest, settings.topics
-    return [
-        (ingest.batch_size >= 1, "ingest.batch_size must be at least 1"),
-        (ingest.batch_wait_s >= 0, "ingest.batch_wait_s must not be negative"),
-        (ingest.debounce_s >= 0, "ingest.debounce_s must not be negative"),
-        (ingest.max_packet_bytes >= 1, "ingest.max_packet_bytes must be at least 1: every packet would be set aside"),
-        (bool(ingest.group), "ingest.group must not be empty"),
-        (_is_port(ingest.metrics_port), "ingest.metrics_port must be 0 (none) to 65535"),
-        (bool(topics.prefix), "topics.prefix must not be empty"),
-        (_is_count(topics.partitions), "topics.partitions must be at least 1, or -1 for the cluster's default"),
-        (_is_count(topics.replication), "topics.replication must be at least 1, or -1 for the cluster's default"),
-    ]
-
-
-def _work_rules(work: WorkSettings) -> list[tuple[bool, str]]:
-    return [
-        (work.batch_size >= 1, "work.batch_size must be at least 1"),
-        (work.min_stamps >= 1, "work.min_stamps must be at least 1"),
-        (work.threads >= 0, "work.threads must not be negative; 0 takes all cores"),
-        (work.lease_s >= 1, "work.lease_s must be at least 1: every answer would come too late"),
-        (work.interval_s > 0, "work.interval_s must be above 0"),
-        (work.device in ("auto", "cpu", "cuda"), "work.device must be auto, cpu or cuda"),
-        (work.precision in ("auto", "float32", "bfloat16"), "work.precision must be auto, float32 or bfloat16"),
-        (work.format in ("avro", "elasticc"), "work.format must be avro or elasticc"),
-        (_is_port(work.metrics_port), "work.metrics_port must be 0 (none) to 65535"),
-    ]
-
-
-def _is_port(number: int) -> bool:
-    return 0 <= number <= 65_535
-
-
-def _is_count(number: int) -> bool:
-    return number == -1 or number >= 1
-
-
-def _well_formed(url: str) -> bool:
-    """Whether a client that splits the URL by the rules finds the host where the user meant it."""
-    return not _USER_AND_PASSWORD.search(url) or "@" in urlsplit(url).netloc
 
 
 def with_servers(settings: Settings, kafka: str, redis: str) -> Settings:

@@ -152,9 +152,19 @@ def _client(make: Callable[[dict[str, Any]], Any], options: Options, connection:
     settings = {**options, "error_cb": connection.on_error, "logger": _Librdkafka()}
     try:
         return make(settings)
-    except (KafkaException, ValueError, TypeError) as error:
+    except (KafkaException, ValueError, TypeError, AttributeError, OverflowError) as error:
         reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-        raise ConfigError(f"Kafka options cannot work: {connection.redact(reason)}") from None
+        raise ConfigError(f"Kafka options cannot work: {connection.redact(' '.join(reason.split()))}") from None
+
+
+def check_options(options: Options) -> None:
+    """See that librdkafka takes the options: most of them it judges only when a client is made. Asks no server.
+
+    Raises:
+        ConfigError: an unknown option, a value it does not take, or options that contradict each other.
+    """
+    producer(options, Connection(options))
+    consumer(options, "skyheed-check", Connection(options)).close()
 
 
 def producer(options: Options, connection: Connection) -> ck.Producer:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from . import config, deadletter, kafka, metrics, patience, records, redrive, state
+from .connection import check_options
 from .errors import ConfigError
 from .ingest import Ingest, Intake
 from .ledger import Ledger
@@ -58,9 +59,22 @@ def with_survey(settings: config.Settings) -> config.Settings:
     return settings
 
 
+def checked(settings: config.Settings) -> config.Settings:
+    """The same settings, once it is sure that the survey is known and that librdkafka takes the options.
+
+    Raises:
+        ConfigError: one of them is wrong. Nothing has been started or asked of a server then.
+    """
+    survey_of(settings)
+    check_options(settings.kafka)
+    if settings.kafka_input:
+        check_options(settings.input_options)
+    return settings
+
+
 def alert_topics(settings: config.Settings) -> list[str]:
     """The topics to read; one of our own by default, which `replay` writes to."""
-    return list(settings.ingest.topics) or [settings.alert_topic]
+    return list(settings.alerts.topics)
 
 
 def connect_store(settings: config.Settings) -> tuple[SequenceStore, DueQueue, Ledger]:
@@ -125,12 +139,11 @@ def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
         Stopped: a signal came before it began; Unfinished with `drain`, whenever it came.
     """
     stop = stop_on_signal()
-    topics = alert_topics(settings)
-    survey_of(settings)  # a wrong name stops here, before anything is asked of a server
+    topics = checked(settings).alerts
     log.info(
         "ingest survey=%s topics=%s group=%s redis=%s",
         settings.survey,
-        ",".join(topics),
+        ",".join(topics.topics),
         settings.ingest.group,
         config.redacted_url(settings.redis.url),
     )
@@ -157,7 +170,7 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
     from .worker import Pace, Worker
 
     stop = stop_on_signal()
-    survey = survey_of(settings)
+    survey = survey_of(checked(settings))
     work = settings.work
     predictor = Predictor(
         work.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
@@ -208,7 +221,7 @@ def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
         Unfinished: a signal came before the last letter.
     """
     stop = stop_on_signal()
-    with kafka.Publisher(settings.kafka) as publisher:
+    with kafka.Publisher(checked(settings).kafka) as publisher:
         intake = make_intake(settings, publisher)
         patience.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write beside everything
         letters = deadletter.read(settings.kafka, settings.dead_letter_topic, reason=reason)

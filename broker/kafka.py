@@ -29,6 +29,7 @@ from .connection import (
     right,
 )
 from .errors import ServiceError, ServiceUnavailable
+from .selection import Outputs, Selection, selection
 from .topics import end_offsets, ensure_topics, group_lag, partition_key, ping, topic_ids
 
 __all__ = [
@@ -52,6 +53,8 @@ Headers = Sequence[tuple[str, bytes]]
 Outgoing = tuple[str, bytes | None, bytes | None, Headers | None]  # topic, key, value, headers
 PROBE_EVERY_S = 5.0
 CLOSE_S = 10.0
+LOOK_EVERY = "topic.metadata.refresh.interval.ms"
+LOOK_EVERY_MS = 30_000  # for topics that a pattern matches; as often as librdkafka asks for those that it knows
 ASSIGN_S = 60.0  # a drain that has no partition by then will not get one
 
 
@@ -191,17 +194,24 @@ class BatchConsumer:
     """Reads topics in batches, with or without a group, and knows when it has reached the end.
 
     Args:
-        topics: names, or patterns that begin with `^` (only with a group).
+        topics: names, or patterns that begin with `^` (`selection`).
         group: consumer group that remembers the position; None reads every partition and remembers nothing.
         start: "earliest" or "latest": where to begin without a remembered position.
         drain: stop each partition where it ended when its first message arrived.
     """
 
     def __init__(
-        self, options: Options, topics: Sequence[str], group: str | None, start: str = "earliest", drain: bool = False
+        self,
+        options: Options,
+        topics: Sequence[str] | Selection,
+        group: str | None,
+        start: str = "earliest",
+        drain: bool = False,
     ) -> None:
         self.connection = Connection(options)
-        self._topics, self._group, self._start, self._drain = list(topics), group, start, drain
+        self._topics, self._group, self._start, self._drain = selection(topics), group, start, drain
+        self._subscribed: list[str] = []
+        self._look_at = 0.0  # when to ask again which topics the patterns match
         name = group or f"skyheed-reader-{uuid.uuid4()}"
         self._began = time.monotonic()
         self._probed = self._began
@@ -218,6 +228,8 @@ class BatchConsumer:
         self._consumer = consumer(
             options, name, self.connection, **{"auto.offset.reset": start, "on_commit": self._on_commit}
         )
+        # asked after librdkafka has judged it; it takes -1 for never
+        self._look_every_s = max(1, int(options.get(LOOK_EVERY, LOOK_EVERY_MS))) / 1000
         self._join()
 
     def __enter__(self) -> Self:
@@ -233,6 +245,7 @@ class BatchConsumer:
             ServiceError: the broker refuses us (user, right, no such topic).
         """
         self._resume()
+        self._look()
         if not self._ever_assigned and self._group is None:
             self._assign_all()
         room = limit - len(self._kept)
@@ -311,15 +324,44 @@ class BatchConsumer:
             raise self.connection.refusal(error.args[0], right(error.args[0], "", self._group or "")) from None
 
     def _join(self) -> None:
-        if self._group is not None:
-            self._consumer.subscribe(
-                self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
+        if self._group is not None and not self._topics.patterns:
+            self._subscribe(self._topics.names)
+
+    def _subscribe(self, topics: list[str]) -> None:
+        self._subscribed = topics
+        self._consumer.subscribe(
+            topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )  # fmt: skip
+
+    def _look(self) -> None:
+        """Subscribe to what the patterns match by now: we match them, so that they mean the same everywhere."""
+        if self._group is None or not self._topics.patterns or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + self._look_every_s
+        existing = self._existing()
+        found = self._topics.among(existing or [])
+        if existing is not None and found and found != self._subscribed:
+            self._subscribe(found)
+        for pattern in self._topics.patterns if existing is not None else ():
+            if not self._ever_assigned and not self._topics.matched(pattern, existing or []):
+                self._no_match(pattern)
+
+    def _existing(self) -> list[str] | None:
+        """The names of the broker's topics; None while it does not say: `_watch` judges why."""
+        try:
+            found = self._consumer.list_topics(timeout=1.0).topics
+        except KafkaException:
+            self._look_at = 0.0
+            return None
+        return [name for name, topic in found.items() if topic.error is None]
 
     def _assign_all(self) -> None:
         offset = ck.OFFSET_BEGINNING if self._start == "earliest" else ck.OFFSET_END
         partitions = []
-        for topic in self._topics:
+        existing = self._existing() if self._topics.patterns else []
+        if existing is None:
+            return
+        for topic in self._topics.among(existing):
             try:
                 found = self._consumer.list_topics(topic, timeout=1.0).topics[topic]
             except KafkaException:
@@ -370,19 +412,18 @@ class BatchConsumer:
             self._position[place] = _next(event) - 1
         elif fatal(error) or code in REFUSED_RIGHT | REFUSED_USER:
             raise self.connection.refusal(error, right(error, event.topic() or "", self._group or ""))
-        elif code in NO_TOPIC and not self._ever_assigned:
-            self._no_topic(event.topic() or "", error)
+        elif code in NO_TOPIC and not self._ever_assigned and (event.topic() or "") in self._topics.names:
+            raise self.connection.refusal(error, f"topic {event.topic()}")
         else:
             log.warning("Kafka at %s: %s", self.connection.hosts, self.connection.redact(error.str()))
 
-    def _no_topic(self, topic: str, error: KafkaError) -> None:
-        if not topic.startswith("^"):
-            raise self.connection.refusal(error, f"topic {topic}")
+    def _no_match(self, pattern: str) -> None:
         if self._drain:
-            raise self.connection.refusal(error, f"topic that matches {topic}")
-        if topic not in self._missing:  # surveys make a topic a night: the first may be still to come
-            self._missing.add(topic)
-            log.warning("Kafka at %s has no topic that matches %s yet: waiting for one", self.connection.hosts, topic)
+            error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+            raise self.connection.refusal(error, f"topic that matches {pattern}")
+        if pattern not in self._missing:  # surveys make a topic a night: the first may be still to come
+            self._missing.add(pattern)
+            log.warning("Kafka at %s has no topic that matches %s yet: waiting for one", self.connection.hosts, pattern)
 
     def _watch(self, answered: bool) -> None:
         if answered:
@@ -402,7 +443,7 @@ class BatchConsumer:
         elif time.monotonic() - self._began > ASSIGN_S:
             reader = f": another member of group {self._group} may be reading all of them" if self._group else ""
             raise ServiceError(
-                f"Kafka at {self.connection.hosts} gave us no partition of {', '.join(self._topics)} "
+                f"Kafka at {self.connection.hosts} gave us no partition of {', '.join(self._topics.topics)} "
                 f"within {ASSIGN_S:.0f} s{reader}"
             )
 
@@ -460,12 +501,17 @@ class AlertConsumer(BatchConsumer):
     """A `BatchConsumer` that also names partitions so that a topic made again is another topic."""
 
     def __init__(
-        self, options: Options, topics: Sequence[str], group: str, start: str = "earliest", drain: bool = False
+        self,
+        options: Options,
+        topics: Sequence[str] | Selection,
+        group: str,
+        start: str = "earliest",
+        drain: bool = False,
     ) -> None:
         self._options = options
         self._ids: dict[str, str] = {}
         self._asking_since: float | None = None  # ids were asked for in vain
-        super().__init__(options, topics, group, start, drain)
+        super().__init__(options, selection(topics, Outputs().never), group, start, drain)
 
     def consume(self, limit: int, wait_s: float) -> list[Message]:
         """As `BatchConsumer.consume`; messages of a topic whose id is not known yet wait until the broker gives it.

@@ -28,9 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from .connection import check_options
 from .errors import ConfigError, PacketError
 from .kafka import MAX_MESSAGE_BYTES, Options, Publisher, ensure_topics
 from .patience import Stopped, patiently
+from .selection import Outputs, check_name
 from .surveys import Survey
 from .wire import Decoder, SchemaSource, split_container
 
@@ -349,6 +351,10 @@ def replay(
         ServiceError: Kafka or the schema registry refuses us.
     """
     _check(speed, rate, shuffle, duplicate)
+    check_name(topic, "--topic")
+    if fault := Outputs().fault(topic):
+        raise ConfigError(f"--topic: {fault}")
+    check_options(options)
     stop = stop or threading.Event()
     with Shelf(survey, schemas) as shelf:
         for path in paths:

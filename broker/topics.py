@@ -1,6 +1,5 @@
 """Questions to the broker about topics and groups: ids, missing topics, ends, lag. Knows nothing of messages."""
 
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -12,6 +11,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from .connection import AWAY, NO_TOPIC, REFUSED_RIGHT, Connection, Options, Place, admin, consumer, right
+from .selection import Selection, selection
 
 REQUEST_S = 10.0
 COORDINATOR_MOVES = {
@@ -82,7 +82,7 @@ def ensure_topics(
             _judge_creation(connection, name, error.args[0])
 
 
-def end_offsets(options: Options, topics: Sequence[str]) -> dict[Place, int]:
+def end_offsets(options: Options, topics: Sequence[str] | Selection) -> dict[Place, int]:
     """The end offset of every partition as the broker tells it (the embedded one is wrong after large batches).
 
     Raises:
@@ -103,7 +103,7 @@ def end_offsets(options: Options, topics: Sequence[str]) -> dict[Place, int]:
         client.close()
 
 
-def group_lag(options: Options, group: str, topics: Sequence[str]) -> dict[Place, int]:
+def group_lag(options: Options, group: str, topics: Sequence[str] | Selection) -> dict[Place, int]:
     """Messages that `group` has still to read in every partition; all of them where it never committed.
 
     Raises:
@@ -160,7 +160,7 @@ def ping(options: Options) -> str:
     return str(client.cluster_id(REQUEST_S))
 
 
-def _places(client: ck.Consumer, connection: Connection, topics: Sequence[str]) -> Iterator[Place]:
+def _places(client: ck.Consumer, connection: Connection, topics: Sequence[str] | Selection) -> Iterator[Place]:
     for topic in _named(client, connection, topics):
         found = _metadata(client, connection, topic)[topic]
         if found.error is not None:
@@ -168,12 +168,10 @@ def _places(client: ck.Consumer, connection: Connection, topics: Sequence[str]) 
         yield from ((topic, number) for number in sorted(found.partitions))
 
 
-def _named(client: ck.Consumer, connection: Connection, topics: Sequence[str]) -> list[str]:
+def _named(client: ck.Consumer, connection: Connection, topics: Sequence[str] | Selection) -> list[str]:
     """The names among `topics` and the existing topics that its patterns (they begin with ^) match."""
-    patterns = [topic for topic in topics if topic.startswith("^")]
-    existing = _metadata(client, connection) if patterns else {}
-    matched = [name for name in sorted(existing) if any(re.match(pattern, name) for pattern in patterns)]
-    return [topic for topic in topics if topic not in patterns] + matched
+    chosen = selection(topics)
+    return chosen.among(_metadata(client, connection) if chosen.patterns else ())
 
 
 def _metadata(client: AdminClient | ck.Consumer, connection: Connection, topic: str | None = None) -> dict[str, Any]:

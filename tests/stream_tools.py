@@ -147,9 +147,7 @@ def ingest_all(settings: config.Settings) -> Counter[str]:
     daemon.prepare_topics(settings, threading.Event())
     with (
         kafka.Publisher(settings.kafka) as publisher,
-        kafka.AlertConsumer(
-            settings.input_options, daemon.alert_topics(settings), settings.ingest.group, drain=True
-        ) as consumer,
+        kafka.AlertConsumer(settings.input_options, settings.alerts, settings.ingest.group, drain=True) as consumer,
     ):
         loop = Ingest(
             daemon.make_intake(settings, publisher), consumer, metrics.IngestMetrics(settings.survey), 100, 0.2

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from broker import config
+from broker import check, config
+from broker.cli import skyheed
 from broker.errors import ConfigError
 
 
@@ -122,11 +124,87 @@ def test_a_password_that_is_no_text_is_not_shown(tmp_path: Path) -> None:
         ("[work]\nlease_s = 0.0001", "work.lease_s must be at least 1"),
         ("[work]\ninterval_s = inf", "work.interval_s must be a finite number"),
         ("[topics]\npartitions = 0", "topics.partitions must be at least 1"),
+        ("[topics]\npartitions = 1099511627776", "topics.partitions must be at least 1, at most"),
+        ("[topics]\nreplication = 70000", "topics.replication must be at least 1, at most"),
+        ("[topics]\nprefix = 'a b'", "topics.prefix: 'a b' is no topic's name"),
+        ("[topics]\nprefix = '__a'", "Kafka's own"),
+        ("[ingest]\nbatch_size = 2000000", "ingest.batch_size must be 1 to"),
+        ("[ingest]\nbatch_bytes = 1", "ingest.batch_bytes must be"),
+        ("[ingest]\nbatch_records = 0", "ingest.batch_records must be"),
+        ("[ingest]\nbatch_s = 0.0", "ingest.batch_s must be"),
+        ("[ingest]\nbatch_wait_s = 1e300", "ingest.batch_wait_s must not be negative, and at most"),
+        ("[ingest]\nmax_packet_bytes = 99999999999", "ingest.max_packet_bytes must be"),
+        ("[ingest]\nmax_packet_records = 0", "ingest.max_packet_records must be"),
+        ("[ingest]\nmax_unpacked_bytes = 1", "ingest.max_unpacked_bytes must be"),
+        ("[ingest]\ndebounce_s = 1e300", "ingest.debounce_s must not be negative, and at most"),
+        ('[ingest]\ngroup = "a\\nb"', "characters that can be printed"),
+        ("[work]\nthreads = 1000000000", "at most 1024"),
+        ("[work]\nlease_s = 1e300", "at most 86400"),
+        ("[redis]\nshards = 100000000", "redis.shards must be 1 to"),
+        ("[redis]\nurl = 'http://host'", "write redis://host:port/0"),
+        ("[redis]\nurl = 'host:6379'", "write redis://host:port/0"),
+        ("[redis]\nurl = 'redis://host:99999'", "write redis://host:port/0"),
+        ("[redis]\nurl = 'redis://host:port'", "write redis://host:port/0"),
+        ("[redis]\nurl = 'redis://host/zero'", "write redis://host:port/0"),
+        ("[redis]\nurl = 'redis://[::1'", "write redis://host:port/0"),
+        ("[redis]\nurl = 'redis://host?nonsense=1'", "option 'nonsense' that is not known"),
+        ("[redis]\nurl = 'redis://host?db=one'", "db in the Redis URL must be a number"),
+        ("[registry]\nurl = 'host:8081'", "registry.url: .* write http://host:port"),
+        ("[registry]\nurl = 'ftp://host'", "write http://host:port"),
+        ("[registry]\noutput_url = 'file:///etc/passwd'", "registry.output_url: .* write http://host:port"),
+        ("[registry]\noutput_url = 'http://host:99999'", "write http://host:port"),
+        ("[registry]\noutput_url = 'http://u:p/w#x@host'", "SKYHEED_REGISTRY_PASSWORD"),
+        ("[kafka]\n'bootstrap.servers' = ''", "is no server: write host:port"),
+        ("[kafka]\n'bootstrap.servers' = 'a b:9092'", "is no server: write host:port"),
+        ("[kafka]\n'bootstrap.servers' = 'http://host:9092'", "is no server: write host:port"),
+        ("[kafka]\n'bootstrap.servers' = 'host:9092,'", "is no server: write host:port"),
+        ("[kafka_input]\n'bootstrap.servers' = 'host:99999'", "port from 1 to 65535"),
+        ("[kafka_input]\n'bootstrap.servers' = 'host:port'", "is no server: write host:port"),
+        ("[kafka]\n'error_cb' = 'x'", "error_cb cannot be set: skyheed sets it itself"),
+        ("[kafka]\n'default.topic.config' = 'x'", "cannot be set: skyheed sets it itself"),
+        ("[kafka]\n'transactional.id' = 'x'", "cannot be set: skyheed sets it itself"),
+        ("[kafka]\n'acks' = '1'", "acks cannot be set: skyheed sets it itself"),
+        ("[kafka_input]\n'enable.auto.commit' = true", "enable.auto.commit cannot be set"),
+        ("[kafka]\n'client.id' = \"a\\u0000b\"", "holds a NUL"),
     ],
 )
 def test_bad_settings_say_what_to_write(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         config.load(write(tmp_path, text), environ={})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"foo.bar": "1"}, {"compression.type": "foo"}, {"security.protocol": "TLS"}, {"linger.ms": "-1"},
+        {"linger.ms": "soon"}, {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "FOO"},
+        {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}, {"max.poll.interval.ms": "1000"},
+        {"security.protocol": "SSL", "ssl.ca.location": "/nowhere"}, {"group.protocol": "foo"},
+        {"partition.assignment.strategy": "foo"}, {"plugin.library.paths": "nowhere"}, {"partitioner": "foo"},
+        {"message.max.bytes": "99999999999999999999"}, {"topic.metadata.refresh.interval.ms": "soon"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["ingest", "work", "redrive", "replay", "subscribe", "check", "deadletter list"])
+def test_what_librdkafka_does_not_take_is_one_sentence_before_anything_starts(
+    tmp_path: Path, options: dict[str, str], verb: str
+) -> None:
+    lines = "\n".join(f'"{key}" = "{value}"' for key, value in options.items())
+    table = "kafka_input" if verb == "ingest" else "kafka"  # ingest asks for both
+    path = write(tmp_path, f'survey = "sdss"\n[{table}]\n{lines}\n[redis]\nurl = "redis://127.0.0.1:1"\n')
+    words = [*verb.split(), *(["sdss", str(path)] if verb == "replay" else []), "--config", str(path)]
+    if verb == "check":
+        assert daemon_check(path).startswith("Kafka options cannot work: ")
+        return
+    result = CliRunner().invoke(skyheed, words)
+    assert isinstance(result.exception, ConfigError), result.exception
+    assert str(result.exception).startswith("Kafka options cannot work: ")
+    assert "\n" not in str(result.exception)
+
+
+def daemon_check(path: Path) -> str:
+    (line,) = check.check(config.load(path, environ={}), ["kafka"])
+    assert not line.ok
+    return line.sentence
 
 
 def test_a_missing_file_is_named() -> None:
