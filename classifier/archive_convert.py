@@ -50,9 +50,7 @@ def convert(
     archive, out = Archive(source), Path(out)
     chosen = _choose(archive, labels, split, objects)
     if form == "archive":
-        command = _command(labels, split, objects, alerts_only)
-        _subset(archive, out, chosen, alerts_only, command, progress)
-        return len(chosen)
+        return _subset(archive, out, chosen, alerts_only, _command(labels, split, objects, alerts_only), progress)
     if out.exists():
         raise ArchiveError(f"{out} exists; choose another name")
     out.mkdir(parents=True)
@@ -82,13 +80,16 @@ def _command(labels: tuple[str, ...], split: str | None, objects: tuple[str, ...
     return " ".join([*words, "--alerts-only"] if alerts_only else words)
 
 
-def _subset(archive: Archive, out: Path, chosen: list[str], alerts_only: bool, command: str, progress: bool) -> None:
+def _subset(archive: Archive, out: Path, chosen: list[str], alerts_only: bool, command: str, progress: bool) -> int:
     card = {**archive.card, "command": f"{archive.card.get('command', '')} | {command}"}
+    written = 0
     with ArchiveWriter(out, card) as writer:
         for name in tqdm(chosen, unit=" objects", disable=not progress):
             stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
             if len(stamps):
                 writer.add(_object(archive.object(name)), stamps)
+                written += 1
+    return written
 
 
 def _object(row: Mapping[str, Any]) -> ArchiveObject:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .errors import ArchiveError
+from .names import printable
 
 FORMAT = 1  # raised when a reader of the last version could not read the next
 CLASSES = ("AGN", "SNIa", "Variable", "SNOther")
@@ -133,12 +134,14 @@ def write_part(
 
 def _stamp_table(object_id: str, stamps: NDArray[np.void]) -> pa.Table:
     if not len(stamps):
-        raise ArchiveError(f"object {object_id} has no stamps; leave it out of the archive")
+        raise ArchiveError(f"object {printable(object_id)} has no stamps; leave it out of the archive")
     order = np.lexsort((stamps["source_id"], stamps["mjd"]))
     stamps = stamps[order]
     noise = stamps["sky_noise"]
     if not (np.isfinite(noise) & (noise > 0)).all():
-        raise ArchiveError(f"object {object_id} has a stamp without sky noise; it sets the unit of its pixels")
+        raise ArchiveError(
+            f"object {printable(object_id)} has a stamp without sky noise; it sets the unit of its pixels"
+        )
     unit = (noise / STEPS_PER_NOISE).astype(np.float32)
     columns = {"object_id": pa.array([object_id] * len(stamps))}
     columns |= {name: pa.array(stamps[name].tolist(), _ARROW[kind]) for name, kind in _COLUMNS}

@@ -1,6 +1,7 @@
 """Writes archives that stand under their name only when they are complete."""
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from .archive_card import card_text
 from .archive_format import FORMAT, OBJECT_SCHEMA, OBJECTS_PER_PART, ArchiveObject, write_part
 from .errors import ArchiveError
+from .names import printable
 
 
 class ArchiveWriter:
@@ -53,6 +55,7 @@ class ArchiveWriter:
         # Workers of a simulation write their parts here themselves; see `adopt`.
         self.directory = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
         self._rows: list[dict[str, Any]] = []
+        self._names: set[str] = set()
         self._waiting: list[tuple[ArchiveObject, NDArray[np.void]]] = []
 
     def __enter__(self) -> Self:
@@ -61,7 +64,14 @@ class ArchiveWriter:
         return self
 
     def add(self, thing: ArchiveObject, stamps: NDArray[np.void]) -> None:
-        """Append one object with its stamps (`stamp_rows`)."""
+        """Append one object with its stamps (`stamp_rows`).
+
+        Raises:
+            ArchiveError: an object of that name was added before.
+        """
+        if thing.object_id in self._names:
+            raise ArchiveError(f"object {printable(thing.object_id)} was added twice: names must differ")
+        self._names.add(thing.object_id)
         self._waiting.append((thing, stamps))
         if len(self._waiting) >= OBJECTS_PER_PART:
             self._flush()
@@ -81,10 +91,11 @@ class ArchiveWriter:
 
     def _sweep(self) -> None:
         """Remove what writers of this archive left behind when they were killed."""
-        left = [*self.path.parent.glob(f".{self.path.name}.partial-*")]
+        name = glob.escape(self.path.name)
+        left = [*self.path.parent.glob(f".{name}.partial-*")]
         if self.path.exists():
             # Killed between the two renames of `_replace`, a writer leaves the old archive as the only one.
-            left += self.path.parent.glob(f".{self.path.name}.old-*")
+            left += self.path.parent.glob(f".{name}.old-*")
         for each in left:
             owner = each.name.rpartition("-")[2]
             if owner == str(os.getpid()) or (owner.isdecimal() and not _is_running(int(owner))):
@@ -98,6 +109,8 @@ class ArchiveWriter:
     def _commit(self) -> None:
         if self._waiting:
             self._flush()
+        if not self._rows:
+            raise ArchiveError(f"{self.path} would be an archive of nothing: no object was added")
         objects = pa.Table.from_pylist(self._rows, schema=OBJECT_SCHEMA)
         _refuse_duplicates(objects)
         pq.write_table(objects, self.directory / "objects.parquet", compression="zstd")
@@ -149,7 +162,7 @@ def _is_running(process: int) -> bool:
 def _refuse_duplicates(objects: pa.Table) -> None:
     twice = [name for name, count in Counter(objects["object_id"].to_pylist()).items() if count > 1]
     if twice:
-        raise ArchiveError(f"object {twice[0]} was added twice")
+        raise ArchiveError(f"object {printable(twice[0])} was added twice: names must differ")
 
 
 def _facts(directory: Path, objects: pa.Table) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """From the SDSS-II candidate table and a folder of SDSS frames to an archive of real stamps.
 
-The table is the SNANA HEAD file of all 10,258 candidates (Sako et al. 2018, PASP 130, 064002) or any FITS or CSV table
-with the columns SNID, RA, DECL (or DEC), SNTYPE and, if known, PEAKMJD and REDSHIFT_FINAL.
+The table is the SNANA HEAD file of all 10,258 candidates (Sako et al. 2018, PASP 130, 064002) or any FITS, CSV or
+Parquet table with the columns SNID, RA, DECL (or DEC), SNTYPE and, if known, PEAKMJD and REDSHIFT_FINAL.
 """
 
-import csv
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,16 +13,17 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
-from astropy.io import fits
-from astropy.table import Table
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from . import tables
 from .archive import ArchiveObject, ArchiveWriter, stamp_rows
 from .errors import ArchiveError
 from .frames import STAMP, Cut, Frame, FrameName, frame_name, read_header
+from .names import printable
 from .sky.conditions import SAME_VISIT
 from .sky.surveys import SDSS
+from .tables import Column, Sheet, simple
 
 # SNTYPE -> class, confirmed, type: the grouping of Bairouk et al. 2023 (A&A 673, A141). AGN and variables were not
 # typed by supernova photometry, so they count as confirmed. 0 is unknown and left out.
@@ -81,40 +81,83 @@ class Candidate:
     redshift: float
 
 
+SNID = ("snid", "id", "objectid", "objid", "name", "cid", "candidate")
+RA = ("ra", "raj2000", "radeg", "alpha", "rightascension")
+DEC = ("decl", "dec", "dej2000", "decj2000", "decdeg", "de", "delta", "declination")
+TYPE = ("sntype", "type")
+PEAK = ("peakmjd", "mjdpeak", "searchpeakmjd", "tmax", "t0")
+REDSHIFT = ("redshiftfinal", "redshifthelio", "zhelio", "zhel", "zspec", "redshift", "z")
+MJD_RANGE = 15020.0, 88069.0  # the years 1900 to 2100
+LARGEST_REDSHIFT = 20.0
+
+
 def read_candidates(path: str | Path) -> list[Candidate]:
-    """The candidates with a known class.
+    """The candidates with a known class, from a FITS, CSV or Parquet table (`tables` says what is understood).
 
     Raises:
-        ArchiveError: no such table, or a column is missing.
+        ArchiveError: no such table, a column is missing, a cell cannot be understood, or no candidate has a class.
     """
-    path = Path(path)
-    try:
-        if path.name.lower().removesuffix(".gz").endswith((".fits", ".fit")):
-            with fits.open(path) as parts:
-                table = Table(parts[1].data)
-        else:
-            table = Table.read(path, format="ascii.csv")
-        columns = {name.upper(): np.asarray(table[name]) for name in table.colnames}
-        declination = columns["DECL"] if "DECL" in columns else columns["DEC"]
-        rows = zip(columns["SNID"], columns["RA"], declination, columns["SNTYPE"], strict=True)
-        unknown = np.full(len(table), np.nan)
-        peaks, redshifts = columns.get("PEAKMJD", unknown), columns.get("REDSHIFT_FINAL", unknown)
-    except (OSError, KeyError, IndexError, ValueError) as error:
-        raise ArchiveError(f"{path} is not a candidate table with SNID, RA, DECL and SNTYPE: {error}") from error
-    return [
-        Candidate(_text(snid), float(ra) % 360, float(dec), *CLASSES[int(kind)], _known(peak, 1), _known(z, 0))
-        for (snid, ra, dec, kind), peak, z in zip(rows, peaks, redshifts, strict=True)
-        if int(kind) in CLASSES
-    ]
+    sheet = tables.read(path, (SNID, RA, DEC, TYPE, PEAK, REDSHIFT))
+    needed = {"SNID": SNID, "RA": RA, "DECL": DEC, "SNTYPE": TYPE}
+    snid, ra, dec, kind = sheet.require("a candidate table", needed)
+    peak, redshift = sheet.optional(PEAK), sheet.optional(REDSHIFT)
+    found: dict[str, tuple[int, Candidate]] = {}
+    for row in range(sheet.rows):
+        code = _type_code(sheet, row, kind)
+        if code not in CLASSES:
+            continue
+        name = _name(sheet, row, snid)
+        if name in found:
+            sheet.fail(row, snid, f"{name} is also in {sheet.place(found[name][0])}: leave one")
+        east, north = _position(sheet, row, ra, dec)
+        when, z = _peak(sheet, row, peak), sheet.known(row, redshift, -1, LARGEST_REDSHIFT, "a redshift")
+        found[name] = row, Candidate(name, east, north, *CLASSES[code], when, z if z > 0 else float("nan"))
+    if not found:
+        known = ", ".join(map(str, sorted(CLASSES)))
+        raise ArchiveError(f"{path} has no candidate of a known class: {kind.name} must be one of {known}")
+    return [candidate for _, candidate in found.values()]
 
 
-def _text(value: Any) -> str:
-    return (value.decode() if isinstance(value, bytes) else str(value)).strip()
+def _type_code(sheet: Sheet, row: int, column: Column) -> int:
+    """SNTYPE; 0 where it is not known."""
+    code = sheet.number(row, column)
+    if np.isnan(code):
+        return 0
+    if code != int(code):
+        sheet.fail(row, column, f"{code:g} is not a type: types are whole numbers, such as 120")
+    return int(code)
 
 
-def _known(value: Any, least: float) -> float:
-    """SNANA writes -9 where it does not know."""
-    return float(value) if np.isfinite(value) and value > least else float("nan")
+def _name(sheet: Sheet, row: int, column: Column) -> str:
+    value = column.cells[row]
+    if isinstance(value, float) and value == int(value):  # a column of whole numbers that somewhere had a gap
+        value = int(value)
+    text = "" if value is None else str(value).strip()
+    if text.casefold() in tables.MISSING or text.startswith("-9"):
+        sheet.fail(row, column, f"the candidate has no name ({printable(text, 20) or 'empty'})")
+    if not text.isprintable():
+        sheet.fail(row, column, f"{printable(text, 40)} has characters that no name has")
+    return text
+
+
+def _position(sheet: Sheet, row: int, ra: Column, dec: Column) -> tuple[float, float]:
+    east, north = sheet.angle(row, ra, hours=True), sheet.angle(row, dec, hours=False)
+    if not -180 <= east <= 360 or (east < 0 and tables.is_sentinel(east)):
+        sheet.fail(row, ra, f"{east:g} is no right ascension: give degrees from 0 to 360, or hh:mm:ss")
+    if not -90 <= north <= 90:
+        sheet.fail(row, dec, f"{north:g} is no declination: give degrees from -90 to 90, or dd:mm:ss")
+    return east % 360, north
+
+
+def _peak(sheet: Sheet, row: int, column: Column) -> float:
+    """SNANA writes -9 where it does not know, others 0."""
+    value = sheet.number(row, column)
+    if np.isnan(value) or value == 0 or MJD_RANGE[0] < value < MJD_RANGE[1]:
+        return value or float("nan")
+    if tables.is_sentinel(value):
+        return float("nan")
+    hint = ": it looks like a Julian date, subtract 2400000.5" if 2.4e6 < value < 2.5e6 else ""
+    sheet.fail(row, column, f"{value:.10g} is no MJD of 1900 to 2100{hint}")
 
 
 def find_frames(folder: Path) -> list[Path]:
@@ -146,6 +189,7 @@ def _middle(path: Path) -> tuple[float, float, float]:
 
 
 FIELD_COLUMNS = ("run", "camcol", "field", "ramin", "ramax", "decmin", "decmax", "mjd_r")
+WHOLE = FIELD_COLUMNS[:3]
 REACH = 0.2  # degrees: no pixel of a frame is farther from its reference point
 
 
@@ -347,10 +391,7 @@ def missing_frames(
     Raises:
         ArchiveError: the field list cannot be read.
     """
-    try:
-        rows = [{name: row[name] for name in FIELD_COLUMNS} for row in _fields(Path(fields))]
-    except (OSError, KeyError, ValueError) as error:
-        raise ArchiveError(f"{fields} is not a field list as the query gives it: {error!r}") from error
+    rows = list(_fields(Path(fields)))
     where = np.array([(c.ra, c.dec, c.peak_mjd) for c in candidates]).T
     needed: set[FrameName] = set()
     for row in rows:
@@ -365,7 +406,12 @@ def missing_frames(
 
 
 def _fields(path: Path) -> Iterator[dict[str, float]]:
-    with path.open(newline="") as stream:
-        lines = (line for line in stream if not line.startswith("#"))
-        for row in csv.DictReader(lines):
-            yield {name.lower(): float(value) for name, value in row.items()}
+    sheet = tables.read(path, [(simple(name),) for name in FIELD_COLUMNS])
+    found = sheet.require("a field list as the query gives it", {name: (simple(name),) for name in FIELD_COLUMNS})
+    columns = dict(zip(FIELD_COLUMNS, found, strict=True))
+    for row in range(sheet.rows):
+        values = {name: sheet.number(row, column) for name, column in columns.items()}
+        for name, value in values.items():
+            if np.isnan(value) or (name in WHOLE and value != int(value)):
+                sheet.fail(row, columns[name], "a whole number is needed" if name in WHOLE else "a number is needed")
+        yield values
