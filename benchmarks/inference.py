@@ -17,7 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
@@ -29,8 +29,11 @@ from torch.nn import functional
 from classifier import checkpoint, taxonomy
 from classifier.checkpoint import Calibration, Info
 from classifier.convention import Attention, Config, ConvEntion, Features, operations, sequence_operations
+from classifier.history import History
 from classifier.predictor import Predictor
-from classifier.sequence import GROUP, Scaling, StampSequence, collate
+from classifier.scaling import Scaling
+from classifier.sequence import GROUP, collate
+from classifier.serving import load
 
 SCALING = Scaling((3.0, 1.2, 1.7, 2.6, 7.9, 8.0), 1.0)
 STAMPS = 99
@@ -38,16 +41,16 @@ SHORTER = (3, 12, 48)  # stamps
 REFERENCES, SEQUENCES, UPDATES, GROUPS = 8, 8, 64, 64  # at once
 
 
-def sequence(seed: int, stamps: int = STAMPS) -> StampSequence:
+def sequence(seed: int, stamps: int = STAMPS) -> History:
     """Noise; what is in the stamps makes no difference to the time."""
     rng = np.random.default_rng(seed)
     pixels = rng.normal(0, 2, (stamps, 32, 32)).astype(np.float16)
-    return StampSequence(np.sort(rng.uniform(0, 90, stamps)), rng.integers(0, 5, stamps).astype(np.uint8), pixels)
+    return History.of_stamps(np.sort(rng.uniform(0, 90, stamps)), rng.integers(0, 5, stamps).astype(np.uint8), pixels)
 
 
-def reference(model: ConvEntion, batch: tuple[Tensor, ...]) -> Tensor:
+def reference(model: ConvEntion, batch: Mapping[str, Tensor]) -> Tensor:
     """Logits as the published code computes them, for the weights of a stream model: group after group, Conv3d."""
-    pixels, bands, _, days, present = batch
+    pixels, bands, days, present = (batch[key] for key in ("pixels", "bands", "days", "present"))
     tokens = [plain_features(model.features, pixels[:, i], bands[:, i]) for i in range(pixels.shape[1])]
     x = torch.stack(tokens, 1) + model.position[:, :, None, None]  # type: ignore[index]
     known = present.float()
@@ -118,7 +121,7 @@ def main(device: str, precision: str, threads: int | None, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         info = Info("bench", "0", config.to_dict(), taxonomy.CLASSES, "ugriz", ("any",), SCALING, Calibration())
         checkpoint.save(folder, model.state_dict(), info)
-        predictor = Predictor(folder, survey="any", device=device, precision=precision, threads=threads)
+        predictor = load(folder, survey="any", device=device, precision=precision, threads=threads)
     with torch.inference_mode():
         measure(model.to(predictor.device), predictor, rounds)
 
@@ -126,15 +129,17 @@ def main(device: str, precision: str, threads: int | None, rounds: int) -> None:
 def measure(model: ConvEntion, predictor: Predictor, rounds: int) -> None:
     """Print the table and the JSON line."""
     sequences = [sequence(seed) for seed in range(UPDATES)]
-    batch = tuple(torch.from_numpy(a).to(predictor.device) for a in collate(sequences[:REFERENCES], SCALING))
+    batch = {k: torch.from_numpy(a).to(predictor.device) for k, a in collate(sequences[:REFERENCES], SCALING).items()}
     known = predictor.classify(sequences)
     last = STAMPS // GROUP - 1
     grown = [
-        StampSequence(s.mjd, s.band, s.stamps[GROUP * last :], {g: t for g, t in k.tokens.items() if g < last})
+        History.of_stamps(
+            s.mjd, s.band, s.images["science"][GROUP * last :], {g: t for g, t in k.keep.items() if g < last}, GROUP
+        )
         for s, k in zip(sequences, known, strict=True)
     ]
     padded = collate(sequences[:2], SCALING)
-    pixels, bands = padded[0].reshape(-1, GROUP, 32, 32)[:GROUPS], padded[1].reshape(-1, GROUP)[:GROUPS]
+    pixels, bands = padded["pixels"].reshape(-1, GROUP, 32, 32)[:GROUPS], padded["bands"].reshape(-1, GROUP)[:GROUPS]
     dtype = torch.bfloat16 if predictor.precision == "bfloat16" else torch.float32
     calls: dict[str, Callable[[], object]] = {
         "peak": peak(predictor.device, dtype),

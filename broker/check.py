@@ -100,9 +100,9 @@ def _model(settings: config.Settings) -> Line:
     sentence = describe(settings.work.model or settings.survey, settings.survey, settings.work.prior)
     if importlib.util.find_spec("torch") is None:
         return Line("model", True, f"{sentence}; this machine has no torch, so no worker can run here")
-    from classifier.predictor import choose
+    from classifier.serving import choose
 
-    *_, chosen = choose(settings.work.device, settings.work.precision)
+    chosen = choose(settings.work.device, settings.work.precision).chosen
     return Line("model", True, f"{sentence}; a worker here computes on {chosen}")
 
 

@@ -71,7 +71,7 @@ class WorkSettings:
     interval_s: float = 0.5  # look for due objects at least this often; at once when a batch is full
     lease_s: float = 120.0  # a claimed object returns to the queue after this long
     prior: str = ""  # how often the classes occur in the stream, as "906,1988,3225,2130"; empty: as the checkpoint says
-    min_stamps: int = 3  # one full group of the 3D-CNN; fewer are declined (too_few_stamps)
+    min_stamps: int = 0  # fewer are declined (too_few_stamps); 0: as few as the model needs
     format: str = "avro"  # avro or elasticc
     metrics_port: int = 0
 

@@ -19,7 +19,7 @@ from .surveys import Survey, load_survey
 from .wire import Decoder, SchemaSource
 
 if TYPE_CHECKING:
-    from classifier.predictor import Predictor
+    from classifier.models.base import Model
 
 log = logging.getLogger("skyheed.daemon")
 MILLISECONDS_A_DAY = 86_400_000
@@ -165,22 +165,21 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
         SkyheedError, Stopped: as `run_ingest`.
         ClassifierError: the model does not load or does not run here.
     """
-    from classifier.predictor import Predictor  # torch takes seconds: only this verb pays
+    from classifier.serving import load  # torch takes seconds: only this verb pays
 
     from .worker import Pace, Worker
 
     stop = stop_on_signal()
     survey = survey_of(checked(settings))
     work = settings.work
-    predictor = Predictor(
+    model = load(
         work.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
-        batch_size=work.batch_size, threads=work.threads or None, prior=work.prior,
+        threads=work.threads or None, prior=work.prior, fewest=work.min_stamps or None,
     )  # fmt: skip
-    check_fit(settings, survey, predictor)
-    info = predictor.info
-    log.info("work survey=%s model=%s %s %s", settings.survey, info.name, info.version, predictor.chosen)
-    predictor.warm_up()
-    pace = Pace(work.batch_size, work.interval_s, work.lease_s, work.min_stamps)
+    check_fit(settings, survey, model)
+    log.info("work survey=%s model=%s %s %s", settings.survey, model.info.name, model.info.version, model.chosen)
+    model.warm_up(work.batch_size)
+    pace = Pace(work.batch_size, work.interval_s, work.lease_s)
     with patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
         prepare_topics(settings, stop)
         store, queue, ledger = connect_store(settings)
@@ -188,19 +187,19 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
         measured = metrics.WorkMetrics(settings.survey)
         metrics.serve(measured, work.metrics_port)
         worker = Worker(
-            settings.survey, queue, store, predictor, publisher, settings.classification_topic,
-            output_form(settings), provenance_of(predictor), measured, pace,
+            settings.survey, queue, store, model, publisher, settings.classification_topic,
+            output_form(settings), provenance_of(model), measured, pace,
         )  # fmt: skip
         return worker.run(stop, drain)
 
 
-def check_fit(settings: config.Settings, survey: Survey, predictor: "Predictor") -> None:
+def check_fit(settings: config.Settings, survey: Survey, model: "Model") -> None:
     """Refuse a model that cannot take what ingest keeps.
 
     Raises:
         ConfigError: it does not know a band, or takes shorter sequences.
     """
-    info = predictor.info
+    info = model.info
     if unknown := set(survey.bands) - set(info.bands):
         raise ConfigError(
             f"the model {info.name} does not know band {', '.join(sorted(unknown))}: "
@@ -244,9 +243,9 @@ def output_form(settings: config.Settings) -> records.Form:
     return records.Form(records.encode, True)
 
 
-def provenance_of(predictor: "Predictor") -> records.Provenance:
+def provenance_of(model: "Model") -> records.Provenance:
     """Where an answer came from."""
-    info = predictor.info
+    info = model.info
     return records.Provenance(
         skyheed_version=version("skyheed"),
         model_name=info.name,
@@ -254,5 +253,5 @@ def provenance_of(predictor: "Predictor") -> records.Provenance:
         weights_digest=info.digest,
         preprocessing=info.preprocessing,
         taxonomy=info.taxonomy,
-        device=predictor.chosen,
+        device=model.chosen,
     )

@@ -18,9 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from classifier import archive as archives
+from classifier.models.base import Model
 from classifier.names import printable
-from classifier.predictor import Predictor
-from classifier.sequence import StampSequence
+from classifier.serving import load
 from classifier.sky import simulate
 
 from . import config, daemon, demo_report, stack
@@ -29,6 +29,7 @@ from .observation import BANDS
 from .records import Classification
 from .sequences import SequenceStore
 from .subscribe import Subscriber
+from .worker import history_of
 
 SURVEY = "sdss"
 PRIOR = "1,1,1,1"  # the classes occur equally often in the demo's sky
@@ -138,11 +139,11 @@ def _score(
     output: Path,
 ) -> dict[str, Any]:  # fmt: skip
     last = {r.object_id: r for r in sorted(records, key=lambda r: r.revision) if r.top_class}
-    predictor = Predictor(SURVEY, survey=SURVEY, prior=PRIOR)
-    classes = predictor.info.classes
+    model = load(SURVEY, survey=SURVEY, prior=PRIOR)
+    classes = model.classes
     matrix = demo_report.confusion([truth[n] for n in last], [str(r.top_class) for r in last.values()], classes)
     whole = {name: store.sequence(name) for name in last}
-    scores = [_score_at(cutoff, whole, truth, predictor) for cutoff in demo_report.CUTOFFS]
+    scores = [_score_at(cutoff, whole, truth, model) for cutoff in demo_report.CUTOFFS]
     end = demo_report.score("the last stamp", matrix)
     latency = demo_report.latency([r.classified_ms - r.kafka_ms for r in records])
     click.echo("\n" + demo_report.text([*scores, end], matrix, classes))
@@ -152,17 +153,12 @@ def _score(
     return {"latency_ms": latency, "accuracy": round(end.accuracy, 4), "macro_f1": round(end.macro_f1, 4)}
 
 
-def _score_at(
-    cutoff: int, whole: Mapping[str, Any], truth: Mapping[str, str], predictor: Predictor
-) -> demo_report.Score:
+def _score_at(cutoff: int, whole: Mapping[str, Any], truth: Mapping[str, str], model: Model) -> demo_report.Score:
     """What the served model says of the first `cutoff` stamps of every object that has as many."""
     chosen = [(name, s) for name, s in whole.items() if len(s.header) >= cutoff]
-    sequences = [
-        StampSequence(mjd=s.header["mjd"][:cutoff], band=s.header["band"][:cutoff], stamps=s.stamps[:cutoff], tokens={})
-        for _, s in chosen
-    ]
-    classes = predictor.info.classes
-    answers = [classes[int(np.argmax(p.probabilities))] for p in predictor.classify(sequences)]
+    histories = [history_of(s, SURVEY).until(epochs=cutoff) for _, s in chosen]
+    classes = model.classes
+    answers = [classes[int(np.argmax(p.probabilities))] for p in model.classify(histories)]
     matrix = demo_report.confusion([truth[name] for name, _ in chosen], answers, classes)
     return demo_report.score(f"{cutoff} stamps", matrix)
 

@@ -19,7 +19,6 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from enum import StrEnum
 from importlib.resources import files
 from typing import Any
 
@@ -27,6 +26,9 @@ import fastavro
 import numpy as np
 from fastavro.schema import parse_schema, to_parsing_canonical_form
 from numpy.typing import NDArray
+
+from classifier.prediction import Declined as Declined
+from classifier.prediction import Status as Status
 
 from .config import redacted_url
 from .errors import ServiceError, ServiceUnavailable, StreamError
@@ -45,21 +47,6 @@ _UNIX_MJD = 40587.0
 _DAY_MS = 86_400_000
 
 Schema = dict[str, Any]
-
-
-class Status(StrEnum):
-    """Whether the model answered."""
-
-    CLASSIFIED = "CLASSIFIED"
-    NOT_CLASSIFIED = "NOT_CLASSIFIED"
-
-
-class Declined(StrEnum):
-    """Why it did not; readers must expect codes they do not know."""
-
-    TOO_FEW_STAMPS = "too_few_stamps"
-    BANDS_UNKNOWN = "bands_unknown"
-    NOT_FINITE = "not_finite"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from classifier import taxonomy
-from classifier.predictor import Prediction, Predictor
-from classifier.sequence import StampSequence
+from classifier.history import History
+from classifier.models.base import Model
+from classifier.prediction import Prediction, Status
 
 from .kafka import Publisher
 from .metrics import WorkMetrics
-from .observation import BANDS
 from .patience import Stopped, Unfinished, patiently
-from .records import Classification, Declined, Form, Provenance, Status, encode_single
+from .records import Classification, Form, Provenance, encode_single
 from .schedule import Claim, DueQueue
-from .sequences import SOURCE_BYTES, Answer, SequenceStore, Settled, StoredSequence
+from .sequences import GROUP, SOURCE_BYTES, Answer, SequenceStore, Settled, StoredSequence
 
 log = logging.getLogger("skyheed.worker")
 NO_TOKENS = ""  # no model has this name, and so no token
@@ -37,7 +37,6 @@ class Pace:
     batch_size: int
     interval_s: float
     lease_s: float
-    min_stamps: int
 
 
 class Worker:
@@ -48,7 +47,7 @@ class Worker:
         survey: str,
         queue: DueQueue,
         store: SequenceStore,
-        predictor: Predictor,
+        model: Model,
         publisher: Publisher,
         topic: str,
         form: Form,
@@ -59,7 +58,7 @@ class Worker:
         self.survey = survey
         self.queue = queue
         self.store = store
-        self.predictor = predictor
+        self.model = model
         self.publisher = publisher
         self.topic = topic
         self.form = form
@@ -67,7 +66,6 @@ class Worker:
         self.metrics = metrics
         self.pace = pace
         self.totals: Counter[str] = Counter()
-        self._known = np.array([band in predictor.info.bands for band in BANDS])
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
         """Classify until `stop` is set or, with `drain`, until nothing is pending.
@@ -123,8 +121,8 @@ class Worker:
         Raises:
             ServiceUnavailable, ServiceError: Redis is away, or refuses us.
         """
-        found = self.store.fetch(claims, self.predictor.token_model)
-        longest = self.predictor.info.max_stamps
+        found = self.store.fetch(claims, self.model.kept_as)
+        longest = self.model.needs.most
         long = [sequence.claim for sequence in found if len(sequence.header) > longest]
         if not long:
             return found
@@ -134,52 +132,30 @@ class Worker:
 
     def answer(self, sequences: Sequence[StoredSequence]) -> list[tuple[Classification, Answer]]:
         """Classify or decline every sequence."""
-        declined = [self._declines(s) for s in sequences]
-        wanted = [s for s, reason in zip(sequences, declined, strict=True) if reason is None]
-        predictions = iter(self.predictor.classify([self._stamps(s) for s in wanted]))
+        predictions = self.model.predict([history_of(s, self.survey) for s in sequences])
         now_ms = time.time_ns() // 1_000_000
-        return [
-            self._answer(s, next(predictions) if reason is None else None, reason, now_ms)
-            for s, reason in zip(sequences, declined, strict=True)
-        ]
+        return [self._answer(s, p, now_ms) for s, p in zip(sequences, predictions, strict=True)]
 
-    def _declines(self, sequence: StoredSequence) -> Declined | None:
-        """Why a sequence cannot be classified, if it cannot."""
-        if len(sequence.header) < self.pace.min_stamps:
-            return Declined.TOO_FEW_STAMPS
-        if not self._known[sequence.header["band"]].all():  # stored before the model was changed
-            return Declined.BANDS_UNKNOWN
-        return None
-
-    def _stamps(self, sequence: StoredSequence) -> StampSequence:
-        tokens = {group: self.predictor.token_from(raw) for group, raw in sequence.tokens.items()}
-        return StampSequence(
-            mjd=sequence.header["mjd"], band=sequence.header["band"], stamps=sequence.stamps, tokens=tokens
-        )
-
-    def _answer(
-        self, sequence: StoredSequence, prediction: Prediction | None, reason: Declined | None, now_ms: int
-    ) -> tuple[Classification, Answer]:
-        probabilities = None if prediction is None else _named(self.predictor.info.classes, prediction)
+    def _answer(self, sequence: StoredSequence, prediction: Prediction, now_ms: int) -> tuple[Classification, Answer]:
+        probabilities = None if prediction.reason else _named(self.model.classes, prediction)
         record = Classification.of(
             survey=self.survey,
             object_id=sequence.object_id,
             revision=sequence.revision,
             header=sequence.header,
             probabilities=probabilities,
-            reason=reason,
+            reason=prediction.reason,
             provenance=self.provenance,
             classified_ms=now_ms,
         )
-        tokens = {} if prediction is None else prediction.tokens
         answer = Answer(
             claim=sequence.claim,
             revision=sequence.revision,
             classified=record.status is Status.CLASSIFIED,
             latest=encode_single(record),
             history=record.to_history(),
-            token_model=self.predictor.token_model,
-            tokens={group: self.predictor.token_bytes(token) for group, token in tokens.items()},
+            token_model=self.model.kept_as,
+            tokens=prediction.keep,
         )
         return record, answer
 
@@ -218,6 +194,16 @@ class Worker:
             classify,
             publish,
         )
+
+
+def history_of(stored: StoredSequence, survey: str) -> History:
+    """A sequence as models take it."""
+    header = stored.header
+    return History.of_stamps(
+        header["mjd"], header["band"], stored.stamps, stored.tokens, GROUP,
+        flux=header["flux"], flux_error=header["flux_error"], object_id=stored.object_id, survey=survey,
+        source_id=header["source_id"], ra=header["ra"], dec=header["dec"], flags=header["flags"],
+    )  # fmt: skip
 
 
 def _newest(sequence: StoredSequence, longest: int) -> StoredSequence:

@@ -1,4 +1,4 @@
-"""Tokens of random views, computed once: with them everything behind the 3D-CNN learns at a hundredth of the cost.
+"""Tokens of random views, computed once: all behind ConvEntion's CNN then learns at a hundredth of the cost.
 
 A token depends on the stamps of its group alone, so sequences of tokens may begin and end at any group.
 """
@@ -10,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from .convention import padded_width
 from .dataset import Augmentation, Dataset
-from .predictor import WIDTHS
-from .sequence import GROUP, Scaling, StampSequence, uncached
+from .history import History
+from .scaling import Scaling
+from .sequence import groups as groups_of
+from .sequence import uncached
 
 TokenMaker = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
 TOGETHER = 16  # views whose groups are computed at once
 GAPS = 0.5  # half of the sequences miss up to such a share of their groups
-PARTIAL = 0.2  # share of groups that are also kept with only their first one or two stamps
+PARTIAL = 0.2  # share of groups that are also kept with only some of their first stamps
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,11 @@ class Bank:
     """Tokens of views of many objects.
 
     Args:
-        make: scaled pixels [g, 3, 32, 32] and band ids [g, 3] -> tokens.
+        make: scaled pixels [g, group, 32, 32] and band ids [g, group] -> tokens.
         indices: the objects.
         views: of each.
         seed: what is drawn of an object depends on it alone, not on the other objects.
+        group: stamps of a token.
     """
 
     def __init__(
@@ -50,7 +54,9 @@ class Bank:
         scaling: Scaling,
         views: int,
         seed: Sequence[int],
+        group: int,
     ) -> None:
+        self._group = group
         self._views: dict[int, list[int]] = {int(i): [] for i in indices}
         self._made: list[NDArray[np.float16]] = []
         self._start, self._groups = [0], list[int]()
@@ -59,26 +65,40 @@ class Bank:
         for at in tqdm(range(0, len(wanted), TOGETHER), "tokens", unit=f"{TOGETHER} views", mininterval=5):
             drawn = wanted[at : at + TOGETHER]
             shown = [(i, augmentation.view(data, i, rng)[0]) for i, rng in drawn]
-            cuts = [_partial(view, rng) for (_, rng), (_, view) in zip(drawn, shown, strict=True)]
+            cuts = [self._partial_of(view, rng) for (_, rng), (_, view) in zip(drawn, shown, strict=True)]
             for (index, view), cut in zip(shown, cuts, strict=True):
                 self._views[index].append(len(self._groups))
                 parts.append(self._rows(view, cut))
-                self._groups.append(view.groups)
+                self._groups.append(groups_of(view, group))
             every = [s for (_, view), cut in zip(shown, cuts, strict=True) for s in (view, *cut.values())]
-            groups = [uncached(s, scaling) for s in every]
-            made = make(np.concatenate([g.pixels for g in groups]), np.concatenate([g.bands for g in groups]))
+            computed = [uncached(s, scaling, group) for s in every]
+            made = make(np.concatenate([g.pixels for g in computed]), np.concatenate([g.bands for g in computed]))
             self._made.append(made.astype(np.float16))
+        self._longest = max(self._groups)
         self._tokens = np.concatenate(self._made)
         del self._made
-        self._mjd, self._count, self._partial = (np.concatenate(column) for column in zip(*parts, strict=True))
+        self._mjd, self._count, self._cut = (np.concatenate(column) for column in zip(*parts, strict=True))
 
-    def _rows(self, view: StampSequence, cut: dict[int, StampSequence]) -> tuple[NDArray[np.generic], ...]:
+    def _rows(self, view: History, cut: dict[int, History]) -> tuple[NDArray[np.generic], ...]:
         """Times, stamps and the partial group of every token of a view; its own come first, the partial ones behind."""
-        partial = np.full(view.groups + len(cut), -1)
-        partial[list(cut)] = self._start[-1] + view.groups + np.arange(len(cut))
+        own = groups_of(view, self._group)
+        partial = np.full(own + len(cut), -1)
+        partial[list(cut)] = self._start[-1] + own + np.arange(len(cut))
         self._start.append(self._start[-1] + len(partial))
         every = (view, *cut.values())
-        return np.concatenate([_steps(s) for s in every]), np.concatenate([_counts(s) for s in every]), partial
+        steps = np.concatenate([_steps(s, self._group) for s in every])
+        return steps, np.concatenate([_counts(s, self._group) for s in every]), partial
+
+    def _partial_of(self, view: History, rng: np.random.Generator) -> dict[int, History]:
+        """Some full groups of a view (always the first) with only some of their first stamps; none of single stamps."""
+        found: dict[int, History] = {}
+        if self._group == 1:
+            return found
+        for group in range(len(view) // self._group):
+            if group == 0 or rng.random() < PARTIAL:
+                first = group * self._group
+                found[group] = view.take(np.arange(first, first + int(rng.integers(1, self._group))))
+        return found
 
     def draw(self, objects: NDArray[np.int64], late: float, truncate: float, rng: np.random.Generator) -> TokenBatch:
         """A random stretch of a random view of each object.
@@ -89,13 +109,13 @@ class Bank:
         """
         rows = [self._stretch(int(index), late, truncate, rng) for index in objects]
         longest = max(len(r) for r in rows)
-        width = next((w for w in WIDTHS if w >= longest), longest)
+        width = padded_width(longest, self._longest)
         tokens = np.zeros((len(rows), width, *self._tokens.shape[1:]), np.float32)
-        days = np.zeros((len(rows), width, GROUP), np.float32)
-        present = np.zeros((len(rows), width, GROUP), bool)
+        days = np.zeros((len(rows), width, self._group), np.float32)
+        present = np.zeros((len(rows), width, self._group), bool)
         for k, r in enumerate(rows):
             tokens[k, : len(r)] = self._tokens[r]
-            present[k, : len(r)] = np.arange(GROUP) < self._count[r][:, None]
+            present[k, : len(r)] = np.arange(self._group) < self._count[r][:, None]
             days[k, : len(r)] = np.where(present[k, : len(r)], self._mjd[r] - self._mjd[r[0], 0], 0)
         valid: NDArray[np.bool_] = np.any(present, axis=-1)
         return TokenBatch(tokens, valid, days, present, objects)
@@ -112,29 +132,19 @@ class Bank:
             kept = rng.random(len(rows)) >= rng.uniform(0, GAPS)
             kept[-1] = True
             rows = rows[kept]
-        cut = self._partial[rows[-1]]
+        cut = self._cut[rows[-1]]
         if cut >= 0 and rng.random() < 0.7:
             rows[-1] = cut
         return rows
 
 
-def _partial(view: StampSequence, rng: np.random.Generator) -> dict[int, StampSequence]:
-    """Some full groups of a view (always the first) with only their first one or two stamps."""
-    found = {}
-    for group in range(len(view.mjd) // GROUP):
-        if group == 0 or rng.random() < PARTIAL:
-            rows = slice(group * GROUP, group * GROUP + int(rng.integers(1, GROUP)))
-            found[group] = StampSequence(view.mjd[rows], view.band[rows], view.stamps[rows])
-    return found
+def _steps(view: History, group: int) -> NDArray[np.float64]:
+    padded = np.full(groups_of(view, group) * group, view.mjd[-1])
+    padded[: len(view)] = view.mjd
+    return padded.reshape(-1, group)
 
 
-def _steps(view: StampSequence) -> NDArray[np.float64]:
-    padded = np.full(view.groups * GROUP, view.mjd[-1])
-    padded[: len(view.mjd)] = view.mjd
-    return padded.reshape(-1, GROUP)
-
-
-def _counts(view: StampSequence) -> NDArray[np.int64]:
-    full = np.full(view.groups, GROUP)
-    full[-1] = len(view.mjd) - GROUP * (view.groups - 1)
+def _counts(view: History, group: int) -> NDArray[np.int64]:
+    full = np.full(groups_of(view, group), group)
+    full[-1] = len(view) - group * (len(full) - 1)
     return full

@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 
 from .checkpoint import Calibration
 from .dataset import Dataset
-from .evaluate import Classifies, after_stamps
+from .evaluate import after_stamps
+from .models.base import Model
 from .protocol import Protocol
 
 AT = (1, 2, 3, 5, 8, 13, 20, 30, 50, 99)  # stamps
@@ -14,7 +15,7 @@ GRID = np.exp(np.linspace(np.log(0.3), np.log(5), 80))
 
 
 def fit(
-    model: Classifies, data: Dataset, indices: NDArray[np.int64], labels: NDArray[np.int64], protocol: Protocol
+    model: Model, data: Dataset, indices: NDArray[np.int64], labels: NDArray[np.int64], protocol: Protocol
 ) -> Calibration:
     """A temperature for each number of stamps (Guo et al. 2017, arXiv 1706.04599); the prior comes on top.
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from . import checks, sequence, taxonomy
 from .errors import ModelError
-from .sequence import BANDS, Scaling
-from .shape import Config
+from .history import BANDS
+from .models.family import family
+from .scaling import Scaling
 
 FORMAT = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
@@ -56,7 +57,8 @@ class Info:
     """What a checkpoint says of itself; `model.json` holds the same.
 
     Attributes:
-        config: of `convention.Config`.
+        family: of models (`models.family`); checkpoints of release 0.1 name none and are ConvEntion's.
+        config: of that family.
         bands: letters that the model was trained on.
         surveys: whose stamps it was trained on.
         training: command, protocol, data card, seeds: how it was made.
@@ -79,6 +81,7 @@ class Info:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
     format: int = FORMAT
+    family: str = "convention"
 
 
 def resolve(name: str | Path) -> Path:
@@ -152,7 +155,8 @@ def _info(given: Any, path: Path) -> Info:
     values = {key: value for key, value in given.items() if key in known}
     values |= {key: _listed(given[key], key) for key in ("classes", "surveys")}
     scaling, calibration = given["scaling"], given["calibration"]
-    values["scaling"] = Scaling(_listed(scaling["softening"], "softening"), scaling["gain"])
+    unit = _listed(scaling.get("flux_unit", []), "flux_unit")
+    values["scaling"] = Scaling(_listed(scaling["softening"], "softening"), scaling["gain"], unit)
     values["calibration"] = Calibration(**{key: _listed(value, key) for key, value in calibration.items()})
     return Info(**values)
 
@@ -169,7 +173,7 @@ def check(info: Info) -> None:
     Raises:
         ModelError: the first value that cannot be.
     """
-    for key in ("name", "version", "bands", "preprocessing", "taxonomy"):
+    for key in ("name", "version", "family", "bands", "preprocessing", "taxonomy"):
         checks.text(key, getattr(info, key))
     for survey in info.surveys:
         checks.text("surveys", survey)
@@ -184,10 +188,7 @@ def check(info: Info) -> None:
 
 
 def _check_config(info: Info) -> None:
-    try:
-        config = Config(**info.config)
-    except TypeError as error:  # an unknown key
-        raise ModelError(f"config cannot be understood ({error}): use the keys of this version") from error
+    config = family(info.family).configure(info.config)
     if config.classes != len(info.classes):
         raise ModelError(f"config has {config.classes} classes, classes names {len(info.classes)}: give as many")
     checks.count("max_stamps", info.max_stamps, 1)
@@ -200,6 +201,9 @@ def _check_scaling(scaling: Scaling) -> None:
         raise ModelError(f"softening has {len(scaling.softening)} values: give one for each of {BANDS}")
     checks.positive("softening", *scaling.softening)
     checks.positive("gain", scaling.gain)
+    if len(scaling.flux_unit) not in (0, len(BANDS)):
+        raise ModelError(f"flux_unit has {len(scaling.flux_unit)} values: give one for each of {BANDS}")
+    checks.positive("flux_unit", *scaling.flux_unit)
 
 
 def _check_calibration(calibration: Calibration, classes: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import taxonomy
 from .errors import ModelError
-from .sequence import BANDS
+from .history import BANDS
 
 LARGEST = sys.float_info.max  # neither inf nor an integer that no float holds
 

@@ -17,16 +17,20 @@ Two kinds of attention:
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .sequence import GROUP
+from .history import History
+from .models.base import Arrays, Batch, Network
+from .scaling import Scaling
+from .sequence import GROUP, collate, groups
 from .shape import Config as Config
 
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48, 72)  # groups that batches are padded to; longer ones to the longest
 FILL = 32  # in training, groups come in multiples of this
 
 
@@ -68,12 +72,6 @@ class Features(nn.Module):
         convolutions = (self.conv1, self.conv2, self.conv3, self.conv4)
         norms = (self.norm1, self.norm2, self.norm3, self.norm4)
         images = self.images(pixels, bands)
-        if self.config.cnn == "2d":
-            x = images[:, 0]
-            for conv, norm in zip(convolutions, norms, strict=True):
-                weight, stride, padding = conv.weight[:, :, 0], conv.stride[1:], conv.padding[1:]
-                x = _normed(norm, functional.conv2d(x, weight, conv.bias, stride, padding))
-            return x
         planes = plane_kernels([conv.weight for conv in convolutions], [conv.bias for conv in convolutions])
         # planes stand along the batch, so the statistics are those of BatchNorm3d
         return through_planes(images, planes, lambda i, x: _normed(norms[i], x))
@@ -99,7 +97,10 @@ class PlaneKernels:
 
 
 def plane_kernels(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> PlaneKernels:
-    """What `through_planes` needs, from the four Conv3d kernels [out, in, 3, k, k] and their biases [out]."""
+    """What `through_planes` needs, from four Conv3d kernels [out, in, t, k, k] and their biases [out], t = 3 or 1."""
+    if weights[0].shape[2] == 1:
+        flat = [w[:, :, 0].contiguous(memory_format=torch.channels_last) for w in weights]
+        return PlaneKernels([[w] for w in flat], [[b] for b in biases])
     w1, (u0, u1, u2), (v0, v1, v2), w4 = weights[0], weights[1].unbind(2), weights[2].unbind(2), weights[3]
     kernels = (
         # padding by two in time, stride 2: 0 0 a, a b c and c 0 0 are seen
@@ -126,12 +127,14 @@ def through_planes(images: Tensor, planes: PlaneKernels, between: Callable[[int,
     products of planes are enough instead of nine (Karatsuba & Ofman 1962). conv3 is its transpose.
 
     Args:
-        images: [g, 3, c, y, x].
+        images: [g, t, c, y, x], t = 3, or 1 for kernels of one plane.
         between: (layer from 0, [planes g, c, y, x]) -> the same shape: what follows each convolution.
 
     Returns:
         Tokens [g, channels, y', x'].
     """
+    if len(planes.kernels[0]) == 1:
+        return _through_one(images[:, 0], planes, between)
     g, c = len(images), images.shape[2]
     whole = images.flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
@@ -150,6 +153,14 @@ def through_planes(images: Tensor, planes: PlaneKernels, between: Callable[[int,
     three = after(2, [y0 + y01 + y02, y1 + y01 + y12, y2 + y02 + y12])
     (token,) = after(3, layer(3, (torch.cat(three, 1),), 1, 0))
     return token
+
+
+def _through_one(x: Tensor, planes: PlaneKernels, between: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """The 2-D CNN: every stamp [g, c, y, x] by itself."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    for i, (stride, padding) in enumerate(((2, 2), (1, 2), (1, 0), (1, 0))):
+        x = between(i, functional.conv2d(x, planes.kernels[i][0], planes.biases[i][0], stride, padding))
+    return x
 
 
 def _stacked(kernel: Tensor) -> Tensor:
@@ -264,12 +275,14 @@ def filled(x: Tensor, multiple: int) -> Tensor:
     return x[torch.arange(len(x) + more, device=x.device) % len(x)] if more else x
 
 
-class ConvEntion(nn.Module):
+class ConvEntion(Network):
     """The whole model; see the module's docstring."""
+
+    config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.width = config, config.hidden
         self.features = Features(config)
         self.position_used = config.variant == "paper" or config.time != "days"
         self.days_used = config.variant == "stream" and config.time != "position"
@@ -283,27 +296,25 @@ class ConvEntion(nn.Module):
         )  # fmt: skip
         self.register_buffer("position", positions(config.tokens, config.channels), persistent=False)
 
-    def forward(self, pixels: Tensor, bands: Tensor, valid: Tensor, days: Tensor, present: Tensor) -> Tensor:
-        """Logits [b, classes].
+    def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
+        """Pixels [b, n, t, 32, 32] scaled, band ids, days and present [b, n, t], valid bool [b, n]; t stamps a group.
 
-        Args:
-            pixels: [b, n, 3, 32, 32] scaled; zero where there is no stamp.
-            bands: [b, n, 3] band ids.
-            valid: bool [b, n], groups with a stamp.
-            days: [b, n, 3] since the first stamp.
-            present: bool [b, n, 3], steps with a stamp.
+        The paper's variant sees its padding: always the whole of it.
         """
-        pixels, bands, valid, days, present = self.grouped(pixels, bands, valid, days, present)
-        shown = None if self.config.variant == "paper" else valid
-        return self.classify(self.tokens(pixels, bands, valid), shown, days, present)
+        own, most = max(groups(h, self.config.group) for h in histories), self.config.tokens
+        width = most if self.config.variant == "paper" else padded_width(own, most)
+        return collate(histories, scaling, width, self.config.group)
 
-    def grouped(self, *batch: Tensor) -> tuple[Tensor, ...]:
-        """A batch as `forward` takes it, in groups as the 3D-CNN takes them: each stamp by itself for the 2-D form."""
-        if self.config.cnn == "3d":
-            return batch
-        pixels, bands, _, days, present = batch
-        pixels, bands, days, present = (t.flatten(1, 2).unsqueeze(2) for t in (pixels, bands, days, present))
-        return pixels, bands, present.squeeze(2), days, present
+    def encode(self, batch: Batch) -> Tensor:
+        """See `Network`; the batch as `collate` makes it."""
+        valid, days, present = batch["valid"], batch["days"], batch["present"]
+        tokens = self.tokens(batch["pixels"], batch["bands"], valid)
+        return self.encoded(tokens, None if self.config.variant == "paper" else valid, days, present)
+
+    def classify(self, encoded: Tensor) -> Tensor:
+        """See `Network`."""
+        logits: Tensor = self.head[3:](encoded)
+        return logits
 
     def tokens(self, pixels: Tensor, bands: Tensor, valid: Tensor) -> Tensor:
         """Tokens [b, n, channels, y, x]; those of padding are zero in the stream variant, computed in the paper's."""
@@ -329,8 +340,12 @@ class ConvEntion(nn.Module):
         tokens[valid] = kept[:-1]
         return tokens
 
-    def classify(self, tokens: Tensor, valid: Tensor | None, days: Tensor, present: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, valid: Tensor | None, days: Tensor, present: Tensor) -> Tensor:
         """Logits [b, classes] of tokens [b, n, channels, y, x]."""
+        return self.classify(self.encoded(tokens, valid, days, present))
+
+    def encoded(self, tokens: Tensor, valid: Tensor | None, days: Tensor, present: Tensor) -> Tensor:
+        """The representation [b, hidden] of tokens [b, n, channels, y, x]."""
         x = tokens.movedim(2, -1).contiguous()  # channels last from here to the dense layers
         if self.position_used:
             x = x + self.position[: x.shape[1], None, None].to(x.dtype)  # type: ignore[index]
@@ -342,8 +357,13 @@ class ConvEntion(nn.Module):
             x = block(x, valid)
         if valid is not None:
             x = x.masked_fill(~valid[:, :, None, None, None], -math.inf)
-        logits: Tensor = self.head(x.amax(1).movedim(-1, 1).flatten(1))
-        return logits
+        found: Tensor = self.head[:3](x.amax(1).movedim(-1, 1).flatten(1))
+        return found
+
+
+def padded_width(count: int, most: int) -> int:
+    """Groups that histories of so many are padded to: few shapes, so that kernels are chosen once for each."""
+    return min(next((w for w in WIDTHS if w >= count), most), most)
 
 
 def published_bands(bands: Tensor) -> Tensor:
@@ -409,6 +429,12 @@ def sequence_operations(config: Config) -> dict[str, int]:
         "plain": n * group["plain"] + config.layers * plain + head,
         "fast": n * group["fast"] + config.layers * fast + head,
     }
+
+
+def update_operations(config: Config, stamps: int) -> int:
+    """Multiply-adds of one new stamp of a history that has come to so many: its group, and all behind the 3-D CNN."""
+    whole = sequence_operations(replace(config, stamps=stamps))["fast"]
+    return whole - (-(-stamps // config.group) - 1) * operations(config)["fast"]
 
 
 def description(config: Config) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from .archive import Archive
 from .errors import ArchiveError
-from .sequence import BANDS, Scaling, StampSequence
+from .history import BANDS, LONGEST, History
+from .scaling import Scaling
 from .stamp import PREPROCESSING, STAMP_SIZE, EmptyStampError, normalise
 
-LONGEST = 99  # stamps that a stream keeps of an object
 QUIET = 1e-3  # sky noise that no real stamp has, in the stamps' units
 _RADIUS = np.hypot(*(np.indices((STAMP_SIZE, STAMP_SIZE)) - (STAMP_SIZE - 1) / 2))
 _RING = (_RADIUS > 10) & (_RADIUS < 14)  # within a turned stamp of 30x30 pixels, too
-CACHE = 2  # raised when the cached arrays change
+CACHE = 3  # raised when the cached arrays change
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Dataset:
         start: [objects + 1], where each object's stamps begin.
         mjd, band: [stamps]; stamps: float16 [stamps, 32, 32] as `stamp.normalise` returns them.
         flux: float32 [stamps, 2], nJy: of the difference as measured, and of the source without noise (NaN: unknown).
+        flux_error: float32 [stamps], nJy, of the measured one.
     """
 
     object_ids: list[str]
@@ -48,12 +49,20 @@ class Dataset:
     stamps: NDArray[np.float16]
     flux: NDArray[np.float32]
     survey: str
+    flux_error: NDArray[np.float32]
 
-    def sequence(self, index: int, first: int = 0, last: int | None = None) -> StampSequence:
-        """The stamps `first` to `last` of an object."""
+    def history(self, index: int, first: int = 0, last: int | None = None) -> History:
+        """The epochs `first` to `last` of an object."""
         a, b = self.start[index], self.start[index + 1]
         rows = slice(a + first, b if last is None else min(a + last, b))
-        return StampSequence(self.mjd[rows], self.band[rows], self.stamps[rows])
+        return self.rows(rows, self.stamps[rows], index)
+
+    def rows(self, rows: slice | NDArray[np.int64], stamps: NDArray[np.float16], index: int) -> History:
+        """Some of the stamps of an object, with these pixels."""
+        return History.of_stamps(
+            self.mjd[rows], self.band[rows], stamps, flux=self.flux[rows, 0], flux_error=self.flux_error[rows],
+            object_id=self.object_ids[index], survey=self.survey,
+        )  # fmt: skip
 
     def length(self, index: int) -> int:
         """Stamps of an object."""
@@ -86,12 +95,13 @@ def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") 
     if not table.exists():
         _normalise(source, stamps, table)
     with np.load(table) as rows:
-        mjd, band, flux, start = rows["mjd"], rows["band"], rows["flux"], rows["start"]
+        mjd, band, start = rows["mjd"], rows["band"], rows["start"]
+        flux, flux_error = rows["flux"], rows["flux_error"]
     objects = source.objects.to_pydict()
     found = Dataset(
         objects["object_id"], objects["class"], objects["true_class"], objects["split"], objects["origin"],
         np.array(objects["confirmed"]), start, mjd, band, np.load(stamps, mmap_mode="r"), flux,
-        objects["survey"][0],
+        objects["survey"][0], flux_error,
     )  # fmt: skip
     return only(found, bands) if bands else found
 
@@ -101,7 +111,8 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
     if not sum(counts):
         raise ArchiveError(f"{source.path} holds no stamp that an alert stream would send")
     out = np.lib.format.open_memmap(stamps, "w+", np.float16, (sum(counts), STAMP_SIZE, STAMP_SIZE))
-    mjd, band, flux, start = np.empty(sum(counts)), np.empty(sum(counts), np.uint8), np.empty((sum(counts), 2)), [0]
+    mjd, band, start = np.empty(sum(counts)), np.empty(sum(counts), np.uint8), [0]
+    flux = np.empty((sum(counts), 3))  # measured, without noise, error
     code = {letter: number for number, letter in enumerate(BANDS)}
     at = 0
     for _, rows in tqdm(source.each(alerts_only=True), "normalising stamps", len(counts), unit="object", mininterval=2):
@@ -111,13 +122,18 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
                 out[at] = normalise(row["stamp"], 1.0, to_sky=_turned(turn) if turn else None)[0]
             except EmptyStampError:  # off the edge of the chip: the stream sets it aside, too
                 continue
-            mjd[at], band[at], flux[at] = row["mjd"], code[str(row["band"])], (row["flux"], row["source_flux"])
+            mjd[at], band[at], flux[at] = (
+                row["mjd"],
+                code[str(row["band"])],
+                (row["flux"], row["source_flux"], row["flux_error"]),
+            )
             at += 1
         start.append(at)
     out.flush()
     # the table comes last, and whole: without it the stamps are made again
     half = table.with_suffix(".half.npz")
-    np.savez(half, mjd=mjd[:at], band=band[:at], flux=flux[:at].astype(np.float32), start=np.array(start))
+    flux = flux[:at].astype(np.float32)
+    np.savez(half, mjd=mjd[:at], band=band[:at], flux=flux[:, :2], flux_error=flux[:, 2], start=np.array(start))
     half.replace(table)
 
 
@@ -135,7 +151,7 @@ def only(data: Dataset, bands: str) -> Dataset:
     start = np.concatenate([[0], np.cumsum(keep)])[data.start]
     return Dataset(
         data.object_ids, data.label, data.true_class, data.split, data.origin, data.confirmed, start, data.mjd[keep],
-        data.band[keep], data.stamps[keep], data.flux[keep], data.survey,
+        data.band[keep], data.stamps[keep], data.flux[keep], data.survey, data.flux_error[keep],
     )  # fmt: skip
 
 
@@ -145,7 +161,7 @@ def shuffled(object_id: str) -> int:
 
 
 def fit_scaling(data: Dataset, indices: Sequence[int], sample: int = 4000, seed: int = 0) -> Scaling:
-    """Softening (sky noise by band, from a ring in the stamps' outer parts) and gain, from some training stamps.
+    """Softening (sky noise by band, from a ring in the stamps' outer parts), gain and unit of flux, from some stamps.
 
     Raises:
         ArchiveError: no stamps, or a band without noise.
@@ -164,7 +180,8 @@ def fit_scaling(data: Dataset, indices: Sequence[int], sample: int = 4000, seed:
                 f"the stamps in {BANDS[code]} have no sky noise: make the archive again, or choose bands"
             )
     scaled = Scaling(tuple(softening.tolist()), 1.0)(pixels.astype(np.float16), band)
-    return Scaling(tuple(float(s) for s in softening), float(1 / scaled.std()))
+    unit = tuple(float(u) for u in flux_unit(data))
+    return Scaling(tuple(float(s) for s in softening), float(1 / scaled.std()), unit)
 
 
 def sky_noise(pixels: NDArray[np.float32]) -> float:
@@ -181,7 +198,9 @@ def flux_unit(data: Dataset) -> NDArray[np.float64]:
     """[bands] nJy: the scatter of the difference fluxes that are small, by band; about their error."""
     unit = np.ones(len(BANDS))
     for code in np.unique(data.band):
-        unit[code] = max(float(np.percentile(np.abs(data.flux[data.band == code, 0]), 30)), 1e-3)
+        flux = np.abs(data.flux[data.band == code, 0])
+        if np.isfinite(flux).any():
+            unit[code] = max(float(np.nanpercentile(flux, 30)), 1e-3)
     return unit
 
 
@@ -209,10 +228,10 @@ class Augmentation:
     dense: float = 0.7
     shift: int = 1
 
-    def view(self, data: Dataset, index: int, rng: np.random.Generator) -> tuple[StampSequence, NDArray[np.int64]]:
+    def view(self, data: Dataset, index: int, rng: np.random.Generator) -> tuple[History, NDArray[np.int64]]:
         """One random view of an object, and which of the data set's stamps it shows."""
         rows = self._rows(data.length(index), rng) + data.start[index]
-        return StampSequence(data.mjd[rows], data.band[rows], self._turn(data.stamps[rows], rng)), rows
+        return data.rows(rows, self._turn(data.stamps[rows], rng), index), rows
 
     def _rows(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         first = int(rng.integers(n)) if rng.random() < self.late else 0

@@ -4,78 +4,41 @@ A sequence is cut as a stream shows it: its beginning, and of that the newest st
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from . import checkpoint, dataset, scores, taxonomy
-from .checkpoint import Info, check_survey, read_info
-from .convention import ConvEntion
+from .checkpoint import Info, read_info
 from .dataset import Dataset
 from .errors import ModelError
-from .predictor import Prediction, Predictor, check, choose, load_model
-from .sequence import BANDS, GROUP, StampSequence, collate
+from .history import History
+from .models.base import Model
+from .prediction import Needs
+from .serving import load
 
 STAMPS = (1, 2, 3, 5, 6, 8, 12, 13, 20, 30, 50, 99)
 DAYS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 MISSING = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
 SURE = 0.75  # probability of the right class that has to be held (ELAsTiCC's list of metrics)
+LOOK = 3  # stamps between two looks at a growing history
 ENOUGH = 20  # objects below which a cut-off is left out
 Indices = NDArray[np.int64]
 Probabilities = NDArray[np.float32]
 
 
-class Classifies(Protocol):
-    """What is evaluated: a `Predictor`, or a `Whole` model."""
-
-    info: Info
-
-    def classify(self, sequences: Sequence[StampSequence]) -> list[Prediction]:
-        """Probabilities of each sequence."""
-
-
-class Whole:
-    """Any model, also one that cannot be served: computed as a whole, in float32, without tokens."""
-
-    def __init__(self, model: ConvEntion, info: Info) -> None:
-        self._model, self.info = model.eval(), info
-        self._known = np.array([band in info.bands for band in BANDS])
-        # the paper's model sees its padding: always the whole of it
-        self._width = -(-model.config.stamps // GROUP) if model.config.variant == "paper" else None
-
-    @torch.inference_mode()
-    def classify(self, sequences: Sequence[StampSequence]) -> list[Prediction]:
-        """Probabilities of each sequence."""
-        if not sequences:
-            return []
-        for sequence in sequences:
-            check(sequence, self.info, self._known)
-        device = next(self._model.parameters()).device
-        batch = collate(sequences, self.info.scaling, self._width)
-        logits = self._model(*(torch.from_numpy(array).to(device) for array in batch)).float().cpu().numpy()
-        stamps = np.array([len(s.mjd) for s in sequences])
-        return [Prediction(p, {}) for p in self.info.calibration(logits, stamps)]
-
-
-def loaded(name: str, survey: str, device: str, precision: str) -> tuple[Classifies, str]:
-    """A checkpoint ready to be evaluated, as it is served where it can be, and a sentence that says how.
+def loaded(name: str, survey: str, device: str, precision: str) -> Model:
+    """A checkpoint ready to be evaluated, as it is served.
 
     Raises:
         ModelError: it cannot be used.
     """
-    info = read_info(name)
-    if (info.config.get("variant"), info.config.get("cnn", "3d")) == ("stream", "3d"):
-        predictor = Predictor(name, survey=survey, device=device, precision=precision)
-        return predictor, predictor.chosen
-    check_survey(info, survey)
-    where, _, _ = choose(device, "float32")
-    return Whole(load_model(name, info).to(where), info), f"{where.type}, float32, whole sequences"
+    return load(name, survey=survey, device=device, precision=precision)
 
 
 def mixture(text: str, data: Dataset, confirmed: bool, classes: Sequence[str]) -> tuple[float, ...]:
@@ -92,7 +55,7 @@ def mixture(text: str, data: Dataset, confirmed: bool, classes: Sequence[str]) -
 
 
 def answers(
-    model: Classifies, data: Dataset, indices: Indices, cuts: Sequence[Sequence[int]], batch: int = 32
+    model: Model, data: Dataset, indices: Indices, cuts: Sequence[Sequence[int]], batch: int = 32
 ) -> list[Probabilities]:
     """Probabilities of every object's first n stamps, for each n of its own cuts; tokens are reused.
 
@@ -103,29 +66,31 @@ def answers(
     for at in tqdm(range(0, len(indices), batch), "classifying", unit=f"{batch} objects", leave=False, delay=2):
         rows = range(at, min(at + batch, len(indices)))
         known: dict[tuple[int, int], Probabilities] = {}
-        tokens: dict[int, dict[int, Any]] = {row: {} for row in rows}
+        kept: dict[int, dict[int, bytes]] = {row: {} for row in rows}
         for n in sorted({n for row in rows for n in cuts[row]}):
-            kept = [row for row in rows if n in cuts[row]]
-            sequences = [_cut(data, int(indices[row]), n, tokens[row], model.info.max_stamps) for row in kept]
-            for row, answer in zip(kept, model.classify(sequences), strict=True):
-                known[row, n] = answer.probabilities
-                if n <= model.info.max_stamps:
-                    tokens[row] |= answer.tokens
+            own = [row for row in rows if n in cuts[row]]
+            histories = [_cut(data, int(indices[row]), n, kept[row], model.needs) for row in own]
+            for row, found_now in zip(own, model.classify(histories), strict=True):
+                known[row, n] = found_now.probabilities
+                if n <= model.needs.most:
+                    kept[row] |= found_now.keep
         found += [np.array([known[row, n] for n in cuts[row]], np.float32) for row in rows]
     return found
 
 
-def _cut(data: Dataset, index: int, n: int, tokens: Mapping[int, Any], longest: int) -> StampSequence:
-    """The first n stamps; of them the newest that the model takes. Tokens are of the sequence's beginning."""
-    first = max(n - longest, 0)
-    shown = data.sequence(index, first, n)
-    usable = {} if first else {group: token for group, token in tokens.items() if GROUP * (group + 1) <= n}
-    keep = np.array([step // GROUP not in usable for step in range(len(shown.mjd))])
-    return StampSequence(shown.mjd, shown.band, np.asarray(shown.stamps[keep]), usable)
+def _cut(data: Dataset, index: int, n: int, kept: Mapping[int, bytes], needs: Needs) -> History:
+    """The first n epochs; of them the newest that the model takes. What was kept is of the history's beginning."""
+    first, span = max(n - needs.most, 0), max(needs.span, 1)
+    usable = {} if first else {at: token for at, token in kept.items() if span * (at + 1) <= n}
+    whole = data.history(index, first, n)
+    if not usable:
+        return whole
+    shown = np.array([step for step in range(len(whole)) if step // span not in usable], np.int64)
+    return replace(whole, images={"science": np.asarray(whole.images["science"])[shown]}, shown=shown, kept=usable)
 
 
 def after_stamps(
-    model: Classifies, data: Dataset, indices: Indices, stamps: Sequence[int]
+    model: Model, data: Dataset, indices: Indices, stamps: Sequence[int]
 ) -> dict[int, tuple[Indices, Probabilities]]:
     """For every n, which rows of `indices` have as many stamps, and the probabilities after that many."""
     cuts = [[n for n in stamps if n <= data.length(int(i))] for i in indices]
@@ -138,7 +103,7 @@ def after_stamps(
     }
 
 
-def at_the_end(model: Classifies, data: Dataset, indices: Indices) -> Probabilities:
+def at_the_end(model: Model, data: Dataset, indices: Indices) -> Probabilities:
     """Probabilities of whole sequences."""
     return np.concatenate(answers(model, data, indices, [[data.length(int(i))] for i in indices]))
 
@@ -164,7 +129,7 @@ def _numbers(names: Iterable[str], classes: Sequence[str]) -> Indices:
     return np.array([classes.index(name) for name in own], np.int64)
 
 
-def report(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]:
+def report(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]:
     """Scores after so many stamps and at the end: what a checkpoint carries. None where a score does not exist.
 
     Raises:
@@ -175,7 +140,7 @@ def report(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]
     return found
 
 
-def _report(model: Classifies, data: Dataset, indices: Indices, truth: Indices, whole: Probabilities) -> dict[str, Any]:
+def _report(model: Model, data: Dataset, indices: Indices, truth: Indices, whole: Probabilities) -> dict[str, Any]:
     classes = tuple(model.info.classes)
     matrix = scores.confusion(truth, whole.argmax(1), len(classes))
     return {
@@ -189,7 +154,7 @@ def _report(model: Classifies, data: Dataset, indices: Indices, truth: Indices, 
     }
 
 
-def _early(model: Classifies, data: Dataset, indices: Indices, truth: Indices) -> dict[str, Any]:
+def _early(model: Model, data: Dataset, indices: Indices, truth: Indices) -> dict[str, Any]:
     found = after_stamps(model, data, indices, STAMPS)
     return _series({n: (truth[rows], p) for n, (rows, p) in found.items()}, tuple(model.info.classes))
 
@@ -211,7 +176,7 @@ def _called(data: Dataset, indices: Indices) -> str:
     return f"{data.survey}, {' and '.join(origins)}, {len(indices)} objects"
 
 
-def full_report(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]:
+def full_report(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]:
     """`report`, and scores after so many days, the time until the answer stays right, and with gaps.
 
     Raises:
@@ -243,24 +208,24 @@ def _worst(
     ]  # fmt: skip
 
 
-def after_days(model: Classifies, data: Dataset, indices: Indices, days: Iterable[float]) -> dict[int, Probabilities]:
+def after_days(model: Model, data: Dataset, indices: Indices, days: Iterable[float]) -> dict[int, Probabilities]:
     """Probabilities of what was seen within so many days of the first stamp, for every object."""
     days = list(days)
     cuts = []
     for index in indices:
-        mjd = data.sequence(int(index)).mjd
+        mjd = data.history(int(index)).mjd
         cuts.append(np.searchsorted(mjd, mjd[0] + np.array(days), "right").tolist())
     found = answers(model, data, indices, cuts)
     return {int(day): np.array([p[k] for p in found]) for k, day in enumerate(days)}
 
 
-def until_sure(model: Classifies, data: Dataset, indices: Indices, truth: Indices) -> dict[str, Any]:
+def until_sure(model: Model, data: Dataset, indices: Indices, truth: Indices) -> dict[str, Any]:
     """Days and stamps until the right class has a probability above 0.75 and keeps it, among the first stamps.
 
     Answers are looked at after the first, every third and the last stamp, as far as the model takes them.
     """
-    ends = [min(data.length(int(i)), model.info.max_stamps) for i in indices]
-    steps = [sorted({1, *range(GROUP, end, GROUP), end}) for end in ends]
+    ends = [min(data.length(int(i)), model.needs.most) for i in indices]
+    steps = [sorted({1, *range(LOOK, end, LOOK), end}) for end in ends]
     found: dict[str, Any] = {}
     days, stamps, sure = [], [], []
     for row, p in enumerate(answers(model, data, indices, steps)):
@@ -269,7 +234,7 @@ def until_sure(model: Classifies, data: Dataset, indices: Indices, truth: Indice
         sure.append(bool(right[-1]))
         if right[-1]:
             n = steps[row][held]
-            mjd = data.sequence(int(indices[row])).mjd
+            mjd = data.history(int(indices[row])).mjd
             stamps.append(n)
             days.append(float(mjd[n - 1] - mjd[0]))
     found["all"] = _median_times(days, stamps, sure)
@@ -292,7 +257,7 @@ def _median_times(days: Sequence[float], stamps: Sequence[int], sure: Sequence[b
 
 
 def missing(
-    model: Classifies, data: Dataset, indices: Indices, truth: Indices, fractions: Sequence[float] = MISSING
+    model: Model, data: Dataset, indices: Indices, truth: Indices, fractions: Sequence[float] = MISSING
 ) -> dict[str, Any]:
     """Scores when a fraction of each sequence's stamps is left out by chance (the study of the authors' slides).
 
@@ -303,17 +268,16 @@ def missing(
         rng = np.random.default_rng(7)
         parts = []
         for at in tqdm(range(0, len(indices), 32), f"{fraction:.0%} missing", unit="32 objects", leave=False, delay=2):
-            views = [_thinned(data, int(i), fraction, model.info.max_stamps, rng) for i in indices[at : at + 32]]
+            views = [_thinned(data, int(i), fraction, model.needs.most, rng) for i in indices[at : at + 32]]
             parts += [answer.probabilities for answer in model.classify(views)]
         found[f"{fraction:.1f}"] = scores.with_intervals(truth, np.array(parts))
     return found
 
 
-def _thinned(data: Dataset, index: int, fraction: float, longest: int, rng: np.random.Generator) -> StampSequence:
-    whole = data.sequence(index)
-    n = min(len(whole.mjd), longest)
-    rows = np.sort(rng.permutation(n)[: max(round(n * (1 - fraction)), 1)]) + len(whole.mjd) - n
-    return StampSequence(whole.mjd[rows], whole.band[rows], np.asarray(whole.stamps[rows]))
+def _thinned(data: Dataset, index: int, fraction: float, longest: int, rng: np.random.Generator) -> History:
+    whole = data.history(index)
+    n = min(len(whole), longest)
+    return whole.take(np.sort(rng.permutation(n)[: max(round(n * (1 - fraction)), 1)]) + len(whole) - n)
 
 
 @dataclass(frozen=True)
@@ -321,7 +285,7 @@ class Entry:
     """A model to evaluate, the archive in its bands, what it is called beside others, and how it is computed."""
 
     label: str
-    model: Classifies
+    model: Model
     data: Dataset
     how: str
 
@@ -342,18 +306,22 @@ def entries(names: Sequence[str], archive: str | Path, device: str, precision: s
     data = {bands: dataset.load(archive, bands=bands) for bands in {info.bands for info in infos}}
     found = []
     for name, label, info in zip(names, _labels(names, infos), infos, strict=True):
-        model, how = loaded(name, data[info.bands].survey, device, precision)
-        found.append(Entry(label, model, data[info.bands], how))
+        model = loaded(name, data[info.bands].survey, device, precision)
+        found.append(Entry(label, model, data[info.bands], model.chosen))
     return found
 
 
 def _labels(names: Sequence[str], infos: Sequence[Info]) -> list[str]:
-    """Name, version, and what tells the model the time; and the checkpoint's own name where that is not enough."""
-    found = [f"{info.name} {info.version}, time {info.config.get('time', 'both')}" for info in infos]
+    """Name, version, and what tells ConvEntion the time; and the checkpoint's own name where that is not enough."""
+    found = [f"{info.name} {info.version}" + _time(info) for info in infos]
     found = [a if found.count(a) == 1 else f"{a} ({name})" for a, name in zip(found, names, strict=True)]
     if len(set(found)) < len(found):
         raise ModelError(f"a checkpoint is given twice among {', '.join(names)}: give each one once")
     return found
+
+
+def _time(info: Info) -> str:
+    return f", time {info.config.get('time', 'both')}" if info.family == "convention" else ""
 
 
 def common(found: Sequence[Entry], split: str, confirmed: bool) -> Indices:
@@ -382,7 +350,7 @@ def compare(found: Sequence[Entry], indices: Indices) -> dict[str, Any]:
     return made
 
 
-def _beside(model: Classifies, data: Dataset, indices: Indices) -> dict[str, Any]:
+def _beside(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]:
     truth = truth_of(data, indices, model.info.classes)
     found: dict[str, Any] = scores.without_nan(
         {"after_stamps": _early(model, data, indices, truth), "missing": missing(model, data, indices, truth)}

@@ -59,7 +59,7 @@ class FoldedFeatures(nn.Module):
         return PlaneKernels(kernels, biases)
 
     def forward(self, pixels: Tensor, bands: Tensor) -> Tensor:
-        """[g, 3, 32, 32] scaled pixels and [g, 3] band ids -> tokens [g, channels, 9, 9]."""
+        """[g, t, 32, 32] scaled pixels and [g, t] band ids, t = group -> tokens [g, channels, 9, 9]."""
         parts = [pixels.to(self.dtype)]
         if self.dtype == torch.bfloat16:
             parts += [(pixels - parts[0].float()).to(self.dtype), parts[0]]
@@ -117,7 +117,7 @@ class CpuTokens:
         self._features = features
 
     def __call__(self, pixels: NDArray[np.float32], bands: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[g, 3, 32, 32] scaled pixels and [g, 3] band ids -> float32 [g, channels, 9, 9]."""
+        """[g, t, 32, 32] scaled pixels and [g, t] band ids -> float32 [g, channels, 9, 9]."""
         made, at = [], 0
         while at < len(pixels):
             size = next(s for s in self.sizes if s <= len(pixels) - at)
@@ -156,7 +156,7 @@ class CudaTokens:
         self._streams = [torch.cuda.Stream(device), torch.cuda.Stream(device)]  # type: ignore[no-untyped-call]
 
     def __call__(self, pixels: NDArray[np.float32], bands: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[g, 3, 32, 32] scaled pixels and [g, 3] band ids -> float32 [g, channels, 9, 9]."""
+        """[g, t, 32, 32] scaled pixels and [g, t] band ids -> float32 [g, channels, 9, 9]."""
         chunks, at = [], 0
         while at < len(pixels):
             size = next((s for s in self.sizes if s >= len(pixels) - at), self.sizes[-1])

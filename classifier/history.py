@@ -83,7 +83,7 @@ class History:
     band: NDArray[np.uint8]
     images: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
     shown: NDArray[np.int64] = None  # type: ignore[assignment]  # all epochs
-    kept: Mapping[int, Any] = field(default_factory=dict)
+    kept: Mapping[int, bytes] = field(default_factory=dict)
     flux: NDArray[np.float32] = None  # type: ignore[assignment]  # unknown
     flux_error: NDArray[np.float32] = None  # type: ignore[assignment]
     photometry: Photometry | None = None
@@ -124,6 +124,16 @@ class History:
         for seen in observations:
             groups.setdefault(seen.object_id, {}).setdefault(seen.source_id, seen)
         return {name: _history(name, list(own.values()), survey) for name, own in groups.items()}
+
+    @classmethod
+    def of_stamps(
+        cls, mjd: NDArray[np.float64], band: NDArray[np.uint8], stamps: NDArray[np.float16],
+        kept: Mapping[int, bytes] | None = None, span: int = 1, **others: Any,
+    ) -> History:  # fmt: skip
+        """A history with one image an epoch; `stamps` are those of the epochs in no span of `kept`, in order."""
+        kept = kept or {}
+        shown = np.array([n for n in range(len(mjd)) if n // span not in kept], np.int64)
+        return cls(mjd, band, {"science": stamps}, shown, kept, **others)
 
     def until(self, *, epochs: int | None = None, mjd: float | None = None) -> History:
         """What was known after so many epochs, or at a time.

@@ -67,7 +67,7 @@ class Prediction:
     probabilities: NDArray[np.float32]
     reason: Declined | None = None
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
-    keep: Mapping[int, NDArray[np.generic]] = field(default_factory=dict)
+    keep: Mapping[int, bytes] = field(default_factory=dict)
 
     @property
     def status(self) -> Status:

@@ -2,19 +2,19 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
 from . import checks, taxonomy
 from .errors import ModelError
-from .shape import Config
+from .models.family import Family, preset
 
-SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout", "stamps")  # keys of Config, too
+SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout")  # of ConvEntion's network, here for short
 STEPS = ("short_steps", "steps", "head_steps", "fine_steps", "fine_head_steps")
 _KINDS = {
     str: "text in quotes", bool: "true or false", int: "a whole number", float: "a number",
-    tuple[str, ...]: "a list of texts", tuple[float, ...]: "a list of numbers",
+    tuple[str, ...]: "a list of texts", tuple[float, ...]: "a list of numbers", Mapping[str, Any]: "keys and values",
 }  # fmt: skip
 _AT_LEAST_1 = ("batch", "short_batch", "head_batch", "short_longest", "longest", "bank_views", "every", "models")
 _POSITIVE = ("rate", "head_rate")
@@ -33,7 +33,11 @@ class Protocol:
         name: of the checkpoint and in every figure that comes of it.
         start: begin with the weights of this checkpoint (a directory or a shipped one); empty: with random ones.
         bands: keep only these; empty for all of the archive.
-        variant, attention, band_embedding, cnn, time, dropout, stamps: of `convention.Config`.
+        model: what is trained, a name of `skyheed model list`.
+        network: what of its configuration differs from that name's.
+        objective: `name` of what is minimised and its settings; empty for what the model's name implies.
+        variant, attention, band_embedding, cnn, time, dropout: of ConvEntion's network, for short.
+        stamps: of the longest history.
         objects: use so many training objects, evenly of each class (as they are, if not `balanced`); 0 for all.
         validation: the same of the objects that select the weights and calibrate.
         short_steps: everything learns, from views of at most `short_longest` stamps: many objects for little work.
@@ -63,6 +67,9 @@ class Protocol:
     version: str = "1"
     start: str = ""
     bands: str = ""
+    model: str = "convention"
+    network: Mapping[str, Any] = field(default_factory=dict)
+    objective: Mapping[str, Any] = field(default_factory=dict)
     variant: str = "stream"
     attention: str = "linear"
     band_embedding: str = "learned"
@@ -105,6 +112,35 @@ class Protocol:
     autocast: bool = True
     threads: int = 0
 
+    @property
+    def family(self) -> Family:
+        """Of the model that is trained.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        return preset(self.model).family
+
+    def configuration(self) -> dict[str, Any]:
+        """What configures the network.
+
+        Raises:
+            ModelError: there is no such model, or a key belongs to another one.
+        """
+        own = preset(self.model)
+        short = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name in SHARED and getattr(self, f.name) != f.default
+        }
+        if short and own.family.name != "convention":
+            raise ModelError(f"{min(short)} is a key of ConvEntion: give {self.model} its own keys in [network]")
+        return {**own.network, **short, **self.network, "classes": len(self.classes), "stamps": self.stamps}
+
+    def minimised(self) -> dict[str, Any]:
+        """The objective and its settings."""
+        return {"name": "cross-entropy", **preset(self.model).objective, **self.objective}
+
 
 def from_mapping(given: Mapping[str, Any], where: str | Path) -> Protocol:
     """A protocol from its keys.
@@ -135,19 +171,21 @@ def check(protocol: Protocol, where: str | Path) -> None:
     try:
         for rule in (_types, _numbers, _data, _prior, _stages):
             rule(protocol)
-        Config(classes=len(protocol.classes), **{key: getattr(protocol, key) for key in SHARED})
+        protocol.family.configure(protocol.configuration())
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
 
 
 def _types(p: Protocol) -> None:
-    for field in fields(p):
-        value = getattr(p, field.name)
-        if not _is(value, field.type):
-            raise ModelError(f"{field.name} is {checks.shown(value)}: give {_KINDS[field.type]}")  # type: ignore[index]
+    for key in fields(p):
+        value = getattr(p, key.name)
+        if not _is(value, key.type):
+            raise ModelError(f"{key.name} is {checks.shown(value)}: give {_KINDS[key.type]}")  # type: ignore[index]
 
 
 def _is(value: Any, kind: Any) -> bool:
+    if kind == Mapping[str, Any]:
+        return isinstance(value, Mapping)
     if parts := get_args(kind):
         return isinstance(value, tuple) and all(_is(part, parts[0]) for part in value)
     if kind is float:
@@ -156,14 +194,14 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _numbers(p: Protocol) -> None:
-    for field in fields(p):
-        value = getattr(p, field.name)
-        if field.type is int:
-            checks.count(field.name, value, 1 if field.name in _AT_LEAST_1 else 0)
-        elif field.name in _POSITIVE:
-            checks.positive(field.name, value)
-        elif field.type is float:
-            checks.number(field.name, value, 0, *[1] * (field.name in _SHARES))
+    for key in fields(p):
+        value = getattr(p, key.name)
+        if key.type is int:
+            checks.count(key.name, value, 1 if key.name in _AT_LEAST_1 else 0)
+        elif key.name in _POSITIVE:
+            checks.positive(key.name, value)
+        elif key.type is float:
+            checks.number(key.name, value, 0, *[1] * (key.name in _SHARES))
     if p.blocks == 1:
         raise ModelError("blocks is 1, which leaves no objects to learn from: give 0, or 2 or more")
 
@@ -191,10 +229,13 @@ def _stages(p: Protocol) -> None:
     if not any(getattr(p, key) for key in STEPS):
         raise ModelError(f"{', '.join(STEPS)} are all 0, so nothing would be learnt: set at least one")
     for key in ("head_steps", "fine_head_steps"):
-        if (value := getattr(p, key)) and (p.variant, p.cnn) != ("stream", "3d"):
-            raise ModelError(
-                f"{key} is {value}, but variant {p.variant} with cnn {p.cnn} keeps no tokens to learn from: set it to 0"
-            )
+        if (value := getattr(p, key)) and not _keeps_tokens(p):
+            raise ModelError(f"{key} is {value}, but {p.model} keeps no tokens to learn from: set it to 0")
+
+
+def _keeps_tokens(p: Protocol) -> bool:
+    """Whether the network is ConvEntion's, with tokens that never change."""
+    return p.family.name == "convention" and p.configuration().get("variant", "stream") == "stream"
 
 
 def load(path: str | Path) -> dict[str, Any]:

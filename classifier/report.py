@@ -10,8 +10,8 @@ import numpy as np
 
 from . import scores
 from .dataset import Dataset
+from .history import BANDS
 from .names import caption, printable, table_cell
-from .sequence import BANDS
 
 SHOWN = 10  # stamps of each object in the picture of failures
 EARLY, MIDDLE = 3, 12  # stamps after which the confusion is shown, beside that of all stamps
@@ -251,12 +251,12 @@ def _plot_failures(found: Mapping[str, Any], data: Dataset, path: Path) -> None:
     )
     figure.suptitle(f"{_title(found)}: most confidently wrong")
     for row, wrong in zip(axes, worst, strict=True):
-        shown = data.sequence(data.object_ids.index(wrong["object_id"]))
+        shown = data.history(data.object_ids.index(wrong["object_id"]))
         steps = np.unique(np.linspace(0, len(shown.mjd) - 1, SHOWN).astype(int))
         for axis in row:
             axis.axis("off")
         for axis, step in zip(row, steps, strict=False):
-            axis.imshow(np.arcsinh(shown.stamps[step].astype(np.float32)), origin="lower", cmap="gray")
+            axis.imshow(np.arcsinh(shown.images["science"][step].astype(np.float32)), origin="lower", cmap="gray")
             axis.set_title(f"{BANDS[shown.band[step]]} {shown.mjd[step] - shown.mjd[0]:.0f} d", fontsize=6)
         said = f"{wrong['truth']}, said {wrong['answer']} {wrong['probability']:.2f}"
         row[0].text(0, -6, caption(said), fontsize=6)

@@ -1,76 +1,29 @@
-"""Sequences of stamps as arrays, and as the padded batches that training and serving share. Numpy only.
+"""Epochs in groups, and the padded batches of groups that ConvEntion's training and serving share. Numpy only.
 
-A sequence of n stamps is cut into ceil(n / 3) groups in the order of time; the last group is filled up with steps
-without a stamp. Pixels are brought from linear flux to the model's input here, and nowhere else.
+A history of n epochs is cut into ceil(n / group) groups in the order of time; the last one is filled up with steps
+without a stamp. A group is three epochs for the 3-D CNN and one for the 2-D CNN.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import stamp
-from .scaling import Scaling as Scaling
+from .history import History
+from .scaling import Scaling
 from .stamp import STAMP_SIZE
 
-BANDS = "ugrizy"  # a band's code is its index; the broker stores the same code
-GROUP = 3
+GROUP = 3  # epochs that the 3-D CNN takes together
 VERSION = f"{stamp.PREPROCESSING}/sequence-1"  # recorded with every checkpoint and classification
 NO_STAMP = 0  # band id of a step without a stamp; bands are 1 to 6
-_EXPONENT = np.uint16(0x7C00)  # of a float16: all of it is set where a pixel is not finite
-
-
-@dataclass(frozen=True)
-class StampSequence:
-    """One object's stamps in the order of time.
-
-    Attributes:
-        mjd: [n] days.
-        band: [n] index into `BANDS`.
-        stamps: float16 [m, 32, 32] as `stamp.normalise` returns them; of all steps, or (m < n) only of the steps of
-            those groups that are not in `tokens`, in order.
-        tokens: group index -> cached token of a full group.
-    """
-
-    mjd: NDArray[np.float64]
-    band: NDArray[np.uint8]
-    stamps: NDArray[np.float16]
-    tokens: Mapping[int, NDArray[Any]] = field(default_factory=dict)
-
-    @property
-    def groups(self) -> int:
-        """Number of groups, the last one perhaps not full."""
-        return -(-len(self.mjd) // GROUP)
-
-    def check(self, longest: int) -> None:
-        """Raise ValueError if the parts do not fit together, or hold what no stamp has."""
-        full = len(self.mjd) // GROUP
-        if not 1 <= len(self.mjd) <= longest:
-            raise ValueError(f"a sequence has 1 to {longest} stamps, not {len(self.mjd)}")
-        if any(not 0 <= group < full for group in self.tokens):
-            raise ValueError("a token belongs to a full group")
-        wanted = (len(self.mjd) - GROUP * len(self.tokens), STAMP_SIZE, STAMP_SIZE)
-        if self.stamps.shape != wanted or len(self.band) != len(self.mjd):
-            raise ValueError(f"stamps have shape {self.stamps.shape}, bands {self.band.shape}; expected {wanted}")
-        self._check_values()
-
-    def _check_values(self) -> None:
-        if not np.isfinite(self.mjd).all() or not (self.mjd[1:] >= self.mjd[:-1]).all():
-            raise ValueError("the MJDs of a sequence are finite and in the order of time: sort its stamps")
-        if not ((self.band >= 0) & (self.band < len(BANDS))).all():
-            raise ValueError(f"band codes are 0 to {len(BANDS) - 1}, the places in {BANDS}")
-        if self.stamps.dtype != np.float16:
-            raise ValueError(f"stamps are float16, not {self.stamps.dtype}: make them by stamp.normalise")
-        # of the bits, because numpy takes 20 times as long for isfinite of float16
-        if ((self.stamps.view(np.uint16) & _EXPONENT) == _EXPONENT).any():
-            raise ValueError("a stamp has pixels that are not finite: make it by stamp.normalise, which fills them")
+IMAGES = "science"  # the kind of stamps that ConvEntion sees
 
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """Groups to compute: pixels [g, 3, 32, 32] scaled, band ids [g, 3] (0: no stamp)."""
+    """Groups to compute: pixels [g, group, 32, 32] scaled, band ids [g, group] (0: no stamp)."""
 
     pixels: NDArray[np.float32]
     bands: NDArray[np.int64]
@@ -82,8 +35,8 @@ class Layout:
 
     Attributes:
         valid: bool [b, n].
-        days: float32 [b, n, 3] since the first stamp of the sequence; 0 for steps without a stamp.
-        present: bool [b, n, 3].
+        days: float32 [b, n, group] since the first stamp of the history; 0 for steps without a stamp.
+        present: bool [b, n, group].
     """
 
     valid: NDArray[np.bool_]
@@ -91,42 +44,63 @@ class Layout:
     present: NDArray[np.bool_]
 
 
-def layout(sequences: Sequence[StampSequence], width: int | None = None) -> Layout:
-    """The layout of a batch, `width` groups wide (the longest sequence by default)."""
-    width = width or max(s.groups for s in sequences)
-    days = np.zeros((len(sequences), width * GROUP), np.float32)
-    present = np.zeros((len(sequences), width * GROUP), bool)
-    for row, s in enumerate(sequences):
-        days[row, : len(s.mjd)] = s.mjd - s.mjd[0]
-        present[row, : len(s.mjd)] = True
-    shape = (len(sequences), width, GROUP)
+def groups(history: History, group: int = GROUP) -> int:
+    """Number of groups, the last one perhaps not full."""
+    return -(-len(history) // group)
+
+
+def layout(histories: Sequence[History], width: int | None = None, group: int = GROUP) -> Layout:
+    """The layout of a batch, `width` groups wide (the longest history by default)."""
+    width = width or max(groups(h, group) for h in histories)
+    days = np.zeros((len(histories), width * group), np.float32)
+    present = np.zeros((len(histories), width * group), bool)
+    for row, h in enumerate(histories):
+        days[row, : len(h)] = h.mjd - h.mjd[0]
+        present[row, : len(h)] = True
+    shape = (len(histories), width, group)
     present = present.reshape(shape)
     return Layout(np.any(present, axis=-1), days.reshape(shape), present)
 
 
 def collate(
-    sequences: Sequence[StampSequence], scaling: Scaling, width: int | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32], NDArray[np.bool_]]:
-    """A padded batch of whole sequences: pixels, band ids, valid, days, present, as `ConvEntion.forward` takes them."""
-    where = layout(sequences, width)
-    pixels = np.zeros((*where.valid.shape, GROUP, STAMP_SIZE, STAMP_SIZE), np.float32)
-    bands = np.zeros((*where.valid.shape, GROUP), np.int64)
-    for row, sequence in enumerate(sequences):
-        groups = uncached(sequence, scaling)
-        pixels[row, : sequence.groups], bands[row, : sequence.groups] = groups.pixels, groups.bands
-    return pixels, bands, where.valid, where.days, where.present
+    histories: Sequence[History], scaling: Scaling, width: int | None = None, group: int = GROUP
+) -> dict[str, NDArray[np.generic]]:
+    """A padded batch of whole histories, as `ConvEntion.forward` takes it.
+
+    Returns:
+        pixels, bands, valid, days, present.
+    """
+    where = layout(histories, width, group)
+    pixels = np.zeros((*where.valid.shape, group, STAMP_SIZE, STAMP_SIZE), np.float32)
+    bands = np.zeros((*where.valid.shape, group), np.int64)
+    for row, history in enumerate(histories):
+        made = uncached(history, scaling, group)
+        pixels[row, : len(made.pixels)], bands[row, : len(made.pixels)] = made.pixels, made.bands
+    return {"pixels": pixels, "bands": bands, "valid": where.valid, "days": where.days, "present": where.present}
 
 
-def uncached(sequence: StampSequence, scaling: Scaling) -> GroupBatch:
-    """The groups of a sequence that have no token, in order."""
-    steps = np.ones(len(sequence.mjd), bool)
-    for group in sequence.tokens:
-        steps[GROUP * group : GROUP * group + GROUP] = False
-    count = sequence.groups - len(sequence.tokens)
-    pixels = np.zeros((count * GROUP, STAMP_SIZE, STAMP_SIZE), np.float32)
-    bands = np.zeros(count * GROUP, np.int64)
-    own = sequence.band[steps]
+def uncached(history: History, scaling: Scaling, group: int = GROUP) -> GroupBatch:
+    """The groups of a history that have no token, in order."""
+    steps = np.ones(len(history), bool)
+    for token in history.kept:
+        steps[group * token : group * token + group] = False
+    count = groups(history, group) - len(history.kept)
+    pixels = np.zeros((count * group, STAMP_SIZE, STAMP_SIZE), np.float32)
+    bands = np.zeros(count * group, np.int64)
+    own = history.band[steps]
     # groups with a token are full, so the others stay aligned
-    pixels[: len(own)] = scaling(sequence.stamps, own)
+    pixels[: len(own)] = scaling(history.pixels(IMAGES, np.flatnonzero(steps)), own)
     bands[: len(own)] = own.astype(np.int64) + 1
-    return GroupBatch(pixels.reshape(count, GROUP, STAMP_SIZE, STAMP_SIZE), bands.reshape(count, GROUP))
+    return GroupBatch(pixels.reshape(count, group, STAMP_SIZE, STAMP_SIZE), bands.reshape(count, group))
+
+
+def check_kept(history: History, group: int = GROUP) -> None:
+    """Raise ValueError if tokens belong to no full group, or the stamps of a group without one are not here."""
+    full = len(history) // group
+    if any(not 0 <= token < full for token in history.kept):
+        raise ValueError("a token belongs to a full group")
+    missing = np.setdiff1d(np.arange(len(history)), history.shown)
+    if not set((missing // group).tolist()) <= set(history.kept):
+        raise ValueError(
+            f"stamps have shape {history.images[IMAGES].shape}: those of groups without a token are missing"
+        )

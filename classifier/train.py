@@ -9,14 +9,13 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,15 +28,18 @@ from . import archive, checkpoint, dataset, evaluate, scores, taxonomy
 from .bank import Bank, TokenMaker
 from .calibration import fit
 from .checkpoint import Calibration, Info
-from .convention import Config, ConvEntion
+from .convention import ConvEntion
 from .dataset import Augmentation, Dataset
 from .errors import ModelError
 from .fast import CpuTokens, CudaTokens, FoldedFeatures
-from .predictor import WIDTHS, Predictor, choose
-from .protocol import SHARED, Protocol
-from .sequence import collate
+from .models.base import Model
+from .protocol import Protocol
+from .serving import Where, choose
+from .training import objectives
+from .training.objectives import Views
 
 SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
+STATISTICS = 500  # objects that networks take statistics of their inputs from
 Indices = NDArray[np.int64]
 NOTHING: Indices = np.empty(0, np.int64)
 Step = Callable[[np.random.Generator], Tensor]  # the loss of one step
@@ -134,20 +136,20 @@ class Trainer:
     def __init__(self, protocol: Protocol, data: Dataset, output: Path) -> None:
         check_data(protocol, data)
         self.protocol, self.data, self.output = protocol, data, output
-        self.device, self.precision, self.chosen = choose(protocol.device, "auto" if protocol.autocast else "float32")
+        where = choose(protocol.device, "auto" if protocol.autocast else "float32")
+        self.device, self.precision, self.chosen = where.device, where.precision, where.chosen
         self.scaling = dataset.fit_scaling(data, data.choose("train").tolist(), seed=protocol.seed)
         self.flux_unit = dataset.flux_unit(data)
         self.validation = _stratified(data.choose("validation"), data, protocol, protocol.validation)
         self.labels = np.array([protocol.classes.index(_label(data, i, protocol)) for i in range(len(data.object_ids))])
-        self.config = Config(
-            classes=len(protocol.classes),
-            **{key: getattr(protocol, key) for key in SHARED},
-        )
-        self.model = ConvEntion(self.config).to(self.device)
-        self.started_from = self._start() if protocol.start else ""
-        self.photometer = torch.nn.Linear(self.config.channels * self.config.map**2, 2 * self.config.group)
-        self.photometer.to(self.device)
+        self.family = protocol.family
+        self.config = self.family.configure(protocol.configuration())
+        self.model = self.family.build(self.config).to(self.device)
+        self.started_from = self._start() if protocol.start else self._fit_inputs()
         self.mean = copy.deepcopy(self.model).eval()  # the exponential mean of the weights
+        self.objective = objectives.make(
+            objectives.Setting(self.model, self.mean, data, self.scaling, protocol, self.precision == "bfloat16")
+        )
         self.averaged = 0  # steps in the mean
         self.best, self.best_state = -1.0, _copied(self.mean)
         self.done: dict[str, int] = {}
@@ -167,10 +169,26 @@ class Trainer:
             ModelError: it is of another architecture.
         """
         info = checkpoint.read_info(self.protocol.start)
-        if (other := Config(**info.config)) != self.config:
+        if info.family != self.family.name:
+            raise ModelError(
+                f"cannot start from {self.protocol.start}: it is of the family {info.family}, this run is of "
+                f"{self.family.name}"
+            )
+        if (other := self.family.configure(info.config)) != self.config:
             raise ModelError(f"cannot start from {self.protocol.start}: it is {other}, this run is {self.config}")
         self.model.load_state_dict(checkpoint.load_state(self.protocol.start))
         return f"{info.name} {info.version} {info.digest[:12]}"
+
+    def _fit_inputs(self) -> str:
+        """Let the network take statistics of what it will see; it starts from nothing.
+
+        Returns:
+            "", what it started from.
+        """
+        chosen = self.data.choose("train")
+        some = np.random.default_rng(self.protocol.seed).permutation(chosen)[:STATISTICS]
+        self.model.fit_inputs([self.data.history(int(i)) for i in some], self.scaling)
+        return ""
 
     def end_to_end(
         self, name: str, indices: Indices, steps: int, *, short: bool = False, slower: float = 1,
@@ -184,11 +202,13 @@ class Trainer:
         if short:  # any stretch of the light curve, so that tokens learn all of it
             augmentation = Augmentation(p.short_longest, 0.0, p.truncate, p.stamps, late=0.7, drop=p.drop, dense=0.9)
         batch = p.short_batch if short else p.batch
-        parameters = [*self.model.parameters(), *self.photometer.parameters()]
+        parameters = [*self.model.parameters(), *self.objective.parameters()]
 
         def step(rng: np.random.Generator) -> Tensor:
             self.model.train()
-            return self._loss_of_views(self._draw(indices, batch, rng, rehearsed), augmentation, rng)
+            chosen = self._draw(indices, batch, rng, rehearsed)
+            views = [self._views(chosen, augmentation, rng) for _ in range(self.objective.views)]
+            return self.objective.loss(views, rng)
 
         self._learn(name, steps, p.rate / slower, parameters, step)
 
@@ -197,6 +217,7 @@ class Trainer:
         p = self.protocol
         if self._over(name, indices, steps):
             return
+        network = cast(ConvEntion, self.model)
         bank = self._bank_of(np.union1d(indices, rehearsed))
         parameters = [q for n, q in self.model.named_parameters() if not n.startswith("features.")]
 
@@ -206,14 +227,14 @@ class Trainer:
             arrays = (
                 torch.from_numpy(a).to(self.device) for a in (drawn.tokens, drawn.valid, drawn.days, drawn.present)
             )
-            logits = self.model.classify(*arrays)
+            logits = network.logits(*arrays)
             return functional.cross_entropy(logits, self._target(drawn.objects))
 
         self._learn(name, steps, p.head_rate / slower, parameters, step)
 
     def _bank_of(self, indices: Indices) -> Bank:
         """Tokens of views of these objects; those of an earlier stage, if the 3D-CNN has not changed since."""
-        features = _copied(self.model.features)
+        features = _copied(cast(ConvEntion, self.model).features)
         if self._bank is not None:
             known, of, bank = self._bank
             if all(known[n].equal(t) for n, t in features.items()) and np.isin(indices, of).all():
@@ -221,7 +242,9 @@ class Trainer:
         p = self.protocol
         augmentation = Augmentation(p.longest, 1.0, 0.0, p.stamps, late=0.05, drop=p.drop)
         seed = (p.seed, _number("bank"))
-        bank = Bank(self._token_maker(), self.data, indices, augmentation, self.scaling, p.bank_views, seed)
+        bank = Bank(
+            self._token_maker(), self.data, indices, augmentation, self.scaling, p.bank_views, seed, self.config.group
+        )
         self._bank = (features, indices, bank)
         return bank
 
@@ -230,7 +253,7 @@ class Trainer:
 
     def _token_maker(self) -> TokenMaker:
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        features = FoldedFeatures(self.model.eval(), dtype).to(self.device)
+        features = FoldedFeatures(cast(ConvEntion, self.model.eval()), dtype).to(self.device)
         on_gpu = self.device.type == "cuda"
         make: TokenMaker = CudaTokens(features, self.device) if on_gpu else CpuTokens(features)
         return torch.inference_mode()(make)
@@ -279,50 +302,12 @@ class Trainer:
         self._average()
         return float(loss.detach())
 
-    def _loss_of_views(self, chosen: Indices, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-        views, rows = zip(*(augmentation.view(self.data, int(i), rng) for i in chosen), strict=True)
-        groups = max(view.groups for view in views)
-        width = next((w for w in WIDTHS if w >= groups), None)
-        if self.config.variant == "paper" or width is None:
-            width = -(-self.config.stamps // 3)
-        batch = (torch.from_numpy(a).to(self.device) for a in collate(views, self.scaling, width))
-        pixels, bands, valid, days, present = self.model.grouped(*batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            tokens = self.model.tokens(pixels, bands, valid)
-        tokens = tokens.float()
-        loss = self._photometry(tokens, present, rows)
-        if self.config.variant == "paper":
-            return loss + functional.cross_entropy(
-                self.model.classify(tokens, None, days, present), self._target(chosen)
-            )
-        seen = self._prefixes(valid, rng)
-        again = [t.repeat(1 + self.protocol.prefixes, *[1] * (t.dim() - 1)) for t in (tokens, days, present)]
-        logits = self.model.classify(again[0], seen, again[1], again[2])
-        return loss + functional.cross_entropy(logits, self._target(np.tile(chosen, 1 + self.protocol.prefixes)))
+    def _views(self, chosen: Indices, augmentation: Augmentation, rng: np.random.Generator) -> Views:
+        histories, rows = zip(*(augmentation.view(self.data, int(i), rng) for i in chosen), strict=True)
+        return Views(histories, rows, self.labels[chosen])
 
     def _target(self, chosen: Indices) -> Tensor:
         return torch.from_numpy(self.labels[chosen]).to(self.device)
-
-    def _prefixes(self, valid: Tensor, rng: np.random.Generator) -> Tensor:
-        """Which tokens the views and their beginnings show, [(1 + prefixes) b, n].
-
-        Tokens are the work and do not change, so every view is classified early, too, at no cost.
-        """
-        count = valid.sum(1).cpu().numpy()
-        shorter = np.exp(rng.uniform(0, np.log(count + 1), (self.protocol.prefixes, len(count)))).astype(np.int64)
-        limit = torch.from_numpy(np.concatenate([count, shorter.ravel()])).to(valid.device)
-        return torch.arange(valid.shape[1], device=valid.device) < limit[:, None]
-
-    def _photometry(self, tokens: Tensor, present: Tensor, rows: Sequence[Indices]) -> Tensor:
-        """The loss of a linear map from tokens to fluxes; the map is thrown away after training."""
-        if not self.protocol.photometry:
-            return torch.zeros((), device=tokens.device)
-        where = np.concatenate(rows)  # every stamp, in the order of `present`
-        unit = self.flux_unit[self.data.band[where]].astype(np.float32)
-        target = torch.from_numpy(np.arcsinh(self.data.flux[where] / unit[:, None])).to(tokens.device)
-        found = self.photometer(tokens.flatten(2)).unflatten(2, (-1, 2))[present]
-        known = target.isfinite()
-        return self.protocol.photometry * functional.smooth_l1_loss(found[known], target[known])
 
     def _average(self) -> None:
         """Exponential mean of weights and statistics over steps: what is measured, selected and served."""
@@ -366,20 +351,17 @@ class Trainer:
             self.best, self.best_state = mean, _copied(self.mean)
         return better
 
-    def _candidate(self, calibration: Calibration) -> evaluate.Classifies:
-        info = self._info(calibration)
-        if (self.config.variant, self.config.cnn) != ("stream", "3d"):
-            return evaluate.Whole(self.mean, info)
-        folder = self.output / "candidate"
-        checkpoint.save(folder, self.mean.state_dict(), info)
-        return Predictor(folder, survey=self.data.survey, device=self.device.type, precision=self.precision)
+    def _candidate(self, calibration: Calibration) -> Model:
+        """The mean weights as they would be served."""
+        where = Where(self.device, self.precision, self.chosen)
+        return self.family.serve(copy.deepcopy(self.mean), self._info(calibration), where)
 
     def _info(self, calibration: Calibration) -> Info:
         p = self.protocol
         bands = p.bands or "".join(b for i, b in enumerate("ugrizy") if (self.data.band == i).any())
         return Info(
             p.name, p.version, self.config.to_dict(), p.classes, bands, (self.data.survey,), self.scaling, calibration,
-            max_stamps=p.stamps,
+            max_stamps=p.stamps, family=self.family.name,
         )  # fmt: skip
 
     def _keep(self, optimiser: torch.optim.Optimizer) -> None:
@@ -387,7 +369,7 @@ class Trainer:
         saved = {
             "waited": self._waited, "archive": _card(self.protocol.archive).get("digest"),
             "model": _copied(self.model), "mean": _copied(self.mean), "averaged": self.averaged, "best": self.best,
-            "best_state": self.best_state, "photometer": self.photometer.state_dict(), "done": self.done,
+            "best_state": self.best_state, "objective": self.objective.state_dict(), "done": self.done,
             "seconds": self.seconds, "optimiser": optimiser.state_dict(), "protocol": _plain(self.protocol),
         }  # fmt: skip
         torch.save(saved, self.output / ".progress.pt")
@@ -409,7 +391,7 @@ class Trainer:
             )
         self.model.load_state_dict(saved["model"])
         self.mean.load_state_dict(saved["mean"])
-        self.photometer.load_state_dict(saved["photometer"])
+        self.objective.load_state_dict(saved["objective"])
         self.averaged, self.best, self.best_state = saved["averaged"], saved["best"], saved["best_state"]
         self.done, self.seconds, self._saved_optimiser = saved["done"], saved["seconds"], saved["optimiser"]
         self._waited = saved.get("waited", 0)
@@ -441,7 +423,6 @@ class Trainer:
         info = replace(self._info(calibration), training=training, metrics=metrics)
         made = checkpoint.save(self.output, self.best_state, info)
         (self.output / "progress.pt").unlink(missing_ok=True)
-        shutil.rmtree(self.output / "candidate", ignore_errors=True)
         return made
 
 

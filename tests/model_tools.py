@@ -10,7 +10,8 @@ from torch import nn
 from classifier import checkpoint, taxonomy
 from classifier.checkpoint import Calibration, Info
 from classifier.convention import Config, ConvEntion
-from classifier.sequence import Scaling, StampSequence
+from classifier.history import History
+from classifier.scaling import Scaling
 
 SCALING = Scaling((2.0, 1.0, 1.5, 2.5, 7.0, 9.0), 0.9)
 
@@ -45,11 +46,11 @@ def write(directory: Path, config: Config | None = None, **changes: object) -> P
     return directory
 
 
-def sequence(stamps: int, seed: int = 0, bands: int = 5) -> StampSequence:
+def sequence(stamps: int, seed: int = 0, bands: int = 5) -> History:
     """Noise with a source that comes and goes."""
     rng = np.random.default_rng([stamps, seed])
     mjd = 59000 + np.sort(rng.uniform(0, 90, stamps))
     y, x = np.mgrid[-16:16, -16:16]
     source = np.exp(-(x**2 + y**2) / 8) * rng.uniform(0, 60, (stamps, 1, 1))
     pixels = rng.normal(0, 2, (stamps, 32, 32)) + source
-    return StampSequence(mjd, rng.integers(0, bands, stamps).astype(np.uint8), pixels.astype(np.float16))
+    return History.of_stamps(mjd, rng.integers(0, bands, stamps).astype(np.uint8), pixels.astype(np.float16))

@@ -23,8 +23,8 @@ from broker.surveys import load_survey
 from broker.surveys.sdss import alert_from_archive
 from broker.worker import Pace, Worker
 from classifier import checkpoint, convention, taxonomy
-from classifier.predictor import Predictor
-from classifier.sequence import Scaling
+from classifier.scaling import Scaling
+from classifier.serving import load
 
 CHUNK = 100
 
@@ -156,19 +156,21 @@ def ingest_all(settings: config.Settings) -> Counter[str]:
 
 
 @contextlib.contextmanager
-def worker_for(settings: config.Settings, model: Path, min_stamps: int = 3, batch: int = 32) -> Iterator[Worker]:
+def worker_for(
+    settings: config.Settings, model: Path, min_stamps: int | None = None, batch: int = 32
+) -> Iterator[Worker]:
     """A worker in this process."""
-    predictor = Predictor(model, survey=settings.survey, device="cpu", precision="float32", threads=1)
+    predictor = load(model, survey=settings.survey, device="cpu", precision="float32", threads=1, fewest=min_stamps)
     store, queue, _ = daemon.connect_store(settings)
     with kafka.Publisher(settings.kafka) as publisher:
         yield Worker(
             settings.survey, queue, store, predictor, publisher, settings.classification_topic,
             daemon.output_form(settings), daemon.provenance_of(predictor), metrics.WorkMetrics(settings.survey),
-            Pace(batch, 0.05, 60.0, min_stamps),
+            Pace(batch, 0.05, 60.0),
         )  # fmt: skip
 
 
-def work_all(settings: config.Settings, model: Path, min_stamps: int = 3) -> Counter[str]:
+def work_all(settings: config.Settings, model: Path, min_stamps: int | None = None) -> Counter[str]:
     """Answer everything that is due."""
     with worker_for(settings, model, min_stamps) as worker:
         return worker.run(threading.Event(), drain=True)

@@ -16,7 +16,7 @@ from classifier import checkpoint
 from classifier.checkpoint import CARD_DIGEST, MODEL, SHIPPED, WEIGHTS, Calibration
 from classifier.convention import Config
 from classifier.errors import ModelError
-from classifier.sequence import Scaling
+from classifier.scaling import Scaling
 
 
 def edited(directory: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

@@ -28,7 +28,7 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
 def test_without_anything_the_defaults_work() -> None:
     settings = config.load(environ={})
     assert settings.kafka["bootstrap.servers"] == config.DEFAULT_KAFKA
-    assert settings.work.min_stamps == 3
+    assert settings.work.min_stamps == 0
 
 
 def test_the_file_can_be_named_in_the_environment(tmp_path: Path) -> None:

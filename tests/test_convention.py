@@ -63,7 +63,7 @@ def test_other_shapes_have_the_right_count_and_run(changes: dict[str, Any], coun
     given["pixels"] = torch.randn(2, 2, 3, side, side)
     with torch.inference_mode():
         tokens = stream.tokens(given["pixels"], given["bands"], given["valid"])
-        logits = stream.classify(tokens, given["valid"], given["days"], given["present"])
+        logits = stream.logits(tokens, given["valid"], given["days"], given["present"])
     assert logits.shape == (2, config.classes)
     assert logits.isfinite().all()
 
@@ -77,7 +77,7 @@ def test_padding_changes_nothing_while_the_stream_variant_learns(kind: Any) -> N
         given = {k: v.double() if v.is_floating_point() else v for k, v in batch([5, 2], 2).items()}
         padded = {k: functional.pad(v, [0, 0] * (v.dim() - 2) + [0, width - 2]) for k, v in given.items()}
         tokens = model.tokens(padded["pixels"], padded["bands"], padded["valid"])
-        loss = model.classify(tokens, padded["valid"], padded["days"], padded["present"]).pow(2).sum()
+        loss = model.logits(tokens, padded["valid"], padded["days"], padded["present"]).pow(2).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         states.append([*(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()])
     for short, long in zip(*states, strict=True):
@@ -96,13 +96,13 @@ def test_the_paper_variant_normalises_over_channels_pixels_and_time() -> None:
 def test_the_dead_parameters_never_matter() -> None:
     model = lively(Config())
     given = batch([9, 5])
-    before = model(**given)
+    before = model(given)
     for block in model.blocks:
         with torch.no_grad():
             block.attention.qkv.weight[:8].normal_()  # type: ignore[union-attr, index]
             block.attention.qkv.bias[:16].normal_()  # type: ignore[union-attr, index]
             block.attention.logits.bias.normal_()  # type: ignore[union-attr, operator]
-    torch.testing.assert_close(model(**given), before, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model(given), before, rtol=1e-5, atol=1e-6)
     assert convention.dead_parameters(Config()) == 2 * (64 + 8 + 8 + 4)
 
 
@@ -172,7 +172,7 @@ def test_padding_changes_nothing_in_the_stream_variant(kind: str) -> None:
     wide["pixels"][:, :3], wide["bands"][:, :3], wide["days"][:, :3] = (
         narrow["pixels"], narrow["bands"], narrow["days"],
     )  # fmt: skip
-    torch.testing.assert_close(model(**wide), model(**narrow), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(wide), model(narrow), rtol=1e-5, atol=1e-5)
 
 
 def test_padding_reaches_the_answer_of_the_paper_variant() -> None:
@@ -183,7 +183,7 @@ def test_padding_reaches_the_answer_of_the_paper_variant() -> None:
     every = model.features(given["pixels"].flatten(0, 1), ids.flatten(0, 1)).view_as(tokens)
     torch.testing.assert_close(tokens, every, rtol=1e-5, atol=1e-6)
     blank = tokens * given["valid"][:, :, None, None, None]
-    answers = [model.classify(t, None, given["days"], given["present"]) for t in (tokens, blank)]
+    answers = [model.logits(t, None, given["days"], given["present"]) for t in (tokens, blank)]
     assert (answers[0] - answers[1]).abs().max() > 1e-4
 
 
@@ -199,9 +199,9 @@ def test_time_and_order_matter_in_the_stream_variant() -> None:
     model = lively(Config())
     given = batch([9])
     later = {**given, "days": given["days"] * 30}
-    assert (model(**given) - model(**later)).abs().max() > 1e-5
+    assert (model(given) - model(later)).abs().max() > 1e-5
     turned = {**given, "pixels": given["pixels"].flip(1)}
-    assert (model(**given) - model(**turned)).abs().max() > 1e-5
+    assert (model(given) - model(turned)).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("embedding", ["fixed", "none"])
@@ -210,7 +210,7 @@ def test_band_embedding_switches(embedding: str) -> None:
     model = lively(config)
     given = batch([6])
     other = {**given, "bands": given["bands"] % 5 + 1}
-    change = (model(**given) - model(**other)).abs().max()
+    change = (model(given) - model(other)).abs().max()
     assert change == 0 if embedding == "none" else change > 1e-6
     assert embedding != "fixed" or not model.features.embedding.weight.requires_grad
 

@@ -8,7 +8,7 @@ from data_tools import made
 
 from classifier import dataset
 from classifier.errors import ArchiveError
-from classifier.sequence import BANDS
+from classifier.history import BANDS
 from classifier.stamp import normalise
 
 

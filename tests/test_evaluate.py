@@ -14,14 +14,14 @@ from data_tools import made
 from model_tools import info, lively, write
 from sklearn import metrics as sklearn_metrics
 
-from classifier import checkpoint, cli, dataset, evaluate, report, scores
+from classifier import checkpoint, cli, dataset, evaluate, report, scores, serving
 from classifier.checkpoint import Calibration, Info
 from classifier.convention import Config
 from classifier.dataset import Dataset
 from classifier.errors import ModelError
-from classifier.evaluate import Whole
-from classifier.predictor import Prediction, Predictor
-from classifier.sequence import StampSequence
+from classifier.history import History
+from classifier.prediction import Needs, Prediction
+from classifier.serving import Served, choose
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +34,13 @@ class Counting:
 
     def __init__(self) -> None:
         self.info: Info = info(Config())
-        self.seen: list[StampSequence] = []
+        self.needs = Needs(span=3)
+        self.seen: list[History] = []
 
-    def classify(self, sequences: Sequence[StampSequence]) -> list[Prediction]:
+    def classify(self, sequences: Sequence[History]) -> list[Prediction]:
         self.seen += sequences
         first = [min(0.1 * len(s.mjd), 0.97) for s in sequences]
-        return [Prediction(np.array([p, *[(1 - p) / 3] * 3], np.float32), {}) for p in first]
+        return [Prediction(np.array([p, *[(1 - p) / 3] * 3], np.float32)) for p in first]
 
 
 def some_answers(objects: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +195,7 @@ def test_the_prior_comes_as_numbers_or_from_the_training_objects() -> None:
 
 def test_another_prior_shifts_the_odds_and_nothing_else(tmp_path: Path) -> None:
     config, data = Config(), made([6])
-    model = Whole(lively(config), info(config, calibration=Calibration()))
+    model = Served(lively(config), info(config, calibration=Calibration()), choose("cpu", "float32"))
     before = evaluate.at_the_end(model, data, np.array([0]))[0]
     model.info = checkpoint.assuming(model.info, (0.5, 0.5, 1.0, 2.0))
     after = evaluate.at_the_end(model, data, np.array([0]))[0]
@@ -220,8 +221,8 @@ def test_missing_observations_have_intervals_and_are_the_same_for_every_model() 
 def test_kept_tokens_make_no_difference_to_a_report(tmp_path: Path) -> None:
     data = made([7, 4])
     config = Config()
-    served = Predictor(write(tmp_path), survey="sdss", precision="float32", threads=1)
-    whole = Whole(lively(config), info(config))
+    served = serving.load(write(tmp_path), survey="sdss", precision="float32", threads=1)
+    whole = Served(lively(config), info(config), choose("cpu", "float32"))
     cuts = [[1, 3, 7], [2, 4]]
     for a, b in zip(
         evaluate.answers(served, data, np.array([0, 1]), cuts),
@@ -231,18 +232,12 @@ def test_kept_tokens_make_no_difference_to_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [Config(variant="paper", time="position"), Config(cnn="2d", time="position")])
-def test_models_that_cannot_be_served_can_be_evaluated(tmp_path: Path, config: Config) -> None:
-    model, how = evaluate.loaded(str(write(tmp_path, config)), "sdss", "cpu", "auto")
-    assert "whole sequences" in how
-    alone = model.classify([StampSequence(*_one(made([5]), 0))])[0].probabilities
+def test_other_forms_of_the_model_are_evaluated_too(tmp_path: Path, config: Config) -> None:
+    model = evaluate.loaded(str(write(tmp_path, config)), "sdss", "cpu", "auto")
+    alone = model.classify([made([5]).history(0)])[0].probabilities
     np.testing.assert_allclose(alone.sum(), 1, atol=1e-6)
     with pytest.raises(ModelError, match="not for ztf"):
         evaluate.loaded(str(tmp_path), "ztf", "cpu", "auto")
-
-
-def _one(data: Dataset, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    shown = data.sequence(index)
-    return shown.mjd, shown.band, shown.stamps
 
 
 def strict(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The serving path against the plain model, with and without cached tokens, alone and in company."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from classifier import dataset
-from classifier import predictor as module
+from classifier import serving as module
 from classifier.convention import Config
 from classifier.errors import ModelError
 from classifier.fast import CudaTokens, FoldedFeatures, folded, with_exact_biases
-from classifier.predictor import TOGETHER, Prediction, Predictor, choose, native_bfloat16
-from classifier.sequence import GROUP, StampSequence
+from classifier.history import History
+from classifier.prediction import Declined, Prediction, Status
+from classifier.predictor import TOGETHER, Predictor
+from classifier.sequence import GROUP
+from classifier.serving import Served, choose, load, load_network, native_bfloat16
 from classifier.sky import simulate
 
 
@@ -28,21 +32,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(checkpoint: Path) -> Predictor:
-    return Predictor(checkpoint, survey="sdss", precision="float32", threads=1)
+    return load(checkpoint, survey="sdss", precision="float32", threads=1)
 
 
 @pytest.fixture(scope="module")
 def rounded(checkpoint: Path) -> Predictor:
-    return Predictor(checkpoint, survey="sdss", precision="bfloat16", threads=1)
+    return load(checkpoint, survey="sdss", precision="bfloat16", threads=1)
 
 
-def plain_answer(given: StampSequence) -> NDArray[np.float64]:
+def plain_answer(given: History) -> NDArray[np.float64]:
     """One sequence through the model as it is written down: Conv3d, no folding, no padding, double precision."""
     model = lively(Config()).double()
-    n = given.groups
+    n = -(-len(given) // GROUP)
     pixels, bands = np.zeros((3 * n, 32, 32)), np.zeros(3 * n, np.int64)
     softening = np.array(SCALING.softening)[given.band]
-    pixels[: len(given.mjd)] = np.arcsinh(given.stamps.astype(float) / softening[:, None, None]) * SCALING.gain
+    pixels[: len(given.mjd)] = (
+        np.arcsinh(given.images["science"].astype(float) / softening[:, None, None]) * SCALING.gain
+    )
     bands[: len(given.mjd)] = given.band + 1
     days = np.zeros(3 * n)
     days[: len(given.mjd)] = given.mjd - given.mjd[0]
@@ -51,7 +57,7 @@ def plain_answer(given: StampSequence) -> NDArray[np.float64]:
     x = x.transpose(1, 2)
     for i in (1, 2, 3, 4):
         x = functional.relu(getattr(model.features, f"norm{i}")(getattr(model.features, f"conv{i}")(x)))
-    logits = model.classify(
+    logits = model.logits(
         x.view(1, n, 8, 9, 9), torch.ones(1, n, dtype=torch.bool),
         torch.from_numpy(days).view(1, n, 3), present.view(1, n, 3),
     )  # fmt: skip
@@ -60,14 +66,16 @@ def plain_answer(given: StampSequence) -> NDArray[np.float64]:
     return p / p.sum()  # type: ignore[no-any-return]
 
 
-def answer(predictor: Predictor, *sequences: StampSequence) -> NDArray[np.float32]:
+def answer(predictor: Predictor, *sequences: History) -> NDArray[np.float32]:
     return np.array([a.probabilities for a in predictor.classify(sequences)])
 
 
-def cached(whole: StampSequence, known: Prediction, groups: set[int]) -> StampSequence:
+def cached(whole: History, known: Prediction, groups: set[int]) -> History:
     """The same sequence with some groups replaced by their tokens, as the store hands it out."""
     kept = np.array([step // GROUP not in groups for step in range(len(whole.mjd))])
-    return StampSequence(whole.mjd, whole.band, whole.stamps[kept], {g: known.tokens[g] for g in groups})
+    return History.of_stamps(
+        whole.mjd, whole.band, whole.images["science"][kept], {g: known.keep[g] for g in groups}, GROUP
+    )
 
 
 @pytest.mark.parametrize("stamps", [1, 2, 3, 4, 10, 33, 98, 99])
@@ -103,13 +111,13 @@ def test_company_and_cached_tokens_change_nothing(served: Predictor, lengths: li
     np.testing.assert_allclose([a.probabilities for a in together], alone, atol=1e-5)
     partly = []
     for whole, known in zip(batch, together, strict=True):
-        assert sorted(known.tokens) == list(range(len(whole.mjd) // GROUP))
-        groups = data.draw(st.sets(st.sampled_from(sorted(known.tokens)))) if known.tokens else set()
+        assert sorted(known.keep) == list(range(len(whole.mjd) // GROUP))
+        groups = data.draw(st.sets(st.sampled_from(sorted(known.keep)))) if known.keep else set()
         partly.append(cached(whole, known, groups))
     again = served.classify(partly)
     np.testing.assert_allclose([a.probabilities for a in again], alone, atol=1e-5)
     for part, found, whole in zip(partly, again, batch, strict=True):
-        assert sorted([*found.tokens, *part.tokens]) == list(range(len(whole.mjd) // GROUP))
+        assert sorted([*found.keep, *part.kept]) == list(range(len(whole.mjd) // GROUP))
 
 
 @pytest.mark.parametrize("name", ["served", "rounded"])
@@ -119,14 +127,12 @@ def test_a_token_that_was_kept_is_bit_for_bit_the_one_that_is_computed(
     predictor = request.getfixturevalue(name)
     whole = sequence(30)
     known = predictor.classify([whole])[0]
-    stored = {g: predictor.token_from(predictor.token_bytes(t)) for g, t in known.tokens.items()}
-    assert all((stored[g] == known.tokens[g]).all() for g in stored)
-    kept = Prediction(known.probabilities, stored)
+    kept = Prediction(known.probabilities, keep=known.keep)
     full = set(range(10))
     for groups in (full, full - {9}, {0, 5}):
         for company in ([], [sequence(7), sequence(50)]):
             found = predictor.classify([cached(whole, kept, groups), *company])[0]
-            assert all((found.tokens[g] == known.tokens[g]).all() for g in found.tokens)
+            assert all(found.keep[g] == known.keep[g] for g in found.keep)
             np.testing.assert_allclose(found.probabilities, known.probabilities, atol=1e-6)
 
 
@@ -134,11 +140,11 @@ def test_growing_sequences_one_stamp_at_a_time(served: Predictor) -> None:
     whole, tokens = sequence(14), {}  # type: ignore[var-annotated]
     for n in range(1, 15):
         kept = np.array([step // GROUP not in tokens for step in range(n)])
-        now = StampSequence(whole.mjd[:n], whole.band[:n], whole.stamps[:n][kept], dict(tokens))
+        now = History.of_stamps(whole.mjd[:n], whole.band[:n], whole.images["science"][:n][kept], dict(tokens), GROUP)
         found = served.classify([now])[0]
-        assert len(found.tokens) == (n % GROUP == 0)
-        tokens |= found.tokens
-        fresh = StampSequence(whole.mjd[:n], whole.band[:n], whole.stamps[:n])
+        assert len(found.keep) == (n % GROUP == 0)
+        tokens |= found.keep
+        fresh = whole.until(epochs=n)
         np.testing.assert_allclose(found.probabilities, answer(served, fresh)[0], atol=1e-5)
 
 
@@ -150,13 +156,13 @@ def test_bfloat16_is_close_to_float32(served: Predictor, rounded: Predictor) -> 
     sure = np.sort(exact)[:, -1] - np.sort(exact)[:, -2] > 0.06
     assert (exact.argmax(1) == near.argmax(1))[sure].all()
     assert rounded.token_dtype == np.float16
-    assert rounded.token_model != served.token_model
+    assert rounded.kept_as != served.kept_as
 
 
 def test_bfloat16_of_the_served_weights(tmp_path: Path) -> None:
     data = dataset.load(simulate("sdss", 32, 77, tmp_path / "sky", balanced=True, processes=1, progress=False))
-    batch = [data.sequence(i, 0, n) for i in range(32) for n in (1, 2, 3, 5, 8, 13, 20) if n <= data.length(i)]
-    exact, near = (answer(Predictor("sdss", survey="sdss", precision=p), *batch) for p in ("float32", "bfloat16"))
+    batch = [data.history(i, 0, n) for i in range(32) for n in (1, 2, 3, 5, 8, 13, 20) if n <= data.length(i)]
+    exact, near = (answer(load("sdss", survey="sdss", precision=p), *batch) for p in ("float32", "bfloat16"))
     assert len(batch) > 150
     assert np.abs(exact - near).max() <= 0.005
     assert (exact.argmax(1) == near.argmax(1)).mean() >= 0.999
@@ -190,8 +196,8 @@ def test_folded_features_in_double_precision() -> None:
 
 def test_other_surveys_are_refused_unless_told_otherwise(checkpoint: Path) -> None:
     with pytest.raises(ModelError, match="trained for sdss, not for ztf"):
-        Predictor(checkpoint, survey="ztf")
-    assert Predictor(checkpoint, survey="ztf", any_survey=True, precision="float32").info.surveys == ("sdss",)
+        load(checkpoint, survey="ztf")
+    assert load(checkpoint, survey="ztf", any_survey=True, precision="float32").info.surveys == ("sdss",)
 
 
 def test_unknown_bands_are_refused(served: Predictor) -> None:
@@ -203,13 +209,51 @@ def test_unknown_bands_are_refused(served: Predictor) -> None:
 
 def test_another_preprocessing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"preprocessing stamp-0.*train it again"):
-        Predictor(write(tmp_path, preprocessing="stamp-0"), survey="sdss")
+        load(write(tmp_path, preprocessing="stamp-0"), survey="sdss")
 
 
-@pytest.mark.parametrize("config", [Config(variant="paper", time="position"), Config(cnn="2d")])
-def test_models_without_lasting_tokens_are_refused(tmp_path: Path, config: Config) -> None:
-    with pytest.raises(ModelError, match="serve a stream model"):
-        Predictor(write(tmp_path, config), survey="sdss")
+def test_the_published_variant_is_served_whole(tmp_path: Path) -> None:
+    config = Config(variant="paper", time="position")
+    model = load(write(tmp_path, config), survey="sdss")
+    assert model.kept_as == ""
+    assert type(model) is Served
+    (found,) = model.predict([sequence(7)])
+    assert not found.keep
+    np.testing.assert_allclose(found.probabilities.sum(), 1, atol=1e-6)
+
+
+def test_the_two_dimensional_form_keeps_a_token_a_stamp_and_answers_from_the_first(tmp_path: Path) -> None:
+    config = Config(cnn="2d")
+    folder = write(tmp_path, config)
+    model = load(folder, survey="sdss", precision="float32")
+    assert (model.needs.span, model.needs.fewest) == (1, 1)
+    plain = Served(load_network(folder, model.info), model.info, choose("cpu", "float32"))
+    whole, kept = sequence(9), {}  # type: ignore[var-annotated]
+    for n in range(1, 10):
+        shown = np.array([step for step in range(n) if step not in kept])
+        now = whole.until(epochs=n)
+        now = replace(now, images={"science": now.images["science"][shown]}, shown=shown, kept=dict(kept))
+        found = model.predict([now])[0]
+        assert sorted(found.keep) == [n - 1]
+        kept |= found.keep
+        exact = plain.predict([whole.until(epochs=n)])[0]
+        np.testing.assert_allclose(found.probabilities, exact.probabilities, atol=1e-5)
+
+
+def test_too_few_epochs_and_unknown_bands_are_declined(served: Predictor) -> None:
+    short, strange = sequence(2), replace(sequence(5), band=np.full(5, 5, np.uint8))
+    reasons = [p.reason for p in served.predict([short, sequence(5), strange])]
+    assert reasons == [Declined.TOO_FEW_STAMPS, None, Declined.BANDS_UNKNOWN]
+    declined = served.predict([short])[0]
+    assert declined.status is Status.NOT_CLASSIFIED
+    assert len(declined.probabilities) == 0
+
+
+def test_probabilities_that_are_no_numbers_are_declined(tmp_path: Path) -> None:
+    model = load(write(tmp_path), survey="sdss", precision="float32")
+    with torch.no_grad():
+        model.network.head[4].bias.fill_(torch.nan)  # type: ignore[attr-defined]
+    assert [p.reason for p in model.predict([sequence(5)])] == [Declined.NOT_FINITE]
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -217,16 +261,16 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
     checkpoints.save(tmp_path, lively(Config()).state_dict(), info(Config(layers=3)))
     with pytest.raises(ModelError, match="do not fit its configuration") as error:
-        Predictor(tmp_path, survey="sdss")
+        load(tmp_path, survey="sdss")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        (lambda s: StampSequence(s.mjd, s.band, s.stamps[:-1]), "shape"),
-        (lambda s: StampSequence(s.mjd[:0], s.band[:0], s.stamps[:0]), "1 to 99"),
-        (lambda s: StampSequence(s.mjd, s.band, s.stamps[:5], {1: np.zeros((8, 9, 9))}), "full group"),
+        (lambda s: History.of_stamps(s.mjd, s.band, s.images["science"][:-1]), "shape"),
+        (lambda s: History.of_stamps(s.mjd[:0], s.band[:0], s.images["science"][:0]), "1 to 99"),
+        (lambda s: History.of_stamps(s.mjd, s.band, s.images["science"][:3], {1: b"token"}, GROUP), "full group"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(served: Predictor, cut: object, message: str) -> None:
@@ -247,21 +291,21 @@ def test_precision_follows_the_processor(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "CPU_INFO", flags)
     flags.write_text("model name : x\nflags : sse avx512f avx512_bf16\n")
     assert native_bfloat16() == "avx512_bf16"
-    assert choose("cpu", "auto")[1] == "bfloat16"
-    assert "avx512_bf16" in choose("cpu", "auto")[2]
+    assert choose("cpu", "auto").precision == "bfloat16"
+    assert "avx512_bf16" in choose("cpu", "auto").chosen
     flags.write_text("model name : bf16 maker\nflags : sse avx512f avx512_vnni\n")
-    assert choose("cpu", "auto")[1:] == ("float32", choose("cpu", "auto")[2])
-    assert "no native bfloat16" in choose("cpu", "auto")[2]
-    assert choose("cpu", "bfloat16")[1] == "bfloat16"
+    assert choose("cpu", "auto").precision == "float32"
+    assert "no native bfloat16" in choose("cpu", "auto").chosen
+    assert choose("cpu", "bfloat16").precision == "bfloat16"
     flags.unlink()
-    assert choose("cpu", "auto")[1] == "float32"
+    assert choose("cpu", "auto").precision == "float32"
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match="torch sees no GPU"):
         choose("cuda", "auto")
-    assert choose("auto", "float32")[0].type == "cpu"
+    assert choose("auto", "float32").device.type == "cpu"
     with pytest.raises(ModelError, match="not possible"):
         choose("tpu", "auto")
 
@@ -271,9 +315,9 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_gpu_answers_as_the_cpu(checkpoint: Path, served: Predictor) -> None:
     batch = [sequence(n, seed=n) for n in (1, 2, 3, 50, 99, 99, 30)]
     exact = answer(served, *batch)
-    single = Predictor(checkpoint, survey="sdss", device="cuda", precision="float32")
+    single = load(checkpoint, survey="sdss", device="cuda", precision="float32")
     np.testing.assert_allclose(answer(single, *batch), exact, atol=1e-3)  # TF32 is off; kernels differ
-    fast = Predictor(checkpoint, survey="sdss", device="cuda")
+    fast = load(checkpoint, survey="sdss", device="cuda")
     assert fast.precision == "bfloat16"
     assert np.abs(answer(fast, *batch) - exact).max() < 0.03
     features = FoldedFeatures(lively(Config()), torch.float32).cuda()

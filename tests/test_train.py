@@ -18,7 +18,7 @@ from classifier.convention import ConvEntion
 from classifier.dataset import Augmentation
 from classifier.errors import ModelError
 from classifier.protocol import Protocol
-from classifier.sequence import Scaling
+from classifier.scaling import Scaling
 
 SMALL = Protocol(
     "none", name="small", short_steps=3, steps=2, head_steps=3, fine_steps=1, fine_head_steps=2, batch=4, short_batch=8,
@@ -69,7 +69,7 @@ def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert train.run(short, tmp_path, "", made(LENGTHS)) == first
 
 
-@pytest.mark.parametrize(("stage", "stops_at"), [("_loss_of_views", 3), ("classify", 8)])
+@pytest.mark.parametrize(("stage", "stops_at"), [("_views", 3), ("classify", 8)])
 def test_an_interrupted_run_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, stops_at: int
 ) -> None:
@@ -348,7 +348,7 @@ def test_views_are_sound_and_short_ones_occur() -> None:
 def test_a_turned_view_has_the_same_pixels() -> None:
     data, rng = made([3]), np.random.default_rng(0)
     view, rows = Augmentation(truncate=0, late=0, drop=0).view(data, 0, rng)
-    for shown, stored in zip(view.stamps, data.stamps[rows], strict=True):
+    for shown, stored in zip(view.images["science"], data.stamps[rows], strict=True):
         assert sorted(shown.ravel()) == sorted(stored.ravel())
 
 
@@ -358,7 +358,7 @@ def test_what_the_bank_holds_of_an_object_does_not_depend_on_the_others() -> Non
 
     def tokens(indices: list[int]) -> np.ndarray:
         bank = Bank(
-            first_pixels, made([10, 7, 9]), np.array(indices), Augmentation(), Scaling((1.0,) * 6, 1.0), 2, (1,)
+            first_pixels, made([10, 7, 9]), np.array(indices), Augmentation(), Scaling((1.0,) * 6, 1.0), 2, (1,), 3
         )
         return bank.draw(np.array([2, 2, 2]), 0.3, 0.5, np.random.default_rng(0)).tokens
 
@@ -372,7 +372,7 @@ def test_the_bank_gives_the_tokens_of_the_view() -> None:
         return np.broadcast_to((bands > 0).sum(1)[:, None, None, None], (len(pixels), 8, 9, 9)).astype(np.float32)
 
     bank = Bank(
-        mean_of_stamps, data, np.array([0, 1]), Augmentation(truncate=0, late=0), Scaling((1.0,) * 6, 1.0), 2, (1, 2)
+        mean_of_stamps, data, np.array([0, 1]), Augmentation(truncate=0, late=0), Scaling((1.0,) * 6, 1.0), 2, (1, 2), 3
     )
     seen = set()
     for _ in range(50):

@@ -18,17 +18,18 @@ from broker.schedule import Claim, DueQueue
 from broker.sequences import SequenceStore, Settled
 from broker.worker import Pace, Worker
 from classifier.predictor import Predictor
+from classifier.serving import load
 
 
 @pytest.fixture
 def predictor(tmp_path: Path) -> Predictor:
-    return Predictor(save_checkpoint(tmp_path, "sdss"), survey="sdss", device="cpu", precision="float32", threads=1)
+    return load(save_checkpoint(tmp_path, "sdss"), survey="sdss", device="cpu", precision="float32", threads=1)
 
 
 def worker_of(predictor: Predictor, queue: DueQueue, store: SequenceStore) -> Worker:
     return Worker(
         "test", queue, store, predictor, None, "topic", records.Form(records.encode, True),  # type: ignore[arg-type]
-        daemon.provenance_of(predictor), metrics.WorkMetrics("test"), Pace(10, 0.1, 60.0, 3),
+        daemon.provenance_of(predictor), metrics.WorkMetrics("test"), Pace(10, 0.1, 60.0),
     )  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def test_short_sequences_and_unknown_bands_are_declined_with_their_reason(
     store.store(deliveries([observation("good", n, stamp=stamp) for n in (1, 2, 3)], first=10))
     store.store(deliveries([observation("other", n, band="y", stamp=stamp) for n in (1, 2, 3)], first=20))
     worker = worker_of(predictor, queue, store)
-    answers = worker.answer(store.fetch(queue.claim(10, 60.0), predictor.token_model))
+    answers = worker.answer(store.fetch(queue.claim(10, 60.0), predictor.kept_as))
     found = {record.object_id: record for record, _ in answers}
     assert found["good"].status is Status.CLASSIFIED
     assert found["short"].reason == Declined.TOO_FEW_STAMPS
@@ -66,7 +67,7 @@ def test_a_sequence_that_is_longer_than_the_model_takes_is_answered_from_its_new
     if with_tokens:  # of the groups of the whole sequence
         store.settle([answer for _, answer in worker.answer(worker.fetch(queue.claim(10, 60.0)))])
     store.store(deliveries([*seen[9:], observation("short", 1), observation("short", 2)], first=9))
-    predictor.info = replace(predictor.info, max_stamps=4)
+    predictor.needs = replace(predictor.needs, most=4)
     answers = worker.answer(worker.fetch(queue.claim(10, 60.0)))
     found = {record.object_id: record for record, _ in answers}
     assert found["long"].sources == (6, 7, 8, 9)
@@ -75,12 +76,12 @@ def test_a_sequence_that_is_longer_than_the_model_takes_is_answered_from_its_new
     # the same as a store gives that kept only these
     smaller, its_queue, _ = open_state(valkey.url, max_stamps=4)
     smaller.store(deliveries([replace(o, object_id="cut") for o in seen], first=20))
-    ((same, _),) = worker.answer(smaller.fetch(its_queue.claim(10, 60.0), predictor.token_model))
+    ((same, _),) = worker.answer(smaller.fetch(its_queue.claim(10, 60.0), predictor.kept_as))
     assert same.sources == found["long"].sources
     expected = [p.probability for p in same.probabilities]
     assert [p.probability for p in found["long"].probabilities] == pytest.approx(expected, abs=1e-3)
     # the token of its first group (6, 7, 8) was kept as that of the whole sequence's third
-    (whole,) = store.fetch([Claim("long", 0, "")], predictor.token_model)
+    (whole,) = store.fetch([Claim("long", 0, "")], predictor.kept_as)
     assert set(whole.tokens) == ({0, 1, 2} if with_tokens else {2})
 
 
@@ -92,7 +93,7 @@ def test_a_drain_that_was_stopped_before_its_end_is_an_error(drain: bool, pendin
     queue = SimpleNamespace(claim=lambda _n, _s: stop.set() or [], depth=lambda: {"new": pending}, ready=lambda: 0)
     predictor = SimpleNamespace(info=SimpleNamespace(bands="ugriz"))
     worker = Worker(
-        "test", queue, None, predictor, None, "topic", None, None, None, Pace(10, 0.1, 60.0, 3),  # type: ignore[arg-type]
+        "test", queue, None, predictor, None, "topic", None, None, None, Pace(10, 0.1, 60.0),  # type: ignore[arg-type]
     )  # fmt: skip
     if whole:
         assert worker.run(stop, drain) == {}

@@ -4,63 +4,23 @@ A family is one file or folder here (or in a package of someone else's) and one 
 `skyheed.models`. Training, calibration, evaluation, the worker and the page know this interface only.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import cache
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol, get_args
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .. import checks
-from ..errors import ModelError
-from ..history import LONGEST, History
+from ..history import History
 from ..prediction import Needs, Prediction
 from ..scaling import Scaling
+from .family import Config as Config
+from .family import Family as Family
+from .family import family as family
 
-GROUP = "skyheed.models"
 Arrays = dict[str, NDArray[Any]]
 Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Config:
-    """What configures a network; a family adds its own fields, all with defaults, of type int, float, bool or Literal.
-
-    Attributes:
-        classes: how many.
-        stamps: epochs of the longest history.
-    """
-
-    classes: int = 4
-    stamps: int = LONGEST
-
-    def __post_init__(self) -> None:
-        for key in fields(self):
-            value = getattr(self, key.name)
-            if key.type is int:
-                checks.count(key.name, value, 1)
-            elif key.type is float:
-                checks.number(key.name, value, 0, 1)
-            elif key.type is bool:
-                checks.switch(key.name, value)
-            else:
-                checks.choice(key.name, value, get_args(key.type))
-        self.check()
-
-    def check(self) -> None:
-        """Refuse values that do not fit together.
-
-        Raises:
-            ModelError: in one sentence that names the key.
-        """
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 class Network(nn.Module):
@@ -122,77 +82,23 @@ class Model(Protocol):
         needs: what it reads of a history.
         classes: their names, in the order of the probabilities.
         chosen: a sentence that says on what it computes, and why.
+        kept_as: changes with everything that what it keeps depends on; "" where it keeps nothing.
     """
 
     info: Any
     needs: Needs
     classes: tuple[str, ...]
     chosen: str
+    kept_as: str
 
     def predict(self, histories: Sequence[History]) -> list[Prediction]:
-        """What it says of each history; each alone and in any company the same."""
+        """What it says of each history, or why it declines; each alone and in any company the same."""
 
+    def classify(self, histories: Sequence[History]) -> list[Prediction]:
+        """Probabilities of each history, however short it is, for evaluation."""
 
-class Family:
-    """One kind of network.
-
-    Attributes:
-        name: in `model.json` and in training configurations.
-        config: its `Config`.
-        network: its `Network`; takes the config alone.
-        presets: name for `skyheed model list` -> what it sets in the config.
-        summary: one sentence for `skyheed model list`.
-    """
-
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    config: ClassVar[type[Any]]
-    network: ClassVar[type[Any]]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
-
-    def configure(self, values: Mapping[str, Any]) -> Any:
-        """A config from plain values.
-
-        Raises:
-            ModelError: an unknown key, or a value that cannot be.
-        """
-        known = {field.name for field in fields(self.config)}
-        if unknown := sorted(set(values) - known):
-            raise ModelError(
-                f"the family {self.name} does not know the key {unknown[0]}; it knows {', '.join(sorted(known))}"
-            )
-        return self.config(**values)
-
-    def needs(self, config: Any) -> Needs:
-        """What such a network reads of a history."""
-        raise NotImplementedError
-
-    def build(self, config: Any) -> Network:
-        """A network with random weights."""
-        made: Network = self.network(config)
-        return made
-
-    def operations(self, config: Any, stamps: int) -> int:
-        """Multiply-adds of one update of a history that has come to so many epochs, with what is kept."""
-        raise NotImplementedError
-
-
-@cache
-def families() -> Mapping[str, Family]:
-    """Every family that is installed, by name."""
-    return {point.name: point.load()() for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}
-
-
-def family(name: str) -> Family:
-    """The family of a name.
-
-    Raises:
-        ModelError: there is none.
-    """
-    known = {point.name for point in entry_points(group=GROUP)}
-    if name not in known:
-        raise ModelError(f"no model family {name}: known are {', '.join(sorted(known))}; install the package it is in")
-    return families()[name]
+    def warm_up(self, batch_size: int = 64) -> None:
+        """Compute once in the common shapes."""
 
 
 def parameters(module: nn.Module) -> int:

@@ -1,0 +1,52 @@
+"""The family of ConvEntion; torch is loaded only to compute."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from ..prediction import Needs
+from ..shape import Config
+from .family import Family
+
+if TYPE_CHECKING:
+    from ..checkpoint import Info
+    from ..convention import ConvEntion
+    from ..serving import Where
+    from .base import Model, Network
+
+
+class Convention(Family):
+    """ConvEntion (Bairouk et al. 2023, A&A 673, A141), 3-D and 2-D, as published and as served."""
+
+    name = "convention"
+    summary = "convolutional attention over groups of stamps (Bairouk et al. 2023, A&A 673, A141)"
+    config = Config
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "convention": {},
+        "convention-2d": {"cnn": "2d"},
+        "convention-paper": {"variant": "paper", "time": "position"},
+    }
+
+    def needs(self, config: Config) -> Needs:
+        """Three stamps make the first group; the 2-D form answers from the first stamp on."""
+        span = config.group if config.variant == "stream" else 0
+        return Needs(images=("science",), fewest=config.group, most=config.stamps, span=span)
+
+    def build(self, config: Config) -> "ConvEntion":
+        """See `Family.build`."""
+        from ..convention import ConvEntion
+
+        return ConvEntion(config)
+
+    def serve(self, network: "Network", info: "Info", where: "Where") -> "Model":
+        """The stream variant keeps its tokens; the paper's sees its padding and is computed whole."""
+        from ..predictor import Predictor
+
+        if network.config.variant == "paper":
+            return super().serve(network, info, where)
+        return Predictor(cast("ConvEntion", network), info, where)
+
+    def operations(self, config: Config, stamps: int) -> int:
+        """See `Family.operations`."""
+        from ..convention import update_operations
+
+        return update_operations(config, stamps)

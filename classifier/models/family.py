@@ -1,0 +1,165 @@
+"""Families of models: what configures a network, and the registry of families. Loads no torch by itself.
+
+A family is found through the entry-point group `skyheed.models`, so that a package of someone else's can bring one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
+
+from .. import checks
+from ..errors import ModelError
+from ..history import LONGEST
+from ..prediction import Needs
+
+if TYPE_CHECKING:
+    from ..checkpoint import Info
+    from ..serving import Where
+    from .base import Model, Network
+
+GROUP = "skyheed.models"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What configures a network; a family adds its own fields, all with defaults, of type int, float, bool or Literal.
+
+    Attributes:
+        classes: how many.
+        stamps: epochs of the longest history.
+    """
+
+    classes: int = 4
+    stamps: int = LONGEST
+
+    def __post_init__(self) -> None:
+        for key in fields(self):
+            value = getattr(self, key.name)
+            if key.type is int:
+                checks.count(key.name, value, 1)
+            elif key.type is float:
+                checks.number(key.name, value, 0, 1)
+            elif key.type is bool:
+                checks.switch(key.name, value)
+            else:
+                checks.choice(key.name, value, get_args(key.type))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that do not fit together.
+
+        Raises:
+            ModelError: in one sentence that names the key.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Family:
+    """One kind of network.
+
+    Attributes:
+        name: in `model.json` and in training configurations.
+        config: its `Config`.
+        network: its `Network`; takes the config alone.
+        presets: name in `skyheed model list` -> what it sets in the config, and under `objective` what is minimised.
+        summary: one sentence for `skyheed model list`.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    config: ClassVar[type[Any]]
+    network: ClassVar[type[Any]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def configure(self, values: Mapping[str, Any]) -> Any:
+        """A config from plain values.
+
+        Raises:
+            ModelError: an unknown key, or a value that cannot be.
+        """
+        known = {field.name for field in fields(self.config)}
+        if unknown := sorted(set(values) - known):
+            raise ModelError(
+                f"the family {self.name} does not know the key {unknown[0]}; it knows {', '.join(sorted(known))}"
+            )
+        return self.config(**values)
+
+    def needs(self, config: Any) -> Needs:
+        """What such a network reads of a history."""
+        raise NotImplementedError
+
+    def build(self, config: Any) -> "Network":
+        """A network with random weights."""
+        made: Network = self.network(config)
+        return made
+
+    def serve(self, network: "Network", info: "Info", where: "Where") -> "Model":
+        """A network ready to serve, by default computed whole for every prediction.
+
+        Raises:
+            ModelError: this configuration cannot be served.
+        """
+        from ..serving import Served
+
+        return Served(network, info, where)
+
+    def operations(self, config: Any, stamps: int) -> int:
+        """Multiply-adds of one update of a history that has come to so many epochs, with what is kept."""
+        raise NotImplementedError
+
+
+def families() -> Mapping[str, Family]:
+    """Every family that is installed, by name."""
+    return {point.name: family(point.name) for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}
+
+
+@cache
+def family(name: str) -> Family:
+    """The family of a name.
+
+    Raises:
+        ModelError: there is none.
+    """
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in known:
+        raise ModelError(f"no model family {name}: known are {', '.join(sorted(known))}; install the package it is in")
+    made: Family = known[name].load()()
+    return made
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a name of `skyheed model list` stands for: a family, and what differs from its defaults."""
+
+    family: Family
+    network: Mapping[str, Any]
+    objective: Mapping[str, Any]
+
+
+def presets() -> dict[str, Preset]:
+    """Every model that can be trained, by name."""
+    return {name: _preset(own, values) for own in families().values() for name, values in own.presets.items()}
+
+
+def preset(name: str) -> Preset:
+    """The model of a name.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if name == "convention":  # known without loading the other families and torch
+        return _preset(family(name), family(name).presets[name])
+    known = presets()
+    if name not in known:
+        raise ModelError(f"no model {name}: known are {', '.join(sorted(known))}")
+    return known[name]
+
+
+def _preset(own: Family, values: Mapping[str, Any]) -> Preset:
+    network = {key: value for key, value in values.items() if key != "objective"}
+    return Preset(own, network, values.get("objective", {}))

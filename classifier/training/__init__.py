@@ -1,0 +1,1 @@
+"""How models learn: objectives, and what they need."""

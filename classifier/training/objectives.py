@@ -1,0 +1,186 @@
+"""What training minimises. An objective sees random views of histories and gives a loss; architectures combine freely.
+
+An objective is a module: what it learns besides the network, such as a projector, is thrown away after training.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import ModelError
+from ..history import History
+from ..models.base import Batch, Network
+from ..scaling import Scaling
+
+if TYPE_CHECKING:
+    from ..dataset import Dataset
+    from ..protocol import Protocol
+
+
+@dataclass(frozen=True)
+class Views:
+    """Random views of some objects.
+
+    Attributes:
+        histories: one view of each.
+        rows: which of the data set's epochs each of them shows.
+        labels: int64 [b], the classes.
+    """
+
+    histories: Sequence[History]
+    rows: Sequence[NDArray[np.int64]]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an objective may look at.
+
+    Attributes:
+        network: in training.
+        mean: the exponential mean of the network, which is what will be served; in evaluation mode.
+        data: where views come from.
+        autocast: bfloat16 where it is native.
+    """
+
+    network: Network
+    mean: Network
+    data: "Dataset"
+    scaling: Scaling
+    protocol: "Protocol"
+    autocast: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Of the network."""
+        return next(self.network.parameters()).device
+
+    def batch(self, histories: Sequence[History]) -> Batch:
+        """Histories as the network takes them."""
+        arrays = self.network.collate(histories, self.scaling)
+        return {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
+
+    def target(self, labels: NDArray[np.int64]) -> Tensor:
+        """Labels where the network is."""
+        return torch.from_numpy(labels).to(self.device)
+
+
+class Objective(nn.Module):
+    """What is minimised.
+
+    Attributes:
+        views: views of each object that a step needs.
+    """
+
+    views = 1
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        object.__setattr__(self, "setting", setting)  # not a submodule: the networks are not the objective's to save
+
+    setting: Setting
+
+    def loss(self, views: Sequence[Views], generator: np.random.Generator) -> Tensor:
+        """The loss of one step, from `views` views of the same objects."""
+        raise NotImplementedError
+
+    def log(self) -> dict[str, float]:
+        """Numbers of the last step for the log."""
+        return {}
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy of the views and of their beginnings, and what the network adds by itself."""
+
+    def loss(self, views: Sequence[Views], generator: np.random.Generator) -> Tensor:
+        """See `Objective.loss`."""
+        network, (seen,) = self.setting.network, views
+        with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=self.setting.autocast):
+            logits, rows = network.beginnings(self.setting.batch(seen.histories), generator)
+        target = self.setting.target(seen.labels[rows])
+        return functional.cross_entropy(logits.float(), target) + network.regularisation()
+
+
+class ConvEntionObjective(Objective):
+    """Cross-entropy of views and beginnings, computed once up to the tokens, and a loss that has tokens tell fluxes.
+
+    Tokens are the work and do not change, so every view is classified early, too, at no cost.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        from ..dataset import flux_unit
+
+        super().__init__(setting)
+        config = setting.network.config
+        self.paper = config.variant == "paper"
+        self.flux_unit = flux_unit(setting.data)
+        self.photometer = nn.Linear(config.channels * config.map**2, 2 * config.group).to(setting.device)
+
+    def loss(self, views: Sequence[Views], generator: np.random.Generator) -> Tensor:
+        """See `Objective.loss`."""
+        network: Any = self.setting.network
+        (seen,) = views
+        batch = self.setting.batch(seen.histories)
+        valid, days, present = batch["valid"], batch["days"], batch["present"]
+        with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=self.setting.autocast):
+            tokens = network.tokens(batch["pixels"], batch["bands"], valid)
+        tokens = tokens.float()
+        loss = self._photometry(tokens, present, seen.rows)
+        if self.paper:
+            logits = network.logits(tokens, None, days, present)
+            return loss + functional.cross_entropy(logits, self.setting.target(seen.labels))
+        count = self.setting.protocol.prefixes
+        shown = prefixes(valid, count, generator)
+        again = [t.repeat(1 + count, *[1] * (t.dim() - 1)) for t in (tokens, days, present)]
+        logits = network.logits(again[0], shown, again[1], again[2])
+        return loss + functional.cross_entropy(logits, self.setting.target(np.tile(seen.labels, 1 + count)))
+
+    def _photometry(self, tokens: Tensor, present: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
+        """The loss of a linear map from tokens to fluxes; the map is thrown away after training."""
+        weight, data = self.setting.protocol.photometry, self.setting.data
+        if not weight:
+            return torch.zeros((), device=tokens.device)
+        where = np.concatenate(rows)  # every stamp, in the order of `present`
+        unit = self.flux_unit[data.band[where]].astype(np.float32)
+        target = torch.from_numpy(np.arcsinh(data.flux[where] / unit[:, None])).to(tokens.device)
+        found = self.photometer(tokens.flatten(2)).unflatten(2, (-1, 2))[present]
+        known = target.isfinite()
+        return weight * functional.smooth_l1_loss(found[known], target[known])
+
+
+def prefixes(valid: Tensor, count: int, generator: np.random.Generator) -> Tensor:
+    """Which tokens the views and `count` beginnings of each show, bool [(1 + count) b, n]."""
+    whole = valid.sum(1).cpu().numpy()
+    shorter = np.exp(generator.uniform(0, np.log(whole + 1), (count, len(whole)))).astype(np.int64)
+    limit = torch.from_numpy(np.concatenate([whole, shorter.ravel()])).to(valid.device)
+    return torch.arange(valid.shape[1], device=valid.device) < limit[:, None]
+
+
+def _cross_entropy(setting: Setting, **settings: Any) -> Objective:
+    if settings:
+        raise ModelError(f"the objective cross-entropy has no setting {min(settings)}: leave it out")
+    if setting.protocol.family.name == "convention":
+        return ConvEntionObjective(setting)
+    return CrossEntropy(setting)
+
+
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"cross-entropy": _cross_entropy}
+
+
+def make(setting: Setting) -> Objective:
+    """The objective that a protocol asks for.
+
+    Raises:
+        ModelError: there is none of that name, or it has no such setting.
+    """
+    asked = dict(setting.protocol.minimised())
+    name = asked.pop("name")
+    if name not in OBJECTIVES:
+        raise ModelError(f"no objective {name}: known are {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name](setting, **asked)
