@@ -62,7 +62,7 @@ def _kafka(settings: config.Settings) -> Line:
 
 
 def _client(settings: config.Settings) -> state.Client:
-    return state.connect(settings.redis.url, settings.redis.password or None, cluster=settings.redis.cluster)
+    return state.connect_as(settings.redis)
 
 
 def _redis(settings: config.Settings) -> Line:

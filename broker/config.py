@@ -37,6 +37,11 @@ class RedisSettings:
     url: str = "redis://127.0.0.1:6379/0"
     cluster: bool = False
     password: str = field(default="", repr=False)  # SKYHEED_REDIS_PASSWORD or password_file
+    ca_file: str = ""  # rediss://: PEM of the authority that signed the server's certificate; empty: the system's
+    certificate_file: str = ""  # rediss://: our own certificate and its key, where the server asks for them
+    key_file: str = ""
+    wait_replicas: int = 0  # offsets are committed only after so many replicas have the stamps; 0: the primary alone
+    wait_s: float = 5.0  # how long the replicas have; then the batch waits and is repeated
     shards: int = 16  # fixed for the life of a data set: part of every key
     max_stamps: int = 99  # the model's longest sequence
     ttl_days: float = 180.0  # an object without a new stamp for this long is forgotten

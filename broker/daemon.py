@@ -79,7 +79,7 @@ def alert_topics(settings: config.Settings) -> list[str]:
 
 def connect_store(settings: config.Settings) -> tuple[SequenceStore, DueQueue, Ledger]:
     """The three views of the state in Redis."""
-    client = state.connect(settings.redis.url, settings.redis.password or None, cluster=settings.redis.cluster)
+    client = state.connect_as(settings.redis)
     store = SequenceStore(
         client,
         settings.survey,

@@ -2,7 +2,8 @@
 
     SkyheedError
     ├── ConfigError          settings that cannot work; names the key and what to write instead
-    ├── ServiceError         Kafka, Redis or the registry refused us for good (wrong password, missing right)
+    ├── ServiceError         Kafka, Redis or the registry refused us for good (wrong password, …)
+    │   └── MissingRight     the user is known, but may not do this
     ├── ServiceUnavailable   a server is away or full for now: the daemons wait and try again
     ├── Unfinished           a drain was stopped before its end (`patience`)
     ├── StreamError          a reader met a record that is not what the topic should hold
@@ -62,8 +63,21 @@ class ServiceError(SkyheedError):
     """A server refused us and will refuse us again; retrying is of no use."""
 
 
+class MissingRight(ServiceError):
+    """The server knows us, but does not allow what we ask."""
+
+
 class ServiceUnavailable(SkyheedError):
-    """A server is away or full; try again later."""
+    """A server is away or full; try again later.
+
+    Args:
+        sentence: what is the matter, and what helps.
+        server: which one: kafka, redis or registry.
+    """
+
+    def __init__(self, sentence: str, server: str = "kafka") -> None:
+        super().__init__(sentence)
+        self.server = server
 
 
 class StreamError(SkyheedError):

@@ -19,6 +19,7 @@ sh:{survey:shard}:        of an object, until it was quiet for redis.ttl_days an
     touched               zset    objects kept, by the time of their last new stamp (Unix ms)
     classified, declined  set     those of them that are not pending, by their last answer
     counts                hash    expired, lost: objects removed; for ever
+    waited                string  how often replicas were waited for in this hash tag (redis.wait_replicas); for ever
     segments              set     "<partition>:<segment>" of the bitmaps below, as long as those
     stored:<partition>:<segment>, duplicate:…  string  a bit for each offset; until folded, and redis.books_days more
 sh:{survey|partition}:
@@ -26,6 +27,7 @@ sh:{survey|partition}:
     segments              set     the segments of these bitmaps, as long as those
     marks                 set     consumed, skipped.<reason>, rejected.<reason>: the marks there are; for ever
     folded                hash    segment -> its counts and the offsets they cover; for ever
+    waited                string  how often replicas were waited for in this hash tag (redis.wait_replicas); for ever
 sh:{survey}:
     partitions            set     partition keys, `topic@topicid/partition`; for ever
     layout                string  the number of shards; for ever
@@ -41,6 +43,11 @@ OBJECT_PARTS = ("headers", "stamps", "order", "meta", "latest", "history", "toke
 def shard_of(object_id: str, shards: int) -> int:
     """The shard of an object, the same on every machine and in every release."""
     return crc32(object_id.encode()) % shards
+
+
+def waited(key: str) -> str:
+    """The counter beside `key`, in the same slot, that is raised before replicas are waited for."""
+    return f"{key.partition('}:')[0]}}}:waited"
 
 
 class Keys:

@@ -151,7 +151,7 @@ class Ledger:
             commands.append(["SADD", f"{self._keys.partition(partition)}segments", *segments])
         if touched:
             commands.append(["SADD", self._keys.partitions, *touched])
-        self._client.run(commands)
+        self._client.run(commands, durable=True)
         return {(partition, segment) for partition, segments in touched.items() for segment in segments}
 
     def _segments(self) -> dict[str, set[int]]:

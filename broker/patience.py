@@ -1,11 +1,16 @@
-"""Waiting for a server that is away: back off, say so once, say once that it is back, and stop when asked."""
+"""Waiting for a server that is away: back off, say so once, say once that it is back, and stop when asked.
+
+Who wants to know of the waits (the daemons' metrics do) says so with `observed`.
+"""
 
 import contextlib
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from contextvars import ContextVar
+from typing import Protocol, TypeVar
 
 from .errors import ServiceUnavailable, SkyheedError
 
@@ -13,6 +18,7 @@ log = logging.getLogger("skyheed.patience")
 T = TypeVar("T")
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
+JITTER = 0.5  # of a wait: daemons that lost a server at the same moment must not all come back at the same moment
 
 
 class Stopped(Exception):
@@ -24,6 +30,29 @@ class Unfinished(SkyheedError):
 
     def __init__(self) -> None:
         super().__init__("stopped before everything was done: start it again, nothing is lost")
+
+
+class Observer(Protocol):
+    """Is told of every wait."""
+
+    def waits(self, server: str) -> None:
+        """A call failed because `server` (kafka, redis, registry) is away; more than once in one wait."""
+
+    def goes_on(self, server: str) -> None:
+        """The wait for `server` is over."""
+
+
+_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Tell `observer` of the waits of `patiently` in this thread."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 @contextlib.contextmanager
@@ -47,19 +76,39 @@ def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callabl
     Raises:
         Stopped: `stop` was set before the server came back.
     """
-    wait, began = FIRST_WAIT_S, 0.0
+    wait, waiting = FIRST_WAIT_S, _Wait()
     while True:
         try:
             result = action()
         except ServiceUnavailable as away:
-            if not began:
-                began = time.monotonic()
-                log.warning("waiting: %s", away)
-            if stop.wait(wait):
+            waiting.goes_on_for(away)
+            if stop.wait(wait * random.uniform(1 - JITTER, 1)):
                 raise Stopped(str(away)) from away
             wait = min(wait * 2, LONGEST_WAIT_S)
             meanwhile()
         else:
-            if began:
-                log.warning("back after %.1f s", time.monotonic() - began)
+            waiting.ends()
             return result
+
+
+class _Wait:
+    """What is said of one wait."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._servers: set[str] = set()
+        self._observer = _observer.get()
+
+    def goes_on_for(self, away: ServiceUnavailable) -> None:
+        if not self._began:
+            self._began = time.monotonic()
+            log.warning("waiting: %s", away)
+        self._servers.add(away.server)
+        if self._observer:
+            self._observer.waits(away.server)
+
+    def ends(self) -> None:
+        if self._began:
+            log.warning("back after %.1f s", time.monotonic() - self._began)
+        for server in self._servers if self._observer else ():
+            self._observer.goes_on(server)  # type: ignore[union-attr]

@@ -347,12 +347,12 @@ def register(url: str, subject: str, user: str = "", password: str = "") -> int:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code >= 500:
-            raise ServiceUnavailable(f"{registry} answers {error.code}") from None
+            raise ServiceUnavailable(f"{registry} answers {error.code}", server="registry") from None
         raise ServiceError(
             f"{registry} refuses {subject} with {error.code}: check registry.output_url and registry.user"
         ) from None
     except (OSError, ValueError, KeyError) as error:
-        raise ServiceUnavailable(f"{registry} does not answer: {error}") from None
+        raise ServiceUnavailable(f"{registry} does not answer: {error}", server="registry") from None
 
 
 @functools.cache

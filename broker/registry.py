@@ -96,7 +96,9 @@ class SchemaSource:
         try:
             self._registry.fetch("/subjects", 0.0)
         except _Away as away:
-            raise ServiceUnavailable(f"the schema registry {self._registry.url} does not answer: {away}") from None
+            raise ServiceUnavailable(
+                f"the schema registry {self._registry.url} does not answer: {away}", server="registry"
+            ) from None
         except PacketError:
             raise ServiceError(f"{self._registry.url} is no schema registry: it knows no /subjects") from None
 

@@ -33,7 +33,7 @@ def check(settings: "Settings") -> None:
     Raises:
         ConfigError: the first of them.
     """
-    rules = (_state_rules, _batch_rules, _stream_rules, _topic_rules, _registry_rules)
+    rules = (_state_rules, _server_rules, _batch_rules, _stream_rules, _topic_rules, _registry_rules)
     for good, sentence in (*(r for find in rules for r in find(settings)), *_work_rules(settings.work)):
         if not good:
             raise ConfigError(sentence)
@@ -46,7 +46,7 @@ def check(settings: "Settings") -> None:
 def _state_rules(settings: "Settings") -> list[Rule]:
     redis = settings.redis
     days = f"{LONGEST_DAYS:.0f} days"
-    fault = redis_fault(redis.url)
+    fault = redis_fault(redis.url, redis.cluster)
     return [
         (splits_well(redis.url), "redis.url holds a password with / # or ?: put it into SKYHEED_REDIS_PASSWORD"),
         (not fault, f"redis.url: {fault}"),
@@ -60,6 +60,20 @@ def _state_rules(settings: "Settings") -> list[Rule]:
             SHORTEST_TTL_DAYS <= redis.books_days <= LONGEST_DAYS,
             f"redis.books_days must be {SHORTEST_TTL_DAYS} to {days}: the books' bitmaps are deleted after it",
         ),
+    ]
+
+
+def _server_rules(settings: "Settings") -> list[Rule]:
+    redis = settings.redis
+    files = redis.ca_file or redis.certificate_file or redis.key_file
+    return [
+        (0 <= redis.wait_replicas <= 100, "redis.wait_replicas must be 0 (wait for none) to 100"),
+        (0.1 <= redis.wait_s <= 10, "redis.wait_s must be 0.1 to 10: a call to Redis ends after 15 s"),
+        (
+            redis.url.startswith("rediss://") or not files,
+            "redis.ca_file, certificate_file and key_file are for TLS: write rediss:// in redis.url",
+        ),
+        (not redis.key_file or bool(redis.certificate_file), "redis.key_file needs redis.certificate_file"),
     ]
 
 

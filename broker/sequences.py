@@ -169,7 +169,7 @@ class SequenceStore:
             for chunk in _chunks(members, deliveries):
                 calls.append(("store", base, self._debounce_ms, self._max_stamps, *_words(chunk, deliveries)))
                 indices += chunk
-        replies = self._client.call_each(calls)
+        replies = self._client.call_each(calls, durable=True)
         codes = [code for call, reply in zip(calls, replies, strict=True) if call[0] == "store" for code in reply]
         found = dict(zip(indices, codes, strict=True))
         return [Outcome(found[n]) for n in range(len(deliveries))]

@@ -3,29 +3,39 @@
 Every call is one pipeline. A pipeline is not a transaction: what must change together is one script. Nothing here is
 repeated by itself but what the server has certainly not done (redirections, a script it does not know); callers repeat
 after `ServiceUnavailable`, and every write of ours may be repeated.
+
+After `ServiceUnavailable` the connections are dropped: the name is looked up again and the next call connects anew,
+because a server that failed over may live on as a replica and keep its connections.
 """
 
 import contextlib
 import functools
 import hashlib
+import ssl
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-import redis
-import redis.cluster
+from redis import connection as redis_connection
 from redis import exceptions as failure
 
-from .config import redacted_url
-from .errors import ConfigError, ServiceError, ServiceUnavailable, SkyheedError
+from .config import RedisSettings
+from .errors import ConfigError, ServiceUnavailable, SkyheedError
+from .redis_errors import NotReplicated, in_our_words
+from .redis_nodes import Cluster, Command, One, Replicas, Servers
+from .urls import redacted_url, redis_hosts
 
 T = TypeVar("T")
-Command = Sequence[Any]
 CONNECT_S = 3.0
 ANSWER_S = 15.0  # a script that stores a batch takes milliseconds; a node that rewrites its file may pause for seconds
-# What a server says while it starts, fails over or cannot write; all of it passes.
-PASSING = ("LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "READONLY", "MISCONF", "NOREPLICAS", "BUSY")
+RENEW_S = 60.0  # connections are made anew this often: a name may lead elsewhere without an error on the old ones
+NOBODY = Replicas()
+DEFAULT_PORT = 6379
+MOST_NODES = 100  # that are remembered of a cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +91,92 @@ def script(name: str) -> Script:
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-class Client:
-    """Sends batches of commands and script calls; connects on first use. Threads may share it."""
+@dataclass(frozen=True)
+class Tls:
+    """Files of a TLS connection (rediss://), PEM; empty: the system's authorities, and no certificate of ours.
 
-    def __init__(self, url: str, password: str | None = None, cluster: bool = False) -> None:
+    Attributes:
+        ca: certificates of the authorities that we trust, or a self-signed certificate itself.
+        certificate, key: ours, where the server asks for one.
+    """
+
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+
+    def options(self, url: str) -> dict[str, Any]:
+        """As redis-py's options; what the URL says (ssl_ca_certs=…) is stronger.
+
+        Raises:
+            ConfigError: a file cannot be read, or does not hold what it should.
+        """
+        if not url.startswith("rediss://"):
+            return {}
+        given = {"ssl_ca_certs": self.ca, "ssl_certfile": self.certificate, "ssl_keyfile": self.key}
+        options = {name: path for name, path in given.items() if path}
+        with contextlib.suppress(ValueError):  # a URL that is none is told of when it is used
+            parse: Any = redis_connection.parse_url
+            options |= {name: value for name, value in parse(url).items() if name in given}
+        self._check(options)
+        # older redis-py takes any name for the right one
+        return {"ssl_check_hostname": True, **options}
+
+    @staticmethod
+    def _check(options: dict[str, str]) -> None:
+        """redis-py reads the files when it connects, and would take one that is not there for a server that is away."""
+        context = ssl.create_default_context()
+        certificate, key = options.get("ssl_certfile"), options.get("ssl_keyfile")
+        try:
+            if ca := options.get("ssl_ca_certs"):
+                context.load_verify_locations(ca)
+            if certificate:
+                context.load_cert_chain(certificate, key)
+        except (OSError, ssl.SSLError) as error:
+            names = ", ".join(options.values())
+            raise ConfigError(f"redis: cannot use {names} for TLS: {error.strerror or error}") from None
+
+
+class Client:
+    """Sends batches of commands and script calls; connects on first use. Threads may share it.
+
+    Args:
+        tls: redis-py's options of the TLS connection, for rediss:// only.
+        replicas: who has to confirm the writes that are asked to be `durable`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        password: str | None = None,
+        cluster: bool = False,
+        tls: Tls | None = None,
+        replicas: Replicas = NOBODY,
+    ) -> None:
         self.where = redacted_url(url)
-        self._url = url
-        self._cluster = cluster
+        self.cluster = cluster
+        self.replicas = replicas
+        self._url, self._others = _nodes(url) if cluster else (url, [])
         self._options: dict[str, Any] = {
             "socket_timeout": ANSWER_S, "socket_connect_timeout": CONNECT_S, "protocol": 2, "health_check_interval": 30,
+            **(tls or Tls()).options(url),
         }  # fmt: skip
         if password:
             self._options["password"] = password
-        self._connection: Any = None
+        self._servers: Servers | None = None
+        self._since = 0.0
+        self._lock = threading.Lock()
 
-    def run(self, commands: Sequence[Command]) -> list[Any]:
+    def run(self, commands: Sequence[Command], durable: bool = False) -> list[Any]:
         """Run `commands` in one pipeline.
 
+        Args:
+            durable: return only when `replicas` have them, too.
+
         Raises:
-            ServiceUnavailable: the server is away or full; some of the commands may have been done.
+            ServiceUnavailable: the server is away or full, or has too few replicas; some commands may have been done.
             ServiceError: it refuses us.
         """
-        return [self._good(result) for result in self._pipeline(commands)]
+        return [self._good(result) for result in self._pipeline(commands, durable)]
 
     def call(self, name: str, calls: Sequence[Command]) -> list[Any]:
         """Call the script `name` for each (key, *arguments) in one pipeline, and once more where it was unknown.
@@ -112,20 +186,20 @@ class Client:
         """
         return self.call_each([(name, *call) for call in calls])
 
-    def call_each(self, calls: Sequence[Command], forgive: tuple[str, ...] = ()) -> list[Any]:
+    def call_each(self, calls: Sequence[Command], forgive: tuple[str, ...] = (), durable: bool = False) -> list[Any]:
         """Call the scripts of (name, key, *arguments); where one named in `forgive` finds memory full it gives None.
 
         Raises:
             ServiceUnavailable, ServiceError: as `run`.
         """
-        commands = [("EVALSHA", script(name).sha, 1, *rest) for name, *rest in calls]
-        results = self._pipeline(commands)
+        results = self._pipeline([("EVALSHA", script(name).sha, 1, *rest) for name, *rest in calls], durable)
         unknown = [n for n, result in enumerate(results) if isinstance(result, failure.NoScriptError)]
-        if unknown:
-            for name in {calls[n][0] for n in unknown}:
-                self._load(script(name).text)
-            for n, result in zip(unknown, self._pipeline([commands[n] for n in unknown]), strict=True):
-                results[n] = result
+        # what is to be confirmed is confirmed as a whole: between two pipelines the server may be another one
+        again = list(range(len(calls))) if durable and unknown else unknown
+        # a server that was restarted or promoted knows no script; with its text none can be unknown
+        texts = [("EVAL", script(calls[n][0]).text, 1, *calls[n][1:]) for n in again]
+        for n, result in zip(again, self._pipeline(texts, durable), strict=True):
+            results[n] = result
         return [
             None if call[0] in forgive and isinstance(result, failure.OutOfMemoryError) else self._good(result)
             for call, result in zip(calls, results, strict=True)
@@ -137,106 +211,98 @@ class Client:
         Raises:
             ServiceUnavailable, ServiceError: as `run`.
         """
-        self._translate(lambda: self._connected().ping())
+        self._translate(lambda servers: servers.ping())
 
     def info(self) -> list[dict[str, Any]]:
-        """INFO of every master."""
-        if not self._cluster:
-            return [self._translate(lambda: dict(self._connected().info()))]
-        nodes = redis.cluster.RedisCluster.PRIMARIES
-        return list(self._translate(lambda: self._connected().info(target_nodes=nodes)).values())
+        """INFO of every primary."""
+        return self._translate(lambda servers: servers.info())
 
     def close(self) -> None:
-        """Close the connections."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        for node in connection.get_nodes() if self._cluster else ():
-            if node.redis_connection:  # redis-py leaves those open that it made from a URL
-                node.redis_connection.connection_pool.disconnect()
-        connection.close()
+        """Close the connections; the next call connects anew, and looks the name up again."""
+        with self._lock:
+            servers, self._servers = self._servers, None
+        if servers is not None:
+            # where the one node that the URL names is gone, the others lead to its successor
+            self._others = list(dict.fromkeys([*self._others, *servers.known()]))[-MOST_NODES:]
+            servers.close()
 
     def __del__(self) -> None:
         # redis-py's cluster client is full of cycles: the collector would find the sockets first and warn of them
         with contextlib.suppress(Exception):
             self.close()
 
-    def _connected(self) -> Any:
-        # a cluster client asks for the slots when it is made; a single one connects when it is used
-        if self._connection is None:
-            make: Any = redis.cluster.RedisCluster if self._cluster else redis.Redis
-            try:
-                self._connection = make.from_url(self._url, **self._options)
-            except ValueError as error:
-                raise ConfigError(
-                    f"{self.where} is no Redis URL: write redis://host:port/0 (rediss:// for TLS)"
-                ) from error
-        return self._connection
+    def _connected(self) -> Servers:
+        if self._servers is not None and time.monotonic() - self._since > RENEW_S:
+            self.close()
+        with self._lock:
+            if self._servers is None:
+                self._servers = self._connect()
+                self._since = time.monotonic()
+            return self._servers
 
-    def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
+    def _connect(self) -> Servers:
+        # a cluster client asks for the slots when it is made; a single one connects when it is used
+        try:
+            if self.cluster:
+                return Cluster(self._url, self._others, **self._options)
+            return One(self._url, **self._options)
+        except ValueError as error:
+            raise ConfigError(f"{self.where} is no Redis URL: write redis://host:port/0 (rediss:// for TLS)") from error
+
+    def _pipeline(self, commands: Sequence[Command], durable: bool) -> list[Any]:
         if not commands:
             return []
-
-        def run() -> list[Any]:
-            connection = self._connected()
-            pipeline = connection.pipeline() if self._cluster else connection.pipeline(transaction=False)
-            with pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                # errors come back in the list: raised by redis-py they would quote the whole command
-                return list(pipeline.execute(raise_on_error=False))
-
-        return self._translate(run)
-
-    def _load(self, text: str) -> None:
-        nodes = {"target_nodes": redis.cluster.RedisCluster.PRIMARIES} if self._cluster else {}
-        self._translate(lambda: self._connected().execute_command("SCRIPT LOAD", text, **nodes))
+        return self._translate(lambda servers: servers.send(commands, self.replicas if durable else NOBODY))
 
     def _good(self, result: Any) -> Any:
         if isinstance(result, Exception):
             raise self._in_our_words(result) from None
         return result
 
-    def _translate(self, action: Callable[[], T]) -> T:
+    def _translate(self, action: Callable[[Servers], T]) -> T:
         try:
-            return action()
-        except (failure.RedisError, failure.RedisClusterException, OSError) as error:
+            return action(self._connected())
+        except (failure.RedisError, failure.RedisClusterException, NotReplicated, OSError) as error:
             raise self._in_our_words(error) from None
 
     def _in_our_words(self, error: Exception) -> SkyheedError:
-        text = str(error)
-        if isinstance(error, failure.AuthenticationError | failure.AuthorizationError) or _is_about_login(text):
-            return ServiceError(f"Redis at {self.where} refuses the user or password: set SKYHEED_REDIS_PASSWORD")
-        if isinstance(error, failure.NoPermissionError):
-            return ServiceError(f"the user may not do this on Redis at {self.where}: {text}")
-        if isinstance(error, failure.OutOfMemoryError):
-            return ServiceUnavailable(f"Redis at {self.where} is full: raise its maxmemory; nothing is lost meanwhile")
-        if isinstance(error, failure.MovedError | failure.AskError) and not self._cluster:
-            return ServiceError(f"Redis at {self.where} is a cluster: set redis.cluster = true")
-        if "Cluster mode is not enabled" in text:
-            return ServiceError(f"Redis at {self.where} is not a cluster: set redis.cluster = false")
-        if isinstance(error, failure.ResponseError) and not text.startswith(PASSING) and not _passes(error):
-            return ServiceError(f"Redis at {self.where} refuses: {text}")
-        return ServiceUnavailable(f"Redis at {self.where} is away: {text or type(error).__name__}")
-
-
-def _is_about_login(text: str) -> bool:
-    return any(word in text for word in ("WRONGPASS", "NOAUTH", "invalid username-password", "AUTH <password> called"))
-
-
-def _passes(error: Exception) -> bool:
-    return isinstance(error, failure.ClusterError | failure.ReadOnlyError | failure.TryAgainError | failure.AskError)
+        found = in_our_words(error, self.where, self.cluster)
+        if isinstance(found, ServiceUnavailable):
+            self.close()
+        return found
 
 
 def connect(url: str, password: str | None = None, cluster: bool = False) -> Client:
     """A client of the server at `url`; nothing is asked of it yet.
 
     Args:
-        url: redis://, rediss:// (TLS) or unix://; of a cluster, any node.
+        url: redis://, rediss:// (TLS) or unix://; of a cluster, any node, or several with commas between.
         password: instead of one in the URL.
         cluster: the server is a Redis or Valkey cluster.
     """
     return Client(url, password, cluster)
+
+
+def connect_as(settings: RedisSettings) -> Client:
+    """A client of the server that the settings name; nothing is asked of it yet.
+
+    Raises:
+        ConfigError: a certificate or key cannot be read.
+    """
+    return Client(
+        settings.url,
+        settings.password or None,
+        settings.cluster,
+        Tls(settings.ca_file, settings.certificate_file, settings.key_file),
+        Replicas(settings.wait_replicas, settings.wait_s),
+    )
+
+
+def _nodes(url: str) -> tuple[str, list[tuple[str, int]]]:
+    """The URL of the first node that `url` names, and host and port of the others."""
+    first, *others = redis_hosts(url)
+    places = [urlsplit(other) for other in others]
+    return first, [(place.hostname or "", place.port or DEFAULT_PORT) for place in places]
 
 
 def health(client: Client) -> Health:

@@ -45,8 +45,25 @@ def servers_fault(servers: str) -> str:
     return ""
 
 
-def redis_fault(url: str) -> str:
+def redis_hosts(url: str) -> list[str]:
+    """The URL once for each host that stands in it, with commas between: the nodes of a cluster."""
+    scheme, mark, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    user, at, hosts = place.rpartition("@")
+    if not mark or not hosts:
+        return [url]
+    return [f"{scheme}://{user}{at}{host}{slash}{path}" for host in hosts.split(",")]
+
+
+def redis_fault(url: str, cluster: bool = False) -> str:
     """Why a URL cannot be that of a Redis or Valkey; empty if it can."""
+    hosts = redis_hosts(url)
+    if len(hosts) > 1 and not cluster:
+        return "several hosts are the nodes of a cluster: set redis.cluster = true, or name one"
+    return next(filter(None, map(_redis_fault, hosts)), "")
+
+
+def _redis_fault(url: str) -> str:
     form = (
         f"{redacted_url(url)} is no Redis URL: write redis://host:port/0 (rediss:// for TLS, unix:///path for a socket)"
     )
