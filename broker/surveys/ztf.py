@@ -1,8 +1,8 @@
 """ZTF alert packets, schema versions 3.0 to 4.02, as IPAC writes them or as brokers wrote them again.
 
 Facts that the schema does not tell, each checked on real packets by tests/test_surveys.py:
-- Stamps have no WCS. Rows run from north to south and columns from east to west: the nearest reference source
-  (candidate.ranr, decnr) is where that orientation puts it.
+- Stamps have no WCS (one that another broker added is applied). Rows run from north to south and columns from east to
+  west: the nearest reference source (candidate.ranr, decnr) is where that orientation puts it.
 - Science and template stamps include the sky (border medians of 70 to 370 counts); the normaliser takes it off.
 - The template is scaled to the science image (the same sky), so that magzpsci holds for all three stamps.
 - Difference stamps are signed so that the source is bright, also where isdiffpos is f (E. Bellm and others,
@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import PacketError, Reason
 from ..observation import Flag, Observation
-from ..stamps import Image, model_stamp, read_image
+from ..stamps import Image, model_stamp, read_image, sky_stamp
 from . import base
 
 _BANDS = {1: "g", 2: "r", 3: "i"}
@@ -58,7 +58,10 @@ class Ztf(base.BaseSurvey):
         flags = Flag.NEGATIVE if sign < 0 else 0
         counts, nominal = _njy_per_count(candidate.get("magzpsci"), band)
         image = read_image(base.stamp_bytes((record[self.stamp_field] or {}).get("stampData"), self.stamp))
-        stamp, made = model_stamp(image, counts, _centre(image, candidate), _TO_SKY)
+        if image.wcs or image.no_wcs:  # another broker's: it knows how it wrote the stamp
+            stamp, made = sky_stamp(image, counts, ra, dec)
+        else:
+            stamp, made = model_stamp(image, counts, _centre(image, candidate), _TO_SKY)
         if self.stamp == "difference" and sign < 0:
             stamp = -stamp
         return Observation(
