@@ -97,6 +97,12 @@ def resolve(name: str | Path) -> Path:
     raise ModelError(f"no model {name}: give a checkpoint directory, or one of the shipped ones: {', '.join(shipped)}")
 
 
+def shipped() -> dict[str, Info]:
+    """Every checkpoint that comes with skyheed, by name."""
+    names = sorted(str(p.parent.relative_to(SHIPPED)) for p in SHIPPED.glob(f"**/{MODEL}"))
+    return {name: read_info(name) for name in names}
+
+
 def save(directory: str | Path, state: Mapping[str, Any], info: Info) -> Info:
     """Write a checkpoint; the JSON comes last, so that a half-written one is never loaded.
 

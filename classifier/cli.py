@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -15,26 +14,33 @@ def model() -> None:
     """Describe the model and its checkpoints."""
 
 
+@model.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def list_models(as_json: bool) -> None:
+    """Print every model that can be trained: what it needs and costs, and which shipped weights there are."""
+    from . import listing
+
+    found = listing.listing()
+    click.echo(json.dumps(found, indent=1) if as_json else listing.text(found))
+
+
 @model.command()
-@click.option("--variant", type=click.Choice(["paper", "stream"]), default="paper", show_default=True)
-@click.option("--attention", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
+@click.argument("name", default="convention")
+@click.option("--variant", type=click.Choice(["paper", "stream"]), help="Of ConvEntion: as published, or as served.")
+@click.option("--attention", type=click.Choice(["linear", "mlp"]), help="Of ConvEntion.")
 @click.option("--classes", type=int, default=4, show_default=True, help="How many classes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def describe(variant: Any, attention: Any, classes: int, as_json: bool) -> None:
-    """Print the layer table, the parameters and the operations."""
-    from .convention import Config, description
+def describe(name: str, variant: str | None, attention: str | None, classes: int, as_json: bool) -> None:
+    """Print what a model (a name of `skyheed model list`) needs, its layers, parameters and operations.
 
-    found = description(Config(variant=variant, attention=attention, classes=classes))
-    click.echo(json.dumps(found, indent=1) if as_json else _table(found))
+    \b
+    Example:  skyheed model describe convention --variant paper
+    """
+    from . import listing
 
-
-def _table(found: dict[str, Any]) -> str:
-    lines = [f"{row['layer']:32}{row['parameters']:>10,}" for row in found["layers"]]
-    lines.append(f"{'parameters':32}{found['parameters']:>10,}")
-    lines.append(f"{'  that never matter':32}{found['dead_parameters']:>10,}")
-    for name, counts in found["multiply_adds"].items():
-        lines.append(f"{'multiply-adds, ' + name:32}" + "  ".join(f"{k} {v / 1e6:,.1f}M" for k, v in counts.items()))
-    return "\n".join(lines)
+    changes = {key: value for key, value in (("variant", variant), ("attention", attention)) if value}
+    found = listing.description(name, classes, changes)
+    click.echo(json.dumps(found, indent=1) if as_json else listing.table(found))
 
 
 @model.command()
@@ -58,17 +64,22 @@ def info(checkpoint: str, as_json: bool) -> None:
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the checkpoint (or of the grid's runs).")
 @click.option("--archive", type=PATH, help="Learn from this archive instead of the configuration's.")
 @click.option("--grid", is_flag=True, help="CONFIG holds many runs; finished ones are kept, the table is written.")
-def train(config: Path, output: Path, archive: Path | None, grid: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Say what would be trained, how long it would take, and stop.")
+def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run: bool) -> None:
     """Train a model as a configuration file says; an interrupted run goes on where it stopped.
 
     \b
     Example:  skyheed train classifier/configs/quick.toml -o runs/quick
     """
     from . import grid as grids
-    from . import protocol
+    from . import protocol, trials
 
     changes = {"archive": str(archive)} if archive else {}
     command = " ".join(["skyheed", *sys.argv[1:]])
+    if dry_run:
+        runs = [row.config for row in grids.rows(config, changes)] if grid else [protocol.read(config, changes)]
+        click.echo("\n\n".join(trials.text(one) for one in runs))
+        return
     if grid:
         click.echo(grids.run_table(config, output, changes, command))
         return

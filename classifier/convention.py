@@ -18,7 +18,6 @@ Two kinds of attention:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -379,17 +378,6 @@ def positions(count: int, channels: int) -> Tensor:
     return torch.where(k % 2 == 0, angle.sin(), angle.cos()).float()
 
 
-def layers(config: Config) -> list[tuple[str, int]]:
-    """(name, parameters) of every layer that has any, in order."""
-    model = ConvEntion(config)
-    rows = []
-    for name, module in model.named_modules():
-        own = sum(p.numel() for p in module.parameters(recurse=False))
-        if own:
-            rows.append((name, own))
-    return rows
-
-
 def dead_parameters(config: Config) -> int:
     """Parameters that provably never matter: Q and the biases of K and of the logits under linear attention."""
     if config.attention != "linear":
@@ -433,22 +421,10 @@ def sequence_operations(config: Config) -> dict[str, int]:
 
 def update_operations(config: Config, stamps: int) -> int:
     """Multiply-adds of one new stamp of a history that has come to so many: its group, and all behind the 3-D CNN."""
+    if config.variant == "paper":  # computed whole, padding included
+        return sequence_operations(config)["fast"]
     whole = sequence_operations(replace(config, stamps=stamps))["fast"]
     return whole - (-(-stamps // config.group) - 1) * operations(config)["fast"]
-
-
-def description(config: Config) -> dict[str, Any]:
-    """The layer table, the parameters and the operations, as plain values."""
-    rows = layers(config)
-    return {
-        "variant": config.variant,
-        "attention": config.attention,
-        "classes": config.classes,
-        "layers": [{"layer": name, "parameters": count} for name, count in rows],
-        "parameters": sum(count for _, count in rows),
-        "dead_parameters": dead_parameters(config),
-        "multiply_adds": {"group": operations(config), "sequence": sequence_operations(config)},
-    }
 
 
 def published(classes: int = 4) -> Config:

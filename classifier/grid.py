@@ -1,6 +1,7 @@
 """Many runs under one protocol: the blocks and models of one configuration, or the rows of a table of ablations."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,15 @@ from numpy.typing import NDArray
 from . import dataset, protocol, train
 from .checkpoint import Info
 from .dataset import Dataset
-from .errors import ModelError
+from .errors import ArchiveError, ModelError
+from .models.family import family
 from .names import file_name
 from .protocol import Protocol
 
+log = logging.getLogger("skyheed.train")
 VALIDATION = 8  # one in so many of a block's training objects selects and calibrates
+EARLY = (3, 6, 12, 30)  # stamps whose scores have a column of their own
+STAMPS = (3, 12, 48, 99)  # stamps at which the cost of an update is told
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 
 
@@ -106,11 +111,34 @@ def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str
     """
     found: dict[str, list[Info]] = {}
     output.mkdir(parents=True, exist_ok=True)
-    for row in rows(path, changes):
-        found[row.name] = run(row.config, output / _folder(row.name), command)
-        (output / "table.md").write_text(table(found))
-        (output / "table.json").write_text(json.dumps({n: [i.metrics for i in m] for n, m in found.items()}) + "\n")
+    failed: dict[str, str] = {}
+    every = rows(path, changes)
+    for number, row in enumerate(every, 1):
+        log.info("run %d of %d: %s", number, len(every), row.name)
+        try:
+            found[row.name] = run(row.config, output / _folder(row.name), command)
+        except (ModelError, ArchiveError, RuntimeError, ValueError) as error:  # one row must not cost the others
+            failed[row.name] = str(error).splitlines()[0]
+            log.error("run %s failed: %s", row.name, failed[row.name])
+            continue
+        _write(found, output)
+    if failed:
+        raise ModelError(f"{len(failed)} of {len(every)} runs failed: {failed}; the others stand in {output}/table.md")
     return table(found)
+
+
+def _write(found: Mapping[str, Sequence[Info]], output: Path) -> None:
+    (output / "table.md").write_text(table(found))
+    (output / "table.json").write_text(json.dumps({n: [_facts(i) for i in m] for n, m in found.items()}) + "\n")
+    figure(found, output / "table.png")
+
+
+def _facts(info: Info) -> dict[str, Any]:
+    """What the table and the figure are made of."""
+    return {
+        "parameters": parameters(info), "multiply_adds": operations(info), "training": info.training,
+        "metrics": info.metrics, "family": info.family,
+    }  # fmt: skip
 
 
 def _folder(name: str) -> str:
@@ -118,30 +146,93 @@ def _folder(name: str) -> str:
 
 
 def table(found: Mapping[str, Sequence[Info]]) -> str:
-    """One line per run: parameters, seconds, and scores with bootstrap intervals over objects (of the first model)."""
+    """One line per run: scores with bootstrap intervals over objects (of the first model), calibration, and cost."""
+    early = " | ".join(f"at {n}" for n in EARLY)
     lines = [
-        "| run | parameters | minutes | accuracy | macro-F1 | macro-F1 at 5 stamps | log-loss | ECE (by chance) |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| run | accuracy | macro-F1 | {early} | class recall, least to most | log-loss | ECE (by chance) | "
+        "parameters | multiply-adds at 12 stamps | minutes |",
+        "|---" * (len(EARLY) + 9) + "|",
+        *(_line(name, made) for name, made in found.items()),
     ]
-    for name, made in found.items():
-        end, early = made[0].metrics["at_the_end"], made[0].metrics["after_stamps"].get("5", {})
-        cells = [
-            name, f"{parameters(made[0]):,}", f"{made[0].training['seconds'] / 60:.0f}", _shown(end, "accuracy"),
-            _shown(end, "macro_f1"), _shown(early, "macro_f1"), f"{end['log_loss']:.3f}",
-            f"{end['ece']:.3f} ({end['ece_expected']:.3f})",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
     common = {made[0].name.rpartition(": ")[0] for made in found.values()}
     data = {made[0].metrics["data"] for made in found.values()}
-    about = f"Protocol: {'; '.join(sorted(common))}. Test objects: {'; '.join(sorted(data))}."
-    return "\n".join(lines) + f"\n\n{about} Intervals: 68 %, bootstrap over objects.\n"
+    about = (
+        f"Protocol: {'; '.join(sorted(common))}. Test objects: {'; '.join(sorted(data))}. Intervals: 68 %, bootstrap "
+        f"over objects. Early scores are macro-F1. Minutes are CPU time of the run on {'; '.join(_machines(found))}."
+    )
+    return "\n".join(lines) + f"\n\n{about}\n"
+
+
+def _line(name: str, made: Sequence[Info]) -> str:
+    info = made[0]
+    end, recalls = info.metrics["at_the_end"], _recalls(info)
+    untrained = "" if _trained(end) else " (untrained: not above its class prior)"
+    cells = [
+        name + untrained, _shown(end, "accuracy"), _shown(end, "macro_f1"),
+        *(_early(info, n) for n in EARLY), f"{min(recalls):.2f} to {max(recalls):.2f}" if recalls else "",
+        f"{end['log_loss']:.3f}", f"{end['ece']:.3f} ({end['ece_expected']:.3f})", f"{parameters(info):,}",
+        f"{operations(info)['12'] / 1e6:,.1f} M", f"{_seconds(info) / 60:.0f}",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def _seconds(info: Info) -> float:
+    return float(info.training.get("cpu_seconds", info.training["seconds"]))
+
+
+def _early(info: Info, stamps: int) -> str:
+    scores = info.metrics["after_stamps"].get(str(stamps))
+    return f"{scores['macro_f1']:.3f}" if scores else ""
+
+
+def _recalls(info: Info) -> list[float]:
+    return [own["recall"] for own in info.metrics["per_class"].values() if own.get("recall") is not None]
+
+
+def _trained(end: Mapping[str, Any]) -> bool:
+    """Whether the balanced accuracy is above that of guessing."""
+    return bool(end.get("balanced_accuracy", 1.0) > 1.05 / max(end.get("classes", 4), 1))
+
+
+def _machines(found: Mapping[str, Sequence[Info]]) -> list[str]:
+    return sorted({str(made[0].training.get("device", "?")) for made in found.values()})
+
+
+def figure(found: Mapping[str, Sequence[Info]], path: Path) -> None:
+    """Macro-F1 at the end with its interval beside that at 3 and 12 stamps, a row a run, the best on top."""
+    from matplotlib import pyplot
+
+    runs = sorted(found.items(), key=lambda row: row[1][0].metrics["at_the_end"]["macro_f1"])
+    drawn, axis = pyplot.subplots(figsize=(7.5, 1.2 + 0.34 * len(runs)), layout="constrained")
+    for y, (_, made) in enumerate(runs):
+        end, after = made[0].metrics["at_the_end"], made[0].metrics["after_stamps"]
+        axis.plot(end["macro_f1_68"], [y, y], color="#33658a", lw=2.5, solid_capstyle="round")
+        axis.plot(end["macro_f1"], y, "o", color="#33658a", label="all stamps" if not y else None)
+        for n, mark, colour in ((12, "D", "#86bbd8"), (3, "s", "#f6ae2d")):
+            if str(n) in after:
+                label = f"{n} stamps" if not y else None
+                axis.plot(after[str(n)]["macro_f1"], y, mark, color=colour, ms=5, label=label)
+    axis.set_yticks(range(len(runs)), [name for name, _ in runs], fontsize=8)
+    axis.set_xlabel("macro-F1 on confirmed test objects (68 % intervals)")
+    axis.grid(axis="x", color="0.9")
+    axis.legend(loc="lower right", fontsize=8, frameon=False)
+    drawn.savefig(path, dpi=110)
+    pyplot.close(drawn)
 
 
 def parameters(info: Info) -> int:
-    """Of the model."""
-    from .convention import Config, layers
+    """That are served."""
+    from .models.base import parameters as counted
 
-    return sum(count for _, count in layers(Config(**info.config)))
+    own = family(info.family)
+    return counted(own.build(own.configure(info.config)))
+
+
+def operations(info: Info) -> dict[str, int]:
+    """Multiply-adds of an update of a history that has come to so many stamps."""
+    own = family(info.family)
+    config = own.configure(info.config)
+    return {str(n): own.operations(config, n) for n in STAMPS if n <= config.stamps}
 
 
 def _shown(scores: Mapping[str, Any], name: str) -> str:

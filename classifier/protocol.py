@@ -55,6 +55,8 @@ class Protocol:
         photometry: weight of the loss that has tokens tell fluxes; 0 as published.
         average: how slowly the weights that are measured follow those that learn, per step.
         prior: relative frequency of each class that the served probabilities assume; empty: equal.
+        cpu_seconds: CPU time of the process after which the stages end, whatever steps are left; 0: no such end. The
+            learning rate falls with whichever of steps and time is nearer to its end.
         every: steps between two measurements.
         patience: measurements without a better macro-F1 after which a stage stops; 0: never.
         blocks, models: of object-disjoint folds, and models of each; 0 blocks: the archive's own splits.
@@ -103,6 +105,7 @@ class Protocol:
     photometry: float = 0.3
     average: float = 0.99
     prior: tuple[float, ...] = ()
+    cpu_seconds: int = 0
     every: int = 250
     patience: int = 0
     blocks: int = 0

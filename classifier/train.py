@@ -39,6 +39,7 @@ from .training import objectives
 from .training.objectives import Views
 
 SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
+FINE_SHARE = 0.15  # of the CPU time, where it is limited, goes to the stages on confirmed labels
 STATISTICS = 500  # objects that networks take statistics of their inputs from
 Indices = NDArray[np.int64]
 NOTHING: Indices = np.empty(0, np.int64)
@@ -154,6 +155,7 @@ class Trainer:
         self.best, self.best_state = -1.0, _copied(self.mean)
         self.done: dict[str, int] = {}
         self.seconds, self._since = 0.0, time.monotonic()
+        self.cpu_seconds, self._cpu_since = 0.0, time.process_time()
         self._saved_optimiser: dict[str, Any] | None = None
         self._waited = 0  # measurements of the stage since the last better one
         self._bank: tuple[dict[str, Tensor], Indices, Bank] | None = None
@@ -207,7 +209,7 @@ class Trainer:
         def step(rng: np.random.Generator) -> Tensor:
             self.model.train()
             chosen = self._draw(indices, batch, rng, rehearsed)
-            views = [self._views(chosen, augmentation, rng) for _ in range(self.objective.views)]
+            views = [self.views(chosen, augmentation, rng) for _ in range(self.objective.views)]
             return self.objective.loss(views, rng)
 
         self._learn(name, steps, p.rate / slower, parameters, step)
@@ -271,13 +273,14 @@ class Trainer:
         loss_mean = math.nan
         for at in bar:
             for group in optimiser.param_groups:
-                group["lr"] = rate * _rise_and_fall(at / steps)
+                group["lr"] = rate * _rise_and_fall(min(max(at / steps, self._share_of_time(name)), 1))
             loss = self._update(optimiser, step(self._generator(name, at)))
             loss_mean = loss if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss
             bar.set_postfix(loss=f"{loss_mean:.3f}", best=f"{self.best:.3f}", refresh=False)
-            if (at + 1) % self.protocol.every == 0 or at + 1 == steps:
+            out_of_time = self._share_of_time(name) >= 1
+            if (at + 1) % self.protocol.every == 0 or at + 1 == steps or out_of_time:
                 self._waited = 0 if self._measure(name, at + 1, loss_mean) else self._waited + 1
-                enough = self._waited == self.protocol.patience > 0
+                enough = self._waited == self.protocol.patience > 0 or out_of_time
                 self.done[name] = steps if enough else at + 1
                 self._keep(optimiser)
                 if enough:
@@ -302,7 +305,8 @@ class Trainer:
         self._average()
         return float(loss.detach())
 
-    def _views(self, chosen: Indices, augmentation: Augmentation, rng: np.random.Generator) -> Views:
+    def views(self, chosen: Indices, augmentation: Augmentation, rng: np.random.Generator) -> Views:
+        """A random view of each of these objects."""
         histories, rows = zip(*(augmentation.view(self.data, int(i), rng) for i in chosen), strict=True)
         return Views(histories, rows, self.labels[chosen])
 
@@ -370,7 +374,8 @@ class Trainer:
             "waited": self._waited, "archive": _card(self.protocol.archive).get("digest"),
             "model": _copied(self.model), "mean": _copied(self.mean), "averaged": self.averaged, "best": self.best,
             "best_state": self.best_state, "objective": self.objective.state_dict(), "done": self.done,
-            "seconds": self.seconds, "optimiser": optimiser.state_dict(), "protocol": _plain(self.protocol),
+            "seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "optimiser": optimiser.state_dict(),
+            "protocol": _plain(self.protocol),
         }  # fmt: skip
         torch.save(saved, self.output / ".progress.pt")
         os.replace(self.output / ".progress.pt", self.output / "progress.pt")
@@ -394,12 +399,22 @@ class Trainer:
         self.objective.load_state_dict(saved["objective"])
         self.averaged, self.best, self.best_state = saved["averaged"], saved["best"], saved["best_state"]
         self.done, self.seconds, self._saved_optimiser = saved["done"], saved["seconds"], saved["optimiser"]
-        self._waited = saved.get("waited", 0)
+        self._waited, self.cpu_seconds = saved.get("waited", 0), saved.get("cpu_seconds", 0.0)
 
     def _clock(self) -> None:
         """All the time that the run has taken, measurements included."""
-        now = time.monotonic()
+        now, cpu = time.monotonic(), time.process_time()
         self.seconds, self._since = self.seconds + now - self._since, now
+        self.cpu_seconds, self._cpu_since = self.cpu_seconds + cpu - self._cpu_since, cpu
+
+    def _share_of_time(self, stage: str) -> float:
+        """How much of a stage's CPU time is gone; the stages on confirmed labels have the last part of it."""
+        p = self.protocol
+        if not p.cpu_seconds:
+            return 0.0
+        first = p.cpu_seconds * (1 - FINE_SHARE if p.fine_steps or p.fine_head_steps else 1)
+        spent = self.cpu_seconds + time.process_time() - self._cpu_since
+        return (spent - first) / (p.cpu_seconds - first) if stage.startswith("fine") else spent / first
 
     def finish(self, command: str) -> Info:
         """Calibrate on the validation objects, score on the test objects, write the checkpoint.
@@ -416,6 +431,7 @@ class Trainer:
         self._clock()
         training = {
             "command": command, "protocol": _plain(self.protocol), "seconds": round(self.seconds),
+            "cpu_seconds": round(self.cpu_seconds),
             "device": self.chosen, "torch": torch.__version__, "skyheed": version("skyheed"),
             "objects": len(stages(self.protocol, self.data)[0]), "selected_macro_f1": round(self.best, 4),
             "archive": _card(self.protocol.archive), "started_from": self.started_from,

@@ -181,7 +181,7 @@ def test_who_only_reads_writes_nothing(valkey: embedded.Server) -> None:
 
 def test_check_says_what_a_worker_here_would_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config.load(overrides={"survey": "sdss"}, environ={})
-    monkeypatch.setattr("classifier.predictor.native_bfloat16", lambda: "")
+    monkeypatch.setattr("classifier.serving.native_bfloat16", lambda: "")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     line = line_of(settings, "model")
     assert line.ok

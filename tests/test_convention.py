@@ -9,7 +9,7 @@ from model_tools import lively
 from torch import Tensor
 from torch.nn import functional
 
-from classifier import convention
+from classifier import convention, listing
 from classifier.convention import Attention, Block, Config, ConvEntion, Features
 
 
@@ -30,7 +30,7 @@ def batch(lengths: list[int], width: int | None = None, seed: int = 0) -> dict[s
 
 
 def test_the_published_parameters_layer_by_layer() -> None:
-    rows = dict(convention.layers(convention.published()))
+    rows = dict(listing.layers(ConvEntion(convention.published())))
     assert rows["features.embedding"] == 10_240
     assert [rows[f"features.conv{i}"] for i in (1, 2, 3, 4)] == [46_528, 614_528, 221_248, 13_832]
     assert [rows[f"features.norm{i}"] for i in (1, 2, 3, 4)] == [128, 256, 128, 16]
@@ -42,7 +42,7 @@ def test_the_published_parameters_layer_by_layer() -> None:
         assert sum(n for name, n in block.items() if ".feed." in name) == 2_376
     assert (rows["head.1"], rows["head.4"]) == (166_144, 1_028)
     assert sum(rows.values()) == 1_253_108
-    assert sum(n for _, n in convention.layers(convention.published(3))) == 1_252_851
+    assert sum(n for _, n in listing.layers(ConvEntion(convention.published(3)))) == 1_252_851
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_published_parameters_layer_by_layer() -> None:
 )
 def test_other_shapes_have_the_right_count_and_run(changes: dict[str, Any], count: int) -> None:
     config = replace(convention.published(), **changes)
-    assert sum(n for _, n in convention.layers(config)) == count
+    assert sum(n for _, n in listing.layers(ConvEntion(config))) == count
     stream = ConvEntion(replace(config, variant="stream", stamps=12)).eval()
     given = batch([4, 3], 2)
     side = config.size
@@ -225,7 +225,7 @@ def test_operations_of_a_group_and_a_sequence() -> None:
 
 
 def test_the_description_counts_what_the_model_has() -> None:
-    found = convention.description(convention.published())
+    found = listing.description("convention-paper")
     assert found["parameters"] == 1_253_108
     assert found["dead_parameters"] == 168
     assert found["multiply_adds"]["group"] == convention.operations(Config())

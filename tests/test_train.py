@@ -69,7 +69,7 @@ def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert train.run(short, tmp_path, "", made(LENGTHS)) == first
 
 
-@pytest.mark.parametrize(("stage", "stops_at"), [("_views", 3), ("classify", 8)])
+@pytest.mark.parametrize(("stage", "stops_at"), [("views", 3), ("classify", 8)])
 def test_an_interrupted_run_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, stops_at: int
 ) -> None:
@@ -278,7 +278,7 @@ def test_a_table_is_run_once_and_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert result.exit_code == 0, result.output
     assert "1,253,108" in result.output
     assert "Protocol: convention-tiny. Test objects: sdss, simulated" in result.stdout
-    assert "| Stream, linear |" in (tmp_path / "out" / "table.md").read_text()
+    assert "| Stream, linear" in (tmp_path / "out" / "table.md").read_text()
     monkeypatch.setattr(train, "Trainer", None)
     again = CliRunner().invoke(cli.train, [str(file), "--grid", "-o", str(tmp_path / "out")])
     assert again.stdout == result.stdout
@@ -398,5 +398,45 @@ def test_a_temperature_undoes_overconfidence() -> None:
 def test_describe_prints_the_published_count() -> None:
     found = json.loads(CliRunner().invoke(cli.model, ["describe", "--variant", "paper", "--json"]).output)
     assert found["parameters"] == 1_253_108 == sum(row["parameters"] for row in found["layers"])
-    text = CliRunner().invoke(cli.model, ["describe", "--classes", "3"]).output
+    text = CliRunner().invoke(cli.model, ["describe", "convention-paper", "--classes", "3"]).output
     assert "1,252,851" in text
+
+
+def test_one_failing_row_does_not_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "load", lambda *_, **__: made(LENGTHS))
+    file = tmp_path / "t.toml"
+    file.write_text(
+        '[common]\nname = "tiny"\narchive = "x"\nsteps = 1\nbatch = 4\nevery = 1\nthreads = 1\nautocast = false\n'
+        '[[run]]\nname = "breaks"\nstart = "nowhere"\n[[run]]\nname = "works"\nmodel = "convention-2d"\n'
+    )
+    result = CliRunner().invoke(cli.train, [str(file), "--grid", "-o", str(tmp_path / "out")])
+    assert result.exit_code != 0
+    assert "1 of 2 runs failed" in str(result.exception)
+    assert "no model nowhere" in str(result.exception)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| works" in table
+    assert "489,996" in table
+    assert (tmp_path / "out" / "table.png").stat().st_size > 5000
+
+
+def test_a_run_ends_when_its_cpu_time_is_gone(tmp_path: Path) -> None:
+    one = replace(
+        SMALL, steps=100_000, short_steps=0, head_steps=0, fine_steps=50_000, fine_head_steps=0, cpu_seconds=6
+    )
+    done = train.run(one, tmp_path, "", made(LENGTHS))
+    stages = {line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()[1:]}
+    assert stages == {"whole", "fine"}  # the second stage has its share of the time
+    assert done.training["cpu_seconds"] < 60
+
+
+def test_a_dry_run_says_sizes_steps_and_time_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "load", lambda *_, **__: made(LENGTHS))
+    file = tmp_path / "t.toml"
+    file.write_text('archive = "x"\nsteps = 7\nbatch = 4\nthreads = 1\nautocast = false\nmodel = "convention-2d"\n')
+    result = CliRunner().invoke(cli.train, [str(file), "--dry-run", "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "489,996 parameters" in result.output
+    assert "steps: steps 7" in result.output
+    assert not (tmp_path / "out").exists()

@@ -45,6 +45,15 @@ class Convention(Family):
             return super().serve(network, info, where)
         return Predictor(cast("ConvEntion", network), info, where)
 
+    def facts(self, config: Config) -> dict[str, Any]:
+        """The parameters that never matter, and the operations as published and as computed here."""
+        from ..convention import dead_parameters, operations, sequence_operations
+
+        return {
+            "dead_parameters": dead_parameters(config),
+            "multiply_adds": {"group": operations(config), "sequence": sequence_operations(config)},
+        }
+
     def operations(self, config: Config, stamps: int) -> int:
         """See `Family.operations`."""
         from ..convention import update_operations

@@ -108,6 +108,14 @@ class Family:
 
         return Served(network, info, where)
 
+    def served_parameters(self, network: "Network") -> int:
+        """How many numbers a worker computes with; fewer than were trained where layers are folded."""
+        return sum(p.numel() for p in network.parameters())
+
+    def facts(self, config: Any) -> dict[str, Any]:
+        """What else `skyheed model describe` tells, such as `parameters_encoder`."""
+        return {}
+
     def operations(self, config: Any, stamps: int) -> int:
         """Multiply-adds of one update of a history that has come to so many epochs, with what is kept."""
         raise NotImplementedError

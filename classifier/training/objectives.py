@@ -173,6 +173,17 @@ def _cross_entropy(setting: Setting, **settings: Any) -> Objective:
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"cross-entropy": _cross_entropy}
 
 
+# What an objective learns besides the network: name -> (network, settings) -> how many numbers.
+EXTRA: dict[str, Callable[..., int]] = {}
+
+
+def extra_parameters(asked: Mapping[str, Any], network: Network) -> int:
+    """How many numbers an objective learns and throws away after training, ConvEntion's photometer aside."""
+    settings = {key: value for key, value in asked.items() if key != "name"}
+    count = EXTRA.get(str(asked.get("name", "")))
+    return count(network, **settings) if count else 0
+
+
 def make(setting: Setting) -> Objective:
     """The objective that a protocol asks for.
 
