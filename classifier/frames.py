@@ -6,10 +6,14 @@ model of fpC, psField and asTrans.
 """
 
 import bz2
+import contextlib
 import gzip
+import io
+import math
 import re
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +21,14 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.wcs import WCS, FITSFixedWarning
+from astropy.utils.exceptions import AstropyWarning
+from astropy.wcs import WCS, FITSFixedWarning, NoConvergence
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
+from .bounded import open_regular
 from .errors import ArchiveError
+from .names import printable
 from .sky.surveys import SDSS
 
 BANDS = "ugriz"
@@ -30,8 +37,11 @@ STAMP = SDSS.size
 GAUSSIAN_FWHM = 2.3548
 # Turns that differ less from a multiple of 90 degrees are made by flips: 1 degree is half a pixel at the stamp's edge.
 NEARLY_RIGHT = 1.0  # degrees
+MOST_PIXELS = 2**26  # an SDSS frame has 3 million
+MOST_HEADER = 2**20  # bytes, 13,000 cards; that of a frame has 100
+MATRICES = tuple(f"{form}{i}_{j}" for form in ("CD", "PC") for i in (1, 2) for j in (1, 2))
 NAME = re.compile(
-    r"(?P<kind>frame|fpC)-(?P<first>\w+)-(?P<second>\w+)-(?P<third>\d+)(-(?P<fourth>\d+))?\.fits?(\.bz2|\.gz)?$"
+    r"(?P<kind>frame|fpC)-(?P<first>[ugriz]|\d+)-(?P<second>\w+)-(?P<third>\d+)(-(?P<fourth>\d+))?\.fits?(\.bz2|\.gz)?$"
 )
 Image = NDArray[np.float32]
 
@@ -92,31 +102,40 @@ class Frame:
         if name is None:
             raise ArchiveError(f"{path.name} is not named like an SDSS frame")
         self.path, self.name = path, name
-        try:
-            with fits.open(path, memmap=False) as parts:
+        with _one_sentence(path, "an SDSS frame"):
+            _refuse_large(read_header(path))
+            with _unpacked(path) as stream, fits.open(stream, memmap=False) as parts:
                 self._header = parts[0].header
                 self._read(parts)
-        except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
-            raise ArchiveError(f"{path} cannot be read as an SDSS frame: {error}") from error
+        self._ps_field = _ps_field(path, name)
         self.shape: tuple[int, int] = self.image.shape
 
     def _read(self, parts: Any) -> None:
         if self.path.name.startswith("fpC"):
             # FLUX20: counts of a star of magnitude 20, which is 10 nanomaggies.
-            nanomaggies = 10 / float(self._header["FLUX20"])
+            nanomaggies = 10 / self._fact("FLUX20")
             counts = parts[0].data.astype(np.float32) - float(self._header.get("SOFTBIAS", 1000))
             image = (counts - np.median(counts)) * nanomaggies
             self._sky_counts = float(np.median(counts))
             self._place = pixel_of_wcs(self._header)
         else:
-            nanomaggies = float(self._header["NMGY"])
+            nanomaggies = self._fact("NMGY")
             image = parts[0].data.astype(np.float32)
             self._sky_counts = float(np.median(parts[2].data["ALLSKY"]))
             self._place = pixel_of_transformation(parts[3].data[0])
         self.zero_point = 22.5 - 2.5 * float(np.log10(nanomaggies))
         self._per_count = nanomaggies * NJY_PER_NANOMAGGY
+        if image.ndim != 2 or not np.isfinite(self._sky_counts):
+            raise ValueError("its image or its sky is damaged")
         self.image = image.astype(np.float32) * np.float32(NJY_PER_NANOMAGGY)
-        self._ps_field = _ps_field(self.path, self.name)
+        self._fact("TAI"), self._fact("C_OBS")
+
+    def _fact(self, key: str) -> float:
+        """A number of the header that is above 0."""
+        value = self._header[key]
+        if not isinstance(value, int | float) or not 0 < value < np.inf:
+            raise ValueError(f"{key} is {printable(value, 20)}")
+        return float(value)
 
     def pixel(self, ra: float, dec: float) -> tuple[float, float]:
         """(x, y) of a position (degrees, ICRS), counted from 0 at the centre of the first pixel."""
@@ -130,16 +149,19 @@ class Frame:
     def sky_noise(self) -> float:
         """Standard deviation of the sky, nJy per pixel: from counts and gain if psField is there, else measured."""
         if self._ps_field is not None:
-            gain, dark = (float(self._ps_field[key][BANDS.index(self.name.band)]) for key in ("gain", "dark_variance"))
-            return float(np.sqrt(self._sky_counts / gain + dark / gain**2) * self._per_count)
-        middle = np.median(self.image)
-        return float(1.4826 * np.median(np.abs(self.image - middle)))
+            gain, dark = self._ps_field["gain"], self._ps_field["dark_variance"]
+            noise = float(np.sqrt(max(self._sky_counts, 0.0) / gain + dark / gain**2) * self._per_count)
+        else:
+            noise = float(1.4826 * np.nanmedian(np.abs(self.image - np.nanmedian(self.image))))
+        if not 0 <= noise < np.inf:
+            raise ArchiveError(f"{self.path} has a sky of noise {noise:g} nJy: get it again, or leave it out")
+        return noise
 
     @cached_property
     def psf_fwhm(self) -> float:
         """Arcsec: of psField, else the median of the brighter stars of the frame; the survey's median without stars."""
         if self._ps_field is not None:
-            return float(self._ps_field["psf_width"][BANDS.index(self.name.band)])
+            return self._ps_field["psf_width"]
         measured = measure_fwhm(self.image, self.sky_noise)
         return measured * SDSS.pixel if np.isfinite(measured) else SDSS.bands[self.name.band].seeing
 
@@ -161,17 +183,44 @@ class Frame:
 
 
 def pixel_of_wcs(header: fits.Header) -> Callable[[float, float], tuple[float, float]]:
-    """Position -> pixel by the header's tangent projection."""
+    """Position -> pixel by the header's WCS, as astropy applies it: all projections, SIP, TPV, axes in any order.
+
+    Raises:
+        ValueError: it is no WCS of the sky in ICRS (or FK5 of J2000), or astropy passes over a part of it.
+    """
     with warnings.catch_warnings():
         # Old headers write RADECSYS and dates of 1999; astropy understands and says so.
         warnings.simplefilter("ignore", FITSFixedWarning)
         wcs = WCS(header)
+    _refuse_unapplied(header, wcs)
+    longitude_first = wcs.wcs.lng == 0
 
     def place(ra: float, dec: float) -> tuple[float, float]:
-        x, y = wcs.all_world2pix(ra, dec, 0)
+        try:
+            x, y = wcs.all_world2pix(*((ra, dec) if longitude_first else (dec, ra)), 0)
+        except NoConvergence:  # far from the frame, where its distortion means nothing
+            return float("nan"), float("nan")
         return float(x), float(y)
 
     return place
+
+
+def _refuse_unapplied(header: fits.Header, wcs: WCS) -> None:
+    """Keywords of the geometry that astropy takes in another sense, or not at all."""
+    told = wcs.wcs
+    if wcs.naxis != 2 or sorted((told.lng, told.lat)) != [0, 1] or told.lngtyp.strip() != "RA":
+        raise ValueError(f"its axes {', '.join(map(str, told.ctype))} are not right ascension and declination")
+    if told.radesys.strip() not in ("", "ICRS", "FK5") or (told.equinox not in (2000.0,) and np.isfinite(told.equinox)):
+        raise ValueError(f"its positions are in {told.radesys or 'the system'} of equinox {told.equinox:g}, not J2000")
+    turn = np.radians(float(header.get("CROTA2", 0.0)))
+    if turn and any(key in header for key in MATRICES):
+        steps = float(header.get("CDELT1", 1.0)), float(header.get("CDELT2", 1.0))
+        told_twice = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * steps
+        matrix = wcs.pixel_scale_matrix
+        if np.abs(matrix - told_twice).max() > 1e-4 * np.abs(matrix).max():
+            raise ValueError(f"CROTA2 is {np.degrees(turn):g} degrees, which its matrix contradicts")
+    if tables := [key for key in header if key.startswith(("CPDIS", "CQDIS", "D2IMDIS"))]:
+        raise ValueError(f"it has a distortion table ({tables[0]})")
 
 
 def pixel_of_transformation(row: Any) -> Callable[[float, float], tuple[float, float]]:
@@ -184,6 +233,9 @@ def pixel_of_transformation(row: Any) -> Callable[[float, float], tuple[float, f
     matrix = np.array([[row["B"], row["C"]], [row["E"], row["F"]]], float)
     origin = np.array([row["A"], row["D"]], float)
     bend_row, bend_column = ([float(row[f"{axis}{k}"]) for k in (3, 2, 1, 0)] for axis in ("DROW", "DCOL"))
+    numbers = [node, incl, *matrix.ravel(), *origin, *bend_row, *bend_column]
+    if not np.isfinite(numbers).all() or not np.linalg.det(matrix):
+        raise ValueError("its astrometric solution (asTrans) is not finite or singular")
 
     def place(ra: float, dec: float) -> tuple[float, float]:
         # Great-circle coordinates: Pier et al. 2003, AJ 125, 1559.
@@ -235,15 +287,56 @@ def _pick(image: Image, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> 
     return stamp
 
 
-def _ps_field(path: Path, name: FrameName) -> Any:
-    """The row of the frame's psField file beside it, None if there is none."""
+def _ps_field(path: Path, name: FrameName) -> dict[str, float] | None:
+    """The frame's gain, dark variance and PSF width (arcsec) from its psField file beside it, None if there is none.
+
+    Raises:
+        ArchiveError: the file cannot be read, or holds no such numbers.
+    """
     for place in (path.parent, path.parent.parent):
         for ending in ("fit", "fits", "fit.gz", "fits.gz"):
             file = place / f"psField-{name.run:06d}-{name.camcol}-{name.field:04d}.{ending}"
             if file.is_file():
-                with fits.open(file, memmap=False) as parts:
-                    return {key: np.array(parts[6].data[key][0]) for key in ("psf_width", "gain", "dark_variance")}
+                with _one_sentence(file, "a psField file"):
+                    return _read_ps_field(file, BANDS.index(name.band))
     return None
+
+
+def _read_ps_field(file: Path, band: int) -> dict[str, float]:
+    with _unpacked(file) as stream, fits.open(stream, memmap=False) as parts:
+        row = {key: float(np.array(parts[6].data[key][0])[band]) for key in ("psf_width", "gain", "dark_variance")}
+    for key, value in row.items():
+        least = 0.0 if key == "dark_variance" else 1e-6
+        if not least <= value < np.inf:
+            raise ValueError(
+                f"{key} of band {BANDS[band]} is {value:g}: get it again, or remove it to have it measured"
+            )
+    return row
+
+
+@contextlib.contextmanager
+def _one_sentence(path: Path, what: str) -> Iterator[None]:
+    """All that damaged files end in, from astropy and from unpacking, as one error with the file's name."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*truncated.*")
+            yield
+    except ArchiveError:
+        raise
+    except EOFError as error:
+        raise ArchiveError(f"{path} cannot be read as {what}: it is cut short, get it again") from error
+    except (
+        OSError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, zlib.error, fits.VerifyError,
+        AstropyWarning, MemoryError,
+    ) as error:  # fmt: skip
+        raise ArchiveError(f"{path} cannot be read as {what} ({printable(error, 200)}): get it again") from error
+
+
+def _refuse_large(header: fits.Header) -> None:
+    """Before the pixels are unpacked; astropy makes room for as many as the header says."""
+    pixels = math.prod(int(header.get(f"NAXIS{axis}", 1)) for axis in range(1, int(header["NAXIS"]) + 1))
+    if not 0 < pixels <= MOST_PIXELS:
+        raise ValueError(f"it says that it has {pixels} pixels")
 
 
 def measure_fwhm(image: Image, noise: float, most: int = 20) -> float:
@@ -276,7 +369,27 @@ def _gaussian_width(cut: Image) -> float:
 
 
 def read_header(path: Path) -> fits.Header:
-    """The primary header alone; a compressed frame is unpacked no further than that."""
-    opener: Any = {".bz2": bz2.open, ".gz": gzip.open}.get(path.suffix, open)
-    with opener(path, "rb") as stream:
-        return fits.Header.fromfile(stream, endcard=True, padding=False)
+    """The primary header alone; a compressed frame is unpacked no further than that.
+
+    Raises:
+        ArchiveError: there is none.
+    """
+    with _one_sentence(path, "a FITS file"), _unpacked(path) as stream:
+        # of a stream without an END, astropy would read all that there is
+        return fits.Header.fromfile(io.BytesIO(stream.read(MOST_HEADER)), endcard=True, padding=False)
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[Any]:
+    """The stream of a file's bytes, plain or out of bzip2 or gzip; closed also where astropy fails and would not."""
+    with open_regular(path) as file:
+        begins = file.read(3)
+        file.seek(0)
+        if begins == b"BZh":
+            with bz2.BZ2File(file) as stream:
+                yield stream
+        elif begins[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=file) as stream:
+                yield stream
+        else:
+            yield file
