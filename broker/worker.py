@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from classifier import taxonomy
 from classifier.history import History
 from classifier.models.base import Model
 from classifier.prediction import Prediction, Status
@@ -137,7 +136,7 @@ class Worker:
         return [self._answer(s, p, now_ms) for s, p in zip(sequences, predictions, strict=True)]
 
     def _answer(self, sequence: StoredSequence, prediction: Prediction, now_ms: int) -> tuple[Classification, Answer]:
-        probabilities = None if prediction.reason else _named(self.model.classes, prediction)
+        probabilities = None if prediction.reason else _named(self.model, prediction)
         record = Classification.of(
             survey=self.survey,
             object_id=sequence.object_id,
@@ -216,7 +215,6 @@ def _newest(sequence: StoredSequence, longest: int) -> StoredSequence:
     )
 
 
-def _named(classes: Sequence[str], prediction: Prediction) -> list[tuple[str, int, float]]:
-    return [
-        (name, taxonomy.CLASS_IDS[name], float(p)) for name, p in zip(classes, prediction.probabilities, strict=True)
-    ]
+def _named(model: Model, prediction: Prediction) -> list[tuple[str, int, float]]:
+    ids = model.info.class_ids
+    return [(name, ids[name], float(p)) for name, p in zip(model.classes, prediction.probabilities, strict=True)]

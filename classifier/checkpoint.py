@@ -61,6 +61,8 @@ class Info:
         config: of that family.
         bands: letters that the model was trained on.
         surveys: whose stamps it was trained on.
+        taxonomy, class_ids, members: version of the taxonomy, numbers of its classes, and what belongs to them
+            (`taxonomy.Taxonomy`); checkpoints of release 0.1 have the standard classes and get their present numbers.
         training: command, protocol, data card, seeds: how it was made.
         metrics: what was measured when it was made, with the name of the data.
         digest: SHA-256 of the weights.
@@ -76,6 +78,8 @@ class Info:
     calibration: Calibration
     preprocessing: str = sequence.VERSION
     taxonomy: str = taxonomy.VERSION
+    class_ids: Mapping[str, int] = field(default_factory=lambda: dict(taxonomy.CLASS_IDS))
+    members: Mapping[str, Sequence[str]] = field(default_factory=dict)
     max_stamps: int = 99
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -159,6 +163,8 @@ def _info(given: Any, path: Path) -> Info:
         raise ModelError(f"{path} has format {given.get('format')}, this version reads {FORMAT}")
     known = {f.name for f in fields(Info)}
     values = {key: value for key, value in given.items() if key in known}
+    if "class_ids" not in given:
+        values["taxonomy"] = taxonomy.VERSION
     values |= {key: _listed(given[key], key) for key in ("classes", "surveys")}
     scaling, calibration = given["scaling"], given["calibration"]
     unit = _listed(scaling.get("flux_unit", []), "flux_unit")
@@ -187,7 +193,9 @@ def check(info: Info) -> None:
         if not isinstance(getattr(info, key), Mapping):
             raise ModelError(f"{key} is {checks.shown(getattr(info, key))}: give keys and values")
     checks.bands(info.bands)
-    checks.classes(info.classes)
+    checks.classes(info.classes, info.class_ids)
+    for name, number in info.class_ids.items():
+        checks.count(f"class_ids.{name}", number, 1)
     _check_config(info)
     _check_scaling(info.scaling)
     _check_calibration(info.calibration, len(info.classes))

@@ -2,7 +2,7 @@
 
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import taxonomy
@@ -60,11 +60,11 @@ def text(key: str, value: Any) -> None:
         raise ModelError(f"{key} is {shown(value)}: give a text")
 
 
-def classes(names: Sequence[str]) -> None:
+def classes(names: Sequence[str], known: Iterable[str] = taxonomy.CLASS_IDS) -> None:
     """Raise ModelError unless these are two or more different classes of the taxonomy."""
     for name in names:
-        if not isinstance(name, str) or name not in taxonomy.CLASS_IDS:
-            raise ModelError(f"classes has {shown(name)}: known are {', '.join(taxonomy.CLASS_IDS)}")
+        if not isinstance(name, str) or name not in set(known):
+            raise ModelError(f"classes has {shown(name)}: known are {', '.join(known)}")
     if len(set(names)) < max(len(names), 2):
         raise ModelError(f"classes is {', '.join(names) or 'empty'}: give two or more, each once")
     merged = [n for n in names if n != taxonomy.merge_supernovae(n)]

@@ -129,7 +129,7 @@ def evaluate(
     for entry in entries:
         click.echo(f"{entry.label}: {entry.how}")
         if prior:
-            counts = evaluation.mixture(prior, entry.data, confirmed, entry.model.info.classes)
+            counts = evaluation.mixture(prior, entry.data, confirmed, entry.model.info)
             entry.model.info = checkpoints.assuming(entry.model.info, counts)
     found = evaluation.compare(entries, chosen)
     found["command"] = " ".join(["skyheed", *sys.argv[1:]])

@@ -29,7 +29,7 @@ class Dataset:
     """The alert sequences of an archive, in memory-mapped arrays.
 
     Attributes:
-        object_ids, label, true_class, split, origin: [objects] text.
+        object_ids, label, true_class, split, origin, kind: [objects] text; kind is the archive's `type`.
         confirmed: bool [objects].
         start: [objects + 1], where each object's stamps begin.
         mjd, band: [stamps]; stamps: float16 [stamps, 32, 32] as `stamp.normalise` returns them.
@@ -50,6 +50,7 @@ class Dataset:
     flux: NDArray[np.float32]
     survey: str
     flux_error: NDArray[np.float32]
+    kind: list[str]
 
     def history(self, index: int, first: int = 0, last: int | None = None) -> History:
         """The epochs `first` to `last` of an object."""
@@ -101,7 +102,7 @@ def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") 
     found = Dataset(
         objects["object_id"], objects["class"], objects["true_class"], objects["split"], objects["origin"],
         np.array(objects["confirmed"]), start, mjd, band, np.load(stamps, mmap_mode="r"), flux,
-        objects["survey"][0], flux_error,
+        objects["survey"][0], flux_error, objects["type"],
     )  # fmt: skip
     return only(found, bands) if bands else found
 
@@ -122,11 +123,8 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
                 out[at] = normalise(row["stamp"], 1.0, to_sky=_turned(turn) if turn else None)[0]
             except EmptyStampError:  # off the edge of the chip: the stream sets it aside, too
                 continue
-            mjd[at], band[at], flux[at] = (
-                row["mjd"],
-                code[str(row["band"])],
-                (row["flux"], row["source_flux"], row["flux_error"]),
-            )
+            mjd[at], band[at] = row["mjd"], code[str(row["band"])]
+            flux[at] = row["flux"], row["source_flux"], row["flux_error"]
             at += 1
         start.append(at)
     out.flush()
@@ -151,7 +149,7 @@ def only(data: Dataset, bands: str) -> Dataset:
     start = np.concatenate([[0], np.cumsum(keep)])[data.start]
     return Dataset(
         data.object_ids, data.label, data.true_class, data.split, data.origin, data.confirmed, start, data.mjd[keep],
-        data.band[keep], data.stamps[keep], data.flux[keep], data.survey, data.flux_error[keep],
+        data.band[keep], data.stamps[keep], data.flux[keep], data.survey, data.flux_error[keep], data.kind,
     )  # fmt: skip
 
 

@@ -41,17 +41,18 @@ def loaded(name: str, survey: str, device: str, precision: str) -> Model:
     return load(name, survey=survey, device=device, precision=precision)
 
 
-def mixture(text: str, data: Dataset, confirmed: bool, classes: Sequence[str]) -> tuple[float, ...]:
+def mixture(text: str, data: Dataset, confirmed: bool, info: Info) -> tuple[float, ...]:
     """How often the classes occur: as written, or among the training objects (those with confirmed labels) for "train".
 
     Raises:
         ModelError: not one positive number for each class.
     """
     if text != "train":
-        return checkpoint.mixture(text, classes)
-    labels = [data.label[i] for i in data.choose("train", True if confirmed else None)]
-    counts = np.bincount(_numbers(labels, classes), minlength=len(classes))
-    return checkpoint.mixture(",".join(str(count) for count in counts), classes)
+        return checkpoint.mixture(text, info.classes)
+    chosen = data.choose("train", True if confirmed else None)
+    numbers = _numbers([data.label[i] for i in chosen], [data.kind[i] for i in chosen], info)
+    counts = np.bincount(numbers, minlength=len(info.classes))
+    return checkpoint.mixture(",".join(str(count) for count in counts), info.classes)
 
 
 def answers(
@@ -108,7 +109,7 @@ def at_the_end(model: Model, data: Dataset, indices: Indices) -> Probabilities:
     return np.concatenate(answers(model, data, indices, [[data.length(int(i))] for i in indices]))
 
 
-def truth_of(data: Dataset, indices: Indices, classes: Sequence[str]) -> Indices:
+def truth_of(data: Dataset, indices: Indices, info: Info) -> Indices:
     """The true class of each object, as an index into the model's classes.
 
     Raises:
@@ -116,15 +117,17 @@ def truth_of(data: Dataset, indices: Indices, classes: Sequence[str]) -> Indices
     """
     if not len(indices):
         raise ModelError("there is no object to evaluate: choose another split or other labels, or a larger archive")
-    return _numbers([data.true_class[i] or data.label[i] for i in indices], classes)
+    return _numbers([data.true_class[i] or data.label[i] for i in indices], [data.kind[i] for i in indices], info)
 
 
-def _numbers(names: Iterable[str], classes: Sequence[str]) -> Indices:
-    own = [taxonomy.among(name, classes) for name in names]
+def _numbers(labels: Iterable[str], kinds: Iterable[str], info: Info) -> Indices:
+    classes, known = info.classes, taxonomy.Taxonomy(info.taxonomy, info.class_ids, info.members)
+    own = [known.class_of(label, kind, classes) for label, kind in zip(labels, kinds, strict=True)]
     if unknown := sorted(set(own) - set(classes)):
+        names = ", ".join(name or "none of its own" for name in unknown)
         raise ModelError(
-            f"there are objects of class {', '.join(unknown)}, but the model tells {', '.join(classes)} apart: leave "
-            "them out of the archive, or take a model that was trained on their class"
+            f"there are objects of class {names}, but the model tells {', '.join(classes)} apart: leave them out of "
+            "the archive, or take a model that was trained on their class"
         )
     return np.array([classes.index(name) for name in own], np.int64)
 
@@ -135,7 +138,7 @@ def report(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]:
     Raises:
         ModelError: there is no object, or one of a class that the model does not know.
     """
-    truth = truth_of(data, indices, model.info.classes)
+    truth = truth_of(data, indices, model.info)
     found: dict[str, Any] = scores.without_nan(_report(model, data, indices, truth, at_the_end(model, data, indices)))
     return found
 
@@ -183,7 +186,7 @@ def full_report(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]
         ModelError: there is no object, or one of a class that the model does not know.
     """
     classes = tuple(model.info.classes)
-    truth = truth_of(data, indices, classes)
+    truth = truth_of(data, indices, model.info)
     whole = at_the_end(model, data, indices)
     days = after_days(model, data, indices, DAYS)
     found: dict[str, Any] = scores.without_nan(_report(model, data, indices, truth, whole) | {
@@ -351,7 +354,7 @@ def compare(found: Sequence[Entry], indices: Indices) -> dict[str, Any]:
 
 
 def _beside(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]:
-    truth = truth_of(data, indices, model.info.classes)
+    truth = truth_of(data, indices, model.info)
     found: dict[str, Any] = scores.without_nan(
         {"after_stamps": _early(model, data, indices, truth), "missing": missing(model, data, indices, truth)}
     )

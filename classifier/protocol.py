@@ -38,6 +38,8 @@ class Protocol:
         objective: `name` of what is minimised and its settings; empty for what the model's name implies.
         variant, attention, band_embedding, cnn, time, dropout: of ConvEntion's network, for short.
         stamps: of the longest history.
+        classes: that are told apart; with a taxonomy of its own, all of it by default.
+        taxonomy: own classes instead of the standard ones, see `taxonomy.from_mapping`.
         objects: use so many training objects, evenly of each class (as they are, if not `balanced`); 0 for all.
         validation: the same of the objects that select the weights and calibrate.
         short_steps: everything learns, from views of at most `short_longest` stamps: many objects for little work.
@@ -78,6 +80,7 @@ class Protocol:
     cnn: str = "3d"
     time: str = "both"
     classes: tuple[str, ...] = taxonomy.CLASSES
+    taxonomy: Mapping[str, Any] = field(default_factory=dict)
     dropout: float = 0.3
     stamps: int = 99
     objects: int = 0
@@ -157,6 +160,8 @@ def from_mapping(given: Mapping[str, Any], where: str | Path) -> Protocol:
     if "archive" not in given:
         raise ModelError(f"{where}: archive is missing: name the archive to learn from")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    if "classes" not in values and isinstance(values.get("taxonomy"), Mapping):
+        values["classes"] = tuple(values["taxonomy"].get("classes", taxonomy.CLASSES))
     made = Protocol(**values)
     check(made, where)
     return made
@@ -211,7 +216,7 @@ def _numbers(p: Protocol) -> None:
 
 def _data(p: Protocol) -> None:
     checks.text("archive", p.archive)
-    checks.classes(p.classes)
+    checks.classes(p.classes, taxonomy.from_mapping(p.taxonomy).ids)
     checks.bands(p.bands)
     for key in ("objects", "validation"):
         if 0 < (value := getattr(p, key)) < len(p.classes):

@@ -7,6 +7,7 @@ import copy
 import csv
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -41,6 +42,7 @@ from .training.objectives import Views
 SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
 FINE_SHARE = 0.15  # of the CPU time, where it is limited, goes to the stages on confirmed labels
 STATISTICS = 500  # objects that networks take statistics of their inputs from
+log = logging.getLogger("skyheed.train")
 Indices = NDArray[np.int64]
 NOTHING: Indices = np.empty(0, np.int64)
 Step = Callable[[np.random.Generator], Tensor]  # the loss of one step
@@ -100,6 +102,8 @@ def check_data(protocol: Protocol, data: Dataset) -> None:
         if not len(data.choose(split, sure)):
             kind = "confirmed objects" if sure else "objects"
             raise ModelError(f"{protocol.archive} has no {kind} in its split {split} to {why}: make it larger")
+    if protocol.taxonomy:
+        return
     unknown = {data.label[i] for i in range(len(data.object_ids)) if _label(data, i, protocol) not in protocol.classes}
     if strange := sorted(unknown):
         raise ModelError(
@@ -128,13 +132,28 @@ def _stratified(indices: Indices, data: Dataset, protocol: Protocol, count: int)
 
 
 def _label(data: Dataset, index: int, protocol: Protocol) -> str:
-    return taxonomy.among(data.label[index], protocol.classes)
+    own = taxonomy.from_mapping(protocol.taxonomy)
+    return own.class_of(data.label[index], data.kind[index], protocol.classes)
+
+
+def of_known_classes(data: Dataset, protocol: Protocol) -> Dataset:
+    """The data without the objects that belong to no class of the run's own taxonomy."""
+    if not protocol.taxonomy:
+        return data
+    strange = [i for i in range(len(data.object_ids)) if _label(data, i, protocol) not in protocol.classes]
+    if strange:
+        log.warning("%d of %d objects belong to no class and are left out", len(strange), len(data.object_ids))
+    split = list(data.split)
+    for i in strange:
+        split[i] = "left out"
+    return replace(data, split=split)
 
 
 class Trainer:
     """A model in training, with its data and its log."""
 
     def __init__(self, protocol: Protocol, data: Dataset, output: Path) -> None:
+        data = of_known_classes(data, protocol)
         check_data(protocol, data)
         self.protocol, self.data, self.output = protocol, data, output
         where = choose(protocol.device, "auto" if protocol.autocast else "float32")
@@ -142,7 +161,8 @@ class Trainer:
         self.scaling = dataset.fit_scaling(data, data.choose("train").tolist(), seed=protocol.seed)
         self.flux_unit = dataset.flux_unit(data)
         self.validation = _stratified(data.choose("validation"), data, protocol, protocol.validation)
-        self.labels = np.array([protocol.classes.index(_label(data, i, protocol)) for i in range(len(data.object_ids))])
+        names = [_label(data, i, protocol) for i in range(len(data.object_ids))]
+        self.labels = np.array([protocol.classes.index(name) if name in protocol.classes else -1 for name in names])
         self.family = protocol.family
         self.config = self.family.configure(protocol.configuration())
         self.model = self.family.build(self.config).to(self.device)
@@ -365,8 +385,12 @@ class Trainer:
         bands = p.bands or "".join(b for i, b in enumerate("ugrizy") if (self.data.band == i).any())
         return Info(
             p.name, p.version, self.config.to_dict(), p.classes, bands, (self.data.survey,), self.scaling, calibration,
-            max_stamps=p.stamps, family=self.family.name,
+            max_stamps=p.stamps, family=self.family.name, **self._taxonomy(),
         )  # fmt: skip
+
+    def _taxonomy(self) -> dict[str, Any]:
+        own = taxonomy.from_mapping(self.protocol.taxonomy)
+        return {"taxonomy": own.version, "class_ids": dict(own.ids), "members": dict(own.members)}
 
     def _keep(self, optimiser: torch.optim.Optimizer) -> None:
         self._clock()

@@ -26,4 +26,5 @@ def made(lengths: Sequence[int], seed: int = 0) -> Dataset:
         [f"object-{i}" for i in range(count)], label, label, [split[i // 4 % 4] for i in range(count)],
         ["simulated"] * count, np.arange(count) % 8 < 6, start, mjd, rng.integers(0, 5, total).astype(np.uint8),
         stamps.astype(np.float16), flux, "sdss", np.ones(total, np.float32),
+        [f"type-{i % 8}" for i in range(count)],
     )  # fmt: skip

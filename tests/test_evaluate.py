@@ -175,7 +175,7 @@ def test_a_class_that_the_model_does_not_know_is_one_sentence() -> None:
     with pytest.raises(ModelError, match=r"class TDE, but the model tells AGN, SNIa, Variable, SNOther apart: leave"):
         evaluate.report(model, strange, np.arange(8))
     with pytest.raises(ModelError, match="class TDE"):
-        evaluate.mixture("train", strange, True, model.info.classes)
+        evaluate.mixture("train", strange, True, model.info)
     assert not model.seen
 
 
@@ -189,8 +189,8 @@ def test_no_object_to_evaluate_is_one_sentence() -> None:
 def test_the_prior_comes_as_numbers_or_from_the_training_objects() -> None:
     data, classes = made([5] * 40), Counting().info.classes
     counts = np.bincount([classes.index(data.label[i]) for i in data.choose("train", True)], minlength=4)
-    np.testing.assert_allclose(evaluate.mixture("train", data, True, classes), counts)
-    np.testing.assert_allclose(evaluate.mixture("1,1,2,4", data, True, classes), [1, 1, 2, 4])
+    np.testing.assert_allclose(evaluate.mixture("train", data, True, info(Config(), classes=classes)), counts)
+    np.testing.assert_allclose(evaluate.mixture("1,1,2,4", data, True, info(Config(), classes=classes)), [1, 1, 2, 4])
 
 
 def test_another_prior_shifts_the_odds_and_nothing_else(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from data_tools import made
 
-from classifier import calibration, checkpoint, cli, dataset, grid, protocol, train
+from classifier import calibration, checkpoint, cli, dataset, evaluate, grid, protocol, serving, train
 from classifier.bank import Bank
 from classifier.convention import ConvEntion
 from classifier.dataset import Augmentation
@@ -440,3 +440,52 @@ def test_a_dry_run_says_sizes_steps_and_time_and_writes_nothing(
     assert "489,996 parameters" in result.output
     assert "steps: steps 7" in result.output
     assert not (tmp_path / "out").exists()
+
+
+OWN = """
+[taxonomy]
+version = "student-1"
+[taxonomy.classes.Even]
+id = 7
+of = ["type-0", "type-2", "type-4"]
+[taxonomy.classes.Odd]
+id = 9
+of = ["type-1", "type-3", "type-5"]
+"""
+
+
+def test_own_classes_are_trained_scored_and_stand_in_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dataset, "load", lambda *_, **__: made(LENGTHS))
+    (tmp_path / "own.toml").write_text(
+        'archive = "x"\nsteps = 2\nbatch = 4\nevery = 2\nthreads = 1\nautocast = false\nmodel = "convention-2d"\n' + OWN
+    )
+    run = protocol.read(tmp_path / "own.toml")
+    assert run.classes == ("Even", "Odd")
+    done = train.run(run, tmp_path / "out", "")
+    assert "belong to no class and are left out" in caplog.text  # types 6 and 7
+    assert (done.classes, done.taxonomy) == (("Even", "Odd"), "student-1")
+    assert dict(done.class_ids) == {"Even": 7, "Odd": 9}
+    served = serving.load(tmp_path / "out", survey="sdss", precision="float32")
+    data = train.of_known_classes(made(LENGTHS), run)
+    p = served.classify([data.history(0)])[0].probabilities
+    assert p.shape == (2,)
+    assert evaluate.truth_of(data, np.array([0, 1, 2, 3]), served.info).tolist() == [0, 1, 0, 1]
+    with pytest.raises(ModelError, match="none of its own"):
+        evaluate.truth_of(data, np.array([6]), served.info)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"student-1"', "1", "give version"), ("id = 9", "id = 7", "have 7 in their id"),
+        ('of = ["type-1"', 'of = ["type-0"', "have type-0 in their of"), ("id = 7", "id = 0", "Even: give id"),
+        ("id = 7", "id = 300", "Even: give id"), ("[taxonomy.classes.Odd]", "[taxonomy.other]", "give version"),
+    ],
+)  # fmt: skip
+def test_a_taxonomy_that_cannot_be_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in OWN
+    (tmp_path / "own.toml").write_text('archive = "x"\nsteps = 2\n' + OWN.replace(old, new))
+    with pytest.raises(ModelError, match=message):
+        protocol.read(tmp_path / "own.toml")
