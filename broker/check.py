@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,20 +10,21 @@ from confluent_kafka import Consumer, KafkaException
 
 from classifier.errors import ClassifierError
 
-from . import config, connection, daemon, kafka, schedule, state, topics
+from . import config, connection, daemon, kafka, pulse, schedule, state, topics
 from .errors import ServiceError, ServiceUnavailable, SkyheedError
 from .keys import Keys
 from .ledger import Ledger
 from .sequences import SequenceStore
 from .surveys import Survey
 
-PARTS = ("kafka", "redis", "schema", "model", "lag", "queue", "oldest")
+PARTS = ("kafka", "redis", "schema", "model", "lag", "queue", "oldest", "daemons")
 # The oldest due object should be seconds old; minutes mean that the workers are too few or dead.
 OLDEST_S = 300.0
 FULL = 0.9  # of maxmemory: from here on an operator should act
 # A group that has something to read commits with every batch, several times a second.
 STANDS_S = 10.0
 LOOK_S = 0.5
+WAITS_S = 30.0  # a failover takes seconds
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def check(settings: config.Settings, only: Sequence[str] = PARTS) -> list[Line]:
     """Look at every part named in `only`."""
     looks: dict[str, Callable[[config.Settings], Line]] = {
         "kafka": _kafka, "redis": _redis, "schema": _schema, "model": _model,
-        "lag": _lag, "queue": _queue, "oldest": _oldest,
+        "lag": _lag, "queue": _queue, "oldest": _oldest, "daemons": _daemons,
     }  # fmt: skip
     return [_safely(part, looks[part], settings) for part in PARTS if part in only]
 
@@ -158,9 +160,24 @@ def _queue(settings: config.Settings) -> Line:
 
 
 def _oldest(settings: config.Settings) -> Line:
-    oldest = reading(settings)[1].oldest_ms()
-    if oldest is None:
+    age = reading(settings)[1].waiting_s()
+    if age is None:
         return Line("oldest", True, "nothing is due")
-    age = max(0.0, time.time() - oldest / 1000)
     advice = "" if age < OLDEST_S else ": start more workers, or look at their logs"
-    return Line("oldest", age < OLDEST_S, f"the oldest due object waits since {age:.0f} s{advice}")
+    return Line("oldest", age < OLDEST_S, f"the oldest due object has been waiting for {age:.0f} s{advice}")
+
+
+def _daemons(settings: config.Settings) -> Line:
+    """What every daemon says of itself; one that cannot reach Redis says nothing any more."""
+    found = pulse.beats(_client(settings), daemon.with_survey(settings).survey)
+    for beat in found:
+        if beat.age_s > pulse.SILENT_S:
+            sentence = f"{beat.name} has not been heard of for {beat.age_s:.0f} s: it is dead or cannot reach Redis"
+            return Line("daemons", False, f"{sentence}; look at its log")
+        for server, seconds in beat.waiting.items():
+            if seconds > WAITS_S:
+                sentence = f"{beat.name} has been waiting for {server} for {seconds + beat.age_s:.0f} s"
+                return Line("daemons", False, f"{sentence}; look at its log")
+    verbs = Counter(beat.name.split()[0] for beat in found)
+    running = ", ".join(f"{count} {verb}" for verb, count in sorted(verbs.items()))
+    return Line("daemons", True, f"{running} running" if running else "none has been heard of in the last ten minutes")

@@ -292,7 +292,7 @@ def subscribe(**given: Any) -> None:
 
 @skyheed.command()
 @options("config", "survey", "kafka", "redis")
-@click.option("--only", metavar="PART,…", help="Some of: kafka, redis, schema, model, lag, queue, oldest.")
+@click.option("--only", metavar="PART,…", help="Some of: kafka, redis, schema, model, lag, queue, oldest, daemons.")
 def check(only: str | None, **given: Any) -> None:
     """Say how every part is, one line each; exit status 1 if any is not well.
 

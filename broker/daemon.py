@@ -8,7 +8,7 @@ from collections import Counter
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from . import config, deadletter, kafka, metrics, patience, records, redrive, state
+from . import config, deadletter, kafka, metrics, patience, pulse, records, redrive, state
 from .connection import check_options
 from .errors import ConfigError
 from .ingest import Ingest, Intake
@@ -147,15 +147,20 @@ def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
         settings.ingest.group,
         config.redacted_url(settings.redis.url),
     )
-    with patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
+    measured = metrics.IngestMetrics(settings.survey)
+    metrics.serve(measured, settings.ingest.metrics_port)  # before the first wait, which must show
+    with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
         prepare_topics(settings, stop)
         intake = make_intake(settings, publisher)
         patience.patiently(intake.ledger.ping, stop)
-        measured = metrics.IngestMetrics(settings.survey)
-        metrics.serve(measured, settings.ingest.metrics_port)
         with kafka.AlertConsumer(settings.input_options, topics, settings.ingest.group, drain=drain) as consumer:
             daemon = Ingest(intake, consumer, measured, settings.ingest.batch_size, settings.ingest.batch_wait_s)
-            return daemon.run(stop, drain)
+            alive = pulse.Pulse(
+                state.connect_as(settings.redis), settings.survey, "ingest", measured,
+                kafka_away=consumer.connection.away,
+            )  # fmt: skip
+            with pulse.beating(alive):
+                return daemon.run(stop, drain)
 
 
 def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
@@ -180,17 +185,23 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
     log.info("work survey=%s model=%s %s %s", settings.survey, model.info.name, model.info.version, model.chosen)
     model.warm_up(work.batch_size)
     pace = Pace(work.batch_size, work.interval_s, work.lease_s)
-    with patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
+    measured = metrics.WorkMetrics(settings.survey)
+    metrics.serve(measured, work.metrics_port)  # before the first wait, which must show
+    with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
         prepare_topics(settings, stop)
         store, queue, ledger = connect_store(settings)
         patience.patiently(ledger.ping, stop)
-        measured = metrics.WorkMetrics(settings.survey)
-        metrics.serve(measured, work.metrics_port)
         worker = Worker(
             settings.survey, queue, store, model, publisher, settings.classification_topic,
             output_form(settings), provenance_of(model), measured, pace,
         )  # fmt: skip
-        return worker.run(stop, drain)
+        own = state.connect_as(settings.redis)
+        seen = DueQueue(own, settings.survey, shards=settings.redis.shards)
+        alive = pulse.Pulse(
+            own, settings.survey, "work", measured, [lambda: measured.queue(seen.depth())], publisher.connection.away
+        )
+        with pulse.beating(alive):
+            return worker.run(stop, drain)
 
 
 def check_fit(settings: config.Settings, survey: Survey, model: "Model") -> None:
@@ -239,7 +250,7 @@ def output_form(settings: config.Settings) -> records.Form:
     if registry.output_url:
         subject = f"{settings.classification_topic}-value"
         schema_id = records.register(registry.output_url, subject, registry.user, registry.password)
-        return records.Form(lambda record: records.encode_wire(record, schema_id), False)
+        return records.Form(lambda record, datum: records.encode_wire(record, schema_id, datum), False)
     return records.Form(records.encode, True)
 
 

@@ -31,6 +31,8 @@ sh:{survey|partition}:
 sh:{survey}:
     partitions            set     partition keys, `topic@topicid/partition`; for ever
     layout                string  the number of shards; for ever
+    daemons               hash    daemon -> time of its last sign of life (Unix ms) and what it waits for (JSON); until
+                          it ends, or was silent for ten minutes (pulse.py)
 """
 
 from zlib import crc32
@@ -55,8 +57,9 @@ class Keys:
 
     def __init__(self, survey: str) -> None:
         self.survey = survey
-        self.partitions = f"sh:{{{survey}}}:partitions"
-        self.layout = f"sh:{{{survey}}}:layout"
+        self.prefix = f"sh:{{{survey}}}:"
+        self.partitions = f"{self.prefix}partitions"
+        self.layout = f"{self.prefix}layout"
 
     def shard(self, shard: int) -> str:
         """What all keys of a shard begin with."""

@@ -1,7 +1,10 @@
 """Every Prometheus name, once. One registry per daemon, so that tests and daemons do not share counts."""
 
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
@@ -9,6 +12,7 @@ from prometheus_client import Counter as PrometheusCounter
 
 from .records import Classification, Status
 
+SERVERS = ("kafka", "redis", "registry")
 BATCH_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # From a single alert on an idle machine to a visit of 10,000 alerts on a slow one.
 LATENCY_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 39.0, 60.0, 120.0, 300.0, 600.0)
@@ -20,21 +24,42 @@ class _Rejected(Protocol):
 
 
 class _Metrics:
-    """What both daemons export; every sample carries the survey."""
+    """What both daemons export; every sample carries the survey. Is told of every wait (`patience.Observer`)."""
 
     def __init__(self, survey: str) -> None:
         self.registry = CollectorRegistry()
         self._survey = survey
-        self._kafka = self._gauge("kafka_up", "1 while Kafka answers")
-        self._redis = self._gauge("redis_up", "1 while Redis answers")
-        self.up(kafka=True, redis=True)
+        self._since: dict[tuple[str, str], float] = {}  # server, who waits -> monotonic seconds
+        self._lock = threading.Lock()
+        seconds = self._gauge("waiting_seconds", "how long the daemon has been waiting for a server", "server")
+        for server in SERVERS:
+            seconds.labels(survey, server).set_function(partial(self._waited, server))
+        for server, name in (("kafka", "Kafka"), ("redis", "Redis")):
+            up = self._gauge(f"{server}_up", f"1 while {name} answers, 0 while the daemon waits for it")
+            up.labels(survey).set_function(partial(self._is_up, server))
 
-    def up(self, kafka: bool | None = None, redis: bool | None = None) -> None:
-        """Say which server answers; None leaves it as it is."""
-        if kafka is not None:
-            self._kafka.labels(self._survey).set(kafka)
-        if redis is not None:
-            self._redis.labels(self._survey).set(redis)
+    def waits(self, server: str, source: str = "work") -> None:
+        """`server` is away; several may wait for it at once."""
+        with self._lock:
+            self._since.setdefault((server, source), time.monotonic())
+
+    def goes_on(self, server: str, source: str = "work") -> None:
+        """The wait of `source` is over."""
+        with self._lock:
+            self._since.pop((server, source), None)
+
+    def waiting(self) -> dict[str, float]:
+        """Seconds for which the daemon has been waiting, by server that it waits for."""
+        now = time.monotonic()
+        with self._lock:
+            found = list(self._since.items())
+        return {name: max(now - since for (server, _), since in found if server == name) for (name, _), _ in found}
+
+    def _waited(self, server: str) -> float:
+        return self.waiting().get(server, 0.0)
+
+    def _is_up(self, server: str) -> float:
+        return float(server not in self.waiting())
 
     def _counter(self, name: str, text: str, *labels: str) -> PrometheusCounter:
         return PrometheusCounter(f"skyheed_{name}", text, ["survey", *labels], registry=self.registry)
@@ -78,7 +103,6 @@ class IngestMetrics(_Metrics):
             self._rejected.labels(self._survey, reason).inc(number)
         self._seconds.labels(self._survey).observe(seconds)
         self.lag(lag)
-        self.up(kafka=True, redis=True)
 
     def lag(self, lag: Mapping[str, int]) -> None:
         """Messages not yet read, by partition; those of other members disappear."""
@@ -126,7 +150,6 @@ class WorkMetrics(_Metrics):
         for stage, seconds in (("fetch", fetch), ("classify", classify), ("publish", publish)):
             self._stage.labels(self._survey, stage).observe(seconds)
         self.queue(depth)
-        self.up(kafka=True, redis=True)
 
     def queue(self, depth: Mapping[str, int]) -> None:
         """Objects in the due queue, by state."""

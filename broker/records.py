@@ -267,9 +267,14 @@ def _ms(value: int | datetime) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a classification is published; `container` if the value is an Avro object container."""
+    """How a classification is published.
 
-    encode: Callable[[Classification], bytes]
+    Attributes:
+        encode: the message's value, from a record and its datum.
+        container: the value is an Avro object container.
+    """
+
+    encode: Callable[[Classification, bytes], bytes]
     container: bool
 
 
@@ -284,16 +289,21 @@ def schema_text() -> str:
     return json.dumps(_bare(load_schema("classification", "v1", "classification.avsc")), separators=(",", ":"))
 
 
-def encode(record: Classification) -> bytes:
-    """As a self-describing container of one record."""
-    datum = _datum(record)
+def datum_of(single: bytes) -> bytes:
+    """The datum in what `encode_single` made: all envelopes hold the same one, which need not be encoded again."""
+    return single[len(_SINGLE) + len(_fingerprint()) :]
+
+
+def encode(record: Classification, datum: bytes | None = None) -> bytes:
+    """As a self-describing container of one record; `datum` if it was encoded before."""
+    datum = datum or _datum(record)
     header, sync = _header()
     return b"".join((header, b"\x02", _zigzag(len(datum)), datum, sync))
 
 
-def encode_wire(record: Classification, schema_id: int) -> bytes:
-    """As Confluent wire; `schema_id` as `register` returned it."""
-    return _WIRE + struct.pack(">I", schema_id) + _datum(record)
+def encode_wire(record: Classification, schema_id: int, datum: bytes | None = None) -> bytes:
+    """As Confluent wire; `schema_id` as `register` returned it, `datum` if it was encoded before."""
+    return _WIRE + struct.pack(">I", schema_id) + (datum or _datum(record))
 
 
 def encode_single(record: Classification) -> bytes:
@@ -301,7 +311,7 @@ def encode_single(record: Classification) -> bytes:
     return _SINGLE + _fingerprint() + _datum(record)
 
 
-def encode_elasticc(record: Classification) -> bytes:
+def encode_elasticc(record: Classification, _datum: bytes | None = None) -> bytes:
     """As ELAsTiCC's message: bare Avro, the reader must know the schema (as LSSTDESC/elasticc's own clients do)."""
     out = io.BytesIO()
     fastavro.schemaless_writer(out, elasticc_schema(), record.to_elasticc())

@@ -89,10 +89,16 @@ class DueQueue:
         new, due, in_flight = (sum(counts[n * width : (n + 1) * width]) for n in range(len(names)))
         return {"new": new, "due": due, "in_flight": in_flight}
 
-    def oldest_ms(self) -> int | None:
-        """When the object that waits for longest became ready, Unix ms; None if nothing waits and is ready."""
-        oldest = [r.oldest for r in self._wake() if r.fresh or r.due]
-        return int(min(oldest)) if oldest else None
+    def waiting_s(self) -> float | None:
+        """How long the object has been waiting that became ready first, by the server's clock; None if none is ready.
+
+        An object whose lease is over counts from the end of the lease.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        longest = max(self._client.call("waiting", [(base,) for base in self._bases]))
+        return longest / 1000 if longest >= 0 else None
 
     def next_ready_ms(self) -> int | None:
         """When the next object becomes ready or returns from a lease, Unix ms; None if nothing is pending."""

@@ -20,13 +20,13 @@ from classifier.prediction import Prediction, Status
 from .kafka import Publisher
 from .metrics import WorkMetrics
 from .patience import Stopped, Unfinished, patiently
-from .records import Classification, Form, Provenance, encode_single
+from .records import Classification, Form, Provenance, datum_of, encode_single
 from .schedule import Claim, DueQueue
 from .sequences import GROUP, SOURCE_BYTES, Answer, SequenceStore, Settled, StoredSequence
 
 log = logging.getLogger("skyheed.worker")
 NO_TOKENS = ""  # no model has this name, and so no token
-POLL_S = 0.02  # how often the queue is looked at while waiting for a full batch
+POLL_S = 0.02  # how often the queue is looked at while a batch fills; where nothing is ready ever more rarely
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Worker:
         self.metrics = metrics
         self.pace = pace
         self.totals: Counter[str] = Counter()
+        self._pause = POLL_S
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
         """Classify until `stop` is set or, with `drain`, until nothing is pending.
@@ -94,15 +95,21 @@ class Worker:
     def _wait(self, stop: threading.Event) -> None:
         """Sleep until a batch is full or the interval is over."""
         deadline = time.monotonic() + self.pace.interval_s
-        while time.monotonic() < deadline and not stop.wait(POLL_S):
-            if self.queue.ready() >= self.pace.batch_size:
+        while not stop.wait(max(0.0, min(self._pause, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                self._pause = min(2 * self._pause, self.pace.interval_s)
                 return
+            ready = self.queue.ready()
+            if ready >= self.pace.batch_size:
+                return
+            self._pause = POLL_S if ready else min(2 * self._pause, self.pace.interval_s)
 
     def _batch(self, stop: threading.Event) -> int:
         began = time.monotonic()
         claims = patiently(lambda: self.queue.claim(self.pace.batch_size, self.pace.lease_s), stop)
         if not claims:
             return 0
+        self._pause = POLL_S
         sequences = patiently(lambda: self.fetch(claims), stop)
         fetched = time.monotonic()
         answers = self.answer(sequences)
@@ -163,7 +170,15 @@ class Worker:
         held = self.queue.still_held([answer.claim for _, answer in answers])
         kept = [pair for pair, ours in zip(answers, held, strict=True) if ours]
         self.publisher.publish_all(
-            [(self.topic, r.object_id.encode(), self.form.encode(r), r.headers(self.form.container)) for r, _ in kept]
+            [
+                (
+                    self.topic,
+                    r.object_id.encode(),
+                    self.form.encode(r, datum_of(a.latest)),
+                    r.headers(self.form.container),
+                )
+                for r, a in kept
+            ]
         )
         return self.store.settle([answer for _, answer in kept])
 

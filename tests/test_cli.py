@@ -218,7 +218,7 @@ def test_check_tells_a_backlog_from_an_ingest_that_hangs(
     # nobody works: the objects wait
     assert line_of(settings, "oldest").ok
     monkeypatch.setattr(check, "OLDEST_S", 0.0)
-    assert "waits since" in line_of(settings, "oldest").sentence
+    assert "has been waiting for" in line_of(settings, "oldest").sentence
     assert not line_of(settings, "oldest").ok
 
 

@@ -1,5 +1,6 @@
 """Metrics: what is counted, and that a scrape shows it."""
 
+import time
 import urllib.request
 
 import pytest
@@ -57,12 +58,22 @@ def test_a_work_batch_is_counted_by_class_reason_and_latency() -> None:
     assert value(measured, "skyheed_alert_to_classification_seconds_sum") == pytest.approx(2 * 5 + 8 + 3 * 0.3)
 
 
-def test_a_server_that_is_away_shows() -> None:
+def test_a_server_that_is_waited_for_shows() -> None:
     measured = metrics.IngestMetrics("ztf")
-    measured.up(kafka=False)
+    assert (value(measured, "skyheed_kafka_up"), value(measured, "skyheed_redis_up")) == (1, 1)
+    assert value(measured, "skyheed_waiting_seconds", server="kafka") == 0
+    measured.waits("kafka")
+    measured.waits("kafka", "pulse")
+    measured.waits("registry")
+    time.sleep(0.02)
+    measured.waits("kafka")  # again, in the same wait
+    measured.goes_on("kafka", "pulse")
     assert (value(measured, "skyheed_kafka_up"), value(measured, "skyheed_redis_up")) == (0, 1)
-    measured.batch(0, {}, [], [], 0.0, {})
+    assert value(measured, "skyheed_waiting_seconds", server="kafka") >= 0.02  # type: ignore[operator]
+    assert value(measured, "skyheed_waiting_seconds", server="registry") > 0  # type: ignore[operator]
+    measured.goes_on("kafka")
     assert value(measured, "skyheed_kafka_up") == 1
+    assert value(measured, "skyheed_waiting_seconds", server="kafka") == 0
 
 
 def test_a_scrape_shows_every_name() -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from state_tools import answer, deliveries, names, observation, open_state
 
-from broker import embedded
+from broker import check, config, embedded, keys, state
 from broker.keys import shard_of
 from broker.sequences import Settled
 
@@ -26,7 +26,7 @@ def test_an_empty_queue(valkey: embedded.Server) -> None:
     _, queue, _ = open_state(valkey.url)
     assert queue.claim(10, 10.0) == []
     assert queue.depth() == {"new": 0, "due": 0, "in_flight": 0}
-    assert (queue.ready(), queue.oldest_ms(), queue.next_ready_ms()) == (0, None, None)
+    assert (queue.ready(), queue.waiting_s(), queue.next_ready_ms()) == (0, None, None)
     assert queue.still_held([]) == []
     assert queue.release([]) == 0
 
@@ -69,10 +69,11 @@ def test_an_object_is_ready_after_the_debounce(valkey: embedded.Server) -> None:
     assert queue.next_ready_ms() == first, "a later stamp does not postpone the answer"
     assert first is not None
     assert 0.35 < first / 1000 - began < 0.6
-    assert (queue.claim(1, 10.0), queue.ready(), queue.oldest_ms()) == ([], 0, None)
+    assert (queue.claim(1, 10.0), queue.ready(), queue.waiting_s()) == ([], 0, None)
     assert queue.depth()["new"] == 1
     time.sleep(max(0.0, first / 1000 - time.time()) + 0.05)
-    assert (queue.ready(), queue.oldest_ms()) == (1, first)
+    assert queue.ready() == 1
+    assert 0.05 <= (queue.waiting_s() or 0) < 10
     assert names(queue.claim(1, 10.0)) == {"a"}
 
 
@@ -160,12 +161,34 @@ def test_those_that_wait_longest_go_first(valkey: embedded.Server) -> None:
     assert [claim.object_id for claim in queue.claim(3, 30.0)] == ["next0", "next1", "next2"]
 
 
-def test_oldest_is_the_first_that_became_ready(valkey: embedded.Server) -> None:
+def test_how_long_the_first_that_became_ready_has_been_waiting(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
-    before = time.time() * 1000 - 1
     store.store(_objects(5))
-    oldest = queue.oldest_ms()
-    assert oldest is not None
-    assert before - 5 <= oldest <= time.time() * 1000 + 5
-    queue.claim(5, 30.0)
-    assert queue.oldest_ms() is None
+    time.sleep(0.3)
+    store.store(_objects(5, "later"))
+    assert 0.3 <= (queue.waiting_s() or 0) < 5
+    queue.claim(10, 0.2)
+    assert queue.waiting_s() is None
+    time.sleep(0.25)
+    assert 0.05 <= (queue.waiting_s() or 0) < 5, "the lease is over: it waits for its next claim"
+    assert queue.depth()["in_flight"] == 10, "looking changes nothing"
+
+
+@pytest.mark.parametrize("skew", [-400.0, 400.0])
+def test_ages_are_told_by_the_servers_clock(
+    valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch, skew: float
+) -> None:
+    store, queue, _ = open_state(valkey.url)
+    real_time, real_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: real_time() + skew)
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + round(skew * 1e9))
+    store.store(_objects(3))
+    assert 0 <= (queue.waiting_s() or 0) < 10
+    settings = config.load(overrides={"survey": "sdss", "redis.url": valkey.url}, environ={})
+    client = state.connect(valkey.url)
+    now = client.run([("TIME",)])[0]
+    for shard, age in ((0, 30_000), (1, 320_000)):
+        client.run([("ZADD", keys.Keys("sdss").shard(shard) + "fresh", int(now[0]) * 1000 - age, "X")])
+        [line] = check.check(settings, ["oldest"])
+        assert line.ok == (age < 300_000)
+        assert f"waiting for {age // 1000}" in line.sentence

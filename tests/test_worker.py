@@ -1,6 +1,7 @@
 """The worker's answers: who is declined and why."""
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,13 @@ import pytest
 from state_tools import deliveries, observation, open_state
 from stream_tools import save_checkpoint
 
-from broker import config, daemon, embedded, metrics, records
+from broker import config, daemon, embedded, metrics, records, state
 from broker.errors import ConfigError
 from broker.patience import Unfinished
 from broker.records import Declined, Status
 from broker.schedule import Claim, DueQueue
 from broker.sequences import SequenceStore, Settled
-from broker.worker import Pace, Worker
+from broker.worker import POLL_S, Pace, Worker
 from classifier.predictor import Predictor
 from classifier.serving import load
 
@@ -115,3 +116,60 @@ def test_a_model_that_cannot_take_what_ingest_keeps_is_refused(predictor: Predic
     predictor.info = replace(predictor.info, bands="gri", max_stamps=99)
     with pytest.raises(ConfigError, match=r'does not know band u, z: set ingest.bands = "gri"'):
         daemon.check_fit(settings(), survey, predictor)
+
+
+@pytest.mark.redis
+def test_an_idle_worker_asks_ever_more_rarely_and_at_once_again_when_there_is_work(valkey: embedded.Server) -> None:
+    store, queue, _ = open_state(valkey.url)
+    client = state.connect(valkey.url)
+    model = SimpleNamespace(info=SimpleNamespace(bands="ugriz"))
+    worker = Worker(
+        "test", queue, None, model, None, "topic", None, None, None, Pace(3, 0.2, 60.0),  # type: ignore[arg-type]
+    )  # fmt: skip
+    stop = threading.Event()
+
+    def commands() -> int:
+        return int(client.info()[0]["total_commands_processed"])
+
+    for _ in range(3):
+        worker._batch(stop)
+        worker._wait(stop)
+    before, began = commands(), time.monotonic()
+    for _ in range(4):
+        worker._batch(stop)
+        worker._wait(stop)
+    assert time.monotonic() - began > 4 * 0.2
+    assert (commands() - before) / 4 < 80, "one look at 16 shards, of two commands each, or two"
+    # what arrives meanwhile is taken after the interval, as ever; a full batch at once
+    store.store(deliveries([observation("a")]))
+    began = time.monotonic()
+    worker._wait(stop)
+    store.store(deliveries([observation("b"), observation("c")], first=10))
+    worker._pause = POLL_S
+    worker._wait(stop)
+    assert time.monotonic() - began < 1.0
+    assert queue.ready() == 3
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("form", ["container", "wire"])
+def test_a_record_is_encoded_once(
+    valkey: embedded.Server, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    store, queue, _ = open_state(valkey.url)
+    store.store(deliveries([observation(f"o{n}") for n in range(3)]))
+    sent: list[bytes] = []
+    publisher = SimpleNamespace(publish_all=lambda messages: sent.extend(value for _, _, value, _ in messages))
+    worker = worker_of(predictor, queue, store)
+    worker.publisher = publisher  # type: ignore[assignment]
+    if form == "wire":
+        worker.form = records.Form(lambda record, datum: records.encode_wire(record, 7, datum), False)
+    encoded: list[str] = []
+    real = records._datum
+    monkeypatch.setattr(records, "_datum", lambda record: encoded.append(record.object_id) or real(record))
+    assert worker._batch(threading.Event()) == 3
+    assert sorted(encoded) == ["o0", "o1", "o2"]
+    kept = [records.decode(store.latest(f"o{n}") or b"") for n in range(3)]
+    monkeypatch.undo()
+    frame = records.encode if form == "container" else lambda record: records.encode_wire(record, 7)
+    assert sorted(sent) == sorted(map(frame, kept))

@@ -2,6 +2,8 @@
 -- Returns objects whose lease is over to the queue, and tells what is ready.
 -- KEYS[1]: the shard's prefix. Returns {fresh ready, due ready, oldest ready time of either or -1}.
 local base = KEYS[1]
+-- workers ask often, and most shards are empty most of the time
+if redis.call('EXISTS', base .. 'fresh', base .. 'due', base .. 'inflight') == 0 then return {0, 0, -1} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local over = redis.call('ZRANGEBYSCORE', base .. 'inflight', '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1000)

@@ -1,0 +1,130 @@
+"""A daemon's sign of life in Redis, every few seconds and from a thread of its own, and what others read of it.
+
+An idle daemon asks no server for anything, and one that waits for a server reports nothing: this thread notices both.
+It tells the daemon's metrics, and writes what the daemon waits for to where `skyheed check` looks.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .errors import ServiceUnavailable, SkyheedError
+from .keys import Keys
+from .state import Client
+
+log = logging.getLogger("skyheed.pulse")
+BEAT_S = 5.0
+SILENT_S = 30.0  # a daemon that has not been heard of for this long hangs, is dead, or cannot reach Redis
+FORGET_S = 600.0  # then it is somebody's decision that it is gone
+SOURCE = "pulse"
+
+
+class Waits(Protocol):
+    """Who knows what the daemon waits for (`metrics`)."""
+
+    def waits(self, server: str, source: str = ...) -> None: ...
+
+    def goes_on(self, server: str, source: str = ...) -> None: ...
+
+    def waiting(self) -> dict[str, float]:
+        """Seconds by server."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The last sign of life of a daemon.
+
+    Attributes:
+        name: verb, machine and process.
+        age_s: since the beat, by Redis's clock.
+        waiting: seconds by server that it waits for.
+    """
+
+    name: str
+    age_s: float
+    waiting: dict[str, float] = field(default_factory=dict)
+
+
+class Pulse:
+    """Beats until it is stopped.
+
+    Args:
+        client: one of its own, so that it tells what a new call would meet.
+        verb: ingest or work.
+        looks: done with every beat; for gauges that a batch would set.
+        kafka_away: whether Kafka is known to be away.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        survey: str,
+        verb: str,
+        waits: Waits,
+        looks: Sequence[Callable[[], None]] = (),
+        kafka_away: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._client = client
+        self._prefix = Keys(survey).prefix
+        self._name = f"{verb} {socket.gethostname()}:{os.getpid()} {uuid.uuid4().hex[:6]}"
+        self._waits = waits
+        self._looks = looks
+        self._kafka_away = kafka_away
+
+    def beat(self) -> None:
+        """One beat; a server that is away shows in the metrics."""
+        (self._waits.waits if self._kafka_away() else self._waits.goes_on)("kafka", SOURCE)
+        said = json.dumps({server: round(seconds, 1) for server, seconds in self._waits.waiting().items()})
+        try:
+            self._client.call("beat", [(self._prefix, round(FORGET_S * 1000), self._name, said)])
+            for look in self._looks:
+                look()
+        except ServiceUnavailable:
+            self._waits.waits("redis", SOURCE)
+        except SkyheedError as error:  # the daemon itself stops with it; without this right it works on
+            log.warning("no sign of life can be given: %s", error)
+        else:
+            self._waits.goes_on("redis", SOURCE)
+
+    def run(self, stop: threading.Event) -> None:
+        """Beat until `stop`, then say goodbye."""
+        while True:
+            self.beat()
+            if stop.wait(BEAT_S):
+                break
+        with contextlib.suppress(SkyheedError):
+            self._client.run([("HDEL", f"{self._prefix}daemons", self._name)])
+        self._client.close()
+
+
+@contextlib.contextmanager
+def beating(pulse: Pulse) -> Iterator[None]:
+    """Beat in a thread for as long as the block lasts."""
+    stop = threading.Event()
+    thread = threading.Thread(target=pulse.run, args=(stop,), name="pulse", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(BEAT_S)
+
+
+def beats(client: Client, survey: str) -> list[Beat]:
+    """The last beat of every daemon that was heard of in the last minutes, by name.
+
+    Raises:
+        ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+    """
+    found = [
+        Beat(name.decode(), int(age) / 1000, json.loads(said))
+        for name, age, said in client.call("beats", [(Keys(survey).prefix,)])[0]
+    ]
+    return sorted((beat for beat in found if beat.age_s <= FORGET_S), key=lambda beat: beat.name)
