@@ -18,7 +18,7 @@ import numpy as np
 from . import checks, sequence, taxonomy
 from .errors import ModelError
 from .history import BANDS
-from .models.family import family
+from .models.family import family, known_presets
 from .scaling import Scaling
 
 FORMAT = 1
@@ -88,23 +88,38 @@ class Info:
     family: str = "convention"
 
 
-def resolve(name: str | Path) -> Path:
-    """The directory of a checkpoint: a path, or the name of shipped weights (a survey).
+def resolve(name: str | Path, survey: str = "") -> Path:
+    """The directory of a checkpoint.
+
+    Args:
+        name: a directory, or shipped weights: SURVEY (its default), SURVEY/MODEL, or MODEL alone.
+        survey: of MODEL alone.
 
     Raises:
         ModelError: there is none.
     """
-    for path in (Path(name), SHIPPED / str(name)):
+    for path in (Path(name), SHIPPED / str(name), SHIPPED / survey / str(name), SHIPPED / str(name) / default(name)):
         if (path / MODEL).is_file():
             return path
-    shipped = sorted(p.parent.name for p in SHIPPED.glob(f"*/{MODEL}"))
-    raise ModelError(f"no model {name}: give a checkpoint directory, or one of the shipped ones: {', '.join(shipped)}")
+    if str(name).rpartition("/")[2] in known_presets():
+        raise ModelError(
+            f"there are no weights of {name}{f' for {survey}' * bool(survey)}: train them (skyheed train) and give "
+            f"their directory, or choose one of the shipped ones: {', '.join(shipped_names())}"
+        )
+    raise ModelError(
+        f"no model {name}: give a checkpoint directory, or one of the shipped ones: {', '.join(shipped_names())}"
+    )
 
 
-def shipped() -> dict[str, Info]:
-    """Every checkpoint that comes with skyheed, by name."""
-    names = sorted(str(p.parent.relative_to(SHIPPED)) for p in SHIPPED.glob(f"**/{MODEL}"))
-    return {name: read_info(name) for name in names}
+def default(survey: str | Path) -> str:
+    """The model that a survey is served with unless another one is named; "" if it has no weights."""
+    found: dict[str, str] = json.loads((SHIPPED / "defaults.json").read_text())
+    return found.get(str(survey), "")
+
+
+def shipped_names() -> list[str]:
+    """Of every checkpoint that comes with skyheed, SURVEY/MODEL."""
+    return sorted(str(p.parent.relative_to(SHIPPED)) for p in SHIPPED.glob(f"*/*/{MODEL}"))
 
 
 def save(directory: str | Path, state: Mapping[str, Any], info: Info) -> Info:
@@ -131,13 +146,13 @@ def save(directory: str | Path, state: Mapping[str, Any], info: Info) -> Info:
     return read_info(directory)
 
 
-def read_info(name: str | Path) -> Info:
-    """What a checkpoint says of itself, its weights verified.
+def read_info(name: str | Path, survey: str = "") -> Info:
+    """What a checkpoint (named as for `resolve`) says of itself, its weights verified.
 
     Raises:
         ModelError: there is none, or it is damaged or from another version.
     """
-    directory = resolve(name)
+    directory = resolve(name, survey)
     path = directory / MODEL
     try:
         given = json.loads(path.read_text())
@@ -233,15 +248,18 @@ def _check_calibration(calibration: Calibration, classes: int) -> None:
         raise ModelError(f"calibration.prior has {len(prior)} values for {classes} classes: give one for each, or none")
 
 
-def load_state(name: str | Path) -> dict[str, Any]:
+def load_state(name: str | Path, survey: str = "") -> dict[str, Any]:
     """The weights of a checkpoint, name -> torch tensor."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path = resolve(name, survey) / WEIGHTS
     try:
-        state: dict[str, Any] = load_file(resolve(name) / WEIGHTS)
+        state: dict[str, Any] = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{resolve(name) / WEIGHTS} cannot be read ({error}): get the checkpoint again") from error
+        raise ModelError(
+            f"{resolve(name, survey) / WEIGHTS} cannot be read ({error}): get the checkpoint again"
+        ) from error
     return state
 
 
@@ -308,7 +326,7 @@ def describe(name: str | Path, survey: str, prior: str = "") -> str:
     Raises:
         ModelError: it cannot serve it, or not with that prior.
     """
-    info = read_info(name)
+    info = read_info(name, survey)
     check_survey(info, survey)
     if prior:
         info = assuming(info, mixture(prior, info.classes))

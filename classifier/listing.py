@@ -28,9 +28,9 @@ def _entry(name: str, own: Preset, weights: list[str]) -> dict[str, Any]:
 def _shipped() -> dict[str, list[str]]:
     """Preset name -> surveys that weights of it are shipped for."""
     found: dict[str, list[str]] = {}
-    for survey, info in checkpoint.shipped().items():
-        trained = info.training.get("protocol", {}).get("model", "convention")
-        found.setdefault(str(trained), []).append(survey)
+    for name in checkpoint.shipped_names():
+        survey, _, model = name.partition("/")
+        found.setdefault(model, []).append(survey)
     return found
 
 

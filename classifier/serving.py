@@ -135,7 +135,7 @@ def load(
     """A checkpoint ready to serve.
 
     Args:
-        model: checkpoint directory, or the name of shipped weights.
+        model: checkpoint directory, or shipped weights: SURVEY, SURVEY/MODEL, or MODEL of the survey.
         survey: whose stamps will come.
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16; of the part that a family computes so, the rest is float32.
@@ -147,19 +147,19 @@ def load(
     Raises:
         ModelError: the checkpoint, survey, device, precision or prior cannot be used.
     """
-    info = checkpoint.read_info(model)
+    info = checkpoint.read_info(model, survey)
     checkpoint.check_survey(info, survey, any_survey=any_survey)
     if prior:
         info = checkpoint.assuming(info, checkpoint.mixture(prior, info.classes))
     if threads:
         torch.set_num_threads(threads)
-    made: Model = family(info.family).serve(load_network(model, info), info, choose(device, precision))
+    made: Model = family(info.family).serve(load_network(model, info, survey), info, choose(device, precision))
     if fewest:
         made.needs = replace(made.needs, fewest=fewest)
     return made
 
 
-def load_network(name: str | Path, info: checkpoint.Info) -> Network:
+def load_network(name: str | Path, info: checkpoint.Info, survey: str = "") -> Network:
     """The network of a checkpoint, ready to compute.
 
     Raises:
@@ -168,7 +168,7 @@ def load_network(name: str | Path, info: checkpoint.Info) -> Network:
     own = family(info.family)
     try:
         network = own.build(own.configure(info.config))
-        network.load_state_dict(checkpoint.load_state(name))
+        network.load_state_dict(checkpoint.load_state(name, survey))
     except (RuntimeError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(f"the weights of {info.name} do not fit its configuration ({first}): get it again") from error

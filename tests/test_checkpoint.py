@@ -191,7 +191,7 @@ def test_weights_of_another_model_are_noticed(tmp_path: Path) -> None:
 def test_an_unknown_name_lists_the_shipped_models(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model nowhere") as error:
         checkpoint.read_info("nowhere")
-    for path in SHIPPED.glob(f"*/{MODEL}"):
+    for path in SHIPPED.glob(f"*/*/{MODEL}"):
         assert path.parent.name in str(error.value)
 
 
@@ -217,13 +217,14 @@ def test_calibration_of_extreme_logits_is_finite() -> None:
     assert p.tolist() == [[1.0, 0.0, 0.0]]
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.glob(f"*/{MODEL}")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob(f"*/*/{MODEL}")), ids=lambda p: p.parent.parent.name)
 def test_shipped_weights_are_sound_small_and_say_how_they_were_made(path: Path) -> None:
-    found = checkpoint.read_info(path.parent.name)
-    checkpoint.check_survey(found, path.parent.name)
+    survey = path.parent.parent.name
+    found = checkpoint.read_info(f"{survey}/{path.parent.name}")
+    checkpoint.check_survey(found, survey)
     assert path.with_name(WEIGHTS).stat().st_size < 8e6
     assert found.training["command"].startswith("skyheed ")
-    assert f"skyheed archive simulate --survey {path.parent.name} " in found.training["archive"]["command"]
+    assert f"skyheed archive simulate --survey {survey} " in found.training["archive"]["command"]
     assert found.metrics["at_the_end"]["objects"] > 50
     assert "/work" not in path.read_text()
     assert CARD_DIGEST in json.loads(path.read_text())
@@ -252,3 +253,17 @@ def test_a_prior_is_not_counted_twice() -> None:
         checkpoint.assuming(info(Config(), training=trained), (1, 1, 1, 1))
     with pytest.raises(ModelError, match=r"balanced = false.*leave the prior out"):
         checkpoint.assuming(info(Config(), training={"protocol": {"balanced": False}}), (1, 1, 1, 1))
+
+
+def test_weights_are_named_by_survey_and_model() -> None:
+    assert checkpoint.resolve("ztf") == SHIPPED / "ztf" / "convention" == checkpoint.resolve("ztf/convention")
+    assert checkpoint.resolve("convention", "lsst") == SHIPPED / "lsst" / "convention"
+    assert set(checkpoint.shipped_names()) >= {"lsst/convention", "sdss/convention", "ztf/convention"}
+    assert checkpoint.default("sdss") in {name.partition("/")[2] for name in checkpoint.shipped_names()}
+
+
+def test_a_model_without_weights_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ModelError, match=r"no weights of convention-paper for ztf: train them .* ztf/convention"):
+        checkpoint.resolve("convention-paper", "ztf")
+    with pytest.raises(ModelError, match="no model nonsense: give"):
+        checkpoint.resolve("nonsense", "ztf")

@@ -22,7 +22,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["broker/lua/*.lua", "schemas/**/*.avsc", "classifier/weights/*/*.*", "**/py.typed"]
+    "pattern", ["broker/lua/*.lua", "schemas/**/*.avsc", "classifier/weights/**/*.*", "**/py.typed"]
 )
 def test_data_files_are_in_the_wheel(names: set[str], pattern: str) -> None:
     wanted = {

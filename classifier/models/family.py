@@ -154,6 +154,11 @@ def presets() -> dict[str, Preset]:
     return {name: _preset(own, values) for own in families().values() for name, values in own.presets.items()}
 
 
+def known_presets() -> list[str]:
+    """The names of `presets`."""
+    return sorted(presets())
+
+
 def preset(name: str) -> Preset:
     """The model of a name.
 
