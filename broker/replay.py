@@ -1,22 +1,18 @@
 """Archives -> Kafka: packets in survey-time order, paced by survey time, by rate, or flat out.
 
-What is read: packet files (one or more records each), folders of them, tar archives as ZTF publishes them by night
-(plain or gzipped), and our own archives of stamp sequences. Only an index stays in memory (32 bytes a packet); a
-packet is read again when it is sent. Packets go out as the surveys send them: no key, one record a message.
+What is read (`packet_files`): packet files (one or more records each), folders of them, tar archives as ZTF publishes
+them by night (plain or gzipped), and our own archives of stamp sequences. Only an index stays in memory (32 bytes a
+packet); a packet is read again when it is sent. Packets go out as the surveys send them: no key, one record a message.
 """
 
-import gzip
 import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
-import tarfile
 import tempfile
 import threading
 import time
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -28,18 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from classifier.names import printable
+
 from .connection import check_options
 from .errors import ConfigError, PacketError
 from .kafka import MAX_MESSAGE_BYTES, Options, Publisher, ensure_topics
+from .packet_files import PACKETS, TARS, PacketFiles
 from .patience import Stopped, patiently
 from .selection import Outputs, check_name
 from .surveys import Survey
 from .wire import Decoder, SchemaSource, split_container
 
 log = logging.getLogger("skyheed.replay")
-PACKETS = (".avro", ".bin")  # what is taken from folders and tar archives; a file named on its own may have any name
-TARS = (".tar", ".tar.gz", ".tgz")
-GZIP_MAGIC = b"\x1f\x8b"
 BATCH = 500
 BATCH_BYTES = 16 * 2**20
 SAVE_S = 1.0  # the state file is at most this old
@@ -65,8 +61,8 @@ class Shelf:
         self._files: list[Path] = []
         self._mjd, self._file = array("d"), array("l")
         self._offset, self._length, self._record = array("q"), array("q"), array("l")
-        self._inputs: list[tuple[str, int, int]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="skyheed-replay-")
+        self._found = PacketFiles(Path(self._folder.name))
         self._split = lru_cache(8)(self._split_now)  # records of one file lie close together in time, too
 
     def __enter__(self) -> Self:
@@ -95,21 +91,30 @@ class Shelf:
 
     def fingerprint(self) -> str:
         """Changes with the inputs: survey, names, sizes and times of change of the files."""
-        return hashlib.sha256(json.dumps([self._survey.name, self._inputs]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([self._survey.name, self._found.inputs]).encode()).hexdigest()[:16]
+
+    @property
+    def damaged(self) -> list[str]:
+        """What could not be read whole, one sentence each; what was read of it is kept."""
+        return self._found.damaged
 
     def add(self, path: Path) -> None:
-        """Take in a file, a folder, a tar archive or an archive of stamp sequences.
+        """Take in a file, a folder, a tar archive or an archive of stamp sequences; an empty archive adds nothing.
 
         Raises:
-            ConfigError: nothing to replay there, or a damaged tar archive.
+            ConfigError: nothing to replay there.
         """
-        before = len(self)
-        if path.is_dir():
-            self._add_folder(path)
+        before, empty, damaged = len(self), len(self._found.empty), len(self.damaged)
+        if (path / "objects.parquet").exists():
+            self._spool(path, _archive_alerts(self._survey.name, path))
         else:
-            self._add_input(path)
-        if len(self) == before:
-            raise ConfigError(f"{path} holds no packets: files must end with {', '.join(PACKETS + TARS)}")
+            for file, offset, length in self._found.packets(path):
+                self._add_packet(self._number(file), offset, length)
+        if len(self) > before or len(self._found.empty) > empty:
+            return
+        if len(self.damaged) > damaged:
+            raise ConfigError(self.damaged[damaged])
+        raise ConfigError(f"{path} holds no packets: files must end with {', '.join(PACKETS + TARS)}")
 
     def payload(self, index: int) -> bytes:
         """The packet as it goes to Kafka."""
@@ -117,53 +122,10 @@ class Shelf:
         record = self._record[index]
         return self._read(*where) if record == WHOLE else self._split(*where)[record]
 
-    def _add_folder(self, folder: Path) -> None:
-        if (folder / "objects.parquet").exists():
-            self._spool(folder, _archive_alerts(self._survey.name, folder))
-            return
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name.endswith(PACKETS + TARS)):
-            self._add_input(path)
-
-    def _add_input(self, path: Path) -> None:
-        self._note(path)
-        if path.name.endswith(TARS):
-            self._add_tar(path)
-        else:
-            self._add_packet(self._add_file(path), 0, path.stat().st_size)
-
-    def _note(self, path: Path) -> None:
-        status = path.stat()
-        self._inputs.append((path.name, status.st_size, status.st_mtime_ns))
-
-    def _add_file(self, path: Path) -> int:
-        self._files.append(path)
+    def _number(self, path: Path) -> int:
+        if not self._files or self._files[-1] != path:
+            self._files.append(path)
         return len(self._files) - 1
-
-    def _add_tar(self, path: Path) -> None:
-        try:
-            plain = self._unpacked(path)
-            number = self._add_file(plain)
-            with tarfile.open(plain, "r:") as tar:
-                for member in tar:
-                    if member.isreg() and member.name.endswith(PACKETS):
-                        self._add_packet(number, member.offset_data, member.size)
-                    tar.members = []  # type: ignore[attr-defined]  # or it keeps every header in memory
-                # tarfile takes an archive that was cut inside or before a header for a whole one
-                if self._read(number, tar.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                    raise tarfile.ReadError("it ends too early")
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ConfigError(f"{path} is damaged or no tar archive: {error}") from error
-
-    def _unpacked(self, path: Path) -> Path:
-        """The tar archive without gzip, in a temporary file: members are read again by their place."""
-        with path.open("rb") as file:
-            if file.read(2) != GZIP_MAGIC:
-                return path
-        log.warning("unpacking %s into %s: needs about its unpacked size there", path, self._folder.name)
-        plain = Path(self._folder.name) / f"{len(self._files)}.tar"
-        with gzip.open(path) as packed, plain.open("wb") as out:
-            shutil.copyfileobj(packed, out, 1 << 20)
-        return plain
 
     def _add_packet(self, file: int, offset: int, length: int) -> None:
         data = self._read(file, offset, length)
@@ -181,9 +143,9 @@ class Shelf:
     def _spool(self, folder: Path, alerts: Iterable[tuple[float, bytes]]) -> None:
         """Alerts made from an archive, kept in a temporary file."""
         for path in sorted(folder.rglob("*.parquet")):
-            self._note(path)
+            self._found.note(path)
         spool = Path(self._folder.name) / f"{len(self._files)}.alerts"
-        number, offset = self._add_file(spool), 0
+        number, offset = self._number(spool), 0
         with spool.open("wb") as out:
             for mjd, alert in alerts:
                 out.write(alert)
@@ -230,7 +192,11 @@ def _archive_alerts(survey: str, folder: Path) -> Iterator[tuple[float, bytes]]:
             raise ConfigError(f"{folder} holds {thing['survey']} stamps, which have no packets of our own making")
         where = {name: thing[name] for name in ("object_id", "ra", "dec")}
         for row in stamps:
-            yield float(row["mjd"]), alert_from_archive(**where, **{name: row[name] for name in ALERT_COLUMNS})
+            try:
+                alert = alert_from_archive(**where, **{name: row[name] for name in ALERT_COLUMNS})
+            except (ValueError, OverflowError) as error:
+                raise ConfigError(f"{folder}, object {printable(thing['object_id'])}: no alert: {error}") from error
+            yield float(row["mjd"]), alert
 
 
 def _read_at(source: BinaryIO, offset: int, length: int) -> bytes:
@@ -347,7 +313,8 @@ def replay(
         stop: ends the replay early when set.
 
     Raises:
-        ConfigError: nothing to send, or settings that contradict each other.
+        ConfigError: nothing to send, settings that contradict each other, or, after all else was sent, an archive that
+            is damaged.
         ServiceError: Kafka or the schema registry refuses us.
     """
     _check(speed, rate, shuffle, duplicate)
@@ -359,6 +326,8 @@ def replay(
     with Shelf(survey, schemas) as shelf:
         for path in paths:
             shelf.add(Path(path))
+        if not len(shelf):
+            raise ConfigError(f"nothing to replay: {', '.join(map(str, paths))} hold nothing")
         _warn(shelf)
         mjd = shelf.mjd
         queue = order(mjd, shuffle, duplicate)
@@ -380,7 +349,14 @@ def replay(
                 log.warning("stopped while Kafka was away")
             finally:
                 progress.save()
-    return progress.sent - before
+        sent = progress.sent - before
+        if shelf.damaged:
+            raise ConfigError(f"sent {sent} alerts to {topic}, but {shelf.damaged[0]}{_and_more(shelf.damaged)}")
+    return sent
+
+
+def _and_more(damaged: Sequence[str]) -> str:
+    return f" (and {len(damaged) - 1} more, see the warnings)" if len(damaged) > 1 else ""
 
 
 def _check(speed: float | None, rate: float | None, shuffle: int | None, duplicate: float) -> None:

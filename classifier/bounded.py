@@ -6,17 +6,17 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import ArchiveError, ClassifierError
+from .errors import ArchiveError
 from .names import printable
 
 _CHUNK = 1 << 20
 
 
-def open_regular(path: Path, error: type[ClassifierError] = ArchiveError) -> BinaryIO:
+def open_regular(path: Path, error: type[Exception] = ArchiveError) -> BinaryIO:
     """An ordinary file, open for reading: one that is a pipe or a device could keep its reader for ever.
 
     Raises:
-        ClassifierError (`error`): it cannot be opened, or is something else.
+        `error`: it cannot be opened, or is something else.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -29,14 +29,14 @@ def open_regular(path: Path, error: type[ClassifierError] = ArchiveError) -> Bin
     return os.fdopen(descriptor, "rb")
 
 
-def read_file(path: Path, most: int, error: type[ClassifierError] = ArchiveError) -> bytes:
+def read_file(path: Path, most: int, error: type[Exception] = ArchiveError) -> bytes:
     """The bytes of an ordinary file.
 
     Args:
         most: bytes that such a file may have.
 
     Raises:
-        ClassifierError (`error`): it cannot be read, is no ordinary file, or is larger.
+        `error`: it cannot be read, is no ordinary file, or is larger.
     """
     with open_regular(path, error) as file:
         data = file.read(most + 1)
@@ -45,11 +45,11 @@ def read_file(path: Path, most: int, error: type[ClassifierError] = ArchiveError
     return data
 
 
-def gunzip(data: bytes, most: int, path: Path, error: type[ClassifierError] = ArchiveError) -> bytes:
+def gunzip(data: bytes, most: int, path: Path, error: type[Exception] = ArchiveError) -> bytes:
     """The bytes that were gzipped, of one member or several.
 
     Raises:
-        ClassifierError (`error`): cut short, damaged, or more than `most` bytes.
+        `error`: cut short, damaged, or more than `most` bytes.
     """
     out, size = [], 0
     try:

@@ -69,6 +69,16 @@ def tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
     return path
 
 
+def tarred(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
 def sent_in_order(*paths: Path, survey: Any = SDSS) -> list[bytes]:
     with Shelf(survey) as shelf:
         for path in paths:
@@ -183,13 +193,9 @@ def test_nothing_to_replay_is_an_error(tmp_path: Path) -> None:
         sent_in_order(tar(tmp_path / "a.tar", {"README": b"x"}))
 
 
-def test_a_damaged_tar_archive_is_an_error(tmp_path: Path) -> None:
-    path = tar(tmp_path / "a.tar", {f"{i}.avro": packet(i, 53600.0) for i in range(9)})
-    whole = path.read_bytes()
-    with tarfile.open(path) as archive:
-        second = archive.getmembers()[1]
-    cuts = [second.offset, second.offset + 100, second.offset_data, second.offset_data + 100, len(whole) // 3]
-    for broken in (gzip.compress(whole)[:-2000], b"x" * 5000, b"", *(whole[:cut] for cut in cuts)):
+def test_what_is_no_tar_archive_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    for broken in (b"x" * 5000, b"", gzip.compress(b"x" * 5000), tarred({"0.avro": packet(0, 53600.0)})[:700]):
         path.write_bytes(broken)
         with pytest.raises(ConfigError, match=f"{path} is damaged or no tar archive"):
             sent_in_order(path)
