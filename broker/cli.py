@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from classifier import outputs
 from classifier.errors import ClassifierError
 from classifier.names import printable, printable_lines
 
@@ -273,6 +274,8 @@ def subscribe(**given: Any) -> None:
     topic = given["topic"] or (settings.survey and settings.classification_topic)
     if not topic:
         raise click.UsageError("which topic? add --topic NAME or --survey NAME")
+    if given["output"]:
+        outputs.check_file(given["output"], ConfigError)
     stream = client.Subscriber(
         settings.kafka["bootstrap.servers"], topic=topic, group=given["group"], start=given["start"],
         options=settings.kafka, classes=given["classes"], min_probability=given["min_probability"],
@@ -402,6 +405,7 @@ def demo(objects: int, rate: float, seed: int, output: str) -> None:
     """
     from . import demo as show
 
+    outputs.check_picture(output, ConfigError)
     set_up_logging(level=logging.WARNING)
     sys.exit(0 if show.run(objects, rate, seed, output) else 1)
 

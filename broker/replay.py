@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from classifier import outputs
 from classifier.names import printable
 
 from .connection import check_options
@@ -318,6 +319,8 @@ def replay(
         ServiceError: Kafka or the schema registry refuses us.
     """
     _check(speed, rate, shuffle, duplicate)
+    if state is not None:
+        outputs.check_file(state, ConfigError)
     check_name(topic, "--topic")
     if fault := Outputs().fault(topic):
         raise ConfigError(f"--topic: {fault}")

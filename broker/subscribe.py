@@ -28,6 +28,7 @@ from typing import IO, Any, Self
 
 from confluent_kafka import Message
 
+from classifier import outputs
 from classifier.names import printable, spreadsheet_cell
 
 from .errors import ConfigError, StreamError
@@ -216,8 +217,8 @@ def write(
     Raises:
         ConfigError: an unknown format, parquet without a file, or a file that cannot be added to.
     """
-    if output is not None and not Path(output).parent.is_dir():
-        raise ConfigError(f"cannot write {output}: there is no such directory")
+    if output is not None:
+        outputs.check_file(output, ConfigError)
     adds = isinstance(stream, Subscriber) and stream.remembers
     if format_ == "parquet":
         return _write_parquet(stream, output, adds)

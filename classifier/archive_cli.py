@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from . import outputs
 from .archive import Archive
 from .archive_card import card_text
 from .archive_check import validate as validate_archive
@@ -84,6 +85,8 @@ def build_sdss(
 
     if missing and not fields:
         raise click.UsageError("--missing needs the survey's fields: pass their CSV with --fields")
+    if missing:
+        outputs.check_file(missing)
     if fields:
         wanted = frames_to_fetch(candidates, frames, fields, window)
         click.echo(f"{len(wanted)} frames of these candidates are not there")

@@ -12,6 +12,7 @@ from astropy.time import Time
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from . import outputs
 from .archive import Archive, ArchiveObject, ArchiveWriter
 from .archive_format import kinds_of
 from .errors import ArchiveError
@@ -47,12 +48,14 @@ def convert(
     """
     if form not in FORMS:
         raise ArchiveError(f"form {form!r} is none of {', '.join(FORMS)}")
-    archive, out = Archive(source), Path(out)
+    out = Path(out)
+    outputs.check_folder(out)
+    if out.exists():
+        raise ArchiveError(f"{out} exists; choose another name")
+    archive = Archive(source)
     chosen = _choose(archive, labels, split, objects)
     if form == "archive":
         return _subset(archive, out, chosen, alerts_only, _command(labels, split, objects, alerts_only), progress)
-    if out.exists():
-        raise ArchiveError(f"{out} exists; choose another name")
     out.mkdir(parents=True)
     write = _write_npz if form == "npz" else _write_fits
     for name in tqdm(chosen, unit=" objects", disable=not progress):

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from . import outputs
 from .archive_card import card_text
 from .archive_format import FORMAT, OBJECT_SCHEMA, OBJECTS_PER_PART, ArchiveObject, write_part
 from .errors import ArchiveError
@@ -48,10 +49,7 @@ class ArchiveWriter:
         self.path = Path(path)
         self._card = dict(card)
         self._overwrite = overwrite
-        if self.path.exists() and not overwrite:
-            raise ArchiveError(f"{self.path} exists; choose another name or ask to overwrite it")
-        if self.path.exists() and not (self.path / "card.json").is_file():
-            raise ArchiveError(f"{self.path} is not an archive and will not be overwritten; choose another name")
+        check_target(self.path, overwrite)
         # Workers of a simulation write their parts here themselves; see `adopt`.
         self.directory = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
         self._rows: list[dict[str, Any]] = []
@@ -133,6 +131,19 @@ class ArchiveWriter:
         os.rename(self.directory, self.path)
         _synchronise(self.path.parent)
         shutil.rmtree(old)
+
+
+def check_target(path: Path, overwrite: bool = False) -> None:
+    """That an archive of this name can be made; builders ask before their work.
+
+    Raises:
+        ArchiveError: the name is taken, or cannot be written.
+    """
+    outputs.check_folder(path)
+    if path.exists() and not overwrite:
+        raise ArchiveError(f"{path} exists; choose another name or ask to overwrite it")
+    if path.exists() and not (path / "card.json").is_file():
+        raise ArchiveError(f"{path} is not an archive and will not be overwritten; choose another name")
 
 
 def _flush_to_disk(directory: Path) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from . import tables
 from .archive import ArchiveObject, ArchiveWriter, stamp_rows
+from .archive_writer import check_target
 from .bounded import within
 from .candidate_table import CLASSES, Candidate, read_candidates
 from .errors import ArchiveError
@@ -198,6 +199,7 @@ def build(
     Raises:
         ArchiveError: unreadable table or frame, no frames, or no candidate on any frame.
     """
+    check_target(Path(out), overwrite)
     candidates, paths = read_candidates(table), find_frames(Path(folder))
     card = {
         "command": f"skyheed archive build-sdss --candidates {Path(table).name} --frames DIR --window {window:g}",
@@ -206,7 +208,8 @@ def build(
         "frames": len(paths),
     }
     # The stamps of all candidates wait beside the archive, where there must be room for it anyway.
-    with tempfile.TemporaryFile(dir=Path(out).resolve().parent) as stream:
+    Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=Path(out).absolute().parent) as stream:
         spill = _Spill(stream)
         cut_all(candidates, paths, spill, window, progress)
         alone = []

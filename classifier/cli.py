@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from . import outputs
+from .errors import ModelError
+
 PATH = click.Path(path_type=Path)
 
 
@@ -80,6 +83,7 @@ def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run:
         runs = [row.config for row in grids.rows(config, changes)] if grid else [protocol.read(config, changes)]
         click.echo("\n\n".join(trials.text(one) for one in runs))
         return
+    outputs.check_folder(output, ModelError)
     if grid:
         click.echo(grids.run_table(config, output, changes, command))
         return
@@ -124,6 +128,7 @@ def evaluate(
     from . import evaluate as evaluation
     from . import report
 
+    outputs.check_folder(output, ModelError)
     entries = evaluation.entries((checkpoint, *against), archive, device, precision)
     chosen = evaluation.common(entries, split, confirmed)
     for entry in entries:

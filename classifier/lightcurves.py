@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .archive import CLASSES, ArchiveObject, ArchiveWriter
+from .archive_writer import check_target
 from .bounded import within
 from .errors import ArchiveError
 from .photometry_files import LightCurve, read_light_curve
@@ -144,6 +145,7 @@ def build(
     Raises:
         ArchiveError: unknown label, no light curves, or a file that cannot be read.
     """
+    check_target(Path(out), overwrite)
     sky = survey_named(survey)
     places = list(places)
     files = list(_labelled(places))
