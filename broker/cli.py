@@ -350,6 +350,26 @@ def object_(object_id: str, **given: Any) -> None:
         click.echo(printable(line))
 
 
+@skyheed.command("layout")
+@options("config", "survey", "redis")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change max_stamps or bands; repeatable.")
+def layout_(changes: tuple[str, ...], **given: Any) -> None:
+    """Print what all daemons of a survey agree on, as Redis has recorded it; change it while all of them are stopped.
+
+    \b
+    Example:  skyheed layout --survey ztf --set max_stamps=60
+    """
+    from . import daemon, layout, state
+
+    settings = daemon.with_survey(settings_from(given))
+    found = layout.Layout(state.connect_as(settings.redis), settings.survey)
+    for change in changes:
+        name, _, value = change.partition("=")
+        found.change(name.strip(), value.strip())
+    for name, value in found.recorded().items():
+        click.echo(f"{name:<15} {value}")
+
+
 @skyheed.group()
 def deadletter() -> None:
     """Look at the packets that were set aside.

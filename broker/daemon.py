@@ -5,10 +5,11 @@ import logging
 import signal
 import threading
 from collections import Counter
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from . import config, deadletter, kafka, metrics, patience, pulse, records, redrive, state
+from . import config, deadletter, kafka, layout, metrics, patience, pulse, records, redrive, state
 from .connection import check_options
 from .errors import ConfigError
 from .ingest import Ingest, Intake
@@ -77,9 +78,17 @@ def alert_topics(settings: config.Settings) -> list[str]:
     return list(settings.alerts.topics)
 
 
-def connect_store(settings: config.Settings) -> tuple[SequenceStore, DueQueue, Ledger]:
-    """The three views of the state in Redis."""
+def connect_store(
+    settings: config.Settings, agreement: layout.Agreement | None = None
+) -> tuple[SequenceStore, DueQueue, Ledger]:
+    """The three views of the state in Redis.
+
+    Args:
+        agreement: what has to agree with the other daemons; looked at with every new connection.
+    """
     client = state.connect_as(settings.redis)
+    if agreement:
+        client.on_connect = partial(layout.Layout(client, settings.survey).agree, agreement)
     store = SequenceStore(
         client,
         settings.survey,
@@ -108,7 +117,7 @@ def make_intake(settings: config.Settings, publisher: kafka.Publisher) -> Intake
     decoder = Decoder(
         survey.reader_schema, schemas=schema_source(settings), max_packet_bytes=settings.ingest.max_packet_bytes
     )
-    store, _, ledger = connect_store(settings)
+    store, _, ledger = connect_store(settings, layout.of_ingest(settings.redis, survey))
     return Intake(survey, decoder, store, ledger, deadletter.DeadLetters(publisher, settings.dead_letter_topic))
 
 
@@ -189,7 +198,7 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
     metrics.serve(measured, work.metrics_port)  # before the first wait, which must show
     with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
         prepare_topics(settings, stop)
-        store, queue, ledger = connect_store(settings)
+        store, queue, ledger = connect_store(settings, layout.of_worker(settings.redis, model.info.bands))
         patience.patiently(ledger.ping, stop)
         worker = Worker(
             settings.survey, queue, store, model, publisher, settings.classification_topic,

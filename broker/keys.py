@@ -30,7 +30,8 @@ sh:{survey|partition}:
     waited                string  how often replicas were waited for in this hash tag (redis.wait_replicas); for ever
 sh:{survey}:
     partitions            set     partition keys, `topic@topicid/partition`; for ever
-    layout                string  the number of shards; for ever
+    layout                string  the number of shards, which older releases look for here; for ever
+    agreed                hash    what all daemons agree on, name -> value (layout.py); for ever
     daemons               hash    daemon -> time of its last sign of life (Unix ms) and what it waits for (JSON); until
                           it ends, or was silent for ten minutes (pulse.py)
 """
@@ -60,6 +61,7 @@ class Keys:
         self.prefix = f"sh:{{{survey}}}:"
         self.partitions = f"{self.prefix}partitions"
         self.layout = f"{self.prefix}layout"
+        self.agreed = f"{self.prefix}agreed"
 
     def shard(self, shard: int) -> str:
         """What all keys of a shard begin with."""

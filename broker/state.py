@@ -142,6 +142,9 @@ class Client:
     Args:
         tls: redis-py's options of the TLS connection, for rediss:// only.
         replicas: who has to confirm the writes that are asked to be `durable`.
+
+    Attributes:
+        on_connect: done after every new connection, before anything else is asked on it.
     """
 
     def __init__(
@@ -162,7 +165,9 @@ class Client:
         }  # fmt: skip
         if password:
             self._options["password"] = password
+        self.on_connect: Callable[[], None] | None = None
         self._servers: Servers | None = None
+        self._greeting = False
         self._since = 0.0
         self._lock = threading.Lock()
 
@@ -235,10 +240,22 @@ class Client:
         if self._servers is not None and time.monotonic() - self._since > RENEW_S:
             self.close()
         with self._lock:
-            if self._servers is None:
-                self._servers = self._connect()
-                self._since = time.monotonic()
-            return self._servers
+            new = self._servers is None
+            servers = self._servers = self._servers or self._connect()
+            self._since = time.monotonic() if new else self._since
+        if new and self.on_connect and not self._greeting:
+            self._greet(self.on_connect)
+        return servers
+
+    def _greet(self, action: Callable[[], None]) -> None:
+        self._greeting = True
+        try:
+            action()
+        except Exception:
+            self.close()  # so that the next call greets again
+            raise
+        finally:
+            self._greeting = False
 
     def _connect(self) -> Servers:
         # a cluster client asks for the slots when it is made; a single one connects when it is used
