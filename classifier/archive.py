@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -43,7 +44,9 @@ from .archive_format import (
     write_part,
 )
 from .archive_writer import ArchiveWriter
+from .bounded import open_regular, read_file, within
 from .errors import ArchiveError
+from .names import printable
 
 __all__ = [
     "CLASSES",
@@ -59,6 +62,41 @@ __all__ = [
     "stamp_rows",
     "write_part",
 ]
+
+
+MOST_CARD = 16 * 2**20  # bytes of card.json; ours have 3 kB
+MOST_OBJECTS = 5_000_000  # rows; each is 2 kB of Python
+MOST_TABLE = 2**31  # bytes that objects.parquet may unpack to
+
+
+def _objects(path: Path) -> pa.Table:
+    """The table of objects; whether it is bounded is seen before it is unpacked.
+
+    Raises:
+        ArchiveError, OSError, ValueError, KeyError, pa.ArrowException: it is not what it should be.
+    """
+    open_regular(path).close()
+    texts = [field.name for field in OBJECT_SCHEMA if field.type == pa.string()]
+    if missing := set(OBJECT_SCHEMA.names) - set(pq.read_schema(path).names):
+        raise ArchiveError(f"{path.name} has no column {min(missing)}")
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
+        facts = file.metadata
+        size = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
+        if facts.num_rows > MOST_OBJECTS or size > MOST_TABLE:
+            raise ArchiveError(f"{path.name} has {facts.num_rows} rows of {size} bytes, more than are read")
+        table = file.read(columns=OBJECT_SCHEMA.names)
+    for name in texts:  # a few long texts repeated by number would unpack to any size
+        longest = max(
+            (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in table[name].chunks), default=0
+        )
+        if longest * len(table) > MOST_TABLE:
+            raise ArchiveError(
+                f"{path.name} has texts of {longest} characters in its column {name}, more than are read"
+            )
+    for name in ("object_id", "class", "split", "part", "row_group"):
+        if table[name].null_count:
+            raise ArchiveError(f"{path.name} has rows without {name}")
+    return table.select(OBJECT_SCHEMA.names).cast(OBJECT_SCHEMA)
 
 
 class Archive:
@@ -80,10 +118,14 @@ class Archive:
         if not self.path.is_dir():
             raise ArchiveError(f"no archive at {self.path}; make one with `skyheed archive simulate -o {self.path}`")
         try:
-            self.card: dict[str, Any] = json.loads((self.path / "card.json").read_text())
-            self.objects = pq.read_table(self.path / "objects.parquet")
-        except (OSError, ValueError, pa.ArrowException) as error:
+            self.card: dict[str, Any] = json.loads(read_file(self.path / "card.json", MOST_CARD))
+            if not isinstance(self.card, dict):
+                raise ValueError("card.json holds no keys")
+            self.objects = _objects(self.path / "objects.parquet")
+        except ArchiveError as error:
             raise ArchiveError(f"{self.path} is not a complete archive: {error}") from error
+        except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
+            raise ArchiveError(f"{self.path} is not a complete archive: {printable(error, 300)}") from error
         if self.card.get("format") != FORMAT:
             raise ArchiveError(f"{self.path} has format {self.card.get('format')}, this version reads {FORMAT}")
         self._rows: dict[str, dict[str, Any]] = {row["object_id"]: row for row in self.objects.to_pylist()}
@@ -187,6 +229,9 @@ class Archive:
     def _open_part(self, number: int) -> pq.ParquetFile:
         path = part_path(self.path, number)
         try:
+            if not within(path, self.path):
+                raise ArchiveError(f"{path} is a link that leads out of the archive: copy the file instead")
+            open_regular(path).close()
             return pq.ParquetFile(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise ArchiveError(f"{path} is missing or damaged: {error}") from error

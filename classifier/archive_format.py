@@ -198,15 +198,39 @@ def overlaps(file: pq.ParquetFile, group: int, start: float, end: float) -> bool
     return statistics is None or not statistics.has_min_max or (statistics.max >= start and statistics.min < end)
 
 
+MOST_STAMPS = 100_000  # of one object; a survey of ten years makes 1,000 to 10,000
+MOST_SIDE = 1024  # pixels
+MOST_SEQUENCE = 2**31  # bytes of one object's stamps
+
+
+def _shape(file: pq.ParquetFile, group: int, kinds: tuple[str, ...]) -> tuple[int, int]:
+    """(ny, nx) of the stamps; raises ArchiveError for what no archive has, before it is unpacked."""
+    try:
+        ny, nx = map(int, file.schema_arrow.metadata[b"stamp_shape"].decode().split(","))
+        stamps = file.metadata.row_group(group).num_rows
+    except (KeyError, TypeError, ValueError, IndexError, OSError, pa.ArrowException) as error:
+        raise ArchiveError(f"a part of the stamps is damaged: {printable(error, 200)}") from error
+    sound = 0 < ny <= MOST_SIDE and 0 < nx <= MOST_SIDE and stamps <= MOST_STAMPS
+    if not sound or stamps * ny * nx * 4 * max(len(kinds), 1) > MOST_SEQUENCE:
+        raise ArchiveError(f"an object has {stamps} stamps of {nx} x {ny} pixels, more than are read")
+    for kind in kinds:
+        if file.schema_arrow.field(kind).type != pa.binary(2 * ny * nx):
+            raise ArchiveError(f"the {kind} images have {file.schema_arrow.field(kind).type}, not {nx} x {ny} float16")
+    return ny, nx
+
+
 def read_group(file: pq.ParquetFile, group: int, kinds: tuple[str, ...]) -> NDArray[np.void]:
     missing = [kind for kind in kinds if kind not in file.schema_arrow.names]
     if missing:
         raise ArchiveError(f"this archive has no {missing[0]!r} images")
+    ny, nx = _shape(file, group, kinds)
+    names = [*STAMP_COLUMNS, "stamp_unit", *kinds]
     try:
-        table = file.read_row_group(group, columns=[*STAMP_COLUMNS, "stamp_unit", *kinds])
-    except (OSError, pa.ArrowException) as error:
-        raise ArchiveError(f"a part of the stamps is damaged: {error}") from error
-    ny, nx = map(int, file.schema_arrow.metadata[b"stamp_shape"].decode().split(","))
+        table = file.read_row_group(group, columns=names)
+        if gaps := [name for name in names if table[name].null_count]:
+            raise ValueError(f"stamps without {gaps[0]}")
+    except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
+        raise ArchiveError(f"a part of the stamps is damaged: {printable(error, 200)}") from error
     rows = np.zeros(table.num_rows, [*_COLUMNS, *((kind, "<f4", (ny, nx)) for kind in kinds)])
     for name in STAMP_COLUMNS:
         rows[name] = table[name].to_numpy()

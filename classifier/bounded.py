@@ -3,8 +3,8 @@
 import os
 import stat
 import zlib
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from .errors import ArchiveError
 from .names import printable
@@ -12,7 +12,7 @@ from .names import printable
 _CHUNK = 1 << 20
 
 
-def open_regular(path: Path, error: type[Exception] = ArchiveError) -> BinaryIO:
+def open_regular(path: Path, error: type[Exception] = ArchiveError) -> BufferedReader:
     """An ordinary file, open for reading: one that is a pipe or a device could keep its reader for ever.
 
     Raises:

@@ -7,6 +7,7 @@ an answer, the SHA-256 of the weights, so that a damaged or mixed-up pair is not
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import checks, sequence, taxonomy
+from .bounded import open_regular, read_file
 from .errors import ModelError
 from .history import BANDS
 from .models.family import family, known_presets
@@ -23,6 +25,9 @@ from .scaling import Scaling
 
 FORMAT = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
+MOST_CARD = 16 * 2**20  # bytes of model.json; ours have 30 kB
+MOST_WEIGHTS = 16 * 2**30  # bytes; ours have 2 MB
+MOST_HEADER = 16 * 2**20  # bytes of names and shapes in safetensors, which are parsed as JSON
 CARD_DIGEST = "card_digest"  # key of the JSON: SHA-256 of everything else in it
 PRIOR = "+prior."  # in a version: what follows is another mixture of classes than the checkpoint's own
 SHIPPED = Path(__file__).parent / "weights"
@@ -155,9 +160,9 @@ def read_info(name: str | Path, survey: str = "") -> Info:
     directory = resolve(name, survey)
     path = directory / MODEL
     try:
-        given = json.loads(path.read_text())
+        given = json.loads(read_file(path, MOST_CARD, ModelError))
         info = _info(given, path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read ({error}): get the checkpoint again") from error
     try:
         check(info)
@@ -336,7 +341,14 @@ def describe(name: str | Path, survey: str, prior: str = "") -> str:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of the weights, once it is clear that they are of a size that can be read."""
+    with open_regular(path, ModelError) as file:
+        size, begin = os.fstat(file.fileno()).st_size, file.read(8)
+        header = int.from_bytes(begin, "little")
+        if size > MOST_WEIGHTS or header > MOST_HEADER or 8 + header > size:
+            raise ModelError(f"{path} has {size} bytes and a header of {header}: no weights of ours, get them again")
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _card_digest(card: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ def check_folder(path: str | Path, error: type[Exception] = ArchiveError) -> Non
             raise error(f"{path} is a file, a folder is needed: choose another name")
         _try(next(place for place in (path, *path.absolute().parents) if place.exists()), path.name)
     except (OSError, ValueError) as failed:
-        raise error(f"cannot write into {path}: {_reason(failed)}") from failed
+        raise error(f"{path}: cannot be written into ({_reason(failed)})") from failed
 
 
 def check_file(path: str | Path, error: type[Exception] = ArchiveError) -> None:
@@ -42,7 +42,7 @@ def check_file(path: str | Path, error: type[Exception] = ArchiveError) -> None:
         elif path.is_file():
             path.open("ab").close()
     except (OSError, ValueError) as failed:
-        raise error(f"cannot write {path}: {_reason(failed)}") from failed
+        raise error(f"{path}: cannot be written ({_reason(failed)})") from failed
 
 
 def check_picture(path: str | Path, error: type[Exception] = ArchiveError) -> None:

@@ -253,8 +253,8 @@ def load(path: str | Path) -> dict[str, Any]:
         ModelError: it cannot be read.
     """
     try:
-        return tomllib.loads(Path(path).read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows write a byte order mark
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ModelError(f"cannot read the training configuration {path}: {error}") from error
 
 

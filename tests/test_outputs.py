@@ -112,7 +112,7 @@ def test_folders_that_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("tempfile.TemporaryFile", denied)
     for check in (outputs.check_folder, outputs.check_file):
-        with pytest.raises(ArchiveError, match=r"cannot write .*new.*: Permission denied"):
+        with pytest.raises(ArchiveError, match=r"new: cannot be written.*Permission denied"):
             check(tmp_path / "new")
     with pytest.raises(ConfigError, match="Permission denied"):
         subscribe.write([], "json", tmp_path / "new")
