@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaException
 from classifier.errors import ClassifierError
 
 from . import config, connection, daemon, kafka, pulse, schedule, state, topics
-from .errors import ServiceError, ServiceUnavailable, SkyheedError
+from .errors import MissingRight, ServiceError, ServiceUnavailable, SkyheedError
 from .keys import Keys
 from .ledger import Ledger
 from .sequences import SequenceStore
@@ -69,20 +69,37 @@ def _client(settings: config.Settings) -> state.Client:
 
 def _redis(settings: config.Settings) -> Line:
     """Memory decides: a full Redis stops the intake, and one that evicts loses stamps in silence."""
-    health = state.health(_client(settings))
-    used, limit = health.used_memory, health.max_memory
-    memory = f"{used / 2**20:.0f} MiB used" + (f" of {limit / 2**20:.0f} MiB" if limit else "")
-    address = config.redacted_url(settings.redis.url)
-    if health.evicts:
-        return Line(
-            "redis", False, f"{address} evicts keys ({health.eviction_policy}): set maxmemory-policy noeviction"
-        )
-    if limit and used >= limit:
-        return Line("redis", False, f"{address} is full, intake waits, nothing is lost: {memory}; raise maxmemory")
-    if limit and used > FULL * limit:
-        return Line("redis", False, f"{address} is nearly full: {memory}; raise maxmemory")
+    client, address = _client(settings), config.redacted_url(settings.redis.url)
+    client.ping()
+    try:
+        health = state.health(client)
+    except MissingRight:  # no daemon needs it
+        return Line("redis", True, f"{address} answers; this user may not ask it how full it is (INFO)")
+    if trouble := _trouble(settings.redis, health):
+        return Line("redis", False, f"{address} {trouble}")
     kept = "append-only file on" if health.append_only else "no append-only file: a restart forgets everything"
-    return Line("redis", True, f"{address} answers, {memory}, {kept}")
+    return Line("redis", True, f"{address} answers, {_memory(health)}, {kept}")
+
+
+def _memory(health: state.Health) -> str:
+    used, limit = health.used_memory, health.max_memory
+    return f"{used / 2**20:.0f} MiB used" + (f" of {limit / 2**20:.0f} MiB" if limit else "")
+
+
+def _trouble(redis: config.RedisSettings, health: state.Health) -> str:
+    """What stops the daemons, or loses data; empty if nothing does."""
+    used, limit = health.used_memory, health.max_memory
+    if health.read_only:
+        return "is a replica, and no daemon can write to it: let redis.url lead to the primary"
+    if health.evicts:
+        return f"evicts keys ({health.eviction_policy}): set maxmemory-policy noeviction"
+    if limit and used >= limit:
+        return f"is full, intake waits, nothing is lost: {_memory(health)}; raise maxmemory"
+    if limit and used > FULL * limit:
+        return f"is nearly full: {_memory(health)}; raise maxmemory"
+    if health.replicas < redis.wait_replicas:
+        return f"has {health.replicas} replicas and redis.wait_replicas is {redis.wait_replicas}: intake waits for them"
+    return ""
 
 
 def _schema(settings: config.Settings) -> Line:

@@ -77,7 +77,8 @@ def _of_replicas(error: Exception, where: str) -> SkyheedError | None:
 def _of_login(error: Exception, where: str) -> SkyheedError | None:
     errors = list(_chain(error))
     for found in errors:
-        if isinstance(found, failure.NoPermissionError):
+        # Redis 7 and Valkey put it this way where a command of a script is not allowed
+        if isinstance(found, failure.NoPermissionError) or str(found).startswith("ACL failure in script"):
             return MissingRight(
                 f"the user may not do this on Redis at {where}: {found} (docs/security.md lists the rights)"
             )

@@ -205,4 +205,4 @@ def _node(host: str, port: int) -> Any:
 
 def _key(command: Command) -> Any:
     """The key that decides on a command's node; our commands have one each."""
-    return command[3] if command[0] in ("EVALSHA", "EVAL") else command[1]
+    return command[3] if str(command[0]).startswith("EVAL") else command[1]

@@ -61,6 +61,8 @@ class Health:
         used_memory, max_memory: bytes; max_memory 0 is no limit.
         eviction_policy: anything but noeviction loses stamps in silence once a limit is reached.
         append_only: every node keeps an append-only file; without it a restart forgets.
+        replicas: that are connected, of the node that has the fewest.
+        read_only: the server is a replica.
         version: of the server.
     """
 
@@ -68,6 +70,8 @@ class Health:
     max_memory: int
     eviction_policy: str
     append_only: bool
+    replicas: int
+    read_only: bool
     version: str
 
     @property
@@ -78,10 +82,22 @@ class Health:
 
 @dataclass(frozen=True)
 class Script:
-    """A Lua script and the digest under which a server knows it."""
+    """A Lua script and the digest under which a server knows it; one that only reads needs the right to read alone."""
 
     text: str
     sha: str
+
+    def by_digest(self, *call: Any) -> Command:
+        """The command for (key, *arguments), for a server that knows the script."""
+        return (f"EVALSHA{self._suffix}", self.sha, 1, *call)
+
+    def by_text(self, *call: Any) -> Command:
+        """The same for any server."""
+        return (f"EVAL{self._suffix}", self.text, 1, *call)
+
+    @property
+    def _suffix(self) -> str:
+        return "_RO" if "no-writes" in self.text.partition("\n")[0] else ""
 
 
 @functools.cache
@@ -197,12 +213,12 @@ class Client:
         Raises:
             ServiceUnavailable, ServiceError: as `run`.
         """
-        results = self._pipeline([("EVALSHA", script(name).sha, 1, *rest) for name, *rest in calls], durable)
+        results = self._pipeline([script(name).by_digest(*rest) for name, *rest in calls], durable)
         unknown = [n for n, result in enumerate(results) if isinstance(result, failure.NoScriptError)]
         # what is to be confirmed is confirmed as a whole: between two pipelines the server may be another one
         again = list(range(len(calls))) if durable and unknown else unknown
         # a server that was restarted or promoted knows no script; with its text none can be unknown
-        texts = [("EVAL", script(calls[n][0]).text, 1, *calls[n][1:]) for n in again]
+        texts = [script(calls[n][0]).by_text(*calls[n][1:]) for n in again]
         for n, result in zip(again, self._pipeline(texts, durable), strict=True):
             results[n] = result
         return [
@@ -336,5 +352,7 @@ def health(client: Client) -> Health:
         max_memory=int(fullest.get("maxmemory", 0)),
         eviction_policy=str(fullest.get("maxmemory_policy", "noeviction")),
         append_only=all(int(node.get("aof_enabled", 0)) == 1 for node in nodes),
+        replicas=min(int(node.get("connected_slaves", 0)) for node in nodes),
+        read_only=any(node.get("role") == "slave" for node in nodes),
         version=f"{'Valkey' if 'valkey_version' in fullest else 'Redis'} {version}",
     )
