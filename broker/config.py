@@ -185,7 +185,7 @@ def load(
     _read_secret_files(tree, "")
     for variable, place in ENVIRONMENT.items():
         if environ.get(variable):
-            _put(tree, place, environ[variable])
+            _put(tree, place, environ[variable].rstrip("\r\n"))  # of an .env file that Windows wrote
     for dotted, value in (overrides or {}).items():
         if value is not None:
             _refuse_secret(dotted, value)

@@ -227,7 +227,7 @@ def _key(packet: Rejected) -> bytes:
 def _headers(packet: Rejected) -> list[tuple[str, bytes]]:
     values = {
         "reason": packet.reason,
-        "error": packet.error[:ERROR_CHARACTERS],
+        "error": printable(packet.error, ERROR_CHARACTERS),
         "survey": packet.survey,
         "topic": packet.topic,
         "partition": packet.partition,

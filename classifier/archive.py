@@ -64,6 +64,7 @@ __all__ = [
 ]
 
 
+CARD_KEYS = ("format", "objects", "stamps", "surveys", "bytes", "counts", "date", "code_version")
 MOST_CARD = 16 * 2**20  # bytes of card.json; ours have 3 kB
 MOST_OBJECTS = 5_000_000  # rows; each is 2 kB of Python
 MOST_TABLE = 2**31  # bytes that objects.parquet may unpack to
@@ -121,6 +122,8 @@ class Archive:
             self.card: dict[str, Any] = json.loads(read_file(self.path / "card.json", MOST_CARD))
             if not isinstance(self.card, dict):
                 raise ValueError("card.json holds no keys")
+            if missing := [key for key in CARD_KEYS if key not in self.card]:
+                raise ValueError(f"card.json has no {missing[0]}")
             self.objects = _objects(self.path / "objects.parquet")
         except ArchiveError as error:
             raise ArchiveError(f"{self.path} is not a complete archive: {error}") from error

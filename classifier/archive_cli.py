@@ -9,6 +9,7 @@ from . import outputs
 from .archive import Archive
 from .archive_card import card_text
 from .archive_check import validate as validate_archive
+from .errors import ArchiveError
 from .names import printable, printable_lines
 
 
@@ -137,7 +138,14 @@ def build_lightcurves(
 def info(path: Path, as_json: bool) -> None:
     """Print an archive's data card."""
     found = Archive(path)
-    click.echo(json.dumps(found.card, indent=1) if as_json else printable_lines(card_text(found.card)))
+    click.echo(json.dumps(found.card, indent=1) if as_json else _card(found))
+
+
+def _card(found: Archive) -> str:
+    try:
+        return printable_lines(card_text(found.card))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArchiveError(f"{found.path}/card.json is damaged ({error!r}): get the archive again") from error
 
 
 @archive.command()

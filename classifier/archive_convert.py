@@ -16,7 +16,7 @@ from . import outputs
 from .archive import Archive, ArchiveObject, ArchiveWriter
 from .archive_format import kinds_of
 from .errors import ArchiveError
-from .names import file_name, header_text
+from .names import file_name, header_text, printable
 
 FORMS = ("archive", "npz", "fits")
 
@@ -97,9 +97,11 @@ def _subset(archive: Archive, out: Path, chosen: list[str], alerts_only: bool, c
 
 def _object(row: Mapping[str, Any]) -> ArchiveObject:
     same = ("object_id", "type", "confirmed", "redshift", "ra", "dec", "peak_mjd", "origin", "survey", "true_class")
-    return ArchiveObject(
-        label=row["class"], parameters=json.loads(row["parameters"]), **{name: row[name] for name in same}
-    )
+    try:
+        parameters = json.loads(row["parameters"] or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"object {printable(row['object_id'])} has parameters that are no JSON: {error}") from error
+    return ArchiveObject(label=row["class"], parameters=parameters, **{name: row[name] for name in same})
 
 
 def _write_npz(out: Path, archive: Archive, name: str, stamps: NDArray[np.void]) -> None:
@@ -124,18 +126,27 @@ def _image(archive: Archive, row: Mapping[str, Any], stamp: np.void, kind: str) 
     image = fits.ImageHDU(stamp[kind], name=f"{kind}_{stamp['source_id']}")
     ny, nx = stamp[kind].shape
     cos, sin = np.cos(np.radians(float(stamp["rotation"]))), np.sin(np.radians(float(stamp["rotation"])))
-    scale = float(archive.card["pixel"]) / 3600
+    scale = _pixel(archive) / 3600
     image.header.update(
         {
             "BUNIT": "nJy", "FILTER": str(stamp["band"]), "MJD-AVG": float(stamp["mjd"]),
             "DATE-AVG": Time(float(stamp["mjd"]), format="mjd", scale="tai").isot, "TIMESYS": "TAI",
-            "SEEING": float(stamp["psf_fwhm"]), "SKYNOISE": float(stamp["sky_noise"]),
             "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": nx // 2 + 1, "CRPIX2": ny // 2 + 1,
             "CRVAL1": float(row["ra"]), "CRVAL2": float(row["dec"]),
             "CD1_1": -scale * cos, "CD1_2": scale * sin, "CD2_1": scale * sin, "CD2_2": scale * cos,
         }
     )  # fmt: skip
-    for key in ("flux", "flux_error"):
-        if np.isfinite(stamp[key]):
-            image.header["FLUX" if key == "flux" else "FLUXERR"] = float(stamp[key])
+    # FITS has no NaN: what is not known has no card
+    measured = {"SEEING": "psf_fwhm", "SKYNOISE": "sky_noise", "FLUX": "flux", "FLUXERR": "flux_error"}
+    image.header.update({key: float(stamp[name]) for key, name in measured.items() if np.isfinite(stamp[name])})
     return image
+
+
+def _pixel(archive: Archive) -> float:
+    """The side of a pixel, arcsec."""
+    try:
+        return float(archive.card["pixel"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(
+            f"{archive.path} does not say how large its pixels are: add pixel to its card.json"
+        ) from error

@@ -8,6 +8,7 @@ import click
 
 from . import outputs
 from .errors import ModelError
+from .names import printable, printable_lines
 
 PATH = click.Path(path_type=Path)
 
@@ -55,11 +56,12 @@ def info(checkpoint: str, as_json: bool) -> None:
 
     found = read_info(checkpoint)
     if as_json:
-        click.echo((resolve(checkpoint) / MODEL).read_text(), nl=False)
+        click.echo(printable_lines((resolve(checkpoint) / MODEL).read_text()), nl=False)
         return
-    click.echo(f"{found.name} {found.version}, weights {found.digest[:12]}, for {', '.join(found.surveys)}")
-    click.echo(f"bands {found.bands}; classes {', '.join(found.classes)}; preprocessing {found.preprocessing}")
-    click.echo(f"trained by: {found.training.get('command', 'unknown')}")
+    lines = [f"{found.name} {found.version}, weights {found.digest[:12]}, for {', '.join(found.surveys)}"]
+    lines += [f"bands {found.bands}; classes {', '.join(found.classes)}; preprocessing {found.preprocessing}"]
+    lines += [f"trained by: {found.training.get('command', 'unknown')}"]
+    click.echo("\n".join(map(printable, lines)))
 
 
 @click.command()

@@ -5,10 +5,12 @@ import dataclasses
 import io
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,9 +22,10 @@ from broker.deadletter import DeadLetter
 from broker.errors import ConfigError, PacketError, Reason
 from broker.observation import Observation
 from broker.sequences import check
-from classifier import report
+from classifier import checkpoint, protocol, report
 from classifier.archive import Archive, ArchiveObject, ArchiveWriter, stamp_rows
 from classifier.archive_convert import convert
+from classifier.errors import ArchiveError, ModelError
 from classifier.names import LONGEST, caption, file_name, printable, spreadsheet_cell
 
 EVIL = "A\x1b]0;owned\x07\x1b[2J\n2026-01-01T00:00:00 ERROR forged line\r\u202egpj.exe\u2028\x9b31m"
@@ -224,3 +227,63 @@ def test_a_password_file_that_holds_something_else_is_refused(tmp_path: Path, da
         config.load(tmp_path / "s.toml", environ={})
     assert "redis.password_file" in str(refused.value)
     assert "one" not in str(refused.value).split("more")[0]
+
+
+def test_a_file_of_variables_that_windows_wrote(tmp_path: Path) -> None:
+    given = {"SKYHEED_REDIS_PASSWORD": "secret\r", "SKYHEED_SURVEY": "ztf\r\n"}
+    settings = config.load(environ=given)
+    assert (settings.redis.password, settings.survey) == ("secret", "ztf")
+
+
+def test_training_configurations_of_any_editor(tmp_path: Path) -> None:
+    path = tmp_path / "a b'é.toml"
+    path.write_bytes(b'\xef\xbb\xbfarchive = "sky"\r\nname = "mine"\r\nsteps = 1\r\n')
+    assert protocol.read(path).name == "mine"
+    path.write_bytes('archive = "sky"'.encode("utf-16"))
+    with pytest.raises(ModelError, match=r"a b'é\.toml"):
+        protocol.read(path)
+
+
+# --- what archives of others hold ----------------------------------------------------------------------------------
+
+
+def test_what_fits_cannot_say_is_left_out_of_its_headers(tmp_path: Path) -> None:
+    with ArchiveWriter(tmp_path / "a", {"pixel": 0.396}) as writer:
+        columns = {"source_id": np.arange(1), "mjd": 53600.0, "band": "r", "sky_noise": 1.0, "psf_fwhm": np.nan}
+        rows = stamp_rows({"stamp": np.ones((1, 64, 64), np.float32)}, {**columns, "flux": np.nan, "alert": True})
+        writer.add(ArchiveObject("a", "AGN", "é\n", True, np.nan, 10, 0, np.nan, "real", "sdss"), rows)
+    convert(tmp_path / "a", tmp_path / "fits", "fits", progress=False)
+    with fits.open(tmp_path / "fits" / "a.fits") as parts:
+        assert parts[0].header["TYPE"] == r"\xe9\n"
+        assert parts[1].header["SKYNOISE"] == 1
+        assert "SEEING" not in parts[1].header
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"counts": 7}, "damaged"), ({"surveys": None}, "damaged"), ({"stamps": ...}, "stamps")]
+)
+def test_cards_of_others_are_read_with_care(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    path = archive_with(["a"], tmp_path / "a")
+    card = json.loads((path / "card.json").read_text()) | change
+    (path / "card.json").write_text(json.dumps({key: value for key, value in card.items() if value is not ...}))
+    with pytest.raises(ArchiveError, match=words):
+        CliRunner().invoke(cli.skyheed, ["archive", "info", str(path)], catch_exceptions=False)
+
+
+def test_an_archive_that_does_not_say_how_large_its_pixels_are(tmp_path: Path) -> None:
+    path = archive_with(["a"], tmp_path / "a")
+    (path / "card.json").write_text((path / "card.json").read_text().replace('"pixel"', '"pixels"'))
+    with pytest.raises(ArchiveError, match="how large its pixels"):
+        convert(path, tmp_path / "out", "fits", progress=False)
+
+
+def test_the_card_of_a_checkpoint_is_shown_without_its_commands(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(checkpoint.resolve("sdss"), tmp_path / "m"))
+    card = json.loads((model / "model.json").read_text())
+    card["training"]["command"], card["name"] = EVIL, EVIL
+    card.pop(checkpoint.CARD_DIGEST, None)
+    (model / "model.json").write_text(json.dumps(card, ensure_ascii=False))
+    for words in ([], ["--json"]):
+        shown = CliRunner().invoke(cli.skyheed, ["model", "info", str(model), *words], catch_exceptions=False).output
+        assert all(line.isprintable() for line in shown.split("\n"))
+        assert "owned" in shown

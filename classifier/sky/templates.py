@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
+from ..bounded import open_regular
 from ..errors import ArchiveError
 from .spectra import Array
 from .type_ia import B_WAVELENGTH, STANDARD, IaTemplate
@@ -34,9 +35,9 @@ def load_template(path: Path | None) -> IaTemplate:
     try:
         if path.is_dir():
             return _salt3(path)
-        with fits.open(path) as parts:
+        with open_regular(path) as file, fits.open(file) as parts:
             return _hsiao(path.stem, parts[0])
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, EOFError) as error:
         raise ArchiveError(f"{path} is neither a template's FITS file nor a SALT3 folder: {error}") from error
 
 
