@@ -209,6 +209,7 @@ class Trainer:
         """
         chosen = self.data.choose("train")
         some = np.random.default_rng(self.protocol.seed).permutation(chosen)[:STATISTICS]
+        self.model.objects = len(chosen)
         self.model.fit_inputs([self.data.history(int(i)) for i in some], self.scaling)
         return ""
 

@@ -32,13 +32,15 @@ class Network(nn.Module):
     Attributes:
         config: of the family.
         width: numbers in the representation of a history.
+        objects: to learn from, as the trainer sets it.
     """
 
     config: Any
     width: int
+    objects = 1
 
     def fit_inputs(self, histories: Sequence[History], scaling: Scaling) -> None:
-        """Take statistics of the inputs from training histories, once, into buffers; most networks need none."""
+        """Take statistics of the inputs from some training histories, once, into buffers; most networks need none."""
 
     def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
         """A padded batch as `encode` takes it; what stands in the padding must not change an answer."""

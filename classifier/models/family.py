@@ -24,7 +24,7 @@ GROUP = "skyheed.models"
 
 @dataclass(frozen=True)
 class Config:
-    """What configures a network; a family adds its own fields, all with defaults, of type int, float, bool or Literal.
+    """What configures a network; a family adds fields with defaults, of type int, float, bool, str or Literal.
 
     Attributes:
         classes: how many.
@@ -43,6 +43,8 @@ class Config:
                 checks.number(key.name, value, 0, 1)
             elif key.type is bool:
                 checks.switch(key.name, value)
+            elif key.type is str:
+                checks.text(key.name, value)
             else:
                 checks.choice(key.name, value, get_args(key.type))
         self.check()

@@ -1,0 +1,69 @@
+"""What a causal network keeps of every epoch, and how it finds out later whether that still holds. Numpy only.
+
+What is kept of an epoch is two digests and some numbers. The first digest is of the epoch itself: its stamp's vector
+holds as long as it fits. The second is of all epochs up to it: keys, values and outputs hold as long as that fits, too,
+so that a late epoch, or a window that has moved on, ends all that came after it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..history import History
+
+DIGEST = 8  # bytes
+Row = NDArray[np.generic]
+
+
+def digests(history: History) -> tuple[list[bytes], list[bytes]]:
+    """Of every epoch by itself, and of all epochs up to it."""
+    own = [
+        hashlib.blake2b(f"{s} {m!r} {b}".encode(), digest_size=DIGEST).digest()
+        for s, m, b in zip(history.source_id.tolist(), history.mjd.tolist(), history.band.tolist(), strict=True)
+    ]
+    running, upto = hashlib.blake2b(digest_size=DIGEST), []
+    for one in own:
+        running.update(one)
+        upto.append(running.digest())
+    return own, upto
+
+
+def pack(own: bytes, upto: bytes, values: Row) -> bytes:
+    """What is kept of one epoch, as bytes."""
+    return own + upto + values.tobytes()
+
+
+class Found:
+    """What was kept of one history, as far as it still holds.
+
+    Args:
+        width: numbers kept of an epoch; the first `vector` of them are its stamp's.
+        dtype: of those numbers.
+
+    Attributes:
+        own, upto: the digests of the history's epochs.
+        values: float32 [n, width]; zero where nothing holds.
+        stamps: bool [n], epochs whose stamp's vector is known.
+        whole: so many epochs from the first one on have all their values.
+    """
+
+    def __init__(self, history: History, width: int, dtype: np.dtype[Any]) -> None:
+        self.own, self.upto = digests(history)
+        n = len(history)
+        self.values, self.stamps = np.zeros((n, width), np.float32), np.zeros(n, bool)
+        followed = np.zeros(n, bool)
+        for epoch, raw in _sound(history.kept, n, 2 * DIGEST + width * dtype.itemsize):
+            first, second = raw[:DIGEST], raw[DIGEST : 2 * DIGEST]
+            if first == self.own[epoch]:
+                self.stamps[epoch] = True
+                self.values[epoch] = np.frombuffer(raw, dtype, offset=2 * DIGEST)
+                followed[epoch] = second == self.upto[epoch]
+        self.whole = n if followed.all() else int(followed.argmin())
+
+
+def _sound(kept: Mapping[int, bytes], epochs: int, size: int) -> list[tuple[int, bytes]]:
+    """Epochs and bytes of what could be ours."""
+    return [(epoch, raw) for epoch, raw in kept.items() if 0 <= epoch < epochs and len(raw) == size]

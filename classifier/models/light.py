@@ -1,0 +1,113 @@
+"""What models of light curves see: a night a row, with a flux and an error for each band. Numpy only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import checks
+from ..history import BANDS, PER_EPOCH, History
+from ..nights import nights
+from ..scaling import Scaling
+from . import base
+
+SAME = 1e-4  # days: a point and an epoch of one band this close together are one measurement
+
+
+@dataclass(frozen=True)
+class Config(base.Config):
+    """What configures a model that knows some bands only.
+
+    Attributes:
+        bands: letters, in the order of the columns.
+        photometry: use the points that packets carry, not the epochs with stamps alone.
+    """
+
+    bands: str = "ugriz"
+    photometry: bool = False
+
+    def check(self) -> None:
+        """See `base.Config.check`."""
+        checks.bands(self.bands)
+
+    @property
+    def codes(self) -> list[int]:
+        """Of the bands."""
+        return [BANDS.index(b) for b in self.bands]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One light curve night by night.
+
+    Attributes:
+        days: float64 [k], since the first row.
+        flux, flux_error: float32 [k, bands]; 0 where a band was not observed.
+        seen: bool [k, bands].
+    """
+
+    days: NDArray[np.float64]
+    flux: NDArray[np.float32]
+    flux_error: NDArray[np.float32]
+    seen: NDArray[np.bool_]
+
+    @property
+    def gaps(self) -> NDArray[np.float64]:
+        """Days since the night before, [k]; 0 for the first."""
+        return np.diff(self.days, prepend=0)
+
+
+def rows(history: History, config: Config, scaling: Scaling | None = None) -> Rows:
+    """Nights in which one of the config's bands was observed; one empty row if there is none.
+
+    Args:
+        scaling: for fluxes and errors as asinh(flux / unit of the band); nJy without it.
+    """
+    if config.photometry:
+        history = with_photometry(history)
+    found = nights(history)
+    seen = found.seen[:, config.codes]
+    kept = np.flatnonzero(seen.any(1)) if seen.any() else np.array([0])
+    flux, error = (values[kept][:, config.codes] for values in (found.flux, found.flux_error))
+    if scaling is not None:
+        codes = np.broadcast_to(np.array(config.codes, np.uint8), flux.shape)
+        flux, error = scaling.fluxes(flux, codes), scaling.fluxes(error, codes)
+    return Rows(found.mjd[kept] - found.mjd[kept[0]], flux, error, seen[kept])
+
+
+def with_photometry(history: History) -> History:
+    """The epochs, and the points up to the last of them, as epochs without images."""
+    if history.photometry is None:
+        return history
+    points = history.photometry.until(float(history.mjd[-1]))
+    new = np.array([not _measured(history, points.mjd[n], points.band[n]) for n in range(len(points))], bool)
+    columns = {name: getattr(history, name) for name in PER_EPOCH}
+    extra: dict[str, NDArray[Any]] = {
+        "mjd": points.mjd,
+        "band": points.band,
+        "flux": points.flux,
+        "flux_error": points.flux_error,
+    }
+    filled = {name: extra.get(name, np.zeros(len(points), column.dtype)) for name, column in columns.items()}
+    joined = {name: np.concatenate([column, filled[name][new]]) for name, column in columns.items()}
+    order = np.argsort(joined["mjd"], kind="stable")
+    changed: dict[str, Any] = {name: column[order] for name, column in joined.items()}
+    return replace(history, images={}, kept={}, shown=np.arange(len(order)), **changed)
+
+
+def _measured(history: History, mjd: float, band: int) -> bool:
+    return bool(((np.abs(history.mjd - mjd) < SAME) & (history.band == band)).any())
+
+
+def lengths_valid(curves: Sequence[Rows]) -> NDArray[np.bool_]:
+    """bool [b, n]: where a batch of light curves has rows."""
+    lengths = np.array([len(c.days) for c in curves])
+    valid: NDArray[np.bool_] = np.arange(lengths.max()) < lengths[:, None]
+    return valid
+
+
+def expected_rows(config: Config, stamps: int) -> int:
+    """Nights of so many epochs where every band is observed in each of them."""
+    return -(-stamps // len(config.bands))

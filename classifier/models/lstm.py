@@ -1,0 +1,86 @@
+"""A plain LSTM over the nights of a light curve: the smallest baseline, with as many parameters as published (60 K)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..history import History
+from ..nights import padded
+from ..prediction import Needs
+from ..scaling import Scaling
+from . import base, light
+from .base import Arrays, Batch, Network
+
+
+@dataclass(frozen=True)
+class Config(light.Config):
+    """What configures the network.
+
+    Attributes:
+        hidden: numbers that the cell remembers.
+    """
+
+    hidden: int = 116
+
+
+class Lstm(Network):
+    """One layer, read at the last night."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.width = config, config.hidden
+        self.rnn = nn.LSTM(2 * len(config.bands) + 1, config.hidden, batch_first=True)
+        self.head = nn.Linear(config.hidden, config.classes)
+
+    def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
+        """See `Network.collate`.
+
+        Returns:
+            nights: float32 [b, n, 2 bands + 1]: asinh of fluxes and errors, log(1 + days since the last night).
+            valid: bool [b, n].
+        """
+        curves = [light.rows(h, self.config, scaling) for h in histories]
+        tables = [np.concatenate([c.flux, c.flux_error, np.log1p(c.gaps)[:, None]], 1) for c in curves]
+        return {"nights": padded(tables), "valid": light.lengths_valid(curves)}
+
+    def encode(self, batch: Batch) -> Tensor:
+        """See `Network.encode`."""
+        last = batch["valid"].sum(1) - 1
+        out: Tensor = self.rnn(batch["nights"])[0][torch.arange(len(last), device=last.device), last]
+        return out
+
+    def classify(self, encoded: Tensor) -> Tensor:
+        """See `Network.classify`."""
+        out: Tensor = self.head(encoded)
+        return out
+
+    def beginnings(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
+        """The histories after every night, which cost nothing more."""
+        valid = batch["valid"]
+        return self.classify(self.rnn(batch["nights"])[0][valid]), valid.nonzero()[:, 0].cpu().numpy()
+
+
+class LstmFamily(base.Family):
+    """A plain LSTM over light curves."""
+
+    name = "lstm"
+    summary = "one LSTM layer over the nights of a light curve, the smallest baseline"
+    config = Config
+    network = Lstm
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"lstm": {}}
+
+    def needs(self, config: Config) -> Needs:
+        """See `Family.needs`."""
+        return Needs(images=(), photometry=config.photometry, most=config.stamps)
+
+    def operations(self, config: Config, stamps: int) -> int:
+        """See `Family.operations`; all nights are computed again."""
+        night = 4 * config.hidden * (2 * len(config.bands) + 1 + config.hidden)
+        return light.expected_rows(config, stamps) * night + config.hidden * config.classes

@@ -1,0 +1,423 @@
+"""One vector for every stamp, and causal attention over them: an update costs one stamp, however long the history is.
+
+An encoder makes features of each stamp by itself; band and time are added; two Transformer blocks in which a token sees
+itself and those before it follow; the last token and the running mean of all make the representation. So every
+beginning of a history is classified in the same pass, and nothing that was computed of an epoch ever changes: keys,
+values and outputs are kept (`kept`), and a new stamp is all that is computed.
+
+Switches that change nothing of the plain form while they are off: difference and template stamps, the photometry that
+packets carry, context numbers (`fusion`).
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import ModelError
+from ..history import BANDS, IMAGE_KINDS, History
+from ..nights import padded
+from ..prediction import Needs
+from ..scaling import Scaling
+from ..stamp import STAMP_SIZE
+from . import base, kept
+from .attention import Block, block_operations
+from .base import Arrays, Batch, Model, Network
+from .encoders import Encoder, PhysNet, RepVgg
+from .fusion import Context, Points, context_numbers, merged, point_features
+from .transformers import Swin, Vit
+
+if TYPE_CHECKING:
+    from ..checkpoint import Info
+    from ..serving import Where
+
+TOGETHER = 256  # stamps that are encoded at once when serving
+
+
+@dataclass(frozen=True)
+class Config(base.Config):
+    """What configures the network.
+
+    Attributes:
+        encoder: of a stamp.
+        images: science stamps alone, or all kinds as channels of one image.
+        band: how a stamp tells its band: added to its vector, by scales and shifts of the first layer, or as a second
+            image.
+        pooling: how outputs of all epochs are joined: their mean, or one weighted by a learnt score.
+        width, heads, layers: of the blocks.
+        photometry: points as further tokens, the newest `points` of them.
+        context: context numbers.
+        missing: in training, the chance that a kind of image, all points, a kind of point or the context is withheld.
+        kept: precision in which things are kept; computed ones are rounded alike.
+    """
+
+    encoder: Literal["repvgg", "physnet", "vit", "swin"] = "repvgg"
+    images: Literal["science", "all"] = "science"
+    band: Literal["embedding", "film", "image"] = "embedding"
+    pooling: Literal["mean", "attention"] = "mean"
+    width: int = 128
+    heads: int = 4
+    layers: int = 2
+    dropout: float = 0.1
+    photometry: bool = False
+    points: int = 64
+    context: bool = False
+    missing: float = 0.3
+    kept: Literal["float32", "float16"] = "float32"
+
+    def check(self) -> None:
+        """See `base.Config.check`."""
+        if self.width % self.heads:
+            raise ModelError(f"width is {self.width}: give a multiple of heads, which is {self.heads}")
+        if self.band == "film" and self.encoder != "repvgg":
+            raise ModelError(f"band is film, which the encoder {self.encoder} does not know: use embedding or image")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of images, in the order of the channels."""
+        return ("science",) if self.images == "science" else IMAGE_KINDS
+
+    @property
+    def channels(self) -> int:
+        """Of the images that the encoder sees."""
+        return len(self.kinds) + (self.band == "image")
+
+    @property
+    def keeps(self) -> int:
+        """Numbers kept of an epoch: its vector, and, where nothing but stamps is seen, keys, values and the output."""
+        return self.width * (1 if self.photometry else 2 + 2 * self.layers)
+
+
+def encoder_of(config: Config) -> Encoder:
+    """The encoder that a configuration names."""
+    if config.encoder == "repvgg":
+        return RepVgg(config.channels, config.band == "film")
+    kinds: dict[str, type[PhysNet | Vit | Swin]] = {"physnet": PhysNet, "vit": Vit, "swin": Swin}
+    return kinds[config.encoder](config.channels)
+
+
+class Vector(Network):
+    """See the module."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.width = config, 2 * config.width
+        self.encoder = encoder_of(config)
+        self.embed = nn.Linear(self.encoder.features, config.width)
+        self.band = nn.Embedding(len(BANDS), config.width)
+        self.time = nn.Linear(3, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
+        self.norm, self.dropout = nn.LayerNorm(config.width), nn.Dropout(config.dropout)
+        self.head = nn.Linear(self.width, config.classes)
+        self._options(config)
+
+    def _options(self, config: Config) -> None:
+        """Parts that are there only where they are switched on."""
+        several, pixels = len(config.kinds) > 1, STAMP_SIZE**2
+        self.band_images = nn.Embedding(len(BANDS), pixels) if config.band == "image" else None
+        self.present = nn.Linear(len(config.kinds), config.width, bias=False) if several else None
+        self.score = nn.Linear(config.width, 1) if config.pooling == "attention" else None
+        self.points = Points(config.width, config.missing) if config.photometry else None
+        self.context = Context(self.width, config.missing) if config.context else None
+
+    def fit_inputs(self, histories: Sequence[History], scaling: Scaling) -> None:
+        """See `Network.fit_inputs`."""
+        if self.context is not None:
+            self.context.fit(histories)
+
+    def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
+        """See `Network.collate`; all epochs' images must be here.
+
+        Returns:
+            images: float32 [b, n, kinds, 32, 32] scaled; 0 where a kind is missing. band: int64 [b, n].
+            times: float32 [b, n, 3]. valid: bool [b, n]. Others where photometry or context is switched on.
+        """
+        everything = [np.arange(len(h)) for h in histories]
+        batch: Arrays = {
+            "images": padded([self._pixels(h, e, scaling) for h, e in zip(histories, everything, strict=True)]),
+            **layout(histories),
+        }
+        if self.config.photometry:
+            batch |= self._points(histories, scaling)
+        return batch | ({"context": context_numbers(histories)} if self.config.context else {})
+
+    def _points(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
+        found = [point_features(h, scaling, self.config.points) for h in histories]
+        counts = np.array([len(f["mjd"]) for f in found])
+        return {
+            "points": padded([f["points"] for f in found]),  # type: ignore[misc]
+            "point_band": padded([f["point_band"] for f in found]).astype(np.int64),  # type: ignore[misc]
+            "points_valid": np.arange(counts.max()) < counts[:, None],
+            **merged(histories, [f["mjd"] for f in found], max(map(len, histories))),
+        }
+
+    def _pixels(self, history: History, epochs: NDArray[np.int64], scaling: Scaling) -> NDArray[np.float32]:
+        """Scaled images of some epochs, float32 [k, kinds, 32, 32]."""
+        if not np.isin(epochs, history.shown).all():
+            raise ValueError("the images of some of these epochs are not here: fetch the whole history")
+        made = np.zeros((len(epochs), len(self.config.kinds), STAMP_SIZE, STAMP_SIZE), np.float32)
+        for n, kind in enumerate(self.config.kinds):
+            if kind in history.images:
+                made[:, n] = scaling(history.pixels(kind, epochs), history.band[epochs])
+        return made
+
+    def stamp_vectors(self, images: Tensor, band: Tensor) -> Tensor:
+        """Vectors [m, width] of stamps [m, kinds, 32, 32] of the bands [m], each by itself."""
+        images = self._withheld(images)
+        channels = images
+        if self.band_images is not None:
+            own = self.band_images(band).view(-1, 1, STAMP_SIZE, STAMP_SIZE)
+            channels = torch.cat([images, own.to(images.dtype)], 1)
+        vectors = self.embed(self.encoder(channels, band)) + self.band(band)
+        if self.present is not None:
+            vectors = vectors + self.present((images != 0).flatten(2).any(2).to(vectors.dtype))
+        out: Tensor = vectors
+        return out
+
+    def _withheld(self, images: Tensor) -> Tensor:
+        """In training, stamps without some of the kinds that are not the science image."""
+        if not self.training or self.present is None:
+            return images
+        shape = (*images.shape[:2], 1, 1)
+        keep = torch.rand(shape, device=images.device) >= self.config.missing
+        keep[:, self.config.kinds.index("science")] = True
+        return images * keep
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """The tokens behind all blocks, [b, n, width], each of which saw those up to itself."""
+        valid = batch["valid"]
+        made = self.stamp_vectors(batch["images"][valid], batch["band"][valid])  # padding is never computed
+        vectors = made.new_zeros(*valid.shape, made.shape[1]).index_put((valid,), made)
+        return self._behind(vectors, batch)
+
+    def _behind(self, vectors: Tensor, batch: Batch) -> Tensor:
+        x = vectors + self.time(batch["times"])
+        if self.points is not None:
+            return self._among_points(x, batch)
+        for block in self.blocks:
+            x = block(x, causal=True)  # padding stands at the end, where nobody looks
+        out: Tensor = self.norm(x)
+        return out
+
+    def _among_points(self, x: Tensor, batch: Batch) -> Tensor:
+        """Stamps and points in one order of time; what comes out at the stamps' places."""
+        assert self.points is not None
+        both = torch.cat([x, self.points(batch["points"], batch["point_band"])], 1)
+        seen = torch.cat([batch["valid"], self.points.shown(batch["points"], batch["points_valid"])], 1)
+        order, place, width = batch["order"], batch["place"], both.shape[2]
+        both = both.gather(1, order[:, :, None].expand(-1, -1, width))
+        seen = seen.gather(1, order)
+        n = both.shape[1]
+        mask = torch.ones(n, n, dtype=torch.bool, device=both.device).tril() & seen[:, None, None]
+        mask |= torch.eye(
+            n, dtype=torch.bool, device=both.device
+        )  # what is withheld sees itself, so that none is empty
+        for block in self.blocks:
+            both = block(both, mask)
+        out: Tensor = self.norm(both.gather(1, place[:, :, None].expand(-1, -1, width)))
+        return out
+
+    def represent(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Of outputs [b, n, width], the representation after every epoch, [b, n, 2 width]."""
+        y = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        if self.score is None:
+            counts = torch.arange(1, y.shape[1] + 1, device=y.device)[:, None]
+            pooled = y.cumsum(1) / counts
+        else:
+            weights = (10 * torch.tanh(self.score(y) / 10)).exp()  # bounded, so that running sums stay exact
+            pooled = (weights * y).cumsum(1) / weights.cumsum(1)
+        both = torch.cat([y, pooled], 2)
+        return both if self.context is None else both + self.context(batch["context"])[:, None]
+
+    def encode(self, batch: Batch) -> Tensor:
+        """See `Network.encode`."""
+        last = batch["valid"].sum(1) - 1
+        return self.represent(self.outputs(batch), batch)[torch.arange(len(last), device=last.device), last]
+
+    def classify(self, encoded: Tensor) -> Tensor:
+        """See `Network.classify`."""
+        out: Tensor = self.head(self.dropout(encoded))
+        return out
+
+    def beginnings(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
+        """The histories and every beginning of them, which cost nothing more."""
+        valid = batch["valid"]
+        logits = self.classify(self.represent(self.outputs(batch), batch)[valid])
+        return logits, valid.nonzero()[:, 0].cpu().numpy()
+
+    def fold(self) -> "Vector":
+        """The network in the form that serves, with the same values in evaluation mode."""
+        made = copy.deepcopy(self)
+        made.encoder.fold()
+        return made
+
+    def update(self, histories: Sequence[History], scaling: Scaling) -> tuple[Tensor, list[dict[int, bytes]]]:
+        """Logits [b, classes] of histories that may hold what was kept, and what is to be kept of their new epochs.
+
+        Only stamps without a kept vector are encoded, and only epochs behind the first new one go through the blocks.
+
+        Raises:
+            ValueError: what was kept does not belong to its epochs, and their images are not here.
+        """
+        device, dtype = next(self.parameters()).device, np.dtype(self.config.kept)
+        found = [kept.Found(h, self.config.keeps, dtype) for h in histories]
+        missing = [~f.stamps for f in found]
+        self._encode_missing(histories, found, scaling, device)
+        changed = missing if self.config.photometry else [np.arange(len(f.own)) >= f.whole for f in found]
+        logits = torch.empty(len(histories), self.config.classes, device=device)
+        for rows in _alike(changed):
+            chosen = [histories[r] for r in rows]
+            batch = {name: torch.from_numpy(a).to(device) for name, a in self._without_images(chosen, scaling).items()}
+            y = self._continued([found[r] for r in rows], batch, device)
+            last = batch["valid"].sum(1) - 1
+            logits[rows] = self.classify(self.represent(y, batch)[torch.arange(len(rows), device=device), last])
+        return logits, [_new(f, c, dtype) for f, c in zip(found, changed, strict=True)]
+
+    def _without_images(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
+        batch = layout(histories) | (self._points(histories, scaling) if self.config.photometry else {})
+        return batch | ({"context": context_numbers(histories)} if self.config.context else {})
+
+    def _encode_missing(
+        self, histories: Sequence[History], found: Sequence[kept.Found], scaling: Scaling, device: torch.device
+    ) -> None:
+        """Fill in the stamps' vectors that are not known."""
+        epochs = [np.flatnonzero(~f.stamps) for f in found]
+        images = np.concatenate([self._pixels(h, e, scaling) for h, e in zip(histories, epochs, strict=True)])
+        band = np.concatenate([h.band[e] for h, e in zip(histories, epochs, strict=True)]).astype(np.int64)
+        vectors = np.empty((len(images), self.config.width), self.config.kept)
+        for at in range(0, len(images), TOGETHER):
+            rows = slice(at, at + TOGETHER)
+            pixels, bands = (torch.from_numpy(a[rows]).to(device) for a in (images, band))
+            vectors[rows] = self.stamp_vectors(pixels, bands).float().cpu().numpy()
+        ends = np.cumsum([len(e) for e in epochs])[:-1]
+        for f, e, own in zip(found, epochs, np.split(vectors, ends), strict=True):
+            f.values[e, : self.config.width] = own
+
+    def _continued(self, found: Sequence[kept.Found], batch: Batch, device: torch.device) -> Tensor:
+        """Outputs [b, n, width] of histories of which all stamps' vectors are known; fills in what is to be kept."""
+        width, n = self.config.width, batch["valid"].shape[1]
+        values = torch.from_numpy(padded([f.values for f in found], n + 1)).to(device)
+        if self.config.photometry:
+            return self._behind(values[:, :n, :width], batch)
+        new = max(len(f.own) - f.whole for f in found)
+        if new:
+            begin, length = torch.tensor([(f.whole, len(f.own)) for f in found], device=device)[:, :, None].unbind(1)
+            epochs = begin + torch.arange(new, device=device)
+            self._extend(values, functional.pad(batch["times"], (0, 0, 0, 1)), epochs.where(epochs < length, n))
+            for f, filled in zip(found, values.cpu().numpy(), strict=True):
+                f.values[f.whole :] = filled[f.whole : len(f.own)]
+        return values[:, :n, -width:]
+
+    def _extend(self, values: Tensor, times: Tensor, epochs: Tensor) -> None:
+        """Compute keys, values and outputs of some epochs in place; all that they see before them is known.
+
+        Args:
+            values: [b, n + 1, keeps]; the last place is for what nobody looks at.
+            times: [b, n + 1, 3].
+            epochs: [b, k], rising.
+        """
+        width = self.config.width
+        x = _taken(values[:, :, :width], epochs) + self.time(_taken(times, epochs))
+        seen = torch.arange(values.shape[1], device=x.device) <= epochs[:, None, :, None]
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            q, *own = block.project(x)
+            pair = []
+            for at, fresh in enumerate(own, 1 + 2 * layer):
+                self._put(values[:, :, at * width : (at + 1) * width], fresh.transpose(1, 2).flatten(2), epochs)
+                every = values[:, :, at * width : (at + 1) * width]
+                pair.append(every.view(*every.shape[:2], block.heads, -1).transpose(1, 2))
+            x = block.finish(x, functional.scaled_dot_product_attention(q, pair[0], pair[1], seen))
+        self._put(values[:, :, -width:], self.norm(x), epochs)
+
+    def _put(self, where: Tensor, what: Tensor, epochs: Tensor) -> None:
+        rounded = what.half().float() if self.config.kept == "float16" else what.float()
+        where.scatter_(1, epochs[:, :, None].expand(-1, -1, where.shape[2]), rounded)
+
+
+def _taken(values: Tensor, epochs: Tensor) -> Tensor:
+    """Of [b, n, c] the epochs [b, k], [b, k, c]."""
+    return values.gather(1, epochs[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def _alike(changed: Sequence[NDArray[np.bool_]]) -> list[list[int]]:
+    """Rows of histories that have about as much to compute: long ones do not make short ones pay."""
+    rows: dict[int, list[int]] = {}
+    for row, own in enumerate(changed):
+        rows.setdefault(int(own.sum()).bit_length(), []).append(row)
+    return list(rows.values())
+
+
+def _new(found: kept.Found, changed: NDArray[np.bool_], dtype: np.dtype[Any]) -> dict[int, bytes]:
+    """What is to be kept of the epochs that were computed just now."""
+    return {
+        int(n): kept.pack(found.own[n], found.upto[n], found.values[n].astype(dtype)) for n in np.flatnonzero(changed)
+    }
+
+
+def layout(histories: Sequence[History]) -> Arrays:
+    """Bands int64 [b, n], times float32 [b, n, 3] and valid bool [b, n] of histories.
+
+    Times: days since the first epoch and since the one before, both as log(1 + days), and days since the first / 100.
+    """
+    days = [h.mjd - h.mjd[0] for h in histories]
+    times = [np.stack([np.log1p(d), np.log1p(np.diff(d, prepend=0)), d / 100], 1) for d in days]
+    lengths = np.array([len(h) for h in histories])
+    return {
+        "band": padded([h.band.astype(np.float32) for h in histories]).astype(np.int64),
+        "times": padded(times),
+        "valid": np.arange(lengths.max()) < lengths[:, None],
+    }
+
+
+class VectorFamily(base.Family):
+    """A token for every stamp and causal attention, with encoders to choose from."""
+
+    name = "vector"
+    summary = "one vector for every stamp, causal attention, an update costs one stamp"
+    config = Config
+    network = Vector
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "vector": {},
+        "physnet": {"encoder": "physnet", "band": "image"},
+        "vit": {"encoder": "vit"},
+        "swin": {"encoder": "swin", "band": "image"},
+    }
+
+    def needs(self, config: Config) -> Needs:
+        """See `Family.needs`."""
+        return Needs(config.kinds, config.photometry, config.context, 1, config.stamps, span=1)
+
+    def serve(self, network: Network, info: "Info", where: "Where") -> Model:
+        """Folded, and with what is kept of earlier predictions."""
+        from .vector_serving import VectorServed
+
+        assert isinstance(network, Vector)
+        return VectorServed(network, info, where)
+
+    def served_parameters(self, network: Network) -> int:
+        """See `Family.served_parameters`."""
+        assert isinstance(network, Vector)
+        return base.parameters(network.fold())
+
+    def facts(self, config: Config) -> dict[str, Any]:
+        """The encoder's parameters."""
+        encoder = encoder_of(config)
+        return {"parameters_encoder": base.parameters(encoder.backbone if isinstance(encoder, PhysNet) else encoder)}
+
+    def operations(self, config: Config, stamps: int) -> int:
+        """See `Family.operations`."""
+        encoder = encoder_of(config)
+        tokens = stamps + config.points if config.photometry else 1  # among points, all tokens are computed again
+        seen = stamps + config.points if config.photometry else stamps
+        behind = config.layers * block_operations(config.width, tokens, seen)
+        rest = encoder.features * config.width + 3 * config.width + 2 * config.width * config.classes
+        return encoder.operations + behind + rest
