@@ -1,6 +1,7 @@
 """The family `vector`: folded encoders, causal attention, and what is kept against the whole computation."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 from zoo_tools import SCALING, batch, history, lively, logits, photometry
 
+from classifier import checkpoint, serving, taxonomy
+from classifier.checkpoint import Calibration, Info
 from classifier.errors import ModelError
 from classifier.history import History
 from classifier.models.base import parameters
@@ -238,6 +241,25 @@ def test_context_is_scaled_and_may_be_missing() -> None:
     after = logits(network, [seen[0], replace(seen[0], context={})])
     assert (after[0] - before[0]).abs().max() > 1e-3
     torch.testing.assert_close(after[1], before[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_checkpoint_is_served_folded_and_with_what_was_kept(tmp_path: Path) -> None:
+    network, whole = made(), history(6)
+    about = Info(
+        "test", "1", network.config.to_dict(), taxonomy.CLASSES, "ugriz", ("sdss",), SCALING, family="vector",
+        calibration=Calibration((1.0, 10.0), (1.2, 0.8), (2.0, 1.0, 0.5, 0.5)),
+    )  # fmt: skip
+    checkpoint.save(tmp_path, network.state_dict(), about)
+    model = serving.load(tmp_path, survey="sdss", device="cpu")
+    (early,) = model.predict([whole.until(epochs=5)])
+    (late,) = model.predict([shown(whole, dict(early.keep))])
+    (plain,) = model.predict([whole])
+    np.testing.assert_allclose(late.probabilities, plain.probabilities, rtol=1e-5, atol=1e-5)
+    assert (sorted(early.keep), sorted(late.keep), sorted(plain.keep)) == ([0, 1, 2, 3, 4], [5], [0, 1, 2, 3, 4, 5])
+    expected = about.calibration(logits(network, [whole]).numpy(), np.array([6]))[0]
+    np.testing.assert_allclose(plain.probabilities, expected, rtol=1e-4, atol=1e-5)
+    assert model.needs.span == 1
+    assert len(model.kept_as) == 16
 
 
 def test_an_update_does_not_grow_with_the_history() -> None:

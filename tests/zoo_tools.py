@@ -82,7 +82,8 @@ def learn(
 ) -> Iterator[float]:
     """Train on one batch; the accuracy on it after each step, in evaluation mode, until it is reached."""
     optimiser = torch.optim.Adam(network.parameters(), rate)
-    for _ in range(steps):
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
         network.train()
         loss = torch.nn.functional.cross_entropy(network(given), labels)
         optimiser.zero_grad()
