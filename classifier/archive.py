@@ -16,6 +16,7 @@ Knows nothing of Kafka, Redis, Avro or torch.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -94,7 +95,7 @@ def _objects(path: Path) -> pa.Table:
             raise ArchiveError(
                 f"{path.name} has texts of {longest} characters in its column {name}, more than are read"
             )
-    for name in ("object_id", "class", "split", "part", "row_group"):
+    for name in OBJECT_SCHEMA.names:
         if table[name].null_count:
             raise ArchiveError(f"{path.name} has rows without {name}")
     return table.select(OBJECT_SCHEMA.names).cast(OBJECT_SCHEMA)
@@ -116,7 +117,7 @@ class Archive:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):  # also for names that no folder can have
             raise ArchiveError(f"no archive at {self.path}; make one with `skyheed archive simulate -o {self.path}`")
         try:
             self.card: dict[str, Any] = json.loads(read_file(self.path / "card.json", MOST_CARD))

@@ -104,7 +104,7 @@ def resolve(name: str | Path, survey: str = "") -> Path:
         ModelError: there is none.
     """
     for path in (Path(name), SHIPPED / str(name), SHIPPED / survey / str(name), SHIPPED / str(name) / default(name)):
-        if (path / MODEL).is_file():
+        if os.path.isfile(path / MODEL):  # also False for names that no file can have
             return path
     if str(name).rpartition("/")[2] in known_presets():
         raise ModelError(

@@ -122,6 +122,7 @@ class Frame:
             nanomaggies = self._fact("NMGY")
             image = parts[0].data.astype(np.float32)
             self._sky_counts = float(np.median(parts[2].data["ALLSKY"]))
+            _refuse_changed(self._header)
             self._place = pixel_of_transformation(parts[3].data[0])
         self.zero_point = 22.5 - 2.5 * float(np.log10(nanomaggies))
         self._per_count = nanomaggies * NJY_PER_NANOMAGGY
@@ -221,6 +222,18 @@ def _refuse_unapplied(header: fits.Header, wcs: WCS) -> None:
             raise ValueError(f"CROTA2 is {np.degrees(turn):g} degrees, which its matrix contradicts")
     if tables := [key for key in header if key.startswith(("CPDIS", "CQDIS", "D2IMDIS"))]:
         raise ValueError(f"it has a distortion table ({tables[0]})")
+
+
+def _refuse_changed(header: fits.Header) -> None:
+    """Keywords that no corrected frame has: somebody turned or bent the image, and its asTrans holds no longer."""
+    plain = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg", "LONPOLE": 180.0}
+    plain |= {"CROTA1": 0.0, "CROTA2": 0.0}
+    swapped = {**plain, "CTYPE1": "DEC--TAN", "CTYPE2": "RA---TAN"}
+    changed = [[key for key, value in one.items() if header.get(key, value) != value] for one in (plain, swapped)]
+    bends = re.compile(r"PV\d_\d+|[AB]P?_(ORDER|\d_\d)|CPDIS\d|CQDIS\d|D2IMDIS\d|PC\d{3}\d{3}|PC\d_\d")
+    found = [key for key in header if bends.fullmatch(key)] + min(changed, key=len)
+    if found:
+        raise ValueError(f"its header has {found[0]} = {printable(header[found[0]], 20)}, which SDSS does not write")
 
 
 def pixel_of_transformation(row: Any) -> Callable[[float, float], tuple[float, float]]:

@@ -15,7 +15,7 @@ from .checkpoint import Info
 from .dataset import Dataset
 from .errors import ArchiveError, ModelError
 from .models.family import family
-from .names import file_name
+from .names import caption, file_name, table_cell
 from .protocol import Protocol
 
 log = logging.getLogger("skyheed.train")
@@ -168,7 +168,7 @@ def _line(name: str, made: Sequence[Info]) -> str:
     end, recalls = info.metrics["at_the_end"], _recalls(info)
     untrained = "" if _trained(end) else " (untrained: not above its class prior)"
     cells = [
-        name + untrained, _shown(end, "accuracy"), _shown(end, "macro_f1"),
+        table_cell(name) + untrained, _shown(end, "accuracy"), _shown(end, "macro_f1"),
         *(_early(info, n) for n in EARLY), f"{min(recalls):.2f} to {max(recalls):.2f}" if recalls else "",
         f"{end['log_loss']:.3f}", f"{end['ece']:.3f} ({end['ece_expected']:.3f})", f"{parameters(info):,}",
         f"{operations(info)['12'] / 1e6:,.1f} M", f"{_seconds(info) / 60:.0f}",
@@ -212,7 +212,7 @@ def figure(found: Mapping[str, Sequence[Info]], path: Path) -> None:
             if str(n) in after:
                 label = f"{n} stamps" if not y else None
                 axis.plot(after[str(n)]["macro_f1"], y, mark, color=colour, ms=5, label=label)
-    axis.set_yticks(range(len(runs)), [name for name, _ in runs], fontsize=8)
+    axis.set_yticks(range(len(runs)), [caption(name) for name, _ in runs], fontsize=8)
     axis.set_xlabel("macro-F1 on confirmed test objects (68 % intervals)")
     axis.grid(axis="x", color="0.9")
     axis.legend(loc="lower right", fontsize=8, frameon=False)

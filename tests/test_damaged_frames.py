@@ -153,6 +153,24 @@ def test_other_bands_are_no_frames() -> None:
     assert frame_name(Path("frame-y-005000-3-0100.fits")) is None
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("CROTA2", 40.0), ("LONPOLE", 0.0), ("PV1_1", 1.0), ("A_ORDER", 2), ("CTYPE1", "RA---TPV"), ("CUNIT1", "rad"),
+        ("PC001001", 1.0), ("PC1_1", 1.0), ("CPDIS1", "LOOKUP"), ("CTYPE2", "RA---TAN"),
+    ],
+)  # fmt: skip
+def test_corrected_frames_that_were_changed_are_refused(tmp_path: Path, key: str, value: object) -> None:
+    """Their place on the sky is that of asTrans, which a turned or bent image no longer has."""
+    path = make_frame(tmp_path, shape=(90, 100))
+    Frame(path)
+    with fits.open(path) as parts:
+        parts[0].header[key] = value
+        parts.writeto(tmp_path / "x.fits")
+    path.write_bytes(bz2.compress((tmp_path / "x.fits").read_bytes(), 1))
+    assert key in refused(path)
+
+
 # --- the WCS of old frames -----------------------------------------------------------------------------------------
 
 

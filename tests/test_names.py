@@ -22,7 +22,7 @@ from broker.deadletter import DeadLetter
 from broker.errors import ConfigError, PacketError, Reason
 from broker.observation import Observation
 from broker.sequences import check
-from classifier import checkpoint, protocol, report
+from classifier import checkpoint, grid, protocol, report
 from classifier.archive import Archive, ArchiveObject, ArchiveWriter, stamp_rows
 from classifier.archive_convert import convert
 from classifier.errors import ArchiveError, ModelError
@@ -287,3 +287,20 @@ def test_the_card_of_a_checkpoint_is_shown_without_its_commands(tmp_path: Path) 
         shown = CliRunner().invoke(cli.skyheed, ["model", "info", str(model), *words], catch_exceptions=False).output
         assert all(line.isprintable() for line in shown.split("\n"))
         assert "owned" in shown
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "../../etc", "", "NUL", EVIL])
+def test_models_and_archives_of_any_name_are_looked_for_and_not_found(name: str) -> None:
+    with pytest.raises(ModelError, match="no model"):
+        checkpoint.resolve(name)
+    with pytest.raises(ArchiveError, match=r"no archive|not a complete archive"):
+        Archive(name)
+
+
+def test_runs_of_any_name_have_folders_of_their_own(tmp_path: Path) -> None:
+    names = ["../../evil", "/etc", "CON", "x" * 3000, "é|b", "", "."]
+    rows = "".join(f"[[run]]\nname = {json.dumps(name)}\n" for name in names)
+    (tmp_path / "grid.toml").write_text(f'[common]\narchive = "sky"\nsteps = 1\n{rows}')
+    folders = [grid._folder(row.name) for row in grid.rows(tmp_path / "grid.toml", {})]
+    assert all(map(is_plain, folders)), folders
+    assert len(set(folders)) == len(names)
