@@ -109,6 +109,9 @@ def bad_packets(limit: int, known_id: int, away_id: int) -> tuple[dict[str, tupl
         "registry down": (wire.confluent_payload(away_id, bytes(50)), Reason.REGISTRY_UNAVAILABLE),
         "wrong Avro type": (altered(good, {"ra": "string"}, ra="10.0"), Reason.WRONG_TYPE),
         "no object": (altered(good, optional, objectId=None), Reason.NO_OBJECT_ID),
+        "commands in the name": (altered(good, objectId="A\x1b]0;owned\x07\n2026 ERROR"), Reason.BAD_OBJECT_ID),
+        "another projection": (with_stamp(gzip.compress(head.replace(b"---TAN", b"---ZPN") + pixels)), Reason.BAD_FITS),
+        "turned twice": (with_stamp(gzip.compress(_card(head, "CROTA2", 30.0) + pixels)), Reason.BAD_FITS),
         "no time": (altered(good, optional, mjd=None), Reason.NO_TIME),
         "NaN coordinates": (altered(good, ra=float("nan")), Reason.BAD_POSITION),
         "unknown band": (altered(good, band="Q"), Reason.UNKNOWN_BAND),
@@ -118,6 +121,12 @@ def bad_packets(limit: int, known_id: int, away_id: int) -> tuple[dict[str, tupl
         "no FITS": (with_stamp(gzip.compress(b"no FITS" * 1000)), Reason.BAD_FITS),
         "all NaN": (with_stamp(gzip.compress(head + b"\x7f\xc0\x00\x00" * 4096)), Reason.EMPTY_STAMP),
     }, schema
+
+
+def _card(header: bytes, key: str, value: float) -> bytes:
+    """One more card in a header that has room for it."""
+    card = f"{key:<8}= {value:>20}".ljust(80).encode()
+    return header.replace(b"END".ljust(80), card + b"END".ljust(80), 1)[: len(header)]
 
 
 def hash_of(object_id: str) -> int:

@@ -77,6 +77,7 @@ def test_a_folder_that_cannot_be_is_said_before_the_work(tmp_path: Path, command
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300), tmp_path / ("x" * 250)):
         sentence = refused(*COMMANDS[command](out))
         assert str(out) in sentence
+        assert out.name != "file" or "a folder is needed" in sentence
         assert "\n" not in sentence
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
