@@ -367,7 +367,7 @@ def layout_(changes: tuple[str, ...], **given: Any) -> None:
         name, _, value = change.partition("=")
         found.change(name.strip(), value.strip())
     for name, value in found.recorded().items():
-        click.echo(f"{name:<15} {value}")
+        click.echo(printable(f"{name:<15} {value}"))
 
 
 @skyheed.group()

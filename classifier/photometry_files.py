@@ -69,6 +69,8 @@ def read_light_curve(path: str | Path, survey: str = "sdss") -> LightCurve:
     path = Path(path)
     text = tables.text_of(tables.read_bytes(path), path)
     name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    if not name.isprintable():
+        raise ArchiveError(f"{printable(path)} has characters in its name that no object's name has: rename it")
     if re.search(r"^\s*VARLIST:", text, re.MULTILINE | re.IGNORECASE):
         curve = _read_snana(text, path, name, survey)
     else:

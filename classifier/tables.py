@@ -102,7 +102,9 @@ class Sheet:
 
     def fail(self, row: int, column: Column, words: str) -> NoReturn:
         """Raise ArchiveError: file, row, column, and what is wrong there."""
-        raise ArchiveError(f"{self.path}, {self._word} {self._places[row]}, column {column.name}: {words}")
+        raise ArchiveError(
+            f"{self.path}, {self._word} {self._places[row]}, column {printable(column.name, 60)}: {words}"
+        )
 
     def place(self, row: int) -> str:
         """Where a row stands, for messages."""

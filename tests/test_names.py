@@ -23,7 +23,7 @@ from broker.errors import ConfigError, PacketError, Reason
 from broker.observation import Observation
 from broker.sequences import check
 from classifier import checkpoint, grid, protocol, report
-from classifier.archive import Archive, ArchiveObject, ArchiveWriter, stamp_rows
+from classifier.archive import CLASSES, Archive, ArchiveObject, ArchiveWriter, stamp_rows
 from classifier.archive_convert import convert
 from classifier.errors import ArchiveError, ModelError
 from classifier.names import LONGEST, caption, file_name, printable, spreadsheet_cell
@@ -304,3 +304,26 @@ def test_runs_of_any_name_have_folders_of_their_own(tmp_path: Path) -> None:
     folders = [grid._folder(row.name) for row in grid.rows(tmp_path / "grid.toml", {})]
     assert all(map(is_plain, folders)), folders
     assert len(set(folders)) == len(names)
+
+
+def test_an_evaluation_of_objects_with_any_names_stays_in_its_folder(tmp_path: Path) -> None:
+    """Pictures, pages and the screen: no name leaves the folder, ends the drawing, or commands the terminal."""
+    rng = np.random.default_rng(1)
+    with ArchiveWriter(tmp_path / "a", {"pixel": 0.396}) as writer:
+        for number, name in enumerate(["../../evil", EVIL, "$x_{", "a|b", "CON", "=1+1", "x" * 500, "é"]):
+            columns = {
+                "source_id": np.arange(4) + 10 * number, "mjd": 53600.0 + np.arange(4), "band": np.array(list("grig")),
+                "sky_noise": 30.0, "psf_fwhm": 1.2, "alert": True, "detected": True, "flux": 9.0, "flux_error": 1.0,
+            }  # fmt: skip
+            rows = stamp_rows({"stamp": rng.normal(0, 30, (4, 64, 64)).astype(np.float32)}, columns)
+            label = CLASSES[number % 4]
+            writer.add(ArchiveObject(name + EVIL, label, EVIL, True, 0.1, 10, 0, 53600, "real", "sdss"), rows)
+    words = ["-q", "evaluate", "sdss", str(tmp_path / "a"), "--split", "all", "-o", str(tmp_path / "report")]
+    result = CliRunner().invoke(cli.skyheed, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "report"]
+    page = (tmp_path / "report" / "README.md").read_text()
+    assert all(line.isprintable() for line in page.split("\n"))
+    assert "owned" in page
+    assert "\x1b" not in result.output
+    assert {p.suffix for p in (tmp_path / "report").iterdir()} == {".png", ".json", ".md"}

@@ -374,6 +374,19 @@ def test_leavings_of_other_systems_are_no_light_curves(tmp_path: Path) -> None:
         read_light_curve(folder / "pipe.csv")
 
 
+@pytest.mark.parametrize("name", ["a\x1b[2Jb.csv", "a\nb.csv", "a\u202eb.csv"])
+def test_a_file_whose_name_is_no_objects_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mjd,mag,magerr,band\n53001.5,20.0,0.1,r\n")
+    with pytest.raises(ArchiveError, match="rename it") as refused:
+        read_light_curve(tmp_path / name)
+    assert str(refused.value).isprintable()
+
+
+def test_a_columns_name_is_shown_without_its_commands(tmp_path: Path) -> None:
+    sentence = refusal(tmp_path / "t.csv", TABLE.format("").replace("RA", "R\u202eA").replace("20.001", "x"))
+    assert r"column R\u202eA: x is not a number" in sentence
+
+
 def test_sentinels() -> None:
     assert all(map(is_sentinel, (-9.0, -9.9, -99, -99.9, -99.99, -999, -999.9, -9999, 99, 99.9, 99.99, 999, 9999.99)))
     assert not any(map(is_sentinel, (9.0, 9.9, -90, 0.99, -0.9, 98.9, 100, -1, 0)))
