@@ -1,17 +1,17 @@
 #!lua flags=no-writes
--- Reads sequences of one shard, each with its revision.
--- KEYS[1]: the shard's prefix. ARGV: token model, then the objects.
--- Returns for each object {revision, headers, stamps of the groups without token, {group, token, …}}, headers and
--- stamps joined in the order of the sequence; or nothing where a part of the object is missing.
-local base, model = KEYS[1], ARGV[1]
-local GROUP = 3
+-- Reads histories of one shard for one model, each with its revision.
+-- KEYS[1]: the shard's prefix. ARGV: model's suffix, version of what it keeps, epochs that one kept thing (token)
+-- belongs to (0: none), "stamps" or "" without any, then the objects.
+-- Returns for each object {revision, headers, stamps of the epochs without token, {span, token, …}}, headers and
+-- stamps joined in the order of the history; or nothing where a part of the object is missing.
+local base, lane, version, span, wants_stamps = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == 'stamps'
 
 local function tokens_of(object, sources)
-  local tokens = base .. 'tokens:' .. object
-  if #sources < GROUP or redis.call('HGET', tokens, 'model') ~= model then return {} end
+  local tokens = base .. 'tokens' .. lane .. ':' .. object
+  if span == 0 or #sources < span or redis.call('HGET', tokens, 'model') ~= version then return {} end
   local fields = {}
-  for first = 1, #sources - GROUP + 1, GROUP do
-    fields[#fields + 1] = sources[first] .. sources[first + 1] .. sources[first + 2]
+  for first = 1, #sources - span + 1, span do
+    fields[#fields + 1] = table.concat(sources, '', first, first + span - 1)
   end
   return redis.call('HMGET', tokens, unpack(fields))
 end
@@ -24,24 +24,24 @@ local function fetch(object)
   local tokens, cached, wanted = tokens_of(object, sources), {}, {}
   for n, source in ipairs(sources) do
     if not headers[n] then return false end
-    local group = math.floor((n - 1) / GROUP)
-    local token = tokens[group + 1]
+    local at = span > 0 and math.floor((n - 1) / span) or -1
+    local token = tokens[at + 1]
     if not token then
       wanted[#wanted + 1] = source
-    elseif (n - 1) % GROUP == 0 then
-      cached[#cached + 1] = group
+    elseif (n - 1) % span == 0 then
+      cached[#cached + 1] = at
       cached[#cached + 1] = token
     end
   end
-  local stamps = #wanted > 0 and redis.call('HMGET', base .. 'stamps:' .. object, unpack(wanted)) or {}
-  for n = 1, #wanted do
+  local stamps = wants_stamps and #wanted > 0 and redis.call('HMGET', base .. 'stamps:' .. object, unpack(wanted)) or {}
+  for n = 1, wants_stamps and #wanted or 0 do
     if not stamps[n] then return false end
   end
   return {revision, table.concat(headers), table.concat(stamps), cached}
 end
 
 local found = {}
-for i = 2, #ARGV do
-  found[i - 1] = fetch(ARGV[i])
+for i = 5, #ARGV do
+  found[i - 4] = fetch(ARGV[i])
 end
 return found

@@ -44,6 +44,28 @@ local function trim(object, source)
   return own, others
 end
 
+-- The suffixes of the models that are known; one empty suffix while there is none.
+local function lanes()
+  local names = redis.call('SMEMBERS', base .. 'models')
+  if #names == 0 then return {''} end
+  for n, name in ipairs(names) do names[n] = '.' .. name end
+  return names
+end
+
+local every = lanes()
+
+local function queue_for(lane, object, meta)
+  -- an object in flight is queued again when it is settled
+  if redis.call('ZSCORE', base .. 'inflight' .. lane, object) then return end
+  local queue = redis.call('HEXISTS', meta, 'ans' .. lane) == 1 and 'due' or 'fresh'
+  -- NX: the first stamp sets the ready time, later ones do not postpone it
+  if redis.call('ZADD', base .. queue .. lane, 'NX', now + debounce, object) == 1 then
+    redis.call('SREM', base .. 'classified' .. lane, object)
+    redis.call('SREM', base .. 'declined' .. lane, object)
+    redis.call('ZREM', base .. 'unasked' .. lane, object)
+  end
+end
+
 -- A revision is Unix milliseconds, but always above the one before: it goes on rising after the object expired or
 -- the server forgot everything, so that a reader who drops older revisions drops no new answer.
 local function changed(object)
@@ -52,15 +74,7 @@ local function changed(object)
   revision = string.format('%.0f', revision)
   redis.call('HSET', meta, 'rev', revision)
   redis.call('ZADD', base .. 'touched', now, object)
-  -- an object in flight is queued again when it is settled
-  if not redis.call('ZSCORE', base .. 'inflight', object) then
-    local queue = redis.call('HEXISTS', meta, 'ans') == 1 and 'due' or 'fresh'
-    -- NX: the first stamp sets the ready time, later ones do not postpone it
-    if redis.call('ZADD', base .. queue, 'NX', now + debounce, object) == 1 then
-      redis.call('SREM', base .. 'classified', object)
-      redis.call('SREM', base .. 'declined', object)
-    end
-  end
+  for _, lane in ipairs(every) do queue_for(lane, object, meta) end
   return revision
 end
 
@@ -76,8 +90,8 @@ local function store(object, source, mjd, header, stamp)
   end
   if own and not others then return SKIPPED end
   local revision = changed(object)
-  if old then  -- tokens know a group by its source ids only
-    redis.call('DEL', base .. 'tokens:' .. object)
+  if old then  -- tokens know their epochs by their source ids only
+    for _, lane in ipairs(every) do redis.call('DEL', base .. 'tokens' .. lane .. ':' .. object) end
     redis.call('HSET', base .. 'meta:' .. object, 'data', revision)
   end
   return own and SKIPPED or STORED

@@ -5,21 +5,51 @@
 local base, ttl, limit = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- The suffixes of the models that are known; one empty suffix while there is none.
+local function lanes()
+  local names = redis.call('SMEMBERS', base .. 'models')
+  if #names == 0 then return {''} end
+  for n, name in ipairs(names) do names[n] = '.' .. name end
+  return names
+end
+
+local every = lanes()
+
+-- Takes an object out of every set and key, also out of those of release 0.1, which knew one model.
+local function remove(object)
+  for _, part in ipairs({'headers', 'stamps', 'order', 'meta', 'latest', 'history', 'tokens'}) do
+    redis.call('UNLINK', base .. part .. ':' .. object)
+  end
+  redis.call('ZREM', base .. 'touched', object)
+  for _, lane in ipairs(every) do
+    for _, part in ipairs({'latest', 'history', 'tokens'}) do
+      redis.call('UNLINK', base .. part .. lane .. ':' .. object)
+    end
+    for _, set in ipairs({'fresh', 'due', 'inflight', 'unasked'}) do
+      redis.call('ZREM', base .. set .. lane, object)
+    end
+    redis.call('HDEL', base .. 'leases' .. lane, object)
+    redis.call('SREM', base .. 'classified' .. lane, object)
+    redis.call('SREM', base .. 'declined' .. lane, object)
+  end
+end
+
+local function pending(object)
+  for _, lane in ipairs(every) do
+    for _, queue in ipairs({'fresh', 'due', 'inflight'}) do
+      if redis.call('ZSCORE', base .. queue .. lane, object) then return true end
+    end
+  end
+  return false
+end
+
 local forgotten = 0
 for _, object in ipairs(redis.call('ZRANGEBYSCORE', base .. 'touched', '-inf', now - ttl, 'LIMIT', 0, limit)) do
-  local pending = false
-  for _, queue in ipairs({'fresh', 'due', 'inflight'}) do
-    pending = pending or redis.call('ZSCORE', base .. queue, object)
-  end
-  if pending then
-    redis.call('ZADD', base .. 'touched', now, object)  -- it waits for an answer: look again after another quiet time
+  if pending(object) then
+    redis.call('ZADD', base .. 'touched', now, object)  -- it is due: look again after another quiet time
   else
-    for _, part in ipairs({'headers', 'stamps', 'order', 'meta', 'latest', 'history', 'tokens'}) do
-      redis.call('UNLINK', base .. part .. ':' .. object)
-    end
-    redis.call('ZREM', base .. 'touched', object)
-    redis.call('SREM', base .. 'classified', object)
-    redis.call('SREM', base .. 'declined', object)
+    remove(object)
     redis.call('HINCRBY', base .. 'counts', 'expired', 1)
     forgotten = forgotten + 1
   end
