@@ -3,7 +3,7 @@
 import zlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -64,28 +64,48 @@ class PartitionBooks:
 
 
 @dataclass(frozen=True)
+class ModelBooks:
+    """Objects by what became of them with one model.
+
+    Attributes:
+        classified, declined: by their last classification, where nothing is pending.
+        pending: new, due again or in flight.
+        unasked: were there before the model and have not changed since.
+    """
+
+    classified: int = 0
+    declined: int = 0
+    pending: int = 0
+    unasked: int = 0
+
+    def __add__(self, other: "ModelBooks") -> "ModelBooks":
+        return ModelBooks(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
 class ObjectBooks:
     """Objects by what became of them.
 
     Attributes:
         touched: that are kept now.
-        classified, declined: by their last answer, where nothing is pending.
-        pending: new, due again or in flight.
         expired: were quiet for too long and are forgotten.
         lost: Redis lost a part of them (evicted or deleted by hand).
+        models: by name; one without a name while none has joined.
     """
 
     touched: int = 0
-    classified: int = 0
-    declined: int = 0
-    pending: int = 0
     expired: int = 0
     lost: int = 0
+    models: Mapping[str, ModelBooks] = field(default_factory=lambda: {"": ModelBooks()})
+
+    def total(self, name: str) -> int:
+        """One of the counts of `ModelBooks`, summed over the models."""
+        return sum(getattr(own, name) for own in self.models.values())
 
     @property
     def balanced(self) -> bool:
-        """touched = classified + declined + pending, and none was lost."""
-        return self.touched == self.classified + self.declined + self.pending and not self.lost
+        """touched = classified + declined + pending + unasked for every model, and none was lost."""
+        return not self.lost and all(sum(astuple(own)) == self.touched for own in self.models.values())
 
 
 @dataclass(frozen=True)
@@ -107,8 +127,8 @@ class Books:
 
     @property
     def pending(self) -> int:
-        """Objects that wait for an answer."""
-        return self.objects.pending
+        """Objects that wait to be classified, of all models together."""
+        return self.objects.total("pending")
 
     def summary(self) -> dict[str, Any]:
         """The totals in one flat table."""
@@ -119,9 +139,9 @@ class Books:
             "skipped": sum(p.skipped.total() for p in self.partitions),
             "rejected": sum(p.rejected.total() for p in self.partitions),
             "objects": self.objects.touched,
-            "classified": self.objects.classified,
-            "declined": self.objects.declined,
-            "pending": self.objects.pending,
+            "classified": self.objects.total("classified"),
+            "declined": self.objects.total("declined"),
+            "pending": self.objects.total("pending"),
             "expired": self.objects.expired,
             "lost": self.objects.lost,
             "balanced": self.balanced,
@@ -129,7 +149,8 @@ class Books:
 
     def to_json(self) -> dict[str, Any]:
         """Totals and every partition, as plain values."""
-        return {**self.summary(), "partitions": [p.to_json() for p in self.partitions]}
+        models = {name: asdict(own) for name, own in self.objects.models.items() if name}
+        return {**self.summary(), "models": models, "partitions": [p.to_json() for p in self.partitions]}
 
     def to_text(self) -> str:
         """A table for a person, with what to look at where it does not balance."""
@@ -140,12 +161,18 @@ class Books:
             reasons: Counter[str] = sum((getattr(p, name) for p in self.partitions), Counter())
             rows += [f"  {name}: {printable(reason)} {count}" for reason, count in reasons.most_common()]
         o = self.objects
-        rows.append(
-            f"objects: {o.touched} touched, {o.classified} classified, {o.declined} declined, {o.pending} pending, "
-            f"{o.expired} expired{f', {o.lost} LOST' if o.lost else ''}"
-        )
+        rows.append(f"objects: {o.touched} touched, {o.expired} expired{f', {o.lost} LOST' if o.lost else ''}")
+        rows += [_model_row(name, own, o.touched) for name, own in o.models.items()]
         rows.append("the books balance" if self.balanced else "THE BOOKS DO NOT BALANCE")
         return "\n".join(rows)
+
+
+def _model_row(name: str, own: ModelBooks, touched: int) -> str:
+    text = f"{own.classified} classified, {own.declined} declined, {own.pending} pending"
+    if own.unasked:
+        text += f", {own.unasked} unchanged since the model joined"
+    trouble = "" if sum(astuple(own)) == touched else "  DOES NOT BALANCE"
+    return f"  {printable(name) or 'no model has joined'}: {text}{trouble}"
 
 
 _ROW = "{:<{width}} {:>10} {:>10} {:>10} {:>10} {:>10}  {}"

@@ -116,7 +116,8 @@ def _schema(settings: config.Settings) -> Line:
 def _model(settings: config.Settings) -> Line:
     from classifier.checkpoint import describe
 
-    sentence = describe(settings.work.model or settings.survey, settings.survey, settings.work.prior)
+    asked = [describe(m.model or settings.survey, settings.survey, m.prior) for m in settings.models]
+    sentence = "; ".join(asked)
     if importlib.util.find_spec("torch") is None:
         return Line("model", True, f"{sentence}; this machine has no torch, so no worker can run here")
     from classifier.serving import choose
@@ -171,17 +172,34 @@ def reading(settings: config.Settings) -> tuple[SequenceStore, schedule.DueQueue
     return store, queue, ledger
 
 
+def queues(settings: config.Settings) -> dict[str, schedule.DueQueue]:
+    """The due queue of every model; one without a name while none has joined."""
+    models = reading(settings)[0].models() or [""]
+    return {model: daemon.connect_store(settings, model)[1] for model in models}
+
+
 def _queue(settings: config.Settings) -> Line:
-    depth = reading(settings)[1].depth()
-    return Line("queue", True, ", ".join(f"{name} {count}" for name, count in depth.items()))
+    found = {model: queue.depth() for model, queue in queues(settings).items()}
+    said = [
+        _of(model) + ", ".join(f"{name} {count}" for name, count in depth.items()) for model, depth in found.items()
+    ]
+    return Line("queue", True, "; ".join(said))
 
 
 def _oldest(settings: config.Settings) -> Line:
-    age = reading(settings)[1].waiting_s()
-    if age is None:
+    ages = {model: age for model, queue in queues(settings).items() if (age := queue.waiting_s()) is not None}
+    if not ages:
         return Line("oldest", True, "nothing is due")
-    advice = "" if age < OLDEST_S else ": start more workers, or look at their logs"
-    return Line("oldest", age < OLDEST_S, f"the oldest due object has been waiting for {age:.0f} s{advice}")
+    model, age = max(ages.items(), key=lambda item: item[1])
+    advice = "" if age < OLDEST_S else f": start more workers or look at their logs; {_RETIRE}"
+    return Line("oldest", age < OLDEST_S, f"{_of(model)}the oldest due object has been waiting for {age:.0f} s{advice}")
+
+
+_RETIRE = "if no worker is to run the model any more, skyheed retire it"
+
+
+def _of(model: str) -> str:
+    return f"{model}: " if model else ""
 
 
 def _daemons(settings: config.Settings) -> Line:

@@ -161,9 +161,22 @@ def ingest(drain: bool, **given: Any) -> None:
     )
 
 
+MODELS = click.option(
+    "--model", multiple=True, metavar="MODEL", help="Checkpoint directory, or shipped weights (SURVEY/MODEL, or MODEL "
+    "of the survey); can be given several times. The survey's default otherwise."
+)  # fmt: skip
+
+
+def _models_place(given: dict[str, Any]) -> str:
+    """The setting that --model is for: one model, or several."""
+    names = list(given["model"])
+    given["model"] = names if len(names) > 1 else next(iter(names), None)
+    return "work.models" if len(names) > 1 else "work.model"
+
+
 @skyheed.command()
 @options("config", "survey", "kafka", "redis")
-@click.option("--model", metavar="PATH", help="Checkpoint; the survey's shipped weights by default.")
+@MODELS
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="cuda without a GPU stops at the start.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Arithmetic; auto asks the CPU.")
 @click.option("--threads", type=int, help="CPU threads; all cores by default.")
@@ -185,8 +198,9 @@ def work(drain: bool, **given: Any) -> None:
     """
     from . import daemon
 
-    own = ("model", "device", "precision", "threads", "prior", "batch_size", "min_stamps", "metrics_port")
+    own = ("device", "precision", "threads", "prior", "batch_size", "min_stamps", "metrics_port")
     places = {name: f"work.{name}" for name in own}
+    places["model"] = _models_place(given)
     places |= {"interval": "work.interval_s", "format_": "work.format"}
     daemon.run_work(settings_from(given, **places), drain)
 
@@ -194,7 +208,8 @@ def work(drain: bool, **given: Any) -> None:
 @skyheed.command()
 @options("config", "survey", "kafka", "redis")
 @click.option("--topic", "topics", multiple=True, metavar="NAME", help="Alert topic; one of our own by default.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the model runs.")
+@MODELS
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the models run.")
 @click.option("--data", type=click.Path(file_okay=False), help="Keep the embedded Valkey's state and the logs here.")
 def up(data: str | None, **given: Any) -> None:
     """Run everything on this machine: servers (embedded unless given), ingest and worker. Ctrl-C drains and stops.
@@ -206,8 +221,9 @@ def up(data: str | None, **given: Any) -> None:
     from . import up as stack
 
     given["topics"] = list(given["topics"]) or None
-    settings = settings_from(given, topics="ingest.topics", device="work.device")
-    stack.run(settings, settings_path=given.get("config"), data=data)
+    models = list(given["model"])
+    settings = settings_from(given, topics="ingest.topics", device="work.device", model=_models_place(given))
+    stack.run(settings, settings_path=given.get("config"), data=data, models=models)
 
 
 # --- in and out ----------------------------------------------------------------------------------------------------
@@ -342,12 +358,34 @@ def object_(object_id: str, **given: Any) -> None:
     from . import records
 
     store = health.reading(settings_from(given))[0]
-    latest = store.latest(object_id)
-    if latest is None:
+    models = store.models() or [""]
+    found = {model: latest for model in models if (latest := store.latest(object_id, model)) is not None}
+    if not found:
         raise click.ClickException(f"nothing is known of {printable(object_id)}")
-    click.echo(json.dumps(records.decode(latest).to_json(), indent=2))
-    for line in store.history(object_id):
-        click.echo(printable(line))
+    for model, latest in found.items():
+        if len(found) > 1:
+            click.echo(f"# {printable(model)}")
+        click.echo(json.dumps(records.decode(latest).to_json(), indent=2))
+        for line in store.history(object_id, model):
+            click.echo(printable(line))
+
+
+@skyheed.command()
+@options("config", "survey", "redis")
+@click.argument("model")
+def retire(model: str, **given: Any) -> None:
+    """Forget a model that no worker runs any more: its queue, its books and its classifications in Redis.
+
+    What it published stays on its topic.
+
+    \b
+    Example:  skyheed retire convention --survey ztf
+    """
+    from . import check as health
+
+    if not health.reading(settings_from(given))[0].retire(model):
+        raise click.ClickException(f"no model {printable(model)} has joined: skyheed audit lists those that have")
+    click.echo(f"{printable(model)} is retired")
 
 
 @skyheed.command("layout")

@@ -22,7 +22,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from . import rules
 from .errors import ConfigError
@@ -67,15 +67,25 @@ class IngestSettings:
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    model: str = ""  # checkpoint directory, or shipped weights: SURVEY, SURVEY/MODEL, MODEL of the survey
+    name: str = ""  # among the survey's models, in topics, keys and metrics; empty: as the model is called
+    prior: str = ""  # class prior of the stream, as "906,1988,3225,2130"; empty: the checkpoint's
+    topic: str = ""  # empty: topics.classifications for the first model, that and .<name> for others
+    backlog: bool = False  # a model that joins others also classifies the objects that are there already
+
+
+@dataclass(frozen=True)
 class WorkSettings:
-    model: str = ""  # checkpoint path; empty: the shipped weights of the survey
+    model: str = ""  # as in [[work.models]], for one model
     device: str = "auto"
     precision: str = "auto"
     threads: int = 0  # 0: all cores
     batch_size: int = 64
     interval_s: float = 0.5  # look for due objects at least this often; at once when a batch is full
     lease_s: float = 120.0  # a claimed object returns to the queue after this long
-    prior: str = ""  # how often the classes occur in the stream, as "906,1988,3225,2130"; empty: as the checkpoint says
+    prior: str = ""  # of that model
+    models: tuple[ModelSettings, ...] = ()  # [[work.models]], for several
     min_stamps: int = 0  # fewer are declined (too_few_stamps); 0: as few as the model needs
     format: str = "avro"  # avro or elasticc
     metrics_port: int = 0
@@ -129,6 +139,16 @@ class Settings:
         return self.topics.classifications or f"{self.topics.prefix}.classifications.{self.survey}"
 
     @property
+    def models(self) -> tuple[ModelSettings, ...]:
+        """The models that a worker runs."""
+        return self.work.models or (ModelSettings(self.work.model, prior=self.work.prior),)
+
+    def topic_of(self, number: int, name: str) -> str:
+        """Where the classifications of the model of that place go."""
+        own = self.models[number].topic
+        return own or (self.classification_topic if not number else f"{self.classification_topic}.{name}")
+
+    @property
     def dead_letter_topic(self) -> str:
         return self.topics.dead_letters or f"{self.topics.prefix}.deadletter.{self.survey}"
 
@@ -136,6 +156,7 @@ class Settings:
     def outputs(self) -> Outputs:
         """The topics that skyheed writes, which hold no alerts."""
         own = tuple(name for name in (self.topics.classifications, self.topics.dead_letters) if name)
+        own += tuple(model.topic for model in self.work.models if model.topic)
         return Outputs(("skyheed", self.topics.prefix), own)
 
     @property
@@ -274,7 +295,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if get_origin(kind) is Mapping:
         return _options(value, where)
     if get_origin(kind) is tuple:
-        return _names(value, where)
+        part = get_args(kind)[0]
+        return _tables(part, value, where) if is_dataclass(part) else _names(value, where)
     return _scalar(kind, value, where)
 
 
@@ -288,6 +310,14 @@ def _options(value: Any, where: str) -> dict[str, str]:
             raise ConfigError(f'{where}.{key}: write librdkafka options quoted, as in "{key}.{next(iter(item), "")}"')
         flat[key] = str(item).lower() if isinstance(item, bool) else str(item)
     return flat
+
+
+def _tables(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
+    """[[where]] of a file; names alone from the command line."""
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{where} is a list of tables: write [[{where}]]")
+    tables = [{"model": item} if isinstance(item, str) else item for item in value]
+    return tuple(_convert(kind, item, f"{where}[{n}]") for n, item in enumerate(tables))
 
 
 def _names(value: Any, where: str) -> tuple[str, ...]:

@@ -1,10 +1,13 @@
 """Puts the stages in order: builds the daemons from settings and runs them until a signal or the end of a drain."""
 
+import contextlib
 import itertools
 import logging
 import signal
 import threading
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -14,6 +17,7 @@ from .connection import check_options
 from .errors import ConfigError
 from .ingest import Ingest, Intake
 from .ledger import Ledger
+from .rules import LONGEST_MODEL_NAME
 from .schedule import DueQueue
 from .sequences import SequenceStore
 from .surveys import Survey, load_survey
@@ -21,6 +25,8 @@ from .wire import Decoder, SchemaSource
 
 if TYPE_CHECKING:
     from classifier.models.base import Model
+
+    from .worker import Worker
 
 log = logging.getLogger("skyheed.daemon")
 MILLISECONDS_A_DAY = 86_400_000
@@ -79,11 +85,12 @@ def alert_topics(settings: config.Settings) -> list[str]:
 
 
 def connect_store(
-    settings: config.Settings, agreement: layout.Agreement | None = None
+    settings: config.Settings, model: str = "", agreement: layout.Agreement | None = None
 ) -> tuple[SequenceStore, DueQueue, Ledger]:
     """The three views of the state in Redis.
 
     Args:
+        model: whose queue.
         agreement: what has to agree with the other daemons; looked at with every new connection.
     """
     client = state.connect_as(settings.redis)
@@ -97,7 +104,7 @@ def connect_store(
         ttl_s=settings.redis.ttl_days * 86_400,
         debounce_s=settings.ingest.debounce_s,
     )
-    queue = DueQueue(client, settings.survey, shards=settings.redis.shards)
+    queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=model)
     return (
         store,
         queue,
@@ -117,7 +124,7 @@ def make_intake(settings: config.Settings, publisher: kafka.Publisher) -> Intake
     decoder = Decoder(
         survey.reader_schema, schemas=schema_source(settings), max_packet_bytes=settings.ingest.max_packet_bytes
     )
-    store, _, ledger = connect_store(settings, layout.of_ingest(settings.redis, survey))
+    store, _, ledger = connect_store(settings, agreement=layout.of_ingest(settings.redis, survey))
     return Intake(survey, decoder, store, ledger, deadletter.DeadLetters(publisher, settings.dead_letter_topic))
 
 
@@ -132,12 +139,10 @@ def own_topics(settings: config.Settings) -> dict[str, dict[str, str]]:
     return topics
 
 
-def prepare_topics(settings: config.Settings, stop: threading.Event) -> None:
-    """Create what is missing of `own_topics`, waiting for Kafka if it is away."""
-    topics = settings.topics
-    patience.patiently(
-        lambda: kafka.ensure_topics(settings.kafka, own_topics(settings), topics.partitions, topics.replication), stop
-    )
+def prepare_topics(settings: config.Settings, stop: threading.Event, more: Sequence[str] = ()) -> None:
+    """Create what is missing of `own_topics` and of `more` topics of classifications; waits for Kafka if it is away."""
+    topics, wanted = settings.topics, {**own_topics(settings), **dict.fromkeys(more, CLASSIFICATION_TOPIC)}
+    patience.patiently(lambda: kafka.ensure_topics(settings.kafka, wanted, topics.partitions, topics.replication), stop)
 
 
 def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
@@ -177,58 +182,134 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
 
     Raises:
         SkyheedError, Stopped: as `run_ingest`.
-        ClassifierError: the model does not load or does not run here.
+        ClassifierError: a model does not load or does not run here.
     """
-    from classifier.serving import load  # torch takes seconds: only this verb pays
-
-    from .worker import Pace, Worker
+    from .worker import run_all  # torch takes seconds: only this verb pays
 
     stop = stop_on_signal()
-    survey = survey_of(checked(settings))
+    checked(settings)
+    models = load_models(settings)
+    measured = metrics.WorkMetrics(settings.survey)
+    metrics.serve(measured, settings.work.metrics_port)  # before the first wait, which must show
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patience.observed(measured))
+        stack.enter_context(patience.to_the_end(drain))
+        publishers = [stack.enter_context(kafka.Publisher(settings.kafka)) for _ in models]
+        prepare_topics(settings, stop, [served.topic for served in models])
+        patience.patiently(connect_store(settings)[2].ping, stop)
+        workers = [
+            make_worker(settings, served, publisher, measured, stop)
+            for served, publisher in zip(models, publishers, strict=True)
+        ]
+        own = state.connect_as(settings.redis)
+        looks = [_depth_of(own, settings, served.name, measured) for served in models]
+        alive = pulse.Pulse(own, settings.survey, "work", measured, looks, publishers[0].connection.away)
+        with pulse.beating(alive):
+            return run_all(workers, stop, drain)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that a worker runs.
+
+    Attributes:
+        name: among the survey's models.
+        shared: whether others of them publish to the topic as well.
+        backlog: whether it also classifies the objects that are there when it joins.
+    """
+
+    name: str
+    model: "Model"
+    topic: str
+    shared: bool
+    backlog: bool
+
+
+def load_models(settings: config.Settings) -> list[ServedModel]:
+    """The models of the settings, ready to compute.
+
+    Raises:
+        ClassifierError: one does not load or does not run here.
+        ConfigError: two have the same name, or one cannot take what ingest keeps.
+    """
+    survey = survey_of(settings)
+    loaded = [_load_model(settings, survey, asked) for asked in settings.models]
+    names = [
+        asked.name or model_name(asked.model or settings.survey, model)
+        for asked, model in zip(settings.models, loaded, strict=True)
+    ]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two models are called {twice[0]}: give one of them another name in [[work.models]]")
+    topics = [settings.topic_of(number, name) for number, name in enumerate(names)]
+    for name, topic, model in zip(names, topics, loaded, strict=True):
+        info = model.info
+        log.info("work model=%s topic=%s: %s %s, %s", name, topic, info.name, info.version, model.chosen)
+    return [
+        ServedModel(name, model, topic, topics.count(topic) > 1, asked.backlog)
+        for name, model, topic, asked in zip(names, loaded, topics, settings.models, strict=True)
+    ]
+
+
+def _load_model(settings: config.Settings, survey: Survey, asked: config.ModelSettings) -> "Model":
+    from classifier.serving import load
+
     work = settings.work
     model = load(
-        work.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
-        threads=work.threads or None, prior=work.prior, fewest=work.min_stamps or None,
+        asked.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
+        threads=work.threads or None, prior=asked.prior, fewest=work.min_stamps or None,
     )  # fmt: skip
     check_fit(settings, survey, model)
-    log.info("work survey=%s model=%s %s %s", settings.survey, model.info.name, model.info.version, model.chosen)
     model.warm_up(work.batch_size)
+    return model
+
+
+def model_name(asked: str, model: "Model") -> str:
+    """What a model is called among the survey's: as in SURVEY/MODEL, or as its checkpoint says."""
+    from classifier.checkpoint import shipped_name
+
+    name = shipped_name(asked, model.info.surveys) or str(model.info.name)
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)
+    return cleaned[:LONGEST_MODEL_NAME] or "model"
+
+
+def make_worker(
+    settings: config.Settings, served: ServedModel, publisher: kafka.Publisher, measured: metrics.WorkMetrics,
+    stop: threading.Event,
+) -> "Worker":  # fmt: skip
+    """The worker of one model, which joins the survey's models."""
+    from .worker import Output, Pace, Worker
+
+    agreement = layout.of_worker(settings.redis, served.model.info.bands)
+    store, queue, _ = connect_store(settings, served.name, agreement)
+    left = patience.patiently(lambda: store.join(served.name, served.backlog), stop)
+    if left:
+        log.info("model %s: %d objects that were there before it are due for it once they change", served.name, left)
+    output = Output(
+        served.name, served.topic, output_form(settings, served.topic), provenance_of(served.model), served.shared
+    )
+    work = settings.work
     pace = Pace(work.batch_size, work.interval_s, work.lease_s)
-    measured = metrics.WorkMetrics(settings.survey)
-    metrics.serve(measured, work.metrics_port)  # before the first wait, which must show
-    with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
-        prepare_topics(settings, stop)
-        store, queue, ledger = connect_store(settings, layout.of_worker(settings.redis, model.info.bands))
-        patience.patiently(ledger.ping, stop)
-        worker = Worker(
-            settings.survey, queue, store, model, publisher, settings.classification_topic,
-            output_form(settings), provenance_of(model), measured, pace,
-        )  # fmt: skip
-        own = state.connect_as(settings.redis)
-        seen = DueQueue(own, settings.survey, shards=settings.redis.shards)
-        alive = pulse.Pulse(
-            own, settings.survey, "work", measured, [lambda: measured.queue(seen.depth())], publisher.connection.away
-        )
-        with pulse.beating(alive):
-            return worker.run(stop, drain)
+    return Worker(settings.survey, queue, store, served.model, publisher, output, measured, pace)
+
+
+def _depth_of(
+    client: state.Client, settings: config.Settings, name: str, measured: metrics.WorkMetrics
+) -> Callable[[], None]:
+    queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=name)
+    return lambda: measured.queue(name, queue.depth())
 
 
 def check_fit(settings: config.Settings, survey: Survey, model: "Model") -> None:
     """Refuse a model that cannot take what ingest keeps.
 
     Raises:
-        ConfigError: it does not know a band, or takes shorter sequences.
+        ConfigError: it does not know a band.
     """
     info = model.info
     if unknown := set(survey.bands) - set(info.bands):
         raise ConfigError(
             f"the model {info.name} does not know band {', '.join(sorted(unknown))}: "
             f'set ingest.bands = "{"".join(b for b in survey.bands if b in info.bands)}"'
-        )
-    if settings.redis.max_stamps > info.max_stamps:
-        raise ConfigError(
-            f"the model {info.name} takes {info.max_stamps} stamps, but sequences grow to {settings.redis.max_stamps}: "
-            f"set redis.max_stamps = {info.max_stamps}"
         )
 
 
@@ -251,13 +332,13 @@ def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
     return counts
 
 
-def output_form(settings: config.Settings) -> records.Form:
+def output_form(settings: config.Settings, topic: str) -> records.Form:
     """How a classification is published: container, Confluent wire where a registry is set, or ELAsTiCC."""
     if settings.work.format == "elasticc":
         return records.Form(records.encode_elasticc, False)
     registry = settings.registry
     if registry.output_url:
-        subject = f"{settings.classification_topic}-value"
+        subject = f"{topic}-value"
         schema_id = records.register(registry.output_url, subject, registry.user, registry.password)
         return records.Form(lambda record, datum: records.encode_wire(record, schema_id, datum), False)
     return records.Form(records.encode, True)

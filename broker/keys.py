@@ -8,20 +8,29 @@ sh:{survey:shard}:        of an object, until it was quiet for redis.ttl_days an
     headers:<object>      hash    source id (8 bytes, big endian) -> packed header (`sequences.HEADER`)
     stamps:<object>       hash    source id -> float16 [32, 32]
     order:<object>        zset    source id by MJD; equal MJDs by source id, which is the order of its bytes
-    meta:<object>         hash    rev, ans, data: revision now, last answered, last in which a stored stamp was replaced
-    latest:<object>       string  last classification
-    history:<object>      list    one line for each answer, oldest first, bounded
-    tokens:<object>       hash    "model" -> token model, 3 neighbouring source ids (24 bytes) -> token
-                          of the queue
-    fresh, due            zset    waiting objects by ready time (Unix ms), fresh: never answered; until claimed
-    inflight, leases      zset, hash  claimed objects by the end of their lease (Unix ms), and its token; until settled
+    meta:<object>         hash    rev, data, ans.<model>: revision now, last in which a stored stamp was replaced, last
+                                  classified
+                          of an object and a model, as long
+    latest.<model>:<object>   string  last classification
+    history.<model>:<object>  list    one line for each classification, oldest first, bounded
+    tokens.<model>:<object>   hash    "model" -> version of what it keeps, the source ids of neighbouring epochs
+                                      (8 bytes each) -> what it keeps of them
+                          of a model's queue
+    fresh.<model>, due.<model>       zset  waiting objects by ready time (Unix ms), fresh: never classified; until
+                                           they are claimed
+    inflight.<model>, leases.<model> zset, hash  claimed objects by the end of their lease (Unix ms), and its token;
+                                           until they are settled
                           of the books
+    models                set     that classify the survey's objects, until they are retired
     touched               zset    objects kept, by the time of their last new stamp (Unix ms)
-    classified, declined  set     those of them that are not pending, by their last answer
+    classified.<model>, declined.<model>  set  those of them that are not pending, by their last classification
+    unasked.<model>       zset    those that were there before the model and have not changed since
     counts                hash    expired, lost: objects removed; for ever
     waited                string  how often replicas were waited for in this hash tag (redis.wait_replicas); for ever
     segments              set     "<partition>:<segment>" of the bitmaps below, as long as those
     stored:<partition>:<segment>, duplicate:…  string  a bit for each offset; until folded, and redis.books_days more
+    Without any model the names end before the dot; so did those of release 0.1, which knew one. The first model that
+    joins takes them over (join.lua), what release 0.1 said of an object is read, and its tokens are not.
 sh:{survey|partition}:
     <mark>:<segment>      string  a bit for each offset; until folded, and redis.books_days more
     segments              set     the segments of these bitmaps, as long as those
@@ -36,11 +45,13 @@ sh:{survey}:
                           it ends, or was silent for ten minutes (pulse.py)
 """
 
+from collections.abc import Iterable
 from zlib import crc32
 
 # One bitmap covers this many offsets: 128 kB when full.
 SEGMENT_BITS = 2**20
 OBJECT_PARTS = ("headers", "stamps", "order", "meta", "latest", "history", "tokens")
+MODEL_PARTS = ("latest", "history", "tokens")
 
 
 def shard_of(object_id: str, shards: int) -> int:
@@ -67,10 +78,16 @@ class Keys:
         """What all keys of a shard begin with."""
         return f"sh:{{{self.survey}:{shard}}}:"
 
+    @staticmethod
+    def lane(model: str) -> str:
+        """What the names of a model's own keys end with, before the object."""
+        return f".{model}" if model else ""
+
     def partition(self, partition: str) -> str:
         """What all keys of a partition's books begin with."""
         return f"sh:{{{self.survey}|{partition}}}:"
 
-    def of_object(self, object_id: str, shard: int) -> list[str]:
+    def of_object(self, object_id: str, shard: int, models: Iterable[str] = ()) -> list[str]:
         """Every key that an object may have to itself."""
-        return [f"{self.shard(shard)}{part}:{object_id}" for part in OBJECT_PARTS]
+        parts = [*OBJECT_PARTS, *(part + self.lane(model) for model in models for part in MODEL_PARTS)]
+        return [f"{self.shard(shard)}{part}:{object_id}" for part in parts]

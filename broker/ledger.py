@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .books import Books, ObjectBooks, PartitionBooks, count, ones, pack_known, union, unpack_known
+from .books import Books, ModelBooks, ObjectBooks, PartitionBooks, count, ones, pack_known, union, unpack_known
 from .errors import ConfigError
 from .keys import SEGMENT_BITS, Keys
 from .state import Client
@@ -235,8 +235,13 @@ class Ledger:
 
     def _objects(self) -> ObjectBooks:
         replies = self._client.call("objects", [(self._keys.shard(shard),) for shard in range(self._shards)])
-        touched, classified, declined, fresh, due, in_flight, expired, lost = map(sum, zip(*replies, strict=True))
-        return ObjectBooks(touched, classified, declined, fresh + due + in_flight, expired, lost)
+        touched, expired, lost = (sum(column) for column in zip(*(reply[0] for reply in replies), strict=True))
+        models: dict[str, ModelBooks] = defaultdict(ModelBooks)
+        for name, classified, declined, fresh, due, in_flight, unasked in (m for reply in replies for m in reply[1:]):
+            models[name.decode()] += ModelBooks(classified, declined, fresh + due + in_flight, unasked)
+        if len(models) > 1:
+            models.pop("", None)  # a shard in which no model has joined yet
+        return ObjectBooks(touched, expired, lost, dict(sorted(models.items())))
 
 
 def _by_reason(outcome: str, marks: Iterable[Mark]) -> dict[tuple[str, str], list[int]]:

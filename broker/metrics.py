@@ -116,19 +116,21 @@ class WorkMetrics(_Metrics):
 
     def __init__(self, survey: str) -> None:
         super().__init__(survey)
-        self._classified = self._counter("classifications", "objects classified, by their top class", "class")
-        self._declined = self._counter("declined", "objects not classified", "reason")
-        self._settled = self._counter("answers", "answers by what became of them", "outcome")
+        self._classified = self._counter("classifications", "objects classified, by their top class", "model", "class")
+        self._declined = self._counter("declined", "objects not classified", "model", "reason")
+        self._settled = self._counter("answers", "answers by what became of them", "model", "outcome")
         self._latency = self._histogram(
             "alert_to_classification_seconds",
-            "from the newest alert's Kafka time to its published answer",
+            "from the newest alert's Kafka time to its published classification",
             LATENCY_S,
+            "model",
         )
-        self._stage = self._histogram("work_batch_seconds", "time of one batch in each stage", BATCH_S, "stage")
-        self._queue = self._gauge("queue_objects", "objects in the due queue", "state")
+        self._stage = self._histogram("work_batch_seconds", "time of one batch by stage", BATCH_S, "model", "stage")
+        self._queue = self._gauge("queue_objects", "objects in the due queue", "model", "state")
 
     def batch(
         self,
+        model: str,
         records: Iterable[Classification],
         counts: Mapping[str, int],
         fetch: float,
@@ -137,24 +139,24 @@ class WorkMetrics(_Metrics):
         depth: Mapping[str, int],
     ) -> None:
         """One published batch: its records, outcomes by name, seconds of each stage, objects due by state."""
-        latency = self._latency.labels(self._survey)
+        latency = self._latency.labels(self._survey, model)
         for record in records:
             if record.status is Status.CLASSIFIED:
-                self._classified.labels(self._survey, record.top_class).inc()
+                self._classified.labels(self._survey, model, record.top_class).inc()
             else:
-                self._declined.labels(self._survey, record.reason).inc()
+                self._declined.labels(self._survey, model, record.reason).inc()
             # answered at classified_ms, but out only after the delivery report
             latency.observe(max(0.0, (record.classified_ms - record.kafka_ms) / 1000 + publish))
         for outcome, number in counts.items():
-            self._settled.labels(self._survey, outcome).inc(number)
+            self._settled.labels(self._survey, model, outcome).inc(number)
         for stage, seconds in (("fetch", fetch), ("classify", classify), ("publish", publish)):
-            self._stage.labels(self._survey, stage).observe(seconds)
-        self.queue(depth)
+            self._stage.labels(self._survey, model, stage).observe(seconds)
+        self.queue(model, depth)
 
-    def queue(self, depth: Mapping[str, int]) -> None:
-        """Objects in the due queue, by state."""
+    def queue(self, model: str, depth: Mapping[str, int]) -> None:
+        """Objects in a model's due queue, by state."""
         for state, objects in depth.items():
-            self._queue.labels(self._survey, state).set(objects)
+            self._queue.labels(self._survey, model, state).set(objects)
 
 
 def serve(metrics: _Metrics, port: int, host: str = "") -> int:

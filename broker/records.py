@@ -34,7 +34,7 @@ from .config import redacted_url
 from .errors import ServiceError, ServiceUnavailable, StreamError
 from .observation import BANDS
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 BROKER_NAME = "skyheed"
 NOT_CLASSIFIED_ID = 300  # ELAsTiCC taxonomy: NotClassified
 REGISTRY_S = 10.0
@@ -56,6 +56,15 @@ class ClassProbability:
     name: str
     taxonomy_id: int
     probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A further number of the model, with its 1-sigma error."""
+
+    name: str
+    value: float
+    error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,8 @@ class Classification:
     kafka_ms: int
     ingest_ms: int
     classified_ms: int
+    model: str = ""
+    estimates: tuple[Estimate, ...] = ()
 
     @classmethod
     def of(
@@ -112,6 +123,8 @@ class Classification:
         reason: str | None,
         provenance: Provenance,
         classified_ms: int,
+        model: str = "",
+        estimates: Mapping[str, tuple[float, float]] | None = None,
     ) -> "Classification":
         """The record for one object.
 
@@ -120,6 +133,8 @@ class Classification:
                 (index into `BANDS`), flags, ra, dec (degrees), kafka_ms, ingest_ms, source_id.
             probabilities: (class, ELAsTiCC id, probability) of every class, or None if the object is declined.
             reason: why it is declined.
+            model: its name among those that classify the survey's objects.
+            estimates: further numbers, name -> (value, 1-sigma error).
         """
         answer = _normalised(probabilities)
         if probabilities is not None and not answer:
@@ -128,7 +143,7 @@ class Classification:
         newest, trigger = header[-1], header[_last_ingested(header)]
         bands, counts = np.unique(header["band"], return_counts=True)
         return cls(
-            classification_id=classification_id(survey, object_id, header["source_id"], provenance),
+            classification_id=classification_id(survey, object_id, header["source_id"], provenance, model),
             survey=survey,
             object_id=object_id,
             revision=int(revision),
@@ -152,16 +167,19 @@ class Classification:
             kafka_ms=int(trigger["kafka_ms"]),
             ingest_ms=int(trigger["ingest_ms"]),
             classified_ms=classified_ms,
+            model=model,
+            estimates=tuple(Estimate(name, *numbers) for name, numbers in (estimates or {}).items()),
         )
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Classification":
         """From a decoded record; fields that this version does not know are left out."""
-        known = {name: record[name] for name in _FIELDS}
+        known = {name: record[name] for name in _FIELDS if name in record}
         known |= {name: _ms(record[name]) for name in _TIMES}
         known["status"] = Status(record["status"])
         known["probabilities"] = tuple(ClassProbability(**p) for p in record["probabilities"])
         known["sources"] = tuple(record["sources"])
+        known["estimates"] = tuple(Estimate(**e) for e in record.get("estimates", ()))
         known["provenance"] = Provenance(**record["provenance"])
         return cls(**known)
 
@@ -172,6 +190,7 @@ class Classification:
             {"name": p.name, "taxonomy_id": p.taxonomy_id, "probability": p.probability} for p in self.probabilities
         ]
         plain["sources"] = list(self.sources)
+        plain["estimates"] = [{"name": e.name, "value": e.value, "error": e.error} for e in self.estimates]
         plain["provenance"] = asdict(self.provenance)
         return plain
 
@@ -230,9 +249,11 @@ class Classification:
 _FIELDS = tuple(f.name for f in fields(Classification))
 
 
-def classification_id(survey: str, object_id: str, source_ids: NDArray[Any], provenance: Provenance) -> str:
+def classification_id(
+    survey: str, object_id: str, source_ids: NDArray[Any], provenance: Provenance, model: str = ""
+) -> str:
     """32 hex digits of what was asked (an object, its set of sources) and of which model; nothing else goes in."""
-    names = [survey, object_id, provenance.weights_digest, provenance.preprocessing]
+    names = [survey, object_id, model, provenance.model_version, provenance.weights_digest, provenance.preprocessing]
     sources = np.sort(np.asarray(source_ids, "<u8"))
     return hashlib.sha256(json.dumps(names).encode() + b"\n" + sources.tobytes()).hexdigest()[:32]
 
@@ -402,9 +423,21 @@ def _header() -> tuple[bytes, bytes]:
 
 @functools.cache
 def _fingerprint() -> bytes:
+    return _fingerprint_of(_schema())
+
+
+def _fingerprint_of(schema: Schema) -> bytes:
     # Avro specification, "Single object encoding": CRC-64-AVRO of the canonical form, little-endian
-    digest = fastavro.schema.fingerprint(to_parsing_canonical_form(_schema()), "CRC-64-AVRO")
-    return bytes.fromhex(digest)
+    return bytes.fromhex(fastavro.schema.fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
+
+
+@functools.cache
+def _released() -> dict[bytes, Schema]:
+    """Earlier minor versions by their fingerprint: what an earlier release left in Redis."""
+    folder = files("schemas").joinpath("classification", "v1", "released")
+    texts = [path.read_text() for path in folder.iterdir() if path.name.endswith(".avsc")]
+    schemas = [_parse(_bare(json.loads(text), logical=False)) for text in texts]
+    return {_fingerprint_of(schema): schema for schema in schemas}
 
 
 def _text(data: bytes) -> bytes:
@@ -430,6 +463,8 @@ def _datum(record: Classification) -> bytes:
 def _decode(payload: bytes, writer_schema: Callable[[int], Schema] | None) -> Mapping[str, Any]:
     if payload.startswith(_SINGLE + _fingerprint()):
         return _read(payload[10:], _schema())
+    if payload.startswith(_SINGLE) and (released := _released().get(payload[2:10])):
+        return _read(payload[10:], released)
     if payload.startswith(_WIRE) and len(payload) > 5:
         found = writer_schema(struct.unpack(">I", payload[1:5])[0]) if writer_schema else _schema()
         return _read(payload[5:], found)

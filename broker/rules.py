@@ -16,6 +16,7 @@ DAY_S = 86_400.0
 LARGEST_BYTES = 2**30
 LARGEST_MESSAGE = 64 * 2**20  # what our own topics take
 LONGEST_GROUP = 249
+LONGEST_MODEL_NAME = 48
 Rule = tuple[bool, str]
 
 # What our promises rest on: librdkafka would take another value, and ours would overrule it in silence.
@@ -33,7 +34,7 @@ def check(settings: "Settings") -> None:
     Raises:
         ConfigError: the first of them.
     """
-    rules = (_state_rules, _server_rules, _batch_rules, _stream_rules, _topic_rules, _registry_rules)
+    rules = (_state_rules, _server_rules, _batch_rules, _stream_rules, _topic_rules, _model_rules, _registry_rules)
     for good, sentence in (*(r for find in rules for r in find(settings)), *_work_rules(settings.work)):
         if not good:
             raise ConfigError(sentence)
@@ -126,6 +127,24 @@ def _topic_rules(settings: "Settings") -> Iterator[Rule]:
             yield not internal(name), f"topics.{key}: names that begin with __ are Kafka's own"
     own = [settings.classification_topic, settings.dead_letter_topic, settings.alert_topic]
     yield len(set(own)) == len(own), "topics.classifications, topics.dead_letters and our alert topic must differ"
+
+
+def _model_rules(settings: "Settings") -> Iterator[Rule]:
+    work = settings.work
+    both = "work.model and work.prior are for one model, [[work.models]] for several: give either"
+    yield not (work.models and (work.model or work.prior)), both
+    for model in work.models:
+        if model.topic:
+            check_name(model.topic, "work.models.topic")
+        if model.name:
+            yield not model_name_fault(model.name), f"work.models.name: {model_name_fault(model.name)}"
+
+
+def model_name_fault(name: str) -> str:
+    """Why a model cannot be called so; empty if it can."""
+    if 0 < len(name) <= LONGEST_MODEL_NAME and all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
+        return ""
+    return f"a model's name has 1 to {LONGEST_MODEL_NAME} letters, digits, - and _, not {name!r}"
 
 
 def _registry_rules(settings: "Settings") -> Iterator[Rule]:

@@ -1,7 +1,8 @@
-"""The due queue: objects that wait for an answer, claimed under leases and never popped.
+"""The due queue: objects that wait to be classified, claimed under leases and never popped.
 
-A claimed object is in flight until it is settled (`SequenceStore.settle`) or released, or until its lease is over and
-the next claim of anyone returns it. Times are the server's.
+Every model has a queue of its own, so that a slow one makes no other late. A claimed object is in flight until it is
+settled (`SequenceStore.settle`), or until its lease is over and the next claim of anyone returns it. Times are the
+server's.
 """
 
 import uuid
@@ -15,7 +16,6 @@ from .state import Claim, Client
 __all__ = ["Claim", "DueQueue"]
 
 OLDER_SHARE = 0.25  # of a claim is for objects that were answered before, while such wait: no kind starves the other
-WAITING = ("fresh", "due")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,16 @@ class _Ready:
 
 
 class DueQueue:
-    """The queue of one survey; any number of workers may share it."""
+    """The queue of one model of a survey; any number of workers may share it.
 
-    def __init__(self, client: Client, survey: str, *, shards: int = 16) -> None:
+    Args:
+        model: "" while no model has joined (`SequenceStore.join`).
+    """
+
+    def __init__(self, client: Client, survey: str, *, shards: int = 16, model: str = "") -> None:
         self._client = client
         keys = Keys(survey)
+        self._lane = keys.lane(model)
         self._bases = [keys.shard(shard) for shard in range(shards)]
         self._owed = 0.0  # seats of older objects, carried over from claim to claim
 
@@ -48,27 +53,18 @@ class DueQueue:
         due_of = _share(due, [r.due for r in by_age])
         lease = uuid.uuid4().hex
         wanted = [(r.shard, f, d) for r, f, d in zip(by_age, fresh_of, due_of, strict=True) if f or d]
-        calls = [(self._bases[shard], lease, round(lease_s * 1000), f, d) for shard, f, d in wanted]
+        calls = [(self._bases[shard], self._lane, lease, round(lease_s * 1000), f, d) for shard, f, d in wanted]
         return [
             Claim(name.decode(), shard, lease)
             for (shard, _, _), names in zip(wanted, self._client.call("claim", calls), strict=True)
             for name in names
         ]
 
-    def release(self, claims: Sequence[Claim]) -> int:
-        """Give objects back, ready at once; returns how many were still ours."""
-        groups = self._by_shard(claims)
-        calls = [
-            (self._bases[shard], *(word for n in members for word in (claims[n].object_id, claims[n].lease)))
-            for shard, members in groups.items()
-        ]
-        return int(sum(self._client.call("release", calls)))
-
     def still_held(self, claims: Sequence[Claim]) -> list[bool]:
         """For each claim whether its object is still ours."""
         groups = self._by_shard(claims)
         commands = [
-            ("HMGET", f"{self._bases[shard]}leases", *(claims[n].object_id for n in members))
+            ("HMGET", f"{self._bases[shard]}leases{self._lane}", *(claims[n].object_id for n in members))
             for shard, members in groups.items()
         ]
         held = [False] * len(claims)
@@ -84,7 +80,7 @@ class DueQueue:
     def depth(self) -> dict[str, int]:
         """Pending objects: `new` were never answered, `due` were, `in_flight` are claimed."""
         names = ("fresh", "due", "inflight")
-        counts = self._client.run([("ZCARD", base + name) for name in names for base in self._bases])
+        counts = self._client.run([("ZCARD", base + name + self._lane) for name in names for base in self._bases])
         width = len(self._bases)
         new, due, in_flight = (sum(counts[n * width : (n + 1) * width]) for n in range(len(names)))
         return {"new": new, "due": due, "in_flight": in_flight}
@@ -97,18 +93,11 @@ class DueQueue:
         Raises:
             ServiceUnavailable, ServiceError: Redis is away, or refuses us.
         """
-        longest = max(self._client.call("waiting", [(base,) for base in self._bases]))
+        longest = max(self._client.call("waiting", [(base, self._lane) for base in self._bases]))
         return longest / 1000 if longest >= 0 else None
 
-    def next_ready_ms(self) -> int | None:
-        """When the next object becomes ready or returns from a lease, Unix ms; None if nothing is pending."""
-        queues = (*WAITING, "inflight")
-        commands = [("ZRANGE", base + name, 0, 0, "WITHSCORES") for base in self._bases for name in queues]
-        firsts = [float(found[1]) for found in self._client.run(commands) if found]
-        return int(min(firsts)) if firsts else None
-
     def _wake(self) -> list[_Ready]:
-        replies = self._client.call("wake", [(base,) for base in self._bases])
+        replies = self._client.call("wake", [(base, self._lane) for base in self._bases])
         return [_Ready(shard, *map(int, reply)) for shard, reply in enumerate(replies)]
 
     def _seats(self, limit: int, fresh: int, due: int) -> tuple[int, int]:

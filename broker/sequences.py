@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import PacketError, Reason, ServiceError
-from .keys import SEGMENT_BITS, Keys, shard_of
+from .keys import MODEL_PARTS, SEGMENT_BITS, Keys, shard_of
 from .observation import BANDS, Observation
 from .state import Claim, Client
 
@@ -30,8 +30,7 @@ STAMP_SHAPE = (32, 32)
 _PACK = struct.Struct("<BBHdffddqqQ")
 SOURCE_BYTES = 8
 _SOURCE = struct.Struct(">Q")  # big endian: Redis orders equal MJDs by these bytes, that is by source id
-GROUP = 3  # stamps to a token
-HISTORY = 99  # answers kept of an object
+HISTORY = 99  # classifications kept of an object, of each model
 DELIVERIES_A_CALL = 250  # a script call of these takes a few milliseconds, during which the server does nothing else
 _LARGEST_FLUX = 3e38  # nJy; float32 ends at 3.4e38
 SWEEP_A_BATCH = 20  # objects to forget, beside one for each delivery, so that forgetting keeps up with storing
@@ -65,14 +64,31 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
+class Lane:
+    """One model's place in the state.
+
+    Attributes:
+        model: its name among those that classify the survey's objects; "" while none has joined.
+        kept_as: version of what it keeps of an object's epochs.
+        span: neighbouring epochs that one kept thing (token) belongs to; 0: nothing is kept.
+        stamps: whether it looks at stamps.
+    """
+
+    model: str = ""
+    kept_as: str = ""
+    span: int = 0
+    stamps: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class StoredSequence:
     """A sequence as it is at `revision`.
 
     Attributes:
         header: `HEADER` [n], in (MJD, source id) order.
-        stamps: float16 [m, 32, 32], in order: those of the groups of three that have no token, and of the last group
-            if it is not full.
-        tokens: group index -> token.
+        stamps: float16 [m, 32, 32], in order: those of the epochs that no token covers.
+        tokens: index of a span of epochs -> token.
+        span: epochs of a token.
     """
 
     object_id: str
@@ -81,6 +97,7 @@ class StoredSequence:
     header: NDArray[Any]
     stamps: NDArray[np.float16]
     tokens: dict[int, bytes]
+    span: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +109,7 @@ class Answer:
         revision: that was answered.
         latest: the classification as it was published.
         history: one line for the object's history.
-        tokens: group index -> token, of full groups only.
+        tokens: index of a span of epochs -> token, of full spans only.
     """
 
     claim: Claim
@@ -100,7 +117,6 @@ class Answer:
     classified: bool
     latest: bytes
     history: str
-    token_model: str
     tokens: Mapping[int, bytes]
 
 
@@ -174,8 +190,8 @@ class SequenceStore:
         found = dict(zip(indices, codes, strict=True))
         return [Outcome(found[n]) for n in range(len(deliveries))]
 
-    def fetch(self, claims: Sequence[Claim], token_model: str) -> list[StoredSequence]:
-        """The sequences of claimed objects, in one round trip.
+    def fetch(self, claims: Sequence[Claim], lane: Lane) -> list[StoredSequence]:
+        """The sequences of claimed objects as a model needs them, in one round trip.
 
         An object of which Redis has lost a part is forgotten, counted as lost in the books, and left out.
 
@@ -183,16 +199,19 @@ class SequenceStore:
             ServiceUnavailable, ServiceError: Redis is away, or refuses us.
         """
         found, lost = [], []
-        for claim, reply in zip(claims, self._read([c.object_id for c in claims], token_model), strict=True):
+        for claim, reply in zip(claims, self._read([c.object_id for c in claims], lane), strict=True):
             if reply is None:
                 lost.append(claim)
             else:
-                found.append(_unpack(claim, reply))
-        self._client.call("drop", [(self._keys.shard(claim.shard), claim.object_id, claim.lease) for claim in lost])
+                found.append(_unpack(claim, reply, lane.span))
+        suffix = self._keys.lane(lane.model)
+        self._client.call(
+            "drop", [(self._keys.shard(claim.shard), suffix, claim.object_id, claim.lease) for claim in lost]
+        )
         return found
 
-    def settle(self, answers: Sequence[Answer]) -> list[Settled]:
-        """Acknowledge answers, in one round trip; keeps the answer, its line in the history and the tokens.
+    def settle(self, answers: Sequence[Answer], lane: Lane) -> list[Settled]:
+        """Acknowledge a model's answers, in one round trip; keeps the answer, its line in the history and the tokens.
 
         Safe to repeat: what was acknowledged before comes back as STALE. Works on a full server, too; only the
         tokens are left out there.
@@ -201,14 +220,21 @@ class SequenceStore:
             ServiceUnavailable, ServiceError: Redis is away, or refuses us.
         """
         groups = self._by_shard([answer.claim.object_id for answer in answers])
+        suffix = self._keys.lane(lane.model)
         calls: list[tuple[Any, ...]] = [
-            ("settle", self._keys.shard(shard), HISTORY, *(w for n in members for w in _settle_words(answers[n])))
+            (
+                "settle",
+                self._keys.shard(shard),
+                suffix,
+                HISTORY,
+                *(w for n in members for w in _settle_words(answers[n])),
+            )
             for shard, members in groups.items()
         ]
         for shard, members in groups.items():
-            words = [w for n in members if answers[n].tokens for w in _token_words(answers[n])]
+            words = [w for n in members if answers[n].tokens for w in _token_words(answers[n], lane)]
             if words:
-                calls.append(("tokens", self._keys.shard(shard), *words))
+                calls.append(("tokens", self._keys.shard(shard), suffix, lane.span, *words))
         replies = self._client.call_each(calls, forgive=("tokens",))
         settled: list[Settled] = [Settled.STALE] * len(answers)
         for members, codes in zip(groups.values(), replies, strict=False):
@@ -218,25 +244,69 @@ class SequenceStore:
 
     def sequence(self, object_id: str) -> StoredSequence | None:
         """An object's whole sequence with all stamps, without claiming it."""
-        reply = self._read([object_id], "")[0]
-        return None if reply is None else _unpack(Claim(object_id, shard_of(object_id, self._shards), ""), reply)
+        reply = self._read([object_id], Lane())[0]
+        return None if reply is None else _unpack(Claim(object_id, shard_of(object_id, self._shards), ""), reply, 0)
 
     def revision(self, object_id: str) -> int:
         """The object's revision, which every change of its sequence raises; 0 if there is none."""
         return int(self._client.run([("HGET", self._key("meta", object_id), "rev")])[0] or 0)
 
-    def latest(self, object_id: str) -> bytes | None:
-        """The last classification, as it was published."""
-        found: bytes | None = self._client.run([("GET", self._key("latest", object_id))])[0]
+    def join(self, model: str, backlog: bool = False) -> int:
+        """Make a model known: from now on every object that changes is due for it. Safe to repeat.
+
+        Args:
+            backlog: the objects that are there and have not been classified by it are due as well; always so for the
+                first model of a survey.
+
+        Returns:
+            How many objects are there and will not be due for it before they change.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        calls = [(self._keys.shard(shard), model, "all" if backlog else "") for shard in range(self._shards)]
+        return int(sum(self._client.call("join", calls)))
+
+    def models(self) -> list[str]:
+        """The models that classify the survey's objects, by name."""
+        found = self._client.run([("SMEMBERS", f"{self._keys.shard(shard)}models") for shard in range(self._shards)])
+        return sorted({name.decode() for names in found for name in names})
+
+    def retire(self, model: str) -> bool:
+        """Forget a model: its queue, its books and what it said of every object; whether it was known.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us; repeat.
+        """
+        known = sum(self._client.call("retire", [(self._keys.shard(shard), model) for shard in range(self._shards)]))
+        for shard in range(self._shards):
+            base, cursor = self._keys.shard(shard), 0
+            while True:
+                cursor, page = self._client.run([("ZSCAN", f"{base}touched", cursor, "COUNT", 1000)])[0]
+                self._client.run(
+                    [("UNLINK", f"{base}{part}.{model}:{name.decode()}") for name, _ in page for part in MODEL_PARTS]
+                )
+                cursor = int(cursor)
+                if not cursor:
+                    break
+        return bool(known)
+
+    def latest(self, object_id: str, model: str = "") -> bytes | None:
+        """A model's last classification of an object, as it was published; also one of release 0.1."""
+        keys = [self._key("latest" + self._keys.lane(model), object_id), self._key("latest", object_id)]
+        own, before = self._client.run([("GET", key) for key in keys])
+        found: bytes | None = own if own is not None else before
         return found
 
-    def history(self, object_id: str) -> list[str]:
-        """The lines of the answers so far, oldest first."""
-        return [line.decode() for line in self._client.run([("LRANGE", self._key("history", object_id), 0, -1)])[0]]
+    def history(self, object_id: str, model: str = "") -> list[str]:
+        """The lines of a model's classifications of an object so far, oldest first; those of release 0.1 as well."""
+        keys = [self._key("history", object_id), self._key("history" + self._keys.lane(model), object_id)]
+        lines = self._client.run([("LRANGE", key, 0, -1) for key in keys[not model :]])
+        return [line.decode() for own in lines for line in own]
 
     def bytes_per_object(self, object_id: str) -> int:
         """Memory that the server uses for the object's own keys, bytes."""
-        keys = self._keys.of_object(object_id, shard_of(object_id, self._shards))
+        keys = self._keys.of_object(object_id, shard_of(object_id, self._shards), self.models())
         return sum(size or 0 for size in self._client.run([("MEMORY USAGE", key, "SAMPLES", 0) for key in keys]))
 
     def _key(self, part: str, object_id: str) -> str:
@@ -248,11 +318,11 @@ class SequenceStore:
             groups[shard_of(object_id, self._shards)].append(n)
         return groups
 
-    def _read(self, object_ids: Sequence[str], token_model: str) -> list[Any]:
+    def _read(self, object_ids: Sequence[str], lane: Lane) -> list[Any]:
         groups = self._by_shard(object_ids)
+        how = (self._keys.lane(lane.model), lane.kept_as, lane.span, "stamps" if lane.stamps else "")
         calls = [
-            (self._keys.shard(shard), token_model, *(object_ids[n] for n in members))
-            for shard, members in groups.items()
+            (self._keys.shard(shard), *how, *(object_ids[n] for n in members)) for shard, members in groups.items()
         ]
         found: list[Any] = [None] * len(object_ids)
         for members, replies in zip(groups.values(), self._client.call("fetch", calls), strict=True):
@@ -305,7 +375,7 @@ def _check_stamp(stamp: NDArray[np.float16]) -> None:
         raise ValueError(f"a stamp is float16 {STAMP_SHAPE}, not {stamp.dtype} {stamp.shape}")
 
 
-def _unpack(claim: Claim, reply: Sequence[Any]) -> StoredSequence:
+def _unpack(claim: Claim, reply: Sequence[Any], span: int) -> StoredSequence:
     revision, headers, stamps, tokens = reply
     header = np.frombuffer(headers, HEADER)
     if (header["version"] != RECORD_VERSION).any():
@@ -320,7 +390,12 @@ def _unpack(claim: Claim, reply: Sequence[Any]) -> StoredSequence:
         header=header,
         stamps=np.frombuffer(stamps, "<f2").reshape(-1, *STAMP_SHAPE),
         tokens=dict(zip(tokens[::2], tokens[1::2], strict=True)),
+        span=span,
     )
+
+
+def _words_of(answers: Iterable[Answer]) -> Iterable[Any]:
+    return (word for answer in answers for word in _settle_words(answer))
 
 
 def _settle_words(answer: Answer) -> tuple[Any, ...]:
@@ -328,13 +403,13 @@ def _settle_words(answer: Answer) -> tuple[Any, ...]:
     return answer.claim.object_id, answer.claim.lease, answer.revision, kind, answer.latest, answer.history
 
 
-def _token_words(answer: Answer) -> list[Any]:
-    """The tokens by the source ids of their groups, as they were when the sequence was fetched."""
-    width, sources = GROUP * _SOURCE.size, answer.claim.sources
-    words: list[Any] = [answer.claim.object_id, answer.token_model, answer.revision, len(answer.tokens)]
-    for group, token in answer.tokens.items():
-        field = sources[group * width : (group + 1) * width]
-        if len(field) != width:
-            raise ValueError(f"group {group} of {answer.claim.object_id} is not full: its token cannot be kept")
+def _token_words(answer: Answer, lane: Lane) -> list[Any]:
+    """The tokens by the source ids of their epochs, as they were when the sequence was fetched."""
+    width, sources = lane.span * _SOURCE.size, answer.claim.sources
+    words: list[Any] = [answer.claim.object_id, lane.kept_as, answer.revision, len(answer.tokens)]
+    for at, token in answer.tokens.items():
+        field = sources[at * width : (at + 1) * width]
+        if len(field) != width or not width:
+            raise ValueError(f"span {at} of {answer.claim.object_id} is not full: its token cannot be kept")
         words += (field, token)
     return words

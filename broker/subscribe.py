@@ -177,7 +177,7 @@ class _Repeats:
     def __init__(self, size: int = REMEMBERED) -> None:
         self._size = size
         self._answers: OrderedDict[str, None] = OrderedDict()
-        self._revisions: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._revisions: OrderedDict[tuple[str, str, str], int] = OrderedDict()
 
     def seen(self, record: Classification) -> bool:
         """True for a repeat or an answer older than the object's last; remembers the record.
@@ -185,7 +185,7 @@ class _Repeats:
         The id names the sources, not their pixels: where a stored stamp was replaced, the newer answer has the same
         id and a higher revision.
         """
-        object_ = (record.survey, record.object_id)
+        object_ = (record.survey, record.object_id, record.model)
         newest = self._revisions.get(object_, -1)
         repeat = record.revision < newest or (record.revision == newest and record.classification_id in self._answers)
         self._put(self._answers, record.classification_id, None)
@@ -338,6 +338,7 @@ def flat(record: Classification) -> dict[str, Any]:
     row["probabilities"] = json.dumps(record.probability_of)
     row["stamps_per_band"] = json.dumps(record.stamps_per_band)
     row["sources"] = json.dumps(record.sources)
+    row["estimates"] = json.dumps(row["estimates"])
     provenance = row.pop("provenance")
     return row | {f"provenance_{name}": value for name, value in provenance.items()}
 
@@ -393,5 +394,6 @@ def _arrow_schema() -> Any:
             ("sources", pa.list_(whole)), ("triggering_source_id", whole),
             ("provenance", pa.struct([(f.name, text) for f in fields(Provenance)])),
             ("survey_ms", time_), ("kafka_ms", time_), ("ingest_ms", time_), ("classified_ms", time_),
+            ("model", text), ("estimates", pa.list_(pa.struct([("name", text), ("value", real), ("error", real)]))),
         ]
     )  # fmt: skip

@@ -15,12 +15,13 @@ from .ledger import Ledger
 DRAIN_S = 120.0
 
 
-def run(settings: config.Settings, settings_path: str | None, data: str | None) -> None:
+def run(settings: config.Settings, settings_path: str | None, data: str | None, models: Sequence[str] = ()) -> None:
     """Run until Ctrl-C, SIGTERM or the end of a daemon.
 
     Args:
         settings: servers named there are used, the others are started here.
         settings_path: the configuration file, handed on to the daemons.
+        models: of the command line; those of the configuration file come with it.
         data: folder for the embedded Valkey's state and the logs; a temporary one by default.
 
     Raises:
@@ -38,7 +39,8 @@ def run(settings: config.Settings, settings_path: str | None, data: str | None) 
         arguments = stack.shared_arguments(settings, settings_path)
         topics = [word for topic in settings.ingest.topics for word in ("--topic", topic)]
         ingest = stack.Daemon("ingest", [*arguments, *topics], folder / "ingest.log")
-        worker = stack.Daemon("work", [*arguments, "--device", settings.work.device], folder / "work.log")
+        own = [word for model in models for word in ("--model", model)]
+        worker = stack.Daemon("work", [*arguments, "--device", settings.work.device, *own], folder / "work.log")
         with contextlib.ExitStack() as children:
             children.callback(worker.stop)
             children.callback(ingest.stop)

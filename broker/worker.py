@@ -1,9 +1,13 @@
-"""The worker daemon: claim -> fetch -> classify -> publish -> acknowledge.
+"""The worker daemon: claim -> fetch -> classify -> publish -> acknowledge, for each of its models.
+
+Every model has a queue, books and a topic of its own and runs in a thread of its own, so that a slow one makes no other
+late.
 
 A claimed object leaves the queue only after the output broker acknowledged its record, and only if the lease still
 holds and the object's revision did not move; otherwise it is classified again. Nothing is ever popped.
 """
 
+import contextvars
 import logging
 import threading
 import time
@@ -22,10 +26,10 @@ from .metrics import WorkMetrics
 from .patience import Stopped, Unfinished, patiently
 from .records import Classification, Form, Provenance, datum_of, encode_single
 from .schedule import Claim, DueQueue
-from .sequences import GROUP, SOURCE_BYTES, Answer, SequenceStore, Settled, StoredSequence
+from .sequences import SOURCE_BYTES, Answer, Lane, SequenceStore, Settled, StoredSequence
 
 log = logging.getLogger("skyheed.worker")
-NO_TOKENS = ""  # no model has this name, and so no token
+LOOK_S = 0.25
 POLL_S = 0.02  # how often the queue is looked at while a batch fills; where nothing is ready ever more rarely
 
 
@@ -38,8 +42,28 @@ class Pace:
     lease_s: float
 
 
+@dataclass(frozen=True)
+class Output:
+    """Where a model's classifications go, and as what.
+
+    Attributes:
+        model: its name among those that classify the survey's objects.
+        shared: whether other models publish to the topic as well; a compacted copy then keeps one record of each.
+    """
+
+    model: str
+    topic: str
+    form: Form
+    provenance: Provenance
+    shared: bool = False
+
+    def key(self, object_id: str) -> bytes:
+        """The Kafka key of an object's records."""
+        return f"{object_id} {self.model}".encode() if self.shared else object_id.encode()
+
+
 class Worker:
-    """Classifies due objects; any number of workers may share one queue."""
+    """Classifies the objects that are due for one model; any number of workers may share one queue."""
 
     def __init__(
         self,
@@ -48,9 +72,7 @@ class Worker:
         store: SequenceStore,
         model: Model,
         publisher: Publisher,
-        topic: str,
-        form: Form,
-        provenance: Provenance,
+        output: Output,
         metrics: WorkMetrics,
         pace: Pace,
     ) -> None:
@@ -59,9 +81,8 @@ class Worker:
         self.store = store
         self.model = model
         self.publisher = publisher
-        self.topic = topic
-        self.form = form
-        self.provenance = provenance
+        self.output = output
+        self.lane = Lane(output.model, model.kept_as, model.needs.span, bool(model.needs.images))
         self.metrics = metrics
         self.pace = pace
         self.totals: Counter[str] = Counter()
@@ -84,7 +105,9 @@ class Worker:
                     patiently(lambda: self._wait(stop), stop)
         except Stopped as stopped:
             log.warning("stopped while waiting, claimed objects return when their lease ends: %s", stopped)
-        log.info("worker ends: %s", " ".join(f"{k}={v}" for k, v in sorted(self.totals.items())))
+        log.info(
+            "worker of %s ends: %s", self.output.model, " ".join(f"{k}={v}" for k, v in sorted(self.totals.items()))
+        )
         if drain and not done:
             raise Unfinished
         return self.totals
@@ -127,13 +150,13 @@ class Worker:
         Raises:
             ServiceUnavailable, ServiceError: Redis is away, or refuses us.
         """
-        found = self.store.fetch(claims, self.model.kept_as)
+        found = self.store.fetch(claims, self.lane)
         longest = self.model.needs.most
         long = [sequence.claim for sequence in found if len(sequence.header) > longest]
         if not long:
             return found
-        # tokens stand for groups counted from the old end, which is cut off: all stamps, and no token
-        whole = self.store.fetch(long, NO_TOKENS)
+        # tokens stand for epochs counted from the old end, which is cut off: all stamps, and no token
+        whole = self.store.fetch(long, replace(self.lane, span=0))
         return [s for s in found if len(s.header) <= longest] + [_newest(s, longest) for s in whole]
 
     def answer(self, sequences: Sequence[StoredSequence]) -> list[tuple[Classification, Answer]]:
@@ -151,7 +174,9 @@ class Worker:
             header=sequence.header,
             probabilities=probabilities,
             reason=prediction.reason,
-            provenance=self.provenance,
+            provenance=self.output.provenance,
+            model=self.output.model,
+            estimates={name: (e.value, e.error) for name, e in prediction.estimates.items()},
             classified_ms=now_ms,
         )
         answer = Answer(
@@ -160,7 +185,6 @@ class Worker:
             classified=record.status is Status.CLASSIFIED,
             latest=encode_single(record),
             history=record.to_history(),
-            token_model=self.model.kept_as,
             tokens=prediction.keep,
         )
         return record, answer
@@ -172,15 +196,15 @@ class Worker:
         self.publisher.publish_all(
             [
                 (
-                    self.topic,
-                    r.object_id.encode(),
-                    self.form.encode(r, datum_of(a.latest)),
-                    r.headers(self.form.container),
+                    self.output.topic,
+                    self.output.key(r.object_id),
+                    self.output.form.encode(r, datum_of(a.latest)),
+                    r.headers(self.output.form.container),
                 )
                 for r, a in kept
             ]
         )
-        return self.store.settle([answer for _, answer in kept])
+        return self.store.settle([answer for _, answer in kept], self.lane)
 
     def _report(
         self,
@@ -196,9 +220,11 @@ class Worker:
         counts["lost_lease"] = len(answers) - len(settled)
         self.totals.update(counts)
         fetch, classify, publish = np.diff(clock)
-        self.metrics.batch(records, counts, fetch, classify, publish, depth)
+        self.metrics.batch(self.output.model, records, counts, fetch, classify, publish, depth)
         log.info(
-            "batch objects=%d classified=%d declined=%d requeued=%d stale=%d fetch=%.3f classify=%.3f publish=%.3f",
+            "batch model=%s objects=%d classified=%d declined=%d requeued=%d stale=%d "
+            "fetch=%.3f classify=%.3f publish=%.3f",
+            self.output.model,
             len(answers),
             counts["classified"],
             counts["declined"],
@@ -214,10 +240,65 @@ def history_of(stored: StoredSequence, survey: str) -> History:
     """A sequence as models take it."""
     header = stored.header
     return History.of_stamps(
-        header["mjd"], header["band"], stored.stamps, stored.tokens, GROUP,
+        header["mjd"], header["band"], stored.stamps, stored.tokens, max(stored.span, 1),
         flux=header["flux"], flux_error=header["flux_error"], object_id=stored.object_id, survey=survey,
         source_id=header["source_id"], ra=header["ra"], dec=header["dec"], flags=header["flags"],
     )  # fmt: skip
+
+
+def run_all(workers: Sequence[Worker], stop: threading.Event, drain: bool = False) -> Counter[str]:
+    """Run workers of several models at once, the first in this thread; the first error of any ends all.
+
+    Returns:
+        The totals of all together.
+
+    Raises:
+        As `Worker.run`.
+    """
+    errors: list[BaseException] = []
+    ended = threading.Event()
+
+    def run(worker: Worker) -> None:
+        try:
+            worker.run(_Either(stop, ended), drain)
+        except BaseException as error:
+            errors.append(error)
+            ended.set()
+
+    contexts = [(contextvars.copy_context(), worker) for worker in workers[1:]]
+    threads = [
+        threading.Thread(target=context.run, args=(run, worker), name=worker.output.model)
+        for context, worker in contexts
+    ]
+    for thread in threads:
+        thread.start()
+    run(workers[0])
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise next((e for e in errors if not isinstance(e, Unfinished)), errors[0])
+    return sum((worker.totals for worker in workers), Counter())
+
+
+class _Either(threading.Event):
+    """Set when the user asked to stop, or when another model's worker failed."""
+
+    def __init__(self, asked: threading.Event, failed: threading.Event) -> None:
+        super().__init__()
+        self._asked, self._failed = asked, failed
+
+    def is_set(self) -> bool:
+        return self._asked.is_set() or self._failed.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """As `Event.wait`; a failure of the others is noticed within `LOOK_S`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            left = LOOK_S if deadline is None else min(LOOK_S, deadline - time.monotonic())
+            if left <= 0:
+                break
+            self._asked.wait(left)
+        return self.is_set()
 
 
 def _newest(sequence: StoredSequence, longest: int) -> StoredSequence:

@@ -122,6 +122,15 @@ def default(survey: str | Path) -> str:
     return found.get(str(survey), "")
 
 
+def shipped_name(name: str | Path, surveys: Sequence[str]) -> str:
+    """What a shipped checkpoint is called within its survey, as in SURVEY/MODEL; "" for one that is not shipped."""
+    for survey in surveys:
+        path = resolve(name, survey)
+        if path.parent.parent == SHIPPED:
+            return path.name
+    return ""
+
+
 def shipped_names() -> list[str]:
     """Of every checkpoint that comes with skyheed, SURVEY/MODEL."""
     return sorted(str(p.parent.relative_to(SHIPPED)) for p in SHIPPED.glob(f"*/*/{MODEL}"))

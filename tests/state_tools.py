@@ -9,9 +9,10 @@ from broker import state
 from broker.ledger import Ledger
 from broker.observation import Observation
 from broker.schedule import DueQueue
-from broker.sequences import Answer, Delivery, SequenceStore, StoredSequence
+from broker.sequences import Answer, Delivery, Lane, SequenceStore, StoredSequence
 
 SURVEY = "test"
+LANE = Lane("", "model", 3)  # of a model that has not joined, and keeps a token of three epochs
 
 
 def open_state(url: str, cluster: bool = False, **options: Any) -> tuple[SequenceStore, DueQueue, Ledger]:
@@ -60,7 +61,7 @@ def answer(sequence: StoredSequence, classified: bool = True, **changes: Any) ->
     """A worker's answer to a sequence."""
     fields: dict[str, Any] = {
         "latest": f"answer to {sequence.revision}".encode(), "history": f'{{"revision": {sequence.revision}}}',
-        "token_model": "model", "tokens": {},
+        "tokens": {},
     }  # fmt: skip
     return Answer(claim=sequence.claim, revision=sequence.revision, classified=classified, **(fields | changes))
 
@@ -69,7 +70,7 @@ def answer_all(store: SequenceStore, queue: DueQueue) -> int:
     """Claim and answer until nothing is ready; how many answers it took."""
     count = 0
     while claims := queue.claim(100, 30.0):
-        store.settle([answer(s) for s in store.fetch(claims, "model")])
+        store.settle([answer(s) for s in store.fetch(claims, LANE)], LANE)
         count += len(claims)
     return count
 

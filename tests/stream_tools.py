@@ -21,7 +21,7 @@ from broker.records import Classification
 from broker.subscribe import Subscriber
 from broker.surveys import load_survey
 from broker.surveys.sdss import alert_from_archive
-from broker.worker import Pace, Worker
+from broker.worker import Output, Pace, Worker
 from classifier import checkpoint, convention, taxonomy
 from classifier.scaling import Scaling
 from classifier.serving import load
@@ -171,10 +171,11 @@ def worker_for(
     """A worker in this process."""
     predictor = load(model, survey=settings.survey, device="cpu", precision="float32", threads=1, fewest=min_stamps)
     store, queue, _ = daemon.connect_store(settings)
+    topic = settings.classification_topic
+    output = Output("", topic, daemon.output_form(settings, topic), daemon.provenance_of(predictor))
     with kafka.Publisher(settings.kafka) as publisher:
         yield Worker(
-            settings.survey, queue, store, predictor, publisher, settings.classification_topic,
-            daemon.output_form(settings), daemon.provenance_of(predictor), metrics.WorkMetrics(settings.survey),
+            settings.survey, queue, store, predictor, publisher, output, metrics.WorkMetrics(settings.survey),
             Pace(batch, 0.05, 60.0),
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 import re
 from pathlib import Path
 
-from state_tools import SURVEY, answer, deliveries, observation, open_state
+from state_tools import LANE, SURVEY, answer, deliveries, observation, open_state
 
 import broker
 from broker import embedded, keys, state
@@ -34,8 +34,8 @@ def test_every_key_in_redis_is_described(valkey: embedded.Server) -> None:
     ledger.consumed({"alerts/0": range(5)})
     store.store(deliveries([observation("a", 1), observation("a", 2), observation("a", 3), observation("a", 1)]))
     ledger.skipped([("alerts/0", 4, "no_stamp")])
-    sequences = store.fetch(queue.claim(1, 10.0), "model")
-    store.settle([answer(s, tokens={0: b"token"}) for s in sequences])
+    sequences = store.fetch(queue.claim(1, 10.0), LANE)
+    store.settle([answer(s, tokens={0: b"token"}) for s in sequences], LANE)
     store.store(deliveries([observation("a", 4), observation("b", 1)], first=10))
     queue.claim(1, 10.0)
     keys_found = state.connect(valkey.url).run([("KEYS", "*")])[0]

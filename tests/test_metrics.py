@@ -47,15 +47,18 @@ def test_a_work_batch_is_counted_by_class_reason_and_latency() -> None:
     measured = metrics.WorkMetrics("ztf")
     answered = classification()  # 5 s after its alert
     declined = classification(header(2), None, "too_few_stamps")
-    measured.batch([answered, answered, declined], {"acked": 3}, 0.1, 0.2, 0.3, {"new": 4, "due": 5, "in_flight": 6})
-    assert value(measured, "skyheed_classifications_total", **{"class": "SNIa"}) == 2
-    assert value(measured, "skyheed_declined_total", reason="too_few_stamps") == 1
-    assert value(measured, "skyheed_answers_total", outcome="acked") == 3
-    assert value(measured, "skyheed_queue_objects", state="due") == 5
-    assert value(measured, "skyheed_work_batch_seconds_sum", stage="classify") == 0.2
-    assert value(measured, "skyheed_alert_to_classification_seconds_bucket", le="5.0") == 0
-    assert value(measured, "skyheed_alert_to_classification_seconds_bucket", le="10.0") == 3
-    assert value(measured, "skyheed_alert_to_classification_seconds_sum") == pytest.approx(2 * 5 + 8 + 3 * 0.3)
+    depth = {"new": 4, "due": 5, "in_flight": 6}
+    measured.batch("vector", [answered, answered, declined], {"acked": 3}, 0.1, 0.2, 0.3, depth)
+    of = {"model": "vector"}
+    assert value(measured, "skyheed_classifications_total", **of, **{"class": "SNIa"}) == 2
+    assert value(measured, "skyheed_declined_total", reason="too_few_stamps", **of) == 1
+    assert value(measured, "skyheed_answers_total", outcome="acked", **of) == 3
+    assert value(measured, "skyheed_queue_objects", state="due", **of) == 5
+    assert value(measured, "skyheed_work_batch_seconds_sum", stage="classify", **of) == 0.2
+    assert value(measured, "skyheed_alert_to_classification_seconds_bucket", le="5.0", **of) == 0
+    assert value(measured, "skyheed_alert_to_classification_seconds_bucket", le="10.0", **of) == 3
+    total = value(measured, "skyheed_alert_to_classification_seconds_sum", **of)
+    assert total == pytest.approx(2 * 5 + 8 + 3 * 0.3)
 
 
 def test_a_server_that_is_waited_for_shows() -> None:
@@ -79,7 +82,8 @@ def test_a_server_that_is_waited_for_shows() -> None:
 def test_a_scrape_shows_every_name() -> None:
     ingest, work = metrics.IngestMetrics("ztf"), metrics.WorkMetrics("ztf")
     ingest.batch(1, {"stored": 1}, [("t/0", 1, Reason.NO_STAMP)], [Rejected()], 0.1, {"t/0": 1})
-    work.batch([classification(), classification(header(1), None, "x")], {"acked": 1}, 0.1, 0.1, 0.1, {"due": 1})
+    both = [classification(), classification(header(1), None, "x")]
+    work.batch("vector", both, {"acked": 1}, 0.1, 0.1, 0.1, {"due": 1})
     seen = set()
     for measured in (ingest, work):
         port = free_port()

@@ -239,10 +239,38 @@ def test_elasticc_says_not_classified_with_probability_one() -> None:
     assert message["classifications"] == [{"classId": 300, "probability": 1.0}]
 
 
-def test_the_sample_is_of_this_schema() -> None:
-    folder = files("schemas").joinpath("classification", "v1")
-    sample = json.loads(folder.joinpath("sample.json").read_text())
-    assert records.decode(folder.joinpath("sample.avro").read_bytes()).to_json() == sample
+RELEASED = files("schemas").joinpath("classification", "v1", "released")
+
+
+def test_records_of_the_first_release_are_read() -> None:
+    sample = json.loads(RELEASED.joinpath("1.0.json").read_text())
+    old = RELEASED.joinpath("1.0.avro").read_bytes()
+    assert records.decode(old).to_json() == sample | {"model": "", "estimates": []}
+    # as it was kept in Redis
+    schema = fastavro.parse_schema(json.loads(RELEASED.joinpath("1.0.avsc").read_text()), named_schemas={})
+    (record,) = fastavro.reader(io.BytesIO(old))
+    datum = io.BytesIO()
+    fastavro.schemaless_writer(datum, schema, record)
+    canonical = fastavro.schema.to_parsing_canonical_form(schema)
+    fingerprint = bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
+    assert records.decode(b"\xc3\x01" + fingerprint + datum.getvalue()).to_json() == records.decode(old).to_json()
+
+
+def test_readers_of_the_first_release_read_our_records() -> None:
+    record = replace(classification(), model="vector", estimates=(records.Estimate("phase_days", -3.5, 1.2),))
+    reader = fastavro.parse_schema(json.loads(RELEASED.joinpath("1.0.avsc").read_text()), named_schemas={})
+    (found,) = fastavro.reader(io.BytesIO(records.encode(record)), reader)
+    assert found["object_id"] == record.object_id
+    assert "estimates" not in found
+    assert found["provenance"]["schema_version"] == "1.1"
+
+
+def test_a_record_names_its_model_and_carries_further_numbers() -> None:
+    record = replace(classification(), model="vector", estimates=(records.Estimate("phase_days", -3.5, 1.2),))
+    assert records.decode(records.encode(record)) == record
+    assert records.decode(records.encode_single(record)) == record
+    other = records.classification_id("ztf", "a", np.arange(3), PROVENANCE, "vector")
+    assert other != records.classification_id("ztf", "a", np.arange(3), PROVENANCE, "convention")
 
 
 def test_history_and_headers() -> None:

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 
 import pytest
-from state_tools import answer, deliveries, names, observation, open_state
+from state_tools import LANE, answer, deliveries, names, observation, open_state
 
 from broker import check, config, embedded, keys, state
 from broker.keys import shard_of
@@ -19,7 +19,7 @@ def _answered(url: str, count: int, prefix: str = "old") -> None:
     """Objects that were answered once and are due again."""
     store, queue, _ = open_state(url)
     store.store(_objects(count, prefix))
-    store.settle([answer(s) for s in store.fetch(queue.claim(count, 30.0), "model")])
+    store.settle([answer(s) for s in store.fetch(queue.claim(count, 30.0), LANE)], LANE)
     store.store(deliveries([observation(f"{prefix}{n}", 2) for n in range(count)], partition=prefix, first=count))
 
 
@@ -27,9 +27,8 @@ def test_an_empty_queue(valkey: embedded.Server) -> None:
     _, queue, _ = open_state(valkey.url)
     assert queue.claim(10, 10.0) == []
     assert queue.depth() == {"new": 0, "due": 0, "in_flight": 0}
-    assert (queue.ready(), queue.waiting_s(), queue.next_ready_ms()) == (0, None, None)
+    assert (queue.ready(), queue.waiting_s()) == (0, None)
     assert queue.still_held([]) == []
-    assert queue.release([]) == 0
 
 
 def test_a_claim_takes_each_object_once(valkey: embedded.Server) -> None:
@@ -60,15 +59,20 @@ def test_workers_at_once_take_disjoint_objects(valkey: embedded.Server) -> None:
     assert Counter(taken) == Counter(f"o{n}" for n in range(400))
 
 
+def ready_ms(url: str, name: str) -> float:
+    """When a new object becomes ready, by the server's clock."""
+    key = f"{keys.Keys('test').shard(shard_of(name, 16))}fresh"
+    return float(state.connect(url).run([("ZSCORE", key, name)])[0])
+
+
 def test_an_object_is_ready_after_the_debounce(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url, debounce_s=0.4)
     began = time.time()
     store.store(deliveries([observation("a", 1)]))
-    first = queue.next_ready_ms()
+    first = ready_ms(valkey.url, "a")
     time.sleep(0.2)
     store.store(deliveries([observation("a", 2)], first=1))
-    assert queue.next_ready_ms() == first, "a later stamp does not postpone the answer"
-    assert first is not None
+    assert ready_ms(valkey.url, "a") == first, "a later stamp does not postpone the answer"
     assert 0.35 < first / 1000 - began < 0.6
     assert (queue.claim(1, 10.0), queue.ready(), queue.waiting_s()) == ([], 0, None)
     assert queue.depth()["new"] == 1
@@ -83,13 +87,11 @@ def test_an_expired_lease_returns(valkey: embedded.Server) -> None:
     store.store(_objects(3))
     lost = queue.claim(3, 0.2)
     assert queue.claim(3, 10.0) == []
-    assert queue.next_ready_ms() is not None
     time.sleep(0.25)
     assert queue.ready() == 3
     again = queue.claim(3, 10.0)
     assert names(again) == names(lost)
     assert queue.still_held(lost) == [False] * 3
-    assert queue.release(lost) == 0
     assert queue.depth()["in_flight"] == 3
 
 
@@ -101,18 +103,7 @@ def test_a_returned_object_is_no_longer_held_and_keeps_its_kind(valkey: embedded
     assert queue.ready() == 2
     assert queue.depth() == {"new": 1, "due": 1, "in_flight": 0}
     assert queue.still_held(claims) == [False, False]
-    assert store.settle([answer(s) for s in store.fetch(claims, "model")]) == [Settled.STALE] * 2
-
-
-def test_release_returns_at_once_to_the_same_queue(valkey: embedded.Server) -> None:
-    _answered(valkey.url, 2)
-    store, queue, _ = open_state(valkey.url)
-    store.store(_objects(2, "new"))
-    claims = queue.claim(4, 30.0)
-    assert queue.depth() == {"new": 0, "due": 0, "in_flight": 4}
-    assert queue.release(claims) == 4
-    assert queue.depth() == {"new": 2, "due": 2, "in_flight": 0}
-    assert queue.still_held(claims) == [False] * 4
+    assert store.settle([answer(s) for s in store.fetch(claims, LANE)], LANE) == [Settled.STALE] * 2
 
 
 def test_an_object_in_flight_is_not_queued_twice(valkey: embedded.Server) -> None:

@@ -2,14 +2,16 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from state_tools import SURVEY, answer, answer_all, content, deliveries, delivery, names, observation, open_state
+from state_tools import LANE, SURVEY, answer, answer_all, content, deliveries, delivery, names, observation, open_state
 
 from broker import embedded, state
+from broker.books import ModelBooks
 from broker.errors import ServiceUnavailable
 from broker.observation import Observation
 from broker.sequences import HEADER, Delivery, Outcome, SequenceStore, Settled
@@ -97,11 +99,11 @@ def test_of_two_payloads_of_a_source_the_same_one_stays(valkey: embedded.Server)
 def test_a_replaced_payload_is_a_change_and_drops_the_tokens(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
     store.store(deliveries([observation("a", n) for n in range(3)]))
-    old = store.fetch(queue.claim(1, 10.0), "model")[0]
+    old = store.fetch(queue.claim(1, 10.0), LANE)[0]
     # while the object is in flight, a later MJD of the same source arrives
     assert store.store(deliveries([observation("a", 1, 60001.5)], first=5)) == [Outcome.STORED]
-    assert store.settle([answer(old, tokens={0: b"of the old stamps"})]) == [Settled.REQUEUED]
-    new = store.fetch(queue.claim(1, 10.0), "model")[0]
+    assert store.settle([answer(old, tokens={0: b"of the old stamps"})], LANE) == [Settled.REQUEUED]
+    new = store.fetch(queue.claim(1, 10.0), LANE)[0]
     assert new.tokens == {}
     assert len(new.stamps) == 3
     assert new.revision > old.revision
@@ -182,9 +184,9 @@ def test_crashes_between_any_two_calls_lose_and_double_nothing(
         if crashes and chance.random() < 0.3:
             continue
         claims = queue.claim(1, 0.0)
-        fetched = store.fetch(claims, "model")
+        fetched = store.fetch(claims, LANE)
         if chance.random() < 0.5:
-            store.settle([answer(s) for s in fetched])
+            store.settle([answer(s) for s in fetched], LANE)
         committed += 0 if crashes and chance.random() < 0.3 else len(batch)
     if committed < len(messages):
         ledger.consumed({"alerts/0": [d.offset for d in messages[committed:]]})
@@ -206,31 +208,32 @@ def test_crashes_between_any_two_calls_lose_and_double_nothing(
 
 def test_settling(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
-    store.store(deliveries([observation("a"), observation("b"), observation("c")]))
-    found = {s.object_id: s for s in store.fetch(queue.claim(3, 10.0), "model")}
+    store.store(deliveries([observation("c")]))
+    late = store.fetch(queue.claim(1, 0.0), LANE)[0]
+    store.store(deliveries([observation("a"), observation("b")], first=1))
+    found = {s.object_id: s for s in store.fetch(queue.claim(3, 10.0), LANE)}
     store.store(deliveries([observation("b", 2)], first=3))
-    queue.release([found["c"].claim])
-    answers = [answer(found["a"]), answer(found["b"]), answer(found["c"])]
-    assert store.settle(answers) == [Settled.ACKED, Settled.REQUEUED, Settled.STALE]
-    assert store.settle(answers) == [Settled.STALE] * 3
+    answers = [answer(found["a"]), answer(found["b"]), answer(late)]
+    assert store.settle(answers, LANE) == [Settled.ACKED, Settled.REQUEUED, Settled.STALE]
+    assert store.settle(answers, LANE) == [Settled.STALE] * 3
     assert store.latest("a") == answers[0].latest
     assert store.latest("b") == answers[1].latest
     assert store.latest("c") is None
     assert store.history("a") == [answers[0].history]
-    assert queue.depth() == {"new": 1, "due": 1, "in_flight": 0}
+    assert queue.depth() == {"new": 0, "due": 1, "in_flight": 1}
 
 
 def test_a_lease_that_another_took_over_acknowledges_nothing(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
     store.store(deliveries([observation("a")]))
-    slow = store.fetch(queue.claim(1, 0.0), "model")[0]
+    slow = store.fetch(queue.claim(1, 0.0), LANE)[0]
     store.store(deliveries([observation("a", 2)], first=1))
-    quick = store.fetch(queue.claim(1, 10.0), "model")[0]
+    quick = store.fetch(queue.claim(1, 10.0), LANE)[0]
     assert quick.revision > slow.revision
     assert queue.still_held([slow.claim, quick.claim]) == [False, True]
-    assert store.settle([answer(slow)]) == [Settled.STALE]
-    assert store.settle([answer(quick)]) == [Settled.ACKED]
-    assert store.settle([answer(slow)]) == [Settled.STALE]
+    assert store.settle([answer(slow)], LANE) == [Settled.STALE]
+    assert store.settle([answer(quick)], LANE) == [Settled.ACKED]
+    assert store.settle([answer(slow)], LANE) == [Settled.STALE]
     assert store.latest("a") == answer(quick).latest
     assert store.history("a") == [answer(quick).history]
 
@@ -238,35 +241,35 @@ def test_a_lease_that_another_took_over_acknowledges_nothing(valkey: embedded.Se
 def test_an_older_answer_never_replaces_a_newer_one(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
     store.store(deliveries([observation("a")]))
-    old = store.fetch(queue.claim(1, 10.0), "model")[0]
-    store.settle([answer(old)])
+    old = store.fetch(queue.claim(1, 10.0), LANE)[0]
+    store.settle([answer(old)], LANE)
     store.store(deliveries([observation("a", 2)], first=1))
-    new = store.fetch(queue.claim(1, 10.0), "model")[0]
+    new = store.fetch(queue.claim(1, 10.0), LANE)[0]
     # even with a lease that holds
     assert store.settle([answer(new, latest=b"old", history="old").__class__(
-        new.claim, old.revision - 1, True, b"old", "old", "model", {}
-    )]) == [Settled.REQUEUED]  # fmt: skip
+        new.claim, old.revision - 1, True, b"old", "old", {}
+    )], LANE) == [Settled.REQUEUED]  # fmt: skip
     assert store.latest("a") == answer(old).latest
 
 
 def test_tokens_replace_the_stamps_of_full_groups(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
     store.store(deliveries([observation("a", n) for n in range(10, 17)]))
-    first = store.fetch(queue.claim(1, 10.0), "model")[0]
+    first = store.fetch(queue.claim(1, 10.0), LANE)[0]
     assert (len(first.stamps), first.tokens) == (7, {})
-    store.settle([answer(first, tokens={0: b"zero", 1: b"one"})])
+    store.settle([answer(first, tokens={0: b"zero", 1: b"one"})], LANE)
     store.store(deliveries([observation("a", 20)], first=10))
-    second = store.fetch(queue.claim(1, 10.0), "model")[0]
+    second = store.fetch(queue.claim(1, 10.0), LANE)[0]
     assert second.tokens == {0: b"zero", 1: b"one"}
     assert second.stamps[:, 0, 0].tolist() == [16, 20]
     assert len(second.header) == 8
-    assert store.fetch([second.claim], "another model")[0].tokens == {}
+    assert store.fetch([second.claim], replace(LANE, kept_as="another version"))[0].tokens == {}
     # a late stamp in group 1: group 0 stands, group 1 is another one
     store.store(deliveries([observation("a", 900, 60013.5)], first=11))
-    third = store.fetch([second.claim], "model")[0]
+    third = store.fetch([second.claim], LANE)[0]
     assert third.tokens == {0: b"zero"}
     assert third.stamps[:, 0, 0].tolist() == [13, 900, 14, 15, 16, 20]
-    store.settle([answer(third, tokens={1: b"new one"})])
+    store.settle([answer(third, tokens={1: b"new one"})], LANE)
     keys = state.connect(valkey.url).run([("KEYS", "*tokens:a")])[0]
     assert len(state.connect(valkey.url).run([("HKEYS", keys[0])])[0]) == 3  # model, group 0, new group 1
 
@@ -277,10 +280,10 @@ def test_tokens_outlive_the_sliding_of_a_full_sequence(valkey: embedded.Server) 
     computed = []
     for n in range(20):
         store.store(deliveries([observation("a", n)], first=n))
-        found = store.fetch(queue.claim(1, 10.0), "model")[0]
+        found = store.fetch(queue.claim(1, 10.0), LANE)[0]
         new = {g: b"%d" % g for g in range(len(found.header) // 3) if g not in found.tokens}
         computed.append(len(new))
-        store.settle([answer(found, tokens=new)])
+        store.settle([answer(found, tokens=new)], LANE)
     assert computed[:6] == [0, 0, 1, 0, 0, 1]
     assert computed[6:8] == [2, 2], "the two other ways to cut the sequence into groups"
     assert computed[8:] == [1] * 12, "afterwards only the newest group"
@@ -291,9 +294,9 @@ def test_tokens_outlive_the_sliding_of_a_full_sequence(valkey: embedded.Server) 
 def test_a_token_of_a_group_that_is_not_full_is_refused(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
     store.store(deliveries([observation("a", 1)]))
-    found = store.fetch(queue.claim(1, 10.0), "model")
+    found = store.fetch(queue.claim(1, 10.0), LANE)
     with pytest.raises(ValueError, match="not full"):
-        store.settle([answer(found[0], tokens={0: b"token"})])
+        store.settle([answer(found[0], tokens={0: b"token"})], LANE)
 
 
 def test_every_change_raises_the_revision(valkey: embedded.Server) -> None:
@@ -308,27 +311,27 @@ def test_every_change_raises_the_revision(valkey: embedded.Server) -> None:
 def test_an_object_that_changed_counts_as_pending_only(valkey: embedded.Server) -> None:
     store, queue, ledger = open_state(valkey.url)
     store.store(deliveries([observation("a"), observation("b")]))
-    found = {s.object_id: s for s in store.fetch(queue.claim(2, 10.0), "model")}
-    store.settle([answer(found["a"]), answer(found["b"], classified=False)])
+    found = {s.object_id: s for s in store.fetch(queue.claim(2, 10.0), LANE)}
+    store.settle([answer(found["a"]), answer(found["b"], classified=False)], LANE)
     objects = ledger.books().objects
-    assert (objects.classified, objects.declined, objects.pending, objects.balanced) == (1, 1, 0, True)
+    assert (objects.models[""], objects.balanced) == (ModelBooks(1, 1, 0), True)
     store.store(deliveries([observation("a", 2), observation("b", 2)], first=2))
     objects = ledger.books().objects
-    assert (objects.classified, objects.declined, objects.pending, objects.balanced) == (0, 0, 2, True)
+    assert (objects.models[""], objects.balanced) == (ModelBooks(0, 0, 2), True)
     answer_all(store, queue)
     objects = ledger.books().objects
-    assert (objects.classified, objects.declined, objects.pending, objects.balanced) == (2, 0, 0, True)
+    assert (objects.models[""], objects.balanced) == (ModelBooks(2, 0, 0), True)
 
 
 def test_a_late_answer_leaves_nothing_of_a_forgotten_object(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url, ttl_s=0.1, shards=1)
     store.store(deliveries([observation("a", n) for n in range(3)]))
-    late = store.fetch(queue.claim(1, 0.0), "model")[0]
+    late = store.fetch(queue.claim(1, 0.0), LANE)[0]
     answer_all(store, queue)
     threading.Event().wait(0.2)
     store.store(deliveries([observation("b")], first=3))
     assert store.sequence("a") is None
-    assert store.settle([answer(late, tokens={0: b"token"})]) == [Settled.STALE]
+    assert store.settle([answer(late, tokens={0: b"token"})], LANE) == [Settled.STALE]
     assert not [k for k in state.connect(valkey.url).run([("KEYS", "*")])[0] if k.endswith(b":a")]
 
 
@@ -345,13 +348,13 @@ def test_a_quiet_object_is_forgotten_and_counted(valkey: embedded.Server) -> Non
     store, queue, ledger = open_state(valkey.url, ttl_s=0.2, shards=1)
     store.store(deliveries([observation("a"), observation("b")]))
     revision = store.revision("a")
-    store.settle([answer(s) for s in store.fetch([c for c in queue.claim(2, 30.0) if c.object_id == "a"], "model")])
+    store.settle([answer(s) for s in store.fetch([c for c in queue.claim(2, 30.0) if c.object_id == "a"], LANE)], LANE)
     threading.Event().wait(0.3)
     store.store(deliveries([observation("c")], first=2))
     assert store.sequence("a") is None
     assert len(content(store, "b")) == 1, "b waits for an answer"
     objects = ledger.books().objects
-    assert (objects.touched, objects.expired, objects.pending, objects.balanced) == (2, 1, 2, True)
+    assert (objects.touched, objects.expired, objects.total("pending"), objects.balanced) == (2, 1, 2, True)
     assert not [k for k in state.connect(valkey.url).run([("KEYS", "*")])[0] if k.endswith(b":a")]
     # it comes back: its old message changes nothing, a new one begins a new sequence with a higher revision
     store.store(deliveries([observation("a")]))
@@ -366,13 +369,13 @@ def test_an_object_of_which_redis_lost_a_part_shows_in_the_books(valkey: embedde
     client = state.connect(valkey.url)
     client.run([("DEL", *client.run([("KEYS", "*stamps:a")])[0])])
     stale, held = queue.claim(2, 0.0), queue.claim(2, 10.0)
-    assert [s.object_id for s in store.fetch(stale, "model")] == ["b"]
+    assert [s.object_id for s in store.fetch(stale, LANE)] == ["b"]
     assert ledger.books().objects.lost == 0, "whose lease is over decides nothing"
-    found = store.fetch(held, "model")
+    found = store.fetch(held, LANE)
     assert [s.object_id for s in found] == ["b"]
-    store.settle([answer(found[0])])
+    store.settle([answer(found[0])], LANE)
     objects = ledger.books().objects
-    assert (objects.touched, objects.pending, objects.lost, objects.balanced) == (1, 0, 1, False)
+    assert (objects.touched, objects.total("pending"), objects.lost, objects.balanced) == (1, 0, 1, False)
 
 
 def _ingest(url: str, messages: list[Delivery], seed: int) -> None:
@@ -386,7 +389,7 @@ def _work(url: str, done: threading.Event) -> None:
     store, queue, _ = open_state(url)
     while not done.is_set():
         claims = queue.claim(7, 5.0)
-        store.settle([answer(s) for s in store.fetch(claims, "model")])
+        store.settle([answer(s) for s in store.fetch(claims, LANE)], LANE)
 
 
 def test_several_ingests_and_workers_at_once(valkey: embedded.Server) -> None:
@@ -437,8 +440,8 @@ def test_a_full_redis_refuses_whole_and_goes_on_when_there_is_room() -> None:
         assert taken >= 500
         assert "is full: raise its maxmemory" in reason
         # what is there can be answered, only tokens are not kept
-        found = store.fetch(queue.claim(20, 10.0), "model")
-        settled = store.settle([answer(s, tokens={0: bytes(1000)}) for s in found])
+        found = store.fetch(queue.claim(20, 10.0), LANE)
+        settled = store.settle([answer(s, tokens={0: bytes(1000)}) for s in found], LANE)
         assert settled == [Settled.ACKED] * 20
         state.connect(server.url).run([("CONFIG SET", "maxmemory", "100mb")])
         store.store(deliveries([observation(f"o{k}", taken // 50) for k in range(50)], first=taken))
@@ -465,8 +468,8 @@ def test_a_killed_server_keeps_what_it_acknowledged(durable_valkey: embedded.Ser
     seen = [observation(f"o{n % 10}", n) for n in range(100)]
     ledger.consumed({"alerts/0": range(100)})
     store.store(deliveries(seen))
-    found = store.fetch(queue.claim(4, 0.0), "model")
-    store.settle([answer(s) for s in found])
+    found = store.fetch(queue.claim(4, 0.0), LANE)
+    store.settle([answer(s) for s in found], LANE)
     before = {f"o{n}": content(store, f"o{n}") for n in range(10)}
     revisions = {name: store.revision(name) for name in before}
     durable_valkey.kill()
@@ -477,7 +480,7 @@ def test_a_killed_server_keeps_what_it_acknowledged(durable_valkey: embedded.Ser
     assert {name: store.revision(name) for name in before} == revisions
     books = ledger.books()
     assert books.balanced
-    assert (books.objects.classified, books.pending) == (4, 6)
+    assert (books.objects.total("classified"), books.pending) == (4, 6)
     assert answer_all(store, queue) == 6
 
 
@@ -502,7 +505,7 @@ def test_on_a_cluster(valkey_cluster: embedded.ValkeyCluster) -> None:
     books = ledger.books()
     assert books.balanced, books.to_text()
     assert books.summary()["stored"] == 400
-    assert (books.objects.touched, books.objects.classified) == (40, 40)
+    assert (books.objects.touched, books.objects.total("classified")) == (40, 40)
 
 
 def test_the_header_is_what_the_scripts_think() -> None:

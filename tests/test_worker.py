@@ -17,9 +17,13 @@ from broker.patience import Unfinished
 from broker.records import Declined, Status
 from broker.schedule import Claim, DueQueue
 from broker.sequences import SequenceStore, Settled
-from broker.worker import POLL_S, Pace, Worker
+from broker.worker import POLL_S, Output, Pace, Worker
+from classifier.prediction import Needs
 from classifier.predictor import Predictor
 from classifier.serving import load
+
+NO_MODEL = SimpleNamespace(kept_as="", needs=Needs())
+NO_OUTPUT = SimpleNamespace(model="")
 
 
 @pytest.fixture
@@ -28,10 +32,17 @@ def predictor(tmp_path: Path) -> Predictor:
 
 
 def worker_of(predictor: Predictor, queue: DueQueue, store: SequenceStore) -> Worker:
+    output = Output("", "topic", records.Form(records.encode, True), daemon.provenance_of(predictor))
     return Worker(
-        "test", queue, store, predictor, None, "topic", records.Form(records.encode, True),  # type: ignore[arg-type]
-        daemon.provenance_of(predictor), metrics.WorkMetrics("test"), Pace(10, 0.1, 60.0),
-    )  # fmt: skip
+        "test",
+        queue,
+        store,
+        predictor,
+        None,
+        output,
+        metrics.WorkMetrics("test"),
+        Pace(10, 0.1, 60.0),  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.redis
@@ -44,7 +55,7 @@ def test_short_sequences_and_unknown_bands_are_declined_with_their_reason(
     store.store(deliveries([observation("good", n, stamp=stamp) for n in (1, 2, 3)], first=10))
     store.store(deliveries([observation("other", n, band="y", stamp=stamp) for n in (1, 2, 3)], first=20))
     worker = worker_of(predictor, queue, store)
-    answers = worker.answer(store.fetch(queue.claim(10, 60.0), predictor.kept_as))
+    answers = worker.answer(store.fetch(queue.claim(10, 60.0), worker.lane))
     found = {record.object_id: record for record, _ in answers}
     assert found["good"].status is Status.CLASSIFIED
     assert found["short"].reason == Declined.TOO_FEW_STAMPS
@@ -66,23 +77,23 @@ def test_a_sequence_that_is_longer_than_the_model_takes_is_answered_from_its_new
     worker = worker_of(predictor, queue, store)
     store.store(deliveries(seen[:9]))
     if with_tokens:  # of the groups of the whole sequence
-        store.settle([answer for _, answer in worker.answer(worker.fetch(queue.claim(10, 60.0)))])
+        store.settle([answer for _, answer in worker.answer(worker.fetch(queue.claim(10, 60.0)))], worker.lane)
     store.store(deliveries([*seen[9:], observation("short", 1), observation("short", 2)], first=9))
     predictor.needs = replace(predictor.needs, most=4)
     answers = worker.answer(worker.fetch(queue.claim(10, 60.0)))
     found = {record.object_id: record for record, _ in answers}
     assert found["long"].sources == (6, 7, 8, 9)
     assert found["short"].reason == Declined.TOO_FEW_STAMPS
-    assert store.settle([answer for _, answer in answers]) == [Settled.ACKED] * 2
+    assert store.settle([answer for _, answer in answers], worker.lane) == [Settled.ACKED] * 2
     # the same as a store gives that kept only these
     smaller, its_queue, _ = open_state(valkey.url, max_stamps=4)
     smaller.store(deliveries([replace(o, object_id="cut") for o in seen], first=20))
-    ((same, _),) = worker.answer(smaller.fetch(its_queue.claim(10, 60.0), predictor.kept_as))
+    ((same, _),) = worker.answer(smaller.fetch(its_queue.claim(10, 60.0), worker.lane))
     assert same.sources == found["long"].sources
     expected = [p.probability for p in same.probabilities]
     assert [p.probability for p in found["long"].probabilities] == pytest.approx(expected, abs=1e-3)
     # the token of its first group (6, 7, 8) was kept as that of the whole sequence's third
-    (whole,) = store.fetch([Claim("long", 0, "")], predictor.kept_as)
+    (whole,) = store.fetch([Claim("long", 0, "")], worker.lane)
     assert set(whole.tokens) == ({0, 1, 2} if with_tokens else {2})
 
 
@@ -92,10 +103,16 @@ def test_a_sequence_that_is_longer_than_the_model_takes_is_answered_from_its_new
 def test_a_drain_that_was_stopped_before_its_end_is_an_error(drain: bool, pending: int, whole: bool) -> None:
     stop = threading.Event()
     queue = SimpleNamespace(claim=lambda _n, _s: stop.set() or [], depth=lambda: {"new": pending}, ready=lambda: 0)
-    predictor = SimpleNamespace(info=SimpleNamespace(bands="ugriz"))
     worker = Worker(
-        "test", queue, None, predictor, None, "topic", None, None, None, Pace(10, 0.1, 60.0),  # type: ignore[arg-type]
-    )  # fmt: skip
+        "test",
+        queue,
+        None,
+        NO_MODEL,
+        None,
+        NO_OUTPUT,
+        None,
+        Pace(10, 0.1, 60.0),  # type: ignore[arg-type]
+    )
     if whole:
         assert worker.run(stop, drain) == {}
     else:
@@ -109,11 +126,7 @@ def test_a_model_that_cannot_take_what_ingest_keeps_is_refused(predictor: Predic
 
     survey = daemon.survey_of(settings())
     daemon.check_fit(settings(), survey, predictor)
-    predictor.info = replace(predictor.info, max_stamps=24)
-    daemon.check_fit(settings(max_stamps=24), survey, predictor)
-    with pytest.raises(ConfigError, match=r"takes 24 stamps.*set redis.max_stamps = 24"):
-        daemon.check_fit(settings(), survey, predictor)
-    predictor.info = replace(predictor.info, bands="gri", max_stamps=99)
+    predictor.info = replace(predictor.info, bands="gri")
     with pytest.raises(ConfigError, match=r'does not know band u, z: set ingest.bands = "gri"'):
         daemon.check_fit(settings(), survey, predictor)
 
@@ -122,10 +135,16 @@ def test_a_model_that_cannot_take_what_ingest_keeps_is_refused(predictor: Predic
 def test_an_idle_worker_asks_ever_more_rarely_and_at_once_again_when_there_is_work(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
     client = state.connect(valkey.url)
-    model = SimpleNamespace(info=SimpleNamespace(bands="ugriz"))
     worker = Worker(
-        "test", queue, None, model, None, "topic", None, None, None, Pace(3, 0.2, 60.0),  # type: ignore[arg-type]
-    )  # fmt: skip
+        "test",
+        queue,
+        None,
+        NO_MODEL,
+        None,
+        NO_OUTPUT,
+        None,
+        Pace(3, 0.2, 60.0),  # type: ignore[arg-type]
+    )
     stop = threading.Event()
 
     def commands() -> int:
@@ -163,7 +182,8 @@ def test_a_record_is_encoded_once(
     worker = worker_of(predictor, queue, store)
     worker.publisher = publisher  # type: ignore[assignment]
     if form == "wire":
-        worker.form = records.Form(lambda record, datum: records.encode_wire(record, 7, datum), False)
+        form_ = records.Form(lambda record, datum: records.encode_wire(record, 7, datum), False)
+        worker.output = replace(worker.output, form=form_)
     encoded: list[str] = []
     real = records._datum
     monkeypatch.setattr(records, "_datum", lambda record: encoded.append(record.object_id) or real(record))
