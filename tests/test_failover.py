@@ -140,6 +140,7 @@ def test_daemons_go_on_after_a_failover_behind_one_name(kafka: embedded.Server, 
     """The old primary lives on as a replica and keeps its connections: only a new one leads to the new primary."""
     topic = "one-name"
     settings = settings_for(kafka.address, servers.name.url, "sdss", topic)
+    daemon.prepare_topics(settings, threading.Event())
     sent = publish(settings, topic, [sdss_alert(f"before{i}", 1) for i in range(5)])
     shared = arguments_for(settings, topic)
     model = str(save_checkpoint(tmp_path, "sdss"))
@@ -151,7 +152,7 @@ def test_daemons_go_on_after_a_failover_behind_one_name(kafka: embedded.Server, 
         failed = time.monotonic()
         sent += publish(settings, topic, [sdss_alert(f"after{i}", 1) for i in range(5)])
         store, _, ledger = daemon.connect_store(_at(settings, servers.replica))
-        until(lambda: all(store.latest(f"after{i}") for i in range(5)), "going on")
+        until(lambda: all(store.latest(f"after{i}", "test-sdss") for i in range(5)), "going on")
         pause = time.monotonic() - failed
         assert pause < LONGEST_PAUSE_S
         print(f"alerts sent at the failover were answered {pause:.1f} s after it")

@@ -106,9 +106,9 @@ def test_a_server_that_would_refuse_the_intake_refuses_the_pulse(durable_valkey:
 def test_the_queue_of_an_idle_worker_is_looked_at(valkey: embedded.Server) -> None:
     client = state.connect(valkey.url)
     queue, measured = DueQueue(client, "sdss"), metrics.WorkMetrics("sdss")
-    measured.queue({"new": 0, "due": 0, "in_flight": 7})  # as the last batch left it
-    pulse.Pulse(client, "sdss", "work", measured, [lambda: measured.queue(queue.depth())]).beat()
-    assert value(measured, "queue_objects", state="in_flight") == 0
+    measured.queue("", {"new": 0, "due": 0, "in_flight": 7})  # as the last batch left it
+    pulse.Pulse(client, "sdss", "work", measured, [lambda: measured.queue("", queue.depth())]).beat()
+    assert value(measured, "queue_objects", state="in_flight", model="") == 0
 
 
 def test_silent_daemons_are_told_of_and_then_forgotten(

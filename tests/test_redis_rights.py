@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 SURVEY, PASSWORD = "sdss", "pw-5731"
 LUA = {
     "skyheed-ingest": ("store", "sweep", "agree", "beat"),
-    "skyheed-work": ("wake", "claim", "fetch", "drop", "settle", "tokens", "agree", "beat"),
+    "skyheed-work": ("wake", "claim", "fetch", "drop", "settle", "tokens", "join", "retire", "agree", "beat"),
     "skyheed-look": ("objects", "waiting", "beats", "fetch"),
 }
 # What is asked without a script: by the client, the ledger, the layout and the queue.
@@ -38,7 +38,7 @@ DIRECT = {
         "get", "set", "hget", "hset", "hdel", "hvals", "smembers", "sadd", "srem", "bitfield", "persist", "pexpire",
         "zrandmember", "incr", "wait",
     },
-    "skyheed-work": {"get", "set", "hget", "hdel", "hmget", "zcard"},
+    "skyheed-work": {"get", "set", "hget", "hdel", "hmget", "zcard", "smembers", "zscan", "unlink"},
     "skyheed-look": {"get", "hget", "hvals", "smembers", "lrange"},
 }  # fmt: skip
 NO_COMMANDS = {"NX", "WITHSCORES", "LIMIT"}
