@@ -113,7 +113,7 @@ def _read(cards: Cards) -> Wcs | None:
     if cards.get(b"WCSAXES", b"2") != b"2":
         raise Unapplied(f"its WCS has {_shown(cards[b'WCSAXES'])} axes")
     first_is_ra, projection = _axes(cards)
-    _refuse_bends(cards, projection)
+    _refuse_bends(cards, projection, 1 if first_is_ra else 2)
     _check_system(cards)
     units = [_unit(cards, i) for i in (1, 2)]
     matrix = [[units[i] * value for value in row] for i, row in enumerate(_matrix(cards))]
@@ -146,19 +146,25 @@ def _axes(cards: Cards) -> tuple[bool, bytes]:
     return axes[0] == b"RA", code.removesuffix(b"-SIP")
 
 
-def _refuse_bends(cards: Cards, projection: bytes) -> None:
-    """Terms that bend the image, unless they are those of no distortion."""
-    if projection == b"TPV" and not {b"PV1_1", b"PV2_1"} <= cards.keys():
-        raise Unapplied("its projection is TPV without PV1_1 and PV2_1")
+def _refuse_bends(cards: Cards, projection: bytes, longitude: int) -> None:
+    """Terms that bend or turn the image, unless they are those of no change.
+
+    Args:
+        longitude: the number of the axis of right ascension, whose PV terms say where the native pole is.
+    """
+    if projection == b"TPV":
+        plain = {b"PV1_1": 1.0, b"PV2_1": 1.0}
+        if not plain.keys() <= cards.keys():
+            raise Unapplied("its projection is TPV without PV1_1 and PV2_1")
+    else:
+        plain = {b"PV%d_2" % longitude: 90.0, b"PV%d_3" % longitude: math.nan, b"PV%d_4" % longitude: math.nan}
     for key in cards:
         if key[:2] not in BENDS:
             continue
         if key[:2] in (b"A_", b"B_", b"PV"):
-            plain = 1.0 if projection == b"TPV" and key in (b"PV1_1", b"PV2_1") else 0.0
-            if key.endswith(b"_ORDER") or key.endswith(b"_DMAX") or number(cards, key, plain) == plain:
+            least = plain.get(key, 0.0)
+            if key.endswith((b"_ORDER", b"_DMAX")) or number(cards, key, least) == least:
                 continue
-            if key == b"PV1_2" and projection == _TANGENTIAL and number(cards, key, 90.0) == 90:
-                continue  # the native latitude of the reference point, where it is for every tangential projection
         raise Unapplied(f"{key.decode('ascii', 'replace')} bends or turns the image, which is not applied here")
 
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import math
+import random
 import warnings
 
 import numpy as np
@@ -67,10 +68,15 @@ APPLIED = {
     "TAN-SIP of nothing": {**PLACE, **CD, **SIP},
     "TAN-SIP of zeros": {**PLACE, **CD, **SIP, "A_ORDER": 2, "B_ORDER": 2, "A_2_0": 0.0, "B_0_2": 0.0},
     "TPV of what is": {**PLACE, **CD, **TPV, "PV1_0": 0.0, "PV1_1": 1.0, "PV2_1": 1.0},
+    "PV of what is": {**PLACE, **CD, "PV1_1": 0.0, "PV1_2": 90.0, "PV2_1": 0.0},
     "FK5": {**PLACE, **CD, "RADESYS": "FK5", "EQUINOX": 2000.0},
     "ICRS": {**PLACE, **CD, "RADESYS": "ICRS"},
 }  # fmt: skip
 REFUSED = {
+    "native latitude in PV": {**PLACE, **CD, "PV1_2": 0.0},
+    "native latitude in PV, axes swapped": {**SWAPPED, "PV2_2": 0.0},
+    "LONPOLE in PV": {**PLACE, **CD, "PV1_3": 0.0},
+    "LATPOLE in PV": {**PLACE, **CD, "PV1_4": 0.0},
     "TPV": {**PLACE, **CD, **TPV, "PV1_1": 1.01, "PV2_1": 1.0},
     "TPV without terms": {**PLACE, **CD, **TPV},
     "TPV, cubic": {**PLACE, **CD, **TPV, "PV1_1": 1.0, "PV2_1": 1.0, "PV1_7": 1e-5},
@@ -191,3 +197,50 @@ def test_ztf_stamps_with_a_wcs_of_another_broker_are_turned_by_it() -> None:
     assert plain[7, 16] > 10 * abs(told[7, 16])
     assert told[25, 16] > 10 * abs(plain[25, 16])
     assert reason_of("ztf", packet({**cards, "CTYPE1": "RA---ZPN", "CTYPE2": "DEC--ZPN"})) is Reason.BAD_FITS
+
+
+def random_header(dice: random.Random) -> dict[str, object]:
+    """Keywords as they come, also those that contradict each other."""
+    turn, side = dice.uniform(-math.pi, math.pi), dice.choice([1.0, 1.0, 1.1])
+    cos, sin, flip = math.cos(turn), math.sin(turn), dice.choice([-1, 1])
+    pc = (cos, -sin, sin, cos)
+    cd = (flip * SCALE * cos, -SCALE * sin, flip * SCALE * sin, SCALE * cos)
+    projection = dice.choice(["TAN", "TAN", "TAN", "SIN", "ZEA", "TPV", "TAN-SIP"])
+    ra, dec = dice.choice([0.0, 150.0, 359.9999, -10.0]), dice.choice([2.0, -60.0, 80.0, 89.99, 90.0, -90.0])
+    header: dict[str, object] = {**PLACE, "CRVAL1": ra, "CRVAL2": dec}
+    header |= {"CTYPE1": f"RA---{projection}", "CTYPE2": f"DEC--{projection}"}
+    maybe: list[tuple[float, dict[str, object]]] = [
+        (0.5, dict(zip(("CD1_1", "CD1_2", "CD2_1", "CD2_2"), cd, strict=True))),
+        (0.5, {"CDELT1": flip * SCALE, "CDELT2": SCALE * side}),
+        (0.2, dict(zip(("PC1_1", "PC1_2", "PC2_1", "PC2_2"), pc, strict=True))),
+        (0.1, dict(zip(("PC001001", "PC001002", "PC002001", "PC002002"), pc, strict=True))),
+        (0.3, {"CROTA2": dice.choice([0.0, math.degrees(turn), 30.0])}),
+        (0.1, {"CROTA1": dice.choice([0.0, 30.0])}),
+        (0.2, {"LONPOLE": dice.choice([0.0, 180.0, 90.0, 33.0, -180.0, 360.0])}),
+        (0.2, {"LATPOLE": dice.choice([0.0, 90.0])}),
+        (0.15, {dice.choice(["PV1_0", "PV1_1", "PV1_2", "PV1_3", "PV2_1", "PV2_2"]): dice.choice([0.0, 1.0, 90.0])}),
+        (0.1, {"A_ORDER": 2, "B_ORDER": 2, "A_2_0": dice.choice([0.0, 1e-4])}),
+        (0.2, {"CTYPE1": f"DEC--{projection}", "CTYPE2": f"RA---{projection}", "CRVAL1": dec, "CRVAL2": ra}),
+    ]
+    for chance, cards in maybe:
+        if dice.random() < chance:
+            header |= cards
+    return header
+
+
+def test_any_mixture_of_keywords_is_astropys_or_refused() -> None:
+    dice, agreed = random.Random(5), 0
+    for _ in range(600):
+        cards = random_header(dice)
+        wcs = read_image(make_fits(np.ones((60, 64), np.float32), cards)).wcs
+        if wcs is None:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reference = WCS(fits.Header(cards))
+        for x, y in [(0, 0), (63, 59)]:
+            world = [float(value) for value in reference.all_pix2world(x, y, 0)]
+            ra, dec = world[::-1] if reference.wcs.lat == 0 else world
+            assert wcs.pixel_of(ra, dec) == pytest.approx((x, y), abs=1e-3), cards
+        agreed += 1
+    assert agreed > 100
