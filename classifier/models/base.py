@@ -58,14 +58,23 @@ class Network(nn.Module):
         """Logits [b, classes]."""
         return self.classify(self.encode(batch))
 
+    def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
+        """Of the histories and, where that costs little, of some of their beginnings.
+
+        Returns:
+            Representations [k, width], and for each the history's row in the batch; a row's last one is of the whole.
+        """
+        encoded = self.encode(batch)
+        return encoded, np.arange(len(encoded))
+
     def beginnings(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
         """Logits of the histories and, where that costs little, of some of their beginnings, for training.
 
         Returns:
             Logits [k, classes], and for each the history's row in the batch.
         """
-        logits = self(batch)
-        return logits, np.arange(len(logits))
+        encoded, rows = self.representations(batch, generator)
+        return self.classify(encoded), rows
 
     def predictive(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits [b, classes] for serving, and the spread [b] of probabilities where a network knows one."""

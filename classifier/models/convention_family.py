@@ -23,6 +23,7 @@ class Convention(Family):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "convention": {},
         "convention-2d": {"cnn": "2d"},
+        "ict-convention": {"objective": {"name": "ict"}},
         "convention-paper": {"variant": "paper", "time": "position"},
     }
 

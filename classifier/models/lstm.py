@@ -61,10 +61,10 @@ class Lstm(Network):
         out: Tensor = self.head(encoded)
         return out
 
-    def beginnings(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
+    def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
         """The histories after every night, which cost nothing more."""
         valid = batch["valid"]
-        return self.classify(self.rnn(batch["nights"])[0][valid]), valid.nonzero()[:, 0].cpu().numpy()
+        return self.rnn(batch["nights"])[0][valid], valid.nonzero()[:, 0].cpu().numpy()
 
 
 class LstmFamily(base.Family):

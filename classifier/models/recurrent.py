@@ -99,10 +99,10 @@ class FrameRnn(Network):
         out: Tensor = self.head(encoded)
         return out
 
-    def beginnings(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
+    def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
         """The histories after every night, which cost nothing more."""
         valid = batch["valid"]
-        return self.classify(self.outputs(batch)[valid]), valid.nonzero()[:, 0].cpu().numpy()
+        return self.outputs(batch)[valid], valid.nonzero()[:, 0].cpu().numpy()
 
 
 def _frames(history: History, config: Config, scaling: Scaling) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

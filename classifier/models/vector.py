@@ -247,11 +247,10 @@ class Vector(Network):
         out: Tensor = self.head(self.dropout(encoded))
         return out
 
-    def beginnings(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
+    def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
         """The histories and every beginning of them, which cost nothing more."""
         valid = batch["valid"]
-        logits = self.classify(self.represent(self.outputs(batch), batch)[valid])
-        return logits, valid.nonzero()[:, 0].cpu().numpy()
+        return self.represent(self.outputs(batch), batch)[valid], valid.nonzero()[:, 0].cpu().numpy()
 
     def fold(self) -> "Vector":
         """The network in the form that serves, with the same values in evaluation mode."""

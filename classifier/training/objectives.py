@@ -170,11 +170,23 @@ def _cross_entropy(setting: Setting, **settings: Any) -> Objective:
     return CrossEntropy(setting)
 
 
-OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"cross-entropy": _cross_entropy}
+def _ict(setting: Setting, **settings: Any) -> Objective:
+    from .ict import Ict
+
+    return Ict(setting, **settings)
+
+
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"cross-entropy": _cross_entropy, "ict": _ict}
 
 
 # What an objective learns besides the network: name -> (network, settings) -> how many numbers.
-EXTRA: dict[str, Callable[..., int]] = {}
+EXTRA: dict[str, Callable[..., int]] = {"ict": lambda network, **_: _ict_parameters(network)}
+
+
+def _ict_parameters(network: Network) -> int:
+    from .ict import extra_parameters
+
+    return extra_parameters(network.width)
 
 
 def extra_parameters(asked: Mapping[str, Any], network: Network) -> int:
