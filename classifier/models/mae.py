@@ -1,0 +1,93 @@
+"""Pre-training of the `vit` encoder without labels: a masked auto-encoder (He et al. 2022, CVPR) for stamps.
+
+Most patches of a stamp are hidden, and told from the others. Stamps are mostly sky, which nobody can tell; so pixels
+are compared as they are scaled, or weighted by how much of a patch is signal, and not, as published, patch by patch
+brought to variance one, which makes noise the target (that form is there, too).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Block
+from .transformers import Vit, grid, windows
+
+HIDDEN = 0.75  # share of the patches
+
+Target = Literal["pixels", "signal", "normalised"]
+
+
+class MaskedAutoencoder(nn.Module):
+    """An encoder and the decoder that is thrown away after pre-training.
+
+    Args:
+        encoder: that learns; its images have one channel.
+        target: pixels as they are; the same weighted by the patch's signal; or, as published, normalised patches.
+    """
+
+    places: Tensor
+
+    def __init__(
+        self, encoder: Vit, target: Target = "pixels", width: int = 64, layers: int = 2, heads: int = 2
+    ) -> None:
+        super().__init__()
+        self.encoder, self.target = encoder, target
+        self.narrow, self.token = nn.Linear(encoder.width, width), nn.Parameter(torch.randn(width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm, self.pixels = nn.LayerNorm(width), nn.Linear(width, encoder.patch**2)
+        self.register_buffer("places", grid(encoder.side, width), persistent=False)
+
+    @property
+    def shown(self) -> int:
+        """Patches that the encoder sees."""
+        return self.encoder.side**2 - round(HIDDEN * self.encoder.side**2)
+
+    def order(self, count: int, tube: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """For each of so many stamps a random order of its patches, of which the first ones are shown.
+
+        Args:
+            tube: neighbouring stamps, such as those of one object, that hide the same patches.
+        """
+        noise = torch.rand(-(-count // tube), self.encoder.side**2, generator=generator)
+        return noise.argsort(1).repeat_interleave(tube, 0)[:count].to(self.places.device)
+
+    def latent(self, images: Tensor, order: Tensor) -> Tensor:
+        """Class token and shown patches [m, 1 + shown, width] of images [m, 1, 32, 32]."""
+        patches = self.encoder.patches(images)
+        shown = order[:, : self.shown, None].expand(-1, -1, patches.shape[2])
+        return self.encoder.attend(patches.gather(1, shown))
+
+    def reconstruct(self, latent: Tensor, order: Tensor) -> Tensor:
+        """The pixels of every patch in its place, [m, patches, 16]."""
+        x = self.narrow(latent)
+        hidden = self.token.expand(len(x), order.shape[1] - self.shown, -1)
+        back = order.argsort(1)[:, :, None].expand(-1, -1, x.shape[2])
+        placed = torch.cat([x[:, 1:], hidden], 1).gather(1, back) + self.places
+        x = torch.cat([x[:, :1], placed], 1)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.pixels(self.norm(x[:, 1:]))
+        return out
+
+    def targets(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the pixels of every patch should be [m, patches, 16], and the patches' weights [m, patches]."""
+        patches = windows(images.permute(0, 2, 3, 1), self.encoder.patch).view(len(images), -1, self.encoder.patch**2)
+        if self.target == "normalised":
+            variance, mean = torch.var_mean(patches, 2, keepdim=True)
+            patches = (patches - mean) / (variance + 1e-6).sqrt()
+        weights = torch.ones_like(patches[:, :, 0])
+        if self.target == "signal":
+            power = patches.square().mean(2)
+            weights = power / power.median(1, keepdim=True).values.clamp(min=1e-6)  # most patches are sky: about one
+            weights = weights.clamp(0.1, 10)
+        return patches, weights
+
+    def forward(self, images: Tensor, order: Tensor | None = None) -> Tensor:
+        """The loss of stamps [m, 1, 32, 32]: mean square error of the hidden patches, by their weights."""
+        order = self.order(len(images)) if order is None else order
+        found = self.reconstruct(self.latent(images, order), order)
+        wanted, weights = self.targets(images)
+        hidden = torch.zeros_like(weights).scatter_(1, order[:, self.shown :], 1.0) * weights
+        out: Tensor = ((found - wanted).square().mean(2) * hidden).sum() / hidden.sum()
+        return out
