@@ -20,7 +20,8 @@ from .archive_writer import check_target
 from .bounded import within
 from .candidate_table import CLASSES, Candidate, read_candidates
 from .errors import ArchiveError
-from .frames import STAMP, Cut, Frame, FrameName, frame_name, read_header
+from .fits_files import read_header
+from .frames import STAMP, Cut, Frame, FrameName, frame_name
 from .names import printable
 from .sky.conditions import SAME_VISIT
 from .sky.surveys import SDSS

@@ -5,15 +5,9 @@ left. Formats: https://data.sdss.org/datamodel/files/BOSS_PHOTOOBJ/frames/RERUN/
 model of fpC, psField and asTrans.
 """
 
-import bz2
-import contextlib
-import gzip
-import io
-import math
 import re
 import warnings
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +15,12 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning, NoConvergence
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
-from .bounded import open_regular
 from .errors import ArchiveError
+from .fits_files import one_sentence, read_header, refuse_large, unpacked
 from .names import printable
 from .sky.surveys import SDSS
 
@@ -37,8 +30,6 @@ STAMP = SDSS.size
 GAUSSIAN_FWHM = 2.3548
 # Turns that differ less from a multiple of 90 degrees are made by flips: 1 degree is half a pixel at the stamp's edge.
 NEARLY_RIGHT = 1.0  # degrees
-MOST_PIXELS = 2**26  # an SDSS frame has 3 million
-MOST_HEADER = 2**20  # bytes, 13,000 cards; that of a frame has 100
 MATRICES = tuple(f"{form}{i}_{j}" for form in ("CD", "PC") for i in (1, 2) for j in (1, 2))
 NAME = re.compile(
     r"(?P<kind>frame|fpC)-(?P<first>[ugriz]|\d+)-(?P<second>\w+)-(?P<third>\d+)(-(?P<fourth>\d+))?\.fits?(\.bz2|\.gz)?$"
@@ -102,9 +93,9 @@ class Frame:
         if name is None:
             raise ArchiveError(f"{path.name} is not named like an SDSS frame")
         self.path, self.name = path, name
-        with _one_sentence(path, "an SDSS frame"):
-            _refuse_large(read_header(path))
-            with _unpacked(path) as stream, fits.open(stream, memmap=False) as parts:
+        with one_sentence(path, "an SDSS frame"):
+            refuse_large(read_header(path))
+            with unpacked(path) as stream, fits.open(stream, memmap=False) as parts:
                 self._header = parts[0].header
                 self._read(parts)
         self._ps_field = _ps_field(path, name)
@@ -213,6 +204,10 @@ def _refuse_unapplied(header: fits.Header, wcs: WCS) -> None:
         raise ValueError(f"its axes {', '.join(map(str, told.ctype))} are not right ascension and declination")
     if told.radesys.strip() not in ("", "ICRS", "FK5") or (told.equinox not in (2000.0,) and np.isfinite(told.equinox)):
         raise ValueError(f"its positions are in {told.radesys or 'the system'} of equinox {told.equinox:g}, not J2000")
+    if len({key[:2] for key in MATRICES if key in header}) > 1:
+        raise ValueError("it has both CD and PC")
+    if float(header.get("CROTA1", 0.0)) not in (0.0, float(header.get("CROTA2", 0.0))):
+        raise ValueError(f"CROTA1 is {header['CROTA1']} and CROTA2 {header.get('CROTA2', 'missing')}")
     turn = np.radians(float(header.get("CROTA2", 0.0)))
     if turn and any(key in header for key in MATRICES):
         steps = float(header.get("CDELT1", 1.0)), float(header.get("CDELT2", 1.0))
@@ -310,13 +305,13 @@ def _ps_field(path: Path, name: FrameName) -> dict[str, float] | None:
         for ending in ("fit", "fits", "fit.gz", "fits.gz"):
             file = place / f"psField-{name.run:06d}-{name.camcol}-{name.field:04d}.{ending}"
             if file.is_file():
-                with _one_sentence(file, "a psField file"):
+                with one_sentence(file, "a psField file"):
                     return _read_ps_field(file, BANDS.index(name.band))
     return None
 
 
 def _read_ps_field(file: Path, band: int) -> dict[str, float]:
-    with _unpacked(file) as stream, fits.open(stream, memmap=False) as parts:
+    with unpacked(file) as stream, fits.open(stream, memmap=False) as parts:
         row = {key: float(np.array(parts[6].data[key][0])[band]) for key in ("psf_width", "gain", "dark_variance")}
     for key, value in row.items():
         least = 0.0 if key == "dark_variance" else 1e-6
@@ -325,31 +320,6 @@ def _read_ps_field(file: Path, band: int) -> dict[str, float]:
                 f"{key} of band {BANDS[band]} is {value:g}: get it again, or remove it to have it measured"
             )
     return row
-
-
-@contextlib.contextmanager
-def _one_sentence(path: Path, what: str) -> Iterator[None]:
-    """All that damaged files end in, from astropy and from unpacking, as one error with the file's name."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*truncated.*")
-            yield
-    except ArchiveError:
-        raise
-    except EOFError as error:
-        raise ArchiveError(f"{path} cannot be read as {what}: it is cut short, get it again") from error
-    except (
-        OSError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, zlib.error, fits.VerifyError,
-        AstropyWarning, MemoryError,
-    ) as error:  # fmt: skip
-        raise ArchiveError(f"{path} cannot be read as {what} ({printable(error, 200)}): get it again") from error
-
-
-def _refuse_large(header: fits.Header) -> None:
-    """Before the pixels are unpacked; astropy makes room for as many as the header says."""
-    pixels = math.prod(int(header.get(f"NAXIS{axis}", 1)) for axis in range(1, int(header["NAXIS"]) + 1))
-    if not 0 < pixels <= MOST_PIXELS:
-        raise ValueError(f"it says that it has {pixels} pixels")
 
 
 def measure_fwhm(image: Image, noise: float, most: int = 20) -> float:
@@ -379,30 +349,3 @@ def _gaussian_width(cut: Image) -> float:
     except (RuntimeError, optimize.OptimizeWarning):
         return float("nan")
     return abs(float(fit[3])) if 0.5 < abs(fit[3]) < 6 else float("nan")
-
-
-def read_header(path: Path) -> fits.Header:
-    """The primary header alone; a compressed frame is unpacked no further than that.
-
-    Raises:
-        ArchiveError: there is none.
-    """
-    with _one_sentence(path, "a FITS file"), _unpacked(path) as stream:
-        # of a stream without an END, astropy would read all that there is
-        return fits.Header.fromfile(io.BytesIO(stream.read(MOST_HEADER)), endcard=True, padding=False)
-
-
-@contextlib.contextmanager
-def _unpacked(path: Path) -> Iterator[Any]:
-    """The stream of a file's bytes, plain or out of bzip2 or gzip; closed also where astropy fails and would not."""
-    with open_regular(path) as file:
-        begins = file.read(3)
-        file.seek(0)
-        if begins == b"BZh":
-            with bz2.BZ2File(file) as stream:
-                yield stream
-        elif begins[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=file) as stream:
-                yield stream
-        else:
-            yield file

@@ -13,9 +13,11 @@ from astropy.wcs import WCS
 from test_frames import make_frame
 from test_wcs import APPLIED, astropy_of
 
+from classifier import fits_files
 from classifier.candidates import build, find_frames
 from classifier.errors import ArchiveError
-from classifier.frames import Frame, frame_name, pixel_of_wcs, read_header
+from classifier.fits_files import read_header
+from classifier.frames import Frame, frame_name, pixel_of_wcs
 
 COLUMNS = ("psf_width", "gain", "dark_variance")
 
@@ -135,6 +137,10 @@ def test_headers_and_files_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "frame-r-005000-3-0100.fits"
     path.write_bytes(header.ljust(2880).encode())
     assert "pixels" in refused(path)
+    path.write_bytes(
+        header.replace("NAXIS   =                    2", "NAXIS   =            999999999").ljust(2880).encode()
+    )
+    assert "pixels" in refused(path)
     endless = tmp_path / "frame-r-005001-3-0100.fits.bz2"
     endless.write_bytes(bz2.compress(b" " * 16 * 2**20))
     assert str(endless) in refused(endless)
@@ -146,6 +152,12 @@ def test_headers_and_files_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "in" / "frame-g-005000-3-0100.fits").symlink_to(path)
     with pytest.raises(ArchiveError, match="no frame-"):
         find_frames(tmp_path / "in")
+
+
+def test_frames_unpack_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_frame(tmp_path, shape=(90, 100))
+    monkeypatch.setattr(fits_files, "MOST_BYTES", 2**15)
+    assert "it has more than 0 MiB" in refused(path)
 
 
 def test_other_bands_are_no_frames() -> None:
@@ -204,6 +216,7 @@ def test_distortions_are_applied() -> None:
     [
         {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN"}, {"CTYPE1": "LINEAR", "CTYPE2": "LINEAR"}, {"RADESYS": "FK4"},
         {"EQUINOX": 1950.0}, {"CROTA2": 10.0}, {"CPDIS1": "LOOKUP"}, {"CTYPE2": "RA---TAN"}, {"CTYPE1": "RA---XXX"},
+        {"CROTA1": 10.0}, {"PC1_1": 1.0, "CDELT1": 1e-4},
     ],
 )  # fmt: skip
 def test_geometry_that_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
