@@ -185,6 +185,7 @@ ENVIRONMENT = {
     "SKYHEED_REGISTRY_PASSWORD": ("registry", "password"),
     "SKYHEED_MODEL": ("work", "model"),
 }
+MOST_SECRET = 2**16  # bytes of a password file
 CONFIG_VARIABLE = "SKYHEED_CONFIG"
 # Values a user may well forget; everything else has a working default.
 DEFAULT_KAFKA = "127.0.0.1:9092"
@@ -245,14 +246,15 @@ def _read_secret(path: Any, where: str) -> str:
     if not isinstance(path, str):
         raise ConfigError(f"{where} must be the path of a file")
     try:
-        secret = Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n")
+        with Path(path).open("rb") as file:  # perhaps a pipe, <(pass show …)
+            secret = file.read(MOST_SECRET).decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError:  # not chained: the error holds the file's bytes
         raise ConfigError(f"{where}: {path} is not text in UTF-8") from None
     if not secret:
         raise ConfigError(f"{where}: {path} is empty")
-    if not secret.isprintable():  # several lines, or a file that is something else
+    if len(secret.splitlines()) > 1 or "\0" in secret:
         raise ConfigError(f"{where}: {path} holds more than one line of text: write the password and nothing else")
     return secret
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from classifier import outputs
+from classifier.bounded import read_file
 from classifier.names import printable
 
 from .connection import check_options
@@ -39,6 +40,7 @@ from .wire import Decoder, SchemaSource, split_container
 log = logging.getLogger("skyheed.replay")
 BATCH = 500
 BATCH_BYTES = 16 * 2**20
+MOST_STATE = 2**16  # bytes; ours have 100
 SAVE_S = 1.0  # the state file is at most this old
 LONGEST_SLEEP_S = 0.2
 WHOLE = -1
@@ -278,9 +280,11 @@ class Progress:
     def _load(self) -> int:
         assert self._path is not None
         try:
-            state = json.loads(self._path.read_text())
+            state = json.loads(read_file(self._path, MOST_STATE, ConfigError))
             fingerprint, sent = state["fingerprint"], int(state["sent"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if sent < 0:
+                raise ValueError(sent)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise ConfigError(f"{self._path} is no state of a replay: give another --state") from error
         if fingerprint != self._fingerprint:
             raise ConfigError(

@@ -252,7 +252,7 @@ def _can_go_on(path: Path, title: str) -> bool:
     if not path.exists() or not path.stat().st_size:
         return False
     with path.open("rb") as file:
-        if title and file.readline().rstrip(b"\n") != title.encode():
+        if title and file.readline(2 * len(title) + 2).rstrip(b"\n") != title.encode():
             raise ConfigError(f"{path} exists and begins with other columns: give another -o FILE")
         file.seek(-1, os.SEEK_END)
         if file.read() != b"\n":

@@ -26,6 +26,7 @@ MISSING = frozenset(
 )
 _GZIP, _FITS, _PARQUET = b"\x1f\x8b", b"SIMPLE  =", b"PAR1"
 _UNIT = re.compile(r"[\[(]([^\])]*)[\])]")
+_SEPARATOR = re.compile(r'"?sep=."?')  # the first line of what Excel is to open; the header shows the same
 _NINES = re.compile(r"-9+(\.9*)?|99+(\.9*)?")
 _SEXAGESIMAL = re.compile(
     r"[+-]?\d{1,3}(\s*[:hd°]\s*|\s+)\d{1,2}(\s*[:m'′]\s*|\s+)\d{1,2}(\.\d*)?\s*[s\"″]?", re.IGNORECASE
@@ -299,9 +300,8 @@ def _lines(text: str, path: Path, wanted: Sequence[Sequence[str]]) -> Iterator[t
     """Number and text of every row, without comments; a quoted cell may go on in the next line."""
     written, began, header = "", 0, False
     for line, part in enumerate(io.StringIO(text, newline=None), 1):
-        if not written and (
-            not part.strip() or (part.lstrip().startswith("#") and (header or not _named(part, wanted)))
-        ):
+        comment = part.lstrip().startswith("#") and (header or not _named(part, wanted))
+        if not written and (comment or not part.strip() or (line == 1 and _SEPARATOR.fullmatch(part.strip()))):
             continue
         began = began if written else line
         written += part

@@ -65,6 +65,7 @@ def test_what_stands_for_not_known(tmp_path: Path, unknown: str) -> None:
         lambda text: text.replace("PEAKMJD", "peak_mjd").replace("REDSHIFT_FINAL", "z").encode(),
         lambda text: ("# my table, of 2020, with notes\n\n" + text + "\n\n,,,,,\n").encode(),
         lambda text: ("#" + text).encode(),
+        lambda text: ("sep=;\r\n" + text.replace(",", ";")).encode(),
         lambda text: gzip.compress(text.encode()),
         lambda text: text.replace("\n", ",\n").encode(),
         lambda text: text.replace("SNID", '"SNID"').replace("101", '"101"').encode(),
