@@ -165,7 +165,7 @@ def reading(settings: config.Settings) -> tuple[SequenceStore, schedule.DueQueue
         ConfigError: no such survey, or Redis holds it in another number of shards: we would look in the wrong places.
         ServiceUnavailable, ServiceError: Redis is away, or refuses us.
     """
-    store, queue, ledger = daemon.connect_store(daemon.with_survey(settings))
+    store, queue, ledger = daemon.read_store(daemon.with_survey(settings))
     # where there is no layout yet, `Ledger.ping` would set ours: that is for the daemons to do
     if _client(settings).run([("GET", Keys(settings.survey).layout)])[0] is not None:
         ledger.ping()
@@ -175,7 +175,7 @@ def reading(settings: config.Settings) -> tuple[SequenceStore, schedule.DueQueue
 def queues(settings: config.Settings) -> dict[str, schedule.DueQueue]:
     """The due queue of every model; one without a name while none has joined."""
     models = reading(settings)[0].models() or [""]
-    return {model: daemon.connect_store(settings, model)[1] for model in models}
+    return {model: daemon.read_store(settings, model)[1] for model in models}
 
 
 def _queue(settings: config.Settings) -> Line:

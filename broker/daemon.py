@@ -87,15 +87,28 @@ def alert_topics(settings: config.Settings) -> list[str]:
 def connect_store(
     settings: config.Settings, model: str = "", agreement: layout.Agreement | None = None
 ) -> tuple[SequenceStore, DueQueue, Ledger]:
-    """The three views of the state in Redis.
+    """The three views of the state in Redis, for one who writes.
 
     Args:
         model: whose queue.
-        agreement: what has to agree with the other daemons; looked at with every new connection.
+        agreement: what has to agree with the other daemons, looked at with every new connection; by default what an
+            ingest brings.
+
+    Raises:
+        ConfigError: no such survey.
     """
     client = state.connect_as(settings.redis)
-    if agreement:
-        client.on_connect = partial(layout.Layout(client, settings.survey).agree, agreement)
+    brings = agreement or layout.of_ingest(settings.redis, survey_of(settings))
+    client.on_connect = partial(layout.Layout(client, settings.survey).agree, brings)
+    return _views(client, settings, model)
+
+
+def read_store(settings: config.Settings, model: str = "") -> tuple[SequenceStore, DueQueue, Ledger]:
+    """The same for one who only reads, and needs no setting but the shards."""
+    return _views(state.connect_as(settings.redis), settings, model)
+
+
+def _views(client: state.Client, settings: config.Settings, model: str) -> tuple[SequenceStore, DueQueue, Ledger]:
     store = SequenceStore(
         client,
         settings.survey,
@@ -124,7 +137,7 @@ def make_intake(settings: config.Settings, publisher: kafka.Publisher) -> Intake
     decoder = Decoder(
         survey.reader_schema, schemas=schema_source(settings), max_packet_bytes=settings.ingest.max_packet_bytes
     )
-    store, _, ledger = connect_store(settings, agreement=layout.of_ingest(settings.redis, survey))
+    store, _, ledger = connect_store(settings)
     return Intake(survey, decoder, store, ledger, deadletter.DeadLetters(publisher, settings.dead_letter_topic))
 
 
@@ -196,7 +209,7 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
         stack.enter_context(patience.to_the_end(drain))
         publishers = [stack.enter_context(kafka.Publisher(settings.kafka)) for _ in models]
         prepare_topics(settings, stop, [served.topic for served in models])
-        patience.patiently(connect_store(settings)[2].ping, stop)
+        patience.patiently(read_store(settings)[2].ping, stop)
         workers = [
             make_worker(settings, served, publisher, measured, stop)
             for served, publisher in zip(models, publishers, strict=True)

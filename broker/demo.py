@@ -104,7 +104,7 @@ def run(objects: int, rate: float, seed: int, output: str) -> bool:
 def _stream(settings: config.Settings, folder: Path, rate: float, output: Path, began: float) -> bool:
     archive = archives.Archive(folder / "archive")
     truth = dict(zip(archive.objects["object_id"].to_pylist(), archive.objects["class"].to_pylist(), strict=True))
-    store, _, ledger = daemon.connect_store(settings)
+    store, _, ledger = daemon.read_store(settings)
     daemon.prepare_topics(settings, threading.Event())
     arguments = stack.shared_arguments(settings, None)
     ingest = stack.Daemon("ingest", [*arguments, "--debounce", "0"], folder / "ingest.log")

@@ -48,8 +48,8 @@ def run(settings: config.Settings, settings_path: str | None, data: str | None, 
             _watch(stop, [ingest, worker])
             stop.clear()  # the next Ctrl-C is the second one
             ingest.stop()
-            _drain(daemon.connect_store(settings)[2], worker, stop)
-            books = daemon.connect_store(settings)[2].books()
+            _drain(daemon.read_store(settings)[2], worker, stop)
+            books = daemon.read_store(settings)[2].books()
     click.echo(books.to_text())
 
 

@@ -160,7 +160,7 @@ def line_of(settings: config.Settings, part: str) -> check.Line:
 
 def test_who_only_reads_notices_a_wrong_number_of_shards(valkey: embedded.Server, tmp_path: Path) -> None:
     settings = settings_for("127.0.0.1:1", valkey.url, "sdss", "unused")
-    daemon.connect_store(settings)[2].ping()
+    daemon.read_store(settings)[2].ping()
     words = ["--survey", "sdss", "--redis", valkey.url]
     assert CliRunner().invoke(cli.skyheed, ["audit", *words]).exit_code == 0
     file = tmp_path / "skyheed.toml"
