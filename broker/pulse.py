@@ -77,6 +77,7 @@ class Pulse:
         self._waits = waits
         self._looks = looks
         self._kafka_away = kafka_away
+        self._refused = False
 
     def beat(self) -> None:
         """One beat; a server that is away shows in the metrics."""
@@ -89,7 +90,9 @@ class Pulse:
         except ServiceUnavailable:
             self._waits.waits("redis", SOURCE)
         except SkyheedError as error:  # the daemon itself stops with it; without this right it works on
-            log.warning("no sign of life can be given: %s", error)
+            if not self._refused:
+                log.warning("no sign of life can be given: %s", error)
+            self._refused = True
         else:
             self._waits.goes_on("redis", SOURCE)
 

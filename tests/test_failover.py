@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 from redis_tools import ClusterWithReplicas, Pair, follow, pair, until
-from state_tools import SURVEY, content, deliveries, observation
+from state_tools import SURVEY, answer, content, deliveries, observation
 from stream_tools import answers, ingest_all, last_answers, publish, save_checkpoint, sdss_alert, settings_for
 from test_faults import Child, arguments_for, wait_for
 
@@ -20,7 +20,8 @@ from broker import config, daemon, embedded, state, topics
 from broker.errors import ServiceUnavailable
 from broker.patience import patiently
 from broker.redis_nodes import Replicas
-from broker.sequences import Delivery, SequenceStore
+from broker.schedule import Claim, DueQueue
+from broker.sequences import Delivery, SequenceStore, Settled
 
 pytestmark = pytest.mark.redis
 LONGEST_PAUSE_S = 20.0  # of the daemons, on a busy machine; docs/operating.md has the measured one
@@ -83,6 +84,27 @@ def test_scripts_that_a_server_forgot_are_confirmed_as_well(servers: Pair) -> No
             client.script_flush()
             client.script_load(state.script("sweep").text)  # a part is known, a part is not
     assert objects_on(servers.replica, 60) == 60
+
+
+def test_an_acknowledgement_that_is_lost_means_the_same_answer_again(servers: Pair) -> None:
+    """Workers need not wait for replicas: the object is still in the queue, at the revision that was answered."""
+    store, queue = store_of(servers.name.url), DueQueue(state.connect(servers.name.url), SURVEY, shards=4)
+    store.store(batch(0, 1))
+    first = store.fetch(queue.claim(1, 0.5), "model")
+    until(lambda: DueQueue(state.connect(servers.replica.url), SURVEY, shards=4).depth()["in_flight"] == 1, "the claim")
+    servers.cut_off()
+    assert store.settle([answer(s) for s in first]) == [Settled.ACKED]
+    servers.fail_over(demote=False)
+    again = patiently(lambda: store.fetch(until_claimed(queue), "model"), threading.Event())
+    assert [(s.object_id, s.revision) for s in again] == [(s.object_id, s.revision) for s in first]
+    assert store.settle([answer(s) for s in again]) == [Settled.ACKED]
+    assert sum(queue.depth().values()) == 0
+
+
+def until_claimed(queue: DueQueue) -> list[Claim]:
+    claims: list[Claim] = []
+    until(lambda: bool(claims.extend(queue.claim(1, 30.0)) or claims), "the end of the lease")
+    return claims
 
 
 @pytest.mark.kafka

@@ -1,6 +1,7 @@
 """What a Redis says goes wrong: what passes and what does not, and that what passes gets a new connection."""
 
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -138,6 +139,27 @@ def test_a_server_that_does_not_answer_is_away_and_not_waited_for_twice(monkeypa
         with pytest.raises(ServiceUnavailable, match="is away"):
             client.run([("GET", "x")])
         assert time.monotonic() - began < 3, "redis-py repeats nothing by itself"
+        client.close()
+
+
+def test_a_primary_that_hangs_is_left_when_the_name_leads_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing ends its connections: only the time for an answer does, and with it the pause."""
+    monkeypatch.setattr(state, "ANSWER_S", 0.5)
+    with pair() as servers:
+        client = state.connect(servers.name.url)
+        client.run([("SET", "key", "value")])
+        process = servers.primary._process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with redis_py.Redis.from_url(servers.replica.url) as other:
+                other.execute_command("REPLICAOF", "NO", "ONE")
+            servers.name.target = servers.replica.address
+            began = time.monotonic()
+            assert patience.patiently(lambda: client.run([("SET", "key", "new")]), threading.Event()) == [True]
+            assert time.monotonic() - began < 5
+        finally:
+            process.send_signal(signal.SIGCONT)
         client.close()
 
 
