@@ -35,11 +35,11 @@ class Unfinished(SkyheedError):
 class Observer(Protocol):
     """Is told of every wait."""
 
-    def waits(self, server: str) -> None:
-        """A call failed because `server` (kafka, redis, registry) is away; more than once in one wait."""
+    def waits(self, server: str, source: str) -> None:
+        """A call of `source`, a thread, failed because `server` is away; more than once in one wait."""
 
-    def goes_on(self, server: str) -> None:
-        """The wait for `server` is over."""
+    def goes_on(self, server: str, source: str) -> None:
+        """The wait of `source` for `server` is over."""
 
 
 _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
@@ -98,6 +98,7 @@ class _Wait:
         self._began = 0.0
         self._servers: set[str] = set()
         self._observer = _observer.get()
+        self._source = threading.current_thread().name  # a worker of several models has a thread for each
 
     def goes_on_for(self, away: ServiceUnavailable) -> None:
         if not self._began:
@@ -105,10 +106,10 @@ class _Wait:
             log.warning("waiting: %s", away)
         self._servers.add(away.server)
         if self._observer:
-            self._observer.waits(away.server)
+            self._observer.waits(away.server, self._source)
 
     def ends(self) -> None:
         if self._began:
             log.warning("back after %.1f s", time.monotonic() - self._began)
         for server in self._servers if self._observer else ():
-            self._observer.goes_on(server)  # type: ignore[union-attr]
+            self._observer.goes_on(server, self._source)  # type: ignore[union-attr]

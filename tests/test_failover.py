@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 from redis_tools import ClusterWithReplicas, Pair, follow, pair, until
-from state_tools import SURVEY, answer, content, deliveries, observation
+from state_tools import LANE, SURVEY, answer, content, deliveries, observation
 from stream_tools import answers, ingest_all, last_answers, publish, save_checkpoint, sdss_alert, settings_for
 from test_faults import Child, arguments_for, wait_for
 
@@ -90,14 +90,14 @@ def test_an_acknowledgement_that_is_lost_means_the_same_answer_again(servers: Pa
     """Workers need not wait for replicas: the object is still in the queue, at the revision that was answered."""
     store, queue = store_of(servers.name.url), DueQueue(state.connect(servers.name.url), SURVEY, shards=4)
     store.store(batch(0, 1))
-    first = store.fetch(queue.claim(1, 0.5), "model")
+    first = store.fetch(queue.claim(1, 0.5), LANE)
     until(lambda: DueQueue(state.connect(servers.replica.url), SURVEY, shards=4).depth()["in_flight"] == 1, "the claim")
     servers.cut_off()
-    assert store.settle([answer(s) for s in first]) == [Settled.ACKED]
+    assert store.settle([answer(s) for s in first], LANE) == [Settled.ACKED]
     servers.fail_over(demote=False)
-    again = patiently(lambda: store.fetch(until_claimed(queue), "model"), threading.Event())
+    again = patiently(lambda: store.fetch(until_claimed(queue), LANE), threading.Event())
     assert [(s.object_id, s.revision) for s in again] == [(s.object_id, s.revision) for s in first]
-    assert store.settle([answer(s) for s in again]) == [Settled.ACKED]
+    assert store.settle([answer(s) for s in again], LANE) == [Settled.ACKED]
     assert sum(queue.depth().values()) == 0
 
 
@@ -169,7 +169,9 @@ def test_daemons_go_on_after_a_failover_behind_one_name(kafka: embedded.Server, 
     ingest = Child("ingest", [*shared, "--group", topic, "--debounce", "0"], tmp_path)
     work = Child("work", [*shared[:-2], "--model", model, "--threads", "1", "--min-stamps", "1"], tmp_path)
     try:
-        wait_for(lambda: len(last_answers(answers(settings))) == 5, 90, "the first answers")
+        # the topic is shared with other tests
+        before, after = ({f"{when}{i}" for i in range(5)} for when in ("before", "after"))
+        wait_for(lambda: before <= set(last_answers(answers(settings))), 90, "the first answers")
         servers.fail_over(demote=True)
         failed = time.monotonic()
         sent += publish(settings, topic, [sdss_alert(f"after{i}", 1) for i in range(5)])
@@ -179,7 +181,7 @@ def test_daemons_go_on_after_a_failover_behind_one_name(kafka: embedded.Server, 
         assert pause < LONGEST_PAUSE_S
         print(f"alerts sent at the failover were answered {pause:.1f} s after it")
         wait_for(lambda: ledger.books().balanced and ledger.books().consumed == sent, 30, "balancing")
-        assert set(last_answers(answers(settings))) == {f"{when}{i}" for when in ("before", "after") for i in range(5)}
+        assert before | after <= set(last_answers(answers(settings)))
         assert [child.log.read_text().count("Traceback") for child in (ingest, work)] == [0, 0]
     finally:
         assert [ingest.stop(), work.stop()] == [0, 0]

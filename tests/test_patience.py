@@ -1,11 +1,12 @@
 """Waiting for servers: one line when they go, one when they return."""
 
+import contextvars
 import logging
 import threading
 
 import pytest
 
-from broker import patience
+from broker import metrics, patience
 from broker.errors import ServiceUnavailable, SkyheedError
 
 
@@ -52,3 +53,58 @@ def test_being_stopped_while_waiting_is_an_error_for_a_drain_only() -> None:
 def test_other_errors_pass_through() -> None:
     with pytest.raises(ZeroDivisionError):
         patience.patiently(lambda: 1 // 0, threading.Event())
+
+
+def test_every_thread_waits_for_itself() -> None:
+    """A worker of several models: the first that goes on does not end the others' wait."""
+    measured = metrics.WorkMetrics("sdss")
+    stop, quick_failed, slow_failed = threading.Event(), threading.Event(), threading.Event()
+    quick_may = threading.Event()
+
+    def slow() -> None:
+        slow_failed.set()
+        raise ServiceUnavailable("Redis is away", server="redis")
+
+    def quick() -> None:
+        if not quick_may.is_set():
+            quick_failed.set()
+            raise ServiceUnavailable("Redis is away", server="redis")
+
+    def slow_to_the_end() -> None:
+        with pytest.raises(patience.Stopped):
+            patience.patiently(slow, stop)
+
+    with patience.observed(measured):
+        contexts = contextvars.copy_context(), contextvars.copy_context()
+    one = threading.Thread(target=contexts[0].run, args=(slow_to_the_end,), name="slow")
+    other = threading.Thread(target=contexts[1].run, args=(patience.patiently, quick, stop), name="quick")
+    one.start()
+    other.start()
+    assert slow_failed.wait(10)
+    assert quick_failed.wait(10)
+    quick_may.set()
+    other.join(10)
+    assert set(measured.waiting()) == {"redis"}, "the slow one still waits"
+    stop.set()
+    one.join(10)
+    assert not one.is_alive()
+
+
+def test_waits_are_of_different_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Daemons that lost a server at the same moment do not come back at the same moment."""
+    monkeypatch.undo()
+    waited: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0.0)
+            return len(waited) >= 60
+
+    def action() -> None:
+        raise ServiceUnavailable("Redis is away", server="redis")
+
+    with pytest.raises(patience.Stopped):
+        patience.patiently(action, Stop())
+    assert 0.1 <= waited[0] <= 0.2
+    late = waited[10:]
+    assert 2.5 <= min(late) < 3.5 < 4.0 < max(late) <= 5.0
