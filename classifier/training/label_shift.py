@@ -1,0 +1,83 @@
+"""Shares of classes in a stream without labels, where each class looks as it did in training (label shift). Numpy only.
+
+Both ways need calibrated probabilities of the source, and fail where classes look different: adapt, calibrate, then
+correct. They only estimate; nobody's class prior is changed by them.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelError
+
+Floats = NDArray[np.floating[Any]]
+SINGULAR = 1e3  # condition number from which a confusion matrix tells nothing
+
+
+def expectation_maximisation(
+    probabilities: Floats, prior: Floats, steps: int = 1000, tolerance: float = 1e-8
+) -> NDArray[np.float64]:
+    """Class shares [c] of a target (Saerens et al. 2002, Neural Computation 14, 21).
+
+    Args:
+        probabilities: [n, c], of the target's samples.
+        prior: [c], that these assume.
+    """
+    prior = np.asarray(prior, np.float64) / np.sum(prior)
+    evidence = np.asarray(probabilities, np.float64) / prior
+    shares = prior
+    for _ in range(steps):
+        posterior = evidence * shares
+        posterior /= posterior.sum(1, keepdims=True)
+        found: NDArray[np.float64] = posterior.mean(0)
+        if np.abs(found - shares).max() < tolerance:
+            return found
+        shares = found
+    return shares
+
+
+def black_box(
+    labels: NDArray[np.integer[Any]],
+    predicted: NDArray[np.integer[Any]],
+    target: NDArray[np.integer[Any]],
+    classes: int,
+) -> NDArray[np.float64]:
+    """Class shares [c] of a target from the classes that were predicted there (BBSE: Lipton et al. 2018, ICML).
+
+    Args:
+        labels, predicted: [n], of the source's validation samples.
+        target: [m], predicted.
+        classes: how many.
+
+    Raises:
+        ModelError: the classifier confuses classes so much that nothing follows.
+    """
+    joint = np.zeros((classes, classes))
+    np.add.at(joint, (predicted, labels), 1 / len(labels))
+    if (joint.sum(0) == 0).any() or np.linalg.cond(joint) > SINGULAR:
+        raise ModelError(
+            "the classifier does not tell all classes apart on the validation objects, so their shares in the stream "
+            "cannot be told: use more objects, or a better model"
+        )
+    seen = np.bincount(target, minlength=classes) / len(target)
+    ratios = np.clip(np.linalg.solve(joint, seen), 0, None)
+    shares = ratios * joint.sum(0)
+    made: NDArray[np.float64] = shares / shares.sum()
+    return made
+
+
+def corrected(probabilities: Floats, prior: Floats, shares: Floats) -> NDArray[np.float64]:
+    """Probabilities [n, c] that assume these shares [c] instead of the prior [c]."""
+    found = np.asarray(probabilities, np.float64) * (np.asarray(shares, np.float64) / np.asarray(prior, np.float64))
+    made: NDArray[np.float64] = found / found.sum(1, keepdims=True)
+    return made
+
+
+def uncertainty(probabilities: Floats, prior: Floats, draws: int = 100, seed: int = 0) -> NDArray[np.float64]:
+    """1-sigma errors [c] of `expectation_maximisation`, by drawing samples again."""
+    rng = np.random.default_rng(seed)
+    n = len(probabilities)
+    found = [expectation_maximisation(probabilities[rng.integers(n, size=n)], prior, 200, 1e-6) for _ in range(draws)]
+    made: NDArray[np.float64] = np.std(found, axis=0)
+    return made
