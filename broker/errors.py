@@ -37,7 +37,7 @@ class Reason(StrEnum):
     STAMP_TOO_LARGE = "stamp_too_large"
     EMPTY_STAMP = "empty_stamp"
     NO_OBJECT_ID = "missing_object_id"
-    BAD_OBJECT_ID = "bad_object_id"  # too long, or with characters that no name has
+    BAD_OBJECT_ID = "bad_object_id"  # with characters that no name has
     NO_SOURCE_ID = "missing_source_id"
     NO_TIME = "missing_time"
     BAD_POSITION = "bad_position"

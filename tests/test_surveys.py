@@ -237,7 +237,7 @@ def test_ztf_magnitude_of_nan_is_a_flux_of_nan():
     [
         ({"top": {"objectId": None}}, Reason.NO_OBJECT_ID),
         ({"top": {"objectId": " "}}, Reason.NO_OBJECT_ID),
-        ({"top": {"objectId": "x" * 300}}, Reason.BAD_OBJECT_ID),
+        ({"top": {"objectId": "x" * 300}}, Reason.NO_OBJECT_ID),
         ({"top": {"objectId": "A\x1b]0;owned\x07\n2026 ERROR forged"}}, Reason.BAD_OBJECT_ID),
         ({"top": {"objectId": "abc\u202excod.exe"}}, Reason.BAD_OBJECT_ID),
         ({"drop": ["objectId"]}, Reason.NO_OBJECT_ID),

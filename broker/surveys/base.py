@@ -75,7 +75,7 @@ def object_id(value: str | int | None) -> str:
     if not text or text == "0" or text.startswith("-"):
         raise PacketError(Reason.NO_OBJECT_ID, f"object id {value!r}")
     if len(text) > 256:
-        raise PacketError(Reason.BAD_OBJECT_ID, f"object id of {len(text)} characters")
+        raise PacketError(Reason.NO_OBJECT_ID, f"object id of {len(text)} characters")
     if not text.isprintable():  # line ends, terminal escapes, marks of direction
         raise PacketError(Reason.BAD_OBJECT_ID, f"object id {text!a} has characters that cannot be printed")
     return text
