@@ -21,6 +21,7 @@ from .sequences import HEADER, RECORD_VERSION
 from .state import Client
 from .surveys import Survey
 
+QUEUES = 2  # form of the keys of the queues: one queue for each model; release 0.1 had a single one
 SAMPLE = 20  # objects of each shard that are looked at before an older state is completed
 
 
@@ -39,6 +40,7 @@ ENTRIES = {
     "stamp": Entry("ingest.stamp"),
     "bands": Entry("ingest.bands", may_change=True),
     "record_version": Entry(of_release="the record version"),
+    "queues": Entry(of_release="queues of form"),
     "preprocessing": Entry(of_release="the preprocessing"),
 }
 
@@ -70,7 +72,7 @@ def of_worker(redis: RedisSettings, bands: str) -> Agreement:
 
 
 def _shared(redis: RedisSettings) -> dict[str, str]:
-    return {"shards": str(redis.shards), "record_version": str(RECORD_VERSION)}
+    return {"shards": str(redis.shards), "record_version": str(RECORD_VERSION), "queues": str(QUEUES)}
 
 
 def _compared(redis: RedisSettings) -> dict[str, str]:

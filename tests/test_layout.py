@@ -51,13 +51,13 @@ def recorded(url: str) -> dict[str, str]:
 
 AGREED = {
     "shards": "16", "max_stamps": "99", "stamp": "science", "bands": "ugriz", "record_version": "1",
-    "preprocessing": "stamp-1",
+    "queues": "2", "preprocessing": "stamp-1",
 }  # fmt: skip
 
 
 def test_the_first_ingest_records_and_others_like_it_go_on(valkey: embedded.Server) -> None:
     worker_on(valkey.url)
-    assert recorded(valkey.url) == {"shards": "16", "record_version": "1"}
+    assert recorded(valkey.url) == {"shards": "16", "record_version": "1", "queues": "2"}
     ingest_on(valkey.url)
     assert recorded(valkey.url) == AGREED
     ingest_on(valkey.url)
@@ -92,10 +92,10 @@ def test_other_stamps_are_refused(valkey: embedded.Server, monkeypatch: pytest.M
         found.agree(layout.of_ingest(given.redis, science))
 
 
-@pytest.mark.parametrize("name", ["RECORD_VERSION", "PREPROCESSING"])
+@pytest.mark.parametrize("name", ["RECORD_VERSION", "QUEUES", "PREPROCESSING"])
 def test_another_release_is_refused(valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     ingest_on(valkey.url)
-    monkeypatch.setattr(layout, name, 2)
+    monkeypatch.setattr(layout, name, 7)
     for start in (ingest_on, worker_on):
         with pytest.raises(ConfigError, match="run the release that wrote it, or start with an empty Redis"):
             start(valkey.url)
@@ -123,7 +123,7 @@ def test_state_of_the_release_before_is_completed(valkey: embedded.Server, admin
     worker_on(valkey.url)
     ingest_on(valkey.url)
     assert recorded(valkey.url) == AGREED
-    # the release before goes on alongside: what it looks for is where and as it was
+    # what the release before looks for is where and as it was
     assert admin.get("sh:{sdss}:layout") == b"16"
     Ledger(state.connect(valkey.url), "sdss").ping()
 
