@@ -9,23 +9,19 @@ Two deliberate differences: records are matched by field, not by name (ZTF's `zt
 `topLevelRecord`), and `int` and `long` are one type.
 """
 
-import json
-import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from .avro_schema import MAX_DEPTH, MAX_SCHEMA_BYTES, Schema, Type
 from .errors import PacketError, Reason
 
-MAX_SCHEMA_BYTES = 1 << 20  # ZTF's schema has 27 kB, Rubin's 120 kB
-MAX_DEPTH = 64  # of nested types, and of nested values of a recursive type
-MAX_FIXED = 1 << 24
-# Values passed over in one record, by the slow reader: 1 or 2 s. The year's history of a Rubin deep field has 500,000.
+__all__ = ["MAX_DEPTH", "MAX_SCHEMA_BYTES", "MAX_STEPS", "PlainReader", "Plan", "Schema", "Steps", "Type", "resolve"]
+
+# Values passed over in one message: 1 or 2 s by the slow reader. The year's history of a Rubin deep field has 500,000.
 MAX_STEPS = 2_000_000
 
-_PRIMITIVES = frozenset(("null", "boolean", "int", "long", "float", "double", "bytes", "string"))
-_LEAST = {"null": 0, "float": 4, "double": 8}  # bytes; every other type takes one at least
 # Writer type -> reader types that may take it (specification, "Schema Resolution").
 _PROMOTIONS = {
     "int": ("int", "long", "float", "double"),
@@ -41,20 +37,6 @@ _DOUBLE = struct.Struct("<d").unpack_from
 
 
 @dataclass(eq=False, slots=True)
-class Type:
-    """One Avro type; `least` is the smallest number of bytes that a value of it can take."""
-
-    kind: str
-    name: str = ""
-    fields: list[tuple[str, "Type"]] = field(default_factory=list)
-    defaults: dict[str, Any] = field(default_factory=dict)
-    branches: list["Type"] = field(default_factory=list)  # union; or the one item type of an array or map
-    size: int = 0
-    symbols: tuple[str, ...] = ()
-    least: float = 1
-
-
-@dataclass(eq=False, slots=True)
 class Plan:
     """How one writer type is read: skipped, taken as `take`, or refused with `error` when it comes up."""
 
@@ -66,144 +48,65 @@ class Plan:
     error: str = ""
 
 
-# --- schemas -----------------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class Steps:
+    """How many more values one message may make us pass over."""
 
-
-class Schema:
-    """A parsed Avro schema.
-
-    Args:
-        definition: the schema as JSON text or as `json.loads` returns it.
-        library: full name -> definition of types that the schema may refer to.
-
-    Raises:
-        PacketError: BAD_SCHEMA.
-    """
-
-    def __init__(self, definition: Any, library: Mapping[str, Any] | None = None) -> None:
-        self._library = library or {}
-        self._named: dict[str, Type] = {}
-        self._open: set[str] = set()
-        self.recursive = False
-        try:
-            if isinstance(definition, str | bytes):
-                definition = _loads(definition)
-            self.root = self._parse(definition, "", 0)
-            self._measure()
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise PacketError(Reason.BAD_SCHEMA, f"not an Avro schema: {type(error).__name__}") from error
-
-    def _parse(self, definition: Any, namespace: str, depth: int) -> Type:
-        if depth > MAX_DEPTH:
-            _bad_schema(f"types nested deeper than {MAX_DEPTH}")
-        if isinstance(definition, str):
-            return Type(definition) if definition in _PRIMITIVES else self._lookup(definition, namespace, depth)
-        if isinstance(definition, list):
-            return self._union(definition, namespace, depth)
-        kind = definition["type"]
-        if not isinstance(kind, str):
-            return self._parse(kind, namespace, depth + 1)
-        if kind in ("array", "map"):
-            item = definition["items" if kind == "array" else "values"]
-            return Type(kind, branches=[self._parse(item, namespace, depth + 1)])
-        if kind in ("record", "error", "enum", "fixed"):
-            return self._define(kind, definition, namespace, depth)
-        return self._parse(kind, namespace, depth + 1)
-
-    def _union(self, definition: list[Any], namespace: str, depth: int) -> Type:
-        branches = [self._parse(branch, namespace, depth + 1) for branch in definition]
-        if not branches or any(branch.kind == "union" for branch in branches):
-            _bad_schema("a union that is empty or holds a union")
-        return Type("union", branches=branches)
-
-    def _lookup(self, name: str, namespace: str, depth: int) -> Type:
-        candidates = [f"{namespace}.{name}", name] if namespace and "." not in name else [name]
-        for full in candidates:
-            if full in self._named:
-                self.recursive = self.recursive or full in self._open
-                return self._named[full]
-        for full in candidates:
-            if full in self._library:
-                return self._parse(self._library[full], full.rpartition(".")[0], depth + 1)
-        _bad_schema(f"type {name[:80]!r} is not defined")
-
-    def _define(self, kind: str, definition: dict[str, Any], namespace: str, depth: int) -> Type:
-        name = definition["name"]
-        if not name.strip("."):
-            _bad_schema("a type without a name")
-        full = name if "." in name else f"{definition.get('namespace', namespace)}.{name}".lstrip(".")
-        if full in self._named:
-            _bad_schema(f"type {full[:80]!r} is defined twice")
-        made = self._named[full] = Type("record" if kind == "error" else kind, name=full)
-        if kind == "fixed":
-            made.size = made.least = int(definition["size"])
-            if not 0 <= made.size <= MAX_FIXED:
-                _bad_schema(f"a fixed type of {made.size} bytes")
-        elif kind == "enum":
-            made.symbols = tuple(definition["symbols"])
-        else:
-            self._open.add(full)
-            self._fields(made, definition["fields"], full.rpartition(".")[0], depth)
-            self._open.discard(full)
-        return made
-
-    def _fields(self, record: Type, fields: list[dict[str, Any]], namespace: str, depth: int) -> None:
-        for each in fields:
-            record.fields.append((each["name"], self._parse(each["type"], namespace, depth + 1)))
-            if "default" in each:
-                record.defaults[each["name"]] = each["default"]
-
-    def _measure(self) -> None:
-        """Fill in `least` of every record; they may hold each other, so repeat until nothing changes."""
-        records = [each for each in self._named.values() if each.kind == "record"]
-        for record in records:
-            record.least = math.inf
-        for _ in range(len(records) + 1):
-            before = [record.least for record in records]
-            for record in reversed(records):
-                record.least = sum(least_bytes(part) for _, part in record.fields)
-            if before == [record.least for record in records]:
-                break
-        if any(record.least == math.inf for record in records):
-            _bad_schema("a record that holds itself without end")
-
-
-def least_bytes(each: Type) -> float:
-    """The smallest number of bytes that a value of this type can take."""
-    if each.kind == "union":
-        return 1 + min(least_bytes(branch) for branch in each.branches)
-    return each.least if each.name else _LEAST.get(each.kind, 1)
-
-
-def _loads(text: str | bytes) -> Any:
-    if len(text) > MAX_SCHEMA_BYTES:
-        _bad_schema(f"{len(text)} bytes, more than {MAX_SCHEMA_BYTES}")
-    return json.loads(text)
-
-
-def _bad_schema(detail: str) -> NoReturn:
-    raise PacketError(Reason.BAD_SCHEMA, f"the Avro schema has {detail}")
+    left: int = MAX_STEPS
 
 
 # --- resolution: writer and reader schema -> plan -----------------------------------------------------------
 
 
-def resolve(writer: Type, reader: Type | None, path: str = "") -> Plan:
+def resolve(writer: Type, reader: Type | None) -> Plan:
     """How to read what `writer` wrote as `reader` wants it; without a reader everything is skipped.
 
     A mismatch is no error yet: it becomes one when such a value comes up.
     """
-    if reader is None:
-        return Plan(writer)
-    if writer.kind == "union":
-        parts = [resolve(branch, reader, path) for branch in writer.branches]
-        return Plan(writer, take="union", parts=parts)
-    wanted = next(_acceptable(writer, reader), None)
-    if wanted is None:
-        return Plan(writer, error=f"{path or 'the record'} has type {writer.kind}")
-    if writer.kind == "record":
-        return _resolve_record(writer, wanted, path)
-    return Plan(writer, take=wanted.kind)
+    return _Resolution().plan(writer, reader, "")
+
+
+class _Resolution:
+    """Makes the plan of a record once, however many fields and unions refer to it: the work stays linear."""
+
+    def __init__(self) -> None:
+        self._records: dict[tuple[int, int], Plan] = {}
+        self._skipped: dict[int, Plan] = {}
+
+    def plan(self, writer: Type, reader: Type | None, path: str) -> Plan:
+        if reader is None:
+            if id(writer) not in self._skipped:
+                self._skipped[id(writer)] = Plan(writer)
+            return self._skipped[id(writer)]
+        if writer.kind == "union":
+            parts = [self.plan(branch, reader, path) for branch in writer.branches]
+            return Plan(writer, take="union", parts=parts)
+        wanted = next(_acceptable(writer, reader), None)
+        if wanted is None:
+            return Plan(writer, error=f"{path or 'the record'} has type {writer.kind}")
+        if writer.kind == "record":
+            return self._record(writer, wanted, path)
+        return Plan(writer, take=wanted.kind)
+
+    def _record(self, writer: Type, reader: Type, path: str) -> Plan:
+        key = id(writer), id(reader)
+        if key in self._records:
+            return self._records[key]
+        wanted = dict(reader.fields)
+        names = frozenset(wanted)
+        plan = Plan(writer, take="record")
+        for name, part in writer.fields:
+            inner = wanted.pop(name, None)
+            if inner is None and name in names:
+                plan.error = f"{path or 'the record'} has two fields {name}"
+            plan.keys.append("" if inner is None else name)
+            plan.parts.append(self.plan(part, inner, f"{path}.{name}".lstrip(".") if inner else ""))
+        for name in wanted:
+            if name not in reader.defaults:
+                plan.error = f"{path or 'the record'} has no field {name}"
+            plan.defaults[name] = reader.defaults.get(name)
+        self._records[key] = plan
+        return plan
 
 
 def _acceptable(writer: Type, reader: Type) -> Iterator[Type]:
@@ -214,35 +117,22 @@ def _acceptable(writer: Type, reader: Type) -> Iterator[Type]:
             yield from (branch for branch in branches if branch.kind == kind)
 
 
-def _resolve_record(writer: Type, reader: Type, path: str) -> Plan:
-    wanted = dict(reader.fields)
-    plan = Plan(writer, take="record")
-    for name, part in writer.fields:
-        plan.keys.append(name if name in wanted else "")
-        plan.parts.append(resolve(part, wanted.pop(name, None), f"{path}.{name}" if path else name))
-    for name in wanted:
-        if name not in reader.defaults:
-            plan.error = f"{path or 'the record'} has no field {name}"
-        plan.defaults[name] = reader.defaults.get(name)
-    return plan
-
-
 # --- the plain reader --------------------------------------------------------------------------------------
 
 
 class PlainReader:
-    """Reads values from `data[position:end]`, checking everything.
+    """Reads values from `data[position:end]`, checking everything; `steps` is what the message may still cost.
 
     Raises:
-        PacketError: TRUNCATED, WRONG_TYPE or BAD_BLOCK, with the byte offset.
+        PacketError: TRUNCATED, WRONG_TYPE, BAD_BLOCK or BOMB, with the byte offset.
     """
 
-    def __init__(self, data: bytes, position: int, end: int) -> None:
+    def __init__(self, data: bytes, position: int, end: int, steps: Steps | None = None) -> None:
         self.data = data
         self.position = position
         self.end = end
         self._depth = 0
-        self._steps = 0
+        self._steps = steps or Steps()
 
     def read(self, plan: Plan) -> Any:
         """One value as the plan wants it (None where it skips)."""
@@ -285,11 +175,11 @@ class PlainReader:
     def skip(self, each: Type) -> None:
         """Pass over one value of any type."""
         self._depth += 1
-        self._steps += 1
+        self._steps.left -= 1
         if self._depth > MAX_DEPTH * 2:
             self._fail(Reason.BAD_BLOCK, "values nested too deep")
-        if self._steps > MAX_STEPS:
-            self._fail(Reason.BOMB, f"more than {MAX_STEPS} values in one record")
+        if self._steps.left < 0:
+            self._fail(Reason.BOMB, f"more than {MAX_STEPS} values in one message")
         match each.kind:
             case "record":
                 for _, part in each.fields:
@@ -310,7 +200,7 @@ class PlainReader:
 
     def _skip_blocks(self, each: Type) -> None:
         item = each.branches[0]
-        least = least_bytes(item) + (each.kind == "map")
+        least = item.least + (each.kind == "map")
         while count := self.long():
             stop = None
             if count < 0:

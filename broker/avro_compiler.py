@@ -17,14 +17,15 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from .avro import MAX_DEPTH, MAX_STEPS, PlainReader, Plan, Schema, Type, least_bytes, resolve
+from .avro import MAX_DEPTH, PlainReader, Plan, Schema, Steps, Type, resolve
 from .errors import PacketError, Reason
 
-Reader = Callable[[bytes, int, int], tuple[Any, int]]
+Reader = Callable[[bytes, int, int, Steps], tuple[Any, int]]
 
 # Types of a schema written out in full, where arrays and the strings in them count more because their patterns take
-# longer to compile: a second at most. ZTF's schema comes to about 700, Rubin's to 1500.
-MAX_PARTS = 20_000
+# longer to compile: 0.15 s at most. ZTF's schema comes to about 1000 (20 ms), Rubin's to 2000.
+MAX_PARTS = 8_000
+CREDIT_PARTS, EARNED_PARTS = 40_000, 40  # compiled at once after the start, and for each message: 1 ms
 _ARRAY_PARTS, _SHORT_PARTS = 100, 20
 _SHORT = 128  # bytes; longer strings inside arrays take the slow path
 _MAX_NESTING = 12  # of generated `if` blocks
@@ -43,6 +44,21 @@ class _Unsupported(Exception):
     """The schema is too odd for the compiler."""
 
 
+class Credit:
+    """How many parts of schemas may be compiled now.
+
+    A stream whose schemas are seldom new compiles each at once. One whose schemas change without end (each would
+    cost more to compile than the compiled form ever saves) is read plainly: the same records, a little later.
+    """
+
+    def __init__(self, parts: int = CREDIT_PARTS) -> None:
+        self._most = self.left = parts
+
+    def earn(self) -> None:
+        """Another message was read."""
+        self.left = min(self._most, self.left + EARNED_PARTS)
+
+
 class RecordReader:
     """Reads the wanted fields of one record written with one schema.
 
@@ -50,46 +66,77 @@ class RecordReader:
         writer: the schema that the record was written with.
         wanted: the reader schema; None skips everything and finds the end of the record.
         compiled: False leaves the fast path out (for tests).
+        credit: compile for the second record, when this allows it; None compiles at once.
+
+    Attributes:
+        used_again: it has read more than one record.
     """
 
-    def __init__(self, writer: Schema, wanted: Schema | None, *, compiled: bool = True) -> None:
+    def __init__(
+        self, writer: Schema, wanted: Schema | None, *, compiled: bool = True, credit: Credit | None = None
+    ) -> None:
         self.plan = resolve(writer.root, wanted.root if wanted else None)
-        self.least = least_bytes(writer.root)
+        self.least = writer.root.least
+        self._nodes = writer.root.nodes
         self.source = ""
         self._fast: Reader | None = None
-        if compiled and not writer.recursive and not self.plan.error:
-            with contextlib.suppress(_Unsupported):
-                self.source, self._fast = _compile(self.plan)
+        self._credit = credit
+        self.used_again = False
+        self._used = False
+        self._compilable = compiled and not writer.recursive and not self.plan.error
+        if credit is None:
+            self._compile(Credit(MAX_PARTS))
 
-    def __call__(self, data: bytes, position: int, end: int) -> tuple[Any, int]:
+    def __call__(self, data: bytes, position: int, end: int, steps: Steps | None = None) -> tuple[Any, int]:
         """The record at `data[position:]` and the position behind it, at most `end`.
 
+        Args:
+            steps: what the message may still cost; this record is taken off.
+
         Raises:
-            PacketError: TRUNCATED, WRONG_TYPE or BAD_BLOCK, with the byte offset.
+            PacketError: TRUNCATED, WRONG_TYPE, BAD_BLOCK or BOMB, with the byte offset.
         """
-        if self._fast is not None:
+        steps = steps or Steps()
+        if not self.used_again:
+            self.used_again, self._used = self._used, True
+        if self._compilable and self._credit is not None and self.used_again and self._credit.left > 0:
+            self._compile(self._credit)
+        before = steps.left
+        # the fast path charges at least what the plain one does, so that it never takes what that would refuse
+        steps.left -= self._nodes
+        if self._fast is not None and steps.left >= 0:
             try:
-                record, stop = self._fast(data, position, end)
+                record, stop = self._fast(data, position, end, steps)
                 if stop <= end:
                     return record, stop
             except (Mismatch, IndexError, UnicodeDecodeError):
                 pass
-        return self.plain(data, position, end)
+        steps.left = before
+        return self.plain(data, position, end, steps)
 
-    def plain(self, data: bytes, position: int, end: int) -> tuple[Any, int]:
+    def _compile(self, credit: Credit) -> None:
+        if not self._compilable:
+            return
+        self._compilable = False  # not again, whatever comes of it
+        writer = _Writer()
+        with contextlib.suppress(_Unsupported):
+            self.source, self._fast = _compile(self.plan, writer)
+        credit.left -= writer.parts
+        re.purge()  # `re` would keep the patterns of 512 schemas that nobody uses any more
+
+    def plain(self, data: bytes, position: int, end: int, steps: Steps | None = None) -> tuple[Any, int]:
         """The same by the slow and strict reader."""
-        reader = PlainReader(data, position, end)
+        reader = PlainReader(data, position, end, steps)
         try:
             return reader.read(self.plan), reader.position
         except RecursionError as error:
             raise PacketError(Reason.BAD_BLOCK, "values nested too deep") from error
 
 
-def _compile(plan: Plan) -> tuple[str, Reader]:
-    writer = _Writer()
+def _compile(plan: Plan, writer: "_Writer") -> tuple[str, Reader]:
     writer.take(plan, "record")
     writer.flush()
-    source = "\n".join(["def read(data, pos, end):", *writer.lines, "    return record, pos"])
+    source = "\n".join(["def read(data, pos, end, steps):", *writer.lines, "    return record, pos"])
     namespace = dict(_RUNTIME, **writer.constants)
     exec(compile(source, "<avro reader>", "exec"), namespace)
     return source, namespace["read"]
@@ -106,7 +153,7 @@ class _Writer:
         self._after: list[str] = []  # conversions of the groups
         self._nesting = 1
         self._names = 0
-        self._parts = 0
+        self.parts = 0
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self._nesting + text)
@@ -121,8 +168,8 @@ class _Writer:
         return name
 
     def count(self, parts: int = 1) -> None:
-        self._parts += parts
-        if self._parts > MAX_PARTS:
+        self.parts += parts
+        if self.parts > MAX_PARTS:
             raise _Unsupported
 
     def flush(self) -> None:
@@ -226,7 +273,7 @@ class _Writer:
         elif each.kind in ("array", "map"):
             self.count(_ARRAY_PARTS)
             self.flush()
-            self.line(f"pos = {self.constant('items', _Blocks(self, each))}(data, pos, end)")
+            self.line(f"pos = {self.constant('items', _Blocks(self, each))}(data, pos, end, steps)")
         else:
             self.flush()
             self.line("pos = skip_bytes(data, pos, end)")
@@ -276,33 +323,37 @@ class _Blocks:
     def __init__(self, writer: _Writer, each: Type) -> None:
         item = each.branches[0]
         self._type = each
-        self._least = least_bytes(item) + (each.kind == "map")
+        self._least = item.least + (each.kind == "map")
+        self._nodes = item.nodes
         pattern = writer._passing(item, _short_strings())
         prefix = _short_strings() if each.kind == "map" else b""
         self._match = None if pattern is None else re.compile(prefix + pattern, re.DOTALL).match
 
-    def __call__(self, data: bytes, pos: int, end: int) -> int:
-        return self._pass_slowly(data, pos, end) if self._match is None else self._pass_over(data, pos, end)
+    def __call__(self, data: bytes, pos: int, end: int, steps: Steps) -> int:
+        if self._match is None:
+            return self._pass_slowly(data, pos, end, steps)
+        return self._pass_over(data, pos, end, steps, self._match)
 
-    def _pass_over(self, data: bytes, pos: int, end: int) -> int:
-        start, match = pos, self._match
-        assert match is not None
+    def _pass_over(self, data: bytes, pos: int, end: int, steps: Steps, match: Callable[..., Any]) -> int:
+        start, before = pos, steps.left
         while True:
             count, pos = _long(data, pos, end)
             if count == 0:
                 return pos
             # a block that says its size (a negative count) is rare, so left to the plain reader
             count = count if self._least else min(count, 0)
-            if count < 0 or count * self._least > end - pos or count > MAX_STEPS:
+            if count < 0 or count * self._least > end - pos or count * self._nodes > steps.left:
                 raise Mismatch
+            steps.left -= count * self._nodes
             for _ in range(count):
                 found = match(data, pos, end)
                 if found is None:  # such as a long string
-                    return self._pass_slowly(data, start, end)
+                    steps.left = before
+                    return self._pass_slowly(data, start, end, steps)
                 pos = found.end()
 
-    def _pass_slowly(self, data: bytes, pos: int, end: int) -> int:
-        reader = PlainReader(data, pos, end)
+    def _pass_slowly(self, data: bytes, pos: int, end: int, steps: Steps) -> int:
+        reader = PlainReader(data, pos, end, steps)
         reader.skip(self._type)
         return reader.position
 

@@ -97,6 +97,7 @@ class RegistrySettings:
     user: str = ""
     password: str = field(default="", repr=False)  # SKYHEED_REGISTRY_PASSWORD or password_file
     directory: str = ""  # local copies of the writer schemas, used when the registry is away
+    ca_file: str = ""  # PEM certificates that sign the registry's; empty: those that the system trusts
     output_url: str = ""  # registry to write the classification schema to; empty: self-describing containers
 
 

@@ -128,7 +128,13 @@ def _views(client: state.Client, settings: config.Settings, model: str) -> tuple
 def schema_source(settings: config.Settings) -> SchemaSource:
     """Where writer schemas come from: registry, then local directory, then the installed LSST package."""
     registry = settings.registry
-    return SchemaSource(url=registry.url, user=registry.user, password=registry.password, directory=registry.directory)
+    return SchemaSource(
+        url=registry.url,
+        user=registry.user,
+        password=registry.password,
+        directory=registry.directory,
+        ca_file=registry.ca_file,
+    )
 
 
 def make_intake(settings: config.Settings, publisher: kafka.Publisher) -> Intake:
@@ -351,8 +357,8 @@ def output_form(settings: config.Settings, topic: str) -> records.Form:
         return records.Form(records.encode_elasticc, False)
     registry = settings.registry
     if registry.output_url:
-        subject = f"{topic}-value"
-        schema_id = records.register(registry.output_url, subject, registry.user, registry.password)
+        client_of = registry.user, registry.password, registry.ca_file
+        schema_id = records.register(registry.output_url, f"{topic}-value", *client_of)
         return records.Form(lambda record, datum: records.encode_wire(record, schema_id, datum), False)
     return records.Form(records.encode, True)
 

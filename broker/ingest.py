@@ -25,7 +25,7 @@ from .observation import Observation
 from .patience import Stopped, Unfinished, patiently
 from .sequences import Delivery, Outcome, SequenceStore, check
 from .surveys import Survey
-from .wire import Decoder
+from .wire import Decoder, Headers
 
 log = logging.getLogger("skyheed.ingest")
 Mark = tuple[str, int, Reason]
@@ -53,7 +53,7 @@ class Intake:
         self.ledger = ledger
         self.dead_letters = dead_letters
 
-    def observations(self, value: bytes | None) -> list[Observation]:
+    def observations(self, value: bytes | None, headers: Headers | None = None) -> list[Observation]:
         """The observations of one message; a message of several records is taken or refused as a whole.
 
         Raises:
@@ -65,7 +65,7 @@ class Intake:
             raise PacketError(Reason.EMPTY, "the message has no value")
         kept: list[Observation] = []
         skip: SkipPacket | None = None
-        for record in self.decoder.decode(value):
+        for record in self.decoder.decode(value, headers) if headers else self.decoder.decode(value):
             try:
                 seen = self.survey.observation(record)
             except SkipPacket as reason:
@@ -88,7 +88,7 @@ class Intake:
         faults: list[str] = []
         for partition, offset, message in messages:
             try:
-                found = self.observations(message.value())
+                found = self.observations(message.value(), cast(Headers, message.headers() or ()))
             except SkipPacket as skip:
                 batch.skipped.append((partition, offset, skip.reason))
             except PacketError as error:

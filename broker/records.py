@@ -8,14 +8,11 @@ Two workers that answer the same revision write the same bytes but for `classifi
 is fixed, too.
 """
 
-import base64
 import functools
 import hashlib
 import io
 import json
 import struct
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -30,14 +27,14 @@ from numpy.typing import NDArray
 from classifier.prediction import Declined as Declined
 from classifier.prediction import Status as Status
 
-from .config import redacted_url
-from .errors import ServiceError, ServiceUnavailable, StreamError
+from . import registry
+from .errors import StreamError
 from .observation import BANDS
+from .registry_http import RegistryClient
 
 SCHEMA_VERSION = "1.1"
 BROKER_NAME = "skyheed"
 NOT_CLASSIFIED_ID = 300  # ELAsTiCC taxonomy: NotClassified
-REGISTRY_S = 10.0
 _TIMES = ("survey_ms", "kafka_ms", "ingest_ms", "classified_ms")
 _CONTAINER, _WIRE, _SINGLE = b"Obj\x01", b"\x00", b"\xc3\x01"
 # TAI - UTC in seconds from each MJD (UTC) on: IERS Bulletin C, https://hpiers.obspm.fr/iers/bul/bulc/Leap_Second.dat
@@ -357,33 +354,16 @@ def decode(payload: bytes, writer_schema: Callable[[int], Schema] | None = None)
         raise StreamError(f"not a classification: {type(error).__name__}: {error}") from error
 
 
-def register(url: str, subject: str, user: str = "", password: str = "") -> int:
+def register(url: str, subject: str, user: str = "", password: str = "", ca_file: str = "") -> int:
     """Register the classification schema under `subject` and return its id; safe to repeat.
 
     Raises:
-        ServiceError: the registry refuses (user, or a schema that is not compatible).
+        ConfigError: a URL that cannot work or holds a password.
+        ServiceError: the registry refuses (user, certificate, or a schema that is not compatible).
         ServiceUnavailable: the registry does not answer.
     """
-    registry = f"the schema registry at {redacted_url(url)}"
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/subjects/{subject}/versions",
-        json.dumps({"schema": schema_text()}).encode(),
-        {"Content-Type": "application/vnd.schemaregistry.v1+json"},
-    )
-    if user:
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
-    try:
-        with urllib.request.urlopen(request, timeout=REGISTRY_S) as response:
-            return int(json.load(response)["id"])
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code >= 500:
-            raise ServiceUnavailable(f"{registry} answers {error.code}", server="registry") from None
-        raise ServiceError(
-            f"{registry} refuses {subject} with {error.code}: check registry.output_url and registry.user"
-        ) from None
-    except (OSError, ValueError, KeyError) as error:
-        raise ServiceUnavailable(f"{registry} does not answer: {error}", server="registry") from None
+    client = RegistryClient(url, user, password, ca_file, "registry.output_url")
+    return registry.register(client, subject, schema_text())
 
 
 @functools.cache

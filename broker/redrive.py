@@ -44,7 +44,7 @@ def _redrive(intake: Intake, letters: list[DeadLetter]) -> Counter[str]:
     now_ms = time.time_ns() // 1_000_000
     for letter in waiting:
         try:
-            found = intake.observations(letter.value)
+            found = intake.observations(letter.value, letter.headers)
         except SkipPacket as skip:
             batch.skipped.append((letter.place, letter.offset, skip.reason))
             passed.append(letter)

@@ -1,9 +1,9 @@
 """Kafka message -> records, of which only the wanted fields are read.
 
-Two wire forms: the Avro object container (schema inside, one or more records; ZTF) and Confluent's (byte 0, schema
-number, record; Rubin). A damaged or hostile message ends in a `PacketError`, never in another exception, an
-unbounded loop or unbounded memory: sizes, counts, sync markers, checksums and the end of every record are checked,
-also where a field that nobody wants was cut.
+Two wire forms: the Avro object container (schema inside, one or more records; ZTF) and Confluent's (byte 0 and the
+schema's id, or byte 1 and its GUID, either in front of the record or in a Kafka header; Rubin). A damaged or hostile
+message ends in a `PacketError`, never in another exception, an unbounded loop or unbounded memory: sizes, counts,
+sync markers, checksums and the end of every record are checked, also where a field that nobody wants was cut.
 
 Container: https://avro.apache.org/docs/1.11.1/specification/#object-container-files
 Confluent: https://docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop/index.html#wire-format
@@ -11,18 +11,21 @@ Confluent: https://docs.confluent.io/platform/current/schema-registry/fundamenta
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
+from uuid import UUID
 
 import cramjam
 
-from .avro import PlainReader, Schema
+from .avro import PlainReader, Schema, Steps
 from .avro_compiler import RecordReader
+from .avro_readers import Readers
+from .avro_schema import MAX_SCHEMA_BYTES
 from .errors import PacketError, Reason
 from .inflate import RAW, InflateError, TooLong, inflate
-from .registry import SchemaSource
+from .registry import SchemaId, SchemaSource
 
 __all__ = ["Decoder", "SchemaSource", "confluent_payload", "split_container"]
 
@@ -31,8 +34,15 @@ MAX_PACKET_BYTES = 4 * 2**20  # a Rubin packet with a year of history is under 1
 MAX_BLOCK_BYTES = 8 * 2**20  # of one decompressed block
 MAX_RECORDS = 10_000  # of one message
 _SYNC_BYTES = 16
+MAX_MESSAGE_BYTES = 4 * MAX_BLOCK_BYTES  # of all its blocks together, decompressed
 _HEADERS = 16  # remembered: a topic carries few schemas at a time
+_MAX_ENTRIES = 100  # of a container's header
+_MAX_HEADER_BYTES = 2 * MAX_SCHEMA_BYTES
 _CONFLUENT = struct.Struct(">bI")
+_PREFIXES = {0: 5, 1: 17}  # Confluent's first byte -> length of the prefix: schema id, or its GUID
+SCHEMA_HEADER = "__value_schema_id"  # holds what else is the prefix
+
+Headers = Iterable[tuple[str, bytes | None]]
 
 
 class Decoder:
@@ -54,15 +64,17 @@ class Decoder:
         max_packet_bytes: int = MAX_PACKET_BYTES,
         max_block_bytes: int = MAX_BLOCK_BYTES,
     ) -> None:
-        self._wanted = Schema(reader_schema)
+        self._readers = Readers(Schema(reader_schema))
         self._schemas = schemas
         self._max_packet_bytes = max_packet_bytes
         self._max_block_bytes = max_block_bytes
-        self._containers = _Containers(self._wanted)
-        self._by_id: dict[int, tuple[Schema, RecordReader]] = {}
+        self._containers = _Containers(self._readers)
 
-    def decode(self, payload: bytes) -> list[dict[str, Any]]:
+    def decode(self, payload: bytes, headers: Headers | None = None) -> list[dict[str, Any]]:
         """The records of one message, wanted fields only.
+
+        Args:
+            headers: the message's Kafka headers; `__value_schema_id` says that the value is one bare record.
 
         Raises:
             PacketError: EMPTY, OVERSIZED, BAD_MAGIC, TRUNCATED, TRAILING_BYTES, BAD_SYNC, BAD_BLOCK, BAD_SCHEMA,
@@ -73,43 +85,61 @@ class Decoder:
             _fail(Reason.EMPTY, "the message has no bytes")
         if len(payload) > self._max_packet_bytes:
             _fail(Reason.OVERSIZED, f"{len(payload)} bytes, more than {self._max_packet_bytes}")
+        self._readers.credit.earn()
+        named = [value for name, value in headers or () if name == SCHEMA_HEADER]
+        if named:
+            return [self._bare(payload, 0, _schema_in_header(named[-1] or b""))]
         if payload.startswith(MAGIC):
             return self._container(payload)
-        if payload[0] == 0:
-            return [self._confluent(payload)]
+        if payload[0] in _PREFIXES:
+            return [self._bare(payload, *_schema_in_front(payload))]
         _fail(Reason.BAD_MAGIC, f"begins with {payload[:4]!r}: neither an Avro container nor Confluent wire")
 
     def _container(self, payload: bytes) -> list[dict[str, Any]]:
         header, sync = self._containers.header(payload)
         records: list[dict[str, Any]] = []
+        steps, total = Steps(), 0
         for count, block in _blocks(payload, header, sync, self._max_block_bytes):
-            if len(records) + count > MAX_RECORDS:
-                _fail(Reason.BOMB, f"more than {MAX_RECORDS} records in one message")
+            total += len(block)
+            if len(records) + count > MAX_RECORDS or total > MAX_MESSAGE_BYTES:
+                _fail(Reason.BOMB, f"more than {MAX_RECORDS} records or {MAX_MESSAGE_BYTES} bytes in one message")
             position = 0
             for _ in range(count):
-                record, position = header.reader(block, position, len(block))
+                record, position = header.reader(block, position, len(block), steps)
                 records.append(record)
             if position != len(block):
                 _fail(Reason.TRAILING_BYTES, f"{len(block) - position} bytes behind a block's last record")
         return records
 
-    def _confluent(self, payload: bytes) -> dict[str, Any]:
-        if len(payload) < _CONFLUENT.size:
-            _fail(Reason.TRUNCATED, f"{len(payload)} bytes, shorter than the Confluent prefix")
-        reader = self._reader(_CONFLUENT.unpack_from(payload)[1])
-        record, position = reader(payload, _CONFLUENT.size, len(payload))
+    def _bare(self, payload: bytes, start: int, schema_id: SchemaId) -> dict[str, Any]:
+        """One record without a container around it, from byte `start` on."""
+        if self._schemas is None:
+            _fail(Reason.UNKNOWN_SCHEMA, f"schema {schema_id}, and no source of schemas is set")
+        reader = self._readers.of_schema(schema_id, self._schemas.get(schema_id))
+        record, position = reader(payload, start, len(payload))
         if position != len(payload):
             _fail(Reason.TRAILING_BYTES, f"{len(payload) - position} bytes behind the record")
         return dict(record)
 
-    def _reader(self, schema_id: int) -> RecordReader:
-        if self._schemas is None:
-            _fail(Reason.UNKNOWN_SCHEMA, f"schema {schema_id}, and no source of schemas is set")
-        schema = self._schemas.get(schema_id)
-        known = self._by_id.get(schema_id)
-        if known is None or known[0] is not schema:
-            known = self._by_id[schema_id] = (schema, RecordReader(schema, self._wanted))
-        return known[1]
+
+def _schema_in_front(payload: bytes) -> tuple[int, SchemaId]:
+    """Where the record begins, and its schema."""
+    size = _PREFIXES[payload[0]]
+    if len(payload) < size:
+        if payload[0]:
+            _fail(Reason.BAD_MAGIC, f"begins with {payload[:4]!r}: shorter than a schema's GUID")
+        _fail(Reason.TRUNCATED, f"{len(payload)} bytes, shorter than the Confluent prefix")
+    return size, _schema_id(payload[:size])
+
+
+def _schema_in_header(value: bytes) -> SchemaId:
+    if not value or _PREFIXES.get(value[0]) != len(value):
+        _fail(Reason.BAD_MAGIC, f"header {SCHEMA_HEADER} holds {value[:20]!r}: neither a schema id nor a GUID")
+    return _schema_id(value)
+
+
+def _schema_id(prefix: bytes) -> SchemaId:
+    return UUID(bytes=prefix[1:]) if prefix[0] else int.from_bytes(prefix[1:], "big")
 
 
 def confluent_payload(schema_id: int, body: bytes) -> bytes:
@@ -167,7 +197,7 @@ def container_block(body: bytes, sync: bytes) -> bytes:
 
 @lru_cache(1)
 def _skippers() -> "_Containers":
-    return _Containers(None)
+    return _Containers(Readers(None))
 
 
 # --- container headers -------------------------------------------------------------------------------------
@@ -184,15 +214,15 @@ class _Header:
 class _Containers:
     """Headers seen before are known again by their bytes (without the sync marker, which is another in every file)."""
 
-    def __init__(self, wanted: Schema | None) -> None:
-        self._wanted = wanted
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
         self._seen: dict[bytes, _Header] = {}
         self._last = b"\xff"
 
     def header(self, data: bytes) -> tuple[_Header, bytes]:
         """The header at the beginning of `data`, and the file's sync marker."""
         if not data.startswith(self._last):
-            self._last = next(filter(data.startswith, self._seen), b"") or self._learn(data)
+            self._last = self._learn(data)
         header = self._seen[self._last]
         sync = data[header.end : header.end + _SYNC_BYTES]
         if len(sync) < _SYNC_BYTES:
@@ -201,13 +231,15 @@ class _Containers:
 
     def _learn(self, data: bytes) -> bytes:
         metadata, end = _read_metadata(data)
+        if data[:end] in self._seen:
+            return data[:end]
         schema = metadata.get(b"avro.schema")
         if schema is None:
             _fail(Reason.BAD_SCHEMA, "the container has no schema")
         codec = metadata.get(b"avro.codec", b"null").decode("ascii", "replace")
         if codec not in _CODECS:
             _fail(Reason.BAD_BLOCK, f"compressed with {codec[:40]!r}; known are {', '.join(_CODECS)}")
-        reader = RecordReader(Schema(schema), self._wanted)
+        reader = self._readers.of_text(schema)
         while len(self._seen) >= _HEADERS:
             self._seen.pop(next(iter(self._seen)))
         self._seen[data[:end]] = _Header(reader, schema, codec, end)
@@ -217,13 +249,19 @@ class _Containers:
 def _read_metadata(data: bytes) -> tuple[dict[bytes, bytes], int]:
     reader = PlainReader(data, len(MAGIC), len(data))
     metadata: dict[bytes, bytes] = {}
+    entries = 0
     while count := reader.long():
         if count < 0:
             count = -count
             reader.length()
-        for _ in range(count):  # each entry takes bytes, so a wrong count ends at the end of the data
+        entries += count
+        if entries > _MAX_ENTRIES:
+            _fail(Reason.WRONG_TYPE, f"a header of {entries} entries, more than {_MAX_ENTRIES}")
+        for _ in range(count):
             key = reader.bytes()
             metadata[key] = reader.bytes()
+    if reader.position > _MAX_HEADER_BYTES:
+        _fail(Reason.BAD_SCHEMA, f"a header of {reader.position} bytes, more than {_MAX_HEADER_BYTES}")
     return metadata, reader.position
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import fastavro
 import pytest
 
-from broker.avro import PlainReader, Schema, least_bytes
+from broker.avro import PlainReader, Schema, Steps
 from broker.avro_compiler import RecordReader
 from broker.errors import PacketError, Reason
 
@@ -37,7 +37,7 @@ def read(writer, reader, data):
     """The record by the compiled and by the plain reader, which must agree."""
     whole = RecordReader(Schema(writer), Schema(reader))
     assert whole._fast is not None
-    fast, stop = whole._fast(data, 0, len(data))
+    fast, stop = whole._fast(data, 0, len(data), Steps())
     plain = whole.plain(data, 0, len(data))
     assert (fast, stop) == plain
     assert stop == len(data)
@@ -375,8 +375,8 @@ def test_least_bytes():
         ("d", "null"),
         ("e", {"type": "array", "items": "long"}),
     )
-    assert least_bytes(Schema(schema).root) == 8 + 1 + 1 + 0 + 1
-    assert least_bytes(Schema(NODE).root) == 2
+    assert Schema(schema).root.least == 8 + 1 + 1 + 0 + 1
+    assert Schema(NODE).root.least == 2
 
 
 # --- any schema
