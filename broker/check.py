@@ -149,7 +149,9 @@ def _moves(options: kafka.Options, group: str, places: Sequence[connection.Place
                 return True
         return False
     except KafkaException as error:
-        raise ServiceUnavailable(f"the position of group {group} is unknown: {error.args[0].str()}") from None
+        raise ServiceUnavailable(
+            f"the position of group {group} is unknown: {error.args[0].str()}", server="kafka"
+        ) from None
     finally:
         client.close()
 

@@ -287,4 +287,6 @@ def register(client: RegistryClient, subject: str, schema: str) -> int:
     except CertificateRefused as error:
         raise ServiceError(f"the schema registry {client.url} cannot be trusted: {error}") from None
     except (Away, KeyError, TypeError, ValueError) as error:
-        raise ServiceUnavailable(f"the schema registry {client.url} does not answer as one: {error}") from None
+        raise ServiceUnavailable(
+            f"the schema registry {client.url} does not answer as one: {error}", server="registry"
+        ) from None

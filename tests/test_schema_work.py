@@ -21,7 +21,7 @@ from broker.wire import MAX_MESSAGE_BYTES, Decoder, container_block, container_h
 
 SYNC = b"0123456789abcdef"
 WANTED = {"type": "record", "name": "w", "fields": [{"name": "id", "type": ["null", "long"], "default": None}]}
-SLACK = 3.0  # the machine may be busy, and garbage be collected; the promise is for an idle one
+SLACK = 4.0  # the machine may be busy, and garbage be collected; the promise is for an idle one
 NEW_SCHEMA_S = 0.005
 
 
