@@ -15,7 +15,7 @@ from . import checkpoint
 from .errors import ModelError
 from .history import BANDS, History
 from .models.base import Model, Network, family
-from .prediction import Declined, Needs, Prediction
+from .prediction import Declined, Estimate, Needs, Prediction
 from .stamp import STAMP_SIZE
 
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # CPU flags; the last is 64-bit Arm's
@@ -95,8 +95,16 @@ class Served:
     @torch.inference_mode()
     def _classify(self, histories: Sequence[History]) -> list[Prediction]:
         arrays = self.network.collate(histories, self.info.scaling)
-        logits, _ = self.network.predictive({k: torch.from_numpy(a).to(self.device) for k, a in arrays.items()})
-        return [Prediction(p) for p in self.calibrated(logits.float().cpu().numpy(), histories)]
+        logits, spread = self.network.predictive({k: torch.from_numpy(a).to(self.device) for k, a in arrays.items()})
+        found = self.calibrated(logits.float().cpu().numpy(), histories)
+        if spread is None:
+            return [Prediction(p) for p in found]
+        # of the most probable class, how far a network that knows its own uncertainty scatters
+        errors = spread.float().cpu().tolist()
+        return [
+            Prediction(p, estimates={"probability": Estimate(float(p.max()), e)})
+            for p, e in zip(found, errors, strict=True)
+        ]
 
     def calibrated(self, logits: NDArray[np.float32], histories: Sequence[History]) -> NDArray[np.float32]:
         """[b, classes] logits -> probabilities."""

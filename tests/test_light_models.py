@@ -131,7 +131,7 @@ def test_only_contaminated_nights_carry_the_loss_of_pre_training() -> None:
     dirty, chosen = contaminate(given["nights"], given["valid"], torch.Generator().manual_seed(3))
     found = mending.mend(network.tokens({**given, "nights": dirty}))
     torch.testing.assert_close(loss, (found - given["nights"])[chosen].square().mean())
-    optimiser = torch.optim.Adam(mending.parameters(), 1e-3)
+    optimiser = torch.optim.Adam([*network.parameters(), *mending.parameters()], 1e-3)
     generator = torch.Generator().manual_seed(4)
     losses = []
     for _ in range(60):

@@ -15,7 +15,7 @@ from zoo_tools import SCALING, batch, count_by_name, history, learn, lively, nin
 from classifier.errors import ModelError
 from classifier.history import History
 from classifier.models.base import Config, Network, parameters
-from classifier.models.family import families, family
+from classifier.models.family import family, presets
 from classifier.nights import nights
 
 COUNTS = {
@@ -36,8 +36,7 @@ each_quick = pytest.mark.parametrize(
 
 def build(preset: str, seen: list[History] | None = None, **values: Any) -> Network:
     torch.manual_seed(2)
-    own = next(f for f in families().values() if preset in f.presets)
-    network = own.build(own.configure({**own.presets[preset], **values}))
+    network = family_of(preset).build(configured(preset, **values))
     network.fit_inputs(seen or [history(12, seed) for seed in range(4)], SCALING)
     return lively(network)
 
@@ -75,8 +74,8 @@ def test_parameters_part_by_part(preset: str, parts: dict[str, int]) -> None:
 
 def test_encoders_have_the_published_sizes() -> None:
     for preset, count in (("physnet", 296_338), ("swin", 134_892), ("vit", 795_648)):
-        own = family_of(preset)
-        assert own.facts(own.configure(own.presets[preset])) == {"parameters_encoder": count}
+        assert family_of(preset).facts(configured(preset))["parameters_encoder"] == count
+    assert family_of("vit").facts(configured("vit"))["parameters_with_decoder"] == 905_104
 
 
 @each
@@ -257,13 +256,18 @@ def test_saved_and_loaded_says_the_same_bits(preset: str, tmp_path: Path) -> Non
 
 
 def family_of(preset: str) -> Any:
-    return next(f for f in families().values() if preset in f.presets)
+    return presets()[preset].family
+
+
+def configured(preset: str, **values: Any) -> Any:
+    known = presets()[preset]
+    return known.family.configure({**known.network, **values})
 
 
 @each
 def test_what_a_family_says_of_itself(preset: str) -> None:
     own = family_of(preset)
-    config = own.configure(own.presets[preset])
+    config = configured(preset)
     needs = own.needs(config)
     assert needs.fewest == 1
     assert needs.most == config.stamps

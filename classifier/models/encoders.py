@@ -72,6 +72,7 @@ class Branches(nn.Module):
             assert folded.bias is not None
             folded.bias.copy_(sum(biases))
         self.folded = folded
+        folded.weight.data = folded.weight.data.contiguous(memory_format=torch.channels_last)  # faster on CPUs
         del self.wide, self.point, self.wide_norm, self.point_norm, self.same_norm
 
 

@@ -19,7 +19,7 @@ Target = Literal["pixels", "signal", "normalised"]
 
 
 class MaskedAutoencoder(nn.Module):
-    """An encoder and the decoder that is thrown away after pre-training.
+    """The decoder of an encoder, thrown away after pre-training.
 
     Args:
         encoder: that learns; its images have one channel.
@@ -27,12 +27,14 @@ class MaskedAutoencoder(nn.Module):
     """
 
     places: Tensor
+    encoder: Vit
 
     def __init__(
         self, encoder: Vit, target: Target = "pixels", width: int = 64, layers: int = 2, heads: int = 2
     ) -> None:
         super().__init__()
-        self.encoder, self.target = encoder, target
+        object.__setattr__(self, "encoder", encoder)  # not a submodule: it is the network's to save and to learn
+        self.target = target
         self.narrow, self.token = nn.Linear(encoder.width, width), nn.Parameter(torch.randn(width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm, self.pixels = nn.LayerNorm(width), nn.Linear(width, encoder.patch**2)

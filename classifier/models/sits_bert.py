@@ -120,12 +120,14 @@ class Mending(nn.Module):
     """The objective of pre-training: tell from the other nights what some nights were before noise was added.
 
     Args:
-        network: that learns; what `mend` learns is thrown away.
+        network: that learns, too; what `mend` learns is thrown away.
     """
+
+    network: SitsBert
 
     def __init__(self, network: SitsBert) -> None:
         super().__init__()
-        self.network = network
+        object.__setattr__(self, "network", network)  # not a submodule: it saves and learns by itself
         self.mend = nn.Linear(network.width, network.features)
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
@@ -156,7 +158,7 @@ class SitsBertFamily(base.Family):
     summary = "a Transformer over the nights of a light curve, pre-trained to mend it (Yuan & Lin 2021)"
     config = Config
     network = SitsBert
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sits-bert": {}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sits-bert": {"objective": {"name": "pretrained"}}}
 
     def needs(self, config: Config) -> Needs:
         """See `Family.needs`."""

@@ -387,7 +387,7 @@ class VectorFamily(base.Family):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vector": {},
         "physnet": {"encoder": "physnet", "band": "image"},
-        "vit": {"encoder": "vit"},
+        "vit": {"encoder": "vit", "objective": {"name": "pretrained"}},
         "swin": {"encoder": "swin", "band": "image"},
     }
 
@@ -408,9 +408,15 @@ class VectorFamily(base.Family):
         return base.parameters(network.fold())
 
     def facts(self, config: Config) -> dict[str, Any]:
-        """The encoder's parameters."""
+        """The encoder's parameters, and with its decoder where it can be pre-trained."""
         encoder = encoder_of(config)
-        return {"parameters_encoder": base.parameters(encoder.backbone if isinstance(encoder, PhysNet) else encoder)}
+        count = base.parameters(encoder.backbone if isinstance(encoder, PhysNet) else encoder)
+        if not isinstance(encoder, Vit) or config.channels > 1:
+            return {"parameters_encoder": count}
+        from .mae import MaskedAutoencoder
+
+        whole = count + base.parameters(MaskedAutoencoder(encoder))
+        return {"parameters_encoder": count, "parameters_with_decoder": whole}
 
     def operations(self, config: Config, stamps: int) -> int:
         """See `Family.operations`."""

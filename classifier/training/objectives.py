@@ -176,7 +176,15 @@ def _ict(setting: Setting, **settings: Any) -> Objective:
     return Ict(setting, **settings)
 
 
-OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"cross-entropy": _cross_entropy, "ict": _ict}
+def _pretrained(setting: Setting, **settings: Any) -> Objective:
+    from .pretrain import Pretrained
+
+    return Pretrained(setting, **settings)
+
+
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
+    "cross-entropy": _cross_entropy, "ict": _ict, "pretrained": _pretrained
+}  # fmt: skip
 
 
 # What an objective learns besides the network: name -> (network, settings) -> how many numbers.

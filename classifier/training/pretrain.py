@@ -1,0 +1,81 @@
+"""Cross-entropy after pre-training without labels: SITS-BERT mends nights, ViT tells hidden patches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..errors import ModelError
+from ..models.base import Batch, Network
+from ..models.mae import MaskedAutoencoder
+from ..models.sits_bert import Mending, SitsBert
+from ..models.transformers import Vit
+from .objectives import CrossEntropy, Setting, Views
+
+STAMPS = 64  # of a step, that patches are hidden of
+TARGETS = ("pixels", "signal", "normalised")
+
+
+class Pretrained(CrossEntropy):
+    """See the module.
+
+    Args:
+        share: of the steps of all stages that learn end to end, in which the network is pre-trained.
+        settings: `target` of the masked auto-encoder.
+
+    Raises:
+        ModelError: the network knows no pre-training, or a setting cannot be.
+    """
+
+    steps: Tensor
+
+    def __init__(self, setting: Setting, share: float = 0.3, **settings: Any) -> None:
+        super().__init__(setting)
+        checks.number("share", share, 0, 1)
+        p = setting.protocol
+        self.until = round(share * (p.short_steps + p.steps + p.fine_steps))
+        self.task, self._of = task(setting.network, **settings)
+        self.task.to(setting.device)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=setting.device))
+        self._log: dict[str, float] = {}
+
+    def loss(self, views: Sequence[Views], generator: np.random.Generator) -> Tensor:
+        """See `Objective.loss`."""
+        self.steps += 1
+        if int(self.steps) > self.until:
+            self._log = {}
+            return super().loss(views, generator)
+        made: Tensor = self.task(self._of(self.setting.batch(views[0].histories)))
+        self._log = {"pretraining": float(made.detach())}
+        return made
+
+    def log(self) -> dict[str, float]:
+        """The loss of pre-training, while it lasts."""
+        return self._log
+
+
+def task(network: Network, **settings: Any) -> tuple[nn.Module, Callable[[Batch], Any]]:
+    """What a network is pre-trained by, and what of a batch that looks at.
+
+    Raises:
+        ModelError: it knows none, or not this setting.
+    """
+    known = set() if isinstance(network, SitsBert) else {"target"}
+    if unknown := sorted(set(settings) - known):
+        raise ModelError(f"pre-training has no setting {unknown[0]} here: leave it out")
+    if isinstance(network, SitsBert):
+        return Mending(network), lambda batch: batch
+    encoder = getattr(network, "encoder", None)
+    if not isinstance(encoder, Vit) or encoder.embed.in_channels != 1:
+        raise ModelError("only sits-bert, and vector with the encoder vit on science stamps, can be pre-trained")
+    checks.choice("target", settings.get("target", TARGETS[0]), TARGETS)
+    return MaskedAutoencoder(encoder, **settings), some_stamps
+
+
+def some_stamps(batch: Batch) -> Tensor:
+    """Some of the stamps of a batch of histories, [m, 1, 32, 32]."""
+    images = batch["images"][batch["valid"]]
+    return images[torch.randperm(len(images), device=images.device)[:STAMPS]]
