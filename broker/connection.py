@@ -104,9 +104,14 @@ class Connection:
         self._worked, self._said = True, False
         self._away_since = self._refused = None
 
+    def gone(self) -> bool:
+        """True while no broker is reachable; says nothing, for one who looks from another thread."""
+        since = self._away_since
+        return since is not None and time.monotonic() - since > AWAY_S
+
     def away(self) -> bool:
         """True while no broker is reachable; says so once."""
-        gone = self._away_since is not None and time.monotonic() - self._away_since > AWAY_S
+        gone = self.gone()
         if gone and not self._said:
             self._said = True
             log.warning("Kafka at %s is away, waiting for it (%s)", self.hosts, self._detail or "no answer")

@@ -190,7 +190,7 @@ def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
             daemon = Ingest(intake, consumer, measured, settings.ingest.batch_size, settings.ingest.batch_wait_s)
             alive = pulse.Pulse(
                 state.connect_as(settings.redis), settings.survey, "ingest", measured,
-                kafka_away=consumer.connection.away,
+                kafka_away=consumer.connection.gone,
             )  # fmt: skip
             with pulse.beating(alive):
                 return daemon.run(stop, drain)
@@ -222,7 +222,7 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
         ]
         own = state.connect_as(settings.redis)
         looks = [_depth_of(own, settings, served.name, measured) for served in models]
-        alive = pulse.Pulse(own, settings.survey, "work", measured, looks, publishers[0].connection.away)
+        alive = pulse.Pulse(own, settings.survey, "work", measured, looks, publishers[0].connection.gone)
         with pulse.beating(alive):
             return run_all(workers, stop, drain)
 
