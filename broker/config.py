@@ -53,16 +53,11 @@ class IngestSettings:
     topics: tuple[str, ...] = ()  # names, or patterns that begin with ^
     group: str = "skyheed"
     batch_size: int = 500  # messages fetched at a time
-    batch_bytes: int = 64 * 2**20  # fetched at a time: values, keys and headers; one message more may be in hand
-    batch_records: int = 2_000  # decoded before they are stored and committed; a whole message is in hand at least
-    batch_s: float = 2.0  # of decoding, likewise
     batch_wait_s: float = 0.2
     stamp: str = ""  # science, difference or template; empty: the survey's default
     bands: str = ""  # bands to keep; empty: all of the survey's
     debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
     max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
-    max_packet_records: int = 10_000  # of one message; they are taken or set aside together
-    max_unpacked_bytes: int = 64 * 2**20  # of one message's blocks together
     metrics_port: int = 0  # 0: no endpoint
 
 
