@@ -271,6 +271,9 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
 @click.option("--group", metavar="NAME", help="Remember the place under this Kafka group.")
 @click.option("--from", "start", type=click.Choice(["beginning", "latest"]), default="beginning", show_default=True)
 @click.option("--drain", is_flag=True, help="End when everything that was there at the start was read.")
+@click.option(
+    "--timeout", type=float, metavar="SECONDS", help="Give up when neither Kafka nor a record came for so long."
+)
 @click.option("--skip-bad", is_flag=True, help="Pass over records that are no classifications, with a warning.")
 @click.option("--raw-csv", is_flag=True, help="CSV texts as they came, also what a spreadsheet would run.")
 @click.option(
@@ -295,7 +298,7 @@ def subscribe(**given: Any) -> None:
     stream = client.Subscriber(
         settings.kafka["bootstrap.servers"], topic=topic, group=given["group"], start=given["start"],
         options=settings.kafka, classes=given["classes"], min_probability=given["min_probability"],
-        drain=given["drain"], skip_bad=given["skip_bad"],
+        drain=given["drain"], skip_bad=given["skip_bad"], timeout=given["timeout"],
     )  # fmt: skip
     try:
         with stream:

@@ -109,6 +109,14 @@ class Connection:
         since = self._away_since
         return since is not None and time.monotonic() - since > AWAY_S
 
+    def answers(self) -> bool:
+        """Whether the broker has answered, and has not gone away since."""
+        return self._worked and not self.away()
+
+    def detail(self) -> str:
+        """What was said last about why the broker is not reached."""
+        return self._detail or "no answer"
+
     def away(self) -> bool:
         """True while no broker is reachable; says so once."""
         gone = self.gone()
@@ -199,6 +207,12 @@ def consumer(options: Options, group: str, connection: Connection, **overrides: 
     else:
         settings.setdefault("partition.assignment.strategy", "cooperative-sticky")
     return _client(ck.Consumer, settings, connection)  # type: ignore[no-any-return]
+
+
+def rebalances_in_steps(options: Options) -> bool:
+    """Whether a group of these options takes and gives partitions one by one, or all of them at every rebalance."""
+    eager = "cooperative" not in str(options.get("partition.assignment.strategy", "cooperative-sticky"))
+    return options.get("group.protocol") == "consumer" or not eager
 
 
 def admin(options: Options, connection: Connection) -> AdminClient:

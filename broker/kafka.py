@@ -5,7 +5,8 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NoReturn, Self, cast
 
@@ -26,9 +27,12 @@ from .connection import (
     consumer,
     fatal,
     producer,
+    rebalances_in_steps,
     right,
 )
 from .errors import ServiceError, ServiceUnavailable
+from .members import OtherMembers
+from .partitions import UNKNOWN, Partition
 from .selection import Outputs, Selection, selection
 from .topics import end_offsets, ensure_topics, group_lag, partition_key, ping, topic_ids
 
@@ -55,7 +59,10 @@ PROBE_EVERY_S = 5.0
 CLOSE_S = 10.0
 LOOK_EVERY = "topic.metadata.refresh.interval.ms"
 LOOK_EVERY_MS = 30_000  # for topics that a pattern matches; as often as librdkafka asks for those that it knows
-ASSIGN_S = 60.0  # a drain that has no partition by then will not get one
+ASSIGN_S = 300.0  # a drain that got no partition by then, or waits for a member that does not come on, gives up
+KEEP_ALIVE_S = 1.0
+NEW_PARTITIONS_S = 10.0  # without a group nobody tells us of new ones
+TRANSACTION_S = 30.0  # a drain waits so long for one to end
 
 
 def place_of(message: Message) -> Place:
@@ -213,24 +220,23 @@ class BatchConsumer:
         self._subscribed: list[str] = []
         self._look_at = 0.0  # when to ask again which topics the patterns match
         name = group or f"skyheed-reader-{uuid.uuid4()}"
-        self._began = time.monotonic()
-        self._probed = self._began
-        self._assigned: set[Place] = set()
-        self._ever_assigned = False
-        self._position: dict[Place, int] = {}
-        self._target: dict[Place, int] = {}
-        self._ended: set[Place] = set()
-        self._done: dict[Place, int] = {}  # settled by the caller: next offset to read
-        self._committed: dict[Place, int] = {}
+        self._probed = self._polled = self._looked = time.monotonic()
+        self._parts: dict[Place, Partition] = {}  # what is assigned to us; all that is known of a place lives here
+        self._known: set[Place] | None = None  # partitions that were there at the first assignment
         self._kept: list[Message] = []
         self._missing: set[str] = set()  # patterns without a topic, said once
-        self._paused = False
+        self._began, self._joined = time.monotonic(), False  # the group has given us partitions, or none for now
+        self._held = False  # the caller is busy: every partition is paused
+        self._closed = False
+        self._incremental = rebalances_in_steps(options)
         self._consumer = consumer(
             options, name, self.connection, **{"auto.offset.reset": start, "on_commit": self._on_commit}
         )
+        self._others = OtherMembers(self._consumer, self._topics, name)
         # asked after librdkafka has judged it; it takes -1 for never
         self._look_every_s = max(1, int(options.get(LOOK_EVERY, LOOK_EVERY_MS))) / 1000
-        self._join()
+        if group is not None and not self._topics.patterns:
+            self._subscribe(self._topics.names)
 
     def __enter__(self) -> Self:
         return self
@@ -244,70 +250,104 @@ class BatchConsumer:
         Raises:
             ServiceError: the broker refuses us (user, right, no such topic).
         """
-        self._resume()
-        self._look()
-        if not self._ever_assigned and self._group is None:
-            self._assign_all()
-        room = limit - len(self._kept)
+        self._held = False
         with self._refused():
+            self._set_pauses()
+            self._look()
+            self._find_partitions()
+            room = limit - len(self._kept)
             fetched = self._consumer.consume(room, wait_s) if room > 0 else []
-        # a rebalance inside that call takes messages away from what was kept
-        events = [*self._kept, *fetched]
-        self._kept = []
-        messages = [event for event in events if self._is_message(event)]
-        self._watch(bool(events))
-        self._commit_again()
+            self._polled = time.monotonic()
+            # a rebalance inside that call takes messages away from what was kept
+            events, self._kept = [*self._kept, *fetched], []
+            messages = [event for event in events if self._is_message(event)]
+            self._set_pauses()
+            self._watch(bool(events))
+            self._commit_again()
         return messages
 
     def commit(self, messages: Sequence[Message]) -> None:
         """The messages are settled: the group goes on behind them. Never waits; a failed commit is sent again.
 
-        A commit that is lost with the process only makes Kafka deliver the messages again.
-        """
-        for message in messages:
-            place = place_of(message)
-            if place in self._assigned:  # another member owns the others by now
-                self._done[place] = max(self._done.get(place, 0), _next(message))
-        self._commit_again()
-
-    def drained(self) -> bool:
-        """True when every assigned partition was read to where it ended at the start, and all of it was handed out.
-
-        Raises:
-            ServiceError: the group gives us no partition.
-        """
-        if not self._ever_assigned:
-            self._check_assigned()
-            return False
-        return not self._kept and all(self._finished(place) for place in self._assigned)
-
-    def lag(self) -> dict[str, int]:
-        """Messages still to read, for each "topic/partition" that has answered."""
-        lags = {}
-        for topic, partition in sorted(self._assigned):
-            end = self._watermark((topic, partition))
-            if end >= 0 and (topic, partition) in self._position:
-                lags[f"{topic}/{partition}"] = max(0, end - self._position[topic, partition])
-        return lags
-
-    def keep_alive(self) -> None:
-        """Stay a member of the group while the caller is busy with its batch; nothing is fetched meanwhile.
+        Messages of a partition that was lost since they were handed out are left to whoever has it by now. A commit
+        that is lost with the process only makes Kafka deliver the messages again.
 
         Raises:
             ServiceError: the broker refuses us.
         """
-        self._consumer.pause(self._partitions(self._assigned))
-        self._paused = True
+        settled: dict[Place, list[int]] = defaultdict(list)
+        for message in messages:
+            settled[place_of(message)].append(cast(int, message.offset()))
+        for place, offsets in settled.items():
+            if place in self._parts:
+                self._parts[place].settle(offsets)
         with self._refused():
+            self._commit_again()
+
+    def holds(self, message: Message) -> bool:
+        """Whether the message is still ours: its partition may have gone to another member since it was handed out."""
+        part = self._parts.get(place_of(message))
+        return part is not None and (self._group is None or cast(int, message.offset()) in part.handed)
+
+    def drained(self) -> bool:
+        """True when everything that was there when reading began was read and handed out.
+
+        With a group that is also what its other members hold: one of them may yet leave, and what it had not read
+        would come to us.
+
+        Raises:
+            ServiceError: the end cannot be reached: a transaction hangs, or another member does not read its part.
+        """
+        if self.connection.away():
+            self._began = time.monotonic()
+            return False
+        if self._kept:
+            return False
+        unfinished = [place for place, part in self._parts.items() if not part.finished]
+        if unfinished:
+            self._check_transactions(unfinished)
+            return False
+        if self._group is None:
+            return bool(self._parts)
+        if not self._joined:
+            self._check_joined()
+            return False
+        with self._refused():
+            return self._others.finished(set(self._parts), ASSIGN_S)
+
+    def lag(self) -> dict[str, int]:
+        """Offsets still to read of those that can be read, for each "topic/partition" that has answered."""
+        lags = {place: part.lag(self._watermark(place)) for place, part in sorted(self._parts.items())}
+        return {f"{topic}/{number}": lag for (topic, number), lag in lags.items() if lag is not None}
+
+    def keep_alive(self) -> None:
+        """Stay a member of the group while the caller is busy with its batch; nothing is fetched meanwhile.
+
+        Call it as often as you like.
+
+        Raises:
+            ServiceError: the broker refuses us.
+        """
+        if time.monotonic() - self._polled < KEEP_ALIVE_S:
+            return
+        self._held = True
+        with self._refused():
+            self._set_pauses()
             event = self._consumer.poll(0)
-        if event is not None:
-            self._kept.append(event)
+            self._polled = time.monotonic()
+            self._set_pauses()  # what was assigned in that call
+            if event is not None and not self._is_trouble(event):
+                self._kept.append(event)
+        self.connection.check()
 
     def close(self) -> None:
-        """Commit what is settled, if the broker is there, and leave the group."""
+        """Commit what is settled, if the broker is there, and leave the group; closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         if not self.connection.away():
-            self._commit_now(set(self._done))
-        self._done.clear()
+            self._commit_now(set(self._parts))
+        self._parts.clear()
         # librdkafka can wait for ever for a goodbye from a broker that has died; the broker notices by itself
         closing = threading.Thread(target=self._consumer.close, daemon=True)
         closing.start()
@@ -323,9 +363,23 @@ class BatchConsumer:
         except KafkaException as error:  # fatal: another member took our group.instance.id, say
             raise self.connection.refusal(error.args[0], right(error.args[0], "", self._group or "")) from None
 
-    def _join(self) -> None:
-        if self._group is not None and not self._topics.patterns:
-            self._subscribe(self._topics.names)
+    def _set_pauses(self) -> None:
+        """Make librdkafka pause what should be paused, and nothing else. Only this and `_on_assign` touch its pauses.
+
+        Paused are all partitions while the caller is busy, and those that a drain has finished.
+        """
+        for pause, tell in ((True, self._consumer.pause), (False, self._consumer.resume)):
+            places = {
+                place
+                for place, part in self._parts.items()
+                if (self._held or (self._drain and part.finished)) is pause and part.paused is not pause
+            }
+            if places:
+                tell(_partitions(places))
+            for place in places:
+                self._parts[place].paused = pause
+
+    # --- which partitions are ours
 
     def _subscribe(self, topics: list[str]) -> None:
         self._subscribed = topics
@@ -343,7 +397,7 @@ class BatchConsumer:
         if existing is not None and found and found != self._subscribed:
             self._subscribe(found)
         for pattern in self._topics.patterns if existing is not None else ():
-            if not self._ever_assigned and not self._topics.matched(pattern, existing or []):
+            if not self._parts and not self._topics.matched(pattern, existing or []):
                 self._no_match(pattern)
 
     def _existing(self) -> list[str] | None:
@@ -355,67 +409,117 @@ class BatchConsumer:
             return None
         return [name for name, topic in found.items() if topic.error is None]
 
-    def _assign_all(self) -> None:
-        offset = ck.OFFSET_BEGINNING if self._start == "earliest" else ck.OFFSET_END
-        partitions = []
-        existing = self._existing() if self._topics.patterns else []
-        if existing is None:
+    def _find_partitions(self) -> None:
+        """Without a group: take every partition, and from time to time those that have appeared since."""
+        now = time.monotonic()
+        if self._group is not None or (self._parts and (self._drain or now - self._looked < NEW_PARTITIONS_S)):
             return
-        for topic in self._topics.among(existing):
+        self._looked = now
+        if self._parts and self.connection.away():
+            return
+        offset = ck.OFFSET_END if not self._parts and self._start == "latest" else ck.OFFSET_BEGINNING
+        new = sorted(self._listed() - set(self._parts))
+        if new:
+            partitions = [TopicPartition(*place, offset) for place in new]
+            self._consumer.incremental_assign(partitions)
+            self._take(partitions)
+
+    def _listed(self) -> set[Place]:
+        """Every partition of our topics; none while the broker does not say: `_watch` judges why.
+
+        Raises:
+            ServiceError: a topic is not there or may not be read, and nothing was ever read.
+        """
+        places: set[Place] = set()
+        existing = self._existing() if self._topics.patterns else []
+        for topic in self._topics.among(existing) if existing is not None else ():
             try:
                 found = self._consumer.list_topics(topic, timeout=1.0).topics[topic]
             except KafkaException:
-                return  # away: `_watch` says so, the next call tries again
-            if found.error is not None:
+                return set()
+            if found.error is not None and not self._parts and found.error.code() not in AWAY:
                 raise self.connection.refusal(found.error, right(found.error, topic))
-            partitions += [TopicPartition(topic, number, offset) for number in found.partitions]
-        self._consumer.assign(partitions)
-        self._on_assign(self._consumer, partitions)
+            places |= {(topic, number) for number in found.partitions}
+        for pattern in self._topics.patterns if existing is not None and not self._parts else ():
+            if not self._topics.matched(pattern, existing or []):
+                self._no_match(pattern)
+        return places
 
-    def _on_assign(self, _consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        self._ever_assigned |= bool(partitions)
-        self._assigned |= {(p.topic, p.partition) for p in partitions}
+    def _on_assign(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        if self._group is not None and self._start == "latest":
+            with contextlib.suppress(KafkaException):  # no answer: they begin at the latest, too
+                self._begin_new_ones(client, partitions)
+        self._joined = True
+        self._take(partitions)
+
+    def _take(self, partitions: list[TopicPartition]) -> None:
+        # librdkafka keeps a pause of ours while a partition is with someone else
+        self._consumer.resume(partitions)
+        self._parts |= {(p.topic, p.partition): Partition() for p in partitions}
         self.connection.works()
 
-    def _on_revoke(self, _consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        self._commit_now({(p.topic, p.partition) for p in partitions})
-        self._on_lost(_consumer, partitions)
+    def _begin_new_ones(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        """Read a partition that appeared while we read from its beginning: `latest` would pass over its first messages.
 
-    def _on_lost(self, _consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        gone = {(p.topic, p.partition) for p in partitions}
-        self._assigned -= gone
-        self._ended -= gone
-        for book in (self._position, self._target, self._done, self._committed):
-            for place in gone:
-                book.pop(place, None)
-        self._kept = [m for m in self._kept if place_of(m) not in gone]
+        Only where the group has no position in it yet.
+        """
+        if self._known is None:
+            metadata = client.list_topics(timeout=5.0).topics
+            self._known = {(topic, number) for topic, found in metadata.items() for number in found.partitions}
+        new = [p for p in partitions if (p.topic, p.partition) not in self._known]
+        self._known |= {(p.topic, p.partition) for p in new}
+        begin = {(p.topic, p.partition) for p in client.committed(new, timeout=5.0) if p.offset < 0} if new else set()
+        if begin:
+            places = [(p.topic, p.partition) for p in partitions]
+            with_offsets = [
+                TopicPartition(*p, ck.OFFSET_BEGINNING) if p in begin else TopicPartition(*p) for p in places
+            ]
+            (client.incremental_assign if self._incremental else client.assign)(with_offsets)
+
+    def _on_revoke(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        self._commit_now({(p.topic, p.partition) for p in partitions})
+        self._on_lost(client, partitions)
+
+    def _on_lost(self, _client: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        for p in partitions:
+            self._parts.pop((p.topic, p.partition), None)
+        self._kept = [m for m in self._kept if place_of(m) in self._parts]
+
+    # --- what the broker says
 
     def _is_message(self, event: Message) -> bool:
-        error = event.error()
-        if error is not None:
-            self._judge(event, error)
+        if self._is_trouble(event):
             return False
         place = place_of(event)
-        self._position[place] = _next(event)
-        if self._drain and place not in self._target:
-            # the fetch that brought this message brought the true end; asking for it can be wrong (embedded broker)
-            self._target[place] = self._watermark(place)
-        if self._drain and self._finished(place):
-            self._consumer.pause(self._partitions({place}))
+        part = self._parts.get(place)
+        if part is None:  # it went to another member while it was on its way
+            return False
+        # the fetch that brought this event brought the true end; asking for it can be wrong (embedded broker)
+        high, offset = self._watermark(place), cast(int, event.offset())
+        if event.error() is not None:
+            part.end(offset, high)
+            return False
+        part.message(offset, high, self._group is not None)
         return True
 
-    def _judge(self, event: Message, error: KafkaError) -> None:
+    def _is_trouble(self, event: Message) -> bool:
+        """Whether the event is neither a message nor the end of a partition; raises or logs what it says."""
+        error = event.error()
+        if error is None or error.code() == KafkaError._PARTITION_EOF:
+            return False
         code = error.code()
-        if code == KafkaError._PARTITION_EOF:
-            place = place_of(event)
-            self._ended.add(place)
-            self._position[place] = _next(event) - 1
-        elif fatal(error) or code in REFUSED_RIGHT | REFUSED_USER:
+        if fatal(error) or code in REFUSED_RIGHT | REFUSED_USER:
             raise self.connection.refusal(error, right(error, event.topic() or "", self._group or ""))
-        elif code in NO_TOPIC and not self._ever_assigned and (event.topic() or "") in self._topics.names:
+        if code in NO_TOPIC and not self._parts and (event.topic() or "") in self._topics.names:
             raise self.connection.refusal(error, f"topic {event.topic()}")
+        if code == KafkaError._MAX_POLL_EXCEEDED:
+            log.warning(
+                "group %s went on without us: handling took longer than max.poll.interval.ms; joining again, and what "
+                "was not committed comes again. Raise max.poll.interval.ms if this happens often", self._group,
+            )  # fmt: skip
         else:
             log.warning("Kafka at %s: %s", self.connection.hosts, self.connection.redact(error.str()))
+        return True
 
     def _no_match(self, pattern: str) -> None:
         if self._drain:
@@ -437,47 +541,46 @@ class BatchConsumer:
             except KafkaException:
                 self.connection.check()
 
-    def _check_assigned(self) -> None:
-        if self.connection.away():
-            self._began = time.monotonic()
-        elif time.monotonic() - self._began > ASSIGN_S:
-            reader = f": another member of group {self._group} may be reading all of them" if self._group else ""
+    def _check_joined(self) -> None:
+        if time.monotonic() - self._began > ASSIGN_S:
             raise ServiceError(
-                f"Kafka at {self.connection.hosts} gave us no partition of {', '.join(self._topics.topics)} "
-                f"within {ASSIGN_S:.0f} s{reader}"
+                f"Kafka at {self.connection.hosts} gave us no partition of {', '.join(self._topics.topics)} within "
+                f"{ASSIGN_S:.0f} s: another member of group {self._group} may be reading all of them"
             )
 
-    def _finished(self, place: Place) -> bool:
-        reached = self._position.get(place, -1) >= self._target.get(place, 2**63)
-        return reached or place in self._ended
+    def _check_transactions(self, unfinished: Sequence[Place]) -> None:
+        blocked = [self._parts[place].blocked_s() for place in unfinished]
+        if min(blocked) < TRANSACTION_S:
+            return
+        (topic, number), part = unfinished[0], self._parts[unfinished[0]]
+        raise ServiceError(
+            f"{topic} partition {number} cannot be read to its end: a transaction that began at offset {part.position} "
+            f"has not ended for {TRANSACTION_S:.0f} s, and it and what stands behind it ({part.unreadable} offsets) "
+            "are unread; end it (kafka-transactions.sh abort), or set isolation.level = read_uncommitted"
+        )
 
     def _watermark(self, place: Place) -> int:
-        marks = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
-        return int(marks[1]) if marks else -1
+        with contextlib.suppress(KafkaException):  # librdkafka knows nothing of it yet
+            marks = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+            return int(marks[1]) if marks else UNKNOWN
+        return UNKNOWN
 
-    def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
-            self._consumer.resume(
-                self._partitions({p for p in self._assigned if not (self._drain and self._finished(p))})
-            )
+    # --- commits
 
     def _uncommitted(self, places: set[Place]) -> list[TopicPartition]:
-        return [
-            TopicPartition(*place, self._done[place])
-            for place in sorted(places & set(self._done))
-            if self._committed.get(place) != self._done[place]
-        ]
+        offsets = {place: self._parts[place].to_commit() for place in sorted(places & set(self._parts))}
+        return [TopicPartition(*place, offset) for place, offset in offsets.items() if offset is not None]
 
     def _commit_again(self) -> None:
-        offsets = self._uncommitted(set(self._done)) if self._group else []
+        offsets = self._uncommitted(set(self._parts)) if self._group else []
         if offsets:
-            # counted as committed until the callback says otherwise, so that each goes out once
-            self._committed.update({(p.topic, p.partition): p.offset for p in offsets})
+            for p in offsets:  # counted as committed until the callback says otherwise, so that each goes out once
+                self._parts[p.topic, p.partition].committed = p.offset
             self._consumer.commit(offsets=offsets, asynchronous=True)
 
     def _commit_now(self, places: set[Place]) -> None:
-        self._committed.clear()
+        for place in places & set(self._parts):
+            self._parts[place].committed = UNKNOWN
         offsets = self._uncommitted(places) if self._group else []
         if not offsets:
             return
@@ -488,13 +591,13 @@ class BatchConsumer:
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         for p in partitions:
-            place = (p.topic, p.partition)
-            if (error or p.error) and self._committed.get(place) == p.offset:
-                del self._committed[place]
+            part = self._parts.get((p.topic, p.partition))
+            if (error or p.error) and part is not None and part.committed == p.offset:
+                part.committed = UNKNOWN
 
-    @staticmethod
-    def _partitions(places: set[Place]) -> list[TopicPartition]:
-        return [TopicPartition(*place) for place in sorted(places)]
+
+def _partitions(places: Iterable[Place]) -> list[TopicPartition]:
+    return [TopicPartition(*place) for place in sorted(places)]
 
 
 class AlertConsumer(BatchConsumer):

@@ -31,7 +31,7 @@ from confluent_kafka import Message
 from classifier import outputs
 from classifier.names import printable, spreadsheet_cell
 
-from .errors import ConfigError, StreamError
+from .errors import ConfigError, ServiceUnavailable, StreamError
 from .kafka import BatchConsumer, place_of
 from .records import Classification, Provenance, Schema, decode
 
@@ -41,6 +41,8 @@ WAIT_S = 0.1  # a batch is handed on after this even if it is not full
 COMMIT_S = 1.0
 REMEMBERED = 200_000  # objects and answers that repeats are recognised against; about 50 MB
 ROW_GROUP = 10_000
+SAY_S = 3.0  # what is waited for, after so long
+SAY_AGAIN_S = 60.0
 START = {"beginning": "earliest", "latest": "latest"}
 
 
@@ -59,6 +61,7 @@ class Subscriber:
         drop_repeats: leave out an answer seen before, and one older than the object's last.
         skip_bad: count records that do not decode in `bad` instead of raising StreamError.
         writer_schema: schema by registry id, for topics in Confluent wire.
+        timeout: seconds after which the wait for Kafka, or for the next record, is given up; None waits for ever.
 
     Raises:
         ConfigError: an option that cannot work.
@@ -78,7 +81,10 @@ class Subscriber:
         drop_repeats: bool = True,
         skip_bad: bool = False,
         writer_schema: Callable[[int], Schema] | None = None,
+        timeout: float | None = None,
     ) -> None:
+        if timeout is not None and not timeout > 0:
+            raise ConfigError(f"timeout must be above 0 seconds, not {timeout:g}")
         if start not in START:
             raise ConfigError(f"start must be {' or '.join(START)}, not {start!r}")
         topics = [topic] if isinstance(topic, str) else list(topic)
@@ -88,6 +94,7 @@ class Subscriber:
         self._classes, self._least, self._drain = frozenset(classes), min_probability, drain
         self._repeats = _Repeats() if drop_repeats else None
         self._skip_bad, self._writer_schema = skip_bad, writer_schema
+        self._topics, self._timeout = topics, timeout
         self._waiting: deque[Message] = deque()
         self._handed_out: Message | None = None
         self._done: list[Message] = []
@@ -114,30 +121,44 @@ class Subscriber:
         Raises:
             StreamError: a record that does not decode; asking again goes on behind it.
             ServiceError: Kafka refuses us.
+            ServiceUnavailable: nothing came for `timeout` seconds.
         """
         if self._handed_out is not None:
             self._done.append(self._handed_out)
             self._handed_out = None
+        patience = _Patience(self._topics, self._consumer, self._timeout)
         while not self._stop.is_set():
             while self._waiting:
-                message = self._waiting.popleft()
-                record = self._take(message)
+                self._consumer.keep_alive()  # it may take long until these are handled
+                self._commit()
+                record = self._next()
                 if record is not None:
-                    self._handed_out = message
                     return record
-                self._done.append(message)
             self._commit()
             self._waiting.extend(self._consumer.consume(BATCH, WAIT_S))
             if self._drain and not self._waiting and self._consumer.drained():
                 break
+            patience.look(bool(self._waiting))
         raise StopIteration
+
+    def _next(self) -> Classification | None:
+        """The first of the waiting messages as a record, if it is one that is wanted and still ours."""
+        message = self._waiting.popleft()
+        if not self._consumer.holds(message):  # its partition went to another member, which hands it out
+            return None
+        record = self._take(message)
+        if record is None:
+            self._done.append(message)
+        else:
+            self._handed_out = message
+        return record
 
     def stop(self) -> None:
         """End the iteration, from any thread."""
         self._stop.set()
 
     def close(self) -> None:
-        """Commit the position behind what was handled, and leave."""
+        """Commit the position behind what was handled, and leave; closing again does nothing."""
         self._consumer.commit(self._done)
         self._done.clear()
         self._consumer.close()
@@ -149,8 +170,10 @@ class Subscriber:
             self._committed_at = time.monotonic()
 
     def _take(self, message: Message) -> Classification | None:
+        value = message.value()
+        if value is None:  # a compacted topic: somebody deleted the object
+            return None
         try:
-            value = message.value()
             record = decode(value if isinstance(value, bytes) else b"", self._writer_schema)
         except StreamError as error:
             topic, partition = place_of(message)
@@ -169,6 +192,44 @@ class Subscriber:
         if self._classes and record.top_class not in self._classes:
             return False
         return self._least <= 0 or (record.top_probability or 0.0) >= self._least
+
+
+class _Patience:
+    """Says what a reader waits for, and gives up after `timeout` seconds without a message."""
+
+    def __init__(self, topics: Sequence[str], consumer: BatchConsumer, timeout: float | None) -> None:
+        self._topics, self._consumer, self._timeout = ", ".join(topics), consumer, timeout
+        self._since = time.monotonic()
+        self._said = SAY_S
+
+    def look(self, came: bool) -> None:
+        """After each attempt to read.
+
+        Raises:
+            ServiceUnavailable: it is time to give up.
+        """
+        connection, now = self._consumer.connection, time.monotonic()
+        if came:
+            self._since, self._said = now, SAY_S
+        waited = now - self._since
+        if self._timeout is not None and waited >= self._timeout:
+            if connection.answers():
+                raise ServiceUnavailable(f"no record of {self._topics} came within {self._timeout:g} s")
+            raise connection.unavailable(f"it has not answered for {self._timeout:g} s", "no answer")
+        if waited >= self._said:
+            self._say(waited)
+
+    def _say(self, waited: float) -> None:
+        connection = self._consumer.connection
+        if connection.answers():  # a quiet stream is nothing to repeat
+            self._said = float("inf")
+            log.info("waiting for records of %s from Kafka at %s", self._topics, connection.hosts)
+            return
+        self._said = waited + SAY_AGAIN_S
+        log.warning(
+            "waiting for Kafka at %s, which has not answered for %.0f s (%s): is the address right?",
+            connection.hosts, waited, connection.detail(),
+        )  # fmt: skip
 
 
 class _Repeats:
@@ -265,7 +326,9 @@ def _can_go_on(path: Path, title: str) -> bool:
 def _interruptible(stream: Iterable[Classification]) -> Iterator[Classification]:
     """Ctrl-C is how an endless stream ends."""
     with contextlib.suppress(KeyboardInterrupt):
-        yield from stream
+        # not `yield from`: that would close the stream with this generator, if need be while Python is shutting down
+        for record in stream:  # noqa: UP028
+            yield record
 
 
 def write_table(stream: Iterable[Classification], out: IO[str], titled: bool = True) -> int:

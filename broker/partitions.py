@@ -1,0 +1,90 @@
+"""What a consumer knows of a partition that it holds; all of it goes when the partition goes. Knows no client.
+
+Offsets are never counted: control records, aborted transactions and compaction leave gaps. The end of a partition is
+where the broker says that nothing follows (an end-of-partition event), which with isolation.level=read_committed is
+the last stable offset: behind it lie records of transactions that have not ended.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+UNKNOWN = -1
+
+
+@dataclass(slots=True)
+class Partition:
+    """One partition since it was last assigned to us.
+
+    Attributes:
+        position: next offset to read.
+        target: where a drain of it ends: its high watermark when reading began.
+        finished: a drain has read it to its target; stays so.
+        unreadable: offsets behind the last stable one, as of the last end-of-partition event.
+        paused: what librdkafka was told last.
+        done: next offset behind what the caller settled.
+        committed: what was sent to the group.
+        handed: offsets in the caller's hands, not settled yet.
+    """
+
+    position: int = UNKNOWN
+    target: int = UNKNOWN
+    finished: bool = False
+    unreadable: int = 0
+    paused: bool = False
+    done: int = UNKNOWN
+    committed: int = UNKNOWN
+    handed: set[int] = field(default_factory=set)
+    _at_end: bool = False
+    _since: float = field(default_factory=time.monotonic)
+
+    def message(self, offset: int, high: int, remember: bool) -> None:
+        """A message arrived; `high` is the high watermark, `remember` says whether it is to be settled."""
+        if offset in self.handed:  # it was kept for a while
+            return
+        if offset < self.position:  # the partition went and came back, or begins anew: what was settled counts no more
+            self.done = self.committed = UNKNOWN
+            self.handed.clear()
+        if remember:
+            self.handed.add(offset)
+        self._at_end, self.unreadable = False, 0
+        self._reach(offset + 1, high)
+
+    def end(self, offset: int, high: int) -> None:
+        """Nothing that can be read follows below `offset`."""
+        self._at_end, self._since = True, time.monotonic()
+        self.unreadable = max(0, high - offset)
+        self._reach(offset, high)
+        self.finished |= not self.unreadable
+
+    def settle(self, offsets: Iterable[int]) -> None:
+        """The caller is done with these and all before them; those of an earlier assignment are none of ours."""
+        last = max((offset for offset in offsets if offset in self.handed), default=UNKNOWN)
+        if last != UNKNOWN:
+            self.handed = {offset for offset in self.handed if offset > last}
+            self.done = max(self.done, last + 1)
+
+    def to_commit(self) -> int | None:
+        """The offset that the group should go on from, if it does not know it.
+
+        At the end it is the end itself, with the control records before it: else the group would never catch up.
+        """
+        offset = self.position if self._at_end and not self.handed else self.done
+        return None if offset in (UNKNOWN, self.committed) else offset
+
+    def lag(self, high: int) -> int | None:
+        """Offsets still to read of those that can be read; None while nothing is known."""
+        if UNKNOWN in (high, self.position):
+            return None
+        return max(0, high - self.position - self.unreadable)
+
+    def blocked_s(self) -> float:
+        """For how long a transaction that has not ended has kept a drain from its target; 0 if none does."""
+        hidden = self._at_end and self.unreadable and not self.finished
+        return time.monotonic() - self._since if hidden else 0.0
+
+    def _reach(self, position: int, high: int) -> None:
+        self.position = position
+        if self.target == UNKNOWN:
+            self.target = high
+        self.finished |= self.target != UNKNOWN and position >= self.target
