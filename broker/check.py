@@ -14,6 +14,7 @@ from . import config, connection, daemon, kafka, pulse, schedule, state, topics
 from .errors import MissingRight, ServiceError, ServiceUnavailable, SkyheedError
 from .keys import Keys
 from .ledger import Ledger
+from .selection import Selection
 from .sequences import SequenceStore
 from .surveys import Survey
 
@@ -130,11 +131,33 @@ def _lag(settings: config.Settings) -> Line:
     """A backlog is well as long as it is worked on: an ingest that hangs or is gone leaves the group where it is."""
     options, group = settings.input_options, settings.ingest.group
     lags = kafka.group_lag(options, group, settings.alerts)
-    sentence = f"{sum(lags.values())} alerts not yet read in {len(lags)} partitions"
-    behind = [place for place, lag in lags.items() if lag]
-    if not behind or _moves(options, group, behind):
-        return Line("lag", True, sentence)
-    return Line("lag", False, f"{sentence}, and group {group} stands still: is an ingest running? Look at its log")
+    behind = {place for place, lag in lags.items() if lag}
+    stands = bool(behind) and not _moves(options, group, sorted(behind))
+    if stands:  # offsets without a message (control records, say) are behind no one
+        behind = topics.unread(options, group, behind)
+    sentence = f"{sum(lags[place] for place in behind)} alerts not yet read in {len(lags)} partitions"
+    if stands and behind:
+        return Line("lag", False, f"{sentence}, and group {group} stands still: is an ingest running? Look at its log")
+    hidden = _hidden(options, settings.alerts)
+    return Line("lag", not hidden, f"{sentence}{hidden}")
+
+
+def _hidden(options: kafka.Options, alerts: Selection) -> str:
+    """What no reader gets because a transaction stands open for STANDS_S, as the end of a sentence; empty if none."""
+    everything = {**options, "isolation.level": "read_uncommitted"}
+    ends = kafka.end_offsets(everything, alerts)  # before the other question: what comes between is no transaction
+    first = stable = kafka.end_offsets(options, alerts)
+    began = time.monotonic()
+    while open_ := {p: ends[p] - stable[p] for p in ends if p in stable and stable[p] == first[p] < ends[p]}:
+        if time.monotonic() - began > STANDS_S:
+            topic, partition = place = min(open_)
+            return (
+                f", and {sum(open_.values())} offsets cannot be read: a transaction on {topic} partition {partition} "
+                f"has been open since offset {stable[place]}; end it (kafka-transactions.sh abort)"
+            )
+        time.sleep(LOOK_S)
+        stable = kafka.end_offsets(options, alerts)
+    return ""
 
 
 def _moves(options: kafka.Options, group: str, places: Sequence[connection.Place]) -> bool:

@@ -2,8 +2,8 @@
 
 Key of a letter: where its packet came from (`topic@id/partition/offset`), so that a packet that was set aside twice
 (a crash before the commit) can be told from two packets. Headers: skyheed-reason, -error, -survey, -topic, -partition,
--offset, -time (when it was set aside, ms), -kafka-time (ms), -key (the packet's key); the packet's own headers follow
-with the prefix `received-`.
+-offset, -time (when it was set aside, ms), -kafka-time (ms; empty without one), -key (the packet's key); the packet's
+own headers follow with the prefix `received-`.
 
 A packet that is larger than the topic takes is split: every part has the letter's key and the header skyheed-part
 "2/5"; put together the parts are one line of JSON with the packet's key and headers (base64), a line feed, and the
@@ -22,7 +22,7 @@ from confluent_kafka import KafkaError, Message
 from classifier.names import printable
 
 from .errors import PacketError, Reason
-from .kafka import BatchConsumer, Options, Outgoing, Publisher, partition_key, place_of, topic_ids
+from .kafka import BatchConsumer, Options, Outgoing, Publisher, partition_key, place_of, time_ms, topic_ids
 
 PREFIX = "skyheed-"
 RECEIVED = "received-"
@@ -74,7 +74,7 @@ class Rejected:
             key=message.key(),
             value=message.value(),
             headers=message.headers() or (),
-            kafka_ms=message.timestamp()[1],
+            kafka_ms=time_ms(message, -1),
             reason=error.reason,
             error=str(error),
             survey=survey,
@@ -102,9 +102,11 @@ class DeadLetter:
 
     def line(self) -> str:
         """What a person wants to know first."""
-        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.time_ms / 1000))
+        when = "no time known"
+        if self.time_ms >= 0:
+            when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.time_ms / 1000))
         source = f"{self.source_topic}/{self.source_partition}@{self.source_offset}"
-        return printable(f"{when}  {self.offset:>8}  {source}  {len(self.value or b'')} bytes  {self.error}")
+        return printable(f"{when:<19}  {self.offset:>8}  {source}  {len(self.value or b'')} bytes  {self.error}")
 
 
 class DeadLetters:
@@ -163,7 +165,7 @@ class Assembler:
         for message in messages:
             key = message.key() or f"{place_of(message)}/{message.offset()}".encode()
             assert isinstance(key, bytes)
-            if key in self._seen:
+            if key in self._seen or _is_tombstone(message):
                 continue
             letter = self._complete(message, key)
             if letter is not None:
@@ -220,6 +222,12 @@ def read(options: Options, topic: str, reason: str | None = None, limit: int | N
                 return
 
 
+def _is_tombstone(message: Message) -> bool:
+    """Whether it is no letter, but somebody's order to a compacted topic to forget one; a letter has our headers."""
+    names = [name for name, _ in cast(Headers, message.headers() or ())]
+    return message.value() is None and not any(name.startswith(PREFIX) for name in names)
+
+
 def _key(packet: Rejected) -> bytes:
     return f"{packet.partition_key}/{packet.offset}".encode()
 
@@ -233,7 +241,7 @@ def _headers(packet: Rejected) -> list[tuple[str, bytes]]:
         "partition": packet.partition,
         "offset": packet.offset,
         "time": packet.time_ms,
-        "kafka-time": packet.kafka_ms,
+        "kafka-time": packet.kafka_ms if packet.kafka_ms >= 0 else "",
     }
     return [(PREFIX + name, str(value).encode()) for name, value in values.items()]
 
@@ -246,7 +254,7 @@ def _dead_letter(ours: Mapping[str, bytes], **rest: Any) -> DeadLetter:
 
     def number(name: str) -> int:
         value = ours.get(name, b"")
-        return int(value) if value.isdigit() else -1
+        return int(value) if value.isdigit() and len(value) < 15 else -1  # longer is no time and no offset
 
     return DeadLetter(
         reason=text("reason"),

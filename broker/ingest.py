@@ -18,7 +18,7 @@ from confluent_kafka import Message
 
 from .deadletter import DeadLetters, Rejected
 from .errors import PacketError, Reason, SkipPacket, SkyheedError
-from .kafka import AlertConsumer, place_of
+from .kafka import AlertConsumer, place_of, time_ms
 from .ledger import Ledger
 from .metrics import IngestMetrics
 from .observation import Observation
@@ -28,6 +28,7 @@ from .surveys import Survey
 from .wire import Decoder, Headers
 
 log = logging.getLogger("skyheed.ingest")
+LAG_S = 5.0
 Mark = tuple[str, int, Reason]
 Keyed = tuple[str, int, Message]  # partition key, offset
 
@@ -100,7 +101,8 @@ class Intake:
                 faults.append(f"{partition} offset {offset}: {fault.detail}")
                 batch.rejected.append(Rejected.of(message, partition, fault, self.survey.name, now_ms))
             else:
-                batch.deliveries.extend(Delivery(partition, offset, message.timestamp()[1], now_ms, o) for o in found)
+                kafka_ms = time_ms(message, now_ms)
+                batch.deliveries.extend(Delivery(partition, offset, kafka_ms, now_ms, o) for o in found)
         if faults:
             log.error("%d packets set aside for a fault of ours, the first is %s", len(faults), faults[0])
         return batch
@@ -156,6 +158,7 @@ class Ingest:
         self.batch_size = batch_size
         self.wait_s = wait_s
         self.totals: Counter[str] = Counter()
+        self._lag_at = time.monotonic()
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
         """Consume until `stop` is set or, with `drain`, until everything there at the start was consumed.
@@ -171,6 +174,7 @@ class Ingest:
                 if messages:
                     self._batch(messages, stop)
                 else:
+                    self._look_at_lag()
                     done = drain and self.consumer.drained()
         except Stopped as stopped:
             log.warning("stopped while waiting, the batch in hand will be delivered again: %s", stopped)
@@ -178,6 +182,12 @@ class Ingest:
         if drain and not done:
             raise Unfinished
         return self.totals
+
+    def _look_at_lag(self) -> None:
+        """Between batches: behind the last message there may be control records, and partitions come and go."""
+        if time.monotonic() - self._lag_at > LAG_S:
+            self._lag_at = time.monotonic()
+            self.metrics.lag(self.consumer.lag())
 
     def _batch(self, messages: Sequence[Message], stop: threading.Event) -> None:
         began = time.monotonic()
@@ -189,6 +199,7 @@ class Ingest:
         patiently(lambda: self.intake.ledger.consumed(offsets), stop, self.consumer.keep_alive)
         now_ms = time.time_ns() // 1_000_000
         batch = patiently(lambda: self.intake.sort(keyed, now_ms), stop, self.consumer.keep_alive)
+        self.consumer.keep_alive()
         counts = patiently(lambda: self.intake.settle(batch), stop, self.consumer.keep_alive)
         self.consumer.commit(messages)
         self._report(len(messages), counts, batch, time.monotonic() - began)

@@ -8,7 +8,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import NoReturn, Self, cast
+from typing import Any, NoReturn, Protocol, Self, cast
 
 import confluent_kafka as ck
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -49,6 +49,7 @@ __all__ = [
     "partition_key",
     "ping",
     "place_of",
+    "time_ms",
     "topic_ids",
 ]
 
@@ -70,8 +71,16 @@ def place_of(message: Message) -> Place:
     return cast(Place, (message.topic(), message.partition()))
 
 
-def _next(message: Message) -> int:
-    return cast(int, message.offset()) + 1
+class Timed(Protocol):
+    """What `time_ms` needs of a message."""
+
+    def timestamp(self) -> Any: ...
+
+
+def time_ms(message: Timed, otherwise: int) -> int:
+    """Kafka's time of a message, Unix ms; `otherwise` where it has none (-1 is no time)."""
+    kind, when = message.timestamp()
+    return int(when) if kind != ck.TIMESTAMP_NOT_AVAILABLE and when >= 0 else otherwise
 
 
 class Publisher:
@@ -228,6 +237,7 @@ class BatchConsumer:
         self._began, self._joined = time.monotonic(), False  # the group has given us partitions, or none for now
         self._held = False  # the caller is busy: every partition is paused
         self._closed = False
+        self._named = bool(options.get("group.instance.id"))
         self._incremental = rebalances_in_steps(options)
         self._consumer = consumer(
             options, name, self.connection, **{"auto.offset.reset": start, "on_commit": self._on_commit}
@@ -289,11 +299,14 @@ class BatchConsumer:
         part = self._parts.get(place_of(message))
         return part is not None and (self._group is None or cast(int, message.offset()) in part.handed)
 
-    def drained(self) -> bool:
+    def drained(self, alone: bool = False) -> bool:
         """True when everything that was there when reading began was read and handed out.
 
         With a group that is also what its other members hold: one of them may yet leave, and what it had not read
         would come to us.
+
+        Args:
+            alone: be content with our own partitions, for a caller who commits only after the end: others wait for it.
 
         Raises:
             ServiceError: the end cannot be reached: a transaction hangs, or another member does not read its part.
@@ -312,6 +325,8 @@ class BatchConsumer:
         if not self._joined:
             self._check_joined()
             return False
+        if alone and self._parts:
+            return True
         with self._refused():
             return self._others.finished(set(self._parts), ASSIGN_S)
 
@@ -345,8 +360,8 @@ class BatchConsumer:
         if self._closed:
             return
         self._closed = True
-        if not self.connection.away():
-            self._commit_now(set(self._parts))
+        self._give_back()
+        self._commit_now(set(self._parts))
         self._parts.clear()
         # librdkafka can wait for ever for a goodbye from a broker that has died; the broker notices by itself
         closing = threading.Thread(target=self._consumer.close, daemon=True)
@@ -354,6 +369,24 @@ class BatchConsumer:
         closing.join(CLOSE_S)
         if closing.is_alive():
             log.warning("Kafka at %s does not answer: left without a goodbye", self.connection.hosts)
+
+    def _give_back(self) -> None:
+        """Let the group have our partitions before the client is closed, whose `close` must meet no rebalance.
+
+        An assignment that arrives while librdkafka closes hangs the whole process: it waits for an answer that never
+        comes, and holds the interpreter's lock. A member with a name of its own (group.instance.id) keeps its
+        partitions for its return: for it we can only look right before.
+        """
+        if self._group is None:
+            return
+        deadline = time.monotonic() + CLOSE_S / 2
+        with contextlib.suppress(KafkaException):
+            if not self._named:
+                self._consumer.unsubscribe()
+            while time.monotonic() < deadline:
+                came = self._consumer.consume(1000, 0.02)  # callbacks run inside; messages are of no use any more
+                if not came and (self._named or not self._parts):
+                    return
 
     @contextlib.contextmanager
     def _refused(self) -> Iterator[None]:
@@ -581,7 +614,7 @@ class BatchConsumer:
     def _commit_now(self, places: set[Place]) -> None:
         for place in places & set(self._parts):
             self._parts[place].committed = UNKNOWN
-        offsets = self._uncommitted(places) if self._group else []
+        offsets = self._uncommitted(places) if self._group and not self.connection.away() else []
         if not offsets:
             return
         try:

@@ -161,7 +161,8 @@ class Classification:
             triggering_source_id=int(trigger["source_id"]),
             provenance=provenance,
             survey_ms=utc_ms(float(newest["mjd"])),
-            kafka_ms=int(trigger["kafka_ms"]),
+            # kept by a release that took Kafka's "no time" for one
+            kafka_ms=int(trigger["kafka_ms"] if trigger["kafka_ms"] >= 0 else trigger["ingest_ms"]),
             ingest_ms=int(trigger["ingest_ms"]),
             classified_ms=classified_ms,
             model=model,

@@ -56,7 +56,8 @@ def _redrive(intake: Intake, letters: list[DeadLetter]) -> Counter[str]:
             counts["still_rejected"] += 1
             faults.append(f"{letter.place} offset {letter.offset}: {fault_of(error).detail}")
         else:
-            batch.deliveries += [Delivery(letter.place, letter.offset, letter.kafka_ms, now_ms, o) for o in found]
+            kafka_ms = letter.kafka_ms if letter.kafka_ms >= 0 else now_ms  # its packet came without a time
+            batch.deliveries += [Delivery(letter.place, letter.offset, kafka_ms, now_ms, o) for o in found]
             passed.append(letter)
     if faults:
         log.error("%d letters failed by a fault of ours, the first is %s", len(faults), faults[0])

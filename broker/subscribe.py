@@ -136,7 +136,7 @@ class Subscriber:
                     return record
             self._commit()
             self._waiting.extend(self._consumer.consume(BATCH, WAIT_S))
-            if self._drain and not self._waiting and self._consumer.drained():
+            if self._drain and not self._waiting and self._consumer.drained(alone=self.hold_position):
                 break
             patience.look(bool(self._waiting))
         raise StopIteration

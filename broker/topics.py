@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 import confluent_kafka as ck
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -14,6 +14,7 @@ from .connection import AWAY, NO_TOPIC, REFUSED_RIGHT, Connection, Options, Plac
 from .selection import Selection, selection
 
 REQUEST_S = 10.0
+LOOK_S = 0.5
 COORDINATOR_MOVES = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -104,7 +105,10 @@ def end_offsets(options: Options, topics: Sequence[str] | Selection) -> dict[Pla
 
 
 def group_lag(options: Options, group: str, topics: Sequence[str] | Selection) -> dict[Place, int]:
-    """Messages that `group` has still to read in every partition; all of them where it never committed.
+    """Offsets that `group` has still to read in every partition; all of them where it never committed.
+
+    They are counted to the last stable offset, unless `isolation.level` says otherwise. Some may hold nothing that
+    can be read (control records, what compaction removed): `unread` tells.
 
     Raises:
         ServiceError: a topic does not exist, or topic or group may not be read.
@@ -117,13 +121,45 @@ def group_lag(options: Options, group: str, topics: Sequence[str] | Selection) -
         lags = {}
         for at in committed(client, places):
             low, high = client.get_watermark_offsets(TopicPartition(at.topic, at.partition), REQUEST_S)
-            lags[at.topic, at.partition] = max(0, high - (at.offset if at.offset >= 0 else low))
+            lags[at.topic, at.partition] = max(0, high - max(low, at.offset))
         return lags
     except KafkaException as error:
         connection.check()
         if error.args[0].code() in REFUSED_RIGHT:
             raise connection.refusal(error.args[0], f"to read group {group}") from None
         raise connection.unavailable("the lag is unknown", error.args[0].str()) from None
+    finally:
+        client.close()
+
+
+def unread(options: Options, group: str, places: Iterable[Place]) -> set[Place]:
+    """Those of `places` where at least one message follows what `group` has committed; found by reading.
+
+    A place that does not answer within REQUEST_S counts as one of them.
+
+    Raises:
+        ServiceError: topic or group may not be read.
+        ServiceUnavailable: the broker does not answer.
+    """
+    connection = Connection(options)
+    client = consumer(options, group, connection, **{"auto.offset.reset": "earliest", "queued.min.messages": 1})
+    asked = set(places)
+    found: set[Place] = set()
+    try:
+        client.assign(committed(client, sorted(asked)))  # without a position: from the beginning
+        deadline = time.monotonic() + REQUEST_S
+        while asked and time.monotonic() < deadline:
+            for event in client.consume(100, LOOK_S):
+                place, error = cast(Place, (event.topic(), event.partition())), event.error()
+                if error is None:
+                    found.add(place)
+                if error is None or error.code() == KafkaError._PARTITION_EOF:
+                    asked.discard(place)
+            connection.check()
+        return found | asked
+    except KafkaException as error:
+        connection.check()
+        raise connection.unavailable("what is left to read is unknown", error.args[0].str()) from None
     finally:
         client.close()
 

@@ -45,7 +45,7 @@ def valkey_cluster(_valkey_cluster: embedded.ValkeyCluster) -> embedded.ValkeyCl
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[embedded.Server]:
     """A Kafka for the whole session: Apache's where KAFKA_HOME names one, else the embedded one."""
-    with embedded.start_apache_kafka(HOME) if HOME else embedded.start_kafka() as server:
+    with embedded.start_apache_kafka(HOME, settings=QUICK_GROUPS) if HOME else embedded.start_kafka() as server:
         yield server
 
 
@@ -58,6 +58,14 @@ def apache_kafka(tmp_path: Path) -> Iterator[embedded.Server]:
         yield server
 
 
+# members that do not answer are given up soon, and new protocol groups change hands several times a second
+QUICK_GROUPS = """\
+group.min.session.timeout.ms=1000
+group.consumer.min.heartbeat.interval.ms=300
+group.consumer.heartbeat.interval.ms=300
+group.consumer.min.session.timeout.ms=1000
+group.consumer.session.timeout.ms=6000
+"""
 SCRAM_USERS = {"admin": "admin-pw-5731", "alice": "alice-pw-8264", "bob": "bob-pw-1907"}
 
 
