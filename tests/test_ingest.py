@@ -230,7 +230,7 @@ class Careless:
         ({"ra": None}, Reason.UNEXPECTED),
         ({"flags": -1}, Reason.UNEXPECTED),
         ({"source_id": 1 << 64}, Reason.UNEXPECTED),
-        ({"object_id": "\ud800"}, Reason.UNEXPECTED),
+        ({"object_id": "\ud800"}, Reason.BAD_OBJECT_ID),
         ({"object_id": 7}, Reason.UNEXPECTED),
         ({"stamp": np.zeros((31, 32), np.float16)}, Reason.UNEXPECTED),
     ],
