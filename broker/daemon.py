@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from . import config, deadletter, kafka, layout, metrics, patience, pulse, records, redrive, state
 from .connection import check_options
 from .errors import ConfigError
-from .ingest import Ingest, Intake
+from .ingest import Budget, Ingest, Intake
 from .ledger import Ledger
 from .rules import LONGEST_MODEL_NAME
 from .schedule import DueQueue
@@ -187,7 +187,9 @@ def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
         intake = make_intake(settings, publisher)
         patience.patiently(intake.ledger.ping, stop)
         with kafka.AlertConsumer(settings.input_options, topics, settings.ingest.group, drain=drain) as consumer:
-            daemon = Ingest(intake, consumer, measured, settings.ingest.batch_size, settings.ingest.batch_wait_s)
+            own = settings.ingest
+            budget = Budget(own.batch_records, own.batch_s)
+            daemon = Ingest(intake, consumer, measured, own.batch_size, own.batch_wait_s, budget, own.batch_bytes)
             alive = pulse.Pulse(
                 state.connect_as(settings.redis), settings.survey, "ingest", measured,
                 kafka_away=consumer.connection.gone,

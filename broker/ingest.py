@@ -1,15 +1,19 @@
-"""The ingest daemon: consume -> decode -> accumulate -> commit.
+"""The ingest daemon: consume -> decode -> accumulate -> commit, a slice of what was fetched at a time.
+
+A slice ends with a budget of records or seconds, so that small messages of many records cost neither the membership of
+the consumer group nor memory, and a signal is followed within seconds.
 
 A consumer offset moves only after its packet is stored in Redis, recognised as a duplicate, marked skipped, or
 acknowledged by the dead-letter topic; every write is idempotent, so that redelivery is always safe.
 """
 
 import logging
+import math
 import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -33,9 +37,23 @@ Mark = tuple[str, int, Reason]
 Keyed = tuple[str, int, Message]  # partition key, offset
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What of the fetched messages is decoded before it is stored and committed; one whole message at least."""
+
+    records: int = 2_000
+    seconds: float = 2.0
+
+
 @dataclass
 class Batch:
-    """One consume batch, sorted by what becomes of each message."""
+    """One slice of the fetched messages, sorted by what becomes of each.
+
+    Attributes:
+        taken: messages that it holds, the first of those that were given.
+    """
+
+    taken: int = 0
 
     deliveries: list[Delivery] = field(default_factory=list)
     skipped: list[Mark] = field(default_factory=list)
@@ -78,8 +96,13 @@ class Intake:
             raise skip or PacketError(Reason.EMPTY, "the container holds no record")
         return kept
 
-    def sort(self, messages: Iterable[Keyed], now_ms: int) -> Batch:
-        """Decode `messages`, each with its partition key and offset; no message is ever left out.
+    def sort(
+        self, messages: Iterable[Keyed], now_ms: int, budget: Budget | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Batch:  # fmt: skip
+        """Decode `messages`, each with its partition key and offset, until the budget is used up or `stop` says so.
+
+        No message is ever left out: the batch holds the first `taken` of them, one at least.
 
         Raises:
             ServiceError: the schema registry refuses us; nothing is known of the packets.
@@ -87,7 +110,11 @@ class Intake:
         """
         batch = Batch()
         faults: list[str] = []
+        until = time.monotonic() + budget.seconds if budget else math.inf
         for partition, offset, message in messages:
+            if batch.taken and (_used_up(batch, budget) or time.monotonic() > until or stop()):
+                break
+            batch.taken += 1
             try:
                 found = self.observations(message.value(), cast(Headers, message.headers() or ()))
             except SkipPacket as skip:
@@ -126,6 +153,10 @@ class Intake:
         return counts
 
 
+def _used_up(batch: Batch, budget: Budget | None) -> bool:
+    return budget is not None and len(batch.deliveries) >= budget.records
+
+
 def fault_of(error: Exception) -> PacketError:
     """A fault of ours as what is wrong with a packet, with its place in the code: nothing else is kept of it."""
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -150,13 +181,16 @@ class Ingest:
     """The daemon's loop around an `Intake`."""
 
     def __init__(
-        self, intake: Intake, consumer: AlertConsumer, metrics: IngestMetrics, batch_size: int, wait_s: float
-    ) -> None:
+        self, intake: Intake, consumer: AlertConsumer, metrics: IngestMetrics, batch_size: int, wait_s: float,
+        budget: Budget | None = None, batch_bytes: int = 64 * 2**20,
+    ) -> None:  # fmt: skip
         self.intake = intake
         self.consumer = consumer
         self.metrics = metrics
         self.batch_size = batch_size
         self.wait_s = wait_s
+        self.budget = budget or Budget()
+        self.batch_bytes = batch_bytes
         self.totals: Counter[str] = Counter()
         self._lag_at = time.monotonic()
 
@@ -170,7 +204,7 @@ class Ingest:
         done = False
         try:
             while not done and not stop.is_set():
-                messages = self.consumer.consume(self.batch_size, self.wait_s)
+                messages = self.consumer.consume(self.batch_size, self.wait_s, self.batch_bytes)
                 if messages:
                     self._batch(messages, stop)
                 else:
@@ -190,19 +224,29 @@ class Ingest:
             self.metrics.lag(self.consumer.lag())
 
     def _batch(self, messages: Sequence[Message], stop: threading.Event) -> None:
-        began = time.monotonic()
+        """Settle and commit slice after slice; what is left when `stop` comes will be delivered again."""
+        left = list(messages)
+        while left and not stop.is_set():
+            left = left[self._slice(left, stop) :]
+
+    def _slice(self, messages: Sequence[Message], stop: threading.Event) -> int:
+        """Settle and commit the first of the messages; how many they were."""
+        began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
         keyed = [(self.consumer.partition_key(*place_of(m)), cast(int, m.offset()), m) for m in messages]
-        offsets: dict[str, list[int]] = defaultdict(list)
-        for partition, offset, _ in keyed:
-            offsets[partition].append(offset)
-        # consumed is marked before and apart from any outcome, so that the books can fail to balance
-        patiently(lambda: self.intake.ledger.consumed(offsets), stop, self.consumer.keep_alive)
-        now_ms = time.time_ns() // 1_000_000
-        batch = patiently(lambda: self.intake.sort(keyed, now_ms), stop, self.consumer.keep_alive)
+        batch = patiently(
+            lambda: self.intake.sort(keyed, now_ms, self.budget, stop.is_set), stop, self.consumer.keep_alive
+        )
         self.consumer.keep_alive()
+        offsets: dict[str, list[int]] = defaultdict(list)
+        for partition, offset, _ in keyed[: batch.taken]:
+            offsets[partition].append(offset)
+        # consumed is marked of the messages, before and apart from any outcome, so that the books can fail to balance
+        patiently(lambda: self.intake.ledger.consumed(offsets), stop, self.consumer.keep_alive)
         counts = patiently(lambda: self.intake.settle(batch), stop, self.consumer.keep_alive)
-        self.consumer.commit(messages)
-        self._report(len(messages), counts, batch, time.monotonic() - began)
+        self.consumer.commit(messages[: batch.taken])
+        self.consumer.keep_alive()
+        self._report(batch.taken, counts, batch, time.monotonic() - began)
+        return batch.taken
 
     def _report(self, consumed: int, counts: Counter[str], batch: Batch, seconds: float) -> None:
         self.totals["consumed"] += consumed

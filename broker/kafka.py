@@ -56,6 +56,7 @@ __all__ = [
 log = logging.getLogger("skyheed.kafka")
 Headers = Sequence[tuple[str, bytes]]
 Outgoing = tuple[str, bytes | None, bytes | None, Headers | None]  # topic, key, value, headers
+FETCHED = 100  # messages that are asked of librdkafka at a time, so that their bytes can be counted
 PROBE_EVERY_S = 5.0
 CLOSE_S = 10.0
 LOOK_EVERY = "topic.metadata.refresh.interval.ms"
@@ -206,6 +207,13 @@ class _Report:
         return lambda error, _message: self.settle(index, error)
 
 
+def _size(message: Message) -> int:
+    """Bytes of a message, or of what librdkafka says in its place."""
+    headers = cast("Sequence[tuple[str, bytes | None]]", message.headers() or ())
+    size = sum(len(name) + len(value or b"") for name, value in headers)
+    return size + len(message.value() or b"") + len(message.key() or b"")
+
+
 class BatchConsumer:
     """Reads topics in batches, with or without a group, and knows when it has reached the end.
 
@@ -254,8 +262,11 @@ class BatchConsumer:
     def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
         self.close()
 
-    def consume(self, limit: int, wait_s: float) -> list[Message]:
+    def consume(self, limit: int, wait_s: float, limit_bytes: int = 2**62) -> list[Message]:
         """Up to `limit` messages, waiting at most `wait_s` for them; empty while the broker is away.
+
+        Args:
+            limit_bytes: of values, keys and headers together, about: the messages of one fetch of `FETCHED` more.
 
         Raises:
             ServiceError: the broker refuses us (user, right, no such topic).
@@ -266,7 +277,7 @@ class BatchConsumer:
             self._look()
             self._find_partitions()
             room = limit - len(self._kept)
-            fetched = self._consumer.consume(room, wait_s) if room > 0 else []
+            fetched = self._fetch(room, wait_s, limit_bytes) if room > 0 else []
             self._polled = time.monotonic()
             # a rebalance inside that call takes messages away from what was kept
             events, self._kept = [*self._kept, *fetched], []
@@ -275,6 +286,19 @@ class BatchConsumer:
             self._watch(bool(events))
             self._commit_again()
         return messages
+
+    def _fetch(self, room: int, wait_s: float, limit_bytes: int) -> list[Message]:
+        """Messages until there are enough, they are large enough, or the time is over."""
+        found: list[Message] = []
+        deadline, size = time.monotonic() + wait_s, 0
+        while len(found) < room and size < limit_bytes:
+            wait = max(0.0, deadline - time.monotonic())
+            more = self._consumer.consume(min(FETCHED, room - len(found)), wait)
+            found += more
+            size += sum(_size(message) for message in more)
+            if len(more) < FETCHED or not wait:
+                break
+        return found
 
     def commit(self, messages: Sequence[Message]) -> None:
         """The messages are settled: the group goes on behind them. Never waits; a failed commit is sent again.
@@ -649,13 +673,13 @@ class AlertConsumer(BatchConsumer):
         self._asking_since: float | None = None  # ids were asked for in vain
         super().__init__(options, selection(topics, Outputs().never), group, start, drain)
 
-    def consume(self, limit: int, wait_s: float) -> list[Message]:
+    def consume(self, limit: int, wait_s: float, limit_bytes: int = 2**62) -> list[Message]:
         """As `BatchConsumer.consume`; messages of a topic whose id is not known yet wait until the broker gives it.
 
         Raises:
             ServiceError: as there, and when the broker goes on refusing to give it.
         """
-        messages = super().consume(limit, wait_s)
+        messages = super().consume(limit, wait_s, limit_bytes)
         unknown = {place_of(m)[0] for m in messages} - set(self._ids)
         if unknown:
             try:

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,8 @@ from state_tools import observation, open_state
 
 from broker import embedded, metrics
 from broker.errors import PacketError, Reason, ServiceError, ServiceUnavailable, SkipPacket
-from broker.ingest import Ingest, Intake, _beyond
+from broker.ingest import Budget, Ingest, Intake, _beyond
+from broker.metrics import IngestMetrics
 from broker.observation import Observation
 from broker.patience import Unfinished
 from broker.registry import SchemaSource
@@ -76,6 +78,91 @@ class Survey:
         if word == "away":
             raise ServiceUnavailable("a catalogue is away")
         return Observation(word, 1, 60000.0, "r", 1.0, 2.0, 3.0, 4.0, np.zeros((32, 32), np.float16), 0)
+
+
+class Many:
+    """A decoder whose packets are numbers of records, and take a while."""
+
+    def decode(self, payload: bytes) -> list[dict[str, Any]]:
+        time.sleep(0.02)
+        return [{"word": f"w{payload.decode()}-{n}"} for n in range(int(payload))]
+
+
+class Taking:
+    """A consumer that hands out one batch, and remembers what is done with it."""
+
+    def __init__(self, messages: list[Any], stop: threading.Event) -> None:
+        self.messages, self._stop = messages, stop
+        self.committed: list[int] = []
+        self.alive = 0
+
+    def consume(self, _limit: int, _wait_s: float, _bytes: int) -> list[Any]:
+        messages, self.messages = self.messages, []
+        if not messages:
+            self._stop.set()
+        return messages
+
+    def partition_key(self, topic: str, partition: int) -> str:
+        return f"{topic}/{partition}"
+
+    def keep_alive(self) -> None:
+        self.alive += 1
+
+    def commit(self, messages: Sequence[Any]) -> None:
+        self.committed.append(len(messages))
+
+    def lag(self) -> dict[str, int]:
+        return {}
+
+
+class Books:
+    """A ledger and a store that remember what they were told."""
+
+    def __init__(self) -> None:
+        self.marked: list[int] = []
+
+    def consumed(self, offsets: Mapping[str, Sequence[int]]) -> None:
+        self.marked += [offset for own in offsets.values() for offset in own]
+
+    def store(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
+        return [Outcome.STORED] * len(deliveries)
+
+
+def ingest_of(messages: list[Any], stop: threading.Event, **budget: Any) -> tuple[Ingest, Taking, Books]:
+    books = Books()
+    consumer = Taking(messages, stop)
+    made = Intake(Survey(), Many(), books, books, None)  # type: ignore[arg-type]
+    measured = IngestMetrics("words")
+    return Ingest(made, consumer, measured, 500, 0.1, Budget(**budget)), consumer, books  # type: ignore[arg-type]
+
+
+def test_a_batch_is_settled_and_committed_in_slices_of_a_budget_of_records() -> None:
+    stop = threading.Event()
+    messages = [Message(n, str(count).encode()) for n, count in enumerate((3, 3, 9, 1, 1, 1))]
+    loop, consumer, books = ingest_of(messages, stop, records=5, seconds=60.0)
+    assert loop.run(stop)["stored"] == 18
+    assert consumer.committed == [2, 1, 3]  # a message is never cut
+    assert books.marked == [0, 1, 2, 3, 4, 5]
+    assert consumer.alive >= 6
+
+
+def test_a_slice_ends_with_its_time() -> None:
+    stop = threading.Event()
+    loop, consumer, _ = ingest_of([Message(n, b"1") for n in range(10)], stop, seconds=0.03)
+    loop.run(stop)
+    assert sum(consumer.committed) == 10
+    assert len(consumer.committed) >= 4
+
+
+def test_a_signal_ends_a_batch_after_the_message_in_hand_and_its_books_balance() -> None:
+    stop = threading.Event()
+    loop, consumer, books = ingest_of([Message(n, b"1") for n in range(500)], stop)
+    threading.Timer(0.2, stop.set).start()
+    began = time.monotonic()
+    loop.run(stop)
+    assert time.monotonic() - began < 3
+    assert 0 < sum(consumer.committed) < 200
+    assert len(books.marked) == sum(consumer.committed), "what will be delivered again is not consumed"
 
 
 @pytest.fixture
@@ -164,7 +251,7 @@ class Topic:
     def __init__(self, stop: threading.Event, drained: bool) -> None:
         self._stop, self._drained = stop, drained
 
-    def consume(self, _limit: int, _wait_s: float) -> list[Any]:
+    def consume(self, _limit: int, _wait_s: float, _bytes: int) -> list[Any]:
         self._stop.set()
         return []
 
