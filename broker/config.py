@@ -53,6 +53,9 @@ class IngestSettings:
     topics: tuple[str, ...] = ()  # names, or patterns that begin with ^
     group: str = "skyheed"
     batch_size: int = 500  # messages fetched at a time
+    batch_bytes: int = 64 * 2**20  # fetched at a time: values, keys and headers; one message more may be in hand
+    batch_records: int = 2_000  # decoded before they are stored and committed; a whole message is in hand at least
+    batch_s: float = 2.0  # of decoding, likewise
     batch_wait_s: float = 0.2
     stamp: str = ""  # science, difference or template; empty: the survey's default
     bands: str = ""  # bands to keep; empty: all of the survey's

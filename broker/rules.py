@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 LONGEST_DAYS = 36_500.0  # a century; the server counts lifetimes in milliseconds and must not overflow
 SHORTEST_TTL_DAYS = 0.01  # below that, sequences are forgotten between two visits: surely a slip
 DAY_S = 86_400.0
+LARGEST_BYTES = 2**30
 LARGEST_MESSAGE = 64 * 2**20  # what our own topics take
 LONGEST_GROUP = 249
 LONGEST_MODEL_NAME = 48
@@ -81,6 +82,9 @@ def _batch_rules(settings: "Settings") -> list[Rule]:
     ingest = settings.ingest
     return [
         (1 <= ingest.batch_size <= 100_000, "ingest.batch_size must be 1 to 100000"),
+        (2**16 <= ingest.batch_bytes <= LARGEST_BYTES, f"ingest.batch_bytes must be 65536 to {LARGEST_BYTES}"),
+        (1 <= ingest.batch_records <= 100_000, "ingest.batch_records must be 1 to 100000"),
+        (0.01 <= ingest.batch_s <= 60, "ingest.batch_s must be 0.01 to 60"),
         (0 <= ingest.batch_wait_s <= 60, "ingest.batch_wait_s must not be negative, and at most 60"),
         (
             1 <= ingest.max_packet_bytes <= LARGEST_MESSAGE,
