@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from classifier.prediction import Declined as Declined
 from classifier.prediction import Status as Status
 
-from . import registry
 from .errors import StreamError
 from .observation import BANDS
 from .registry_http import RegistryClient
+from .registry_http import register as register_schema
 
 SCHEMA_VERSION = "1.1"
 BROKER_NAME = "skyheed"
@@ -364,7 +364,7 @@ def register(url: str, subject: str, user: str = "", password: str = "", ca_file
         ServiceUnavailable: the registry does not answer.
     """
     client = RegistryClient(url, user, password, ca_file, "registry.output_url")
-    return registry.register(client, subject, schema_text())
+    return register_schema(client, subject, schema_text())
 
 
 @functools.cache

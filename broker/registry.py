@@ -272,21 +272,3 @@ def _text(answer: dict[str, Any]) -> str:
 
 def _version(version: Any) -> str:
     return "latest" if version in (-1, "-1", "latest") else str(int(version))
-
-
-def register(client: RegistryClient, subject: str, schema: str) -> int:
-    """Register a schema (JSON text) under `subject` and return its id; safe to repeat.
-
-    Raises:
-        ServiceError: the registry refuses (user, certificate, or a schema that is not compatible).
-        ServiceUnavailable: the registry does not answer.
-    """
-    try:
-        answer = client.post(f"/subjects/{quote(subject, safe='')}/versions", {"schema": schema}, subject)
-        return int(answer["id"])
-    except CertificateRefused as error:
-        raise ServiceError(f"the schema registry {client.url} cannot be trusted: {error}") from None
-    except (Away, KeyError, TypeError, ValueError) as error:
-        raise ServiceUnavailable(
-            f"the schema registry {client.url} does not answer as one: {error}", server="registry"
-        ) from None

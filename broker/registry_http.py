@@ -15,9 +15,9 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
-from .errors import ConfigError, PacketError, Reason, ServiceError
+from .errors import ConfigError, PacketError, Reason, ServiceError, ServiceUnavailable
 
 SILENCE_S = 1.0  # the registry may keep silent for this long
 ANSWER_S = 3.0  # one answer, redirects included, also when it comes in drops
@@ -242,3 +242,21 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if following and self._authorization and (old.scheme, old.netloc) == (new.scheme, new.netloc):
             following.add_unredirected_header("Authorization", self._authorization)
         return following
+
+
+def register(client: RegistryClient, subject: str, schema: str) -> int:
+    """Register a schema (JSON text) under `subject` and return its id; safe to repeat.
+
+    Raises:
+        ServiceError: the registry refuses (user, certificate, or a schema that is not compatible).
+        ServiceUnavailable: the registry does not answer.
+    """
+    try:
+        answer = client.post(f"/subjects/{quote(subject, safe='')}/versions", {"schema": schema}, subject)
+        return int(answer["id"])
+    except CertificateRefused as error:
+        raise ServiceError(f"the schema registry {client.url} cannot be trusted: {error}") from None
+    except (Away, KeyError, TypeError, ValueError) as error:
+        raise ServiceUnavailable(
+            f"the schema registry {client.url} does not answer as one: {error}", server="registry"
+        ) from None

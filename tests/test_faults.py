@@ -279,7 +279,8 @@ def test_a_full_redis_stops_the_intake_and_check_says_so(
         children.append(ingest)
         wait_for(lambda: "is full" in ingest.log.read_text(), 60, "noticing that Redis is full")
         checked = subprocess.run(
-            [sys.executable, "-m", "broker.cli", "check", "--survey", "sdss", "--redis", valkey.url, "--only", "redis"],
+            [sys.executable, "-m", "broker.cli", "check", "--survey", "sdss", "--redis", valkey.url,
+             "--only", "redis"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert checked.returncode == 1

@@ -44,9 +44,15 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the work began")
 
     for place in (
-        "classifier.candidates.read_candidates", "classifier.lightcurves.read_light_curve", "classifier.grid.run",
-        "classifier.evaluate.entries", "classifier.archive_convert.Archive", "broker.demo.run",
-        "broker.subscribe.Subscriber", "broker.replay.Shelf", "classifier.sky.simulation._each",
+        "classifier.candidates.read_candidates",
+        "classifier.lightcurves.read_light_curve",
+        "classifier.grid.run",
+        "classifier.evaluate.entries",
+        "classifier.archive_convert.Archive",
+        "broker.demo.run",
+        "broker.subscribe.Subscriber",
+        "broker.replay.Shelf",
+        "classifier.sky.simulation._each",
         "classifier.protocol.read",
     ):  # fmt: skip
         monkeypatch.setattr(place, never)

@@ -26,8 +26,9 @@ class Up:
     def __init__(self, *words: str) -> None:
         environ = {"PATH": os.defpath, "HOME": "/tmp", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "broker.cli", "up", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, text=True, env=environ, start_new_session=True,
+            [sys.executable, "-m", "broker.cli", "up", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            text=True, env=environ, start_new_session=True,
         )  # fmt: skip
         self.said: list[str] = []
         self._lines: queue.Queue[str] = queue.Queue()
