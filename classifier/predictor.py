@@ -29,6 +29,7 @@ class Predictor(Served):
     """ConvEntion's stream variant; see `Served`."""
 
     network: ConvEntion
+    narrow = True
 
     def __init__(self, network: ConvEntion, info: checkpoint.Info, where: Where) -> None:
         super().__init__(network, info, where)

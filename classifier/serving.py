@@ -42,8 +42,13 @@ class Served:
     """
 
     kept_as = ""
+    narrow = False  # whether a part of it is computed in bfloat16 where that was chosen
 
     def __init__(self, network: Network, info: checkpoint.Info, where: Where) -> None:
+        if not self.narrow and where.precision != "float32":
+            place = where.chosen.rpartition(", ")[0]
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # 10 bits
+            where = Where(where.device, "float32", f"{place}, float32 (all that this model computes in)")
         self.info, self.where = info, where
         self.device, self.precision, self.chosen = where.device, where.precision, where.chosen
         self.classes = tuple(info.classes)

@@ -259,6 +259,9 @@ def test_a_checkpoint_is_served_folded_and_with_what_was_kept(tmp_path: Path) ->
     expected = about.calibration(logits(network, [whole]).numpy(), np.array([6]))[0]
     np.testing.assert_allclose(plain.probabilities, expected, rtol=1e-4, atol=1e-5)
     assert model.needs.span == 1
+    asked = serving.load(tmp_path, survey="sdss", device="cpu", precision="bfloat16")
+    assert asked.chosen.endswith(", float32 (all that this model computes in)")  # it is not said to compute otherwise
+    assert asked.chosen.startswith("cpu x")
     assert len(model.kept_as) == 16
 
 
