@@ -18,6 +18,7 @@ from classifier.models.base import parameters
 from classifier.models.encoders import Branches, RepVgg
 from classifier.models.kept import DIGEST, Found
 from classifier.models.vector import Config, Vector, VectorFamily
+from classifier.models.vector_serving import Updates
 
 FAMILY = VectorFamily()
 
@@ -45,7 +46,7 @@ class Said:
 
 def serve(network: Vector, *histories: History) -> Said:
     with torch.inference_mode():
-        return Said(*network.update(histories, SCALING))
+        return Said(*Updates(network)(histories, SCALING))
 
 
 def test_parameters_part_by_part() -> None:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..errors import ModelError
 from ..history import BANDS, IMAGE_KINDS, History
@@ -26,7 +25,7 @@ from ..nights import padded
 from ..prediction import Needs
 from ..scaling import Scaling
 from ..stamp import STAMP_SIZE
-from . import base, kept
+from . import base
 from .attention import Block, block_operations
 from .base import Arrays, Batch, Model, Network
 from .encoders import Encoder, PhysNet, RepVgg
@@ -36,8 +35,6 @@ from .transformers import Swin, Vit
 if TYPE_CHECKING:
     from ..checkpoint import Info
     from ..serving import Where
-
-TOGETHER = 256  # stamps that are encoded at once when serving
 
 
 @dataclass(frozen=True)
@@ -142,14 +139,14 @@ class Vector(Network):
         """
         everything = [np.arange(len(h)) for h in histories]
         batch: Arrays = {
-            "images": padded([self._pixels(h, e, scaling) for h, e in zip(histories, everything, strict=True)]),
+            "images": padded([self.pixels(h, e, scaling) for h, e in zip(histories, everything, strict=True)]),
             **layout(histories),
         }
         if self.config.photometry:
-            batch |= self._points(histories, scaling)
+            batch |= self.photometry(histories, scaling)
         return batch | ({"context": context_numbers(histories)} if self.config.context else {})
 
-    def _points(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
+    def photometry(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
         found = [point_features(h, scaling, self.config.points) for h in histories]
         counts = np.array([len(f["mjd"]) for f in found])
         return {
@@ -159,7 +156,7 @@ class Vector(Network):
             **merged(histories, [f["mjd"] for f in found], max(map(len, histories))),
         }
 
-    def _pixels(self, history: History, epochs: NDArray[np.int64], scaling: Scaling) -> NDArray[np.float32]:
+    def pixels(self, history: History, epochs: NDArray[np.int64], scaling: Scaling) -> NDArray[np.float32]:
         """Scaled images of some epochs, float32 [k, kinds, 32, 32]."""
         if not np.isin(epochs, history.shown).all():
             raise ValueError("the images of some of these epochs are not here: fetch the whole history")
@@ -196,9 +193,9 @@ class Vector(Network):
         valid = batch["valid"]
         made = self.stamp_vectors(batch["images"][valid], batch["band"][valid])  # padding is never computed
         vectors = made.new_zeros(*valid.shape, made.shape[1]).index_put((valid,), made)
-        return self._behind(vectors, batch)
+        return self.behind(vectors, batch)
 
-    def _behind(self, vectors: Tensor, batch: Batch) -> Tensor:
+    def behind(self, vectors: Tensor, batch: Batch) -> Tensor:
         x = vectors + self.time(batch["times"])
         if self.points is not None:
             return self._among_points(x, batch)
@@ -257,109 +254,6 @@ class Vector(Network):
         made = copy.deepcopy(self)
         made.encoder.fold()
         return made
-
-    def update(self, histories: Sequence[History], scaling: Scaling) -> tuple[Tensor, list[dict[int, bytes]]]:
-        """Logits [b, classes] of histories that may hold what was kept, and what is to be kept of their new epochs.
-
-        Only stamps without a kept vector are encoded, and only epochs behind the first new one go through the blocks.
-
-        Raises:
-            ValueError: what was kept does not belong to its epochs, and their images are not here.
-        """
-        device, dtype = next(self.parameters()).device, np.dtype(self.config.kept)
-        found = [kept.Found(h, self.config.keeps, dtype) for h in histories]
-        missing = [~f.stamps for f in found]
-        self._encode_missing(histories, found, scaling, device)
-        changed = missing if self.config.photometry else [np.arange(len(f.own)) >= f.whole for f in found]
-        logits = torch.empty(len(histories), self.config.classes, device=device)
-        for rows in _alike(changed):
-            chosen = [histories[r] for r in rows]
-            batch = {name: torch.from_numpy(a).to(device) for name, a in self._without_images(chosen, scaling).items()}
-            y = self._continued([found[r] for r in rows], batch, device)
-            last = batch["valid"].sum(1) - 1
-            logits[rows] = self.classify(self.represent(y, batch)[torch.arange(len(rows), device=device), last])
-        return logits, [_new(f, c, dtype) for f, c in zip(found, changed, strict=True)]
-
-    def _without_images(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        batch = layout(histories) | (self._points(histories, scaling) if self.config.photometry else {})
-        return batch | ({"context": context_numbers(histories)} if self.config.context else {})
-
-    def _encode_missing(
-        self, histories: Sequence[History], found: Sequence[kept.Found], scaling: Scaling, device: torch.device
-    ) -> None:
-        """Fill in the stamps' vectors that are not known."""
-        epochs = [np.flatnonzero(~f.stamps) for f in found]
-        images = np.concatenate([self._pixels(h, e, scaling) for h, e in zip(histories, epochs, strict=True)])
-        band = np.concatenate([h.band[e] for h, e in zip(histories, epochs, strict=True)]).astype(np.int64)
-        vectors = np.empty((len(images), self.config.width), self.config.kept)
-        for at in range(0, len(images), TOGETHER):
-            rows = slice(at, at + TOGETHER)
-            pixels, bands = (torch.from_numpy(a[rows]).to(device) for a in (images, band))
-            vectors[rows] = self.stamp_vectors(pixels, bands).float().cpu().numpy()
-        ends = np.cumsum([len(e) for e in epochs])[:-1]
-        for f, e, own in zip(found, epochs, np.split(vectors, ends), strict=True):
-            f.values[e, : self.config.width] = own
-
-    def _continued(self, found: Sequence[kept.Found], batch: Batch, device: torch.device) -> Tensor:
-        """Outputs [b, n, width] of histories of which all stamps' vectors are known; fills in what is to be kept."""
-        width, n = self.config.width, batch["valid"].shape[1]
-        values = torch.from_numpy(padded([f.values for f in found], n + 1)).to(device)
-        if self.config.photometry:
-            return self._behind(values[:, :n, :width], batch)
-        new = max(len(f.own) - f.whole for f in found)
-        if new:
-            begin, length = torch.tensor([(f.whole, len(f.own)) for f in found], device=device)[:, :, None].unbind(1)
-            epochs = begin + torch.arange(new, device=device)
-            self._extend(values, functional.pad(batch["times"], (0, 0, 0, 1)), epochs.where(epochs < length, n))
-            for f, filled in zip(found, values.cpu().numpy(), strict=True):
-                f.values[f.whole :] = filled[f.whole : len(f.own)]
-        return values[:, :n, -width:]
-
-    def _extend(self, values: Tensor, times: Tensor, epochs: Tensor) -> None:
-        """Compute keys, values and outputs of some epochs in place; all that they see before them is known.
-
-        Args:
-            values: [b, n + 1, keeps]; the last place is for what nobody looks at.
-            times: [b, n + 1, 3].
-            epochs: [b, k], rising.
-        """
-        width = self.config.width
-        x = _taken(values[:, :, :width], epochs) + self.time(_taken(times, epochs))
-        seen = torch.arange(values.shape[1], device=x.device) <= epochs[:, None, :, None]
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            q, *own = block.project(x)
-            pair = []
-            for at, fresh in enumerate(own, 1 + 2 * layer):
-                self._put(values[:, :, at * width : (at + 1) * width], fresh.transpose(1, 2).flatten(2), epochs)
-                every = values[:, :, at * width : (at + 1) * width]
-                pair.append(every.view(*every.shape[:2], block.heads, -1).transpose(1, 2))
-            x = block.finish(x, functional.scaled_dot_product_attention(q, pair[0], pair[1], seen))
-        self._put(values[:, :, -width:], self.norm(x), epochs)
-
-    def _put(self, where: Tensor, what: Tensor, epochs: Tensor) -> None:
-        rounded = what.half().float() if self.config.kept == "float16" else what.float()
-        where.scatter_(1, epochs[:, :, None].expand(-1, -1, where.shape[2]), rounded)
-
-
-def _taken(values: Tensor, epochs: Tensor) -> Tensor:
-    """Of [b, n, c] the epochs [b, k], [b, k, c]."""
-    return values.gather(1, epochs[:, :, None].expand(-1, -1, values.shape[2]))
-
-
-def _alike(changed: Sequence[NDArray[np.bool_]]) -> list[list[int]]:
-    """Rows of histories that have about as much to compute: long ones do not make short ones pay."""
-    rows: dict[int, list[int]] = {}
-    for row, own in enumerate(changed):
-        rows.setdefault(int(own.sum()).bit_length(), []).append(row)
-    return list(rows.values())
-
-
-def _new(found: kept.Found, changed: NDArray[np.bool_], dtype: np.dtype[Any]) -> dict[int, bytes]:
-    """What is to be kept of the epochs that were computed just now."""
-    return {
-        int(n): kept.pack(found.own[n], found.upto[n], found.values[n].astype(dtype)) for n in np.flatnonzero(changed)
-    }
 
 
 def layout(histories: Sequence[History]) -> Arrays:
