@@ -24,7 +24,7 @@ SMALL = Protocol(
     autocast=False,
 )  # fmt: skip
 LENGTHS = [4 + n % 5 for n in range(32)]
-QUICK = ("lstm", "supernnova-bayes", "sits-bert", "vector", "vit")
+QUICK = ("supernnova-bayes", "sits-bert", "vit")
 
 
 def setting(name: str, **values: Any) -> Setting:
