@@ -13,7 +13,7 @@ value as received. `read` puts them together again.
 import base64
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -22,7 +22,7 @@ from confluent_kafka import KafkaError, Message
 from classifier.names import printable
 
 from .errors import PacketError, Reason
-from .kafka import BatchConsumer, Options, Outgoing, Publisher, partition_key, place_of, time_ms, topic_ids
+from .kafka import BatchConsumer, Options, Outgoing, Publisher, place_of, time_ms
 
 PREFIX = "skyheed-"
 RECEIVED = "received-"
@@ -153,10 +153,15 @@ class DeadLetters:
 
 
 class Assembler:
-    """Turns messages of a dead-letter topic into letters: each packet once, split ones whole."""
+    """Turns messages of a dead-letter topic into letters: each packet once, split ones whole.
 
-    def __init__(self, topic_id: str) -> None:
-        self._topic_id = topic_id
+    Args:
+        key_of: the partition key of a topic and partition (`BatchConsumer.partition_key`). It tells a dead-letter topic
+            that was made again from the one before, so that no mark of the old one passes over a letter of the new one.
+    """
+
+    def __init__(self, key_of: Callable[[str, int], str]) -> None:
+        self._key_of = key_of
         self._seen: set[bytes] = set()
         self._parts: dict[bytes, dict[int, bytes]] = {}
 
@@ -190,7 +195,7 @@ class Assembler:
         topic, partition = place_of(message)
         return _dead_letter(
             ours,
-            place=partition_key(topic, self._topic_id, partition),
+            place=self._key_of(topic, partition),
             offset=message.offset(),
             key=own_key,
             value=value,
@@ -209,9 +214,9 @@ def read(options: Options, topic: str, reason: str | None = None, limit: int | N
         ServiceError: the topic does not exist or may not be read.
         ServiceUnavailable: the broker does not answer.
     """
-    assembler = Assembler(topic_ids(options, {topic})[topic])
     found = 0
     with BatchConsumer(options, [topic], group=None, drain=True) as consumer:
+        assembler = Assembler(consumer.partition_key)
         while limit is None or found < limit:
             messages = consumer.consume(READ_BATCH, READ_S)
             for letter in assembler.letters(messages):

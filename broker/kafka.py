@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self, cast
 
@@ -34,7 +34,18 @@ from .errors import ServiceError, ServiceUnavailable
 from .members import OtherMembers
 from .partitions import UNKNOWN, Partition
 from .selection import Outputs, Selection, selection
-from .topics import end_offsets, ensure_topics, group_lag, partition_key, ping, topic_ids
+from .topics import (
+    TopicIds,
+    commit_note,
+    committed,
+    end_offsets,
+    ensure_topics,
+    group_lag,
+    is_of_another,
+    partition_key,
+    ping,
+    topic_ids,
+)
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -64,6 +75,7 @@ LOOK_EVERY_MS = 30_000  # for topics that a pattern matches; as often as librdka
 ASSIGN_S = 300.0  # a drain that got no partition by then, or waits for a member that does not come on, gives up
 KEEP_ALIVE_S = 1.0
 NEW_PARTITIONS_S = 10.0  # without a group nobody tells us of new ones
+IDENTITY_S = 5.0  # without messages, too, topics are looked at: one may have been made again
 TRANSACTION_S = 30.0  # a drain waits so long for one to end
 
 
@@ -250,6 +262,13 @@ class BatchConsumer:
         self._consumer = consumer(
             options, name, self.connection, **{"auto.offset.reset": start, "on_commit": self._on_commit}
         )
+        self._topic_ids = TopicIds(options)
+        self._ids: dict[str, str] = {}  # as last seen
+        self._handed_ids: dict[str, str] = {}  # of the messages that `consume` returned last
+        self._identified = time.monotonic()
+        self._asking_since: float | None = None  # ids were asked for in vain
+        self._astray: set[Place] = set()  # of a topic made again, still to be set to its beginning
+        self.on_made_again: Callable[[str], None] = lambda _topic: None  # a topic is another one: forget the old one's
         self._others = OtherMembers(self._consumer, self._topics, name)
         # asked after librdkafka has judged it; it takes -1 for never
         self._look_every_s = max(1, int(options.get(LOOK_EVERY, LOOK_EVERY_MS))) / 1000
@@ -265,6 +284,9 @@ class BatchConsumer:
     def consume(self, limit: int, wait_s: float, limit_bytes: int = 2**62) -> list[Message]:
         """Up to `limit` messages, waiting at most `wait_s` for them; empty while the broker is away.
 
+        All messages are of the topics that `partition_key` names until the next call. A topic that was deleted and
+        made again is read from its beginning; what had been fetched of the old one and not handed out is gone with it.
+
         Args:
             limit_bytes: of values, keys and headers together, about: the messages of one fetch of `FETCHED` more.
 
@@ -273,6 +295,7 @@ class BatchConsumer:
         """
         self._held = False
         with self._refused():
+            self._set_straight()
             self._set_pauses()
             self._look()
             self._find_partitions()
@@ -282,9 +305,11 @@ class BatchConsumer:
             # a rebalance inside that call takes messages away from what was kept
             events, self._kept = [*self._kept, *fetched], []
             messages = [event for event in events if self._is_message(event)]
+            messages = self._of_known_topics(messages, wait_s)
             self._set_pauses()
             self._watch(bool(events))
             self._commit_again()
+        self._handed_ids = dict(self._ids)
         return messages
 
     def _fetch(self, room: int, wait_s: float, limit_bytes: int) -> list[Message]:
@@ -478,8 +503,9 @@ class BatchConsumer:
         new = sorted(self._listed() - set(self._parts))
         if new:
             partitions = [TopicPartition(*place, offset) for place in new]
+            ids = self._ask_ids({topic for topic, _ in new})
             self._consumer.incremental_assign(partitions)
-            self._take(partitions)
+            self._take(partitions, ids)
 
     def _listed(self) -> set[Place]:
         """Every partition of our topics; none while the broker does not say: `_watch` judges why.
@@ -503,35 +529,38 @@ class BatchConsumer:
         return places
 
     def _on_assign(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        if self._group is not None and self._start == "latest":
-            with contextlib.suppress(KafkaException):  # no answer: they begin at the latest, too
-                self._begin_new_ones(client, partitions)
+        ids = self._ask_ids({p.topic for p in partitions})  # before anything is fetched
+        begin: set[Place] = set()
+        with contextlib.suppress(KafkaException):  # no answer: new ones begin at the latest, too
+            begin |= self._new_ones(client, partitions) if self._start == "latest" else set()
+        try:
+            begin |= self._of_earlier_topics([(p.topic, p.partition) for p in partitions], ids)
+        except KafkaException:
+            ids = {}  # looked at again with the first message
+        if begin:
+            places = [(p.topic, p.partition) for p in partitions]
+            offsets = [TopicPartition(*p, ck.OFFSET_BEGINNING) if p in begin else TopicPartition(*p) for p in places]
+            (client.incremental_assign if self._incremental else client.assign)(offsets)
         self._joined = True
-        self._take(partitions)
+        self._take(partitions, ids)
 
-    def _take(self, partitions: list[TopicPartition]) -> None:
+    def _take(self, partitions: list[TopicPartition], ids: Mapping[str, str]) -> None:
         # librdkafka keeps a pause of ours while a partition is with someone else
         self._consumer.resume(partitions)
-        self._parts |= {(p.topic, p.partition): Partition() for p in partitions}
+        self._parts |= {(p.topic, p.partition): Partition(ids.get(p.topic)) for p in partitions}
+        self._learn(ids)
         self.connection.works()
 
-    def _begin_new_ones(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        """Read a partition that appeared while we read from its beginning: `latest` would pass over its first messages.
-
-        Only where the group has no position in it yet.
+    def _new_ones(self, client: ck.Consumer, partitions: list[TopicPartition]) -> set[Place]:
+        """Partitions that appeared while we read, to read from their beginning: `latest` would pass over its first
+        messages. Only where the group has no position yet.
         """
         if self._known is None:
             metadata = client.list_topics(timeout=5.0).topics
             self._known = {(topic, number) for topic, found in metadata.items() for number in found.partitions}
         new = [p for p in partitions if (p.topic, p.partition) not in self._known]
         self._known |= {(p.topic, p.partition) for p in new}
-        begin = {(p.topic, p.partition) for p in client.committed(new, timeout=5.0) if p.offset < 0} if new else set()
-        if begin:
-            places = [(p.topic, p.partition) for p in partitions]
-            with_offsets = [
-                TopicPartition(*p, ck.OFFSET_BEGINNING) if p in begin else TopicPartition(*p) for p in places
-            ]
-            (client.incremental_assign if self._incremental else client.assign)(with_offsets)
+        return {(p.topic, p.partition) for p in client.committed(new, timeout=5.0) if p.offset < 0} if new else set()
 
     def _on_revoke(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
         self._commit_now({(p.topic, p.partition) for p in partitions})
@@ -540,7 +569,112 @@ class BatchConsumer:
     def _on_lost(self, _client: ck.Consumer, partitions: list[TopicPartition]) -> None:
         for p in partitions:
             self._parts.pop((p.topic, p.partition), None)
+        self._astray &= set(self._parts)
         self._kept = [m for m in self._kept if place_of(m) in self._parts]
+
+    # --- which topics they are of
+
+    def partition_key(self, topic: str, partition: int) -> str:
+        """`topic@topicid/partition`, or `topic/partition` where the broker has no topic ids.
+
+        Stays until the next `consume`, whatever becomes of the topic meanwhile.
+        """
+        return partition_key(topic, self._handed_ids.get(topic, ""), partition)
+
+    def _of_known_topics(self, messages: list[Message], wait_s: float) -> list[Message]:
+        """Those of `messages` that are of the topic whose id we know.
+
+        A partition's id was learned before anything of it was fetched and is the same now: so it was meanwhile. Where
+        it is another one, the messages in hand may be of either topic, and the new one is read from its beginning.
+        """
+        now = time.monotonic()
+        every = now - self._identified > IDENTITY_S
+        topics = {topic for topic, _ in self._parts} if every else {place_of(m)[0] for m in messages}
+        if not topics or (not messages and self.connection.away()):
+            return messages
+        try:
+            found = self._topic_ids.ask(topics)
+            ids = {topic: self._named_so_far(topic) if id_ is None else id_ for topic, id_ in found.items()}
+            begun = self._identify(ids)
+        except (ServiceError, ServiceUnavailable, KafkaException) as error:
+            return self._wait(error, messages, wait_s)
+        self._asking_since = None
+        if every:
+            self._identified = now
+        return [m for m in messages if place_of(m) not in begun]
+
+    def _named_so_far(self, topic: str) -> str:
+        """The id of a topic that has just been deleted: what is in hand is still of it."""
+        if topic not in self._ids:
+            error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+            raise self.connection.refusal(error, right(error, topic))
+        return self._ids[topic]
+
+    def _identify(self, ids: Mapping[str, str]) -> set[Place]:
+        """Compare the partitions with what their topics are now; those of another topic begin anew: which."""
+        ours = {place: part.topic_id for place, part in self._parts.items() if place[0] in ids}
+        unknown = [place for place, id_ in ours.items() if id_ is None]
+        begin = self._of_earlier_topics(unknown, ids) if unknown else set()
+        begin |= {place for place, id_ in ours.items() if id_ and ids[place[0]] and id_ != ids[place[0]]}
+        for place in set(ours) - begin:
+            self._parts[place].topic_id = ids[place[0]]
+        for place in begin:
+            self._parts[place] = Partition(ids[place[0]], paused=self._parts[place].paused)
+        self._astray |= begin
+        self._learn(ids)
+        self._set_straight()
+        return begin
+
+    def _of_earlier_topics(self, places: Sequence[Place], ids: Mapping[str, str]) -> set[Place]:
+        """Places where the group's position is of an earlier topic of that name, or was lost with it.
+
+        Raises:
+            KafkaException: the broker does not say.
+        """
+        if self._group is None:
+            return set()
+        renamed = {topic for topic, id_ in ids.items() if id_ and self._ids.get(topic, id_) not in ("", id_)}
+        return {
+            (at.topic, at.partition)
+            for at in committed(self._consumer, places)
+            if is_of_another(at, ids.get(at.topic)) or (at.offset < 0 and at.topic in renamed)
+        }
+
+    def _learn(self, ids: Mapping[str, str]) -> None:
+        for topic, id_ in ids.items():
+            before, self._ids[topic] = self._ids.get(topic, id_), id_
+            if before and id_ and before != id_:
+                log.warning("topic %s was deleted and made again: reading it from its beginning", topic)
+                self._kept = [m for m in self._kept if place_of(m)[0] != topic]
+                # what the same call has fetched by now may be of either
+                self._astray |= {place for place in self._parts if place[0] == topic}
+                self.on_made_again(topic)
+
+    def _set_straight(self) -> None:
+        """Set partitions of a topic made again to its beginning; librdkafka drops what it fetched before."""
+        for place in sorted(self._astray):
+            with contextlib.suppress(KafkaException):  # not yet fetched from: the next call tries again
+                self._consumer.seek(TopicPartition(*place, ck.OFFSET_BEGINNING))
+                self._astray.discard(place)
+
+    def _ask_ids(self, topics: set[str]) -> dict[str, str]:
+        """The ids of topics, without those that the broker does not tell now; they are asked for again."""
+        try:
+            return {topic: id_ for topic, id_ in self._topic_ids.ask(topics).items() if id_ is not None}
+        except (ServiceError, ServiceUnavailable):
+            return {}
+
+    def _wait(self, error: Exception, messages: list[Message], wait_s: float) -> list[Message]:
+        """Keep the messages and say once that ids are missing. A refusal passes too: we have read these topics."""
+        if self._asking_since is None:
+            self._asking_since = time.monotonic()
+            log.warning("waiting: %s", error)
+        elif isinstance(error, ServiceError) and time.monotonic() - self._asking_since > REFUSED_AGAIN_S:
+            raise error
+        self._kept = [*messages, *self._kept]
+        self.keep_alive()
+        time.sleep(wait_s)
+        return []
 
     # --- what the broker says
 
@@ -549,7 +683,7 @@ class BatchConsumer:
             return False
         place = place_of(event)
         part = self._parts.get(place)
-        if part is None:  # it went to another member while it was on its way
+        if part is None or place in self._astray:  # it went to another member, or its topic, while it was on its way
             return False
         # the fetch that brought this event brought the true end; asking for it can be wrong (embedded broker)
         high, offset = self._watermark(place), cast(int, event.offset())
@@ -626,7 +760,11 @@ class BatchConsumer:
 
     def _uncommitted(self, places: set[Place]) -> list[TopicPartition]:
         offsets = {place: self._parts[place].to_commit() for place in sorted(places & set(self._parts))}
-        return [TopicPartition(*place, offset) for place, offset in offsets.items() if offset is not None]
+        return [
+            TopicPartition(*place, offset, commit_note(self._parts[place].topic_id))
+            for place, offset in offsets.items()
+            if offset is not None
+        ]
 
     def _commit_again(self) -> None:
         offsets = self._uncommitted(set(self._parts)) if self._group else []
@@ -658,7 +796,7 @@ def _partitions(places: Iterable[Place]) -> list[TopicPartition]:
 
 
 class AlertConsumer(BatchConsumer):
-    """A `BatchConsumer` that also names partitions so that a topic made again is another topic."""
+    """A `BatchConsumer` that never reads what skyheed writes."""
 
     def __init__(
         self,
@@ -668,43 +806,4 @@ class AlertConsumer(BatchConsumer):
         start: str = "earliest",
         drain: bool = False,
     ) -> None:
-        self._options = options
-        self._ids: dict[str, str] = {}
-        self._asking_since: float | None = None  # ids were asked for in vain
         super().__init__(options, selection(topics, Outputs().never), group, start, drain)
-
-    def consume(self, limit: int, wait_s: float, limit_bytes: int = 2**62) -> list[Message]:
-        """As `BatchConsumer.consume`; messages of a topic whose id is not known yet wait until the broker gives it.
-
-        Raises:
-            ServiceError: as there, and when the broker goes on refusing to give it.
-        """
-        messages = super().consume(limit, wait_s, limit_bytes)
-        unknown = {place_of(m)[0] for m in messages} - set(self._ids)
-        if unknown:
-            try:
-                self._ids |= topic_ids(self._options, unknown)
-            except (ServiceError, ServiceUnavailable) as error:
-                self._wait(error)
-                self._kept = [*messages, *self._kept]
-                self.keep_alive()
-                time.sleep(wait_s)
-                return []
-            self._asking_since = None
-        return messages
-
-    def partition_key(self, topic: str, partition: int) -> str:
-        """`topic@topicid/partition`, or `topic/partition` where the broker has no topic ids."""
-        return partition_key(topic, self._ids.get(topic, ""), partition)
-
-    def _wait(self, error: ServiceError | ServiceUnavailable) -> None:
-        """Say once that ids are missing. A refusal passes too: the broker has just sent us messages of these topics."""
-        if self._asking_since is None:
-            self._asking_since = time.monotonic()
-            log.warning("waiting: %s", error)
-        elif isinstance(error, ServiceError) and time.monotonic() - self._asking_since > REFUSED_AGAIN_S:
-            raise error
-
-    def _on_assign(self, consumer: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        self._ids.clear()  # a topic may have been deleted and made again since
-        super()._on_assign(consumer, partitions)

@@ -17,6 +17,8 @@ class Partition:
     """One partition since it was last assigned to us.
 
     Attributes:
+        topic_id: of the topic that all of this is about, learned before anything of it was fetched; empty where the
+            broker has no ids, None while it is not known.
         position: next offset to read.
         target: where a drain of it ends: its high watermark when reading began.
         finished: a drain has read it to its target; stays so.
@@ -27,6 +29,7 @@ class Partition:
         handed: offsets in the caller's hands, not settled yet.
     """
 
+    topic_id: str | None = None
     position: int = UNKNOWN
     target: int = UNKNOWN
     finished: bool = False

@@ -93,6 +93,7 @@ class Subscriber:
         )
         self._classes, self._least, self._drain = frozenset(classes), min_probability, drain
         self._repeats = _Repeats() if drop_repeats else None
+        self._consumer.on_made_again = self._begin_anew
         self._skip_bad, self._writer_schema = skip_bad, writer_schema
         self._topics, self._timeout = topics, timeout
         self._waiting: deque[Message] = deque()
@@ -162,6 +163,12 @@ class Subscriber:
         self._consumer.commit(self._done)
         self._done.clear()
         self._consumer.close()
+
+    def _begin_anew(self, topic: str) -> None:
+        """A topic that was made again is another stream: no memory of the old one passes over its records."""
+        self._done = [message for message in self._done if message.topic() != topic]
+        if self._repeats is not None:
+            self._repeats = _Repeats()
 
     def _commit(self) -> None:
         if self._done and not self.hold_position and time.monotonic() - self._committed_at > COMMIT_S:

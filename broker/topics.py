@@ -14,6 +14,7 @@ from .connection import AWAY, NO_TOPIC, REFUSED_RIGHT, Connection, Options, Plac
 from .selection import Selection, selection
 
 REQUEST_S = 10.0
+NOTE = "topic-id="
 LOOK_S = 0.5
 COORDINATOR_MOVES = {
     KafkaError.NOT_COORDINATOR,
@@ -27,34 +28,72 @@ NO_IDS = REFUSED_RIGHT | {
 }
 
 
+class TopicIds:
+    """Asks for the ids of topics, over one connection. An id never comes back: a topic made again has another one."""
+
+    def __init__(self, options: Options) -> None:
+        self.connection = Connection(options)
+        self._options = options
+        self._client: AdminClient | None = None
+
+    def ask(self, topics: Iterable[str]) -> dict[str, str | None]:
+        """Kafka's id of each topic (URL-safe base64); empty where the broker gives none, None where there is no topic.
+
+        Raises:
+            ServiceError: the broker refuses us.
+            ServiceUnavailable: the broker does not answer.
+        """
+        if self._client is None:
+            self._client = admin(self._options, self.connection)
+        futures = self._client.describe_topics(ck.TopicCollection(sorted(topics)), request_timeout=REQUEST_S)
+        return {topic: self._id(self._client, topic, future) for topic, future in futures.items()}
+
+    def _id(self, client: AdminClient, topic: str, future: "Future[Any]") -> str | None:
+        try:
+            found = str(_wait(client, self.connection, future).topic_id)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code in NO_TOPIC:
+                return None
+            if code not in NO_IDS:
+                raise self.connection.unavailable(f"the id of topic {topic} is unknown", error.args[0].str()) from None
+            return ""  # an old broker, or no right to describe: the name has to do
+        # Uuid's text is plain base64; all zeros is "none"
+        return "" if not found.strip("A") else found.replace("/", "_").replace("+", "-")
+
+
 def topic_ids(options: Options, topics: set[str]) -> dict[str, str]:
-    """Kafka's id of each topic (URL-safe base64); empty where the broker gives none.
+    """Kafka's id of each topic, as `TopicIds.ask`.
 
     Raises:
         ServiceError: a topic does not exist.
         ServiceUnavailable: the broker does not answer.
     """
-    connection = Connection(options)
-    client = admin(options, connection)
-    futures = client.describe_topics(ck.TopicCollection(sorted(topics)), request_timeout=REQUEST_S)
+    asked = TopicIds(options)
     ids = {}
-    for topic, future in futures.items():
-        try:
-            found = str(_wait(client, connection, future).topic_id)
-        except KafkaException as error:
-            if error.args[0].code() in NO_TOPIC:
-                raise connection.refusal(error.args[0], right(error.args[0], topic)) from None
-            if error.args[0].code() not in NO_IDS:
-                raise connection.unavailable(f"the id of topic {topic} is unknown", error.args[0].str()) from None
-            found = ""  # an old broker, or no right to describe: the name has to do
-        # Uuid's text is plain base64; all zeros is "none"
-        ids[topic] = "" if not found.strip("A") else found.replace("/", "_").replace("+", "-")
+    for topic, found in asked.ask(topics).items():
+        if found is None:
+            error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+            raise asked.connection.refusal(error, right(error, topic))
+        ids[topic] = found
     return ids
 
 
 def partition_key(topic: str, topic_id: str, partition: int) -> str:
     """`topic@topicid/partition`, so that a topic made again is another one; `topic/partition` without an id."""
     return f"{topic}@{topic_id}/{partition}" if topic_id else f"{topic}/{partition}"
+
+
+def commit_note(topic_id: str | None) -> str | None:
+    """What is committed along with an offset, so that it is not taken for one of a topic that was made again."""
+    return f"{NOTE}{topic_id}" if topic_id else None
+
+
+def is_of_another(at: TopicPartition, topic_id: str | None) -> bool:
+    """Whether an offset was committed for an earlier topic of this name. One without our note is trusted: it is of
+    an earlier release, or an operator set it, or the broker keeps no notes."""
+    note = at.metadata or ""
+    return bool(topic_id) and at.offset >= 0 and note.startswith(NOTE) and note != commit_note(topic_id)
 
 
 def ensure_topics(
@@ -119,7 +158,7 @@ def group_lag(options: Options, group: str, topics: Sequence[str] | Selection) -
     try:
         places = list(_places(client, connection, topics))
         lags = {}
-        for at in committed(client, places):
+        for at in _own(options, committed(client, places)):
             low, high = client.get_watermark_offsets(TopicPartition(at.topic, at.partition), REQUEST_S)
             lags[at.topic, at.partition] = max(0, high - max(low, at.offset))
         return lags
@@ -146,7 +185,7 @@ def unread(options: Options, group: str, places: Iterable[Place]) -> set[Place]:
     asked = set(places)
     found: set[Place] = set()
     try:
-        client.assign(committed(client, sorted(asked)))  # without a position: from the beginning
+        client.assign(_own(options, committed(client, sorted(asked))))  # without a position: from the beginning
         deadline = time.monotonic() + REQUEST_S
         while asked and time.monotonic() < deadline:
             for event in client.consume(100, LOOK_S):
@@ -181,6 +220,15 @@ def committed(client: ck.Consumer, places: Iterable[Place]) -> list[TopicPartiti
             time.sleep(0.2)
         else:
             return found
+
+
+def _own(options: Options, found: Sequence[TopicPartition]) -> list[TopicPartition]:
+    """The committed offsets; the beginning in place of those of an earlier topic of the same name."""
+    ids = TopicIds(options).ask({at.topic for at in found}) if found else {}
+    return [
+        TopicPartition(at.topic, at.partition, ck.OFFSET_BEGINNING if is_of_another(at, ids[at.topic]) else at.offset)
+        for at in found
+    ]
 
 
 def ping(options: Options) -> str:
@@ -227,10 +275,12 @@ def _metadata(client: AdminClient | ck.Consumer, connection: Connection, topic: 
 
 def _wait(client: AdminClient, connection: Connection, future: "Future[Any]") -> Any:
     """The result of an admin request; a refused user ends the wait at once."""
-    while not future.done():
-        client.poll(0.05)
-        connection.check()
-    return future.result()
+    while True:
+        try:
+            return future.result(0.05)
+        except TimeoutError:
+            client.poll(0)
+            connection.check()
 
 
 def _judge_creation(connection: Connection, name: str, error: KafkaError) -> None:
