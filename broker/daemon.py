@@ -218,8 +218,9 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
         publishers = [stack.enter_context(kafka.Publisher(settings.kafka)) for _ in models]
         prepare_topics(settings, stop, [served.topic for served in models])
         patience.patiently(read_store(settings)[2].ping, stop)
+        join(settings, models, stop)
         workers = [
-            make_worker(settings, served, publisher, measured, stop)
+            make_worker(settings, served, publisher, measured)
             for served, publisher in zip(models, publishers, strict=True)
         ]
         own = state.connect_as(settings.redis)
@@ -293,18 +294,24 @@ def model_name(asked: str, model: "Model") -> str:
     return cleaned[:LONGEST_MODEL_NAME] or "model"
 
 
+def join(settings: config.Settings, models: Sequence[ServedModel], stop: threading.Event) -> None:
+    """Make the models known to the survey's queues; waits for Redis if it is away."""
+    store = connect_store(settings)[0]
+    backlog = [served.name for served in models if served.backlog]
+    left = patience.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog), stop)
+    for name, objects in left.items():
+        if objects:
+            log.info("model %s: %d objects that were there before it are due for it once they change", name, objects)
+
+
 def make_worker(
-    settings: config.Settings, served: ServedModel, publisher: kafka.Publisher, measured: metrics.WorkMetrics,
-    stop: threading.Event,
-) -> "Worker":  # fmt: skip
-    """The worker of one model, which joins the survey's models."""
+    settings: config.Settings, served: ServedModel, publisher: kafka.Publisher, measured: metrics.WorkMetrics
+) -> "Worker":
+    """The worker of one model."""
     from .worker import Output, Pace, Worker
 
     agreement = layout.of_worker(settings.redis, served.model.info.bands)
     store, queue, _ = connect_store(settings, served.name, agreement)
-    left = patience.patiently(lambda: store.join(served.name, served.backlog), stop)
-    if left:
-        log.info("model %s: %d objects that were there before it are due for it once they change", served.name, left)
     output = Output(
         served.name, served.topic, output_form(settings, served.topic), provenance_of(served.model), served.shared
     )

@@ -4,7 +4,7 @@ order of arrival. Knows nothing of Kafka or of the model; a token is bytes."""
 import math
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -89,6 +89,7 @@ class StoredSequence:
         stamps: float16 [m, 32, 32], in order: those of the epochs that no token covers.
         tokens: index of a span of epochs -> token.
         span: epochs of a token.
+        looked: whether the stamps were asked for; where not, there are none.
     """
 
     object_id: str
@@ -98,6 +99,7 @@ class StoredSequence:
     stamps: NDArray[np.float16]
     tokens: dict[int, bytes]
     span: int = 0
+    looked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,7 @@ class SequenceStore:
             if reply is None:
                 lost.append(claim)
             else:
-                found.append(_unpack(claim, reply, lane.span))
+                found.append(_unpack(claim, reply, lane))
         suffix = self._keys.lane(lane.model)
         self._client.call(
             "drop", [(self._keys.shard(claim.shard), suffix, claim.object_id, claim.lease) for claim in lost]
@@ -245,27 +247,31 @@ class SequenceStore:
     def sequence(self, object_id: str) -> StoredSequence | None:
         """An object's whole sequence with all stamps, without claiming it."""
         reply = self._read([object_id], Lane())[0]
-        return None if reply is None else _unpack(Claim(object_id, shard_of(object_id, self._shards), ""), reply, 0)
+        return (
+            None if reply is None else _unpack(Claim(object_id, shard_of(object_id, self._shards), ""), reply, Lane())
+        )
 
     def revision(self, object_id: str) -> int:
         """The object's revision, which every change of its sequence raises; 0 if there is none."""
         return int(self._client.run([("HGET", self._key("meta", object_id), "rev")])[0] or 0)
 
-    def join(self, model: str, backlog: bool = False) -> int:
-        """Make a model known: from now on every object that changes is due for it. Safe to repeat.
+    def join(self, *models: str, backlog: Collection[str] = ()) -> dict[str, int]:
+        """Make models known: from now on every object that changes is due for them. Safe to repeat.
+
+        The first models of a survey, all of one call, are due for every object that is there.
 
         Args:
-            backlog: the objects that are there and have not been classified by it are due as well; always so for the
-                first model of a survey.
+            backlog: those of them that are due for every object, also where other models are known.
 
         Returns:
-            How many objects are there and will not be due for it before they change.
+            For each, how many objects are there and will not be due for it before they change.
 
         Raises:
             ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
         """
-        calls = [(self._keys.shard(shard), model, "all" if backlog else "") for shard in range(self._shards)]
-        return int(sum(self._client.call("join", calls)))
+        words = [word for model in models for word in (model, "all" if model in backlog else "")]
+        left = self._client.call("join", [(self._keys.shard(shard), *words) for shard in range(self._shards)])
+        return dict(zip(models, map(sum, zip(*left, strict=True)), strict=True))
 
     def models(self) -> list[str]:
         """The models that classify the survey's objects, by name."""
@@ -375,7 +381,7 @@ def _check_stamp(stamp: NDArray[np.float16]) -> None:
         raise ValueError(f"a stamp is float16 {STAMP_SHAPE}, not {stamp.dtype} {stamp.shape}")
 
 
-def _unpack(claim: Claim, reply: Sequence[Any], span: int) -> StoredSequence:
+def _unpack(claim: Claim, reply: Sequence[Any], lane: Lane) -> StoredSequence:
     revision, headers, stamps, tokens = reply
     header = np.frombuffer(headers, HEADER)
     if (header["version"] != RECORD_VERSION).any():
@@ -390,7 +396,8 @@ def _unpack(claim: Claim, reply: Sequence[Any], span: int) -> StoredSequence:
         header=header,
         stamps=np.frombuffer(stamps, "<f2").reshape(-1, *STAMP_SHAPE),
         tokens=dict(zip(tokens[::2], tokens[1::2], strict=True)),
-        span=span,
+        span=lane.span,
+        looked=lane.stamps,
     )
 
 

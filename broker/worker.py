@@ -238,9 +238,10 @@ class Worker:
 
 def history_of(stored: StoredSequence, survey: str) -> History:
     """A sequence as models take it."""
-    header = stored.header
-    return History.of_stamps(
-        header["mjd"], header["band"], stored.stamps, stored.tokens, max(stored.span, 1),
+    header, span = stored.header, max(stored.span, 1)
+    shown = np.array([n for n in range(len(header)) if n // span not in stored.tokens], np.int64)
+    return History(
+        header["mjd"], header["band"], {"science": stored.stamps} if stored.looked else {}, shown, stored.tokens,
         flux=header["flux"], flux_error=header["flux_error"], object_id=stored.object_id, survey=survey,
         source_id=header["source_id"], ra=header["ra"], dec=header["dec"], flags=header["flags"],
     )  # fmt: skip

@@ -41,7 +41,7 @@ def work_off(store: SequenceStore, queue: DueQueue, lane: Lane, **changes: Any) 
 
 def test_every_model_has_its_queue_and_its_books(valkey: embedded.Server) -> None:
     store, _, ledger = open_state(valkey.url)
-    assert (store.join("a"), store.join("b"), store.models()) == (0, 0, ["a", "b"])
+    assert (store.join("a", "b"), store.models()) == ({"a": 0, "b": 0}, ["a", "b"])
     store.store(deliveries([observation("x"), observation("y")]))
     queues = {name: queue_of(valkey.url, name) for name in "ab"}
     assert work_off(store, queues["a"], A) == 2
@@ -81,14 +81,14 @@ def test_a_model_that_joins_later_is_asked_when_an_object_changes(valkey: embedd
     store.join("a")
     store.store(deliveries([observation("x"), observation("y"), observation("z")]))
     work_off(store, queue_of(valkey.url, "a"), A)
-    assert store.join("b") == 3 == store.join("b")
+    assert store.join("b") == {"b": 3} == store.join("b")
     books = ledger.books()
     assert (books.objects.models["b"], books.objects.balanced) == (ModelBooks(unasked=3), True)
     store.store(deliveries([observation("x", 2)], first=3))
     assert ledger.books().objects.models["b"] == ModelBooks(pending=1, unasked=2)
     assert work_off(store, queue_of(valkey.url, "b"), B) == 1
     assert ledger.books().objects.balanced
-    assert store.join("c", backlog=True) == 0
+    assert store.join("c", backlog=["c"]) == {"c": 0}
     assert queue_of(valkey.url, "c").depth()["due"] == 3
 
 
@@ -100,6 +100,14 @@ def test_what_came_before_any_model_waits_for_the_first(valkey: embedded.Server)
     store.join("a")
     assert ledger.books().objects.models == {"a": ModelBooks(pending=2)}
     assert work_off(store, queue_of(valkey.url, "a"), A) == 2
+
+
+def test_what_came_before_any_model_waits_for_all_that_join_first(valkey: embedded.Server) -> None:
+    store, _, ledger = open_state(valkey.url)
+    store.store(deliveries([observation("x"), observation("y")]))
+    assert store.join("a", "b") == {"a": 0, "b": 0}
+    assert ledger.books().objects.models == {"a": ModelBooks(pending=2), "b": ModelBooks(pending=2)}
+    assert work_off(store, queue_of(valkey.url, "b"), B) == 2
 
 
 def test_what_release_0_1_left_is_read(valkey: embedded.Server) -> None:

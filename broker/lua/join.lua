@@ -1,23 +1,36 @@
 #!lua
--- Makes a model known to a shard: from now on every change of an object is due for it.
--- KEYS[1]: the shard's prefix. ARGV: model, "all" to make it due for every object that is there, too.
--- The first model takes over what waited for any, and what release 0.1 had, which knew one model only.
--- Returns how many objects were there before it and are not due for it.
-local base, name, backlog = KEYS[1], ARGV[1], ARGV[2] == 'all'
-local lane = '.' .. name
-if redis.call('SISMEMBER', base .. 'models', name) == 1 then return redis.call('ZCARD', base .. 'unasked' .. lane) end
-local first = redis.call('SCARD', base .. 'models') == 0
-redis.call('SADD', base .. 'models', name)
-if first then
+-- Makes models known to a shard: from now on every change of an object is due for them.
+-- KEYS[1]: the shard's prefix. ARGV: two for each model: its name, "all" to make it due for every object that is there.
+-- Where no model is known yet, the first takes over what waited for any (and what release 0.1 had, which knew one model
+-- only), and all are due for every object. Returns for each how many objects are there and not due for it.
+local base = KEYS[1]
+local nobody = redis.call('SCARD', base .. 'models') == 0
+
+local function take_over(lane)
   for _, part in ipairs({'fresh', 'due', 'inflight', 'leases', 'classified', 'declined', 'unasked'}) do
     if redis.call('EXISTS', base .. part) == 1 then redis.call('RENAME', base .. part, base .. part .. lane) end
   end
 end
-local known = {}
-for _, part in ipairs({'fresh', 'due', 'inflight', 'classified', 'declined'}) do known[#known + 1] = base .. part .. lane end
-redis.call('ZDIFFSTORE', base .. 'unasked' .. lane, #known + 1, base .. 'touched', unpack(known))
-if backlog then
-  redis.call('ZUNIONSTORE', base .. 'due' .. lane, 2, base .. 'due' .. lane, base .. 'unasked' .. lane)
-  redis.call('DEL', base .. 'unasked' .. lane)
+
+local function begin(lane, all)
+  local known = {}
+  for _, part in ipairs({'fresh', 'due', 'inflight', 'classified', 'declined'}) do
+    known[#known + 1] = base .. part .. lane
+  end
+  redis.call('ZDIFFSTORE', base .. 'unasked' .. lane, #known + 1, base .. 'touched', unpack(known))
+  if all then
+    redis.call('ZUNIONSTORE', base .. 'due' .. lane, 2, base .. 'due' .. lane, base .. 'unasked' .. lane)
+    redis.call('DEL', base .. 'unasked' .. lane)
+  end
 end
-return redis.call('ZCARD', base .. 'unasked' .. lane)
+
+local left = {}
+for i = 1, #ARGV, 2 do
+  local lane = '.' .. ARGV[i]
+  if redis.call('SADD', base .. 'models', ARGV[i]) == 1 then
+    if nobody and i == 1 then take_over(lane) end
+    begin(lane, nobody or ARGV[i + 1] == 'all')
+  end
+  left[#left + 1] = redis.call('ZCARD', base .. 'unasked' .. lane)
+end
+return left
