@@ -34,6 +34,14 @@ EXTRAS = {
 }  # fmt: skip
 
 
+GROUPS = {
+    "Run": ("demo", "up", "ingest", "work", "replay", "redrive", "retire"),
+    "Look": ("subscribe", "check", "audit", "object", "deadletter", "layout"),
+    "Data": ("archive",),
+    "Models": ("model", "train", "evaluate"),
+}
+
+
 class Verbs(click.Group):
     """Our verbs and the classifier's; the latter are imported when they are used, because torch takes seconds."""
 
@@ -48,14 +56,18 @@ class Verbs(click.Group):
         return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = []
-        for name in self.list_commands(ctx):
-            if name in CLASSIFIER_VERBS:
-                rows.append((name, CLASSIFIER_VERBS[name][2]))
-            elif command := super().get_command(ctx, name):
-                rows.append((name, command.get_short_help_str(90)))
-        with formatter.section("Verbs"):
-            formatter.write_dl(rows)
+        grouped = {name for names in GROUPS.values() for name in names}
+        others = [name for name in self.list_commands(ctx) if name not in grouped]
+        for title, names in {**GROUPS, "Others": others}.items():
+            if rows := [(name, self._said(ctx, name)) for name in names]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def _said(self, ctx: click.Context, name: str) -> str:
+        if name in CLASSIFIER_VERBS:
+            return CLASSIFIER_VERBS[name][2]
+        command = super().get_command(ctx, name)
+        return command.get_short_help_str(90) if command else ""
 
 
 def options(*names: str) -> Callable[[F], F]:
@@ -266,6 +278,7 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
 @options("config", "survey", "kafka")
 @click.option("--topic", metavar="NAME", help="Classification topic; skyheed.classifications.SURVEY by default.")
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Only this top class; repeatable.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Only this model's; repeatable.")
 @click.option("--min-probability", type=float, default=0.0, help="Only if the top class is at least this probable.")
 @click.option("--format", "format_", type=click.Choice(["table", "json", "csv", "parquet"]), default="table")
 @click.option("--group", metavar="NAME", help="Remember the place under this Kafka group.")
@@ -297,7 +310,8 @@ def subscribe(**given: Any) -> None:
         outputs.check_file(given["output"], ConfigError)
     stream = client.Subscriber(
         settings.kafka["bootstrap.servers"], topic=topic, group=given["group"], start=given["start"],
-        options=settings.kafka, classes=given["classes"], min_probability=given["min_probability"],
+        options=settings.kafka, classes=given["classes"], models=given["models"],
+        min_probability=given["min_probability"],
         drain=given["drain"], skip_bad=given["skip_bad"], timeout=given["timeout"],
     )  # fmt: skip
     try:

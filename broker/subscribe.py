@@ -56,6 +56,7 @@ class Subscriber:
         start: "beginning" or "latest", where nothing is remembered.
         options: any librdkafka options, such as those of SASL and TLS.
         classes: only records with one of these top classes.
+        models: only records of one of these models, by their names among the survey's.
         min_probability: only records whose top class is at least this probable.
         drain: end where the topic ended when reading began.
         drop_repeats: leave out an answer seen before, and one older than the object's last.
@@ -76,6 +77,7 @@ class Subscriber:
         start: str = "beginning",
         options: Mapping[str, Any] | None = None,
         classes: Collection[str] = (),
+        models: Collection[str] = (),
         min_probability: float = 0.0,
         drain: bool = False,
         drop_repeats: bool = True,
@@ -92,6 +94,7 @@ class Subscriber:
             {**(options or {}), "bootstrap.servers": kafka}, topics, group, START[start], drain
         )
         self._classes, self._least, self._drain = frozenset(classes), min_probability, drain
+        self._models = frozenset(models)
         self._repeats = _Repeats() if drop_repeats else None
         self._consumer.on_made_again = self._begin_anew
         self._skip_bad, self._writer_schema = skip_bad, writer_schema
@@ -197,6 +200,8 @@ class Subscriber:
 
     def _wanted(self, record: Classification) -> bool:
         if self._classes and record.top_class not in self._classes:
+            return False
+        if self._models and record.model not in self._models:
             return False
         return self._least <= 0 or (record.top_probability or 0.0) >= self._least
 

@@ -391,3 +391,13 @@ def test_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
         subscribe.write([], "xml")
     with pytest.raises(ConfigError, match="no such directory"):
         subscribe.write([], "csv", tmp_path / "nowhere" / "file.csv")
+
+
+def test_only_the_records_of_some_models_are_handed_out() -> None:
+    stream = Subscriber.__new__(Subscriber)
+    stream._classes, stream._least, stream._models = frozenset(), 0.0, frozenset({"vector"})
+    assert [stream._wanted(replace(record(1), model=name)) for name in ("vector", "convention", "")] == [
+        True,
+        False,
+        False,
+    ]
