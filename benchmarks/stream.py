@@ -34,13 +34,13 @@ import numpy as np
 import packets
 import redis
 from astropy.io import fits
-from tqdm import tqdm
 
 from broker import config, daemon, embedded, kafka, metrics, stack
 from broker.ingest import Ingest
 from broker.observation import Observation
 from broker.sequences import Delivery
 from broker.subscribe import Subscriber
+from classifier.progress import progress_bar
 from classifier.stamp import STAMP_SIZE
 
 SURVEY = "ztf"
@@ -214,7 +214,7 @@ def load(settings: config.Settings, objects: range, epochs: range, partition: st
     # known objects: what they bring was consumed long ago, and the books must balance
     daemon.connect_store(settings)[2].consumed({partition: range(len(objects) * len(epochs))})
     total = len(objects) * len(epochs)
-    for offset, observation in enumerate(tqdm(observations(objects, epochs), "loading", total, file=sys.stderr)):
+    for offset, observation in enumerate(progress_bar(observations(objects, epochs), "loading", total)):
         batch.append(Delivery(partition, offset, 0, 0, observation))
         if len(batch) == 500 or offset == total - 1:
             store.store(batch)
@@ -255,7 +255,7 @@ class Answers(threading.Thread):
     def wait(self, objects: Sequence[str], stamps: int, limit_s: float) -> float:
         """Seconds until every object was answered with at least so many stamps."""
         began = time.monotonic()
-        with tqdm(total=len(objects), desc="answered", file=sys.stderr) as bar:
+        with progress_bar(None, "answered", len(objects)) as bar:
             while time.monotonic() - began < limit_s:
                 done = sum(self.stamps.get(name, 0) >= stamps for name in objects)
                 bar.update(done - bar.n)

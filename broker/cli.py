@@ -15,7 +15,7 @@ from classifier import outputs
 from classifier.errors import ClassifierError
 from classifier.names import printable, printable_lines
 
-from . import config
+from . import config, terminal
 from .errors import ConfigError, SkyheedError, StreamError
 from .patience import Stopped
 
@@ -497,6 +497,7 @@ def _sentence(error: OSError) -> str:
 
 def main() -> None:
     """Run the command line; every expected error is one sentence on stderr and exit status 1."""
+    terminal.prepare()
     try:
         skyheed()
     except Stopped as stopped:

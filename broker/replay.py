@@ -9,8 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
-import tempfile
 import threading
 import time
 from array import array
@@ -22,11 +20,12 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from classifier import outputs
 from classifier.bounded import read_file
+from classifier.keeper import make_folder, remove_folder
 from classifier.names import printable
+from classifier.progress import progress_bar
 
 from .connection import check_options
 from .errors import ConfigError, PacketError
@@ -64,15 +63,15 @@ class Shelf:
         self._files: list[Path] = []
         self._mjd, self._file = array("d"), array("l")
         self._offset, self._length, self._record = array("q"), array("q"), array("l")
-        self._folder = tempfile.TemporaryDirectory(prefix="skyheed-replay-")
-        self._found = PacketFiles(Path(self._folder.name))
+        self._folder = make_folder("skyheed-replay-")
+        self._found = PacketFiles(self._folder)
         self._split = lru_cache(8)(self._split_now)  # records of one file lie close together in time, too
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
-        self._folder.cleanup()
+        remove_folder(self._folder)
 
     def __len__(self) -> int:
         return len(self._mjd)
@@ -147,7 +146,7 @@ class Shelf:
         """Alerts made from an archive, kept in a temporary file."""
         for path in sorted(folder.rglob("*.parquet")):
             self._found.note(path)
-        spool = Path(self._folder.name) / f"{len(self._files)}.alerts"
+        spool = self._folder / f"{len(self._files)}.alerts"
         number, offset = self._number(spool), 0
         with spool.open("wb") as out:
             for mjd, alert in alerts:
@@ -389,8 +388,8 @@ def _warn(shelf: Shelf) -> None:
         )
 
 
-def _bar(left: int, sent: int) -> "tqdm[Any]":
-    return tqdm(total=left + sent, initial=sent, unit="alert", file=sys.stderr, disable=None, smoothing=0.1)
+def _bar(left: int, sent: int) -> Any:
+    return progress_bar(None, "sending", left + sent, initial=sent, unit=" alerts", smoothing=0.1)
 
 
 def _send_paced(

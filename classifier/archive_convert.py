@@ -10,13 +10,13 @@ import numpy as np
 from astropy.io import fits
 from astropy.time import Time
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from . import outputs
 from .archive import Archive, ArchiveObject, ArchiveWriter
 from .archive_format import kinds_of
 from .errors import ArchiveError
 from .names import file_name, header_text, printable
+from .progress import progress_bar
 
 FORMS = ("archive", "npz", "fits")
 
@@ -58,7 +58,7 @@ def convert(
         return _subset(archive, out, chosen, alerts_only, _command(labels, split, objects, alerts_only), progress)
     out.mkdir(parents=True)
     write = _write_npz if form == "npz" else _write_fits
-    for name in tqdm(chosen, unit=" objects", disable=not progress):
+    for name in progress_bar(chosen, "converting", show=progress, unit=" objects"):
         write(out, archive, name, archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only))
     return len(chosen)
 
@@ -87,7 +87,7 @@ def _subset(archive: Archive, out: Path, chosen: list[str], alerts_only: bool, c
     card = {**archive.card, "command": f"{archive.card.get('command', '')} | {command}"}
     written = 0
     with ArchiveWriter(out, card) as writer:
-        for name in tqdm(chosen, unit=" objects", disable=not progress):
+        for name in progress_bar(chosen, "converting", show=progress, unit=" objects"):
             stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
             if len(stamps):
                 writer.add(_object(archive.object(name)), stamps)

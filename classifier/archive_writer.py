@@ -23,6 +23,7 @@ from . import outputs
 from .archive_card import card_text
 from .archive_format import FORMAT, OBJECT_SCHEMA, OBJECTS_PER_PART, ArchiveObject, write_part
 from .errors import ArchiveError
+from .keeper import keeper, remove_folder
 from .names import printable
 
 
@@ -59,6 +60,7 @@ class ArchiveWriter:
     def __enter__(self) -> Self:
         self._sweep()
         (self.directory / "stamps").mkdir(parents=True)
+        keeper.folder(self.directory)
         return self
 
     def add(self, thing: ArchiveObject, stamps: NDArray[np.void]) -> None:
@@ -85,7 +87,7 @@ class ArchiveWriter:
             if kind is None:
                 self._commit()
         finally:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            remove_folder(self.directory)
 
     def _sweep(self) -> None:
         """Remove what writers of this archive left behind when they were killed."""

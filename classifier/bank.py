@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from .convention import padded_width
 from .dataset import Augmentation, Dataset
 from .history import History
+from .progress import progress_bar
 from .scaling import Scaling
 from .sequence import groups as groups_of
 from .sequence import uncached
@@ -62,7 +62,7 @@ class Bank:
         self._start, self._groups = [0], list[int]()
         parts: list[tuple[NDArray[np.generic], ...]] = []
         wanted = [(int(i), np.random.default_rng([*seed, int(i), k])) for i in indices for k in range(views)]
-        for at in tqdm(range(0, len(wanted), TOGETHER), "tokens", unit=f"{TOGETHER} views", mininterval=5):
+        for at in progress_bar(range(0, len(wanted), TOGETHER), "tokens", unit=f"{TOGETHER} views"):
             drawn = wanted[at : at + TOGETHER]
             shown = [(i, augmentation.view(data, i, rng)[0]) for i, rng in drawn]
             cuts = [self._partial_of(view, rng) for (_, rng), (_, view) in zip(drawn, shown, strict=True)]

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from . import tables
 from .archive import ArchiveObject, ArchiveWriter, stamp_rows
@@ -23,6 +22,7 @@ from .errors import ArchiveError
 from .fits_files import read_header
 from .frames import STAMP, Cut, Frame, FrameName, frame_name
 from .names import printable
+from .progress import progress_bar
 from .sky.conditions import SAME_VISIT
 from .sky.surveys import SDSS
 from .tables import simple
@@ -233,7 +233,7 @@ def build(
 
 def cut_all(candidates: Sequence[Candidate], paths: Iterable[Path], spill: Any, window: float, progress: bool) -> None:
     """Read every frame that may show a candidate, once, and put away its stamps."""
-    for path in tqdm(list(paths), unit=" frames", disable=not progress):
+    for path in progress_bar(list(paths), "cutting", show=progress, unit=" frames"):
         near = _near(candidates, path, window)
         if not near:
             continue

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from .archive import Archive
 from .errors import ArchiveError
 from .history import BANDS, LONGEST, History
+from .progress import progress_bar
 from .scaling import Scaling
 from .stamp import PREPROCESSING, STAMP_SIZE, EmptyStampError, normalise
 
@@ -116,7 +116,7 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
     flux = np.empty((sum(counts), 3))  # measured, without noise, error
     code = {letter: number for number, letter in enumerate(BANDS)}
     at = 0
-    for _, rows in tqdm(source.each(alerts_only=True), "normalising stamps", len(counts), unit="object", mininterval=2):
+    for _, rows in progress_bar(source.each(alerts_only=True), "normalising stamps", len(counts), unit=" objects"):
         for row in rows:
             turn = float(row["rotation"])
             try:

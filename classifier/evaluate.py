@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from . import checkpoint, dataset, scores, taxonomy
 from .checkpoint import Info, read_info
@@ -20,6 +19,7 @@ from .errors import ModelError
 from .history import History
 from .models.base import Model
 from .prediction import Needs
+from .progress import progress_bar
 from .serving import load
 
 STAMPS = (1, 2, 3, 5, 6, 8, 12, 13, 20, 30, 50, 99)
@@ -64,7 +64,7 @@ def answers(
         For every object, [cuts, classes].
     """
     found: list[Probabilities] = []
-    for at in tqdm(range(0, len(indices), batch), "classifying", unit=f"{batch} objects", leave=False, delay=2):
+    for at in progress_bar(range(0, len(indices), batch), "classifying", unit=f"{batch} objects", leave=False, delay=2):
         rows = range(at, min(at + batch, len(indices)))
         known: dict[tuple[int, int], Probabilities] = {}
         kept: dict[int, dict[int, bytes]] = {row: {} for row in rows}
@@ -270,7 +270,9 @@ def missing(
     for fraction in fractions:
         rng = np.random.default_rng(7)
         parts = []
-        for at in tqdm(range(0, len(indices), 32), f"{fraction:.0%} missing", unit="32 objects", leave=False, delay=2):
+        for at in progress_bar(
+            range(0, len(indices), 32), f"{fraction:.0%} missing", unit="32 objects", leave=False, delay=2
+        ):
             views = [_thinned(data, int(i), fraction, model.needs.most, rng) for i in indices[at : at + 32]]
             parts += [answer.probabilities for answer in model.classify(views)]
         found[f"{fraction:.1f}"] = scores.with_intervals(truth, np.array(parts))

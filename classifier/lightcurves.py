@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from .archive import CLASSES, ArchiveObject, ArchiveWriter
 from .archive_writer import check_target
 from .bounded import within
 from .errors import ArchiveError
 from .photometry_files import LightCurve, read_light_curve
+from .progress import progress_bar
 from .sky.conditions import visits_of
 from .sky.galaxies import draw_host
 from .sky.render import render_measured
@@ -160,7 +160,7 @@ def build(
     }
     left_out, written = [], 0
     with ArchiveWriter(out, card, overwrite=overwrite) as writer:
-        for label, file in tqdm(files, unit=" light curves", disable=not progress):
+        for label, file in progress_bar(files, "reading", show=progress, unit=" light curves"):
             curve = read_light_curve(file, survey)
             done = render_light_curve(sky, curve if whole else _season(curve), label, seed)
             if done is None:

@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Parameter, functional
-from tqdm import tqdm
 
 from . import archive, checkpoint, dataset, evaluate, scores, taxonomy
 from .bank import Bank, TokenMaker
@@ -34,6 +33,7 @@ from .dataset import Augmentation, Dataset
 from .errors import ModelError
 from .fast import CpuTokens, CudaTokens, FoldedFeatures
 from .models.base import Model
+from .progress import progress_bar
 from .protocol import Protocol
 from .serving import Where, choose
 from .training import objectives
@@ -290,7 +290,7 @@ class Trainer:
         elif name.startswith("fine") and (self.best >= 0 or self.started_from):
             self._measure(name, 0, math.nan)  # what the stage has to beat, on the labels that it is about
         self._waited = self._waited if begun else 0
-        bar = tqdm(range(begun, steps), name, steps, begun, unit="step", mininterval=2)
+        bar = progress_bar(range(begun, steps), name, steps, initial=begun, unit="step")
         loss_mean = math.nan
         for at in bar:
             for group in optimiser.param_groups:

@@ -143,6 +143,24 @@ def test_what_was_paused_and_came_back_is_read(settings: dict[str, str]) -> None
     assert set(group_lag(settings, group, [topic]).values()) == {0}
 
 
+def test_what_left_while_it_was_paused_is_read_when_it_comes_back_later(settings: dict[str, str]) -> None:
+    """librdkafka keeps the pause: nothing of ours but the resume on assignment takes it away."""
+    topic, group = make_topic(settings, 2), uuid.uuid4().hex
+    publish(settings, topic, list(range(20)))
+    first = Member(settings, topic, group)
+    until(lambda: len(first.values) == 20, what="reading")
+    with first.busy():
+        second = Member(settings, topic, group)
+        until(lambda: first.parts == 1 and second.parts == 1, what="sharing")
+    until(lambda: not first.consumer._held, what="going on")
+    second.leave()  # only now: `first` is not busy any more
+    until(lambda: first.parts == 2, what="getting back")
+    for partition in (0, 1):
+        publish(settings, topic, [100 + partition], partition)
+    until(lambda: {100, 101} <= set(first.values), 15, what="reading what came back")
+    first.leave()
+
+
 @pytest.mark.parametrize("static", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_group_under_load_skips_nothing(settings: dict[str, str], static: bool) -> None:
     topic, group = make_topic(settings, 6), uuid.uuid4().hex

@@ -206,7 +206,7 @@ def test_unpacked_archives_leave_nothing_behind(tmp_path: Path, caplog: pytest.L
     caplog.set_level(logging.WARNING, "skyheed.replay")
     with Shelf(SDSS) as shelf:
         shelf.add(path)
-        folder = Path(shelf._folder.name)
+        folder = shelf._folder
         assert f"unpacking {path}" in caplog.text
         assert len(list(folder.iterdir())) == 1
     assert not folder.exists()

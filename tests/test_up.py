@@ -149,7 +149,7 @@ def test_ctrl_c_answers_what_is_pending_and_leaves_no_process(start: Callable[..
     assert up.wait() == 0, up.text
     assert "Traceback" not in up.text
     assert "not drained" not in up.text
-    assert f"objects: {OBJECTS} touched, {OBJECTS} classified, 0 declined, 0 pending" in up.text
+    assert f"test-sdss: {OBJECTS} classified, 0 declined, 0 pending" in up.text
     assert "the books balance" in up.text
     assert alive(family) == set()
 

@@ -1,21 +1,24 @@
 """Simulated surveys: from a number of objects and a seed to an archive of stamp sequences."""
 
+import contextlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..archive import CLASSES, OBJECTS_PER_PART, ArchiveObject, ArchiveWriter, stamp_rows, write_part
 from ..errors import ArchiveError
+from ..progress import progress_bar
 from .conditions import Visits
 from .objects import Observed, Wish, observe
 from .render import Rendered, render
@@ -215,24 +218,47 @@ def simulate(
     ]
     with ArchiveWriter(out, _card(sky, objects, seed, seasons, balanced, ia), overwrite=overwrite) as writer:
         work = partial(_simulate_part, survey, seed, seasons, template, writer.directory)
-        with tqdm(total=objects, unit=" objects", disable=not progress) as bar:
-            for rows in _each(work, tasks, processes or len(os.sched_getaffinity(0))):
-                writer.adopt(rows)
-                bar.update(len(rows))
+        with progress_bar(None, "simulating", objects, show=progress, unit=" objects") as bar:
+            each = _each(work, tasks, processes or len(os.sched_getaffinity(0)))
+            with contextlib.closing(each):  # its processes end with us
+                for rows in each:
+                    writer.adopt(rows)
+                    bar.update(len(rows))
     return Path(out)
 
 
-def _each(work: Any, tasks: list[Any], processes: int) -> Iterator[list[dict[str, Any]]]:
+def _each(work: Any, tasks: list[Any], processes: int) -> Generator[list[dict[str, Any]]]:
     if processes == 1 or len(tasks) == 1:
         yield from map(work, tasks)
         return
     # Not fork: the caller may have threads (Kafka, torch), and a fork would copy their locks.
     context = multiprocessing.get_context("spawn")
+    # a process of the pool waits for work on a pipe that it holds open itself: it would outlive us
+    lives, we_live = context.Pipe(duplex=False)
     try:
-        with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=context) as pool:
-            yield from pool.map(work, tasks)
+        with ProcessPoolExecutor(
+            min(processes, len(tasks)), mp_context=context, initializer=_end_with, initargs=(lives,)
+        ) as pool:
+            try:
+                yield from pool.map(work, tasks)
+            except BaseException:
+                we_live.close()  # the pool would finish what is in hand first
+                raise
     except BrokenProcessPool as error:
         raise ArchiveError("a process of the simulation was killed (out of memory?); try fewer --processes") from error
+    finally:
+        we_live.close()
+        lives.close()
+
+
+def _end_with(parent: Connection) -> None:
+    """End this process when the other end of the pipe is closed: by the parent, or because it was killed."""
+
+    def wait() -> None:
+        parent.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _card(
