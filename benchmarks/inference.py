@@ -26,14 +26,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from classifier import checkpoint, taxonomy
-from classifier.checkpoint import Calibration, Info
-from classifier.convention import Attention, Config, ConvEntion, Features, operations, sequence_operations
-from classifier.history import History
-from classifier.predictor import Predictor
-from classifier.scaling import Scaling
-from classifier.sequence import GROUP, collate
-from classifier.serving import load
+from skyheed.classifier import taxonomy
+from skyheed.classifier.history import History
+from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models.checkpoint import Calibration, Info
+from skyheed.classifier.models.convention.groups import GROUP, collate
+from skyheed.classifier.models.convention.network import (
+    Attention,
+    Config,
+    ConvEntion,
+    Features,
+    operations,
+    sequence_operations,
+)
+from skyheed.classifier.models.convention.predictor import Predictor
+from skyheed.classifier.scaling import Scaling
+from skyheed.classifier.serving import load
 
 SCALING = Scaling((3.0, 1.2, 1.7, 2.6, 7.9, 8.0), 1.0)
 STAMPS = 99

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from classifier.archive import Archive
-from classifier.sky import SURVEYS, simulate
-from classifier.sky.makers import MAKERS
-from classifier.sky.objects import observe
-from classifier.sky.simulation import plan, simulate_object
-from classifier.sky.surveys import Survey
-from classifier.sky.targets import Sight, depth
-from classifier.sky.type_ia import STANDARD
+from skyheed.classifier.archives.reader import Archive
+from skyheed.classifier.sky import SURVEYS, simulate
+from skyheed.classifier.sky.makers import MAKERS
+from skyheed.classifier.sky.objects import observe
+from skyheed.classifier.sky.simulation import plan, simulate_object
+from skyheed.classifier.sky.surveys import Survey
+from skyheed.classifier.sky.targets import Sight, depth
+from skyheed.classifier.sky.type_ia import STANDARD
 
 FULL = 8249
 

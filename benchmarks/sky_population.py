@@ -15,7 +15,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from classifier.archive import Archive
+from skyheed.classifier.archives.reader import Archive
 
 Rows = Iterator[tuple[str, NDArray[np.float64], NDArray[np.float64]]]
 

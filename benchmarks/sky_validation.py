@@ -24,14 +24,19 @@ from sklearn.inspection import permutation_importance
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from classifier.lightcurves import LightCurve, best_season, light_curve_files, read_light_curve
-from classifier.sky import agn, objects, stars, type_ia
-from classifier.sky.conditions import Visits
-from classifier.sky.makers import supernova_flux
-from classifier.sky.render import render
-from classifier.sky.spectra import distance_modulus, magnitude_to_njy, njy_to_magnitude
-from classifier.sky.surveys import SDSS
-from classifier.sky.targets import Sight
+from skyheed.classifier.sky import agn, objects, stars, type_ia
+from skyheed.classifier.sky.conditions import Visits
+from skyheed.classifier.sky.makers import supernova_flux
+from skyheed.classifier.sky.render import render
+from skyheed.classifier.sky.spectra import distance_modulus, magnitude_to_njy, njy_to_magnitude
+from skyheed.classifier.sky.surveys import SDSS
+from skyheed.classifier.sky.targets import Sight
+from skyheed.classifier.sources.lightcurves import (
+    LightCurve,
+    best_season,
+    light_curve_files,
+    read_light_curve,
+)
 
 BANDS = "ugriz"
 Features = dict[str, float]

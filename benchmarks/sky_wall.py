@@ -18,8 +18,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from classifier.archive import CLASSES, Archive
-from classifier.sky import SURVEYS
+from skyheed.classifier.archives.reader import CLASSES, Archive
+from skyheed.classifier.sky import SURVEYS
 
 IN_TIME = 6
 

@@ -35,13 +35,17 @@ import packets
 import redis
 from astropy.io import fits
 
-from broker import config, daemon, embedded, kafka, metrics, stack
-from broker.ingest import Ingest
-from broker.observation import Observation
-from broker.sequences import Delivery
-from broker.subscribe import Subscriber
-from classifier.progress import progress_bar
-from classifier.stamp import STAMP_SIZE
+from skyheed.broker import app as daemon
+from skyheed.broker import config, metrics
+from skyheed.broker.ingest import Ingest
+from skyheed.broker.kafka import client as kafka
+from skyheed.broker.local import embedded
+from skyheed.broker.local import processes as stack
+from skyheed.broker.observation import Observation
+from skyheed.broker.state.histories import Delivery
+from skyheed.broker.subscribe import Subscriber
+from skyheed.classifier.progress import progress_bar
+from skyheed.classifier.stamp import STAMP_SIZE
 
 SURVEY = "ztf"
 ROUNDS = 3

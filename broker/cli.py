@@ -11,21 +11,20 @@ from typing import Any, TypeVar
 
 import click
 
-from classifier import outputs
-from classifier.errors import ClassifierError
-from classifier.names import printable, printable_lines
-
-from . import config, terminal
-from .errors import ConfigError, SkyheedError, StreamError
-from .patience import Stopped
+from skyheed.broker import config, terminal
+from skyheed.broker.errors import ConfigError, SkyheedError, StreamError
+from skyheed.broker.waiting import Stopped
+from skyheed.classifier import outputs
+from skyheed.classifier.errors import ClassifierError
+from skyheed.classifier.names import printable, printable_lines
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Verbs that live in the classifier: name -> (module, attribute, one line for --help)
 CLASSIFIER_VERBS = {
-    "archive": ("classifier.archive_cli", "archive", "Make, read and check archives of stamp sequences."),
-    "model": ("classifier.cli", "model", "Describe the model: layers, parameters, operations."),
-    "train": ("classifier.cli", "train", "Train a model on an archive."),
-    "evaluate": ("classifier.cli", "evaluate", "Score a model on an archive, early and late."),
+    "archive": ("skyheed.classifier.archives.cli", "archive", "Make, read and check archives of stamp sequences."),
+    "model": ("skyheed.classifier.cli", "model", "Describe the model: layers, parameters, operations."),
+    "train": ("skyheed.classifier.cli", "train", "Train a model on an archive."),
+    "evaluate": ("skyheed.classifier.cli", "evaluate", "Score a model on an archive, early and late."),
 }
 EXTRAS = {
     "redis": "broker", "prometheus_client": "broker", "isal": "broker", "cramjam": "broker",
@@ -157,7 +156,7 @@ def ingest(drain: bool, **given: Any) -> None:
     \b
     Example:  skyheed ingest --survey ztf --topic '^ztf_.*_programid1$' --kafka host:9092 --redis redis://host
     """
-    from . import daemon
+    from skyheed.broker import app as daemon
 
     given["topics"] = list(given["topics"]) or None
     daemon.run_ingest(
@@ -208,7 +207,7 @@ def work(drain: bool, **given: Any) -> None:
     \b
     Example:  skyheed work --survey ztf --device cuda --kafka host:9092 --redis redis://host
     """
-    from . import daemon
+    from skyheed.broker import app as daemon
 
     own = ("device", "precision", "threads", "prior", "batch_size", "min_stamps", "metrics_port")
     places = {name: f"work.{name}" for name in own}
@@ -230,7 +229,7 @@ def up(data: str | None, **given: Any) -> None:
     Example:  skyheed up --survey sdss
               skyheed up --survey ztf --topic ztf_20260401_programid1 --kafka host:9092 --redis redis://host
     """
-    from . import up as stack
+    from skyheed.broker.local import up as stack
 
     given["topics"] = list(given["topics"]) or None
     models = list(given["model"])
@@ -258,8 +257,8 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
     Example:  skyheed replay ztf ztf_public_20260401.tar.gz --rate 200
               skyheed replay sdss ./archive --speed 86400
     """
-    from . import daemon
-    from . import replay as player
+    from skyheed.broker import app as daemon
+    from skyheed.broker import replay as player
 
     settings = settings_from({**given, "survey": survey})
     # not ingest.topics: those may be patterns, or somebody else's
@@ -300,7 +299,7 @@ def subscribe(**given: Any) -> None:
     Example:  skyheed subscribe --topic skyheed.classifications.ztf --class SNIa --min-probability 0.8
               skyheed subscribe --survey ztf --group nightly --drain --format csv -o answers.csv
     """
-    from . import subscribe as client
+    from skyheed.broker import subscribe as client
 
     settings = settings_from(given)
     topic = given["topic"] or (settings.survey and settings.classification_topic)
@@ -335,7 +334,7 @@ def check(only: str | None, **given: Any) -> None:
     \b
     Example:  skyheed check --survey ztf --kafka host:9092 --redis redis://host
     """
-    from . import check as health
+    from skyheed.broker import health as health
 
     parts = only.split(",") if only else list(health.PARTS)
     if unknown := set(parts) - set(health.PARTS):
@@ -355,7 +354,7 @@ def audit(as_json: bool, **given: Any) -> None:
     \b
     Example:  skyheed audit --survey ztf --redis redis://host
     """
-    from . import check as health
+    from skyheed.broker import health as health
 
     books = health.reading(settings_from(given))[2].books()
     click.echo(json.dumps(books.to_json()) if as_json else books.to_text())
@@ -371,8 +370,8 @@ def object_(object_id: str, **given: Any) -> None:
     \b
     Example:  skyheed object ZTF20abfcszi --survey ztf
     """
-    from . import check as health
-    from . import records
+    from skyheed.broker import health as health
+    from skyheed.broker.results import record as records
 
     store = health.reading(settings_from(given))[0]
     models = store.models() or [""]
@@ -398,7 +397,7 @@ def retire(model: str, **given: Any) -> None:
     \b
     Example:  skyheed retire convention --survey ztf
     """
-    from . import check as health
+    from skyheed.broker import health as health
 
     if not health.reading(settings_from(given))[0].retire(model):
         raise click.ClickException(f"no model {printable(model)} has joined: skyheed audit lists those that have")
@@ -414,7 +413,9 @@ def layout_(changes: tuple[str, ...], **given: Any) -> None:
     \b
     Example:  skyheed layout --survey ztf --set max_stamps=60
     """
-    from . import daemon, layout, state
+    from skyheed.broker import app as daemon
+    from skyheed.broker.state import client as state
+    from skyheed.broker.state import layout
 
     settings = daemon.with_survey(settings_from(given))
     found = layout.Layout(state.connect_as(settings.redis), settings.survey)
@@ -444,8 +445,8 @@ def deadletter_list(reason: str | None, limit: int, **given: Any) -> None:
     \b
     Example:  skyheed deadletter list --survey ztf --reason truncated
     """
-    from . import daemon
-    from . import deadletter as letters
+    from skyheed.broker import app as daemon
+    from skyheed.broker.kafka import deadletter as letters
 
     settings = daemon.checked(settings_from(given))
     for letter in letters.read(settings.kafka, settings.dead_letter_topic, limit=limit, reason=reason):
@@ -461,7 +462,7 @@ def redrive(reason: str | None, **given: Any) -> None:
     \b
     Example:  skyheed redrive --survey ztf --reason unknown_schema_id
     """
-    from . import daemon
+    from skyheed.broker import app as daemon
 
     counts = daemon.run_redrive(settings_from(given), reason)
     click.echo(" ".join(f"{name}={count}" for name, count in sorted(counts.items())) or "no packet was set aside")
@@ -478,7 +479,7 @@ def demo(objects: int, rate: float, seed: int, output: str) -> None:
     \b
     Example:  skyheed demo
     """
-    from . import demo as show
+    from skyheed.broker.local import demo as show
 
     outputs.check_picture(output, ConfigError)
     set_up_logging(level=logging.WARNING)

@@ -24,10 +24,10 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from . import rules
-from .errors import ConfigError
-from .selection import Outputs, Selection
-from .urls import redacted_url as redacted_url
+from skyheed.broker import rules
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.kafka.selection import Outputs, Selection
+from skyheed.broker.urls import redacted_url as redacted_url
 
 Options = Mapping[str, str]
 

@@ -20,16 +20,16 @@ from typing import cast
 
 from confluent_kafka import Message
 
-from .deadletter import DeadLetters, Rejected
-from .errors import PacketError, Reason, SkipPacket, SkyheedError
-from .kafka import AlertConsumer, place_of, time_ms
-from .ledger import Ledger
-from .metrics import IngestMetrics
-from .observation import Observation
-from .patience import Stopped, Unfinished, patiently
-from .sequences import Delivery, Outcome, SequenceStore, check
-from .surveys import Survey
-from .wire import Decoder, Headers
+from skyheed.broker.errors import PacketError, Reason, SkipPacket, SkyheedError
+from skyheed.broker.kafka.client import AlertConsumer, place_of, time_ms
+from skyheed.broker.kafka.deadletter import DeadLetters, Rejected
+from skyheed.broker.metrics import IngestMetrics
+from skyheed.broker.packets.container import Headers
+from skyheed.broker.packets.reader import Decodes, PacketReader
+from skyheed.broker.packets.surveys import Survey
+from skyheed.broker.state.histories import Delivery, Outcome, SequenceStore, check
+from skyheed.broker.state.ledger import Ledger
+from skyheed.broker.waiting import Stopped, Unfinished, patiently
 
 log = logging.getLogger("skyheed.ingest")
 LAG_S = 5.0
@@ -64,37 +64,13 @@ class Intake:
     """Decodes messages and brings them into Redis, the books and the dead-letter topic; knows no consumer."""
 
     def __init__(
-        self, survey: Survey, decoder: Decoder, store: SequenceStore, ledger: Ledger, dead_letters: DeadLetters
+        self, survey: Survey, decoder: Decodes, store: SequenceStore, ledger: Ledger, dead_letters: DeadLetters
     ) -> None:
         self.survey = survey
-        self.decoder = decoder
+        self.reader = PacketReader(survey, decoder, check)
         self.store = store
         self.ledger = ledger
         self.dead_letters = dead_letters
-
-    def observations(self, value: bytes | None, headers: Headers | None = None) -> list[Observation]:
-        """The observations of one message; a message of several records is taken or refused as a whole.
-
-        Raises:
-            SkipPacket: no record of the message is of use here.
-            PacketError: some record cannot be used.
-            ServiceError: the schema registry refuses us.
-        """
-        if not value:
-            raise PacketError(Reason.EMPTY, "the message has no value")
-        kept: list[Observation] = []
-        skip: SkipPacket | None = None
-        for record in self.decoder.decode(value, headers) if headers else self.decoder.decode(value):
-            try:
-                seen = self.survey.observation(record)
-            except SkipPacket as reason:
-                skip = reason
-            else:
-                check(seen)  # a survey may come from another package
-                kept.append(seen)
-        if not kept:
-            raise skip or PacketError(Reason.EMPTY, "the container holds no record")
-        return kept
 
     def sort(
         self, messages: Iterable[Keyed], now_ms: int, budget: Budget | None = None,
@@ -116,7 +92,7 @@ class Intake:
                 break
             batch.taken += 1
             try:
-                found = self.observations(message.value(), cast(Headers, message.headers() or ()))
+                found = self.reader.observations(message.value(), cast(Headers, message.headers() or ()))
             except SkipPacket as skip:
                 batch.skipped.append((partition, offset, skip.reason))
             except PacketError as error:

@@ -10,7 +10,7 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
 from prometheus_client import Counter as PrometheusCounter
 
-from .records import Classification, Status
+from skyheed.broker.results.record import Classification, Status
 
 SERVERS = ("kafka", "redis", "registry")
 BATCH_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)

@@ -34,6 +34,7 @@ class Observation:
         stamp: float16 [32, 32] as `classifier.stamp.normalise` returns it (rows south to north, columns
             east to west).
         flags: `Flag` bits.
+        survey: whose packet it was in; "" on the way through the daemons, which know.
     """
 
     object_id: str
@@ -46,3 +47,4 @@ class Observation:
     flux_error: float
     stamp: NDArray[np.float16]
     flags: int
+    survey: str = ""

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .errors import ServiceUnavailable, SkyheedError
-from .keys import Keys
-from .state import Client
+from skyheed.broker.errors import ServiceUnavailable, SkyheedError
+from skyheed.broker.state.client import Client
+from skyheed.broker.state.keys import Keys
 
 log = logging.getLogger("skyheed.pulse")
 BEAT_S = 5.0

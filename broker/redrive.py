@@ -10,10 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from .deadletter import DeadLetter
-from .errors import PacketError, SkipPacket, SkyheedError
-from .ingest import Batch, Intake, fault_of
-from .sequences import Delivery
+from skyheed.broker.errors import PacketError, SkipPacket, SkyheedError
+from skyheed.broker.ingest import Batch, Intake, fault_of
+from skyheed.broker.kafka.deadletter import DeadLetter
+from skyheed.broker.state.histories import Delivery
 
 log = logging.getLogger("skyheed.redrive")
 BATCH = 200
@@ -44,7 +44,7 @@ def _redrive(intake: Intake, letters: list[DeadLetter]) -> Counter[str]:
     now_ms = time.time_ns() // 1_000_000
     for letter in waiting:
         try:
-            found = intake.observations(letter.value, letter.headers)
+            found = intake.reader.observations(letter.value, letter.headers)
         except SkipPacket as skip:
             batch.skipped.append((letter.place, letter.offset, skip.reason))
             passed.append(letter)

@@ -21,20 +21,19 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import outputs
-from classifier.bounded import read_file
-from classifier.keeper import make_folder, remove_folder
-from classifier.names import printable
-from classifier.progress import progress_bar
-
-from .connection import check_options
-from .errors import ConfigError, PacketError
-from .kafka import MAX_MESSAGE_BYTES, Options, Publisher, ensure_topics
-from .packet_files import PACKETS, TARS, PacketFiles
-from .patience import Stopped, patiently
-from .selection import Outputs, check_name
-from .surveys import Survey
-from .wire import Decoder, SchemaSource, split_container
+from skyheed.broker.errors import ConfigError, PacketError
+from skyheed.broker.kafka.client import MAX_MESSAGE_BYTES, Options, Publisher, ensure_topics
+from skyheed.broker.kafka.connection import check_options
+from skyheed.broker.kafka.selection import Outputs, check_name
+from skyheed.broker.packets.container import Decoder, SchemaSource, split_container
+from skyheed.broker.packets.files import PACKETS, TARS, PacketFiles
+from skyheed.broker.packets.surveys import Survey
+from skyheed.broker.waiting import Stopped, patiently
+from skyheed.classifier import outputs
+from skyheed.classifier.bounded import read_file
+from skyheed.classifier.keeper import make_folder, remove_folder
+from skyheed.classifier.names import printable
+from skyheed.classifier.progress import progress_bar
 
 log = logging.getLogger("skyheed.replay")
 BATCH = 500
@@ -183,9 +182,8 @@ def _archive_alerts(survey: str, folder: Path) -> Iterator[tuple[float, bytes]]:
     Raises:
         ConfigError: another survey has no packets for it.
     """
-    from classifier.archive import Archive
-
-    from .surveys.sdss import Sdss, alert_from_archive
+    from skyheed.broker.packets.surveys.sdss import Sdss, alert_from_archive
+    from skyheed.classifier.archives.reader import Archive
 
     if survey != Sdss.name:
         raise ConfigError(f"{folder} is an archive of stamp sequences: replay it as {Sdss.name}, not as {survey}")

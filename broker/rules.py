@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from .errors import ConfigError
-from .selection import check_name, internal
-from .urls import http_fault, redis_fault, servers_fault, splits_well
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.kafka.selection import check_name, internal
+from skyheed.broker.urls import http_fault, redis_fault, servers_fault, splits_well
 
 if TYPE_CHECKING:
-    from .config import Settings, WorkSettings
+    from skyheed.broker.config import Settings, WorkSettings
 
 LONGEST_DAYS = 36_500.0  # a century; the server counts lifetimes in milliseconds and must not overflow
 SHORTEST_TTL_DAYS = 0.01  # below that, sequences are forgotten between two visits: surely a slip

@@ -28,12 +28,11 @@ from typing import IO, Any, Self
 
 from confluent_kafka import Message
 
-from classifier import outputs
-from classifier.names import printable, spreadsheet_cell
-
-from .errors import ConfigError, ServiceUnavailable, StreamError
-from .kafka import BatchConsumer, place_of
-from .records import Classification, Provenance, Schema, decode
+from skyheed.broker.errors import ConfigError, ServiceUnavailable, StreamError
+from skyheed.broker.kafka.client import BatchConsumer, place_of
+from skyheed.broker.results.record import Classification, Provenance, Schema, decode
+from skyheed.classifier import outputs
+from skyheed.classifier.names import printable, spreadsheet_cell
 
 log = logging.getLogger("skyheed.subscribe")
 BATCH = 500

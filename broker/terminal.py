@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from classifier.keeper import interrupt
+from skyheed.classifier.keeper import interrupt
 
 # What our own texts hold beyond ASCII, and how a terminal that cannot show it gets it; the rest comes as \x and \u.
 PLAIN = {

@@ -6,8 +6,8 @@ import zlib
 from io import BufferedReader
 from pathlib import Path
 
-from .errors import ArchiveError
-from .names import printable
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.names import printable
 
 _CHUNK = 1 << 20
 

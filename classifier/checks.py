@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from . import taxonomy
-from .errors import ModelError
-from .history import BANDS
+from skyheed.classifier import taxonomy
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.history import BANDS
 
 LARGEST = sys.float_info.max  # neither inf nor an integer that no float holds
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from . import outputs
-from .errors import ModelError
-from .names import printable, printable_lines
+from skyheed.classifier import outputs
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.names import printable, printable_lines
 
 PATH = click.Path(path_type=Path)
 
@@ -22,7 +22,7 @@ def model() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_models(as_json: bool) -> None:
     """Print every model that can be trained: what it needs and costs, and which shipped weights there are."""
-    from . import listing
+    from skyheed.classifier import listing
 
     found = listing.listing()
     click.echo(json.dumps(found, indent=1) if as_json else listing.text(found))
@@ -40,7 +40,7 @@ def describe(name: str, variant: str | None, attention: str | None, classes: int
     \b
     Example:  skyheed model describe convention --variant paper
     """
-    from . import listing
+    from skyheed.classifier import listing
 
     changes = {key: value for key, value in (("variant", variant), ("attention", attention)) if value}
     found = listing.description(name, classes, changes)
@@ -52,7 +52,7 @@ def describe(name: str, variant: str | None, attention: str | None, classes: int
 @click.option("--json", "as_json", is_flag=True, help="Print model.json.")
 def info(checkpoint: str, as_json: bool) -> None:
     """Print what a checkpoint (a directory, or the name of shipped weights) says of itself."""
-    from .checkpoint import MODEL, read_info, resolve
+    from skyheed.classifier.models.checkpoint import MODEL, read_info, resolve
 
     found = read_info(checkpoint)
     if as_json:
@@ -76,8 +76,8 @@ def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run:
     \b
     Example:  skyheed train classifier/configs/quick.toml -o runs/quick
     """
-    from . import grid as grids
-    from . import protocol, trials
+    from skyheed.classifier.training import grid as grids
+    from skyheed.classifier.training import protocol, trials
 
     changes = {"archive": str(archive)} if archive else {}
     command = " ".join(["skyheed", *sys.argv[1:]])
@@ -126,9 +126,9 @@ def evaluate(
     \b
     Example:  skyheed evaluate runs/days sky/sdss -o runs/times --against runs/position --against runs/both
     """
-    from . import checkpoint as checkpoints
-    from . import evaluate as evaluation
-    from . import report
+    from skyheed.classifier.evaluation import evaluate as evaluation
+    from skyheed.classifier.evaluation import report
+    from skyheed.classifier.models import checkpoint as checkpoints
 
     outputs.check_folder(output, ModelError)
     entries = evaluation.entries((checkpoint, *against), archive, device, precision)

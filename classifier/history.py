@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .stamp import STAMP_SIZE
+from skyheed.classifier.stamp import STAMP_SIZE
 
 BANDS = "ugrizy"  # a band's code is its index, in Redis, archives and models: append, never reorder
 IMAGE_KINDS = ("science", "difference", "template")

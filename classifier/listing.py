@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from . import checkpoint
-from .models.base import Network, parameters
-from .models.family import Preset, preset, presets
-from .prediction import Needs
-from .training import objectives
+from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models.base import Network, parameters
+from skyheed.classifier.models.family import Preset, preset, presets
+from skyheed.classifier.prediction import Needs
+from skyheed.classifier.training import objectives
 
 UPDATES = (3, 12, 48, 99)  # stamps at which the cost of an update is told
 

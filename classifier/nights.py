@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .history import BANDS, History
+from skyheed.classifier.history import BANDS, History
 
 NIGHT_D = 0.33  # days that one night's observations span (Möller & de Boissière 2020, MNRAS 491, 4277)
 

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from .errors import ArchiveError
+from skyheed.classifier.errors import ArchiveError
 
 SPARE_NAME = 32  # bytes that names of unfinished files need more than the name itself (`.NAME.partial-PID`)
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")

@@ -7,7 +7,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from .history import LONGEST
+from skyheed.classifier.history import LONGEST
 
 
 class Status(StrEnum):

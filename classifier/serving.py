@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import checkpoint
-from .errors import ModelError
-from .history import BANDS, History
-from .models.base import Model, Network, family
-from .prediction import Declined, Estimate, Needs, Prediction
-from .stamp import STAMP_SIZE
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.history import BANDS, History
+from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models.base import Model, Network, family
+from skyheed.classifier.prediction import Declined, Estimate, Needs, Prediction
+from skyheed.classifier.stamp import STAMP_SIZE
 
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # CPU flags; the last is 64-bit Arm's
 CPU_INFO = Path("/proc/cpuinfo")
@@ -170,6 +170,20 @@ def load(
     if fewest:
         made.needs = replace(made.needs, fewest=fewest)
     return made
+
+
+def load_model(name: str | Path, *, device: str = "auto", precision: str = "auto", prior: str = "") -> Model:
+    """A model by name, to classify the histories of its survey.
+
+    Args:
+        name: SURVEY (its default), SURVEY/MODEL, or a checkpoint directory.
+        device, precision, prior: as for `load`.
+
+    Raises:
+        ModelError: there is none, or it cannot be used so.
+    """
+    survey = checkpoint.read_info(name).surveys[0]
+    return load(name, survey=survey, device=device, precision=precision, prior=prior)
 
 
 def load_network(name: str | Path, info: checkpoint.Info, survey: str = "") -> Network:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ClassifierError
+from skyheed.classifier.errors import ClassifierError
 
 PREPROCESSING = "stamp-1"  # recorded with every classification; raise it when any value below changes
 STAMP_SIZE = 32  # pixels; the source is in pixel [16, 16]

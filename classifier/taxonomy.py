@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ModelError
+from skyheed.classifier.errors import ModelError
 
 VERSION = "elasticc-0.9.1/skyheed-2"
 CLASSES = ("AGN", "SNIa", "Variable", "SNOther")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 
-from broker import embedded
+from skyheed.broker.local import embedded
 
 HOME = os.environ.get("KAFKA_HOME", "")
 NEEDS_APACHE = "needs an Apache Kafka: set KAFKA_HOME to its folder"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from classifier import taxonomy
-from classifier.dataset import Dataset
+from skyheed.classifier import taxonomy
+from skyheed.classifier.training.dataset import Dataset
 
 
 def made(lengths: Sequence[int], seed: int = 0) -> Dataset:

@@ -30,7 +30,8 @@ class Program:
         }  # fmt: skip
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "broker.cli", *words], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                [sys.executable, "-P", "-m", "skyheed.broker.cli", *words],
+                stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                 env=environment, start_new_session=True, cwd=folder,
             )  # fmt: skip
 

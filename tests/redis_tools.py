@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import redis as redis_py
 
-from broker import embedded
+from skyheed.broker.local import embedded
 
 
 class Listener:

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from broker import state
-from broker.ledger import Ledger
-from broker.observation import Observation
-from broker.schedule import DueQueue
-from broker.sequences import Answer, Delivery, Lane, SequenceStore, StoredSequence
+from skyheed.broker.observation import Observation
+from skyheed.broker.state import client as state
+from skyheed.broker.state.histories import Answer, Delivery, Lane, SequenceStore, StoredSequence
+from skyheed.broker.state.ledger import Ledger
+from skyheed.broker.state.queue import DueQueue
 
 SURVEY = "test"
 LANE = Lane("", "model", 3)  # of a model that has not joined, and keeps a token of three epochs

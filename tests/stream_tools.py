@@ -14,17 +14,22 @@ import fastavro
 import numpy as np
 import torch
 
-from broker import config, daemon, kafka, metrics, wire
-from broker.errors import Reason
-from broker.ingest import Ingest
-from broker.records import Classification
-from broker.subscribe import Subscriber
-from broker.surveys import load_survey
-from broker.surveys.sdss import alert_from_archive
-from broker.worker import Output, Pace, Worker
-from classifier import checkpoint, convention, taxonomy
-from classifier.scaling import Scaling
-from classifier.serving import load
+from skyheed.broker import app as daemon
+from skyheed.broker import config, metrics
+from skyheed.broker.errors import Reason
+from skyheed.broker.ingest import Ingest
+from skyheed.broker.kafka import client as kafka
+from skyheed.broker.packets import container as wire
+from skyheed.broker.packets.surveys import load_survey
+from skyheed.broker.packets.surveys.sdss import alert_from_archive
+from skyheed.broker.results.record import Classification
+from skyheed.broker.subscribe import Subscriber
+from skyheed.broker.work import Output, Pace, Worker
+from skyheed.classifier import taxonomy
+from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models.convention import network as convention
+from skyheed.classifier.scaling import Scaling
+from skyheed.classifier.serving import load
 
 CHUNK = 100
 

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..history import History
-from ..prediction import Needs, Prediction
-from ..scaling import Scaling
-from .family import Config as Config
-from .family import Family as Family
-from .family import family as family
+from skyheed.classifier.history import History
+from skyheed.classifier.models.family import Config as Config
+from skyheed.classifier.models.family import Family as Family
+from skyheed.classifier.models.family import family as family
+from skyheed.classifier.prediction import Needs, Prediction
+from skyheed.classifier.scaling import Scaling
 
 Arrays = dict[str, NDArray[Any]]
 Batch = dict[str, Tensor]

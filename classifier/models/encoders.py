@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..history import BANDS
-from ..stamp import STAMP_SIZE
+from skyheed.classifier.history import BANDS
+from skyheed.classifier.stamp import STAMP_SIZE
 
 MAP = STAMP_SIZE // 4  # pixels on a side of the maps that the convolutional encoders leave
 CHANNELS = 8  # of those maps

@@ -9,15 +9,15 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
-from .. import checks
-from ..errors import ModelError
-from ..history import LONGEST
-from ..prediction import Needs
+from skyheed.classifier import checks
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.history import LONGEST
+from skyheed.classifier.prediction import Needs
 
 if TYPE_CHECKING:
-    from ..checkpoint import Info
-    from ..serving import Where
-    from .base import Model, Network
+    from skyheed.classifier.models.base import Model, Network
+    from skyheed.classifier.models.checkpoint import Info
+    from skyheed.classifier.serving import Where
 
 GROUP = "skyheed.models"
 
@@ -106,7 +106,7 @@ class Family:
         Raises:
             ModelError: this configuration cannot be served.
         """
-        from ..serving import Served
+        from skyheed.classifier.serving import Served
 
         return Served(network, info, where)
 

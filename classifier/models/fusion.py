@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..history import BANDS, History
-from ..scaling import Scaling
+from skyheed.classifier.history import BANDS, History
+from skyheed.classifier.scaling import Scaling
 
 KINDS = 3  # of points: detection, forced, upper limit
 POINT = 6 + KINDS  # numbers that describe a point

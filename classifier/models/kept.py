@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..history import History
+from skyheed.classifier.history import History
 
 DIGEST = 8  # bytes
 Row = NDArray[np.generic]

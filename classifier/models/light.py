@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import checks
-from ..history import BANDS, PER_EPOCH, History
-from ..nights import nights
-from ..scaling import Scaling
-from . import base
+from skyheed.classifier import checks
+from skyheed.classifier.history import BANDS, PER_EPOCH, History
+from skyheed.classifier.models import base
+from skyheed.classifier.nights import nights
+from skyheed.classifier.scaling import Scaling
 
 SAME = 1e-4  # days: a point and an epoch of one band this close together are one measurement
 

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..history import History
-from ..nights import padded
-from ..prediction import Needs
-from ..scaling import Scaling
-from . import base, light
-from .base import Arrays, Batch, Network
+from skyheed.classifier.history import History
+from skyheed.classifier.models import base, light
+from skyheed.classifier.models.base import Arrays, Batch, Network
+from skyheed.classifier.nights import padded
+from skyheed.classifier.prediction import Needs
+from skyheed.classifier.scaling import Scaling
 
 
 @dataclass(frozen=True)

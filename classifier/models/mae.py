@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .attention import Block
-from .transformers import Vit, grid, windows
+from skyheed.classifier.models.attention import Block
+from skyheed.classifier.models.transformers import Vit, grid, windows
 
 HIDDEN = 0.75  # share of the patches
 

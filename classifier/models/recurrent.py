@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..history import History
-from ..nights import nights, padded
-from ..prediction import Needs
-from ..scaling import Scaling
-from ..stamp import STAMP_SIZE
-from . import base, light
-from .base import Arrays, Batch, Network
+from skyheed.classifier.history import History
+from skyheed.classifier.models import base, light
+from skyheed.classifier.models.base import Arrays, Batch, Network
+from skyheed.classifier.nights import nights, padded
+from skyheed.classifier.prediction import Needs
+from skyheed.classifier.scaling import Scaling
+from skyheed.classifier.stamp import STAMP_SIZE
 
 MAPS = (16, 32, 64, 256)  # of the four pairs of convolutions
 FRAME, HIDDEN = 512, 256  # numbers that describe a frame, and that the cell remembers

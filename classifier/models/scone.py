@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ModelError
-from ..history import History
-from ..prediction import Needs
-from ..scaling import Scaling
-from . import base, gaussian_process, light
-from .base import Arrays, Batch, Network
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.history import History
+from skyheed.classifier.models import base, gaussian_process, light
+from skyheed.classifier.models.base import Arrays, Batch, Network
+from skyheed.classifier.prediction import Needs
+from skyheed.classifier.scaling import Scaling
 
 WAVELENGTHS = np.linspace(3000, 10_100, 32)  # Angstrom, of the image's rows
 BEFORE_D = 20  # days of the window before the first epoch

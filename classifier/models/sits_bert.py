@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..history import History
-from ..nights import padded
-from ..prediction import Needs
-from ..scaling import Scaling
-from . import base, light
-from .attention import Block, block_operations, sinusoids
-from .base import Arrays, Batch, Network
+from skyheed.classifier.history import History
+from skyheed.classifier.models import base, light
+from skyheed.classifier.models.attention import Block, block_operations, sinusoids
+from skyheed.classifier.models.base import Arrays, Batch, Network
+from skyheed.classifier.nights import padded
+from skyheed.classifier.prediction import Needs
+from skyheed.classifier.scaling import Scaling
 
 CONTAMINATED = 0.15  # share of the nights that pre-training changes
 UNIT = 3.0  # brings asinh(flux / unit) to the order of one, which the size of the noise assumes

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..stamp import STAMP_SIZE
-from .attention import Block, block_operations, sinusoids
-from .encoders import Encoder
+from skyheed.classifier.models.attention import Block, block_operations, sinusoids
+from skyheed.classifier.models.encoders import Encoder
+from skyheed.classifier.stamp import STAMP_SIZE
 
 
 class Vit(Encoder):

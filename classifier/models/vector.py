@@ -19,22 +19,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from ..history import BANDS, IMAGE_KINDS, History
-from ..nights import padded
-from ..prediction import Needs
-from ..scaling import Scaling
-from ..stamp import STAMP_SIZE
-from . import base
-from .attention import Block, block_operations
-from .base import Arrays, Batch, Model, Network
-from .encoders import Encoder, PhysNet, RepVgg
-from .fusion import Context, Points, context_numbers, merged, point_features
-from .transformers import Swin, Vit
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.history import BANDS, IMAGE_KINDS, History
+from skyheed.classifier.models import base
+from skyheed.classifier.models.attention import Block, block_operations
+from skyheed.classifier.models.base import Arrays, Batch, Model, Network
+from skyheed.classifier.models.encoders import Encoder, PhysNet, RepVgg
+from skyheed.classifier.models.fusion import Context, Points, context_numbers, merged, point_features
+from skyheed.classifier.models.transformers import Swin, Vit
+from skyheed.classifier.nights import padded
+from skyheed.classifier.prediction import Needs
+from skyheed.classifier.scaling import Scaling
+from skyheed.classifier.stamp import STAMP_SIZE
 
 if TYPE_CHECKING:
-    from ..checkpoint import Info
-    from ..serving import Where
+    from skyheed.classifier.models.checkpoint import Info
+    from skyheed.classifier.serving import Where
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class VectorFamily(base.Family):
 
     def serve(self, network: Network, info: "Info", where: "Where") -> Model:
         """Folded, and with what is kept of earlier predictions."""
-        from .vector_serving import VectorServed
+        from skyheed.classifier.models.vector_serving import VectorServed
 
         assert isinstance(network, Vector)
         return VectorServed(network, info, where)
@@ -307,7 +307,7 @@ class VectorFamily(base.Family):
         count = base.parameters(encoder.backbone if isinstance(encoder, PhysNet) else encoder)
         if not isinstance(encoder, Vit) or config.channels > 1:
             return {"parameters_encoder": count}
-        from .mae import MaskedAutoencoder
+        from skyheed.classifier.models.mae import MaskedAutoencoder
 
         whole = count + base.parameters(MaskedAutoencoder(encoder))
         return {"parameters_encoder": count, "parameters_with_decoder": whole}

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..checkpoint import Info
-from ..history import History
-from ..nights import padded
-from ..prediction import Prediction
-from ..scaling import Scaling
-from ..serving import Served, Where
-from . import kept
-from .attention import Block
-from .base import Arrays, Batch
-from .fusion import context_numbers
-from .vector import Vector, layout
+from skyheed.classifier.history import History
+from skyheed.classifier.models import kept
+from skyheed.classifier.models.attention import Block
+from skyheed.classifier.models.base import Arrays, Batch
+from skyheed.classifier.models.checkpoint import Info
+from skyheed.classifier.models.fusion import context_numbers
+from skyheed.classifier.models.vector import Vector, layout
+from skyheed.classifier.nights import padded
+from skyheed.classifier.prediction import Prediction
+from skyheed.classifier.scaling import Scaling
+from skyheed.classifier.serving import Served, Where
 
 FORM = 1  # raised when kept things are computed in another way, so that old ones are not mixed with new ones
 TOGETHER = 256  # stamps that are encoded at once

@@ -3,7 +3,7 @@
 Physics is in `supernovae`, `agn`, `stars`, `galaxies` and `spectra`, survey constants in `surveys`.
 """
 
-from .simulation import simulate
-from .surveys import SURVEYS
+from skyheed.classifier.sky.simulation import simulate
+from skyheed.classifier.sky.surveys import SURVEYS
 
 __all__ = ["SURVEYS", "simulate"]

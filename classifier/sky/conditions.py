@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .surveys import Survey
+from skyheed.classifier.sky.surveys import Survey
 
 # A season's nights differ from each other by these factors (log-normal), their bands by less.
 SEEING_NIGHT, SEEING_BAND = 0.13, 0.05

@@ -7,8 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, j0
 
-from .spectra import Array, bandpass, distance_modulus, kpc_per_arcsec, magnitude_to_njy
-from .surveys import Survey
+from skyheed.classifier.sky.spectra import (
+    Array,
+    bandpass,
+    distance_modulus,
+    kpc_per_arcsec,
+    magnitude_to_njy,
+)
+from skyheed.classifier.sky.surveys import Survey
 
 # Spectra of four kinds at these rest wavelengths (Angstrom), flux per frequency relative to 6166 A: colours at z = 0
 # of Fukugita, Shimasaku & Ichikawa 1995, PASP 107, 945 (E, Sbc, Scd, Im), ultraviolet after Coleman, Wu & Weedman 1980.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from . import agn, galaxies, stars, supernovae, type_ia
-from .spectra import (
+from skyheed.classifier.sky import agn, galaxies, stars, supernovae, type_ia
+from skyheed.classifier.sky.spectra import (
     Array,
     bandpass,
     comoving_distance,
@@ -16,8 +16,8 @@ from .spectra import (
     magnitude_to_njy,
     njy_to_magnitude,
 )
-from .surveys import Survey
-from .targets import Sight, Target, draw_magnitude
+from skyheed.classifier.sky.surveys import Survey
+from skyheed.classifier.sky.targets import Sight, Target, draw_magnitude
 
 # Log-normal in redshift, so that those the search finds have the redshifts of the SDSS candidates (median 0.5, 5 %
 # below 0.19, 5 % above 2).

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .conditions import Visits, fields_at, visits_at
-from .makers import MAKERS
-from .render import Source, noise_area
-from .scene import surroundings
-from .spectra import Array
-from .stars import draw_kind
-from .surveys import Survey
-from .targets import DETECTION, DUST, Sight, Target, depth
-from .type_ia import STANDARD, IaTemplate
+from skyheed.classifier.sky.conditions import Visits, fields_at, visits_at
+from skyheed.classifier.sky.makers import MAKERS
+from skyheed.classifier.sky.render import Source, noise_area
+from skyheed.classifier.sky.scene import surroundings
+from skyheed.classifier.sky.spectra import Array
+from skyheed.classifier.sky.stars import draw_kind
+from skyheed.classifier.sky.surveys import Survey
+from skyheed.classifier.sky.targets import DETECTION, DUST, Sight, Target, depth
+from skyheed.classifier.sky.type_ia import STANDARD, IaTemplate
 
 ATTEMPTS = 4000  # draws until one would have been found by the search
 VISITS, FLARE_VISITS = 2, 1  # with a detection, that make a candidate

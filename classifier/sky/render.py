@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, optimize
 
-from .conditions import Visits
-from .galaxies import Profile
-from .surveys import AB_ZERO, Survey
+from skyheed.classifier.sky.conditions import Visits
+from skyheed.classifier.sky.galaxies import Profile
+from skyheed.classifier.sky.surveys import AB_ZERO, Survey
 
 Array = NDArray[np.float64]
 Image = NDArray[np.float32]

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from . import galaxies, stars
-from .render import Source
-from .spectra import Array, distance_modulus, magnitude_to_njy
-from .surveys import Survey
-from .targets import Target, band_transmission, draw_magnitude
+from skyheed.classifier.sky import galaxies, stars
+from skyheed.classifier.sky.render import Source
+from skyheed.classifier.sky.spectra import Array, distance_modulus, magnitude_to_njy
+from skyheed.classifier.sky.surveys import Survey
+from skyheed.classifier.sky.targets import Target, band_transmission, draw_magnitude
 
 # Number of neighbours brighter than r = 23 per square arcmin, and the slope of log N(m) (Yasuda et al. 2001, AJ 122,
 # 1104: galaxies; stars at high latitude added), and the share of stars among them.

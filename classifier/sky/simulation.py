@@ -16,16 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..archive import CLASSES, OBJECTS_PER_PART, ArchiveObject, ArchiveWriter, stamp_rows, write_part
-from ..errors import ArchiveError
-from ..progress import progress_bar
-from .conditions import Visits
-from .objects import Observed, Wish, observe
-from .render import Rendered, render
-from .surveys import AB_ZERO, Survey, survey_named
-from .targets import DETECTION
-from .templates import load_template
-from .type_ia import STANDARD, IaTemplate
+from skyheed.classifier.archives.reader import (
+    CLASSES,
+    OBJECTS_PER_PART,
+    ArchiveObject,
+    ArchiveWriter,
+    stamp_rows,
+    write_part,
+)
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.progress import progress_bar
+from skyheed.classifier.sky.conditions import Visits
+from skyheed.classifier.sky.objects import Observed, Wish, observe
+from skyheed.classifier.sky.render import Rendered, render
+from skyheed.classifier.sky.surveys import AB_ZERO, Survey, survey_named
+from skyheed.classifier.sky.targets import DETECTION
+from skyheed.classifier.sky.templates import load_template
+from skyheed.classifier.sky.type_ia import STANDARD, IaTemplate
 
 # The labelled candidates of the SDSS-II Supernova Survey (Sako et al. 2018, PASP 130, 064002, as grouped by Bairouk et
 # al. 2023, A&A 673, A141): class, confirmed -> number.

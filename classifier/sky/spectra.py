@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .surveys import AB_ZERO, Survey
+from skyheed.classifier.sky.surveys import AB_ZERO, Survey
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .spectra import Array, black_body, extinction_law
+from skyheed.classifier.sky.spectra import Array, black_body, extinction_law
 
 Surface = Callable[[Array, Array], Array]
 

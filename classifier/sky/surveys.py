@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..errors import ArchiveError
+from skyheed.classifier.errors import ArchiveError
 
 AB_ZERO = 31.4
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from .conditions import Visits
-from .galaxies import Galaxy
-from .render import noise_area
-from .spectra import Array, njy_to_magnitude
-from .surveys import Survey
-from .type_ia import IaTemplate
+from skyheed.classifier.sky.conditions import Visits
+from skyheed.classifier.sky.galaxies import Galaxy
+from skyheed.classifier.sky.render import noise_area
+from skyheed.classifier.sky.spectra import Array, njy_to_magnitude
+from skyheed.classifier.sky.surveys import Survey
+from skyheed.classifier.sky.type_ia import IaTemplate
 
 DETECTION = 5.0  # standard deviations
 # Milky-Way dust over the high-latitude sky, E(B-V): median and scatter (dex) near those of the SDSS-II candidates, of

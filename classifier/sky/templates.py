@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from ..bounded import open_regular
-from ..errors import ArchiveError
-from .spectra import Array
-from .type_ia import B_WAVELENGTH, STANDARD, IaTemplate
+from skyheed.classifier.bounded import open_regular
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.sky.spectra import Array
+from skyheed.classifier.sky.type_ia import B_WAVELENGTH, STANDARD, IaTemplate
 
 NODES = np.arange(2200.0, 11000.0, 100.0)  # Angstrom; a template is read as means of intervals about these
 B_WIDTH = 900.0  # Angstrom, of the band in which the maximum is 1

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .spectra import Array, extinction_law
-from .supernovae import Supernova
+from skyheed.classifier.sky.spectra import Array, extinction_law
+from skyheed.classifier.sky.supernovae import Supernova
 
 B_WAVELENGTH = 4400.0  # Angstrom
 MAG = 0.4 * float(np.log(10))  # change of a flux's natural log by a magnitude

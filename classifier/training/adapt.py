@@ -24,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..models.base import Batch, Network
+from skyheed.classifier.models.base import Batch, Network
 
 
 class _Reverse(torch.autograd.Function):

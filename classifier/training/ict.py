@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import checks
-from ..errors import ModelError
-from ..models.base import Batch, Network
-from .objectives import Objective, Setting, Views, prefixes
+from skyheed.classifier import checks
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.models.base import Batch, Network
+from skyheed.classifier.training.objectives import Objective, Setting, Views, prefixes
 
 HIDDEN, WIDTH = 512, 128  # of projector and predictor
 COLLAPSED = 0.5 / math.sqrt(WIDTH)  # half the scatter of a number of vectors that are even on the sphere

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelError
+from skyheed.classifier.errors import ModelError
 
 Floats = NDArray[np.floating[Any]]
 SINGULAR = 1e3  # condition number from which a confusion matrix tells nothing

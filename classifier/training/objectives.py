@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ModelError
-from ..history import History
-from ..models.base import Batch, Network
-from ..scaling import Scaling
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.history import History
+from skyheed.classifier.models.base import Batch, Network
+from skyheed.classifier.scaling import Scaling
 
 if TYPE_CHECKING:
-    from ..dataset import Dataset
-    from ..protocol import Protocol
+    from skyheed.classifier.training.dataset import Dataset
+    from skyheed.classifier.training.protocol import Protocol
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ConvEntionObjective(Objective):
     """
 
     def __init__(self, setting: Setting) -> None:
-        from ..dataset import flux_unit
+        from skyheed.classifier.training.dataset import flux_unit
 
         super().__init__(setting)
         config = setting.network.config
@@ -171,13 +171,13 @@ def _cross_entropy(setting: Setting, **settings: Any) -> Objective:
 
 
 def _ict(setting: Setting, **settings: Any) -> Objective:
-    from .ict import Ict
+    from skyheed.classifier.training.ict import Ict
 
     return Ict(setting, **settings)
 
 
 def _pretrained(setting: Setting, **settings: Any) -> Objective:
-    from .pretrain import Pretrained
+    from skyheed.classifier.training.pretrain import Pretrained
 
     return Pretrained(setting, **settings)
 
@@ -192,7 +192,7 @@ EXTRA: dict[str, Callable[..., int]] = {"ict": lambda network, **_: _ict_paramet
 
 
 def _ict_parameters(network: Network) -> int:
-    from .ict import extra_parameters
+    from skyheed.classifier.training.ict import extra_parameters
 
     return extra_parameters(network.width)
 

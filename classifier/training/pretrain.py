@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import checks
-from ..errors import ModelError
-from ..models.base import Batch, Network
-from ..models.mae import MaskedAutoencoder
-from ..models.sits_bert import Mending, SitsBert
-from ..models.transformers import Vit
-from .objectives import CrossEntropy, Setting, Views
+from skyheed.classifier import checks
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.models.base import Batch, Network
+from skyheed.classifier.models.mae import MaskedAutoencoder
+from skyheed.classifier.models.sits_bert import Mending, SitsBert
+from skyheed.classifier.models.transformers import Vit
+from skyheed.classifier.training.objectives import CrossEntropy, Setting, Views
 
 STAMPS = 64  # of a step, that patches are hidden of
 TARGETS = ("pixels", "signal", "normalised")

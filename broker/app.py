@@ -1,0 +1,395 @@
+"""Puts the stages in order: builds the daemons from settings and runs them until a signal or the end of a drain."""
+
+import contextlib
+import itertools
+import logging
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from skyheed.broker import config, metrics, pulse, redrive
+from skyheed.broker import waiting as patience
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.ingest import Budget, Ingest, Intake
+from skyheed.broker.kafka import client as kafka
+from skyheed.broker.kafka import deadletter
+from skyheed.broker.kafka.connection import check_options
+from skyheed.broker.packets.container import Decoder, SchemaSource
+from skyheed.broker.packets.surveys import Survey, load_survey
+from skyheed.broker.results import record as records
+from skyheed.broker.rules import LONGEST_MODEL_NAME
+from skyheed.broker.state import client as state
+from skyheed.broker.state import layout
+from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.state.ledger import Ledger
+from skyheed.broker.state.queue import DueQueue
+
+if TYPE_CHECKING:
+    from skyheed.broker.work import Worker
+    from skyheed.classifier.models.base import Model
+
+log = logging.getLogger("skyheed.daemon")
+MILLISECONDS_A_DAY = 86_400_000
+# A dead letter must outlive every holiday; classifications are for readers who come every few days.
+DEAD_LETTER_TOPIC = {"retention.ms": "-1", "max.message.bytes": str(kafka.MAX_MESSAGE_BYTES)}
+CLASSIFICATION_TOPIC = {"retention.ms": str(7 * MILLISECONDS_A_DAY)}
+ALERT_TOPIC = {"retention.ms": str(7 * MILLISECONDS_A_DAY), "max.message.bytes": str(kafka.MAX_MESSAGE_BYTES)}
+
+
+def stop_on_signal() -> threading.Event:
+    """An event that SIGINT, SIGTERM and SIGHUP set; the daemons finish the batch in hand.
+
+    A hang-up that is ignored (nohup) stays ignored.
+    """
+    stop = threading.Event()
+
+    def asked(number: int, _frame: object) -> None:
+        log.info("%s: finishing the batch in hand", signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, asked)
+    return stop
+
+
+def survey_of(settings: config.Settings) -> Survey:
+    """The survey of the settings, with their choice of stamp and bands.
+
+    Raises:
+        ConfigError: no or an unknown survey, stamp or band.
+    """
+    if not settings.survey:
+        raise ConfigError("no survey: add --survey, SKYHEED_SURVEY or survey = ... to the configuration")
+    return load_survey(settings.survey, settings.ingest.stamp or None, settings.ingest.bands or None)
+
+
+def with_survey(settings: config.Settings) -> config.Settings:
+    """The same settings, once it is sure that they name a known survey."""
+    survey_of(settings)
+    return settings
+
+
+def checked(settings: config.Settings) -> config.Settings:
+    """The same settings, once it is sure that the survey is known and that librdkafka takes the options.
+
+    Raises:
+        ConfigError: one of them is wrong. Nothing has been started or asked of a server then.
+    """
+    survey_of(settings)
+    check_options(settings.kafka)
+    if settings.kafka_input:
+        check_options(settings.input_options)
+    return settings
+
+
+def alert_topics(settings: config.Settings) -> list[str]:
+    """The topics to read; one of our own by default, which `replay` writes to."""
+    return list(settings.alerts.topics)
+
+
+def connect_store(
+    settings: config.Settings, model: str = "", agreement: layout.Agreement | None = None
+) -> tuple[SequenceStore, DueQueue, Ledger]:
+    """The three views of the state in Redis, for one who writes.
+
+    Args:
+        model: whose queue.
+        agreement: what has to agree with the other daemons, looked at with every new connection; by default what an
+            ingest brings.
+
+    Raises:
+        ConfigError: no such survey.
+    """
+    client = state.connect_as(settings.redis)
+    brings = agreement or layout.of_ingest(settings.redis, survey_of(settings))
+    client.on_connect = partial(layout.Layout(client, settings.survey).agree, brings)
+    return _views(client, settings, model)
+
+
+def read_store(settings: config.Settings, model: str = "") -> tuple[SequenceStore, DueQueue, Ledger]:
+    """The same for one who only reads, and needs no setting but the shards."""
+    return _views(state.connect_as(settings.redis), settings, model)
+
+
+def _views(client: state.Client, settings: config.Settings, model: str) -> tuple[SequenceStore, DueQueue, Ledger]:
+    store = SequenceStore(
+        client,
+        settings.survey,
+        shards=settings.redis.shards,
+        max_stamps=settings.redis.max_stamps,
+        ttl_s=settings.redis.ttl_days * 86_400,
+        debounce_s=settings.ingest.debounce_s,
+    )
+    queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=model)
+    return (
+        store,
+        queue,
+        Ledger(client, settings.survey, shards=settings.redis.shards, keep_s=settings.redis.books_days * 86_400),
+    )
+
+
+def schema_source(settings: config.Settings) -> SchemaSource:
+    """Where writer schemas come from: registry, then local directory, then the installed LSST package."""
+    registry = settings.registry
+    return SchemaSource(
+        url=registry.url,
+        user=registry.user,
+        password=registry.password,
+        directory=registry.directory,
+        ca_file=registry.ca_file,
+    )
+
+
+def make_intake(settings: config.Settings, publisher: kafka.Publisher) -> Intake:
+    """Everything between a message and Redis."""
+    survey = survey_of(settings)
+    decoder = Decoder(
+        survey.reader_schema, schemas=schema_source(settings), max_packet_bytes=settings.ingest.max_packet_bytes
+    )
+    store, _, ledger = connect_store(settings)
+    return Intake(survey, decoder, store, ledger, deadletter.DeadLetters(publisher, settings.dead_letter_topic))
+
+
+def own_topics(settings: config.Settings) -> dict[str, dict[str, str]]:
+    """The topics that we write, with their configuration."""
+    topics = {
+        settings.classification_topic: CLASSIFICATION_TOPIC,
+        settings.dead_letter_topic: DEAD_LETTER_TOPIC,
+    }
+    if not settings.ingest.topics:
+        topics[settings.alert_topic] = ALERT_TOPIC
+    return topics
+
+
+def prepare_topics(settings: config.Settings, stop: threading.Event, more: Sequence[str] = ()) -> None:
+    """Create what is missing of `own_topics` and of `more` topics of classifications; waits for Kafka if it is away."""
+    topics, wanted = settings.topics, {**own_topics(settings), **dict.fromkeys(more, CLASSIFICATION_TOPIC)}
+    patience.patiently(lambda: kafka.ensure_topics(settings.kafka, wanted, topics.partitions, topics.replication), stop)
+
+
+def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
+    """The ingest daemon.
+
+    Raises:
+        SkyheedError: a setting cannot work, or a server refuses us.
+        Stopped: a signal came before it began; Unfinished with `drain`, whenever it came.
+    """
+    stop = stop_on_signal()
+    topics = checked(settings).alerts
+    log.info(
+        "ingest survey=%s topics=%s group=%s redis=%s",
+        settings.survey,
+        ",".join(topics.topics),
+        settings.ingest.group,
+        config.redacted_url(settings.redis.url),
+    )
+    measured = metrics.IngestMetrics(settings.survey)
+    metrics.serve(measured, settings.ingest.metrics_port)  # before the first wait, which must show
+    with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
+        prepare_topics(settings, stop)
+        intake = make_intake(settings, publisher)
+        patience.patiently(intake.ledger.ping, stop)
+        with kafka.AlertConsumer(settings.input_options, topics, settings.ingest.group, drain=drain) as consumer:
+            own = settings.ingest
+            budget = Budget(own.batch_records, own.batch_s)
+            daemon = Ingest(intake, consumer, measured, own.batch_size, own.batch_wait_s, budget, own.batch_bytes)
+            alive = pulse.Pulse(
+                state.connect_as(settings.redis), settings.survey, "ingest", measured,
+                kafka_away=consumer.connection.gone,
+            )  # fmt: skip
+            with pulse.beating(alive):
+                return daemon.run(stop, drain)
+
+
+def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
+    """The worker daemon.
+
+    Raises:
+        SkyheedError, Stopped: as `run_ingest`.
+        ClassifierError: a model does not load or does not run here.
+    """
+    from skyheed.broker.work import run_all  # torch takes seconds: only this verb pays
+
+    stop = stop_on_signal()
+    checked(settings)
+    models = load_models(settings)
+    measured = metrics.WorkMetrics(settings.survey)
+    metrics.serve(measured, settings.work.metrics_port)  # before the first wait, which must show
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patience.observed(measured))
+        stack.enter_context(patience.to_the_end(drain))
+        publishers = [stack.enter_context(kafka.Publisher(settings.kafka)) for _ in models]
+        prepare_topics(settings, stop, [served.topic for served in models])
+        patience.patiently(read_store(settings)[2].ping, stop)
+        join(settings, models, stop)
+        workers = [
+            make_worker(settings, served, publisher, measured)
+            for served, publisher in zip(models, publishers, strict=True)
+        ]
+        own = state.connect_as(settings.redis)
+        looks = [_depth_of(own, settings, served.name, measured) for served in models]
+        alive = pulse.Pulse(own, settings.survey, "work", measured, looks, publishers[0].connection.gone)
+        with pulse.beating(alive):
+            return run_all(workers, stop, drain)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that a worker runs.
+
+    Attributes:
+        name: among the survey's models.
+        shared: whether others of them publish to the topic as well.
+        backlog: whether it also classifies the objects that are there when it joins.
+    """
+
+    name: str
+    model: "Model"
+    topic: str
+    shared: bool
+    backlog: bool
+
+
+def load_models(settings: config.Settings) -> list[ServedModel]:
+    """The models of the settings, ready to compute.
+
+    Raises:
+        ClassifierError: one does not load or does not run here.
+        ConfigError: two have the same name, or one cannot take what ingest keeps.
+    """
+    survey = survey_of(settings)
+    loaded = [_load_model(settings, survey, asked) for asked in settings.models]
+    names = [
+        asked.name or model_name(asked.model or settings.survey, model)
+        for asked, model in zip(settings.models, loaded, strict=True)
+    ]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two models are called {twice[0]}: give one of them another name in [[work.models]]")
+    topics = [settings.topic_of(number, name) for number, name in enumerate(names)]
+    for name, topic, model in zip(names, topics, loaded, strict=True):
+        info = model.info
+        log.info("work model=%s topic=%s: %s %s, %s", name, topic, info.name, info.version, model.chosen)
+    return [
+        ServedModel(name, model, topic, topics.count(topic) > 1, asked.backlog)
+        for name, model, topic, asked in zip(names, loaded, topics, settings.models, strict=True)
+    ]
+
+
+def _load_model(settings: config.Settings, survey: Survey, asked: config.ModelSettings) -> "Model":
+    from skyheed.classifier.serving import load
+
+    work = settings.work
+    model = load(
+        asked.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
+        threads=work.threads or None, prior=asked.prior, fewest=work.min_stamps or None,
+    )  # fmt: skip
+    check_fit(settings, survey, model)
+    model.warm_up(work.batch_size)
+    return model
+
+
+def model_name(asked: str, model: "Model") -> str:
+    """What a model is called among the survey's: as in SURVEY/MODEL, or as its checkpoint says."""
+    from skyheed.classifier.models.checkpoint import shipped_name
+
+    name = shipped_name(asked, model.info.surveys) or str(model.info.name)
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)
+    return cleaned[:LONGEST_MODEL_NAME] or "model"
+
+
+def join(settings: config.Settings, models: Sequence[ServedModel], stop: threading.Event) -> None:
+    """Make the models known to the survey's queues; waits for Redis if it is away."""
+    store = connect_store(settings)[0]
+    backlog = [served.name for served in models if served.backlog]
+    left = patience.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog), stop)
+    for name, objects in left.items():
+        if objects:
+            log.info("model %s: %d objects that were there before it are due for it once they change", name, objects)
+
+
+def make_worker(
+    settings: config.Settings, served: ServedModel, publisher: kafka.Publisher, measured: metrics.WorkMetrics
+) -> "Worker":
+    """The worker of one model."""
+    from skyheed.broker.work import Output, Pace, Worker
+
+    agreement = layout.of_worker(settings.redis, served.model.info.bands)
+    store, queue, _ = connect_store(settings, served.name, agreement)
+    output = Output(
+        served.name, served.topic, output_form(settings, served.topic), provenance_of(served.model), served.shared
+    )
+    work = settings.work
+    pace = Pace(work.batch_size, work.interval_s, work.lease_s)
+    return Worker(settings.survey, queue, store, served.model, publisher, output, measured, pace)
+
+
+def _depth_of(
+    client: state.Client, settings: config.Settings, name: str, measured: metrics.WorkMetrics
+) -> Callable[[], None]:
+    queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=name)
+    return lambda: measured.queue(name, queue.depth())
+
+
+def check_fit(settings: config.Settings, survey: Survey, model: "Model") -> None:
+    """Refuse a model that cannot take what ingest keeps.
+
+    Raises:
+        ConfigError: it does not know a band.
+    """
+    info = model.info
+    if unknown := set(survey.bands) - set(info.bands):
+        raise ConfigError(
+            f"the model {info.name} does not know band {', '.join(sorted(unknown))}: "
+            f'set ingest.bands = "{"".join(b for b in survey.bands if b in info.bands)}"'
+        )
+
+
+def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
+    """Send what was set aside through again, once.
+
+    Raises:
+        SkyheedError, Stopped: as `run_ingest`.
+        Unfinished: a signal came before the last letter.
+    """
+    stop = stop_on_signal()
+    with kafka.Publisher(checked(settings).kafka) as publisher:
+        intake = make_intake(settings, publisher)
+        patience.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write beside everything
+        letters = deadletter.read(settings.kafka, settings.dead_letter_topic, reason=reason)
+        counts = redrive.redrive(intake, itertools.takewhile(lambda _: not stop.is_set(), letters))
+    if stop.is_set():
+        log.warning("redrive stopped: %s", " ".join(f"{name}={count}" for name, count in sorted(counts.items())))
+        raise patience.Unfinished
+    return counts
+
+
+def output_form(settings: config.Settings, topic: str) -> records.Form:
+    """How a classification is published: container, Confluent wire where a registry is set, or ELAsTiCC."""
+    if settings.work.format == "elasticc":
+        return records.Form(records.encode_elasticc, False)
+    registry = settings.registry
+    if registry.output_url:
+        client_of = registry.user, registry.password, registry.ca_file
+        schema_id = records.register(registry.output_url, f"{topic}-value", *client_of)
+        return records.Form(lambda record, datum: records.encode_wire(record, schema_id, datum), False)
+    return records.Form(records.encode, True)
+
+
+def provenance_of(model: "Model") -> records.Provenance:
+    """Where an answer came from."""
+    info = model.info
+    return records.Provenance(
+        skyheed_version=version("skyheed"),
+        model_name=info.name,
+        model_version=info.version,
+        weights_digest=info.digest,
+        preprocessing=info.preprocessing,
+        taxonomy=info.taxonomy,
+        device=model.chosen,
+    )

@@ -1,0 +1,252 @@
+"""`skyheed check`: one line per part, and whether all of it is well. Reads, changes nothing."""
+
+import importlib.util
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, KafkaException
+
+from skyheed.broker import app as daemon
+from skyheed.broker import config, pulse
+from skyheed.broker.errors import (
+    MissingRight,
+    ServiceError,
+    ServiceUnavailable,
+    SkyheedError,
+)
+from skyheed.broker.kafka import client as kafka
+from skyheed.broker.kafka import connection, topics
+from skyheed.broker.kafka.selection import Selection
+from skyheed.broker.packets.surveys import Survey
+from skyheed.broker.state import client as state
+from skyheed.broker.state import queue as schedule
+from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.state.keys import Keys
+from skyheed.broker.state.ledger import Ledger
+from skyheed.classifier.errors import ClassifierError
+
+PARTS = ("kafka", "redis", "schema", "model", "lag", "queue", "oldest", "daemons")
+# The oldest due object should be seconds old; minutes mean that the workers are too few or dead.
+OLDEST_S = 300.0
+FULL = 0.9  # of maxmemory: from here on an operator should act
+# A group that has something to read commits with every batch, several times a second.
+STANDS_S = 10.0
+LOOK_S = 0.5
+WAITS_S = 30.0  # a failover takes seconds
+
+
+@dataclass(frozen=True)
+class Line:
+    """The state of one part in one sentence."""
+
+    part: str
+    ok: bool
+    sentence: str
+
+
+def check(settings: config.Settings, only: Sequence[str] = PARTS) -> list[Line]:
+    """Look at every part named in `only`."""
+    looks: dict[str, Callable[[config.Settings], Line]] = {
+        "kafka": _kafka, "redis": _redis, "schema": _schema, "model": _model,
+        "lag": _lag, "queue": _queue, "oldest": _oldest, "daemons": _daemons,
+    }  # fmt: skip
+    return [_safely(part, looks[part], settings) for part in PARTS if part in only]
+
+
+def _safely(part: str, look: Callable[[config.Settings], Line], settings: config.Settings) -> Line:
+    try:
+        return look(settings)
+    except (SkyheedError, ClassifierError) as error:
+        return Line(part, False, str(error))
+
+
+def _kafka(settings: config.Settings) -> Line:
+    connection.check_options(settings.kafka)
+    cluster = kafka.ping(settings.kafka)
+    places = [f"{settings.kafka['bootstrap.servers']} answers (cluster {cluster})"]
+    if settings.kafka_input:
+        connection.check_options(settings.input_options)
+        kafka.ping(settings.input_options)
+        places.append(f"input {settings.input_options['bootstrap.servers']} answers")
+    return Line("kafka", True, ", ".join(places))
+
+
+def _client(settings: config.Settings) -> state.Client:
+    return state.connect_as(settings.redis)
+
+
+def _redis(settings: config.Settings) -> Line:
+    """Memory decides: a full Redis stops the intake, and one that evicts loses stamps in silence."""
+    client, address = _client(settings), config.redacted_url(settings.redis.url)
+    client.ping()
+    try:
+        health = state.health(client)
+    except MissingRight:  # no daemon needs it
+        return Line("redis", True, f"{address} answers; this user may not ask it how full it is (INFO)")
+    if trouble := _trouble(settings.redis, health):
+        return Line("redis", False, f"{address} {trouble}")
+    kept = "append-only file on" if health.append_only else "no append-only file: a restart forgets everything"
+    return Line("redis", True, f"{address} answers, {_memory(health)}, {kept}")
+
+
+def _memory(health: state.Health) -> str:
+    used, limit = health.used_memory, health.max_memory
+    return f"{used / 2**20:.0f} MiB used" + (f" of {limit / 2**20:.0f} MiB" if limit else "")
+
+
+def _trouble(redis: config.RedisSettings, health: state.Health) -> str:
+    """What stops the daemons, or loses data; empty if nothing does."""
+    used, limit = health.used_memory, health.max_memory
+    if health.read_only:
+        return "is a replica, and no daemon can write to it: let redis.url lead to the primary"
+    if health.evicts:
+        return f"evicts keys ({health.eviction_policy}): set maxmemory-policy noeviction"
+    if limit and used >= limit:
+        return f"is full, intake waits, nothing is lost: {_memory(health)}; raise maxmemory"
+    if limit and used > FULL * limit:
+        return f"is nearly full: {_memory(health)}; raise maxmemory"
+    if health.replicas < redis.wait_replicas:
+        return f"has {health.replicas} replicas and redis.wait_replicas is {redis.wait_replicas}: intake waits for them"
+    return ""
+
+
+def _schema(settings: config.Settings) -> Line:
+    survey: Survey = daemon.survey_of(settings)
+    sentence = f"{survey.name} reader schema is valid, stamps: {survey.stamp}, bands: {survey.bands}"
+    source = daemon.schema_source(settings)
+    try:
+        source.ping()
+    except (ServiceError, ServiceUnavailable) as error:
+        return Line("schema", False, f"{error}; {source.describe()}")
+    return Line("schema", True, f"{sentence}; {source.describe()}")
+
+
+def _model(settings: config.Settings) -> Line:
+    from skyheed.classifier.models.checkpoint import describe
+
+    asked = [describe(m.model or settings.survey, settings.survey, m.prior) for m in settings.models]
+    sentence = "; ".join(asked)
+    if importlib.util.find_spec("torch") is None:
+        return Line("model", True, f"{sentence}; this machine has no torch, so no worker can run here")
+    from skyheed.classifier.serving import choose
+
+    chosen = choose(settings.work.device, settings.work.precision).chosen
+    return Line("model", True, f"{sentence}; a worker here computes on {chosen}")
+
+
+def _lag(settings: config.Settings) -> Line:
+    """A backlog is well as long as it is worked on: an ingest that hangs or is gone leaves the group where it is."""
+    options, group = settings.input_options, settings.ingest.group
+    lags = kafka.group_lag(options, group, settings.alerts)
+    behind = {place for place, lag in lags.items() if lag}
+    stands = bool(behind) and not _moves(options, group, sorted(behind))
+    if stands:  # offsets without a message (control records, say) are behind no one
+        behind = topics.unread(options, group, behind)
+    sentence = f"{sum(lags[place] for place in behind)} alerts not yet read in {len(lags)} partitions"
+    if stands and behind:
+        return Line("lag", False, f"{sentence}, and group {group} stands still: is an ingest running? Look at its log")
+    hidden = _hidden(options, settings.alerts)
+    return Line("lag", not hidden, f"{sentence}{hidden}")
+
+
+def _hidden(options: kafka.Options, alerts: Selection) -> str:
+    """What no reader gets because a transaction stands open for STANDS_S, as the end of a sentence; empty if none."""
+    everything = {**options, "isolation.level": "read_uncommitted"}
+    ends = kafka.end_offsets(everything, alerts)  # before the other question: what comes between is no transaction
+    first = stable = kafka.end_offsets(options, alerts)
+    began = time.monotonic()
+    while open_ := {p: ends[p] - stable[p] for p in ends if p in stable and stable[p] == first[p] < ends[p]}:
+        if time.monotonic() - began > STANDS_S:
+            topic, partition = place = min(open_)
+            return (
+                f", and {sum(open_.values())} offsets cannot be read: a transaction on {topic} partition {partition} "
+                f"has been open since offset {stable[place]}; end it (kafka-transactions.sh abort)"
+            )
+        time.sleep(LOOK_S)
+        stable = kafka.end_offsets(options, alerts)
+    return ""
+
+
+def _moves(options: kafka.Options, group: str, places: Sequence[connection.Place]) -> bool:
+    """Whether the group's position in any of `places` changes within STANDS_S."""
+    began = time.monotonic()
+    client = connection.consumer(options, group, connection.Connection(options))
+    try:
+        first = _committed(client, places)
+        while time.monotonic() - began < STANDS_S:
+            time.sleep(LOOK_S)
+            if _committed(client, places) != first:
+                return True
+        return False
+    except KafkaException as error:
+        raise ServiceUnavailable(
+            f"the position of group {group} is unknown: {error.args[0].str()}", server="kafka"
+        ) from None
+    finally:
+        client.close()
+
+
+def _committed(client: Consumer, places: Sequence[connection.Place]) -> list[int]:
+    return [at.offset for at in topics.committed(client, places)]
+
+
+def reading(settings: config.Settings) -> tuple[SequenceStore, schedule.DueQueue, Ledger]:
+    """The three views of the state in Redis, for one who only reads.
+
+    Raises:
+        ConfigError: no such survey, or Redis holds it in another number of shards: we would look in the wrong places.
+        ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+    """
+    store, queue, ledger = daemon.read_store(daemon.with_survey(settings))
+    # where there is no layout yet, `Ledger.ping` would set ours: that is for the daemons to do
+    if _client(settings).run([("GET", Keys(settings.survey).layout)])[0] is not None:
+        ledger.ping()
+    return store, queue, ledger
+
+
+def queues(settings: config.Settings) -> dict[str, schedule.DueQueue]:
+    """The due queue of every model; one without a name while none has joined."""
+    models = reading(settings)[0].models() or [""]
+    return {model: daemon.read_store(settings, model)[1] for model in models}
+
+
+def _queue(settings: config.Settings) -> Line:
+    found = {model: queue.depth() for model, queue in queues(settings).items()}
+    said = [
+        _of(model) + ", ".join(f"{name} {count}" for name, count in depth.items()) for model, depth in found.items()
+    ]
+    return Line("queue", True, "; ".join(said))
+
+
+def _oldest(settings: config.Settings) -> Line:
+    ages = {model: age for model, queue in queues(settings).items() if (age := queue.waiting_s()) is not None}
+    if not ages:
+        return Line("oldest", True, "nothing is due")
+    model, age = max(ages.items(), key=lambda item: item[1])
+    advice = "" if age < OLDEST_S else f": start more workers or look at their logs; {_RETIRE}"
+    return Line("oldest", age < OLDEST_S, f"{_of(model)}the oldest due object has been waiting for {age:.0f} s{advice}")
+
+
+_RETIRE = "if no worker is to run the model any more, skyheed retire it"
+
+
+def _of(model: str) -> str:
+    return f"{model}: " if model else ""
+
+
+def _daemons(settings: config.Settings) -> Line:
+    """What every daemon says of itself; one that cannot reach Redis says nothing any more."""
+    found = pulse.beats(_client(settings), daemon.with_survey(settings).survey)
+    for beat in found:
+        if beat.age_s > pulse.SILENT_S:
+            sentence = f"{beat.name} has not been heard of for {beat.age_s:.0f} s: it is dead or cannot reach Redis"
+            return Line("daemons", False, f"{sentence}; look at its log")
+        for server, seconds in beat.waiting.items():
+            if seconds > WAITS_S:
+                sentence = f"{beat.name} has been waiting for {server} for {seconds + beat.age_s:.0f} s"
+                return Line("daemons", False, f"{sentence}; look at its log")
+    verbs = Counter(beat.name.split()[0] for beat in found)
+    running = ", ".join(f"{count} {verb}" for verb, count in sorted(verbs.items()))
+    return Line("daemons", True, f"{running} running" if running else "none has been heard of in the last ten minutes")

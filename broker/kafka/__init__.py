@@ -1,0 +1,1 @@
+"""Everything that touches Kafka: connections, consumers, producers, topics, dead letters."""

@@ -1,0 +1,809 @@
+"""Batch consume, and publish with delivery reports. Knows nothing of what messages hold."""
+
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Protocol, Self, cast
+
+import confluent_kafka as ck
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+
+from skyheed.broker.errors import ServiceError, ServiceUnavailable
+from skyheed.broker.kafka.connection import (
+    AWAY,
+    DELIVERY_S,
+    MAX_MESSAGE_BYTES,
+    NO_TOPIC,
+    REFUSED_AGAIN_S,
+    REFUSED_RIGHT,
+    REFUSED_USER,
+    Connection,
+    Options,
+    Place,
+    consumer,
+    fatal,
+    producer,
+    rebalances_in_steps,
+    right,
+)
+from skyheed.broker.kafka.members import OtherMembers
+from skyheed.broker.kafka.partitions import UNKNOWN, Partition
+from skyheed.broker.kafka.selection import Outputs, Selection, selection
+from skyheed.broker.kafka.topics import (
+    TopicIds,
+    commit_note,
+    committed,
+    end_offsets,
+    ensure_topics,
+    group_lag,
+    is_of_another,
+    partition_key,
+    ping,
+    topic_ids,
+)
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "AlertConsumer",
+    "BatchConsumer",
+    "Options",
+    "Outgoing",
+    "Publisher",
+    "end_offsets",
+    "ensure_topics",
+    "group_lag",
+    "partition_key",
+    "ping",
+    "place_of",
+    "time_ms",
+    "topic_ids",
+]
+
+log = logging.getLogger("skyheed.kafka")
+Headers = Sequence[tuple[str, bytes]]
+Outgoing = tuple[str, bytes | None, bytes | None, Headers | None]  # topic, key, value, headers
+FETCHED = 100  # messages that are asked of librdkafka at a time, so that their bytes can be counted
+PROBE_EVERY_S = 5.0
+CLOSE_S = 10.0
+LOOK_EVERY = "topic.metadata.refresh.interval.ms"
+LOOK_EVERY_MS = 30_000  # for topics that a pattern matches; as often as librdkafka asks for those that it knows
+ASSIGN_S = 300.0  # a drain that got no partition by then, or waits for a member that does not come on, gives up
+KEEP_ALIVE_S = 1.0
+NEW_PARTITIONS_S = 10.0  # without a group nobody tells us of new ones
+IDENTITY_S = 5.0  # without messages, too, topics are looked at: one may have been made again
+TRANSACTION_S = 30.0  # a drain waits so long for one to end
+
+
+def place_of(message: Message) -> Place:
+    """Topic and partition of a message."""
+    return cast(Place, (message.topic(), message.partition()))
+
+
+class Timed(Protocol):
+    """What `time_ms` needs of a message."""
+
+    def timestamp(self) -> Any: ...
+
+
+def time_ms(message: Timed, otherwise: int) -> int:
+    """Kafka's time of a message, Unix ms; `otherwise` where it has none (-1 is no time)."""
+    kind, when = message.timestamp()
+    return int(when) if kind != ck.TIMESTAMP_NOT_AVAILABLE and when >= 0 else otherwise
+
+
+class Publisher:
+    """Publishes batches and waits for every delivery report; at least once."""
+
+    def __init__(self, options: Options, deadline_s: float = DELIVERY_S) -> None:
+        self._options = {**options, "message.timeout.ms": int(deadline_s * 1000)}
+        self._deadline_s = deadline_s
+        self.connection = Connection(options)
+        self._producer = producer(self._options, self.connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
+        self.close()
+
+    def publish(self, messages: Sequence[Outgoing]) -> list[KafkaError | None]:
+        """Publish, wait, and return for every message None or why the broker will not take this very message.
+
+        Raises:
+            ServiceError: the broker refuses us (user, right, no such topic).
+            ServiceUnavailable: not everything was acknowledged in time; publishing all again is safe.
+        """
+        errors = self._publish(messages)
+        large = [i for i, error in enumerate(errors) if error and error.code() == KafkaError.MSG_SIZE_TOO_LARGE]
+        if len(messages) > 1:
+            for index in large:  # the broker refuses a batch as a whole: only alone a message is to blame
+                errors[index] = self._publish([messages[index]])[0]
+        return errors
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> None:
+        """Publish and wait; every message or an error.
+
+        Raises:
+            ServiceError: as `publish`, and when the broker will not take one of the messages.
+            ServiceUnavailable: as `publish`.
+        """
+        for message, error in zip(messages, self.publish(messages), strict=True):
+            if error is not None:
+                size = len(message[2] or b"")
+                raise self.connection.refusal(error, f"a message of {size} bytes on topic {message[0]}")
+
+    def close(self) -> None:
+        """Let go of the broker; nothing is in flight after `publish` returned."""
+        self._producer.purge()
+        with contextlib.suppress(KafkaException):  # a fatal error, by then of no interest
+            self._producer.flush(0.1)
+
+    def _publish(self, messages: Sequence[Outgoing]) -> list[KafkaError | None]:
+        report = _Report(len(messages))
+        deadline = time.monotonic() + self._deadline_s + 5.0  # librdkafka gives up first and reports it
+        try:
+            for index, message in enumerate(messages):
+                self._produce(index, message, report, deadline)
+            while report.waiting and time.monotonic() < deadline:
+                self.connection.check()
+                self._producer.flush(0.1)
+        except ServiceError:
+            self._producer.purge()
+            raise
+        except KafkaException as error:  # librdkafka's fatal errors come out of poll and flush, not to error_cb
+            self._start_afresh(error.args[0])
+        self._judge(messages, report)
+        return report.errors
+
+    def _produce(self, index: int, message: Outgoing, report: "_Report", deadline: float) -> None:
+        topic, key, value, headers = message
+        while True:
+            try:
+                self._producer.produce(
+                    topic, value, key, headers=list(headers or ()) or None, on_delivery=report.callback(index)
+                )
+                return
+            except BufferError:  # the local queue is full: let some go first
+                self.connection.check()
+                if time.monotonic() > deadline:
+                    raise self.connection.unavailable("the local queue stays full", "queue full") from None
+                self._producer.poll(0.1)
+            except KafkaException as error:  # refused before it was queued: too large, or nothing goes any more
+                if error.args[0].code() == KafkaError._FATAL:
+                    self._producer.poll(0)  # raises what was fatal
+                report.settle(index, error.args[0])
+                return
+
+    def _judge(self, messages: Sequence[Outgoing], report: "_Report") -> None:
+        failed = [(m, e) for m, e in zip(messages, report.errors, strict=True) if e is not None]
+        fatal = [error for _, error in failed if error.fatal() or error.code() == KafkaError._FATAL]
+        if fatal or report.waiting:
+            self._start_afresh(fatal[0] if fatal else None)
+        for message, error in failed:
+            if error.code() in REFUSED_USER | REFUSED_RIGHT:
+                raise self.connection.refusal(error, f"to write topic {message[0]}")
+            if error.code() in NO_TOPIC:
+                raise self.connection.refusal(error, f"topic {message[0]}")
+        away = [error for _, error in failed if error.code() in AWAY]
+        if away:
+            raise self.connection.unavailable(f"{len(away)} of {len(messages)} messages not taken", away[0].str())
+        self.connection.works()
+
+    def _start_afresh(self, fatal: KafkaError | None) -> NoReturn:
+        """Another producer: this one's sequence numbers are of no use; the caller publishes all that it held again."""
+        self._producer.purge()
+        self._producer = producer(self._options, self.connection)
+        if fatal is not None:
+            self.connection.on_error(fatal)
+            self.connection.check()
+        raise self.connection.unavailable("the producer starts afresh", fatal.str() if fatal else "no delivery report")
+
+
+class _Report:
+    """The delivery reports of one `publish`."""
+
+    def __init__(self, count: int) -> None:
+        self.errors: list[KafkaError | None] = [None] * count
+        self.waiting = count
+
+    def settle(self, index: int, error: KafkaError | None) -> None:
+        self.errors[index] = error
+        self.waiting -= 1
+
+    def callback(self, index: int) -> Callable[[KafkaError | None, Message], None]:
+        return lambda error, _message: self.settle(index, error)
+
+
+def _size(message: Message) -> int:
+    """Bytes of a message, or of what librdkafka says in its place."""
+    headers = cast("Sequence[tuple[str, bytes | None]]", message.headers() or ())
+    size = sum(len(name) + len(value or b"") for name, value in headers)
+    return size + len(message.value() or b"") + len(message.key() or b"")
+
+
+class BatchConsumer:
+    """Reads topics in batches, with or without a group, and knows when it has reached the end.
+
+    Args:
+        topics: names, or patterns that begin with `^` (`selection`).
+        group: consumer group that remembers the position; None reads every partition and remembers nothing.
+        start: "earliest" or "latest": where to begin without a remembered position.
+        drain: stop each partition where it ended when its first message arrived.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        topics: Sequence[str] | Selection,
+        group: str | None,
+        start: str = "earliest",
+        drain: bool = False,
+    ) -> None:
+        self.connection = Connection(options)
+        self._topics, self._group, self._start, self._drain = selection(topics), group, start, drain
+        self._subscribed: list[str] = []
+        self._look_at = 0.0  # when to ask again which topics the patterns match
+        name = group or f"skyheed-reader-{uuid.uuid4()}"
+        self._probed = self._polled = self._looked = time.monotonic()
+        self._parts: dict[Place, Partition] = {}  # what is assigned to us; all that is known of a place lives here
+        self._known: set[Place] | None = None  # partitions that were there at the first assignment
+        self._kept: list[Message] = []
+        self._missing: set[str] = set()  # patterns without a topic, said once
+        self._began, self._joined = time.monotonic(), False  # the group has given us partitions, or none for now
+        self._held = False  # the caller is busy: every partition is paused
+        self._closed = False
+        self._named = bool(options.get("group.instance.id"))
+        self._incremental = rebalances_in_steps(options)
+        self._consumer = consumer(
+            options, name, self.connection, **{"auto.offset.reset": start, "on_commit": self._on_commit}
+        )
+        self._topic_ids = TopicIds(options)
+        self._ids: dict[str, str] = {}  # as last seen
+        self._handed_ids: dict[str, str] = {}  # of the messages that `consume` returned last
+        self._identified = time.monotonic()
+        self._asking_since: float | None = None  # ids were asked for in vain
+        self._astray: set[Place] = set()  # of a topic made again, still to be set to its beginning
+        self.on_made_again: Callable[[str], None] = lambda _topic: None  # a topic is another one: forget the old one's
+        self._others = OtherMembers(self._consumer, self._topics, name)
+        # asked after librdkafka has judged it; it takes -1 for never
+        self._look_every_s = max(1, int(options.get(LOOK_EVERY, LOOK_EVERY_MS))) / 1000
+        if group is not None and not self._topics.patterns:
+            self._subscribe(self._topics.names)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
+        self.close()
+
+    def consume(self, limit: int, wait_s: float, limit_bytes: int = 2**62) -> list[Message]:
+        """Up to `limit` messages, waiting at most `wait_s` for them; empty while the broker is away.
+
+        All messages are of the topics that `partition_key` names until the next call. A topic that was deleted and
+        made again is read from its beginning; what had been fetched of the old one and not handed out is gone with it.
+
+        Args:
+            limit_bytes: of values, keys and headers together, about: the messages of one fetch of `FETCHED` more.
+
+        Raises:
+            ServiceError: the broker refuses us (user, right, no such topic).
+        """
+        self._held = False
+        with self._refused():
+            self._set_straight()
+            self._set_pauses()
+            self._look()
+            self._find_partitions()
+            room = limit - len(self._kept)
+            fetched = self._fetch(room, wait_s, limit_bytes) if room > 0 else []
+            self._polled = time.monotonic()
+            # a rebalance inside that call takes messages away from what was kept
+            events, self._kept = [*self._kept, *fetched], []
+            messages = [event for event in events if self._is_message(event)]
+            messages = self._of_known_topics(messages, wait_s)
+            self._set_pauses()
+            self._watch(bool(events))
+            self._commit_again()
+        self._handed_ids = dict(self._ids)
+        return messages
+
+    def _fetch(self, room: int, wait_s: float, limit_bytes: int) -> list[Message]:
+        """Messages until there are enough, they are large enough, or the time is over."""
+        found: list[Message] = []
+        deadline, size = time.monotonic() + wait_s, 0
+        while len(found) < room and size < limit_bytes:
+            wait = max(0.0, deadline - time.monotonic())
+            more = self._consumer.consume(min(FETCHED, room - len(found)), wait)
+            found += more
+            size += sum(_size(message) for message in more)
+            if len(more) < FETCHED or not wait:
+                break
+        return found
+
+    def commit(self, messages: Sequence[Message]) -> None:
+        """The messages are settled: the group goes on behind them. Never waits; a failed commit is sent again.
+
+        Messages of a partition that was lost since they were handed out are left to whoever has it by now. A commit
+        that is lost with the process only makes Kafka deliver the messages again.
+
+        Raises:
+            ServiceError: the broker refuses us.
+        """
+        settled: dict[Place, list[int]] = defaultdict(list)
+        for message in messages:
+            settled[place_of(message)].append(cast(int, message.offset()))
+        for place, offsets in settled.items():
+            if place in self._parts:
+                self._parts[place].settle(offsets)
+        with self._refused():
+            self._commit_again()
+
+    def holds(self, message: Message) -> bool:
+        """Whether the message is still ours: its partition may have gone to another member since it was handed out."""
+        part = self._parts.get(place_of(message))
+        return part is not None and (self._group is None or cast(int, message.offset()) in part.handed)
+
+    def drained(self, alone: bool = False) -> bool:
+        """True when everything that was there when reading began was read and handed out.
+
+        With a group that is also what its other members hold: one of them may yet leave, and what it had not read
+        would come to us.
+
+        Args:
+            alone: be content with our own partitions, for a caller who commits only after the end: others wait for it.
+
+        Raises:
+            ServiceError: the end cannot be reached: a transaction hangs, or another member does not read its part.
+        """
+        if self.connection.away():
+            self._began = time.monotonic()
+            return False
+        if self._kept:
+            return False
+        unfinished = [place for place, part in self._parts.items() if not part.finished]
+        if unfinished:
+            self._check_transactions(unfinished)
+            return False
+        if self._group is None:
+            return bool(self._parts)
+        if not self._joined:
+            self._check_joined()
+            return False
+        if alone and self._parts:
+            return True
+        with self._refused():
+            return self._others.finished(set(self._parts), ASSIGN_S)
+
+    def lag(self) -> dict[str, int]:
+        """Offsets still to read of those that can be read, for each "topic/partition" that has answered."""
+        lags = {place: part.lag(self._watermark(place)) for place, part in sorted(self._parts.items())}
+        return {f"{topic}/{number}": lag for (topic, number), lag in lags.items() if lag is not None}
+
+    def keep_alive(self) -> None:
+        """Stay a member of the group while the caller is busy with its batch; nothing is fetched meanwhile.
+
+        Call it as often as you like.
+
+        Raises:
+            ServiceError: the broker refuses us.
+        """
+        if time.monotonic() - self._polled < KEEP_ALIVE_S:
+            return
+        self._held = True
+        with self._refused():
+            self._set_pauses()
+            event = self._consumer.poll(0)
+            self._polled = time.monotonic()
+            self._set_pauses()  # what was assigned in that call
+            if event is not None and not self._is_trouble(event):
+                self._kept.append(event)
+        self.connection.check()
+
+    def close(self) -> None:
+        """Commit what is settled, if the broker is there, and leave the group; closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._give_back()
+        self._commit_now(set(self._parts))
+        self._parts.clear()
+        # librdkafka can wait for ever for a goodbye from a broker that has died; the broker notices by itself
+        closing = threading.Thread(target=self._consumer.close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+        if closing.is_alive():
+            log.warning("Kafka at %s does not answer: left without a goodbye", self.connection.hosts)
+
+    def _give_back(self) -> None:
+        """Let the group have our partitions before the client is closed, whose `close` must meet no rebalance.
+
+        An assignment that arrives while librdkafka closes hangs the whole process: it waits for an answer that never
+        comes, and holds the interpreter's lock. A member with a name of its own (group.instance.id) keeps its
+        partitions for its return: for it we can only look right before.
+        """
+        if self._group is None:
+            return
+        deadline = time.monotonic() + CLOSE_S / 2
+        with contextlib.suppress(KafkaException):
+            if not self._named:
+                self._consumer.unsubscribe()
+            while time.monotonic() < deadline:
+                came = self._consumer.consume(1000, 0.02)  # callbacks run inside; messages are of no use any more
+                if not came and (self._named or not self._parts):
+                    return
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        """librdkafka's fatal errors come out of its calls as exceptions."""
+        try:
+            yield
+        except KafkaException as error:  # fatal: another member took our group.instance.id, say
+            raise self.connection.refusal(error.args[0], right(error.args[0], "", self._group or "")) from None
+
+    def _set_pauses(self) -> None:
+        """Make librdkafka pause what should be paused, and nothing else. Only this and `_on_assign` touch its pauses.
+
+        Paused are all partitions while the caller is busy, and those that a drain has finished.
+        """
+        for pause, tell in ((True, self._consumer.pause), (False, self._consumer.resume)):
+            places = {
+                place
+                for place, part in self._parts.items()
+                if (self._held or (self._drain and part.finished)) is pause and part.paused is not pause
+            }
+            if places:
+                tell(_partitions(places))
+            for place in places:
+                self._parts[place].paused = pause
+
+    # --- which partitions are ours
+
+    def _subscribe(self, topics: list[str]) -> None:
+        self._subscribed = topics
+        self._consumer.subscribe(
+            topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )  # fmt: skip
+
+    def _look(self) -> None:
+        """Subscribe to what the patterns match by now: we match them, so that they mean the same everywhere."""
+        if self._group is None or not self._topics.patterns or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + self._look_every_s
+        existing = self._existing()
+        found = self._topics.among(existing or [])
+        if existing is not None and found and found != self._subscribed:
+            self._subscribe(found)
+        for pattern in self._topics.patterns if existing is not None else ():
+            if not self._parts and not self._topics.matched(pattern, existing or []):
+                self._no_match(pattern)
+
+    def _existing(self) -> list[str] | None:
+        """The names of the broker's topics; None while it does not say: `_watch` judges why."""
+        try:
+            found = self._consumer.list_topics(timeout=1.0).topics
+        except KafkaException:
+            self._look_at = 0.0
+            return None
+        return [name for name, topic in found.items() if topic.error is None]
+
+    def _find_partitions(self) -> None:
+        """Without a group: take every partition, and from time to time those that have appeared since."""
+        now = time.monotonic()
+        if self._group is not None or (self._parts and (self._drain or now - self._looked < NEW_PARTITIONS_S)):
+            return
+        self._looked = now
+        if self._parts and self.connection.away():
+            return
+        offset = ck.OFFSET_END if not self._parts and self._start == "latest" else ck.OFFSET_BEGINNING
+        new = sorted(self._listed() - set(self._parts))
+        if new:
+            partitions = [TopicPartition(*place, offset) for place in new]
+            ids = self._ask_ids({topic for topic, _ in new})
+            self._consumer.incremental_assign(partitions)
+            self._take(partitions, ids)
+
+    def _listed(self) -> set[Place]:
+        """Every partition of our topics; none while the broker does not say: `_watch` judges why.
+
+        Raises:
+            ServiceError: a topic is not there or may not be read, and nothing was ever read.
+        """
+        places: set[Place] = set()
+        existing = self._existing() if self._topics.patterns else []
+        for topic in self._topics.among(existing) if existing is not None else ():
+            try:
+                found = self._consumer.list_topics(topic, timeout=1.0).topics[topic]
+            except KafkaException:
+                return set()
+            if found.error is not None and not self._parts and found.error.code() not in AWAY:
+                raise self.connection.refusal(found.error, right(found.error, topic))
+            places |= {(topic, number) for number in found.partitions}
+        for pattern in self._topics.patterns if existing is not None and not self._parts else ():
+            if not self._topics.matched(pattern, existing or []):
+                self._no_match(pattern)
+        return places
+
+    def _on_assign(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        ids = self._ask_ids({p.topic for p in partitions})  # before anything is fetched
+        begin: set[Place] = set()
+        with contextlib.suppress(KafkaException):  # no answer: new ones begin at the latest, too
+            begin |= self._new_ones(client, partitions) if self._start == "latest" else set()
+        try:
+            begin |= self._of_earlier_topics([(p.topic, p.partition) for p in partitions], ids)
+        except KafkaException:
+            ids = {}  # looked at again with the first message
+        if begin:
+            places = [(p.topic, p.partition) for p in partitions]
+            offsets = [TopicPartition(*p, ck.OFFSET_BEGINNING) if p in begin else TopicPartition(*p) for p in places]
+            (client.incremental_assign if self._incremental else client.assign)(offsets)
+        self._joined = True
+        self._take(partitions, ids)
+
+    def _take(self, partitions: list[TopicPartition], ids: Mapping[str, str]) -> None:
+        # librdkafka keeps a pause of ours while a partition is with someone else
+        self._consumer.resume(partitions)
+        self._parts |= {(p.topic, p.partition): Partition(ids.get(p.topic)) for p in partitions}
+        self._learn(ids)
+        self.connection.works()
+
+    def _new_ones(self, client: ck.Consumer, partitions: list[TopicPartition]) -> set[Place]:
+        """Partitions that appeared while we read, to read from their beginning: `latest` would pass over its first
+        messages. Only where the group has no position yet.
+        """
+        if self._known is None:
+            metadata = client.list_topics(timeout=5.0).topics
+            self._known = {(topic, number) for topic, found in metadata.items() for number in found.partitions}
+        new = [p for p in partitions if (p.topic, p.partition) not in self._known]
+        self._known |= {(p.topic, p.partition) for p in new}
+        return {(p.topic, p.partition) for p in client.committed(new, timeout=5.0) if p.offset < 0} if new else set()
+
+    def _on_revoke(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        self._commit_now({(p.topic, p.partition) for p in partitions})
+        self._on_lost(client, partitions)
+
+    def _on_lost(self, _client: ck.Consumer, partitions: list[TopicPartition]) -> None:
+        for p in partitions:
+            self._parts.pop((p.topic, p.partition), None)
+        self._astray &= set(self._parts)
+        self._kept = [m for m in self._kept if place_of(m) in self._parts]
+
+    # --- which topics they are of
+
+    def partition_key(self, topic: str, partition: int) -> str:
+        """`topic@topicid/partition`, or `topic/partition` where the broker has no topic ids.
+
+        Stays until the next `consume`, whatever becomes of the topic meanwhile.
+        """
+        return partition_key(topic, self._handed_ids.get(topic, ""), partition)
+
+    def _of_known_topics(self, messages: list[Message], wait_s: float) -> list[Message]:
+        """Those of `messages` that are of the topic whose id we know.
+
+        A partition's id was learned before anything of it was fetched and is the same now: so it was meanwhile. Where
+        it is another one, the messages in hand may be of either topic, and the new one is read from its beginning.
+        """
+        now = time.monotonic()
+        every = now - self._identified > IDENTITY_S
+        topics = {topic for topic, _ in self._parts} if every else {place_of(m)[0] for m in messages}
+        if not topics or (not messages and self.connection.away()):
+            return messages
+        try:
+            found = self._topic_ids.ask(topics)
+            ids = {topic: self._named_so_far(topic) if id_ is None else id_ for topic, id_ in found.items()}
+            begun = self._identify(ids)
+        except (ServiceError, ServiceUnavailable, KafkaException) as error:
+            return self._wait(error, messages, wait_s)
+        self._asking_since = None
+        if every:
+            self._identified = now
+        return [m for m in messages if place_of(m) not in begun]
+
+    def _named_so_far(self, topic: str) -> str:
+        """The id of a topic that has just been deleted: what is in hand is still of it."""
+        if topic not in self._ids:
+            error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+            raise self.connection.refusal(error, right(error, topic))
+        return self._ids[topic]
+
+    def _identify(self, ids: Mapping[str, str]) -> set[Place]:
+        """Compare the partitions with what their topics are now; those of another topic begin anew: which."""
+        ours = {place: part.topic_id for place, part in self._parts.items() if place[0] in ids}
+        unknown = [place for place, id_ in ours.items() if id_ is None]
+        begin = self._of_earlier_topics(unknown, ids) if unknown else set()
+        begin |= {place for place, id_ in ours.items() if id_ and ids[place[0]] and id_ != ids[place[0]]}
+        for place in set(ours) - begin:
+            self._parts[place].topic_id = ids[place[0]]
+        for place in begin:
+            self._parts[place] = Partition(ids[place[0]], paused=self._parts[place].paused)
+        self._astray |= begin
+        self._learn(ids)
+        self._set_straight()
+        return begin
+
+    def _of_earlier_topics(self, places: Sequence[Place], ids: Mapping[str, str]) -> set[Place]:
+        """Places where the group's position is of an earlier topic of that name, or was lost with it.
+
+        Raises:
+            KafkaException: the broker does not say.
+        """
+        if self._group is None:
+            return set()
+        renamed = {topic for topic, id_ in ids.items() if id_ and self._ids.get(topic, id_) not in ("", id_)}
+        return {
+            (at.topic, at.partition)
+            for at in committed(self._consumer, places)
+            if is_of_another(at, ids.get(at.topic)) or (at.offset < 0 and at.topic in renamed)
+        }
+
+    def _learn(self, ids: Mapping[str, str]) -> None:
+        for topic, id_ in ids.items():
+            before, self._ids[topic] = self._ids.get(topic, id_), id_
+            if before and id_ and before != id_:
+                log.warning("topic %s was deleted and made again: reading it from its beginning", topic)
+                self._kept = [m for m in self._kept if place_of(m)[0] != topic]
+                # what the same call has fetched by now may be of either
+                self._astray |= {place for place in self._parts if place[0] == topic}
+                self.on_made_again(topic)
+
+    def _set_straight(self) -> None:
+        """Set partitions of a topic made again to its beginning; librdkafka drops what it fetched before."""
+        for place in sorted(self._astray):
+            with contextlib.suppress(KafkaException):  # not yet fetched from: the next call tries again
+                self._consumer.seek(TopicPartition(*place, ck.OFFSET_BEGINNING))
+                self._astray.discard(place)
+
+    def _ask_ids(self, topics: set[str]) -> dict[str, str]:
+        """The ids of topics, without those that the broker does not tell now; they are asked for again."""
+        try:
+            return {topic: id_ for topic, id_ in self._topic_ids.ask(topics).items() if id_ is not None}
+        except (ServiceError, ServiceUnavailable):
+            return {}
+
+    def _wait(self, error: Exception, messages: list[Message], wait_s: float) -> list[Message]:
+        """Keep the messages and say once that ids are missing. A refusal passes too: we have read these topics."""
+        if self._asking_since is None:
+            self._asking_since = time.monotonic()
+            log.warning("waiting: %s", error)
+        elif isinstance(error, ServiceError) and time.monotonic() - self._asking_since > REFUSED_AGAIN_S:
+            raise error
+        self._kept = [*messages, *self._kept]
+        self.keep_alive()
+        time.sleep(wait_s)
+        return []
+
+    # --- what the broker says
+
+    def _is_message(self, event: Message) -> bool:
+        if self._is_trouble(event):
+            return False
+        place = place_of(event)
+        part = self._parts.get(place)
+        if part is None or place in self._astray:  # it went to another member, or its topic, while it was on its way
+            return False
+        # the fetch that brought this event brought the true end; asking for it can be wrong (embedded broker)
+        high, offset = self._watermark(place), cast(int, event.offset())
+        if event.error() is not None:
+            part.end(offset, high)
+            return False
+        part.message(offset, high, self._group is not None)
+        return True
+
+    def _is_trouble(self, event: Message) -> bool:
+        """Whether the event is neither a message nor the end of a partition; raises or logs what it says."""
+        error = event.error()
+        if error is None or error.code() == KafkaError._PARTITION_EOF:
+            return False
+        code = error.code()
+        if fatal(error) or code in REFUSED_RIGHT | REFUSED_USER:
+            raise self.connection.refusal(error, right(error, event.topic() or "", self._group or ""))
+        if code in NO_TOPIC and not self._parts and (event.topic() or "") in self._topics.names:
+            raise self.connection.refusal(error, f"topic {event.topic()}")
+        if code == KafkaError._MAX_POLL_EXCEEDED:
+            log.warning(
+                "group %s went on without us: handling took longer than max.poll.interval.ms; joining again, and what "
+                "was not committed comes again. Raise max.poll.interval.ms if this happens often", self._group,
+            )  # fmt: skip
+        else:
+            log.warning("Kafka at %s: %s", self.connection.hosts, self.connection.redact(error.str()))
+        return True
+
+    def _no_match(self, pattern: str) -> None:
+        if self._drain:
+            error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+            raise self.connection.refusal(error, f"topic that matches {pattern}")
+        if pattern not in self._missing:  # surveys make a topic a night: the first may be still to come
+            self._missing.add(pattern)
+            log.warning("Kafka at %s has no topic that matches %s yet: waiting for one", self.connection.hosts, pattern)
+
+    def _watch(self, answered: bool) -> None:
+        if answered:
+            self.connection.works()
+        self.connection.check()
+        if self.connection.away() and time.monotonic() - self._probed > PROBE_EVERY_S:
+            self._probed = time.monotonic()
+            try:
+                self._consumer.list_topics(timeout=1.0)
+                self.connection.works()
+            except KafkaException:
+                self.connection.check()
+
+    def _check_joined(self) -> None:
+        if time.monotonic() - self._began > ASSIGN_S:
+            raise ServiceError(
+                f"Kafka at {self.connection.hosts} gave us no partition of {', '.join(self._topics.topics)} within "
+                f"{ASSIGN_S:.0f} s: another member of group {self._group} may be reading all of them"
+            )
+
+    def _check_transactions(self, unfinished: Sequence[Place]) -> None:
+        blocked = [self._parts[place].blocked_s() for place in unfinished]
+        if min(blocked) < TRANSACTION_S:
+            return
+        (topic, number), part = unfinished[0], self._parts[unfinished[0]]
+        raise ServiceError(
+            f"{topic} partition {number} cannot be read to its end: a transaction that began at offset {part.position} "
+            f"has not ended for {TRANSACTION_S:.0f} s, and it and what stands behind it ({part.unreadable} offsets) "
+            "are unread; end it (kafka-transactions.sh abort), or set isolation.level = read_uncommitted"
+        )
+
+    def _watermark(self, place: Place) -> int:
+        with contextlib.suppress(KafkaException):  # librdkafka knows nothing of it yet
+            marks = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+            return int(marks[1]) if marks else UNKNOWN
+        return UNKNOWN
+
+    # --- commits
+
+    def _uncommitted(self, places: set[Place]) -> list[TopicPartition]:
+        offsets = {place: self._parts[place].to_commit() for place in sorted(places & set(self._parts))}
+        return [
+            TopicPartition(*place, offset, commit_note(self._parts[place].topic_id))
+            for place, offset in offsets.items()
+            if offset is not None
+        ]
+
+    def _commit_again(self) -> None:
+        offsets = self._uncommitted(set(self._parts)) if self._group else []
+        if offsets:
+            for p in offsets:  # counted as committed until the callback says otherwise, so that each goes out once
+                self._parts[p.topic, p.partition].committed = p.offset
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+
+    def _commit_now(self, places: set[Place]) -> None:
+        for place in places & set(self._parts):
+            self._parts[place].committed = UNKNOWN
+        offsets = self._uncommitted(places) if self._group and not self.connection.away() else []
+        if not offsets:
+            return
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:  # harmless: these messages come again
+            log.warning("offsets not committed, messages come again: %s", self.connection.redact(str(error)))
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        for p in partitions:
+            part = self._parts.get((p.topic, p.partition))
+            if (error or p.error) and part is not None and part.committed == p.offset:
+                part.committed = UNKNOWN
+
+
+def _partitions(places: Iterable[Place]) -> list[TopicPartition]:
+    return [TopicPartition(*place) for place in sorted(places)]
+
+
+class AlertConsumer(BatchConsumer):
+    """A `BatchConsumer` that never reads what skyheed writes."""
+
+    def __init__(
+        self,
+        options: Options,
+        topics: Sequence[str] | Selection,
+        group: str,
+        start: str = "earliest",
+        drain: bool = False,
+    ) -> None:
+        super().__init__(options, selection(topics, Outputs().never), group, start, drain)

@@ -1,0 +1,229 @@
+"""librdkafka clients from settings, and what their callbacks say as our errors. Knows nothing of messages.
+
+Any librdkafka option passes through; the options that our promises rest on (manual commit, idempotence, acks) are
+set last. librdkafka waits for a broker that is away for ever; `Connection` turns what its callbacks say into
+`ServiceError` (refused for good) or one line of log (away, back).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import confluent_kafka as ck
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
+
+log = logging.getLogger("skyheed.kafka")
+Options = Mapping[str, Any]
+Place = tuple[str, int]  # topic, partition
+
+# A batch above the topic's max.message.bytes (1 MB by default) is refused as a whole; larger single messages still
+# go, alone, up to MAX_MESSAGE_BYTES if the topic allows.
+BATCH_BYTES = 512 * 1024
+MAX_MESSAGE_BYTES = 64 * 2**20
+DELIVERY_S = 30.0
+REFUSED_AGAIN_S = 30.0  # a refusal on a connection that worked before may be a broker that is just starting
+AWAY_S = 1.0  # librdkafka also reports an idle connection that the broker closed
+
+_SECRET = ("password", "secret", "key.pem", "jaas", "oauthbearer.config", "oauthbearer.token")
+_CLASSIC_ONLY = ("session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy", "group.protocol.type")
+REFUSED_USER = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}
+REFUSED_RIGHT = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+}
+NO_TOPIC = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
+AWAY = {
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError._PURGE_INFLIGHT,
+    KafkaError._PURGE_QUEUE,
+    KafkaError._QUEUE_FULL,
+    KafkaError._RESOLVE,
+    KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._TRANSPORT,
+    KafkaError._WAIT_COORD,
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_ENOUGH_REPLICAS,
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REQUEST_TIMED_OUT,
+}
+
+
+class _Librdkafka:
+    """librdkafka's own log repeats every failed attempt: it goes to debug, the clear sentence is ours."""
+
+    def log(self, _level: int, message: str, *args: object) -> None:
+        logging.getLogger("skyheed.librdkafka").debug(message, *args)
+
+
+class Connection:
+    """What the callbacks of one client said about its broker, as our errors and as one line of log."""
+
+    def __init__(self, options: Options) -> None:
+        self.hosts = str(options.get("bootstrap.servers", "?"))
+        self._user = str(options.get("sasl.username", ""))
+        self._secrets = [str(v) for k, v in options.items() if v and any(part in k for part in _SECRET)]
+        self._worked = False
+        self._refused: tuple[float, ServiceError] | None = None
+        self._away_since: float | None = None
+        self._said = False
+        self._detail = ""
+
+    def on_error(self, error: KafkaError) -> None:
+        """librdkafka's error_cb; runs inside poll, consume and flush."""
+        if fatal(error) or error.code() in REFUSED_USER | REFUSED_RIGHT | {KafkaError._SSL}:
+            began = self._refused[0] if self._refused else time.monotonic()
+            self._refused = (began, self.refusal(error))
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._away_since = self._away_since or time.monotonic()
+        else:
+            self._detail = self.redact(error.str())
+
+    def check(self) -> None:
+        """Raise what is final.
+
+        Raises:
+            ServiceError: the broker refuses us.
+        """
+        if self._refused and (not self._worked or time.monotonic() - self._refused[0] > REFUSED_AGAIN_S):
+            raise self._refused[1]
+
+    def works(self) -> None:
+        """The broker answered."""
+        if self._said:
+            log.warning("Kafka at %s is back after %.0f s", self.hosts, time.monotonic() - (self._away_since or 0))
+        self._worked, self._said = True, False
+        self._away_since = self._refused = None
+
+    def gone(self) -> bool:
+        """True while no broker is reachable; says nothing, for one who looks from another thread."""
+        since = self._away_since
+        return since is not None and time.monotonic() - since > AWAY_S
+
+    def answers(self) -> bool:
+        """Whether the broker has answered, and has not gone away since."""
+        return self._worked and not self.away()
+
+    def detail(self) -> str:
+        """What was said last about why the broker is not reached."""
+        return self._detail or "no answer"
+
+    def away(self) -> bool:
+        """True while no broker is reachable; says so once."""
+        gone = self.gone()
+        if gone and not self._said:
+            self._said = True
+            log.warning("Kafka at %s is away, waiting for it (%s)", self.hosts, self._detail or "no answer")
+        return gone
+
+    def refusal(self, error: KafkaError, what: str = "") -> ServiceError:
+        """The one sentence for an error that will not go away; `what` names the topic or group."""
+        user = f"user {self._user!r}" if self._user else "a client without a user name"
+        code, detail = error.code(), self.redact(error.str())
+        if code in REFUSED_USER:
+            return ServiceError(
+                f"Kafka at {self.hosts} refused {user}: check sasl.username, the password "
+                "(SKYHEED_KAFKA_PASSWORD or sasl.password_file) and sasl.mechanism"
+            )
+        if code == KafkaError._SSL:
+            return ServiceError(
+                f"no TLS connection to Kafka at {self.hosts}: check security.protocol and ssl.ca.location ({detail})"
+            )
+        if code in REFUSED_RIGHT:
+            right = what or f"what it asks ({error.name()})"
+            return ServiceError(f"Kafka at {self.hosts} does not allow {user} {right}: ask for an ACL that does")
+        if code in NO_TOPIC:
+            return ServiceError(f"Kafka at {self.hosts} has no {what or 'such topic'}: check the name, or create it")
+        return ServiceError(f"Kafka at {self.hosts} refuses {what or 'to go on'}: {detail}")
+
+    def unavailable(self, doing: str, detail: str) -> ServiceUnavailable:
+        reason = self._detail or f"{self.redact(detail)}; does security.protocol fit?"
+        return ServiceUnavailable(f"Kafka at {self.hosts} is away: {doing} ({reason})")
+
+    def redact(self, text: str) -> str:
+        """`text` without any secret of the options."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def fatal(error: KafkaError) -> bool:
+    """Whether the client that got it is of no use any more; the events of a consumer say it by their code alone."""
+    return bool(error.fatal()) or error.code() == KafkaError._FATAL
+
+
+def _client(make: Callable[[dict[str, Any]], Any], options: Options, connection: Connection) -> Any:
+    settings = {**options, "error_cb": connection.on_error, "logger": _Librdkafka()}
+    try:
+        return make(settings)
+    except (KafkaException, ValueError, TypeError, AttributeError, OverflowError) as error:
+        reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        raise ConfigError(f"Kafka options cannot work: {connection.redact(' '.join(reason.split()))}") from None
+
+
+def check_options(options: Options) -> None:
+    """See that librdkafka takes the options: most of them it judges only when a client is made. Asks no server.
+
+    Raises:
+        ConfigError: an unknown option, a value it does not take, or options that contradict each other.
+    """
+    producer(options, Connection(options))
+    consumer(options, "skyheed-check", Connection(options)).close()
+
+
+def producer(options: Options, connection: Connection) -> ck.Producer:
+    """An idempotent producer: acks=all, zstd, Java's partitioner so that keys land where other clients put them."""
+    defaults = {
+        "batch.size": BATCH_BYTES,
+        "compression.type": "zstd",
+        "linger.ms": 5,
+        "message.max.bytes": MAX_MESSAGE_BYTES,
+        "message.timeout.ms": int(DELIVERY_S * 1000),
+        "partitioner": "murmur2_random",
+        "topic.metadata.propagation.max.ms": 10_000,  # an unknown topic is reported before the messages time out
+    }
+    return _client(ck.Producer, {**defaults, **options, "enable.idempotence": True, "acks": "all"}, connection)  # type: ignore[no-any-return]
+
+
+def consumer(options: Options, group: str, connection: Connection, **overrides: Any) -> ck.Consumer:
+    """A consumer that commits only when told; classic and `group.protocol=consumer` (KIP-848) both work."""
+    # 10 s: after a kill -9 the partitions move on soon (45 s is librdkafka's default, 6 s the brokers' least)
+    defaults = {
+        "auto.offset.reset": "earliest", "topic.metadata.refresh.interval.ms": 30_000, "session.timeout.ms": 10_000,
+    }  # fmt: skip
+    settings = {**defaults, **options, **overrides}
+    settings |= {"group.id": group, "enable.auto.commit": False, "enable.partition.eof": True}
+    if settings.get("group.protocol") == "consumer":  # KIP-848: the broker decides these, librdkafka refuses them
+        settings = {k: v for k, v in settings.items() if k not in _CLASSIC_ONLY}
+    else:
+        settings.setdefault("partition.assignment.strategy", "cooperative-sticky")
+    return _client(ck.Consumer, settings, connection)  # type: ignore[no-any-return]
+
+
+def rebalances_in_steps(options: Options) -> bool:
+    """Whether a group of these options takes and gives partitions one by one, or all of them at every rebalance."""
+    eager = "cooperative" not in str(options.get("partition.assignment.strategy", "cooperative-sticky"))
+    return options.get("group.protocol") == "consumer" or not eager
+
+
+def admin(options: Options, connection: Connection) -> AdminClient:
+    """An admin client."""
+    return _client(AdminClient, options, connection)  # type: ignore[no-any-return]
+
+
+def right(error: KafkaError, topic: str, group: str = "") -> str:
+    """What was not allowed, for `Connection.refusal`."""
+    if error.code() in NO_TOPIC:
+        return f"topic {topic}"
+    if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+        return f"to read as group {group}"
+    return f"to read topic {topic}" if topic else "to read"

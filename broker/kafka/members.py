@@ -1,0 +1,75 @@
+"""What the other members of a consumer group have read; a drain ends only with theirs. Knows nothing of messages."""
+
+import time
+
+import confluent_kafka as ck
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from skyheed.broker.errors import ServiceError
+from skyheed.broker.kafka.connection import REFUSED_RIGHT, REFUSED_USER, Place, fatal
+from skyheed.broker.kafka.selection import Selection
+
+ASK_S = 1.0
+ANSWER_S = 5.0
+
+
+class OtherMembers:
+    """The partitions of a group's topics that we do not hold: whether they were read to where they ended.
+
+    Args:
+        topics: what the group reads.
+    """
+
+    def __init__(self, client: ck.Consumer, topics: Selection, group: str) -> None:
+        self._client, self._topics, self._group = client, topics, group
+        self._ends: dict[Place, int] = {}  # where each ended when it was first looked at
+        self._asked = 0.0
+        self._left = -1
+        self._since = time.monotonic()
+
+    def finished(self, ours: set[Place], patience_s: float) -> bool:
+        """Whether all that others hold was read to its end; asks the broker at most every ASK_S.
+
+        Raises:
+            ServiceError: they have not come on for `patience_s`.
+            KafkaException: the broker refuses us.
+        """
+        now = time.monotonic()
+        if now - self._asked < ASK_S:
+            return False
+        self._asked = now
+        try:
+            left = self._unread(ours)
+        except KafkaException as error:
+            if fatal(error.args[0]) or error.args[0].code() in REFUSED_RIGHT | REFUSED_USER:
+                raise
+            return False  # no answer for now
+        if left != self._left:
+            self._left, self._since = left, now
+        if left and now - self._since > patience_s:
+            raise ServiceError(
+                f"another member of group {self._group} has {left} messages of {', '.join(self._topics.topics)} still "
+                f"to read, and has not come on for {patience_s:.0f} s: end it, or look at its log"
+            )
+        return not left
+
+    def _unread(self, ours: set[Place]) -> int:
+        """Offsets of the others that were there when first looked at and are not committed.
+
+        Raises:
+            KafkaException: no answer, or a topic is not there.
+        """
+        others = sorted(self._places() - ours)
+        left = 0
+        for at in self._client.committed([TopicPartition(*p) for p in others], timeout=ANSWER_S) if others else ():
+            low, high = self._client.get_watermark_offsets(TopicPartition(at.topic, at.partition), ANSWER_S)
+            end = self._ends.setdefault((at.topic, at.partition), high)
+            left += max(0, end - max(low, at.offset))
+        return left
+
+    def _places(self) -> set[Place]:
+        found = self._client.list_topics(timeout=ANSWER_S).topics
+        chosen = self._topics.among([name for name, topic in found.items() if topic.error is None])
+        if not chosen or not set(chosen) <= set(found):
+            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+        return {(name, number) for name in chosen for number in found[name].partitions}

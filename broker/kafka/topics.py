@@ -1,0 +1,303 @@
+"""Questions to the broker about topics and groups: ids, missing topics, ends, lag. Knows nothing of messages."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, cast
+
+import confluent_kafka as ck
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from skyheed.broker.kafka.connection import (
+    AWAY,
+    NO_TOPIC,
+    REFUSED_RIGHT,
+    Connection,
+    Options,
+    Place,
+    admin,
+    consumer,
+    right,
+)
+from skyheed.broker.kafka.selection import Selection, selection
+
+REQUEST_S = 10.0
+NOTE = "topic-id="
+LOOK_S = 0.5
+COORDINATOR_MOVES = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
+NO_IDS = REFUSED_RIGHT | {
+    KafkaError._UNSUPPORTED_FEATURE,
+    KafkaError.UNSUPPORTED_VERSION,
+    KafkaError.INVALID_REQUEST,
+}
+
+
+class TopicIds:
+    """Asks for the ids of topics, over one connection. An id never comes back: a topic made again has another one."""
+
+    def __init__(self, options: Options) -> None:
+        self.connection = Connection(options)
+        self._options = options
+        self._client: AdminClient | None = None
+
+    def ask(self, topics: Iterable[str]) -> dict[str, str | None]:
+        """Kafka's id of each topic (URL-safe base64); empty where the broker gives none, None where there is no topic.
+
+        Raises:
+            ServiceError: the broker refuses us.
+            ServiceUnavailable: the broker does not answer.
+        """
+        if self._client is None:
+            self._client = admin(self._options, self.connection)
+        futures = self._client.describe_topics(ck.TopicCollection(sorted(topics)), request_timeout=REQUEST_S)
+        return {topic: self._id(self._client, topic, future) for topic, future in futures.items()}
+
+    def _id(self, client: AdminClient, topic: str, future: "Future[Any]") -> str | None:
+        try:
+            found = str(_wait(client, self.connection, future).topic_id)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code in NO_TOPIC:
+                return None
+            if code not in NO_IDS:
+                raise self.connection.unavailable(f"the id of topic {topic} is unknown", error.args[0].str()) from None
+            return ""  # an old broker, or no right to describe: the name has to do
+        # Uuid's text is plain base64; all zeros is "none"
+        return "" if not found.strip("A") else found.replace("/", "_").replace("+", "-")
+
+
+def topic_ids(options: Options, topics: set[str]) -> dict[str, str]:
+    """Kafka's id of each topic, as `TopicIds.ask`.
+
+    Raises:
+        ServiceError: a topic does not exist.
+        ServiceUnavailable: the broker does not answer.
+    """
+    asked = TopicIds(options)
+    ids = {}
+    for topic, found in asked.ask(topics).items():
+        if found is None:
+            error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+            raise asked.connection.refusal(error, right(error, topic))
+        ids[topic] = found
+    return ids
+
+
+def partition_key(topic: str, topic_id: str, partition: int) -> str:
+    """`topic@topicid/partition`, so that a topic made again is another one; `topic/partition` without an id."""
+    return f"{topic}@{topic_id}/{partition}" if topic_id else f"{topic}/{partition}"
+
+
+def commit_note(topic_id: str | None) -> str | None:
+    """What is committed along with an offset, so that it is not taken for one of a topic that was made again."""
+    return f"{NOTE}{topic_id}" if topic_id else None
+
+
+def is_of_another(at: TopicPartition, topic_id: str | None) -> bool:
+    """Whether an offset was committed for an earlier topic of this name. One without our note is trusted: it is of
+    an earlier release, or an operator set it, or the broker keeps no notes."""
+    note = at.metadata or ""
+    return bool(topic_id) and at.offset >= 0 and note.startswith(NOTE) and note != commit_note(topic_id)
+
+
+def ensure_topics(
+    options: Options, topics: Mapping[str, Mapping[str, str]], partitions: int = 4, replication: int = -1
+) -> None:
+    """Create the topics that are missing, each with its configuration; those that exist stay as they are.
+
+    Raises:
+        ServiceError: a topic is missing and we may not or cannot create it.
+        ServiceUnavailable: the broker does not answer.
+    """
+    connection = Connection(options)
+    client = admin(options, connection)
+    existing = _metadata(client, connection)
+    missing = [
+        NewTopic(name, partitions, replication, config=dict(config))
+        for name, config in topics.items()
+        if name not in existing
+    ]
+    if not missing:
+        return
+    for name, future in client.create_topics(missing, request_timeout=REQUEST_S).items():
+        try:
+            _wait(client, connection, future)
+        except KafkaException as error:
+            _judge_creation(connection, name, error.args[0])
+
+
+def end_offsets(options: Options, topics: Sequence[str] | Selection) -> dict[Place, int]:
+    """The end offset of every partition as the broker tells it (the embedded one is wrong after large batches).
+
+    Raises:
+        ServiceError: a topic does not exist or may not be read.
+        ServiceUnavailable: the broker does not answer.
+    """
+    connection = Connection(options)
+    client = consumer(options, "skyheed-ends", connection)
+    try:
+        return {
+            place: client.get_watermark_offsets(TopicPartition(*place), REQUEST_S)[1]
+            for place in _places(client, connection, topics)
+        }
+    except KafkaException as error:
+        connection.check()
+        raise connection.unavailable("the end offsets are unknown", error.args[0].str()) from None
+    finally:
+        client.close()
+
+
+def group_lag(options: Options, group: str, topics: Sequence[str] | Selection) -> dict[Place, int]:
+    """Offsets that `group` has still to read in every partition; all of them where it never committed.
+
+    They are counted to the last stable offset, unless `isolation.level` says otherwise. Some may hold nothing that
+    can be read (control records, what compaction removed): `unread` tells.
+
+    Raises:
+        ServiceError: a topic does not exist, or topic or group may not be read.
+        ServiceUnavailable: the broker does not answer.
+    """
+    connection = Connection(options)
+    client = consumer(options, group, connection)
+    try:
+        places = list(_places(client, connection, topics))
+        lags = {}
+        for at in _own(options, committed(client, places)):
+            low, high = client.get_watermark_offsets(TopicPartition(at.topic, at.partition), REQUEST_S)
+            lags[at.topic, at.partition] = max(0, high - max(low, at.offset))
+        return lags
+    except KafkaException as error:
+        connection.check()
+        if error.args[0].code() in REFUSED_RIGHT:
+            raise connection.refusal(error.args[0], f"to read group {group}") from None
+        raise connection.unavailable("the lag is unknown", error.args[0].str()) from None
+    finally:
+        client.close()
+
+
+def unread(options: Options, group: str, places: Iterable[Place]) -> set[Place]:
+    """Those of `places` where at least one message follows what `group` has committed; found by reading.
+
+    A place that does not answer within REQUEST_S counts as one of them.
+
+    Raises:
+        ServiceError: topic or group may not be read.
+        ServiceUnavailable: the broker does not answer.
+    """
+    connection = Connection(options)
+    client = consumer(options, group, connection, **{"auto.offset.reset": "earliest", "queued.min.messages": 1})
+    asked = set(places)
+    found: set[Place] = set()
+    try:
+        client.assign(_own(options, committed(client, sorted(asked))))  # without a position: from the beginning
+        deadline = time.monotonic() + REQUEST_S
+        while asked and time.monotonic() < deadline:
+            for event in client.consume(100, LOOK_S):
+                place, error = cast(Place, (event.topic(), event.partition())), event.error()
+                if error is None:
+                    found.add(place)
+                if error is None or error.code() == KafkaError._PARTITION_EOF:
+                    asked.discard(place)
+            connection.check()
+        return found | asked
+    except KafkaException as error:
+        connection.check()
+        raise connection.unavailable("what is left to read is unknown", error.args[0].str()) from None
+    finally:
+        client.close()
+
+
+def committed(client: ck.Consumer, places: Iterable[Place]) -> list[TopicPartition]:
+    """What the client's group has committed; a coordinator that is just being found or moved is asked again.
+
+    Raises:
+        KafkaException: no answer, or another one than "not the coordinator".
+    """
+    asked = [TopicPartition(*place) for place in places]
+    deadline = time.monotonic() + REQUEST_S
+    while True:
+        try:
+            found: list[TopicPartition] = client.committed(asked, timeout=REQUEST_S)
+        except KafkaException as error:
+            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return found
+
+
+def _own(options: Options, found: Sequence[TopicPartition]) -> list[TopicPartition]:
+    """The committed offsets; the beginning in place of those of an earlier topic of the same name."""
+    ids = TopicIds(options).ask({at.topic for at in found}) if found else {}
+    return [
+        TopicPartition(at.topic, at.partition, ck.OFFSET_BEGINNING if is_of_another(at, ids[at.topic]) else at.offset)
+        for at in found
+    ]
+
+
+def ping(options: Options) -> str:
+    """Ask the broker for its cluster id.
+
+    Raises:
+        ServiceError: it refuses us.
+        ServiceUnavailable: it does not answer.
+    """
+    connection = Connection(options)
+    client = admin(options, connection)
+    _metadata(client, connection)
+    return str(client.cluster_id(REQUEST_S))
+
+
+def _places(client: ck.Consumer, connection: Connection, topics: Sequence[str] | Selection) -> Iterator[Place]:
+    for topic in _named(client, connection, topics):
+        found = _metadata(client, connection, topic)[topic]
+        if found.error is not None:
+            raise connection.refusal(found.error, right(found.error, topic))
+        yield from ((topic, number) for number in sorted(found.partitions))
+
+
+def _named(client: ck.Consumer, connection: Connection, topics: Sequence[str] | Selection) -> list[str]:
+    """The names among `topics` and the existing topics that its patterns (they begin with ^) match."""
+    chosen = selection(topics)
+    return chosen.among(_metadata(client, connection) if chosen.patterns else ())
+
+
+def _metadata(client: AdminClient | ck.Consumer, connection: Connection, topic: str | None = None) -> dict[str, Any]:
+    """The broker's topics (or one of them); asks in short turns, because only a poll brings a refusal to light."""
+    deadline = time.monotonic() + REQUEST_S
+    while True:
+        try:
+            # the stub does not allow None, which asks for all topics
+            found = client.list_topics(timeout=1.0) if topic is None else client.list_topics(topic, timeout=1.0)
+            return dict(found.topics)
+        except KafkaException as error:
+            client.poll(0)
+            connection.check()
+            if time.monotonic() > deadline:
+                raise connection.unavailable("it says nothing of its topics", error.args[0].str()) from None
+
+
+def _wait(client: AdminClient, connection: Connection, future: "Future[Any]") -> Any:
+    """The result of an admin request; a refused user ends the wait at once."""
+    while True:
+        try:
+            return future.result(0.05)
+        except TimeoutError:
+            client.poll(0)
+            connection.check()
+
+
+def _judge_creation(connection: Connection, name: str, error: KafkaError) -> None:
+    if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+        return
+    if error.code() in AWAY:
+        raise connection.unavailable(f"topic {name} was not created", error.str())
+    if error.code() in REFUSED_RIGHT:
+        raise connection.refusal(error, f"to create topic {name}, which is missing (or to see it)")
+    raise connection.refusal(error, f"to create topic {name}")

@@ -1,0 +1,1 @@
+"""One machine: embedded servers, processes, `up` and `demo`."""

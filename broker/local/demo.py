@@ -1,0 +1,197 @@
+"""`skyheed demo`: a simulated SDSS season through the real pipeline, scored against its truth.
+
+Servers, ingest and worker are the ones of `skyheed up`; the demo only adds the archive, the replay, a subscriber that
+prints, and the scores. Accuracy after N stamps is what the served model says of the first N stamps that the pipeline
+stored of each object; accuracy at the end is the last published record of each object.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from skyheed.broker import app as daemon
+from skyheed.broker import config
+from skyheed.broker import replay as player
+from skyheed.broker.local import demo_report
+from skyheed.broker.local import processes as stack
+from skyheed.broker.observation import BANDS
+from skyheed.broker.results.record import Classification
+from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.subscribe import Subscriber
+from skyheed.broker.work import history_of
+from skyheed.classifier.archives import reader as archives
+from skyheed.classifier.keeper import temporary_folder
+from skyheed.classifier.models.base import Model
+from skyheed.classifier.names import printable
+from skyheed.classifier.progress import say
+from skyheed.classifier.serving import load
+from skyheed.classifier.sky import simulate
+
+SURVEY = "sdss"
+PRIOR = "1,1,1,1"  # the classes occur equally often in the demo's sky
+DRAIN_S = 120.0
+SHOWN = 6  # objects in the picture
+
+
+class Listener(threading.Thread):
+    """Subscribes to the classifications and prints them as they arrive."""
+
+    def __init__(self, kafka: str, topic: str, truth: Mapping[str, str]) -> None:
+        super().__init__(daemon=True)
+        self.records: list[Classification] = []
+        self._truth = truth
+        self._stream = Subscriber(kafka, topic=topic)
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            with self._stream as stream:
+                for record in stream:
+                    self.records.append(record)
+                    say(_line(record, self._truth.get(record.object_id, "?")))
+        except Exception as error:  # shown by `last`, in the thread that can report it
+            self._error = error
+
+    def wait_for(self, revisions: Mapping[str, int], limit_s: float) -> None:
+        """Wait until the latest revision of every object has arrived, then stop."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline and self._error is None:
+            seen: dict[str, int] = {}
+            for record in list(self.records):
+                seen[record.object_id] = max(seen.get(record.object_id, 0), record.revision)
+            if all(seen.get(name, 0) >= revision for name, revision in revisions.items()):
+                break
+            time.sleep(0.1)
+        self._stream.stop()
+        self.join(10)
+        if self._error is not None:
+            raise self._error
+
+
+def _line(record: Classification, truth: str) -> str:
+    bands = " ".join(f"{band}{count:<2d}" for band, count in sorted(record.stamps_per_band.items()))
+    if record.top_class is None:
+        answer = f"declined ({record.reason})"
+    else:
+        answer = f"{record.top_class:<8} {record.top_probability:4.0%} {'✓' if record.top_class == truth else ' '}"
+    line = f"{record.object_id:<14} {bands:<22} {record.days_since_first:6.1f} d  {answer:<26} truth: {truth}"
+    return printable(line)
+
+
+def run(objects: int, rate: float, seed: int, output: str) -> bool:
+    """Run the demo; True if the books balance.
+
+    Args:
+        objects: how many objects to simulate.
+        rate: alerts a second.
+        output: where the picture goes.
+    """
+    began = time.monotonic()
+    with temporary_folder("skyheed-demo-") as folder:
+        click.echo(f"1/4  simulating {objects} SDSS objects over one season (seed {seed})", err=True)
+        simulate(SURVEY, objects, seed, folder / "archive", seasons=1, balanced=True)
+        click.echo("2/4  starting Kafka, Valkey, ingest and worker", err=True)
+        with stack.servers(None, None) as servers:
+            return _stream(servers, folder, rate, Path(output), began)
+
+
+def _stream(servers: stack.Servers, folder: Path, rate: float, output: Path, began: float) -> bool:
+    settings = servers.settings(config.load(overrides={"survey": SURVEY}))
+    archive = archives.Archive(folder / "archive")
+    truth = dict(zip(archive.objects["object_id"].to_pylist(), archive.objects["class"].to_pylist(), strict=True))
+    store, _, ledger = daemon.read_store(settings)
+    daemon.prepare_topics(settings, threading.Event())
+    arguments = stack.shared_arguments(settings, None)
+    ingest = stack.Daemon("ingest", [*arguments, "--debounce", "0"], folder / "ingest.log", servers.secrets)
+    worker = stack.Daemon("work", [*arguments, "--prior", PRIOR], folder / "work.log", servers.secrets)
+    try:
+        listener = Listener(settings.kafka["bootstrap.servers"], settings.classification_topic, truth)
+        listener.start()
+        click.echo(f"3/4  replaying the season at {rate:.0f} alerts/s", err=True)
+        sent = player.replay(
+            settings.kafka, daemon.survey_of(settings), [str(folder / "archive")], daemon.alert_topics(settings)[0],
+            rate=rate,
+        )  # fmt: skip
+        stack.wait_until(
+            lambda: ledger.books().consumed >= sent and ledger.books().pending == 0,
+            "classifying what was sent", [ingest, worker], DRAIN_S,
+        )  # fmt: skip
+        listener.wait_for({name: store.revision(name) for name in truth if store.revision(name)}, DRAIN_S)
+    finally:
+        ingest.stop()
+        worker.stop()
+    click.echo("4/4  scoring", err=True)
+    books = ledger.books()
+    result = _score(store, archive, truth, listener.records, output)
+    click.echo(f"\n{books.to_text()}\n\npicture: {output}")
+    summary = {**books.summary(), **result, "seconds": round(time.monotonic() - began, 1)}
+    click.echo(json.dumps(summary))
+    return books.balanced
+
+
+def _score(
+    store: SequenceStore, archive: archives.Archive, truth: Mapping[str, str], records: Sequence[Classification],
+    output: Path,
+) -> dict[str, Any]:  # fmt: skip
+    last = {r.object_id: r for r in sorted(records, key=lambda r: r.revision) if r.top_class}
+    model = load(SURVEY, survey=SURVEY, prior=PRIOR)
+    classes = model.classes
+    matrix = demo_report.confusion([truth[n] for n in last], [str(r.top_class) for r in last.values()], classes)
+    whole = {name: store.sequence(name) for name in last}
+    scores = [_score_at(cutoff, whole, truth, model) for cutoff in demo_report.CUTOFFS]
+    end = demo_report.score("the last stamp", matrix)
+    latency = demo_report.latency([r.classified_ms - r.kafka_ms for r in records])
+    click.echo("\n" + demo_report.text([*scores, end], matrix, classes))
+    click.echo(f"\n  alert to classification: p50 {latency['p50']:.0f} ms, p99 {latency['p99']:.0f} ms")
+    title = f"skyheed demo, simulated SDSS: {end.objects} objects, accuracy {end.accuracy:.0%} at the end"
+    demo_report.plot(output, _tracks(whole, truth, records, classes), matrix, classes, title)
+    return {"latency_ms": latency, "accuracy": round(end.accuracy, 4), "macro_f1": round(end.macro_f1, 4)}
+
+
+def _score_at(cutoff: int, whole: Mapping[str, Any], truth: Mapping[str, str], model: Model) -> demo_report.Score:
+    """What the served model says of the first `cutoff` stamps of every object that has as many."""
+    chosen = [(name, s) for name, s in whole.items() if len(s.header) >= cutoff]
+    histories = [history_of(s, SURVEY).until(epochs=cutoff) for _, s in chosen]
+    classes = model.classes
+    answers = [classes[int(np.argmax(p.probabilities))] for p in model.classify(histories)]
+    matrix = demo_report.confusion([truth[name] for name, _ in chosen], answers, classes)
+    return demo_report.score(f"{cutoff} stamps", matrix)
+
+
+def _tracks(
+    whole: Mapping[str, Any], truth: Mapping[str, str], records: Sequence[Classification], classes: Sequence[str]
+) -> list[demo_report.Track]:
+    """Some objects of each class, those with the most answers first."""
+    answers: dict[str, list[Classification]] = {}
+    for record in sorted(records, key=lambda r: r.revision):
+        if record.top_class:
+            answers.setdefault(record.object_id, []).append(record)
+    order = sorted(answers, key=lambda name: -len(answers[name]))
+    chosen: list[str] = []
+    for turn in range(SHOWN):
+        wanted = classes[turn % len(classes)]
+        chosen += [name for name in order if truth[name] == wanted and name not in chosen][:1]
+    return [_track(name, truth[name], answers[name], whole[name], classes) for name in chosen]
+
+
+def _track(
+    name: str, truth: str, answers: Sequence[Classification], sequence: Any, classes: Sequence[str]
+) -> demo_report.Track:
+    picks = np.unique(np.linspace(0, len(sequence.header) - 1, 10).round().astype(int))
+    header = sequence.header[picks]
+    first = min(r.first_mjd for r in answers)  # of the object: a sequence that outgrew the window begins later
+    probabilities = [[dict(r.probability_of)[c] for c in classes] for r in answers]
+    return demo_report.Track(
+        object_id=name,
+        truth=truth,
+        days=[r.last_mjd - first for r in answers],
+        probabilities=np.array(probabilities, np.float32),
+        stamps=sequence.stamps[picks].astype(np.float32),
+        captions=[f"{BANDS[h['band']]} {h['mjd'] - first:.0f} d" for h in header],
+    )

@@ -1,0 +1,283 @@
+"""Avro schemas, what a reader wants of them, and the plain reader: slow, strict, for any schema.
+
+`avro_compiler` makes a fast reader of the same plan; whatever that one does not like is read here again, so that
+this module alone decides what is an error and which one. It never trusts a length, a count or a branch number,
+does no work that the number of bytes does not pay for, and knows nothing of files, topics or surveys.
+
+Specification: https://avro.apache.org/docs/1.11.1/specification/ (binary encoding, schema resolution).
+Two deliberate differences: records are matched by field, not by name (ZTF's `ztf.alert` comes back from Spark as
+`topLevelRecord`), and `int` and `long` are one type.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from skyheed.broker.errors import PacketError, Reason
+from skyheed.broker.packets.avro_schema import MAX_DEPTH, MAX_SCHEMA_BYTES, Schema, Type
+
+__all__ = ["MAX_DEPTH", "MAX_SCHEMA_BYTES", "MAX_STEPS", "PlainReader", "Plan", "Schema", "Steps", "Type", "resolve"]
+
+# Values passed over in one message: 1 or 2 s by the slow reader. The year's history of a Rubin deep field has 500,000.
+MAX_STEPS = 2_000_000
+
+# Writer type -> reader types that may take it (specification, "Schema Resolution").
+_PROMOTIONS = {
+    "int": ("int", "long", "float", "double"),
+    "long": ("long", "int", "float", "double"),
+    "float": ("float", "double"),
+    "double": ("double", "float"),
+    "string": ("string", "bytes"),
+    "bytes": ("bytes", "string"),
+    "enum": ("string",),
+}
+_FLOAT = struct.Struct("<f").unpack_from
+_DOUBLE = struct.Struct("<d").unpack_from
+
+
+@dataclass(eq=False, slots=True)
+class Plan:
+    """How one writer type is read: skipped, taken as `take`, or refused with `error` when it comes up."""
+
+    type: Type
+    take: str = ""  # the reader's type; empty: skip
+    parts: list["Plan"] = field(default_factory=list)  # of the record's fields or the union's branches
+    keys: list[str] = field(default_factory=list)  # of a taken record; empty: that field is skipped
+    defaults: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Steps:
+    """How many more values one message may make us pass over."""
+
+    left: int = MAX_STEPS
+
+
+# --- resolution: writer and reader schema -> plan -----------------------------------------------------------
+
+
+def resolve(writer: Type, reader: Type | None) -> Plan:
+    """How to read what `writer` wrote as `reader` wants it; without a reader everything is skipped.
+
+    A mismatch is no error yet: it becomes one when such a value comes up.
+    """
+    return _Resolution().plan(writer, reader, "")
+
+
+class _Resolution:
+    """Makes the plan of a record once, however many fields and unions refer to it: the work stays linear."""
+
+    def __init__(self) -> None:
+        self._records: dict[tuple[int, int], Plan] = {}
+        self._skipped: dict[int, Plan] = {}
+
+    def plan(self, writer: Type, reader: Type | None, path: str) -> Plan:
+        if reader is None:
+            if id(writer) not in self._skipped:
+                self._skipped[id(writer)] = Plan(writer)
+            return self._skipped[id(writer)]
+        if writer.kind == "union":
+            parts = [self.plan(branch, reader, path) for branch in writer.branches]
+            return Plan(writer, take="union", parts=parts)
+        wanted = next(_acceptable(writer, reader), None)
+        if wanted is None:
+            return Plan(writer, error=f"{path or 'the record'} has type {writer.kind}")
+        if writer.kind == "record":
+            return self._record(writer, wanted, path)
+        return Plan(writer, take=wanted.kind)
+
+    def _record(self, writer: Type, reader: Type, path: str) -> Plan:
+        key = id(writer), id(reader)
+        if key in self._records:
+            return self._records[key]
+        wanted = dict(reader.fields)
+        names = frozenset(wanted)
+        plan = Plan(writer, take="record")
+        for name, part in writer.fields:
+            inner = wanted.pop(name, None)
+            if inner is None and name in names:
+                plan.error = f"{path or 'the record'} has two fields {name}"
+            plan.keys.append("" if inner is None else name)
+            plan.parts.append(self.plan(part, inner, f"{path}.{name}".lstrip(".") if inner else ""))
+        for name in wanted:
+            if name not in reader.defaults:
+                plan.error = f"{path or 'the record'} has no field {name}"
+            plan.defaults[name] = reader.defaults.get(name)
+        self._records[key] = plan
+        return plan
+
+
+def _acceptable(writer: Type, reader: Type) -> Iterator[Type]:
+    """The reader's branches that can take this writer type, the same type before promotions."""
+    branches = reader.branches if reader.kind == "union" else [reader]
+    for kind in _PROMOTIONS.get(writer.kind, (writer.kind,)):
+        if kind not in ("fixed", "array", "map"):
+            yield from (branch for branch in branches if branch.kind == kind)
+
+
+# --- the plain reader --------------------------------------------------------------------------------------
+
+
+class PlainReader:
+    """Reads values from `data[position:end]`, checking everything; `steps` is what the message may still cost.
+
+    Raises:
+        PacketError: TRUNCATED, WRONG_TYPE, BAD_BLOCK or BOMB, with the byte offset.
+    """
+
+    def __init__(self, data: bytes, position: int, end: int, steps: Steps | None = None) -> None:
+        self.data = data
+        self.position = position
+        self.end = end
+        self._depth = 0
+        self._steps = steps or Steps()
+
+    def read(self, plan: Plan) -> Any:
+        """One value as the plan wants it (None where it skips)."""
+        if plan.error:
+            self._fail(Reason.WRONG_TYPE, plan.error)
+        if plan.take == "record":
+            return self._record(plan)
+        if plan.take == "union":
+            return self.read(plan.parts[self._branch(len(plan.parts))])
+        if not plan.take:
+            self.skip(plan.type)
+            return None
+        return _convert(self._value(plan.type), plan.take, self)
+
+    def _record(self, plan: Plan) -> dict[str, Any]:
+        record = {}
+        for key, part in zip(plan.keys, plan.parts, strict=True):
+            value = self.read(part)
+            if key:
+                record[key] = value
+        return record | plan.defaults
+
+    def _value(self, each: Type) -> Any:
+        match each.kind:
+            case "null":
+                return None
+            case "boolean":
+                return self._boolean()
+            case "int" | "long":
+                return self.long()
+            case "float":
+                return _FLOAT(self.data, self._advance(4))[0]
+            case "double":
+                return _DOUBLE(self.data, self._advance(8))[0]
+            case "enum":
+                return self._symbol(each)
+            case _:
+                return self.bytes()
+
+    def skip(self, each: Type) -> None:
+        """Pass over one value of any type."""
+        self._depth += 1
+        self._steps.left -= 1
+        if self._depth > MAX_DEPTH * 2:
+            self._fail(Reason.BAD_BLOCK, "values nested too deep")
+        if self._steps.left < 0:
+            self._fail(Reason.BOMB, f"more than {MAX_STEPS} values in one message")
+        match each.kind:
+            case "record":
+                for _, part in each.fields:
+                    self.skip(part)
+            case "union":
+                self.skip(each.branches[self._branch(len(each.branches))])
+            case "array" | "map":
+                self._skip_blocks(each)
+            case "fixed":
+                self._advance(each.size)
+            case "bytes" | "string":
+                self._advance(self.length())
+            case "enum":
+                self.long()
+            case _:
+                self._value(each)
+        self._depth -= 1
+
+    def _skip_blocks(self, each: Type) -> None:
+        item = each.branches[0]
+        least = item.least + (each.kind == "map")
+        while count := self.long():
+            stop = None
+            if count < 0:
+                count = -count
+                size = self.length()
+                stop = self.position + size
+            if count * least > self.end - self.position:
+                self._fail(Reason.BAD_BLOCK, f"a block of {count} items does not fit")
+            # Items of no bytes (null) are passed over at once: their count is not paid for by bytes.
+            for _ in range(count if least else 0):
+                if each.kind == "map":
+                    self._advance(self.length())
+                self.skip(item)
+            if stop not in (None, self.position):
+                self._fail(Reason.BAD_BLOCK, "a block is not as long as it says")
+
+    def long(self) -> int:
+        """A zig-zag number of at most ten bytes."""
+        number = shift = 0
+        while True:
+            byte = self.data[self._advance(1)]
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return (number >> 1) ^ -(number & 1)
+            shift += 7
+            if shift > 63:
+                self._fail(Reason.WRONG_TYPE, "a number of more than ten bytes")
+
+    def length(self) -> int:
+        """A length that fits into what is left."""
+        length = self.long()
+        if length < 0:
+            self._fail(Reason.WRONG_TYPE, f"a length of {length}")
+        if length > self.end - self.position:
+            self._fail(Reason.TRUNCATED, f"{length} bytes announced, {self.end - self.position} left")
+        return length
+
+    def bytes(self) -> bytes:
+        """A string's or byte array's bytes."""
+        start = self._advance(self.length())
+        return self.data[start : self.position]
+
+    def _boolean(self) -> bool:
+        byte = self.data[self._advance(1)]
+        if byte > 1:
+            self._fail(Reason.WRONG_TYPE, f"a boolean of value {byte}")
+        return byte == 1
+
+    def _symbol(self, each: Type) -> str:
+        index = self.long()
+        if not 0 <= index < len(each.symbols):
+            self._fail(Reason.WRONG_TYPE, f"symbol number {index} of {each.name[:80]}")
+        return each.symbols[index]
+
+    def _branch(self, branches: int) -> int:
+        index = self.long()
+        if not 0 <= index < branches:
+            self._fail(Reason.WRONG_TYPE, f"branch {index} of a union of {branches}")
+        return index
+
+    def _advance(self, size: int) -> int:
+        start = self.position
+        if size > self.end - start:
+            self._fail(Reason.TRUNCATED, f"{size} bytes wanted, {self.end - start} left")
+        self.position = start + size
+        return start
+
+    def _fail(self, reason: Reason, detail: str) -> NoReturn:
+        raise PacketError(reason, f"{detail} (byte {self.position})")
+
+
+def _convert(value: Any, take: str, reader: PlainReader) -> Any:
+    if take == "string" and isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise PacketError(Reason.WRONG_TYPE, f"text that is not UTF-8 (byte {reader.position})") from error
+    if take == "bytes" and isinstance(value, str):
+        return value.encode()
+    return float(value) if take in ("float", "double") else value

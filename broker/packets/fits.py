@@ -1,0 +1,215 @@
+"""FITS bytes -> image -> model-ready stamp.
+
+A parser for the small images that alert packets carry (the first image of the file, uncompressed pixels, the WCS of
+`wcs`): 50 us with decompression, where `astropy.io.fits` takes 340. The tests compare the two on every real stamp at
+hand. Sizes are bounded before anything is unpacked or allocated.
+
+FITS standard 4.0: https://fits.gsfc.nasa.gov/fits_standard.html; WCS: Calabretta & Greisen 2002, A&A 395, 1077.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyheed.broker.errors import PacketError, Reason
+from skyheed.broker.packets import wcs
+from skyheed.broker.packets.inflate import GZIP, InflateError, TooLong, inflate
+from skyheed.broker.packets.wcs import Wcs
+from skyheed.classifier.stamp import EmptyStampError, Matrix, StampError, normalise
+
+MAX_STAMP_BYTES = 2**20  # Rubin's largest (93 x 93 pixels with variance and PSF) has 120 kB
+MAX_SIDE = 1024  # pixels
+
+_BLOCK, _CARD = 2880, 80  # bytes
+_MAX_HEADER = 20 * _BLOCK
+_GZIP_MAGIC = b"\x1f\x8b"
+_PIXELS = {-32: ">f4", -64: ">f8", 8: ">u1", 16: ">i2", 32: ">i4"}
+_VALUE = re.compile(rb"= +(?:'((?:[^']|'')*)'|([^ /]+))")
+_WANTED = frozenset(b"BITPIX NAXIS NAXIS1 NAXIS2 BUNIT BSCALE BZERO BLANK".split()) | wcs.KEYS
+Cards = dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The first image of a FITS file: float32 [ny, nx], its unit (as written) and its WCS if it has one.
+
+    Attributes:
+        no_wcs: what is wrong with a WCS that cannot be applied; `wcs` is None then.
+    """
+
+    pixels: NDArray[np.float32]
+    unit: str
+    wcs: Wcs | None
+    no_wcs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    shape: tuple[int, int]
+    dtype: str
+    size: int  # bytes of the header
+    scale: float
+    zero: float
+    blank: int | None
+    unit: str
+    wcs: Wcs | None
+    no_wcs: str
+
+
+def read_image(data: bytes, max_bytes: int = MAX_STAMP_BYTES) -> Image:
+    """The first image of a FITS file, gzipped or not.
+
+    Raises:
+        PacketError: BAD_GZIP, BOMB, STAMP_TOO_LARGE or BAD_FITS.
+    """
+    if data.startswith(_GZIP_MAGIC):
+        data = _gunzip(data, max_bytes)
+    elif len(data) > max_bytes:
+        _fail(Reason.STAMP_TOO_LARGE, f"{len(data)} bytes, more than {max_bytes}")
+    start = 0
+    if not data.startswith(b"SIMPLE  "):
+        _fail(Reason.BAD_FITS, "does not begin with SIMPLE")
+    header = _header(data, start)
+    while header is None:  # a first unit without pixels
+        start = _end_of_header(data, start)
+        if not data.startswith(b"XTENSION= 'IMAGE   '", start):
+            _fail(Reason.BAD_FITS, "no image in the first two units")
+        header = _header(data, start)
+    return Image(_pixels(data, start + header.size, header), header.unit, header.wcs, header.no_wcs)
+
+
+def model_stamp(
+    image: Image,
+    njy_per_count: float,
+    centre: tuple[float, float] | None = None,
+    to_sky: Matrix | None = None,
+) -> tuple[NDArray[np.float16], int]:
+    """`classifier.stamp.normalise` with its errors as packet errors.
+
+    Raises:
+        PacketError: EMPTY_STAMP or BAD_FITS.
+    """
+    try:
+        return normalise(image.pixels, njy_per_count, centre, to_sky)
+    except EmptyStampError as error:
+        raise PacketError(Reason.EMPTY_STAMP, str(error)) from error
+    except StampError as error:
+        raise PacketError(Reason.BAD_FITS, str(error)) from error
+
+
+def sky_stamp(image: Image, njy_per_count: float, ra: float, dec: float) -> tuple[NDArray[np.float16], int]:
+    """The stamp about a position (deg), turned to north up by the image's own WCS.
+
+    Raises:
+        PacketError: EMPTY_STAMP or BAD_FITS (no WCS, or the position is not in the image).
+    """
+    if image.wcs is None:
+        _fail(
+            Reason.BAD_FITS, f"the stamp cannot be turned: {image.no_wcs}" if image.no_wcs else "the stamp has no WCS"
+        )
+    try:
+        to_sky = image.wcs.matrix_at(ra, dec)
+    except wcs.Unapplied as error:
+        raise PacketError(Reason.BAD_FITS, f"the stamp cannot be turned: {error}") from error
+    return model_stamp(image, njy_per_count, image.wcs.pixel_of(ra, dec), to_sky)
+
+
+def _gunzip(data: bytes, max_bytes: int) -> bytes:
+    try:
+        return inflate(data, max_bytes, GZIP)
+    except InflateError as error:
+        raise PacketError(Reason.BAD_GZIP, f"the gzipped stamp: {error}") from error
+    except TooLong as error:
+        raise PacketError(Reason.BOMB, f"the gzipped stamp: {error}") from error
+
+
+# --- headers -----------------------------------------------------------------------------------------------
+
+
+def _header(data: bytes, start: int) -> _Header | None:
+    """The header at `start`; None for a unit without pixels."""
+    return _parse(data[start : _end_of_header(data, start)])
+
+
+@lru_cache(64)  # ZTF's stamps all have the same header; Rubin's are all different
+def _parse(header: bytes) -> _Header | None:
+    try:
+        return _interpret(_cards(header), len(header))
+    except (ValueError, OverflowError, KeyError) as error:
+        raise PacketError(Reason.BAD_FITS, f"header: {error}") from error
+
+
+def _end_of_header(data: bytes, start: int) -> int:
+    """Where the header's last block ends."""
+    for at in range(start, min(len(data), start + _MAX_HEADER), _CARD):
+        if data.startswith(b"END     ", at):
+            return start + -(-(at + _CARD - start) // _BLOCK) * _BLOCK
+    _fail(Reason.BAD_FITS, "the header has no END")
+
+
+def _cards(header: bytes) -> Cards:
+    cards: Cards = {}
+    for at in range(0, len(header), _CARD):
+        key = header[at : at + 8].rstrip()
+        if key == b"END":
+            break
+        if (key in _WANTED or key[:2] in wcs.BENDS) and (value := _VALUE.match(header, at + 8, at + _CARD)):
+            cards[key] = value[2] if value[1] is None else value[1].rstrip()
+    return cards
+
+
+def _interpret(cards: Cards, size: int) -> _Header | None:
+    axes = int(cards[b"NAXIS"])
+    if axes == 0:
+        return None
+    if axes != 2:
+        raise ValueError(f"NAXIS is {axes}, not 2")
+    bits, nx, ny = int(cards[b"BITPIX"]), int(cards[b"NAXIS1"]), int(cards[b"NAXIS2"])
+    if bits not in _PIXELS:
+        raise ValueError(f"BITPIX is {bits}")
+    if nx < 1 or ny < 1:
+        raise ValueError(f"an image of {nx} x {ny} pixels")
+    if nx > MAX_SIDE or ny > MAX_SIDE:
+        _fail(Reason.STAMP_TOO_LARGE, f"{nx} x {ny} pixels, more than {MAX_SIDE} a side")
+    sky, fault = _wcs(cards)
+    return _Header(
+        shape=(ny, nx),
+        dtype=_PIXELS[bits],
+        size=size,
+        scale=wcs.number(cards, b"BSCALE", 1.0),
+        zero=wcs.number(cards, b"BZERO", 0.0),
+        blank=int(cards[b"BLANK"]) if b"BLANK" in cards and bits > 0 else None,
+        unit=cards.get(b"BUNIT", b"").decode("ascii", "replace"),
+        wcs=sky,
+        no_wcs=fault,
+    )
+
+
+def _wcs(cards: Cards) -> tuple[Wcs | None, str]:
+    """The WCS, or why there is none: it counts only where a stamp is turned by it."""
+    try:
+        return wcs.read(cards), ""
+    except wcs.Unapplied as error:
+        return None, str(error)
+
+
+def _pixels(data: bytes, start: int, header: _Header) -> NDArray[np.float32]:
+    ny, nx = header.shape
+    if start + ny * nx * np.dtype(header.dtype).itemsize > len(data):
+        _fail(Reason.BAD_FITS, f"ends inside its {nx} x {ny} pixels")
+    raw = np.frombuffer(data, header.dtype, ny * nx, start).reshape(ny, nx)
+    with np.errstate(over="ignore", invalid="ignore"):
+        pixels = raw.astype(np.float32)
+        if header.scale != 1 or header.zero != 0:
+            pixels = (raw * header.scale + header.zero).astype(np.float32)
+    if header.blank is not None:
+        pixels[raw == header.blank] = np.nan
+    return pixels
+
+
+def _fail(reason: Reason, detail: str) -> NoReturn:
+    raise PacketError(reason, detail)

@@ -1,0 +1,114 @@
+"""From the bytes of one alert packet to its observations; for the daemons, notebooks and other hosts alike."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Protocol
+
+from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
+from skyheed.broker.observation import Observation
+from skyheed.broker.packets.container import Decoder, Headers
+from skyheed.broker.packets.surveys import Survey, load_survey
+from skyheed.broker.registry.schemas import SchemaSource
+
+
+class Check(Protocol):
+    """Refuses an observation that cannot be kept."""
+
+    def __call__(self, observation: Observation) -> None:
+        """Raises PacketError, or anything else for what no survey should have let through."""
+
+
+class Decodes(Protocol):
+    """A `Decoder`, or what stands in for one."""
+
+    def decode(self, payload: bytes, headers: Headers | None = ...) -> list[dict[str, Any]]:
+        """The records of one message, wanted fields only."""
+
+
+class PacketReader:
+    """Reads the packets of one survey.
+
+    Args:
+        check: of every observation.
+    """
+
+    def __init__(self, survey: Survey, decoder: Decodes, check: Check | None = None) -> None:
+        self.survey = survey
+        self.decoder = decoder
+        self._check = check
+
+    def observations(self, value: bytes | None, headers: Headers | None = None) -> list[Observation]:
+        """The observations of one message; a message of several records is taken or refused as a whole.
+
+        Raises:
+            SkipPacket: no record of the message is of use here.
+            PacketError: some record cannot be used.
+            ServiceError: the schema registry refuses us.
+        """
+        kept: list[Observation] = []
+        skip: SkipPacket | None = None
+        for record in self._records(value, headers):
+            try:
+                kept.append(self._observation(record))
+            except SkipPacket as reason:
+                skip = reason
+        if not kept:
+            raise skip or PacketError(Reason.EMPTY, "the container holds no record")
+        return kept
+
+    def good(self, value: bytes, errors: list[Exception]) -> list[Observation]:
+        """The observations of the good records of one message; why the others are none is added to `errors`.
+
+        Raises:
+            PacketError: the message cannot be read at all.
+        """
+        kept: list[Observation] = []
+        for record in self._records(value, None):
+            try:
+                kept.append(self._observation(record))
+            except (SkipPacket, PacketError) as error:
+                errors.append(error)
+        return kept
+
+    def _records(self, value: bytes | None, headers: Headers | None) -> list[dict[str, Any]]:
+        if not value:
+            raise PacketError(Reason.EMPTY, "the message has no value")
+        return self.decoder.decode(value, headers) if headers else self.decoder.decode(value)
+
+    def _observation(self, record: Mapping[str, Any]) -> Observation:
+        seen = self.survey.observation(dict(record))
+        if self._check:
+            self._check(seen)  # a survey may come from another package
+        return seen
+
+
+def read_packet(
+    payload: bytes, survey: str, *, stamp: str | None = None, bands: str | None = None, schemas: str | None = None,
+    errors: list[Exception] | None = None,
+) -> list[Observation]:  # fmt: skip
+    """The observations of one alert packet, as it comes from Kafka or lies in a file.
+
+    Args:
+        survey: sdss, ztf, lsst, or one that an installed package brings.
+        stamp: science, difference or template; None for the survey's default.
+        bands: letters of the bands to keep; None for all.
+        schemas: directory of writer schemas for Confluent-framed packets (Rubin); None for those that are installed.
+        errors: take the good records of a packet that holds several, and add why the others are not here to this list.
+
+    Raises:
+        SkipPacket: the packet is sound, but no record of it is of use here (without `errors`).
+        PacketError: the packet, or (without `errors`) some record of it, cannot be used; its `reason` says why.
+        ConfigError: no such survey, stamp or band.
+    """
+    reader = _reader(survey, stamp, bands, schemas)
+    found = reader.observations(payload) if errors is None else reader.good(payload, errors)
+    return [replace(seen, survey=reader.survey.name) for seen in found]
+
+
+@lru_cache(16)
+def _reader(survey: str, stamp: str | None, bands: str | None, schemas: str | None) -> PacketReader:
+    if not isinstance(survey, str):
+        raise ConfigError("survey must be a name, such as ztf")
+    found = load_survey(survey, stamp, bands)
+    return PacketReader(found, Decoder(found.reader_schema, schemas=SchemaSource(directory=schemas or "")))

@@ -1,0 +1,65 @@
+"""Surveys: what an alert packet's record means. One module per survey, found through an entry point.
+
+Other packages add a survey with an entry point in the group `skyheed.surveys` that names a class with this
+interface; nothing else in skyheed knows a survey by name.
+"""
+
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.observation import Observation
+
+GROUP = "skyheed.surveys"
+
+
+class Survey(Protocol):
+    """One survey's alerts.
+
+    Attributes:
+        name: as written in the configuration and in topic names.
+        bands: the bands in use, letters of `broker.observation.BANDS`.
+        stamp_kinds: the stamps that a packet carries, of science, template and difference.
+        default_stamp, stamp: the kind that the model sees by default, and now.
+        reader_schema: Avro schema of the record's fields that are needed; all have defaults.
+    """
+
+    name: str
+    bands: str
+    stamp_kinds: tuple[str, ...]
+    default_stamp: str
+    stamp: str
+
+    def __init__(self, stamp: str | None = None, bands: str | None = None) -> None:
+        """Raises ConfigError for a stamp or band that the survey does not have."""
+
+    @property
+    def reader_schema(self) -> dict[str, Any]: ...
+
+    def observation(self, record: dict[str, Any]) -> Observation:
+        """What the record says, with a model-ready stamp.
+
+        Raises:
+            SkipPacket: it is sound, but of no use here.
+            PacketError: it cannot be used.
+        """
+
+    def time(self, record: dict[str, Any]) -> float:
+        """Mid-exposure, MJD TAI; raises PacketError (NO_TIME)."""
+
+
+def load_survey(name: str, stamp: str | None = None, bands: str | None = None) -> Survey:
+    """The survey of this name.
+
+    Args:
+        stamp: which stamp the model sees; None for the survey's default.
+        bands: letters of the bands to keep; None for all of the survey's.
+
+    Raises:
+        ConfigError: unknown survey, stamp or band.
+    """
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in known:
+        raise ConfigError(f"unknown survey {name!r}; known are {', '.join(sorted(known))}")
+    survey: Survey = known[name].load()(stamp, bands)
+    return survey

@@ -1,0 +1,1 @@
+"""Classifications, what they become, and how they are read."""

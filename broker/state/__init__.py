@@ -1,0 +1,1 @@
+"""Everything that touches Redis: histories, the due queue, the books."""

@@ -1,0 +1,156 @@
+"""What a Redis or Valkey server, or redis-py, says went wrong, as our errors.
+
+Two kinds: what passes by itself or with a new connection (`ServiceUnavailable`: the daemons wait, connect anew and
+repeat) and what does not (`ServiceError`, `MissingRight`: they stop with one sentence).
+"""
+
+import re
+from collections.abc import Iterator
+
+from redis import exceptions as failure
+
+from skyheed.broker.errors import (
+    MissingRight,
+    ServiceError,
+    ServiceUnavailable,
+    SkyheedError,
+)
+
+# What a server says while it starts, fails over, moves slots or cannot write; all of it passes.
+PASSING = (
+    "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "READONLY", "MISCONF", "NOREPLICAS", "BUSY", "NOSCRIPT",
+    "UNBLOCKED", "INPROG", "ASK ", "OOM",
+)  # fmt: skip
+# The same where redis-py cuts the code off the message, and what proxies in front of Redis say while it fails over.
+PASSING_KINDS = (
+    failure.ClusterError, failure.ReadOnlyError, failure.TryAgainError, failure.AskError, failure.NoScriptError,
+    failure.OutOfMemoryError,
+)  # fmt: skip
+PASSING_WORDS = re.compile(
+    "max number of clients|upstream|temporarily|no healthy|shutting down|failover|try again"
+    "|server closed|replica instances|connection (refused|reset|timed out)",
+    re.IGNORECASE,
+)
+LOGIN_WORDS = ("WRONGPASS", "NOAUTH", "invalid username-password", "AUTH <password> called")
+_VERIFY = re.compile(r"certificate verify failed:? ?(.*?)\.? ?(\(_ssl|$)")
+
+
+class NotReplicated(Exception):
+    """Fewer replicas than asked for have confirmed a write within the time for it."""
+
+    def __init__(self, confirmed: int, wanted: int, wait_s: float) -> None:
+        super().__init__(f"{confirmed} of {wanted} replicas confirmed within {wait_s:g} s")
+
+
+def in_our_words(error: Exception, where: str, cluster: bool) -> SkyheedError:
+    """The one sentence for `error` of the server at `where`, which we took for a cluster or not."""
+    text = " ".join(str(error).split())
+    found = (
+        _of_replicas(error, where)
+        or _of_login(error, where)
+        or _of_tls(error, where)
+        or _of_cluster(error, where, cluster)
+    )
+    if found:
+        return found
+    if isinstance(error, failure.OutOfMemoryError):
+        return _away(f"Redis at {where} is full: raise its maxmemory; nothing is lost meanwhile")
+    if isinstance(error, failure.ResponseError) and not passes(error):
+        return ServiceError(f"Redis at {where} refuses: {text}")
+    return _away(f"Redis at {where} is away: {text or type(error).__name__}{_hint(text, where)}")
+
+
+def passes(error: Exception) -> bool:
+    """Whether an error reply goes away by itself or with a new connection."""
+    text = str(error)
+    return isinstance(error, PASSING_KINDS) or text.startswith(PASSING) or bool(PASSING_WORDS.search(text))
+
+
+def _away(sentence: str) -> ServiceUnavailable:
+    return ServiceUnavailable(sentence, server="redis")
+
+
+def _of_replicas(error: Exception, where: str) -> SkyheedError | None:
+    if not isinstance(error, NotReplicated):
+        return None
+    return _away(
+        f"Redis at {where} wrote, but {error}: nothing is committed until they do; "
+        "look at its replicas, or set redis.wait_replicas lower"
+    )
+
+
+def _of_login(error: Exception, where: str) -> SkyheedError | None:
+    errors = list(_chain(error))
+    for found in errors:
+        # Redis 7 and Valkey put it this way where a command of a script is not allowed
+        if isinstance(found, failure.NoPermissionError) or str(found).startswith("ACL failure in script"):
+            return MissingRight(
+                f"the user may not do this on Redis at {where}: {found} (docs/security.md lists the rights)"
+            )
+    text = " ".join(map(str, errors))
+    refused = failure.AuthenticationError | failure.AuthorizationError
+    if any(isinstance(found, refused) for found in errors) or any(word in text for word in LOGIN_WORDS):
+        return ServiceError(f"Redis at {where} refuses the user or password: set SKYHEED_REDIS_PASSWORD")
+    return None
+
+
+def _of_tls(error: Exception, where: str) -> SkyheedError | None:
+    """A certificate that we do not trust or the server does not; waiting cures neither."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        verified = _VERIFY.search(text)
+        reason = verified[1] if verified else "not verified"
+        return ServiceError(
+            f"Redis at {where} shows a certificate that cannot be trusted ({reason}): {_advice(reason)}"
+        )
+    if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
+        return ServiceError(f"Redis at {where} does not speak TLS: write redis:// instead of rediss:// in redis.url")
+    if "certificate required" in text.lower() or "CERTIFICATE_REQUIRED" in text:
+        return ServiceError(
+            f"Redis at {where} asks for a certificate of ours: set redis.certificate_file and redis.key_file"
+        )
+    return None
+
+
+def _advice(reason: str) -> str:
+    if "expired" in reason:
+        return "renew it on the server"
+    if "not yet valid" in reason:
+        return "check the clocks of both machines"
+    if "mismatch" in reason or "not valid for" in reason:
+        return "write the name that it was made for into redis.url"
+    return "set redis.ca_file to the certificate of the authority that signed it, or to itself if it is self-signed"
+
+
+def _of_cluster(error: Exception, where: str, cluster: bool) -> SkyheedError | None:
+    if isinstance(error, failure.MovedError | failure.AskError) and not cluster:
+        return ServiceError(f"Redis at {where} is a cluster: set redis.cluster = true")
+    if isinstance(error, failure.AskError):
+        # a script's keys are not all declared: on the way between two nodes it would see half of an object
+        return _away(f"Redis at {where} is moving a slot to another node ({error}): waiting until it has moved")
+    if "Cluster mode is not enabled" in str(error) and not any(_busy(cause) for cause in _chain(error)):
+        return ServiceError(f"Redis at {where} is not a cluster: set redis.cluster = false")
+    return None
+
+
+def _busy(error: Exception) -> bool:
+    return not isinstance(error, failure.RedisClusterException) and passes(error)
+
+
+def _hint(text: str, where: str) -> str:
+    """What a server that says nothing, or hangs up, may mean by it."""
+    hung_up = any(words in text for words in ("closed by server", "reset by peer", "EOF occurred"))
+    if not where.startswith("rediss://"):
+        return " (if it speaks TLS, write rediss:// in redis.url)" if hung_up else ""
+    if hung_up:
+        return " (if it asks for a certificate of ours, set redis.certificate_file and redis.key_file)"
+    return " (if it does not speak TLS, write redis:// in redis.url)" if "Timeout connecting" in text else ""
+
+
+def _chain(error: BaseException | None) -> Iterator[Exception]:
+    """The error and what it was raised from: redis-py's cluster client wraps what a node said."""
+    for _ in range(8):
+        if not isinstance(error, Exception):
+            return
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,422 @@
+"""Per object the time-ordered sequence of its stamps, in Redis: atomic, idempotent, bounded, and the same for every
+order of arrival. Knows nothing of Kafka or of the model; a token is bytes."""
+
+import math
+import struct
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyheed.broker.errors import PacketError, Reason, ServiceError
+from skyheed.broker.observation import BANDS, Observation
+from skyheed.broker.state.client import Claim, Client
+from skyheed.broker.state.keys import MODEL_PARTS, SEGMENT_BITS, Keys, shard_of
+
+RECORD_VERSION = 1
+# How a stamp is kept: a header, and apart from it float16 [32, 32], so that a sequence whose tokens are cached is read
+# without its stamps. store.lua compares payloads without the two times: it knows their place in the header.
+HEADER = np.dtype(
+    [
+        ("version", "u1"), ("band", "u1"), ("flags", "<u2"), ("mjd", "<f8"), ("flux", "<f4"), ("flux_error", "<f4"),
+        ("ra", "<f8"), ("dec", "<f8"), ("kafka_ms", "<i8"), ("ingest_ms", "<i8"), ("source_id", "<u8"),
+    ]
+)  # fmt: skip
+STAMP_SHAPE = (32, 32)
+_PACK = struct.Struct("<BBHdffddqqQ")
+SOURCE_BYTES = 8
+_SOURCE = struct.Struct(">Q")  # big endian: Redis orders equal MJDs by these bytes, that is by source id
+HISTORY = 99  # classifications kept of an object, of each model
+DELIVERIES_A_CALL = 250  # a script call of these takes a few milliseconds, during which the server does nothing else
+_LARGEST_FLUX = 3e38  # nJy; float32 ends at 3.4e38
+SWEEP_A_BATCH = 20  # objects to forget, beside one for each delivery, so that forgetting keeps up with storing
+
+
+class Outcome(Enum):
+    """What became of a delivery; the value is the script's."""
+
+    STORED = 1
+    DUPLICATE = 2  # its source is in the sequence already
+    SKIPPED = 3  # older than everything in a full sequence; the caller marks it in the books
+
+
+class Settled(Enum):
+    """What became of an answer; the value is the script's."""
+
+    ACKED = 1
+    REQUEUED = 2  # kept, but the object changed meanwhile and is due again
+    STALE = 3  # the lease is gone: nothing was kept
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One observation and where in Kafka it came from; times in Unix ms UTC."""
+
+    partition: str
+    offset: int
+    kafka_ms: int
+    ingest_ms: int
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One model's place in the state.
+
+    Attributes:
+        model: its name among those that classify the survey's objects; "" while none has joined.
+        kept_as: version of what it keeps of an object's epochs.
+        span: neighbouring epochs that one kept thing (token) belongs to; 0: nothing is kept.
+        stamps: whether it looks at stamps.
+    """
+
+    model: str = ""
+    kept_as: str = ""
+    span: int = 0
+    stamps: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSequence:
+    """A sequence as it is at `revision`.
+
+    Attributes:
+        header: `HEADER` [n], in (MJD, source id) order.
+        stamps: float16 [m, 32, 32], in order: those of the epochs that no token covers.
+        tokens: index of a span of epochs -> token.
+        span: epochs of a token.
+        looked: whether the stamps were asked for; where not, there are none.
+    """
+
+    object_id: str
+    revision: int
+    claim: Claim
+    header: NDArray[Any]
+    stamps: NDArray[np.float16]
+    tokens: dict[int, bytes]
+    span: int = 0
+    looked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker says of a sequence.
+
+    Attributes:
+        claim: the one of the `StoredSequence`.
+        revision: that was answered.
+        latest: the classification as it was published.
+        history: one line for the object's history.
+        tokens: index of a span of epochs -> token, of full spans only.
+    """
+
+    claim: Claim
+    revision: int
+    classified: bool
+    latest: bytes
+    history: str
+    tokens: Mapping[int, bytes]
+
+
+def check(observation: Observation) -> None:
+    """See that `store` can keep what a survey made of a packet: there, a failure would stop a whole batch.
+
+    Raises:
+        PacketError: BAD_FLUX or BAD_OBJECT_ID.
+        Exception: of whatever kind, for what no survey should have let through.
+    """
+    if any(abs(value) > _LARGEST_FLUX for value in (observation.flux, observation.flux_error)):
+        raise PacketError(Reason.BAD_FLUX, f"flux {observation.flux!r} with error {observation.flux_error!r}")
+    if not math.isfinite(observation.mjd) or len(observation.band) != 1:
+        raise ValueError(f"a source at MJD {observation.mjd!r} in band {observation.band!r}")
+    if not observation.object_id.isprintable():
+        raise PacketError(Reason.BAD_OBJECT_ID, f"object id {observation.object_id!a} cannot be printed")
+    observation.object_id.encode()
+    _header(observation, 0, 0)
+    _check_stamp(observation.stamp)
+
+
+class SequenceStore:
+    """The sequences of one survey.
+
+    Args:
+        shards: fixed for the life of the data.
+        max_stamps: longest sequence; the newest stay.
+        ttl_s: an object without a new stamp for this long is forgotten, unless it still waits for an answer.
+        debounce_s: an object becomes ready this long after its first new stamp.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        survey: str,
+        *,
+        shards: int = 16,
+        max_stamps: int = 99,
+        ttl_s: float = 180 * 86_400.0,
+        debounce_s: float = 1.0,
+    ) -> None:
+        self._client = client
+        self._keys = Keys(survey)
+        self._shards = shards
+        self._max_stamps = max_stamps
+        self._ttl_ms = round(ttl_s * 1000)
+        self._debounce_ms = round(debounce_s * 1000)
+
+    def store(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
+        """Store each delivery, queue its object and mark its place in the books, in one round trip. Safe to repeat.
+
+        A delivery whose place in Kafka is already marked changes nothing and has its first outcome. All records of
+        one message have to be in the same call.
+
+        Raises:
+            ServiceUnavailable: Redis is away or full; some shards may have been stored: repeat all.
+            ServiceError: Redis refuses us.
+        """
+        groups = self._by_shard([d.observation.object_id for d in deliveries])
+        calls: list[tuple[Any, ...]] = []
+        indices: list[int] = []
+        for shard, members in groups.items():
+            base = self._keys.shard(shard)
+            # first, because it makes room
+            calls.append(("sweep", base, self._ttl_ms, len(members) + SWEEP_A_BATCH))
+            for chunk in _chunks(members, deliveries):
+                calls.append(("store", base, self._debounce_ms, self._max_stamps, *_words(chunk, deliveries)))
+                indices += chunk
+        replies = self._client.call_each(calls, durable=True)
+        codes = [code for call, reply in zip(calls, replies, strict=True) if call[0] == "store" for code in reply]
+        found = dict(zip(indices, codes, strict=True))
+        return [Outcome(found[n]) for n in range(len(deliveries))]
+
+    def fetch(self, claims: Sequence[Claim], lane: Lane) -> list[StoredSequence]:
+        """The sequences of claimed objects as a model needs them, in one round trip.
+
+        An object of which Redis has lost a part is forgotten, counted as lost in the books, and left out.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        found, lost = [], []
+        for claim, reply in zip(claims, self._read([c.object_id for c in claims], lane), strict=True):
+            if reply is None:
+                lost.append(claim)
+            else:
+                found.append(_unpack(claim, reply, lane))
+        suffix = self._keys.lane(lane.model)
+        self._client.call(
+            "drop", [(self._keys.shard(claim.shard), suffix, claim.object_id, claim.lease) for claim in lost]
+        )
+        return found
+
+    def settle(self, answers: Sequence[Answer], lane: Lane) -> list[Settled]:
+        """Acknowledge a model's answers, in one round trip; keeps the answer, its line in the history and the tokens.
+
+        Safe to repeat: what was acknowledged before comes back as STALE. Works on a full server, too; only the
+        tokens are left out there.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        groups = self._by_shard([answer.claim.object_id for answer in answers])
+        suffix = self._keys.lane(lane.model)
+        calls: list[tuple[Any, ...]] = [
+            (
+                "settle",
+                self._keys.shard(shard),
+                suffix,
+                HISTORY,
+                *(w for n in members for w in _settle_words(answers[n])),
+            )
+            for shard, members in groups.items()
+        ]
+        for shard, members in groups.items():
+            words = [w for n in members if answers[n].tokens for w in _token_words(answers[n], lane)]
+            if words:
+                calls.append(("tokens", self._keys.shard(shard), suffix, lane.span, *words))
+        replies = self._client.call_each(calls, forgive=("tokens",))
+        settled: list[Settled] = [Settled.STALE] * len(answers)
+        for members, codes in zip(groups.values(), replies, strict=False):
+            for n, code in zip(members, codes, strict=True):
+                settled[n] = Settled(code)
+        return settled
+
+    def sequence(self, object_id: str) -> StoredSequence | None:
+        """An object's whole sequence with all stamps, without claiming it."""
+        reply = self._read([object_id], Lane())[0]
+        return (
+            None if reply is None else _unpack(Claim(object_id, shard_of(object_id, self._shards), ""), reply, Lane())
+        )
+
+    def revision(self, object_id: str) -> int:
+        """The object's revision, which every change of its sequence raises; 0 if there is none."""
+        return int(self._client.run([("HGET", self._key("meta", object_id), "rev")])[0] or 0)
+
+    def join(self, *models: str, backlog: Collection[str] = ()) -> dict[str, int]:
+        """Make models known: from now on every object that changes is due for them. Safe to repeat.
+
+        The first models of a survey, all of one call, are due for every object that is there.
+
+        Args:
+            backlog: those of them that are due for every object, also where other models are known.
+
+        Returns:
+            For each, how many objects are there and will not be due for it before they change.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        words = [word for model in models for word in (model, "all" if model in backlog else "")]
+        left = self._client.call("join", [(self._keys.shard(shard), *words) for shard in range(self._shards)])
+        return dict(zip(models, map(sum, zip(*left, strict=True)), strict=True))
+
+    def models(self) -> list[str]:
+        """The models that classify the survey's objects, by name."""
+        found = self._client.run([("SMEMBERS", f"{self._keys.shard(shard)}models") for shard in range(self._shards)])
+        return sorted({name.decode() for names in found for name in names})
+
+    def retire(self, model: str) -> bool:
+        """Forget a model: its queue, its books and what it said of every object; whether it was known.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us; repeat.
+        """
+        known = sum(self._client.call("retire", [(self._keys.shard(shard), model) for shard in range(self._shards)]))
+        for shard in range(self._shards):
+            base, cursor = self._keys.shard(shard), 0
+            while True:
+                cursor, page = self._client.run([("ZSCAN", f"{base}touched", cursor, "COUNT", 1000)])[0]
+                self._client.run(
+                    [("UNLINK", f"{base}{part}.{model}:{name.decode()}") for name, _ in page for part in MODEL_PARTS]
+                )
+                cursor = int(cursor)
+                if not cursor:
+                    break
+        return bool(known)
+
+    def latest(self, object_id: str, model: str = "") -> bytes | None:
+        """A model's last classification of an object, as it was published; also one of release 0.1."""
+        keys = [self._key("latest" + self._keys.lane(model), object_id), self._key("latest", object_id)]
+        own, before = self._client.run([("GET", key) for key in keys])
+        found: bytes | None = own if own is not None else before
+        return found
+
+    def history(self, object_id: str, model: str = "") -> list[str]:
+        """The lines of a model's classifications of an object so far, oldest first; those of release 0.1 as well."""
+        keys = [self._key("history", object_id), self._key("history" + self._keys.lane(model), object_id)]
+        lines = self._client.run([("LRANGE", key, 0, -1) for key in keys[not model :]])
+        return [line.decode() for own in lines for line in own]
+
+    def bytes_per_object(self, object_id: str) -> int:
+        """Memory that the server uses for the object's own keys, bytes."""
+        keys = self._keys.of_object(object_id, shard_of(object_id, self._shards), self.models())
+        return sum(size or 0 for size in self._client.run([("MEMORY USAGE", key, "SAMPLES", 0) for key in keys]))
+
+    def _key(self, part: str, object_id: str) -> str:
+        return f"{self._keys.shard(shard_of(object_id, self._shards))}{part}:{object_id}"
+
+    def _by_shard(self, object_ids: Iterable[str]) -> dict[int, list[int]]:
+        groups: dict[int, list[int]] = defaultdict(list)
+        for n, object_id in enumerate(object_ids):
+            groups[shard_of(object_id, self._shards)].append(n)
+        return groups
+
+    def _read(self, object_ids: Sequence[str], lane: Lane) -> list[Any]:
+        groups = self._by_shard(object_ids)
+        how = (self._keys.lane(lane.model), lane.kept_as, lane.span, "stamps" if lane.stamps else "")
+        calls = [
+            (self._keys.shard(shard), *how, *(object_ids[n] for n in members)) for shard, members in groups.items()
+        ]
+        found: list[Any] = [None] * len(object_ids)
+        for members, replies in zip(groups.values(), self._client.call("fetch", calls), strict=True):
+            for n, reply in zip(members, replies, strict=True):
+                found[n] = reply
+        return found
+
+
+def _chunks(members: Sequence[int], deliveries: Sequence[Delivery]) -> Iterable[list[int]]:
+    """`members` in pieces for one script call each; the records of one message stay together."""
+
+    def message(n: int) -> tuple[str, int]:
+        return deliveries[n].partition, deliveries[n].offset
+
+    chunk: list[int] = []
+    for n in sorted(members, key=message):
+        if len(chunk) >= DELIVERIES_A_CALL and message(n) != message(chunk[-1]):
+            yield chunk
+            chunk = []
+        chunk.append(n)
+    if chunk:
+        yield chunk
+
+
+def _words(chunk: Iterable[int], deliveries: Sequence[Delivery]) -> list[Any]:
+    words: list[Any] = []
+    for n in chunk:
+        delivery, o = deliveries[n], deliveries[n].observation
+        segment, bit = divmod(delivery.offset, SEGMENT_BITS)
+        header = _header(o, delivery.kafka_ms, delivery.ingest_ms)
+        place = f"{delivery.partition}:{segment}"
+        words += (place, bit, o.object_id, _SOURCE.pack(o.source_id), repr(float(o.mjd)), header, _pixels(o.stamp))
+    return words
+
+
+def _header(o: Observation, kafka_ms: int, ingest_ms: int) -> bytes:
+    return _PACK.pack(
+        RECORD_VERSION, BANDS.index(o.band), o.flags, o.mjd, o.flux, o.flux_error, o.ra, o.dec,
+        kafka_ms, ingest_ms, o.source_id,
+    )  # fmt: skip
+
+
+def _pixels(stamp: NDArray[np.float16]) -> bytes:
+    _check_stamp(stamp)
+    return stamp.astype("<f2", copy=False).tobytes()
+
+
+def _check_stamp(stamp: NDArray[np.float16]) -> None:
+    if stamp.shape != STAMP_SHAPE or stamp.dtype != np.float16:
+        raise ValueError(f"a stamp is float16 {STAMP_SHAPE}, not {stamp.dtype} {stamp.shape}")
+
+
+def _unpack(claim: Claim, reply: Sequence[Any], lane: Lane) -> StoredSequence:
+    revision, headers, stamps, tokens = reply
+    header = np.frombuffer(headers, HEADER)
+    if (header["version"] != RECORD_VERSION).any():
+        raise ServiceError(
+            f"Redis holds stamps of record version {header['version'].max()}, this release reads {RECORD_VERSION}: "
+            "run the release that wrote them, or start with an empty Redis"
+        )
+    return StoredSequence(
+        object_id=claim.object_id,
+        revision=int(revision),
+        claim=replace(claim, sources=header["source_id"].astype(">u8").tobytes()),
+        header=header,
+        stamps=np.frombuffer(stamps, "<f2").reshape(-1, *STAMP_SHAPE),
+        tokens=dict(zip(tokens[::2], tokens[1::2], strict=True)),
+        span=lane.span,
+        looked=lane.stamps,
+    )
+
+
+def _words_of(answers: Iterable[Answer]) -> Iterable[Any]:
+    return (word for answer in answers for word in _settle_words(answer))
+
+
+def _settle_words(answer: Answer) -> tuple[Any, ...]:
+    kind = "classified" if answer.classified else "declined"
+    return answer.claim.object_id, answer.claim.lease, answer.revision, kind, answer.latest, answer.history
+
+
+def _token_words(answer: Answer, lane: Lane) -> list[Any]:
+    """The tokens by the source ids of their epochs, as they were when the sequence was fetched."""
+    width, sources = lane.span * _SOURCE.size, answer.claim.sources
+    words: list[Any] = [answer.claim.object_id, lane.kept_as, answer.revision, len(answer.tokens)]
+    for at, token in answer.tokens.items():
+        field = sources[at * width : (at + 1) * width]
+        if len(field) != width or not width:
+            raise ValueError(f"span {at} of {answer.claim.object_id} is not full: its token cannot be kept")
+        words += (field, token)
+    return words

@@ -1,0 +1,180 @@
+"""What all daemons of a survey have to agree on, because it decides on what stands in Redis: recorded there by the
+first, compared by the others when they start and whenever they connect anew. Models may differ: what they make says
+which of them made it.
+
+An ingest records everything; a worker records and compares what it shares with it. State of a release that recorded
+the shards alone is completed by the first ingest, if what stands in Redis agrees with its settings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from skyheed.broker.config import RedisSettings
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.observation import BANDS
+from skyheed.broker.state.client import Client
+from skyheed.broker.state.histories import HEADER, RECORD_VERSION
+from skyheed.broker.state.keys import Keys
+from skyheed.classifier.stamp import PREPROCESSING
+
+if TYPE_CHECKING:
+    from skyheed.broker.packets.surveys import Survey
+
+QUEUES = 2  # form of the keys of the queues: one queue for each model; release 0.1 had a single one
+SAMPLE = 20  # objects of each shard that are looked at before an older state is completed
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing to agree on: the setting that decides on it, or what of the release does; may it be changed later?"""
+
+    setting: str = ""
+    of_release: str = ""
+    may_change: bool = False
+
+
+ENTRIES = {
+    "shards": Entry("redis.shards"),
+    "max_stamps": Entry("redis.max_stamps", may_change=True),
+    "stamp": Entry("ingest.stamp"),
+    "bands": Entry("ingest.bands", may_change=True),
+    "record_version": Entry(of_release="the record version"),
+    "queues": Entry(of_release="queues of form"),
+    "preprocessing": Entry(of_release="the preprocessing"),
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What one daemon brings.
+
+    Attributes:
+        records: what it decides on, name -> value.
+        compares: what it only has to find, where that is recorded.
+        bands: that its model knows; None where it has none.
+    """
+
+    records: Mapping[str, str]
+    compares: Mapping[str, str]
+    bands: str | None = None
+
+
+def of_ingest(redis: RedisSettings, survey: "Survey") -> Agreement:
+    """Of who writes histories: ingest and redrive."""
+    bands = "".join(sorted(survey.bands, key=BANDS.index))
+    return Agreement({**_shared(redis), **_compared(redis), "stamp": survey.stamp, "bands": bands}, {})
+
+
+def of_worker(redis: RedisSettings, bands: str) -> Agreement:
+    """Of who reads them, with a model that knows `bands`."""
+    return Agreement(_shared(redis), _compared(redis), bands)
+
+
+def _shared(redis: RedisSettings) -> dict[str, str]:
+    return {"shards": str(redis.shards), "record_version": str(RECORD_VERSION), "queues": str(QUEUES)}
+
+
+def _compared(redis: RedisSettings) -> dict[str, str]:
+    return {"max_stamps": str(redis.max_stamps), "preprocessing": PREPROCESSING}
+
+
+class Layout:
+    """What is recorded of one survey."""
+
+    def __init__(self, client: Client, survey: str) -> None:
+        self._client = client
+        self._keys = Keys(survey)
+        self._survey = survey
+
+    def recorded(self) -> dict[str, str]:
+        """Name -> value.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        shards, *pairs = self._client.run(
+            [("GET", self._keys.layout), *(("HGET", self._keys.agreed, name) for name in ENTRIES)]
+        )
+        found = dict(zip(ENTRIES, pairs, strict=True)) | ({"shards": shards} if shards else {})
+        return {name: value.decode() for name, value in found.items() if value is not None}
+
+    def agree(self, own: Agreement) -> None:
+        """Record what nobody has recorded, and compare the rest.
+
+        Raises:
+            ConfigError: something else is recorded; names the setting and both values.
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        found = self.recorded()
+        self._compare(own, found)
+        if set(own.records) <= set(found):
+            return
+        if "max_stamps" in own.records and "shards" in found:  # written by a release that recorded the shards alone
+            self._sample(own.records)
+        words = [word for pair in own.records.items() for word in pair]
+        reply = self._client.call("agree", [(self._keys.prefix, *words)])[0]
+        names, values = reply[::2], reply[1::2]
+        self._compare(own, {n.decode(): v.decode() for n, v in zip(names, values, strict=True)})
+
+    def change(self, name: str, value: str) -> None:
+        """Record another value, once every daemon that has the old one is stopped.
+
+        Raises:
+            ConfigError: there is no such entry, or a change would spoil what is stored.
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        if name not in ENTRIES or not ENTRIES[name].may_change:
+            names = ", ".join(name for name, entry in ENTRIES.items() if entry.may_change)
+            raise ConfigError(
+                f"{name} cannot be changed: only {names} can; for anything else start with an empty Redis"
+            )
+        good = value.isdigit() and 1 <= int(value) <= 99 if name == "max_stamps" else set(value) <= set(BANDS)
+        if not value or not good:
+            raise ConfigError(f"{name} cannot be {value!r}: write 1 to 99 for max_stamps, letters of bands for bands")
+        ordered = value if name == "max_stamps" else "".join(sorted(set(value), key=BANDS.index))
+        self._client.run([("HSET", self._keys.agreed, name, ordered)], durable=True)
+
+    def _compare(self, own: Agreement, found: Mapping[str, str]) -> None:
+        for name, value in (*own.records.items(), *own.compares.items()):
+            if found.get(name, value) != value:
+                raise ConfigError(self._sentence(name, found[name], value))
+        unknown = set(found.get("bands", "")) - set(own.bands or BANDS)
+        if unknown:
+            raise ConfigError(
+                f"Redis holds {self._survey} with bands {found['bands']}, and the model does not know "
+                f"{', '.join(sorted(unknown))}: run a model that does"
+            )
+
+    def _sentence(self, name: str, recorded: str, own: str) -> str:
+        entry = ENTRIES[name]
+        if not entry.setting:
+            return (
+                f"Redis holds {self._survey} with {entry.of_release} {recorded} and this release writes {own}: "
+                "run the release that wrote it, or start with an empty Redis"
+            )
+        other = f"or stop all daemons and run skyheed layout --set {name}={own}" if entry.may_change else ""
+        return (
+            f"Redis holds {self._survey} with {entry.setting} = {recorded} and it is {own} here: "
+            f"set {entry.setting} = {_toml(recorded)}, {other or 'or start with an empty Redis'}"
+        )
+
+    def _sample(self, own: Mapping[str, str]) -> None:
+        """See that stored histories are as our settings would have made them."""
+        bases = [self._keys.shard(shard) for shard in range(int(own["shards"]))]
+        picked = self._client.run([("ZRANDMEMBER", f"{base}touched", SAMPLE) for base in bases])
+        places = [(base, object_id.decode()) for base, found in zip(bases, picked, strict=True) for object_id in found]
+        stored = self._client.run([("HVALS", f"{base}headers:{object_id}") for base, object_id in places])
+        longest = max(map(len, stored), default=0)
+        if longest > int(own["max_stamps"]):
+            raise ConfigError(self._sentence("max_stamps", f"at least {longest}", own["max_stamps"]))
+        headers = np.frombuffer(b"".join(raw for values in stored for raw in values), HEADER)
+        bands = "".join(BANDS[band] for band in sorted(set(headers["band"].tolist())))
+        if not set(bands) <= set(own["bands"]):
+            raise ConfigError(self._sentence("bands", bands, own["bands"]))
+
+
+def _toml(value: str) -> str:
+    return value.removeprefix("at least ") if value.removeprefix("at least ").isdigit() else f'"{value}"'

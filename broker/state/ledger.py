@@ -1,0 +1,275 @@
+"""The books: which offsets were consumed and what became of each, and the objects. Reads and writes the marks.
+
+A mark is a bit, so that redelivery cannot count twice and gaps in Kafka's offsets do not matter. `consumed` is marked
+when a message is polled, apart from its outcome; stored and duplicate are marked by the script that stores.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.state.books import (
+    Books,
+    ModelBooks,
+    ObjectBooks,
+    PartitionBooks,
+    count,
+    ones,
+    pack_known,
+    union,
+    unpack_known,
+)
+from skyheed.broker.state.client import Client
+from skyheed.broker.state.keys import SEGMENT_BITS, Keys
+
+__all__ = ["Books", "Ledger", "ObjectBooks", "PartitionBooks"]
+
+Mark = tuple[str, int, str]  # partition, offset, reason
+_COUNTS = ("consumed", "stored", "duplicate", "skipped", "rejected")
+
+
+class Ledger:
+    """The books of one survey.
+
+    Args:
+        shards: as the SequenceStore's.
+        keep_s: how long the bitmaps of a finished segment stay after they were folded into counts; a message that
+            is delivered again within this time is known as stored.
+    """
+
+    def __init__(self, client: Client, survey: str, *, shards: int = 16, keep_s: float = 14 * 86_400.0) -> None:
+        self._client = client
+        self._keys = Keys(survey)
+        self._shards = shards
+        self._keep_ms = round(keep_s * 1000)
+        self._begun: set[tuple[str, int]] = set()
+
+    def ping(self) -> None:
+        """See that Redis answers and holds this survey in as many shards as we think.
+
+        Raises:
+            ConfigError: it holds it in another number of shards.
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        self._client.ping()
+        found = self._client.run([("GET", self._keys.layout)])[0]
+        if found is None:
+            commands = [("SET", self._keys.layout, self._shards, "NX"), ("GET", self._keys.layout)]
+            found = self._client.run(commands)[1]
+        if int(found) != self._shards:
+            raise ConfigError(
+                f"Redis holds {self._keys.survey} in {int(found)} shards and redis.shards is {self._shards}: "
+                f"set redis.shards = {int(found)}"
+            )
+
+    def consumed(self, offsets: Mapping[str, Iterable[int]]) -> None:
+        """Mark offsets, by partition, as consumed. Safe to repeat.
+
+        The first mark of a new segment folds the finished ones before it.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        begun = self._mark({("consumed", partition): list(found) for partition, found in offsets.items()})
+        for partition in sorted({partition for partition, segment in begun - self._begun if segment}):
+            self.fold(partition)
+        self._begun |= begun
+
+    def skipped(self, marks: Iterable[Mark]) -> None:
+        """Mark (partition, offset, reason) as sound but of no use here. Safe to repeat.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        self._mark(_by_reason("skipped", marks))
+
+    def set_aside(self, marks: Iterable[Mark]) -> None:
+        """Mark (partition, offset, reason) as acknowledged by the dead-letter topic. Safe to repeat.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        self._mark(_by_reason("rejected", marks))
+
+    def settled(self, places: Sequence[tuple[str, int]]) -> list[bool]:
+        """For each (partition, offset) whether it was consumed and has an outcome.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        found = [False] * len(places)
+        groups: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for n, (partition, offset) in enumerate(places):
+            groups[partition, offset // SEGMENT_BITS].append(n)
+        for (partition, segment), members in groups.items():
+            marks = self._segment(partition, segment)
+            done = marks.pop("consumed") & union([bits.tobytes() for bits in marks.values()], SEGMENT_BITS // 8)
+            done |= self._known(partition, segment)
+            for n in members:
+                byte, bit = divmod(places[n][1] % SEGMENT_BITS, 8)
+                found[n] = bool(done[byte] & (128 >> bit))
+        return found
+
+    def books(self) -> Books:
+        """Read the books; marks that are on their way meanwhile show as missing.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        partitions = []
+        for partition, segments in sorted(self._segments().items()):
+            total = PartitionBooks(partition)
+            for folded in self._folded(partition):
+                total.add(_from_fold(partition, folded))
+            for segment in sorted(segments):
+                total.add(self._count(partition, segment)[0])
+            partitions.append(total)
+        return Books(partitions, self._objects())
+
+    def fold(self, partition: str) -> int:
+        """Turn the partition's finished segments into counts and let their bitmaps expire; how many were folded.
+
+        A segment is finished when a later one began and every consumed offset of it has an outcome. Safe to repeat
+        and to run twice at once; marks that come to a folded segment later are counted and folded in turn.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        finished = 0
+        for segment in sorted(self._segments().get(partition, ()))[:-1]:
+            books, marks = self._count(partition, segment)
+            if books.balanced:
+                self._fold(partition, segment, books, marks)
+                finished += 1
+        return finished
+
+    def _mark(self, marks: Mapping[tuple[str, str], Sequence[int]]) -> set[tuple[str, int]]:
+        """Set the bits of (mark, partition); returns the (partition, segment) they are in."""
+        commands: list[list[Any]] = []
+        touched: dict[str, set[int]] = defaultdict(set)
+        for (mark, partition), offsets in marks.items():
+            base = self._keys.partition(partition)
+            for segment, bits in _by_segment(offsets).items():
+                key = f"{base}{mark}:{segment}"
+                commands.append(["BITFIELD", key, *(word for bit in bits for word in ("SET", "u1", bit, 1))])
+                commands.append(["PERSIST", key])  # a folded segment that gets new marks stays until folded again
+                touched[partition].add(segment)
+            commands.append(["SADD", f"{base}marks", mark])
+        for partition, segments in touched.items():
+            commands.append(["SADD", f"{self._keys.partition(partition)}segments", *segments])
+        if touched:
+            commands.append(["SADD", self._keys.partitions, *touched])
+        self._client.run(commands, durable=True)
+        return {(partition, segment) for partition, segments in touched.items() for segment in segments}
+
+    def _segments(self) -> dict[str, set[int]]:
+        """The segments that have bitmaps, by partition; partitions with folded segments only are there as well."""
+        bases = [self._keys.shard(shard) for shard in range(self._shards)]
+        first, *members = self._client.run(
+            [("SMEMBERS", self._keys.partitions), *(("SMEMBERS", f"{base}segments") for base in bases)]
+        )
+        found: dict[str, set[int]] = {name.decode(): set() for name in first}
+        for member in {m for each in members for m in each}:
+            partition, _, segment = member.decode().rpartition(":")
+            found.setdefault(partition, set()).add(int(segment))
+        names = sorted(found)
+        commands = [("SMEMBERS", f"{self._keys.partition(name)}segments") for name in names]
+        for name, own in zip(names, self._client.run(commands), strict=True):
+            found[name] |= {int(segment) for segment in own}
+        return found
+
+    def _segment(self, partition: str, segment: int) -> dict[str, Any]:
+        """The bitmaps of a segment by mark; `consumed` is read last, because it is written first."""
+        base = self._keys.partition(partition)
+        marked = sorted(mark.decode() for mark in self._client.run([("SMEMBERS", f"{base}marks")])[0])
+        own = [mark for mark in marked if mark != "consumed"]
+        keys = [key for mark in ("stored", "duplicate") for key in self._shared(mark, partition, segment)]
+        keys += [f"{base}{mark}:{segment}" for mark in own]
+        raw = self._client.run([("GET", key) for key in keys])
+        raw += self._client.run([("GET", f"{base}consumed:{segment}")])
+        size, n = SEGMENT_BITS // 8, self._shards
+        marks = {"stored": union(raw[:n], size), "duplicate": union(raw[n : 2 * n], size)}
+        marks |= {mark: union([bits], size) for mark, bits in zip([*own, "consumed"], raw[2 * n :], strict=True)}
+        return marks
+
+    def _shared(self, mark: str, partition: str, segment: int) -> list[str]:
+        """The bitmaps that the shards have of a segment."""
+        return [f"{self._keys.shard(shard)}{mark}:{partition}:{segment}" for shard in range(self._shards)]
+
+    def _count(self, partition: str, segment: int) -> tuple[PartitionBooks, dict[str, Any]]:
+        marks = self._segment(partition, segment)
+        known = self._known(partition, segment)
+        return count(partition, segment * SEGMENT_BITS, marks, known), marks
+
+    def _folded(self, partition: str) -> list[dict[str, Any]]:
+        return [
+            json.loads(text) for text in self._client.run([("HVALS", f"{self._keys.partition(partition)}folded")])[0]
+        ]
+
+    def _known(self, partition: str, segment: int) -> Any:
+        """The offsets of a segment that its fold covers."""
+        text = self._client.run([("HGET", f"{self._keys.partition(partition)}folded", segment)])[0]
+        return union([unpack_known(json.loads(text)["known"])] if text else [], SEGMENT_BITS // 8)
+
+    def _fold(self, partition: str, segment: int, books: PartitionBooks, marks: Mapping[str, Any]) -> None:
+        base = self._keys.partition(partition)
+        if books.consumed:
+            self._add_to_fold(f"{base}folded", segment, books, marks["consumed"])
+        keys = [f"{base}{mark}:{segment}" for mark in marks if mark not in ("stored", "duplicate")]
+        keys += [key for mark in ("stored", "duplicate") for key in self._shared(mark, partition, segment)]
+        self._client.run([("PEXPIRE", key, self._keep_ms, "NX") for key in keys])
+        if not any(ones(found) for found in marks.values()):
+            self._unlist(partition, segment)
+
+    def _add_to_fold(self, key: str, segment: int, books: PartitionBooks, bits: Any) -> None:
+        """Counts and the offsets they cover are one value, so that a second folder at the same time does no harm."""
+        text = self._client.run([("HGET", key, segment)])[0]
+        if text:
+            before = json.loads(text)
+            books.add(_from_fold(books.partition, before))
+            bits = bits | union([unpack_known(before["known"])], SEGMENT_BITS // 8)
+        counts = {name: getattr(books, name) for name in _COUNTS}
+        self._client.run([("HSET", key, segment, json.dumps({**counts, "known": pack_known(bits)}))])
+
+    def _unlist(self, partition: str, segment: int) -> None:
+        """Take a segment whose bitmaps have expired off the lists, so that nobody looks for them."""
+        shards = [self._keys.shard(shard) for shard in range(self._shards)]
+        self._client.run(
+            [
+                ("SREM", f"{self._keys.partition(partition)}segments", segment),
+                *(("SREM", f"{prefix}segments", f"{partition}:{segment}") for prefix in shards),
+            ]
+        )
+
+    def _objects(self) -> ObjectBooks:
+        replies = self._client.call("objects", [(self._keys.shard(shard),) for shard in range(self._shards)])
+        touched, expired, lost = (sum(column) for column in zip(*(reply[0] for reply in replies), strict=True))
+        models: dict[str, ModelBooks] = defaultdict(ModelBooks)
+        for name, classified, declined, fresh, due, in_flight, unasked in (m for reply in replies for m in reply[1:]):
+            models[name.decode()] += ModelBooks(classified, declined, fresh + due + in_flight, unasked)
+        if len(models) > 1:
+            models.pop("", None)  # a shard in which no model has joined yet
+        return ObjectBooks(touched, expired, lost, dict(sorted(models.items())))
+
+
+def _by_reason(outcome: str, marks: Iterable[Mark]) -> dict[tuple[str, str], list[int]]:
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for partition, offset, reason in marks:
+        groups[f"{outcome}.{reason}", partition].append(offset)
+    return groups
+
+
+def _by_segment(offsets: Iterable[int]) -> dict[int, list[int]]:
+    groups: dict[int, list[int]] = defaultdict(list)
+    for offset in offsets:
+        segment, bit = divmod(offset, SEGMENT_BITS)
+        groups[segment].append(bit)
+    return groups
+
+
+def _from_fold(partition: str, folded: Mapping[str, Any]) -> PartitionBooks:
+    books = PartitionBooks(partition)
+    books.add(PartitionBooks(partition, **{name: folded[name] for name in _COUNTS}))
+    return books

@@ -1,0 +1,132 @@
+"""The due queue: objects that wait to be classified, claimed under leases and never popped.
+
+Every model has a queue of its own, so that a slow one makes no other late. A claimed object is in flight until it is
+settled (`SequenceStore.settle`), or until its lease is over and the next claim of anyone returns it. Times are the
+server's.
+"""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skyheed.broker.state.client import Claim, Client
+from skyheed.broker.state.keys import Keys
+
+__all__ = ["Claim", "DueQueue"]
+
+OLDER_SHARE = 0.25  # of a claim is for objects that were answered before, while such wait: no kind starves the other
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    shard: int
+    fresh: int
+    due: int
+    oldest: float
+
+
+class DueQueue:
+    """The queue of one model of a survey; any number of workers may share it.
+
+    Args:
+        model: "" while no model has joined (`SequenceStore.join`).
+    """
+
+    def __init__(self, client: Client, survey: str, *, shards: int = 16, model: str = "") -> None:
+        self._client = client
+        keys = Keys(survey)
+        self._lane = keys.lane(model)
+        self._bases = [keys.shard(shard) for shard in range(shards)]
+        self._owed = 0.0  # seats of older objects, carried over from claim to claim
+
+    def claim(self, limit: int, lease_s: float) -> list[Claim]:
+        """Take at most `limit` ready objects, new ones first, in two round trips.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us; what was taken returns with its lease.
+        """
+        ready = self._wake()
+        fresh, due = self._seats(limit, sum(r.fresh for r in ready), sum(r.due for r in ready))
+        by_age = sorted(ready, key=lambda r: r.oldest)
+        fresh_of = _share(fresh, [r.fresh for r in by_age])
+        due_of = _share(due, [r.due for r in by_age])
+        lease = uuid.uuid4().hex
+        wanted = [(r.shard, f, d) for r, f, d in zip(by_age, fresh_of, due_of, strict=True) if f or d]
+        calls = [(self._bases[shard], self._lane, lease, round(lease_s * 1000), f, d) for shard, f, d in wanted]
+        return [
+            Claim(name.decode(), shard, lease)
+            for (shard, _, _), names in zip(wanted, self._client.call("claim", calls), strict=True)
+            for name in names
+        ]
+
+    def still_held(self, claims: Sequence[Claim]) -> list[bool]:
+        """For each claim whether its object is still ours."""
+        groups = self._by_shard(claims)
+        commands = [
+            ("HMGET", f"{self._bases[shard]}leases{self._lane}", *(claims[n].object_id for n in members))
+            for shard, members in groups.items()
+        ]
+        held = [False] * len(claims)
+        for members, leases in zip(groups.values(), self._client.run(commands), strict=True):
+            for n, lease in zip(members, leases, strict=True):
+                held[n] = lease == claims[n].lease.encode()
+        return held
+
+    def ready(self) -> int:
+        """How many objects a claim could take now."""
+        return sum(r.fresh + r.due for r in self._wake())
+
+    def depth(self) -> dict[str, int]:
+        """Pending objects: `new` were never answered, `due` were, `in_flight` are claimed."""
+        names = ("fresh", "due", "inflight")
+        counts = self._client.run([("ZCARD", base + name + self._lane) for name in names for base in self._bases])
+        width = len(self._bases)
+        new, due, in_flight = (sum(counts[n * width : (n + 1) * width]) for n in range(len(names)))
+        return {"new": new, "due": due, "in_flight": in_flight}
+
+    def waiting_s(self) -> float | None:
+        """How long the object has been waiting that became ready first, by the server's clock; None if none is ready.
+
+        An object whose lease is over counts from the end of the lease.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        longest = max(self._client.call("waiting", [(base, self._lane) for base in self._bases]))
+        return longest / 1000 if longest >= 0 else None
+
+    def _wake(self) -> list[_Ready]:
+        replies = self._client.call("wake", [(base, self._lane) for base in self._bases])
+        return [_Ready(shard, *map(int, reply)) for shard, reply in enumerate(replies)]
+
+    def _seats(self, limit: int, fresh: int, due: int) -> tuple[int, int]:
+        """How many new and how many older objects to take."""
+        kept = 0
+        if due:
+            self._owed += limit * OLDER_SHARE
+            kept = min(int(self._owed), due)
+            self._owed = min(self._owed - kept, 1.0)
+        new = min(fresh, limit - kept)
+        return new, min(due, limit - new)
+
+    @staticmethod
+    def _by_shard(claims: Sequence[Claim]) -> dict[int, list[int]]:
+        groups: dict[int, list[int]] = defaultdict(list)
+        for n, claim in enumerate(claims):
+            groups[claim.shard].append(n)
+        return groups
+
+
+def _share(seats: int, waiting: Sequence[int]) -> list[int]:
+    """Seats for each shard, in proportion to what waits there; what is left over goes to the first ones."""
+    total = sum(waiting)
+    if seats >= total:
+        return list(waiting)
+    shares = [seats * count // total for count in waiting]
+    left = seats - sum(shares)
+    for n, count in enumerate(waiting):
+        if left and shares[n] < count:
+            shares[n] += 1
+            left -= 1
+    return shares

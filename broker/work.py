@@ -1,0 +1,323 @@
+"""The worker daemon: claim -> fetch -> classify -> publish -> acknowledge, for each of its models.
+
+Every model has a queue, books and a topic of its own and runs in a thread of its own, so that a slow one makes no other
+late.
+
+A claimed object leaves the queue only after the output broker acknowledged its record, and only if the lease still
+holds and the object's revision did not move; otherwise it is classified again. Nothing is ever popped.
+"""
+
+import contextvars
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from skyheed.broker.kafka.client import Publisher
+from skyheed.broker.metrics import WorkMetrics
+from skyheed.broker.results.record import Classification, Form, Provenance, datum_of, encode_single
+from skyheed.broker.state.histories import (
+    SOURCE_BYTES,
+    Answer,
+    Lane,
+    SequenceStore,
+    Settled,
+    StoredSequence,
+)
+from skyheed.broker.state.queue import Claim, DueQueue
+from skyheed.broker.waiting import Stopped, Unfinished, patiently
+from skyheed.classifier.history import History
+from skyheed.classifier.models.base import Model
+from skyheed.classifier.prediction import Prediction, Status
+
+log = logging.getLogger("skyheed.worker")
+LOOK_S = 0.25
+POLL_S = 0.02  # how often the queue is looked at while a batch fills; where nothing is ready ever more rarely
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When the worker wakes and what it takes."""
+
+    batch_size: int
+    interval_s: float
+    lease_s: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a model's classifications go, and as what.
+
+    Attributes:
+        model: its name among those that classify the survey's objects.
+        shared: whether other models publish to the topic as well; a compacted copy then keeps one record of each.
+    """
+
+    model: str
+    topic: str
+    form: Form
+    provenance: Provenance
+    shared: bool = False
+
+    def key(self, object_id: str) -> bytes:
+        """The Kafka key of an object's records."""
+        return f"{object_id} {self.model}".encode() if self.shared else object_id.encode()
+
+
+class Worker:
+    """Classifies the objects that are due for one model; any number of workers may share one queue."""
+
+    def __init__(
+        self,
+        survey: str,
+        queue: DueQueue,
+        store: SequenceStore,
+        model: Model,
+        publisher: Publisher,
+        output: Output,
+        metrics: WorkMetrics,
+        pace: Pace,
+    ) -> None:
+        self.survey = survey
+        self.queue = queue
+        self.store = store
+        self.model = model
+        self.publisher = publisher
+        self.output = output
+        self.lane = Lane(output.model, model.kept_as, model.needs.span, bool(model.needs.images))
+        self.metrics = metrics
+        self.pace = pace
+        self.totals: Counter[str] = Counter()
+        self._pause = POLL_S
+
+    def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
+        """Classify until `stop` is set or, with `drain`, until nothing is pending.
+
+        Raises:
+            ServiceError: Kafka or Redis refuses us for good.
+            Unfinished: `stop` came before the end of the drain.
+        """
+        done = False
+        try:
+            while not done and not stop.is_set():
+                if self._batch(stop):
+                    continue
+                done = drain and patiently(self._pending, stop) == 0
+                if not done:
+                    patiently(lambda: self._wait(stop), stop)
+        except Stopped as stopped:
+            log.warning("stopped while waiting, claimed objects return when their lease ends: %s", stopped)
+        log.info(
+            "worker of %s ends: %s", self.output.model, " ".join(f"{k}={v}" for k, v in sorted(self.totals.items()))
+        )
+        if drain and not done:
+            raise Unfinished
+        return self.totals
+
+    def _pending(self) -> int:
+        return sum(self.queue.depth().values())
+
+    def _wait(self, stop: threading.Event) -> None:
+        """Sleep until a batch is full or the interval is over."""
+        deadline = time.monotonic() + self.pace.interval_s
+        while not stop.wait(max(0.0, min(self._pause, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                self._pause = min(2 * self._pause, self.pace.interval_s)
+                return
+            ready = self.queue.ready()
+            if ready >= self.pace.batch_size:
+                return
+            self._pause = POLL_S if ready else min(2 * self._pause, self.pace.interval_s)
+
+    def _batch(self, stop: threading.Event) -> int:
+        began = time.monotonic()
+        claims = patiently(lambda: self.queue.claim(self.pace.batch_size, self.pace.lease_s), stop)
+        if not claims:
+            return 0
+        self._pause = POLL_S
+        sequences = patiently(lambda: self.fetch(claims), stop)
+        fetched = time.monotonic()
+        answers = self.answer(sequences)
+        classified = time.monotonic()
+        settled = patiently(lambda: self._publish(answers), stop)
+        clock = (began, fetched, classified, time.monotonic())
+        self._report(answers, settled, clock, patiently(self.queue.depth, stop))
+        return len(claims)
+
+    def fetch(self, claims: Sequence[Claim]) -> list[StoredSequence]:
+        """The sequences of claimed objects, cut to the newest stamps where the model takes fewer.
+
+        A sequence outlives a change of model or of redis.max_stamps; only its next stamp cuts it in the store.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        found = self.store.fetch(claims, self.lane)
+        longest = self.model.needs.most
+        long = [sequence.claim for sequence in found if len(sequence.header) > longest]
+        if not long:
+            return found
+        # tokens stand for epochs counted from the old end, which is cut off: all stamps, and no token
+        whole = self.store.fetch(long, replace(self.lane, span=0))
+        return [s for s in found if len(s.header) <= longest] + [_newest(s, longest) for s in whole]
+
+    def answer(self, sequences: Sequence[StoredSequence]) -> list[tuple[Classification, Answer]]:
+        """Classify or decline every sequence."""
+        predictions = self.model.predict([history_of(s, self.survey) for s in sequences])
+        now_ms = time.time_ns() // 1_000_000
+        return [self._answer(s, p, now_ms) for s, p in zip(sequences, predictions, strict=True)]
+
+    def _answer(self, sequence: StoredSequence, prediction: Prediction, now_ms: int) -> tuple[Classification, Answer]:
+        probabilities = None if prediction.reason else _named(self.model, prediction)
+        record = Classification.of(
+            survey=self.survey,
+            object_id=sequence.object_id,
+            revision=sequence.revision,
+            header=sequence.header,
+            probabilities=probabilities,
+            reason=prediction.reason,
+            provenance=self.output.provenance,
+            model=self.output.model,
+            estimates={name: (e.value, e.error) for name, e in prediction.estimates.items()},
+            classified_ms=now_ms,
+        )
+        answer = Answer(
+            claim=sequence.claim,
+            revision=sequence.revision,
+            classified=record.status is Status.CLASSIFIED,
+            latest=encode_single(record),
+            history=record.to_history(),
+            tokens=prediction.keep,
+        )
+        return record, answer
+
+    def _publish(self, answers: Sequence[tuple[Classification, Answer]]) -> list[Settled]:
+        """Publish what we still hold, wait for the broker's word, then acknowledge. Safe to repeat."""
+        held = self.queue.still_held([answer.claim for _, answer in answers])
+        kept = [pair for pair, ours in zip(answers, held, strict=True) if ours]
+        self.publisher.publish_all(
+            [
+                (
+                    self.output.topic,
+                    self.output.key(r.object_id),
+                    self.output.form.encode(r, datum_of(a.latest)),
+                    r.headers(self.output.form.container),
+                )
+                for r, a in kept
+            ]
+        )
+        return self.store.settle([answer for _, answer in kept], self.lane)
+
+    def _report(
+        self,
+        answers: Sequence[tuple[Classification, Answer]],
+        settled: Sequence[Settled],
+        clock: tuple[float, float, float, float],
+        depth: dict[str, int],
+    ) -> None:
+        records = [record for record, _ in answers]
+        counts = Counter(outcome.name.lower() for outcome in settled)
+        counts["classified"] = sum(answer.classified for _, answer in answers)
+        counts["declined"] = len(answers) - counts["classified"]
+        counts["lost_lease"] = len(answers) - len(settled)
+        self.totals.update(counts)
+        fetch, classify, publish = np.diff(clock)
+        self.metrics.batch(self.output.model, records, counts, fetch, classify, publish, depth)
+        log.info(
+            "batch model=%s objects=%d classified=%d declined=%d requeued=%d stale=%d "
+            "fetch=%.3f classify=%.3f publish=%.3f",
+            self.output.model,
+            len(answers),
+            counts["classified"],
+            counts["declined"],
+            counts["requeued"],
+            counts["stale"] + counts["lost_lease"],
+            fetch,
+            classify,
+            publish,
+        )
+
+
+def history_of(stored: StoredSequence, survey: str) -> History:
+    """A sequence as models take it."""
+    header, span = stored.header, max(stored.span, 1)
+    shown = np.array([n for n in range(len(header)) if n // span not in stored.tokens], np.int64)
+    return History(
+        header["mjd"], header["band"], {"science": stored.stamps} if stored.looked else {}, shown, stored.tokens,
+        flux=header["flux"], flux_error=header["flux_error"], object_id=stored.object_id, survey=survey,
+        source_id=header["source_id"], ra=header["ra"], dec=header["dec"], flags=header["flags"],
+    )  # fmt: skip
+
+
+def run_all(workers: Sequence[Worker], stop: threading.Event, drain: bool = False) -> Counter[str]:
+    """Run workers of several models at once, the first in this thread; the first error of any ends all.
+
+    Returns:
+        The totals of all together.
+
+    Raises:
+        As `Worker.run`.
+    """
+    errors: list[BaseException] = []
+    ended = threading.Event()
+
+    def run(worker: Worker) -> None:
+        try:
+            worker.run(_Either(stop, ended), drain)
+        except BaseException as error:
+            errors.append(error)
+            ended.set()
+
+    contexts = [(contextvars.copy_context(), worker) for worker in workers[1:]]
+    threads = [
+        threading.Thread(target=context.run, args=(run, worker), name=worker.output.model)
+        for context, worker in contexts
+    ]
+    for thread in threads:
+        thread.start()
+    run(workers[0])
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise next((e for e in errors if not isinstance(e, Unfinished)), errors[0])
+    return sum((worker.totals for worker in workers), Counter())
+
+
+class _Either(threading.Event):
+    """Set when the user asked to stop, or when another model's worker failed."""
+
+    def __init__(self, asked: threading.Event, failed: threading.Event) -> None:
+        super().__init__()
+        self._asked, self._failed = asked, failed
+
+    def is_set(self) -> bool:
+        return self._asked.is_set() or self._failed.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """As `Event.wait`; a failure of the others is noticed within `LOOK_S`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            left = LOOK_S if deadline is None else min(LOOK_S, deadline - time.monotonic())
+            if left <= 0:
+                break
+            self._asked.wait(left)
+        return self.is_set()
+
+
+def _newest(sequence: StoredSequence, longest: int) -> StoredSequence:
+    """The end of a sequence that was fetched without tokens."""
+    return replace(
+        sequence,
+        claim=replace(sequence.claim, sources=sequence.claim.sources[-longest * SOURCE_BYTES :]),
+        header=sequence.header[-longest:],
+        stamps=sequence.stamps[-longest:],
+    )
+
+
+def _named(model: Model, prediction: Prediction) -> list[tuple[str, int, float]]:
+    ids = model.info.class_ids
+    return [(name, ids[name], float(p)) for name, p in zip(model.classes, prediction.probabilities, strict=True)]

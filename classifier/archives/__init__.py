@@ -1,0 +1,1 @@
+"""Archives of histories: format, reader, writer, checks."""

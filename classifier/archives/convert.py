@@ -1,0 +1,152 @@
+"""Parts of an archive in other forms: a smaller archive, NumPy files, or FITS files to look at."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.time import Time
+from numpy.typing import NDArray
+
+from skyheed.classifier import outputs
+from skyheed.classifier.archives.format import kinds_of
+from skyheed.classifier.archives.reader import Archive, ArchiveObject, ArchiveWriter
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.names import file_name, header_text, printable
+from skyheed.classifier.progress import progress_bar
+
+FORMS = ("archive", "npz", "fits")
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    form: str,
+    *,
+    labels: tuple[str, ...] = (),
+    split: str | None = None,
+    objects: tuple[str, ...] = (),
+    alerts_only: bool = False,
+    progress: bool = True,
+) -> int:
+    """Write the chosen objects of an archive in another form.
+
+    Args:
+        form: `archive`; `npz`: one file per object with an array per column; `fits`: one file per object with an
+            image extension per stamp and its WCS.
+        labels, split, objects: which; all by default.
+        alerts_only: without what came before the first detection.
+
+    Returns:
+        the number of objects written.
+
+    Raises:
+        ArchiveError: `out` exists, nothing was chosen, or an object is not in the archive.
+    """
+    if form not in FORMS:
+        raise ArchiveError(f"form {form!r} is none of {', '.join(FORMS)}")
+    out = Path(out)
+    outputs.check_folder(out)
+    if out.exists():
+        raise ArchiveError(f"{out} exists; choose another name")
+    archive = Archive(source)
+    chosen = _choose(archive, labels, split, objects)
+    if form == "archive":
+        return _subset(archive, out, chosen, alerts_only, _command(labels, split, objects, alerts_only), progress)
+    out.mkdir(parents=True)
+    write = _write_npz if form == "npz" else _write_fits
+    for name in progress_bar(chosen, "converting", show=progress, unit=" objects"):
+        write(out, archive, name, archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only))
+    return len(chosen)
+
+
+def _choose(archive: Archive, labels: tuple[str, ...], split: str | None, objects: tuple[str, ...]) -> list[str]:
+    rows = [archive.object(name) for name in (objects or archive.object_ids)]
+    chosen = [
+        str(row["object_id"])
+        for row in rows
+        if (not labels or row["class"] in labels) and (split is None or row["split"] == split)
+    ]
+    if not chosen:
+        raise ArchiveError("no object of the archive is of that class and split")
+    return chosen
+
+
+def _command(labels: tuple[str, ...], split: str | None, objects: tuple[str, ...], alerts_only: bool) -> str:
+    """The command that makes such a part, for its data card."""
+    words = ["skyheed archive convert --to archive", *(f"--class {label}" for label in labels)]
+    words += [f"--split {split}"] if split else []
+    words += [f"--object {shlex.quote(name)}" for name in objects]
+    return " ".join([*words, "--alerts-only"] if alerts_only else words)
+
+
+def _subset(archive: Archive, out: Path, chosen: list[str], alerts_only: bool, command: str, progress: bool) -> int:
+    card = {**archive.card, "command": f"{archive.card.get('command', '')} | {command}"}
+    written = 0
+    with ArchiveWriter(out, card) as writer:
+        for name in progress_bar(chosen, "converting", show=progress, unit=" objects"):
+            stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
+            if len(stamps):
+                writer.add(_object(archive.object(name)), stamps)
+                written += 1
+    return written
+
+
+def _object(row: Mapping[str, Any]) -> ArchiveObject:
+    same = ("object_id", "type", "confirmed", "redshift", "ra", "dec", "peak_mjd", "origin", "survey", "true_class")
+    try:
+        parameters = json.loads(row["parameters"] or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"object {printable(row['object_id'])} has parameters that are no JSON: {error}") from error
+    return ArchiveObject(label=row["class"], parameters=parameters, **{name: row[name] for name in same})
+
+
+def _write_npz(out: Path, archive: Archive, name: str, stamps: NDArray[np.void]) -> None:
+    row = archive.object(name)
+    columns: dict[str, Any] = {column: stamps[column] for column in stamps.dtype.names or ()}
+    np.savez_compressed(out / f"{file_name(name)}.npz", label=row["class"], ra=row["ra"], dec=row["dec"], **columns)
+
+
+def _write_fits(out: Path, archive: Archive, name: str, stamps: NDArray[np.void]) -> None:
+    row = archive.object(name)
+    primary = fits.PrimaryHDU()
+    for key in ("class", "type", "survey", "origin"):
+        primary.header[key.upper()] = header_text(row[key])
+    primary.header["OBJECT"] = header_text(name)
+    parts = [primary]
+    for stamp in stamps:
+        parts += [_image(archive, row, stamp, kind) for kind in kinds_of(stamps)]
+    fits.HDUList(parts).writeto(out / f"{file_name(name)}.fits")
+
+
+def _image(archive: Archive, row: Mapping[str, Any], stamp: np.void, kind: str) -> fits.ImageHDU:
+    image = fits.ImageHDU(stamp[kind], name=f"{kind}_{stamp['source_id']}")
+    ny, nx = stamp[kind].shape
+    cos, sin = np.cos(np.radians(float(stamp["rotation"]))), np.sin(np.radians(float(stamp["rotation"])))
+    scale = _pixel(archive) / 3600
+    image.header.update(
+        {
+            "BUNIT": "nJy", "FILTER": str(stamp["band"]), "MJD-AVG": float(stamp["mjd"]),
+            "DATE-AVG": Time(float(stamp["mjd"]), format="mjd", scale="tai").isot, "TIMESYS": "TAI",
+            "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": nx // 2 + 1, "CRPIX2": ny // 2 + 1,
+            "CRVAL1": float(row["ra"]), "CRVAL2": float(row["dec"]),
+            "CD1_1": -scale * cos, "CD1_2": scale * sin, "CD2_1": scale * sin, "CD2_2": scale * cos,
+        }
+    )  # fmt: skip
+    # FITS has no NaN: what is not known has no card
+    measured = {"SEEING": "psf_fwhm", "SKYNOISE": "sky_noise", "FLUX": "flux", "FLUXERR": "flux_error"}
+    image.header.update({key: float(stamp[name]) for key, name in measured.items() if np.isfinite(stamp[name])})
+    return image
+
+
+def _pixel(archive: Archive) -> float:
+    """The side of a pixel, arcsec."""
+    try:
+        return float(archive.card["pixel"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(
+            f"{archive.path} does not say how large its pixels are: add pixel to its card.json"
+        ) from error

@@ -1,0 +1,250 @@
+"""How an archive's tables are laid out: schemas, and stamps between pixels and bytes."""
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.names import printable
+
+FORMAT = 1  # raised when a reader of the last version could not read the next
+CLASSES = ("AGN", "SNIa", "Variable", "SNOther")
+SPLITS = {"train": 70, "validation": 10, "test": 20}  # per cent of the objects
+KINDS = ("stamp", "template", "difference")
+OBJECTS_PER_PART = 32
+STEPS_PER_NOISE = 4  # levels per standard deviation of the sky
+
+OBJECT_SCHEMA = pa.schema(
+    [
+        ("object_id", pa.string()),
+        ("class", pa.string()),
+        ("type", pa.string()),
+        ("true_class", pa.string()),
+        ("confirmed", pa.bool_()),
+        ("redshift", pa.float32()),
+        ("ra", pa.float64()),
+        ("dec", pa.float64()),
+        ("peak_mjd", pa.float64()),
+        ("origin", pa.string()),
+        ("split", pa.string()),
+        ("survey", pa.string()),
+        ("first_alert_mjd", pa.float64()),
+        ("stamps", pa.int32()),
+        ("parameters", pa.string()),
+        ("part", pa.int32()),
+        ("row_group", pa.int32()),
+    ]
+)
+# One row of Archive.stamps() but for the pixels.
+_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("source_id", "<i8"),
+    ("mjd", "<f8"),
+    ("band", "U1"),
+    ("detected", "?"),
+    ("alert", "?"),
+    ("flux", "<f4"),
+    ("flux_error", "<f4"),
+    ("source_flux", "<f4"),
+    ("psf_fwhm", "<f4"),
+    ("sky_noise", "<f4"),
+    ("zero_point", "<f4"),
+    ("rotation", "<f4"),
+)
+STAMP_COLUMNS = tuple(name for name, _ in _COLUMNS)
+_ARROW = {"<i8": pa.int64(), "<f8": pa.float64(), "<f4": pa.float32(), "?": pa.bool_(), "U1": pa.string()}
+
+
+@dataclass(frozen=True)
+class ArchiveObject:
+    """One object of an archive; the meaning of the fields is in `archive_card.OBJECT_FIELDS`."""
+
+    object_id: str
+    label: str
+    type: str
+    confirmed: bool
+    redshift: float
+    ra: float
+    dec: float
+    peak_mjd: float
+    origin: str
+    survey: str
+    true_class: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def split(self) -> str:
+        return split_of(self.object_id)
+
+
+def split_of(object_id: str) -> str:
+    """The split an object belongs to, from its name alone, so that it never changes sides."""
+    place = zlib.crc32(f"split:{object_id}".encode()) % 100
+    for name, share in SPLITS.items():
+        place -= share
+        if place < 0:
+            return name
+    raise AssertionError("the shares of SPLITS do not sum to 100")
+
+
+def stamp_rows(pixels: Mapping[str, NDArray[np.float32]], columns: Mapping[str, NDArray[Any]]) -> NDArray[np.void]:
+    """One object's stamps as the structured array that `Archive.stamps` returns.
+
+    Args:
+        pixels: by kind, float32 [n, ny, nx], nJy per pixel; NaN where the camera has no pixel.
+        columns: every name of `STAMP_COLUMNS`, [n]; missing ones are 0, NaN for `source_flux`.
+    """
+    shape = next(iter(pixels.values())).shape
+    dtype = [*_COLUMNS, *((kind, "<f4", shape[1:]) for kind in pixels)]
+    rows = np.zeros(shape[0], dtype)
+    rows["source_flux"] = np.nan
+    for name, values in {**columns, **pixels}.items():
+        rows[name] = values
+    return rows
+
+
+def write_part(
+    directory: Path, number: int, sequences: Iterable[tuple[ArchiveObject, NDArray[np.void]]]
+) -> list[dict[str, Any]]:
+    """Write one part of the stamps, one row group per object, and return the rows of the objects' table."""
+    rows: list[dict[str, Any]] = []
+    writer: pq.ParquetWriter | None = None
+    try:
+        for group, (thing, stamps) in enumerate(sequences):
+            table = _stamp_table(thing.object_id, stamps)
+            if writer is None:
+                writer = pq.ParquetWriter(
+                    part_path(directory, number), table.schema, compression="zstd", compression_level=1,
+                    use_dictionary=["object_id", "band"], write_statistics=["mjd"], write_page_checksum=True,
+                )  # fmt: skip
+            writer.write_table(table, row_group_size=max(len(stamps), 1))
+            rows.append(_object_row(thing, stamps, number, group))
+    finally:
+        if writer is not None:
+            writer.close()
+    return rows
+
+
+def _stamp_table(object_id: str, stamps: NDArray[np.void]) -> pa.Table:
+    if not len(stamps):
+        raise ArchiveError(f"object {printable(object_id)} has no stamps; leave it out of the archive")
+    order = np.lexsort((stamps["source_id"], stamps["mjd"]))
+    stamps = stamps[order]
+    noise = stamps["sky_noise"]
+    if not (np.isfinite(noise) & (noise > 0)).all():
+        raise ArchiveError(
+            f"object {printable(object_id)} has a stamp without sky noise; it sets the unit of its pixels"
+        )
+    unit = (noise / STEPS_PER_NOISE).astype(np.float32)
+    columns = {"object_id": pa.array([object_id] * len(stamps))}
+    columns |= {name: pa.array(stamps[name].tolist(), _ARROW[kind]) for name, kind in _COLUMNS}
+    columns["stamp_unit"] = pa.array(unit)
+    for kind in kinds_of(stamps):
+        columns[kind] = _pack(stamps[kind], unit)
+    shape = ",".join(map(str, stamps[kinds_of(stamps)[0]].shape[1:]))
+    return pa.table(columns).replace_schema_metadata({"stamp_shape": shape, "stamp_dtype": "<f2"})
+
+
+def kinds_of(stamps: NDArray[np.void]) -> list[str]:
+    """The kinds of images in a structured array of stamps."""
+    return [kind for kind in KINDS if kind in (stamps.dtype.names or ())]
+
+
+def _pack(images: NDArray[np.float32], unit: NDArray[np.float32]) -> pa.Array:
+    largest = np.float32(np.finfo(np.float16).max)
+    packed = np.rint(images / unit[:, None, None])
+    packed = np.minimum(np.maximum(packed, -largest, out=packed), largest, out=packed).astype("<f2")
+    size = packed[0].nbytes
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(packed), [None, pa.py_buffer(packed.tobytes())])
+
+
+def _object_row(thing: ArchiveObject, stamps: NDArray[np.void], part: int, group: int) -> dict[str, Any]:
+    alerts = stamps["mjd"][stamps["alert"]]
+    return {
+        "object_id": thing.object_id,
+        "class": thing.label,
+        "type": thing.type,
+        "true_class": thing.true_class or thing.label,
+        "confirmed": thing.confirmed,
+        "redshift": thing.redshift,
+        "ra": thing.ra,
+        "dec": thing.dec,
+        "peak_mjd": thing.peak_mjd,
+        "origin": thing.origin,
+        "split": thing.split,
+        "survey": thing.survey,
+        "first_alert_mjd": float(alerts.min()) if alerts.size else float("nan"),
+        "stamps": len(stamps),
+        "parameters": json.dumps(thing.parameters, sort_keys=True),
+        "part": part,
+        "row_group": group,
+    }
+
+
+def part_path(directory: Path, number: int) -> Path:
+    return directory / "stamps" / f"part-{number:05d}.parquet"
+
+
+def overlaps(file: pq.ParquetFile, group: int, start: float, end: float) -> bool:
+    column = file.schema_arrow.names.index("mjd")
+    statistics = file.metadata.row_group(group).column(column).statistics
+    return statistics is None or not statistics.has_min_max or (statistics.max >= start and statistics.min < end)
+
+
+MOST_STAMPS = 100_000  # of one object; a survey of ten years makes 1,000 to 10,000
+MOST_SIDE = 1024  # pixels
+MOST_SEQUENCE = 2**31  # bytes of one object's stamps
+
+
+def _shape(file: pq.ParquetFile, group: int, kinds: tuple[str, ...]) -> tuple[int, int]:
+    """(ny, nx) of the stamps; raises ArchiveError for what no archive has, before it is unpacked."""
+    try:
+        ny, nx = map(int, file.schema_arrow.metadata[b"stamp_shape"].decode().split(","))
+        stamps = file.metadata.row_group(group).num_rows
+    except (KeyError, TypeError, ValueError, IndexError, OSError, pa.ArrowException) as error:
+        raise ArchiveError(f"a part of the stamps is damaged: {printable(error, 200)}") from error
+    sound = 0 < ny <= MOST_SIDE and 0 < nx <= MOST_SIDE and stamps <= MOST_STAMPS
+    if not sound or stamps * ny * nx * 4 * max(len(kinds), 1) > MOST_SEQUENCE:
+        raise ArchiveError(f"an object has {stamps} stamps of {nx} x {ny} pixels, more than are read")
+    for kind in kinds:
+        if file.schema_arrow.field(kind).type != pa.binary(2 * ny * nx):
+            raise ArchiveError(f"the {kind} images have {file.schema_arrow.field(kind).type}, not {nx} x {ny} float16")
+    return ny, nx
+
+
+def read_group(file: pq.ParquetFile, group: int, kinds: tuple[str, ...]) -> NDArray[np.void]:
+    missing = [kind for kind in kinds if kind not in file.schema_arrow.names]
+    if missing:
+        raise ArchiveError(f"this archive has no {missing[0]!r} images")
+    ny, nx = _shape(file, group, kinds)
+    names = [*STAMP_COLUMNS, "stamp_unit", *kinds]
+    try:
+        table = file.read_row_group(group, columns=names)
+        if gaps := [name for name in names if table[name].null_count]:
+            raise ValueError(f"stamps without {gaps[0]}")
+    except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
+        raise ArchiveError(f"a part of the stamps is damaged: {printable(error, 200)}") from error
+    rows = np.zeros(table.num_rows, [*_COLUMNS, *((kind, "<f4", (ny, nx)) for kind in kinds)])
+    for name in STAMP_COLUMNS:
+        rows[name] = table[name].to_numpy()
+    unit = table["stamp_unit"].to_numpy()
+    for kind in kinds:
+        rows[kind] = _unpack(table[kind], (table.num_rows, ny, nx)) * unit[:, None, None]
+    return rows
+
+
+def _unpack(column: pa.ChunkedArray, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    chunks = [np.frombuffer(chunk.buffers()[1], "<f2")[_extent(chunk)] for chunk in column.chunks]
+    return np.concatenate(chunks).reshape(shape).astype(np.float32)
+
+
+def _extent(chunk: pa.Array) -> slice:
+    per_row = chunk.type.byte_width // 2
+    return slice(chunk.offset * per_row, (chunk.offset + len(chunk)) * per_row)

@@ -1,0 +1,241 @@
+"""Archives: Parquet data sets of stamp sequences, real or simulated; what the model learns from and replay streams.
+
+    DIR/
+      README.md            the data card: how it was made, what is in it, what the columns mean
+      card.json            the same for programs
+      objects.parquet      one row per object
+      stamps/part-*.parquet  one row per stamp; every object is one row group
+
+A stamp is stored as little-endian float16 in units of a quarter of its own sky noise (`stamp_unit` nJy), rounded to
+whole units in the sky: that adds 0.5 % to the variance of the noise (the step of `fpack -q 4`, Pence et al. 2010,
+PASP 122, 1065), cannot overflow below 16,000 times the sky noise in one pixel, and compresses to 40 % of float16.
+Readers return float32 nJy. Rows run from south to north, columns from east to west (unless `rotation` says how the
+camera was turned), and the source is in pixel [n // 2, n // 2], counted from 0, give or take the astrometric error.
+
+Knows nothing of Kafka, Redis, Avro or torch.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from skyheed.classifier.archives.format import (
+    CLASSES,
+    FORMAT,
+    KINDS,
+    OBJECT_SCHEMA,
+    OBJECTS_PER_PART,
+    SPLITS,
+    STAMP_COLUMNS,
+    ArchiveObject,
+    overlaps,
+    part_path,
+    read_group,
+    split_of,
+    stamp_rows,
+    write_part,
+)
+from skyheed.classifier.archives.writer import ArchiveWriter
+from skyheed.classifier.bounded import open_regular, read_file, within
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.names import printable
+
+__all__ = [
+    "CLASSES",
+    "KINDS",
+    "OBJECTS_PER_PART",
+    "OBJECT_SCHEMA",
+    "SPLITS",
+    "STAMP_COLUMNS",
+    "Archive",
+    "ArchiveObject",
+    "ArchiveWriter",
+    "split_of",
+    "stamp_rows",
+    "write_part",
+]
+
+
+CARD_KEYS = ("format", "objects", "stamps", "surveys", "bytes", "counts", "date", "code_version")
+MOST_CARD = 16 * 2**20  # bytes of card.json; ours have 3 kB
+MOST_OBJECTS = 5_000_000  # rows; each is 2 kB of Python
+MOST_TABLE = 2**31  # bytes that objects.parquet may unpack to
+
+
+def _objects(path: Path) -> pa.Table:
+    """The table of objects; whether it is bounded is seen before it is unpacked.
+
+    Raises:
+        ArchiveError, OSError, ValueError, KeyError, pa.ArrowException: it is not what it should be.
+    """
+    open_regular(path).close()
+    texts = [field.name for field in OBJECT_SCHEMA if field.type == pa.string()]
+    if missing := set(OBJECT_SCHEMA.names) - set(pq.read_schema(path).names):
+        raise ArchiveError(f"{path.name} has no column {min(missing)}")
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
+        facts = file.metadata
+        size = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
+        if facts.num_rows > MOST_OBJECTS or size > MOST_TABLE:
+            raise ArchiveError(f"{path.name} has {facts.num_rows} rows of {size} bytes, more than are read")
+        table = file.read(columns=OBJECT_SCHEMA.names)
+    for name in texts:  # a few long texts repeated by number would unpack to any size
+        longest = max(
+            (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in table[name].chunks), default=0
+        )
+        if longest * len(table) > MOST_TABLE:
+            raise ArchiveError(
+                f"{path.name} has texts of {longest} characters in its column {name}, more than are read"
+            )
+    for name in OBJECT_SCHEMA.names:
+        if table[name].null_count:
+            raise ArchiveError(f"{path.name} has rows without {name}")
+    return table.select(OBJECT_SCHEMA.names).cast(OBJECT_SCHEMA)
+
+
+class Archive:
+    """Reads an archive, an object at a time.
+
+    Args:
+        path: the archive's directory.
+
+    Attributes:
+        card: the data card, as a dictionary.
+        objects: pyarrow table, one row per object (`OBJECT_SCHEMA`).
+
+    Raises:
+        ArchiveError: there is no archive, or it is not complete.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not os.path.isdir(self.path):  # also for names that no folder can have
+            raise ArchiveError(f"no archive at {self.path}; make one with `skyheed archive simulate -o {self.path}`")
+        try:
+            self.card: dict[str, Any] = json.loads(read_file(self.path / "card.json", MOST_CARD))
+            if not isinstance(self.card, dict):
+                raise ValueError("card.json holds no keys")
+            if missing := [key for key in CARD_KEYS if key not in self.card]:
+                raise ValueError(f"card.json has no {missing[0]}")
+            self.objects = _objects(self.path / "objects.parquet")
+        except ArchiveError as error:
+            raise ArchiveError(f"{self.path} is not a complete archive: {error}") from error
+        except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
+            raise ArchiveError(f"{self.path} is not a complete archive: {printable(error, 300)}") from error
+        if self.card.get("format") != FORMAT:
+            raise ArchiveError(f"{self.path} has format {self.card.get('format')}, this version reads {FORMAT}")
+        self._rows: dict[str, dict[str, Any]] = {row["object_id"]: row for row in self.objects.to_pylist()}
+        # An open file is a parsed footer; a few suffice for readers that go through the parts in order.
+        self._open = lru_cache(8)(self._open_part)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def object_ids(self) -> list[str]:
+        return list(self._rows)
+
+    def object(self, object_id: str) -> dict[str, Any]:
+        """The row of one object.
+
+        Raises:
+            ArchiveError: the archive does not have it.
+        """
+        if object_id not in self._rows:
+            raise ArchiveError(f"{self.path} has no object {object_id!r}")
+        return self._rows[object_id]
+
+    def stamps(
+        self, object_id: str, *, kinds: Sequence[str] = ("stamp",), alerts_only: bool = False
+    ) -> NDArray[np.void]:
+        """The stamps of one object in time order.
+
+        Args:
+            kinds: which images to read, of `KINDS`; none reads the photometry alone.
+            alerts_only: only what an alert stream would have sent: everything from the first detection on.
+
+        Returns:
+            structured array: `STAMP_COLUMNS` and, for each kind, float32 [ny, nx] in nJy per pixel.
+        """
+        row = self.object(object_id)
+        rows = read_group(self._open(row["part"]), row["row_group"], tuple(kinds))
+        return rows[rows["alert"]] if alerts_only else rows
+
+    def each(
+        self,
+        object_ids: Iterable[str] | None = None,
+        *,
+        kinds: Sequence[str] = ("stamp",),
+        alerts_only: bool = False,
+    ) -> Iterator[tuple[dict[str, Any], NDArray[np.void]]]:
+        """Stream (object, stamps), by default the whole archive in the order in which it is stored."""
+        for object_id in self._rows if object_ids is None else object_ids:
+            yield self._rows[object_id], self.stamps(object_id, kinds=kinds, alerts_only=alerts_only)
+
+    def in_time_order(
+        self, *, kinds: Sequence[str] = ("stamp",), alerts_only: bool = True, memory_bytes: int = 512 * 2**20
+    ) -> Iterator[tuple[dict[str, Any], np.void]]:
+        """Stream (object, one stamp) of the whole archive by (MJD, source id), as a survey sends alerts.
+
+        Reads the archive once per window of time; the windows are as long as `memory_bytes` allows.
+        """
+        mjd = self._times(alerts_only)
+        size = sum(2 * self.image_shape[0] * self.image_shape[1] * 4 for _ in kinds) + 200
+        per_window = max(memory_bytes // size, 1)
+        edges = [*mjd[::per_window].tolist(), np.inf]
+        # Equal times are never cut apart: a window takes start <= mjd < end.
+        for start, end in zip(dict.fromkeys(edges[:-1]), [*list(dict.fromkeys(edges))[1:]], strict=True):
+            yield from self._window(start, end, kinds, alerts_only)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of images the archive has, of `KINDS`."""
+        if not len(self):
+            return ()
+        names = self._open(int(self.objects["part"][0].as_py())).schema_arrow.names
+        return tuple(kind for kind in KINDS if kind in names)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(ny, nx) of the stamps."""
+        metadata = self._open(int(self.objects["part"][0].as_py())).schema_arrow.metadata
+        ny, nx = metadata[b"stamp_shape"].decode().split(",")
+        return int(ny), int(nx)
+
+    def _times(self, alerts_only: bool) -> NDArray[np.float64]:
+        times = [rows["mjd"] for _, rows in self.each(kinds=(), alerts_only=alerts_only)]
+        return np.sort(np.concatenate(times)) if times else np.empty(0)
+
+    def _window(
+        self, start: float, end: float, kinds: Sequence[str], alerts_only: bool
+    ) -> Iterator[tuple[dict[str, Any], np.void]]:
+        found: list[tuple[float, int, dict[str, Any], np.void]] = []
+        for row in self._rows.values():
+            file = self._open(row["part"])
+            if not overlaps(file, row["row_group"], start, end):
+                continue
+            stamps = read_group(file, row["row_group"], tuple(kinds))
+            keep = (stamps["mjd"] >= start) & (stamps["mjd"] < end) & (stamps["alert"] | (not alerts_only))
+            # A copy of each row, so that the rest of the object's stamps can go.
+            found += [(float(s["mjd"]), int(s["source_id"]), row, s.copy()) for s in stamps[keep]]
+        found.sort(key=lambda item: item[:2])
+        for _, _, row, stamp in found:
+            yield row, stamp
+
+    def _open_part(self, number: int) -> pq.ParquetFile:
+        path = part_path(self.path, number)
+        try:
+            if not within(path, self.path):
+                raise ArchiveError(f"{path} is a link that leads out of the archive: copy the file instead")
+            open_regular(path).close()
+            return pq.ParquetFile(path, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            raise ArchiveError(f"{path} is missing or damaged: {error}") from error

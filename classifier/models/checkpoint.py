@@ -1,0 +1,367 @@
+"""Checkpoints: weights as safetensors, everything else as JSON beside them; never pickle.
+
+A checkpoint is a directory with `weights.safetensors` and `model.json`. The JSON holds all that is needed to reproduce
+an answer, the SHA-256 of the weights, so that a damaged or mixed-up pair is noticed, and that of its own other content.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skyheed.classifier import checks, taxonomy
+from skyheed.classifier.bounded import open_regular, read_file
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.history import BANDS
+from skyheed.classifier.models.convention import groups as sequence
+from skyheed.classifier.models.family import family, known_presets
+from skyheed.classifier.scaling import Scaling
+
+FORMAT = 1
+WEIGHTS, MODEL = "weights.safetensors", "model.json"
+MOST_CARD = 16 * 2**20  # bytes of model.json; ours have 30 kB
+MOST_WEIGHTS = 16 * 2**30  # bytes; ours have 2 MB
+MOST_HEADER = 16 * 2**20  # bytes of names and shapes in safetensors, which are parsed as JSON
+CARD_DIGEST = "card_digest"  # key of the JSON: SHA-256 of everything else in it
+PRIOR = "+prior."  # in a version: what follows is another mixture of classes than the checkpoint's own
+SHIPPED = Path(__file__).parents[1] / "weights"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From logits to probabilities: softmax(logits / temperature(n)) * prior, normalised.
+
+    Attributes:
+        stamps, temperatures: temperature at so many stamps, linear in log(n) between.
+        prior: of each class, relative to the mix that the model was trained on.
+    """
+
+    stamps: tuple[float, ...] = (1.0,)
+    temperatures: tuple[float, ...] = (1.0,)
+    prior: tuple[float, ...] = ()
+
+    def __call__(self, logits: "np.ndarray[Any, Any]", stamps: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        """[b, classes] logits of sequences with stamps [b] -> probabilities."""
+        temperature = np.interp(np.log(stamps), np.log(self.stamps), self.temperatures)
+        scaled = logits.astype(np.float64) / temperature[:, None]
+        if self.prior:
+            scaled = scaled + np.log(np.asarray(self.prior))
+        p = np.exp(scaled - scaled.max(1, keepdims=True))
+        normalised: np.ndarray[Any, Any] = (p / p.sum(1, keepdims=True)).astype(np.float32)
+        return normalised
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a checkpoint says of itself; `model.json` holds the same.
+
+    Attributes:
+        family: of models (`models.family`); checkpoints of release 0.1 name none and are ConvEntion's.
+        config: of that family.
+        bands: letters that the model was trained on.
+        surveys: whose stamps it was trained on.
+        taxonomy, class_ids, members: version of the taxonomy, numbers of its classes, and what belongs to them
+            (`taxonomy.Taxonomy`); checkpoints of release 0.1 have the standard classes and get their present numbers.
+        training: command, protocol, data card, seeds: how it was made.
+        metrics: what was measured when it was made, with the name of the data.
+        digest: SHA-256 of the weights.
+    """
+
+    name: str
+    version: str
+    config: Mapping[str, Any]
+    classes: tuple[str, ...]
+    bands: str
+    surveys: tuple[str, ...]
+    scaling: Scaling
+    calibration: Calibration
+    preprocessing: str = sequence.VERSION
+    taxonomy: str = taxonomy.VERSION
+    class_ids: Mapping[str, int] = field(default_factory=lambda: dict(taxonomy.CLASS_IDS))
+    members: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    max_stamps: int = 99
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    format: int = FORMAT
+    family: str = "convention"
+
+
+def resolve(name: str | Path, survey: str = "") -> Path:
+    """The directory of a checkpoint.
+
+    Args:
+        name: a directory, or shipped weights: SURVEY (its default), SURVEY/MODEL, or MODEL alone.
+        survey: of MODEL alone.
+
+    Raises:
+        ModelError: there is none.
+    """
+    for path in (Path(name), SHIPPED / str(name), SHIPPED / survey / str(name), SHIPPED / str(name) / default(name)):
+        if os.path.isfile(path / MODEL):  # also False for names that no file can have
+            return path
+    if str(name).rpartition("/")[2] in known_presets():
+        raise ModelError(
+            f"there are no weights of {name}{f' for {survey}' * bool(survey)}: train them (skyheed train) and give "
+            f"their directory, or choose one of the shipped ones: {', '.join(shipped_names())}"
+        )
+    raise ModelError(
+        f"no model {name}: give a checkpoint directory, or one of the shipped ones: {', '.join(shipped_names())}"
+    )
+
+
+def default(survey: str | Path) -> str:
+    """The model that a survey is served with unless another one is named; "" if it has no weights."""
+    found: dict[str, str] = json.loads((SHIPPED / "defaults.json").read_text())
+    return found.get(str(survey), "")
+
+
+def shipped_name(name: str | Path, surveys: Sequence[str]) -> str:
+    """What a shipped checkpoint is called within its survey, as in SURVEY/MODEL; "" for one that is not shipped."""
+    for survey in surveys:
+        path = resolve(name, survey)
+        if path.parent.parent == SHIPPED:
+            return path.name
+    return ""
+
+
+def shipped_names() -> list[str]:
+    """Of every checkpoint that comes with skyheed, SURVEY/MODEL."""
+    return sorted(str(p.parent.relative_to(SHIPPED)) for p in SHIPPED.glob(f"*/*/{MODEL}"))
+
+
+def save(directory: str | Path, state: Mapping[str, Any], info: Info) -> Info:
+    """Write a checkpoint; the JSON comes last, so that a half-written one is never loaded.
+
+    Args:
+        state: name -> torch tensor.
+
+    Raises:
+        ModelError: the parts of `info` do not fit together; nothing is written.
+    """
+    from safetensors.torch import save_file
+
+    check(info)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = directory / WEIGHTS
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights)
+    complete = json.loads(json.dumps({**asdict(info), "digest": _digest(weights)}))
+    complete[CARD_DIGEST] = _card_digest(complete)
+    temporary = directory / f".{MODEL}"
+    temporary.write_text(json.dumps(complete, indent=1) + "\n")
+    temporary.replace(directory / MODEL)
+    return read_info(directory)
+
+
+def read_info(name: str | Path, survey: str = "") -> Info:
+    """What a checkpoint (named as for `resolve`) says of itself, its weights verified.
+
+    Raises:
+        ModelError: there is none, or it is damaged or from another version.
+    """
+    directory = resolve(name, survey)
+    path = directory / MODEL
+    try:
+        given = json.loads(read_file(path, MOST_CARD, ModelError))
+        info = _info(given, path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): get the checkpoint again") from error
+    try:
+        check(info)
+    except ModelError as error:
+        raise ModelError(f"{path} cannot be used ({error}): get the checkpoint again") from error
+    if not (directory / WEIGHTS).is_file() or _digest(directory / WEIGHTS) != info.digest:
+        raise ModelError(f"{directory / WEIGHTS} is not what {MODEL} was written for: get the checkpoint again")
+    # checkpoints of earlier versions have none
+    if CARD_DIGEST in given and given[CARD_DIGEST] != _card_digest(given):
+        raise ModelError(f"{path} was changed after it was written: get the checkpoint again")
+    return info
+
+
+def _info(given: Any, path: Path) -> Info:
+    if not isinstance(given, dict):
+        raise ValueError("it holds no keys")
+    if given.get("format") != FORMAT:
+        raise ModelError(f"{path} has format {given.get('format')}, this version reads {FORMAT}")
+    known = {f.name for f in fields(Info)}
+    values = {key: value for key, value in given.items() if key in known}
+    if "class_ids" not in given:
+        values["taxonomy"] = taxonomy.VERSION
+    values |= {key: _listed(given[key], key) for key in ("classes", "surveys")}
+    scaling, calibration = given["scaling"], given["calibration"]
+    unit = _listed(scaling.get("flux_unit", []), "flux_unit")
+    values["scaling"] = Scaling(_listed(scaling["softening"], "softening"), scaling["gain"], unit)
+    values["calibration"] = Calibration(**{key: _listed(value, key) for key, value in calibration.items()})
+    return Info(**values)
+
+
+def _listed(value: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{key} is no list")
+    return tuple(value)
+
+
+def check(info: Info) -> None:
+    """Refuse a description whose parts do not fit together.
+
+    Raises:
+        ModelError: the first value that cannot be.
+    """
+    for key in ("name", "version", "family", "bands", "preprocessing", "taxonomy"):
+        checks.text(key, getattr(info, key))
+    for survey in info.surveys:
+        checks.text("surveys", survey)
+    for key in ("config", "training", "metrics"):
+        if not isinstance(getattr(info, key), Mapping):
+            raise ModelError(f"{key} is {checks.shown(getattr(info, key))}: give keys and values")
+    checks.bands(info.bands)
+    checks.classes(info.classes, info.class_ids)
+    for name, number in info.class_ids.items():
+        checks.count(f"class_ids.{name}", number, 1)
+    _check_config(info)
+    _check_scaling(info.scaling)
+    _check_calibration(info.calibration, len(info.classes))
+
+
+def _check_config(info: Info) -> None:
+    config = family(info.family).configure(info.config)
+    if config.classes != len(info.classes):
+        raise ModelError(f"config has {config.classes} classes, classes names {len(info.classes)}: give as many")
+    checks.count("max_stamps", info.max_stamps, 1)
+    if info.max_stamps > config.stamps:
+        raise ModelError(f"max_stamps is {info.max_stamps}, but config takes {config.stamps} stamps: give no more")
+
+
+def _check_scaling(scaling: Scaling) -> None:
+    if len(scaling.softening) != len(BANDS):
+        raise ModelError(f"softening has {len(scaling.softening)} values: give one for each of {BANDS}")
+    checks.positive("softening", *scaling.softening)
+    checks.positive("gain", scaling.gain)
+    if len(scaling.flux_unit) not in (0, len(BANDS)):
+        raise ModelError(f"flux_unit has {len(scaling.flux_unit)} values: give one for each of {BANDS}")
+    checks.positive("flux_unit", *scaling.flux_unit)
+
+
+def _check_calibration(calibration: Calibration, classes: int) -> None:
+    stamps, temperatures, prior = calibration.stamps, calibration.temperatures, calibration.prior
+    checks.positive("calibration.stamps", *stamps)
+    checks.positive("calibration.temperatures", *temperatures)
+    checks.positive("calibration.prior", *prior)
+    if not stamps or len(stamps) != len(temperatures):
+        raise ModelError(f"calibration has {len(temperatures)} temperatures for {len(stamps)} stamps: give as many")
+    if any(after <= before for before, after in pairwise(stamps)):
+        raise ModelError(f"calibration.stamps is {checks.shown(list(stamps))}: give them in rising order")
+    if len(prior) not in (0, classes):
+        raise ModelError(f"calibration.prior has {len(prior)} values for {classes} classes: give one for each, or none")
+
+
+def load_state(name: str | Path, survey: str = "") -> dict[str, Any]:
+    """The weights of a checkpoint, name -> torch tensor."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = resolve(name, survey) / WEIGHTS
+    try:
+        state: dict[str, Any] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{resolve(name, survey) / WEIGHTS} cannot be read ({error}): get the checkpoint again"
+        ) from error
+    return state
+
+
+def check_survey(info: Info, survey: str, *, any_survey: bool = False) -> None:
+    """Raise ModelError if the model was not made for a survey's stamps or by another preprocessing."""
+    if survey not in info.surveys and not any_survey:
+        raise ModelError(
+            f"the model {info.name} was trained for {', '.join(info.surveys)}, not for {survey}: choose another model"
+        )
+    if info.preprocessing != sequence.VERSION:
+        raise ModelError(
+            f"the model {info.name} was trained with preprocessing {info.preprocessing}, this version makes "
+            f"{sequence.VERSION}: train it again"
+        )
+
+
+def mixture(text: str, classes: Sequence[str]) -> tuple[float, ...]:
+    """How often the classes occur, relative to each other, from numbers in their order, as 906,1988,3225,2130.
+
+    Raises:
+        ModelError: not one positive number for each class.
+    """
+    counts = tuple(_number(part) for part in text.split(","))
+    if len(counts) != len(classes) or not all(0 < count < math.inf for count in counts):
+        example = ",".join("1" * len(classes))
+        raise ModelError(
+            f"the prior {text} does not give each of {', '.join(classes)} a positive number: write them as {example}"
+        )
+    return counts
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def assuming(info: Info, counts: Sequence[float]) -> Info:
+    """The same model with probabilities that assume another mixture of classes; its version says which.
+
+    Args:
+        counts: how often each class occurs, in any unit.
+
+    Returns:
+        Version "5" becomes "5+prior.906-1988-3225-2130" (build metadata, as semantic versioning calls it).
+
+    Raises:
+        ModelError: the model was trained on classes as they occur, so another prior would count that twice.
+    """
+    if info.training.get("protocol", {}).get("balanced") is False:
+        raise ModelError(
+            f"the model {info.name} learned from classes as often as they occur (balanced = false), so that "
+            "another prior would count that twice: leave the prior out, or train with balanced = true"
+        )
+    relative = tuple(count * len(counts) / sum(counts) for count in counts)
+    version = f"{info.version.partition(PRIOR)[0]}{PRIOR}{'-'.join(f'{count:g}' for count in counts)}"
+    return replace(info, version=version, calibration=replace(info.calibration, prior=relative))
+
+
+def describe(name: str | Path, survey: str, prior: str = "") -> str:
+    """One sentence about the checkpoint that a survey would be served with.
+
+    Raises:
+        ModelError: it cannot serve it, or not with that prior.
+    """
+    info = read_info(name, survey)
+    check_survey(info, survey)
+    if prior:
+        info = assuming(info, mixture(prior, info.classes))
+    return (
+        f"{info.name} {info.version}, weights {info.digest[:12]}, bands {info.bands}, classes {', '.join(info.classes)}"
+    )
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the weights, once it is clear that they are of a size that can be read."""
+    with open_regular(path, ModelError) as file:
+        size, begin = os.fstat(file.fileno()).st_size, file.read(8)
+        header = int.from_bytes(begin, "little")
+        if size > MOST_WEIGHTS or header > MOST_HEADER or 8 + header > size:
+            raise ModelError(f"{path} has {size} bytes and a header of {header}: no weights of ours, get them again")
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _card_digest(card: Mapping[str, Any]) -> str:
+    """SHA-256 of all that the JSON says besides, however it is laid out."""
+    said = {key: value for key, value in card.items() if key != CARD_DIGEST}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

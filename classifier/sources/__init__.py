@@ -1,0 +1,1 @@
+"""From real frames, light curves and packets to archives."""

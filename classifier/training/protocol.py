@@ -1,0 +1,267 @@
+"""A training run as a TOML file."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from skyheed.classifier import checks, taxonomy
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.models.family import Family, preset
+
+SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout")  # of ConvEntion's network, here for short
+STEPS = ("short_steps", "steps", "head_steps", "fine_steps", "fine_head_steps")
+_KINDS = {
+    str: "text in quotes", bool: "true or false", int: "a whole number", float: "a number",
+    tuple[str, ...]: "a list of texts", tuple[float, ...]: "a list of numbers", Mapping[str, Any]: "keys and values",
+}  # fmt: skip
+_AT_LEAST_1 = ("batch", "short_batch", "head_batch", "short_longest", "longest", "bank_views", "every", "models")
+_POSITIVE = ("rate", "head_rate")
+_SHARES = ("whole", "truncate", "drop", "average", "rehearse")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One run; the keys of the TOML file.
+
+    Each stage is skipped where its steps are 0. `short`, `whole` and `head` learn from all labels, `fine` and
+    `fine_head` from those that spectroscopy confirmed.
+
+    Attributes:
+        archive: what to learn from.
+        name: of the checkpoint and in every figure that comes of it.
+        start: begin with the weights of this checkpoint (a directory or a shipped one); empty: with random ones.
+        bands: keep only these; empty for all of the archive.
+        model: what is trained, a name of `skyheed model list`.
+        network: what of its configuration differs from that name's.
+        objective: `name` of what is minimised and its settings; empty for what the model's name implies.
+        variant, attention, band_embedding, cnn, time, dropout: of ConvEntion's network, for short.
+        stamps: of the longest history.
+        classes: that are told apart; with a taxonomy of its own, all of it by default.
+        taxonomy: own classes instead of the standard ones, see `taxonomy.from_mapping`.
+        objects: use so many training objects, evenly of each class (as they are, if not `balanced`); 0 for all.
+        validation: the same of the objects that select the weights and calibrate.
+        short_steps: everything learns, from views of at most `short_longest` stamps: many objects for little work.
+        steps: everything learns, from views of at most `longest` stamps, a share `whole` of up to 99.
+        head_steps: the 3D-CNN rests and all behind it learns from tokens that were computed once.
+        fine_steps, fine_head_steps: the same on confirmed labels.
+        rehearse: share of the objects of these two that are drawn from all labels, so that what the few confirmed ones
+            do not show is not forgotten.
+        batch, short_batch, head_batch: views of a step.
+        bank_views: views of each object whose tokens are computed for the head.
+        rate, head_rate: the highest learning rates; a quarter of them on confirmed labels.
+        truncate, drop: of `dataset.Augmentation`.
+        balanced: draw classes equally often (weighted random sampling), and correct the prior afterwards.
+        prefixes: beginnings of every view that are classified beside it.
+        photometry: weight of the loss that has tokens tell fluxes; 0 as published.
+        average: how slowly the weights that are measured follow those that learn, per step.
+        prior: relative frequency of each class that the served probabilities assume; empty: equal.
+        cpu_seconds: CPU time of the process after which the stages end, whatever steps are left; 0: no such end. The
+            learning rate falls with whichever of steps and time is nearer to its end.
+        every: steps between two measurements.
+        patience: measurements without a better macro-F1 after which a stage stops; 0: never.
+        blocks, models: of object-disjoint folds, and models of each; 0 blocks: the archive's own splits.
+        device, autocast: where, and bfloat16 where it is native.
+        threads: of the CPU; 0 for all.
+    """
+
+    archive: str
+    name: str = "convention"
+    version: str = "1"
+    start: str = ""
+    bands: str = ""
+    model: str = "convention"
+    network: Mapping[str, Any] = field(default_factory=dict)
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = "stream"
+    attention: str = "linear"
+    band_embedding: str = "learned"
+    cnn: str = "3d"
+    time: str = "both"
+    classes: tuple[str, ...] = taxonomy.CLASSES
+    taxonomy: Mapping[str, Any] = field(default_factory=dict)
+    dropout: float = 0.3
+    stamps: int = 99
+    objects: int = 0
+    validation: int = 0
+    short_steps: int = 0
+    steps: int = 0
+    head_steps: int = 0
+    fine_steps: int = 0
+    fine_head_steps: int = 0
+    rehearse: float = 0.0
+    batch: int = 16
+    short_batch: int = 48
+    head_batch: int = 64
+    short_longest: int = 9
+    longest: int = 36
+    whole: float = 0.06
+    bank_views: int = 2
+    rate: float = 1.5e-3
+    head_rate: float = 1e-3
+    weight_decay: float = 0.05
+    truncate: float = 0.4
+    drop: float = 0.3
+    balanced: bool = True
+    prefixes: int = 3
+    photometry: float = 0.3
+    average: float = 0.99
+    prior: tuple[float, ...] = ()
+    cpu_seconds: int = 0
+    every: int = 250
+    patience: int = 0
+    blocks: int = 0
+    models: int = 1
+    seed: int = 1
+    device: str = "auto"
+    autocast: bool = True
+    threads: int = 0
+
+    @property
+    def family(self) -> Family:
+        """Of the model that is trained.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        return preset(self.model).family
+
+    def configuration(self) -> dict[str, Any]:
+        """What configures the network.
+
+        Raises:
+            ModelError: there is no such model, or a key belongs to another one.
+        """
+        own = preset(self.model)
+        short = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name in SHARED and getattr(self, f.name) != f.default
+        }
+        if short and own.family.name != "convention":
+            raise ModelError(f"{min(short)} is a key of ConvEntion: give {self.model} its own keys in [network]")
+        return {**own.network, **short, **self.network, "classes": len(self.classes), "stamps": self.stamps}
+
+    def minimised(self) -> dict[str, Any]:
+        """The objective and its settings."""
+        return {"name": "cross-entropy", **preset(self.model).objective, **self.objective}
+
+
+def from_mapping(given: Mapping[str, Any], where: str | Path) -> Protocol:
+    """A protocol from its keys.
+
+    Raises:
+        ModelError: an unknown or missing key, or one that cannot be.
+    """
+    known = {f.name for f in fields(Protocol)}
+    if unknown := sorted(set(given) - known):
+        raise ModelError(f"{where}: unknown key {unknown[0]}; known are {', '.join(sorted(known))}")
+    if "archive" not in given:
+        raise ModelError(f"{where}: archive is missing: name the archive to learn from")
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    if "classes" not in values and isinstance(values.get("taxonomy"), Mapping):
+        values["classes"] = tuple(values["taxonomy"].get("classes", taxonomy.CLASSES))
+    made = Protocol(**values)
+    check(made, where)
+    return made
+
+
+def check(protocol: Protocol, where: str | Path) -> None:
+    """Refuse, before anything is computed, what cannot be trained or would not do what it says.
+
+    Args:
+        where: the file, for the message.
+
+    Raises:
+        ModelError: the first key that cannot be.
+    """
+    try:
+        for rule in (_types, _numbers, _data, _prior, _stages):
+            rule(protocol)
+        protocol.family.configure(protocol.configuration())
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
+def _types(p: Protocol) -> None:
+    for key in fields(p):
+        value = getattr(p, key.name)
+        if not _is(value, key.type):
+            raise ModelError(f"{key.name} is {checks.shown(value)}: give {_KINDS[key.type]}")  # type: ignore[index]
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind == Mapping[str, Any]:
+        return isinstance(value, Mapping)
+    if parts := get_args(kind):
+        return isinstance(value, tuple) and all(_is(part, parts[0]) for part in value)
+    if kind is float:
+        return checks.is_number(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _numbers(p: Protocol) -> None:
+    for key in fields(p):
+        value = getattr(p, key.name)
+        if key.type is int:
+            checks.count(key.name, value, 1 if key.name in _AT_LEAST_1 else 0)
+        elif key.name in _POSITIVE:
+            checks.positive(key.name, value)
+        elif key.type is float:
+            checks.number(key.name, value, 0, *[1] * (key.name in _SHARES))
+    if p.blocks == 1:
+        raise ModelError("blocks is 1, which leaves no objects to learn from: give 0, or 2 or more")
+
+
+def _data(p: Protocol) -> None:
+    checks.text("archive", p.archive)
+    checks.classes(p.classes, taxonomy.from_mapping(p.taxonomy).ids)
+    checks.bands(p.bands)
+    for key in ("objects", "validation"):
+        if 0 < (value := getattr(p, key)) < len(p.classes):
+            raise ModelError(f"{key} is {value}, fewer than the classes: give {len(p.classes)} or more, or 0 for all")
+
+
+def _prior(p: Protocol) -> None:
+    if not p.prior:
+        return
+    if len(p.prior) != len(p.classes):
+        raise ModelError(f"prior has {len(p.prior)} values for {len(p.classes)} classes: give one for each")
+    checks.positive("prior", *p.prior)
+    if not p.balanced:
+        raise ModelError("prior would be ignored, as balanced is false and classes keep their shares: leave out either")
+
+
+def _stages(p: Protocol) -> None:
+    if not any(getattr(p, key) for key in STEPS):
+        raise ModelError(f"{', '.join(STEPS)} are all 0, so nothing would be learnt: set at least one")
+    for key in ("head_steps", "fine_head_steps"):
+        if (value := getattr(p, key)) and not _keeps_tokens(p):
+            raise ModelError(f"{key} is {value}, but {p.model} keeps no tokens to learn from: set it to 0")
+
+
+def _keeps_tokens(p: Protocol) -> bool:
+    """Whether the network is ConvEntion's, with tokens that never change."""
+    return p.family.name == "convention" and p.configuration().get("variant", "stream") == "stream"
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The keys of a TOML file.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows write a byte order mark
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ModelError(f"cannot read the training configuration {path}: {error}") from error
+
+
+def read(path: str | Path, changes: Mapping[str, Any] | None = None) -> Protocol:
+    """A protocol from its file, with some keys changed.
+
+    Raises:
+        ModelError: unreadable, an unknown key, or one that cannot be.
+    """
+    return from_mapping(load(path) | dict(changes or {}), path)

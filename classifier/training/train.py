@@ -1,0 +1,513 @@
+"""Training: photometric labels first, then spectroscopic ones; random views of sequences; the best weights are kept.
+
+A run is a TOML file (`protocol.Protocol`); everything it used ends up in the checkpoint.
+"""
+
+import copy
+import csv
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import Parameter, functional
+
+from skyheed.classifier import taxonomy
+from skyheed.classifier.archives import reader as archive
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.evaluation import evaluate, scores
+from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models.base import Model
+from skyheed.classifier.models.checkpoint import Calibration, Info
+from skyheed.classifier.models.convention.fast import CpuTokens, CudaTokens, FoldedFeatures
+from skyheed.classifier.models.convention.network import ConvEntion
+from skyheed.classifier.progress import progress_bar
+from skyheed.classifier.serving import Where, choose
+from skyheed.classifier.training import dataset, objectives
+from skyheed.classifier.training.calibration import fit
+from skyheed.classifier.training.dataset import Augmentation, Dataset
+from skyheed.classifier.training.objectives import Views
+from skyheed.classifier.training.protocol import Protocol
+from skyheed.classifier.training.token_bank import Bank, TokenMaker
+
+SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
+FINE_SHARE = 0.15  # of the CPU time, where it is limited, goes to the stages on confirmed labels
+STATISTICS = 500  # objects that networks take statistics of their inputs from
+log = logging.getLogger("skyheed.train")
+Indices = NDArray[np.int64]
+NOTHING: Indices = np.empty(0, np.int64)
+Step = Callable[[np.random.Generator], Tensor]  # the loss of one step
+
+
+def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset | None = None) -> Info:
+    """Train, calibrate, measure, and write the checkpoint; an interrupted run goes on where it stopped.
+
+    Args:
+        output: the checkpoint's directory; `progress.pt` and `log.csv` lie in it meanwhile.
+        data: instead of reading the protocol's archive.
+
+    Returns:
+        The checkpoint's Info; an existing checkpoint of the same protocol and archive is returned as it is.
+
+    Raises:
+        ModelError: the output holds another run, or the archive lacks objects that the run needs.
+    """
+    if (Path(output) / checkpoint.MODEL).is_file():
+        return _finished(Path(output), protocol)
+    torch.manual_seed(protocol.seed)
+    if protocol.threads:
+        torch.set_num_threads(protocol.threads)
+    Path(output).mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(protocol, data or dataset.load(protocol.archive, bands=protocol.bands), Path(output))
+    everything, confirmed = stages(protocol, trainer.data)
+    trainer.end_to_end("short", everything, protocol.short_steps, short=True)
+    trainer.end_to_end("whole", everything, protocol.steps)
+    trainer.head("head", everything, protocol.head_steps)
+    rehearsed = everything if protocol.rehearse else NOTHING
+    trainer.end_to_end("fine", confirmed, protocol.fine_steps, slower=4, rehearsed=rehearsed)
+    trainer.head("fine_head", confirmed, protocol.fine_head_steps, slower=4, rehearsed=rehearsed)
+    return trainer.finish(command)
+
+
+def _finished(output: Path, protocol: Protocol) -> Info:
+    done = checkpoint.read_info(output)
+    archived = done.training.get("archive", {})
+    if not _same(done.training.get("protocol", {}), protocol):
+        raise ModelError(f"{output} holds a checkpoint of another configuration: choose another output, or remove it")
+    if archived.get("digest") not in (None, _card(protocol.archive).get("digest")):
+        raise ModelError(f"{output} was learnt from another archive of that name: choose another output, or remove it")
+    return done
+
+
+def check_data(protocol: Protocol, data: Dataset) -> None:
+    """Before hours of work: is there everything to learn from, to select on, to measure on?
+
+    Raises:
+        ModelError: it says what is missing.
+    """
+    for split, sure, why in (
+        ("train", None, "learn from"),
+        ("validation", None, "select on"),
+        ("test", True, "test on"),
+    ):
+        if not len(data.choose(split, sure)):
+            kind = "confirmed objects" if sure else "objects"
+            raise ModelError(f"{protocol.archive} has no {kind} in its split {split} to {why}: make it larger")
+    if protocol.taxonomy:
+        return
+    unknown = {data.label[i] for i in range(len(data.object_ids)) if _label(data, i, protocol) not in protocol.classes}
+    if strange := sorted(unknown):
+        raise ModelError(
+            f"{protocol.archive} has objects of class {strange[0]}, the run knows {', '.join(protocol.classes)}: add "
+            "it to classes, or leave those objects out (skyheed archive convert)"
+        )
+
+
+def stages(protocol: Protocol, data: Dataset) -> tuple[Indices, Indices]:
+    """Training objects with any label, and those whose label spectroscopy confirmed."""
+    everything, confirmed = data.choose("train"), data.choose("train", True)
+    everything = _stratified(everything, data, protocol, protocol.objects)
+    return everything, np.intersect1d(everything, confirmed)
+
+
+def _stratified(indices: Indices, data: Dataset, protocol: Protocol, count: int) -> Indices:
+    """So many of the objects; evenly of each class, unless the run is to see them as often as they are. 0: all."""
+    if not count:
+        return indices
+    rng = np.random.default_rng(protocol.seed)
+    if not protocol.balanced:
+        return np.sort(rng.permutation(indices)[:count])
+    each = count // len(protocol.classes)
+    names = np.array([_label(data, i, protocol) for i in indices])
+    return np.sort(np.concatenate([rng.permutation(indices[names == c])[:each] for c in protocol.classes]))
+
+
+def _label(data: Dataset, index: int, protocol: Protocol) -> str:
+    own = taxonomy.from_mapping(protocol.taxonomy)
+    return own.class_of(data.label[index], data.kind[index], protocol.classes)
+
+
+def of_known_classes(data: Dataset, protocol: Protocol) -> Dataset:
+    """The data without the objects that belong to no class of the run's own taxonomy."""
+    if not protocol.taxonomy:
+        return data
+    strange = [i for i in range(len(data.object_ids)) if _label(data, i, protocol) not in protocol.classes]
+    if strange:
+        log.warning("%d of %d objects belong to no class and are left out", len(strange), len(data.object_ids))
+    split = list(data.split)
+    for i in strange:
+        split[i] = "left out"
+    return replace(data, split=split)
+
+
+class Trainer:
+    """A model in training, with its data and its log."""
+
+    def __init__(self, protocol: Protocol, data: Dataset, output: Path) -> None:
+        data = of_known_classes(data, protocol)
+        check_data(protocol, data)
+        self.protocol, self.data, self.output = protocol, data, output
+        where = choose(protocol.device, "auto" if protocol.autocast else "float32")
+        self.device, self.precision, self.chosen = where.device, where.precision, where.chosen
+        self.scaling = dataset.fit_scaling(data, data.choose("train").tolist(), seed=protocol.seed)
+        self.flux_unit = dataset.flux_unit(data)
+        self.validation = _stratified(data.choose("validation"), data, protocol, protocol.validation)
+        names = [_label(data, i, protocol) for i in range(len(data.object_ids))]
+        self.labels = np.array([protocol.classes.index(name) if name in protocol.classes else -1 for name in names])
+        self.family = protocol.family
+        self.config = self.family.configure(protocol.configuration())
+        self.model = self.family.build(self.config).to(self.device)
+        self.started_from = self._start() if protocol.start else self._fit_inputs()
+        self.mean = copy.deepcopy(self.model).eval()  # the exponential mean of the weights
+        self.objective = objectives.make(
+            objectives.Setting(self.model, self.mean, data, self.scaling, protocol, self.precision == "bfloat16")
+        )
+        self.averaged = 0  # steps in the mean
+        self.best, self.best_state = -1.0, _copied(self.mean)
+        self.done: dict[str, int] = {}
+        self.seconds, self._since = 0.0, time.monotonic()
+        self.cpu_seconds, self._cpu_since = 0.0, time.process_time()
+        self._saved_optimiser: dict[str, Any] | None = None
+        self._waited = 0  # measurements of the stage since the last better one
+        self._bank: tuple[dict[str, Tensor], Indices, Bank] | None = None
+        self._resume()
+
+    def _start(self) -> str:
+        """Take over the weights of another checkpoint.
+
+        Returns:
+            Its name, version and digest.
+
+        Raises:
+            ModelError: it is of another architecture.
+        """
+        info = checkpoint.read_info(self.protocol.start)
+        if info.family != self.family.name:
+            raise ModelError(
+                f"cannot start from {self.protocol.start}: it is of the family {info.family}, this run is of "
+                f"{self.family.name}"
+            )
+        if (other := self.family.configure(info.config)) != self.config:
+            raise ModelError(f"cannot start from {self.protocol.start}: it is {other}, this run is {self.config}")
+        self.model.load_state_dict(checkpoint.load_state(self.protocol.start))
+        return f"{info.name} {info.version} {info.digest[:12]}"
+
+    def _fit_inputs(self) -> str:
+        """Let the network take statistics of what it will see; it starts from nothing.
+
+        Returns:
+            "", what it started from.
+        """
+        chosen = self.data.choose("train")
+        some = np.random.default_rng(self.protocol.seed).permutation(chosen)[:STATISTICS]
+        self.model.objects = len(chosen)
+        self.model.fit_inputs([self.data.history(int(i)) for i in some], self.scaling)
+        return ""
+
+    def end_to_end(
+        self, name: str, indices: Indices, steps: int, *, short: bool = False, slower: float = 1,
+        rehearsed: Indices = NOTHING,
+    ) -> None:  # fmt: skip
+        """Everything learns, from random views of sequences."""
+        p = self.protocol
+        if self._over(name, indices, steps):
+            return
+        augmentation = Augmentation(p.longest, p.whole, p.truncate, p.stamps, drop=p.drop)
+        if short:  # any stretch of the light curve, so that tokens learn all of it
+            augmentation = Augmentation(p.short_longest, 0.0, p.truncate, p.stamps, late=0.7, drop=p.drop, dense=0.9)
+        batch = p.short_batch if short else p.batch
+        parameters = [*self.model.parameters(), *self.objective.parameters()]
+
+        def step(rng: np.random.Generator) -> Tensor:
+            self.model.train()
+            chosen = self._draw(indices, batch, rng, rehearsed)
+            views = [self.views(chosen, augmentation, rng) for _ in range(self.objective.views)]
+            return self.objective.loss(views, rng)
+
+        self._learn(name, steps, p.rate / slower, parameters, step)
+
+    def head(self, name: str, indices: Indices, steps: int, *, slower: float = 1, rehearsed: Indices = NOTHING) -> None:
+        """The 3D-CNN rests; what is behind it learns from tokens as they are served."""
+        p = self.protocol
+        if self._over(name, indices, steps):
+            return
+        network = cast(ConvEntion, self.model)
+        bank = self._bank_of(np.union1d(indices, rehearsed))
+        parameters = [q for n, q in self.model.named_parameters() if not n.startswith("features.")]
+
+        def step(rng: np.random.Generator) -> Tensor:
+            self.model.train()
+            drawn = bank.draw(self._draw(indices, p.head_batch, rng, rehearsed), 0.1, p.truncate + 0.2, rng)
+            arrays = (
+                torch.from_numpy(a).to(self.device) for a in (drawn.tokens, drawn.valid, drawn.days, drawn.present)
+            )
+            logits = network.logits(*arrays)
+            return functional.cross_entropy(logits, self._target(drawn.objects))
+
+        self._learn(name, steps, p.head_rate / slower, parameters, step)
+
+    def _bank_of(self, indices: Indices) -> Bank:
+        """Tokens of views of these objects; those of an earlier stage, if the 3D-CNN has not changed since."""
+        features = _copied(cast(ConvEntion, self.model).features)
+        if self._bank is not None:
+            known, of, bank = self._bank
+            if all(known[n].equal(t) for n, t in features.items()) and np.isin(indices, of).all():
+                return bank
+        p = self.protocol
+        augmentation = Augmentation(p.longest, 1.0, 0.0, p.stamps, late=0.05, drop=p.drop)
+        seed = (p.seed, _number("bank"))
+        bank = Bank(
+            self._token_maker(), self.data, indices, augmentation, self.scaling, p.bank_views, seed, self.config.group
+        )
+        self._bank = (features, indices, bank)
+        return bank
+
+    def _over(self, name: str, indices: Indices, steps: int) -> bool:
+        return not len(indices) or self.done.get(name, 0) >= steps
+
+    def _token_maker(self) -> TokenMaker:
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        features = FoldedFeatures(cast(ConvEntion, self.model.eval()), dtype).to(self.device)
+        on_gpu = self.device.type == "cuda"
+        make: TokenMaker = CudaTokens(features, self.device) if on_gpu else CpuTokens(features)
+        return torch.inference_mode()(make)
+
+    def _learn(self, name: str, steps: int, rate: float, parameters: Iterable[Parameter], step: Step) -> None:
+        """Steps of one stage, the learning rate rising and falling once."""
+        begun = self.done.get(name, 0)
+        optimiser = torch.optim.AdamW(parameters, rate, weight_decay=self.protocol.weight_decay)
+        if begun and self._saved_optimiser is not None:
+            optimiser.load_state_dict(self._saved_optimiser)
+        elif name.startswith("fine") and (self.best >= 0 or self.started_from):
+            self._measure(name, 0, math.nan)  # what the stage has to beat, on the labels that it is about
+        self._waited = self._waited if begun else 0
+        bar = progress_bar(range(begun, steps), name, steps, initial=begun, unit="step")
+        loss_mean = math.nan
+        for at in bar:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * _rise_and_fall(min(max(at / steps, self._share_of_time(name)), 1))
+            loss = self._update(optimiser, step(self._generator(name, at)))
+            loss_mean = loss if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss
+            bar.set_postfix(loss=f"{loss_mean:.3f}", best=f"{self.best:.3f}", refresh=False)
+            out_of_time = self._share_of_time(name) >= 1
+            if (at + 1) % self.protocol.every == 0 or at + 1 == steps or out_of_time:
+                self._waited = 0 if self._measure(name, at + 1, loss_mean) else self._waited + 1
+                enough = self._waited == self.protocol.patience > 0 or out_of_time
+                self.done[name] = steps if enough else at + 1
+                self._keep(optimiser)
+                if enough:
+                    break
+        self.model.load_state_dict(self.best_state)
+        self.mean.load_state_dict(self.best_state)
+        self._saved_optimiser = None
+        self._keep(optimiser)  # a run that stops here goes on from the best weights, too
+
+    def _generator(self, stage: str, at: int) -> np.random.Generator:
+        """Of one step, torch's dropout included, so that a resumed run draws what it would have drawn."""
+        seed = [self.protocol.seed, _number(stage), at]
+        torch.manual_seed(int(np.random.default_rng([*seed, 1]).integers(2**62)))
+        return np.random.default_rng(seed)
+
+    def _update(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> float:
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in optimiser.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+        optimiser.step()
+        self._average()
+        return float(loss.detach())
+
+    def views(self, chosen: Indices, augmentation: Augmentation, rng: np.random.Generator) -> Views:
+        """A random view of each of these objects."""
+        histories, rows = zip(*(augmentation.view(self.data, int(i), rng) for i in chosen), strict=True)
+        return Views(histories, rows, self.labels[chosen])
+
+    def _target(self, chosen: Indices) -> Tensor:
+        return torch.from_numpy(self.labels[chosen]).to(self.device)
+
+    def _average(self) -> None:
+        """Exponential mean of weights and statistics over steps: what is measured, selected and served."""
+        self.averaged += 1
+        keep = min(self.protocol.average, self.averaged / (self.averaged + 10))
+        for mean, now in zip(self.mean.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - keep)
+
+    def _draw(self, indices: Indices, batch: int, rng: np.random.Generator, rehearsed: Indices = NOTHING) -> Indices:
+        """So many objects; in the second stage a share of them from all that the first one learned from."""
+        again = int((rng.random(batch) < self.protocol.rehearse).sum()) if len(rehearsed) else 0
+        return np.concatenate([self._drawn(indices, batch - again, rng), self._drawn(rehearsed, again, rng)])
+
+    def _drawn(self, indices: Indices, batch: int, rng: np.random.Generator) -> Indices:
+        if not batch:
+            return NOTHING
+        if not self.protocol.balanced:
+            return rng.choice(indices, batch)
+        counts = np.bincount(self.labels[indices], minlength=len(self.protocol.classes))
+        weights = 1 / counts[self.labels[indices]]
+        return rng.choice(indices, batch, p=weights / weights.sum())
+
+    def _measure(self, stage: str, step: int, loss: float) -> bool:
+        """Score the mean weights on the validation objects (confirmed ones in the second stage); keep the best."""
+        chosen = self.validation
+        if stage.startswith("fine"):
+            confirmed = chosen[self.data.confirmed[chosen]]
+            chosen = confirmed if len(confirmed) else chosen
+        found = evaluate.after_stamps(self._candidate(Calibration()), self.data, chosen, SELECT_AT)
+        f1 = {
+            n: scores.macro_f1(scores.confusion(self.labels[chosen][rows], p.argmax(1), self.config.classes))
+            for n, (rows, p) in found.items()
+            if len(rows)
+        }
+        mean = float(np.mean(list(f1.values())))
+        row = {"stage": stage, "step": step, "loss": round(loss, 4), "macro_f1": round(mean, 4)}
+        _log(self.output / "log.csv", row | {f"at_{n}": round(f1.get(n, math.nan), 4) for n in SELECT_AT})
+        better = mean > self.best or not step  # a stage that is measured by other labels begins with its own best
+        if better:
+            self.best, self.best_state = mean, _copied(self.mean)
+        return better
+
+    def _candidate(self, calibration: Calibration) -> Model:
+        """The mean weights as they would be served."""
+        where = Where(self.device, self.precision, self.chosen)
+        return self.family.serve(copy.deepcopy(self.mean), self._info(calibration), where)
+
+    def _info(self, calibration: Calibration) -> Info:
+        p = self.protocol
+        bands = p.bands or "".join(b for i, b in enumerate("ugrizy") if (self.data.band == i).any())
+        return Info(
+            p.name, p.version, self.config.to_dict(), p.classes, bands, (self.data.survey,), self.scaling, calibration,
+            max_stamps=p.stamps, family=self.family.name, **self._taxonomy(),
+        )  # fmt: skip
+
+    def _taxonomy(self) -> dict[str, Any]:
+        own = taxonomy.from_mapping(self.protocol.taxonomy)
+        return {"taxonomy": own.version, "class_ids": dict(own.ids), "members": dict(own.members)}
+
+    def _keep(self, optimiser: torch.optim.Optimizer) -> None:
+        self._clock()
+        saved = {
+            "waited": self._waited, "archive": _card(self.protocol.archive).get("digest"),
+            "model": _copied(self.model), "mean": _copied(self.mean), "averaged": self.averaged, "best": self.best,
+            "best_state": self.best_state, "objective": self.objective.state_dict(), "done": self.done,
+            "seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "optimiser": optimiser.state_dict(),
+            "protocol": _plain(self.protocol),
+        }  # fmt: skip
+        torch.save(saved, self.output / ".progress.pt")
+        os.replace(self.output / ".progress.pt", self.output / "progress.pt")
+
+    def _resume(self) -> None:
+        path = self.output / "progress.pt"
+        if not path.exists():
+            (self.output / "log.csv").unlink(missing_ok=True)
+            return
+        try:
+            saved = torch.load(path, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+            raise ModelError(f"{path} is damaged ({str(error)[:80]}): remove it to start again") from error
+        archive_digest = _card(self.protocol.archive).get("digest")
+        if not _same(saved["protocol"], self.protocol) or saved.get("archive", archive_digest) != archive_digest:
+            raise ModelError(
+                f"{path} is of another configuration or archive: choose another output, or remove it to start again"
+            )
+        self.model.load_state_dict(saved["model"])
+        self.mean.load_state_dict(saved["mean"])
+        self.objective.load_state_dict(saved["objective"])
+        self.averaged, self.best, self.best_state = saved["averaged"], saved["best"], saved["best_state"]
+        self.done, self.seconds, self._saved_optimiser = saved["done"], saved["seconds"], saved["optimiser"]
+        self._waited, self.cpu_seconds = saved.get("waited", 0), saved.get("cpu_seconds", 0.0)
+
+    def _clock(self) -> None:
+        """All the time that the run has taken, measurements included."""
+        now, cpu = time.monotonic(), time.process_time()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        self.cpu_seconds, self._cpu_since = self.cpu_seconds + cpu - self._cpu_since, cpu
+
+    def _share_of_time(self, stage: str) -> float:
+        """How much of a stage's CPU time is gone; the stages on confirmed labels have the last part of it."""
+        p = self.protocol
+        if not p.cpu_seconds:
+            return 0.0
+        first = p.cpu_seconds * (1 - FINE_SHARE if p.fine_steps or p.fine_head_steps else 1)
+        spent = self.cpu_seconds + time.process_time() - self._cpu_since
+        return (spent - first) / (p.cpu_seconds - first) if stage.startswith("fine") else spent / first
+
+    def finish(self, command: str) -> Info:
+        """Calibrate on the validation objects, score on the test objects, write the checkpoint.
+
+        Raises:
+            ModelError: nothing was learnt.
+        """
+        if self.best < 0:
+            raise ModelError("no stage has any step: give short_steps, steps or head_steps")
+        self.mean.load_state_dict(self.best_state)
+        labels = self.labels[self.validation]
+        calibration = fit(self._candidate(Calibration()), self.data, self.validation, labels, self.protocol)
+        metrics = evaluate.report(self._candidate(calibration), self.data, self.data.choose("test", True))
+        self._clock()
+        training = {
+            "command": command, "protocol": _plain(self.protocol), "seconds": round(self.seconds),
+            "cpu_seconds": round(self.cpu_seconds),
+            "device": self.chosen, "torch": torch.__version__, "skyheed": version("skyheed"),
+            "objects": len(stages(self.protocol, self.data)[0]), "selected_macro_f1": round(self.best, 4),
+            "archive": _card(self.protocol.archive), "started_from": self.started_from,
+        }  # fmt: skip
+        info = replace(self._info(calibration), training=training, metrics=metrics)
+        made = checkpoint.save(self.output, self.best_state, info)
+        (self.output / "progress.pt").unlink(missing_ok=True)
+        return made
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(name.encode(), "little") % 2**32
+
+
+def _plain(protocol: Protocol) -> dict[str, Any]:
+    """As JSON gives it back; where it is computed, and on how many cores, makes no other run."""
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(protocol).items()}
+    return {key: value for key, value in plain.items() if key not in ("device", "threads")}
+
+
+def _same(saved: Mapping[str, Any], protocol: Protocol) -> bool:
+    """Whether a run was of this protocol; keys that it did not know yet had their present defaults."""
+    return _plain(Protocol(archive="")) | dict(saved) == _plain(protocol)
+
+
+def _copied(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone().cpu() for name, tensor in module.state_dict().items()}
+
+
+def _rise_and_fall(at: float) -> float:
+    """One cycle: linear warm-up over a tenth, then a cosine to zero."""
+    return (at / 0.1 if at < 0.1 else 0.5 * (1 + math.cos(math.pi * (at - 0.1) / 0.9))) + 1e-3
+
+
+def _log(path: Path, row: Mapping[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _card(path: str) -> dict[str, Any]:
+    if not Path(path).is_dir():
+        return {}
+    card = archive.Archive(path).card
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return {key: card[key] for key in ("command", "seed", "objects", "stamps", "date") if key in card} | {
+        "digest": digest
+    }

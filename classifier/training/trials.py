@@ -1,0 +1,59 @@
+"""`skyheed train --dry-run`: sizes, steps and time of a run, from a few of its steps."""
+
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from skyheed.classifier.models.base import parameters
+from skyheed.classifier.training import dataset, train
+from skyheed.classifier.training.dataset import Augmentation
+from skyheed.classifier.training.protocol import STEPS, Protocol
+
+TRIED = 3  # steps that are timed, after one that is not
+
+
+def text(protocol: Protocol) -> str:
+    """What would be trained, in a few lines.
+
+    Raises:
+        ModelError, ArchiveError: it could not be trained.
+    """
+    data = dataset.load(protocol.archive, bands=protocol.bands)
+    with tempfile.TemporaryDirectory(prefix="skyheed-dry-run-") as folder:
+        trainer = train.Trainer(protocol, data, Path(folder))
+        everything, confirmed = train.stages(protocol, data)
+        seconds = _step(trainer, everything)
+    steps = {key: getattr(protocol, key) for key in STEPS if getattr(protocol, key)}
+    counts = Counter(protocol.classes[label] for label in trainer.labels[everything])
+    whole = sum(count for key, count in steps.items() if "head" not in key) * seconds
+    limit = f", at most {protocol.cpu_seconds / 60:.0f} CPU minutes" if protocol.cpu_seconds else ""
+    return "\n".join(
+        [
+            f"{protocol.name}: {protocol.model}, {parameters(trainer.model):,} parameters, on {trainer.chosen}",
+            f"learns from {len(everything)} objects ({', '.join(f'{k} {v}' for k, v in sorted(counts.items()))}), "
+            f"{len(confirmed)} of them confirmed; selects and calibrates on {len(trainer.validation)}, "
+            f"tests on {len(data.choose('test', True))}",
+            f"steps: {', '.join(f'{key} {count}' for key, count in steps.items())}",
+            f"about {whole / 60:.0f} minutes for the steps that are not of a head, {seconds:.2f} s each, and the "
+            f"measurements between them{limit}",
+        ]
+    )
+
+
+def _step(trainer: train.Trainer, indices: train.Indices) -> float:
+    """Seconds of one step."""
+    p = trainer.protocol
+    augmentation = Augmentation(p.longest, p.whole, p.truncate, p.stamps, drop=p.drop)
+    rng = np.random.default_rng(0)
+    began = 0.0
+    for turn in range(TRIED + 1):
+        if turn == 1:
+            began = time.monotonic()
+        chosen = rng.choice(indices, p.batch)
+        trainer.model.train()
+        views = [trainer.views(chosen, augmentation, rng) for _ in range(trainer.objective.views)]
+        trainer.objective.loss(views, rng).backward()  # type: ignore[no-untyped-call]
+    return (time.monotonic() - began) / TRIED

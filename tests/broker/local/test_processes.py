@@ -1,0 +1,227 @@
+"""However a verb ends, nothing of it stays: no process, no temporary folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from process_tools import Program, until
+from stream_tools import sdss_alert
+
+from skyheed.broker import cli
+from skyheed.broker.local import embedded
+from skyheed.classifier import keeper
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc"),
+]
+END, INTERRUPT, HANG_UP, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL
+Start = Callable[..., Program]
+
+
+def long(value: object) -> Any:
+    """A parameter of the long form alone."""
+    return pytest.param(value, marks=pytest.mark.long)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Program] = []
+
+    def run(*words: str) -> Program:
+        started.append(Program(tmp_path / f"program {len(started)}", *words))
+        return started[-1]
+
+    yield run
+    for program in started:
+        for pid in program.left():
+            os.kill(pid, signal.SIGKILL)
+        program.process.wait()
+
+
+def ends(program: Program, number: int) -> int:
+    """Send the signal, and return the exit status once nothing is left."""
+    program.process.send_signal(number)
+    status = program.process.wait(120)
+    program.leaves_nothing()
+    return status
+
+
+# --- verbs with servers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+@pytest.mark.parametrize(
+    "number",
+    [KILL, long(HANG_UP), long(END)],
+)
+def test_up_leaves_nothing(start: Start, number: int) -> None:
+    program = start("up", "--survey", "sdss")
+    program.until_it_says("Ctrl-C drains")
+    assert len(program.left()) == 6, "up, Kafka, Valkey, ingest, worker, keeper"
+    assert ends(program, number) == (-KILL if number == KILL else 0), program.said
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+@pytest.mark.parametrize("number", [END, long(KILL)])
+def test_demo_leaves_nothing(start: Start, number: int) -> None:
+    program = start("demo", "--objects", "12", "-o", "demo.png")
+    program.until_it_says("3/4")
+    assert ends(program, number) == (-KILL if number == KILL else 128 + END), program.said
+    assert "Traceback" not in program.said, program.said
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+def test_up_that_is_killed_while_it_starts_leaves_nothing(start: Start) -> None:
+    program = start("up", "--survey", "sdss")
+    until(lambda: list(program.temporary.iterdir()), what="a first folder")
+    assert ends(program, KILL) == -KILL
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+def test_daemons_are_asked_to_finish_before_the_servers_go(start: Start, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    program = start("up", "--survey", "sdss", "--data", str(data))
+    program.until_it_says("Ctrl-C drains")
+    until(lambda: "batch" in (data / "work.log").read_text() or "work model" in (data / "work.log").read_text())
+    until(lambda: "ingest survey" in (data / "ingest.log").read_text())
+    ends(program, KILL)
+    assert "SIGTERM: finishing the batch in hand" in (data / "ingest.log").read_text()
+    assert "ingest ends" in (data / "ingest.log").read_text()
+
+
+# --- the other verbs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [END, HANG_UP, KILL])
+def test_a_simulation_leaves_no_process(start: Start, number: int) -> None:
+    words = ["--objects", "20000", "--processes", "2", "-o", "sky"]
+    program = start("archive", "simulate", *words)
+    until(
+        lambda: list(program.log.parent.glob(".sky*/stamps/*.parquet")) and len(program.left()) >= 4,
+        what="a first part",
+    )
+    assert ends(program, number) == (-KILL if number == KILL else 128 + number), program.said
+    assert "Traceback" not in program.said, program.said
+    until(lambda: not list(program.log.parent.glob("*sky*")), what="no half archive")
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("number", [END, HANG_UP, INTERRUPT, KILL])
+def test_a_replay_leaves_no_folder(start: Start, kafka: embedded.Server, tmp_path: Path, number: int) -> None:
+    (tmp_path / "alerts").mkdir()
+    for n in range(4):
+        (tmp_path / "alerts" / f"{n}.avro").write_bytes(sdss_alert("R", n))
+    words = [str(tmp_path / "alerts"), "--kafka", kafka.address, "--rate", "0.1", "--topic", "replayed"]
+    program = start("replay", "sdss", *words)
+    until(lambda: list(program.temporary.iterdir()), what="its folder")
+    expected = {KILL: -KILL, INTERRUPT: 1}.get(number, 128 + number)
+    assert ends(program, number) == expected, program.said
+    assert "Traceback" not in program.said, program.said
+
+
+@pytest.mark.parametrize("verb", ["ingest", long("work"), "subscribe", long("replay")])
+@pytest.mark.parametrize("number", [END, long(HANG_UP), long(INTERRUPT)])
+def test_a_verb_that_waits_for_its_servers_ends_when_asked(
+    start: Start, tmp_path: Path, verb: str, number: int
+) -> None:
+    (tmp_path / "one.avro").write_bytes(sdss_alert("R", 0))
+    words = {"replay": ["sdss", str(tmp_path / "one.avro")]}.get(verb, ["--survey", "sdss"])
+    program = start(verb, *words, "--kafka", f"127.0.0.1:{embedded.free_port()}")
+    program.until_it_says("waiting")
+    ends(program, number)
+    assert "Traceback" not in program.said, program.said
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(start: Start) -> None:
+    code = """
+        import os, signal, sys
+        from broker import daemon, terminal
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        terminal.end_on_signals()
+        stop = daemon.stop_on_signal()
+        os.kill(os.getpid(), signal.SIGHUP)
+        print("still here", stop.is_set())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout == "still here False\n"
+
+
+# --- the keeper ----------------------------------------------------------------------------------------------------
+
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(600)"
+)
+PARENT = """
+    import subprocess, sys, time
+    from pathlib import Path
+    from classifier import keeper
+    child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
+    keeper.keeper.process(child.pid, keeper.SERVER)
+    folder = keeper.make_folder("it's a \\"folder\\" ü ")
+    print(child.pid, folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_keeper_ends_what_does_not_want_to_and_removes_folders_of_any_name(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(PARENT), STUBBORN]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={"TMPDIR": str(tmp_path), **ENVIRONMENT})
+    assert parent.stdout is not None
+    lines = [parent.stdout.readline(), parent.stdout.readline()]
+    pid, _, folder = next(line for line in lines if line != "on\n").rstrip("\n").partition(" ")
+    (Path(folder) / "file").write_text("x")
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    until(lambda: not keeper._lives(int(pid)), 30, "the child")
+    until(lambda: not Path(folder).exists(), 30, "the folder")
+
+
+ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
+
+
+def test_the_keeper_is_gone_when_there_is_nothing_to_keep() -> None:
+    mine = keeper.Keeper()
+    mine.folder(Path("/nonexistent/one"))
+    mine.folder(Path("/nonexistent/two"))
+    watcher = mine._watcher
+    assert watcher is not None
+    mine.forget_folder(Path("/nonexistent/one"))
+    assert watcher.poll() is None
+    mine.forget_folder(Path("/nonexistent/two"))
+    assert watcher.poll() == 0
+
+
+def test_a_keeper_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    mine = keeper.Keeper()
+    mine.folder(tmp_path / "one")
+    assert mine._watcher is not None
+    mine._watcher.kill()
+    mine._watcher.wait()
+    (tmp_path / "one").mkdir()
+    mine.folder(tmp_path / "two")
+    assert mine._watcher.poll() is None
+    assert mine._watcher.stdin is not None
+    mine._watcher.stdin.close()  # as if we had died
+    mine._watcher.wait()
+    assert not (tmp_path / "one").exists()
+
+
+def test_every_verb_is_looked_at_here() -> None:
+    """A new verb that starts processes or makes folders belongs into this file."""
+    import click
+
+    short = {"audit", "check", "deadletter", "evaluate", "layout", "model", "object", "redrive", "retire", "train"}
+    here = {"archive", "demo", "ingest", "replay", "subscribe", "up", "work"}
+    assert set(cli.skyheed.list_commands(click.Context(cli.skyheed))) == short | here

@@ -1,0 +1,172 @@
+"""`skyheed up`: the whole stack in the foreground, from a stranger's point of view."""
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from stream_tools import save_checkpoint, sdss_alert
+
+from skyheed.broker.kafka import client as kafka
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(300)]
+OBJECTS, EPOCHS = 12, 4
+
+
+class Up:
+    """The program as a child process; what it says is collected while it runs."""
+
+    def __init__(self, *words: str) -> None:
+        environ = {"PATH": os.defpath, "HOME": "/tmp", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "skyheed.broker.cli", "up", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            text=True, env=environ, start_new_session=True,
+        )  # fmt: skip
+        self.said: list[str] = []
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._collector = threading.Thread(target=self._collect, daemon=True)
+        self._collector.start()
+
+    def _collect(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as out:
+            for line in out:
+                self._lines.put(line.rstrip())
+        self._lines.put("")
+
+    def until(self, word: str, limit_s: float = 120.0) -> str:
+        """The next line with `word` in it."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                pytest.fail(f"no {word!r} within {limit_s} s: {self.text}")
+            self.said.append(line)
+            if word in line:
+                return line
+            if not line and self.process.poll() is not None:
+                pytest.fail(f"it ended before {word!r}: {self.text}")
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
+    def wait(self) -> int:
+        """Its exit status."""
+        status = self.process.wait(120)
+        self._collector.join(10)
+        while not self._lines.empty():
+            self.said.append(self._lines.get())
+        return status
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.said)
+
+
+def children_of(pid: int) -> set[int]:
+    """Every process that descends from `pid`."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                # the name in brackets may hold spaces
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue  # it has just ended
+    found: set[int] = set()
+    while more := {child for child, parent in parents.items() if parent in found | {pid}} - found:
+        found |= more
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    started: list[Up] = []
+
+    def run(debounce_s: float, interval_s: float) -> Up:
+        file = tmp_path / "skyheed.toml"
+        model = save_checkpoint(tmp_path, "sdss")
+        file.write_text(
+            f'survey = "sdss"\n[ingest]\ndebounce_s = {debounce_s}\n'
+            f'[work]\nmodel = "{model}"\ninterval_s = {interval_s}\nthreads = 1\n'
+        )
+        up = Up("--config", str(file), "--data", str(tmp_path / "data"), "--device", "cpu")
+        started.append(up)
+        return up
+
+    yield run
+    for up in started:
+        left = children_of(up.process.pid)
+        if up.process.poll() is None:
+            up.process.kill()
+            up.process.wait()
+        for pid in alive(left):
+            os.kill(pid, signal.SIGKILL)
+
+
+def send(address: str) -> None:
+    alerts = [sdss_alert(f"U{i}", n) for n in range(EPOCHS) for i in range(OBJECTS)]
+    with kafka.Publisher({"bootstrap.servers": address}) as publisher:
+        publisher.publish_all([("skyheed.alerts.sdss", None, alert, None) for alert in alerts])
+
+
+def until_consumed(log: Path, up: Up) -> None:
+    """Wait until the ingest has settled everything that `send` sent."""
+    deadline = time.monotonic() + 120
+    while sum(map(int, re.findall(r"batch consumed=(\d+)", log.read_text()))) < OBJECTS * EPOCHS:
+        assert up.process.poll() is None, up.text
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+@needs_proc
+def test_ctrl_c_answers_what_is_pending_and_leaves_no_process(start: Callable[..., Up], tmp_path: Path) -> None:
+    up = start(debounce_s=3.0, interval_s=0.2)  # late enough for Ctrl-C to find something to finish
+    address = up.until("Kafka ").split()[1]
+    up.until("Ctrl-C drains")
+    family = children_of(up.process.pid)
+    assert len(family) >= 4, "Kafka, Valkey, ingest and worker"
+    send(address)
+    until_consumed(tmp_path / "data" / "ingest.log", up)
+    up.interrupt()
+    assert up.wait() == 0, up.text
+    assert "Traceback" not in up.text
+    assert "not drained" not in up.text
+    assert f"test-sdss: {OBJECTS} classified, 0 declined, 0 pending" in up.text
+    assert "the books balance" in up.text
+    assert alive(family) == set()
+
+
+@needs_proc
+def test_a_second_ctrl_c_ends_the_wait(start: Callable[..., Up], tmp_path: Path) -> None:
+    up = start(debounce_s=1000.0, interval_s=0.2)  # nothing will ever be due
+    address = up.until("Kafka ").split()[1]
+    up.until("Ctrl-C drains")
+    family = children_of(up.process.pid)
+    send(address)
+    until_consumed(tmp_path / "data" / "ingest.log", up)
+    up.interrupt()
+    up.until("pending objects")
+    up.interrupt()
+    began = time.monotonic()
+    assert up.wait() == 0, up.text
+    assert time.monotonic() - began < 60
+    assert "not drained: asked twice to stop" in up.text
+    assert alive(family) == set()

@@ -1,0 +1,214 @@
+"""What all daemons of a survey have to agree on: recorded by the first, compared by the others, whatever the order."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import redis as redis_py
+from state_tools import deliveries, observation
+from stream_tools import ingest_all, publish, sdss_alert, settings_for
+
+from skyheed.broker import app as daemon
+from skyheed.broker import config
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.kafka.client import Publisher
+from skyheed.broker.local import embedded
+from skyheed.broker.state import client as state
+from skyheed.broker.state import histories as sequences
+from skyheed.broker.state import layout
+from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.state.layout import Layout
+from skyheed.broker.state.ledger import Ledger
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+def admin(valkey: embedded.Server) -> Iterator[redis_py.Redis]:
+    with redis_py.Redis.from_url(valkey.url) as client:
+        yield client
+
+
+def settings(url: str, **more: Any) -> config.Settings:
+    dotted = {name.replace("__", "."): value for name, value in more.items()}
+    return config.load(overrides={"survey": "sdss", "redis.url": url, **dotted}, environ={})
+
+
+def ingest_on(url: str, **more: Any) -> None:
+    """What an ingest does at its start."""
+    given = settings(url, **more)
+    agreement = layout.of_ingest(given.redis, daemon.survey_of(given))
+    Layout(state.connect(url), "sdss").agree(agreement)
+
+
+def worker_on(url: str, bands: str = "ugrizy", **more: Any) -> None:
+    """What a worker does at its start."""
+    Layout(state.connect(url), "sdss").agree(layout.of_worker(settings(url, **more).redis, bands))
+
+
+def recorded(url: str) -> dict[str, str]:
+    return Layout(state.connect(url), "sdss").recorded()
+
+
+AGREED = {
+    "shards": "16", "max_stamps": "99", "stamp": "science", "bands": "ugriz", "record_version": "1",
+    "queues": "2", "preprocessing": "stamp-1",
+}  # fmt: skip
+
+
+def test_the_first_ingest_records_and_others_like_it_go_on(valkey: embedded.Server) -> None:
+    worker_on(valkey.url)
+    assert recorded(valkey.url) == {"shards": "16", "record_version": "1", "queues": "2"}
+    ingest_on(valkey.url)
+    assert recorded(valkey.url) == AGREED
+    ingest_on(valkey.url)
+    worker_on(valkey.url)
+    ingest_on(valkey.url, ingest__bands="zirgu")  # the same bands
+    assert recorded(valkey.url) == AGREED
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("redis__shards", 8, r"redis\.shards = 16 and it is 8 here: set redis\.shards = 16, or start with an empty"),
+        ("redis__max_stamps", 10, r"redis\.max_stamps = 99 and it is 10 here: set redis\.max_stamps = 99, or stop all"),
+        ("ingest__bands", "gr", r'ingest\.bands = ugriz and it is gr here: set ingest\.bands = "ugriz", or stop all'),
+    ],
+)
+def test_an_ingest_with_other_settings_is_refused(
+    valkey: embedded.Server, setting: str, value: Any, sentence: str
+) -> None:
+    ingest_on(valkey.url)
+    with pytest.raises(ConfigError, match=sentence):
+        ingest_on(valkey.url, **{setting: value})
+    assert recorded(valkey.url) == AGREED
+
+
+def test_other_stamps_are_refused(valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(valkey.url, survey="ztf", ingest__stamp="difference")
+    found = Layout(state.connect(valkey.url), "ztf")
+    found.agree(layout.of_ingest(given.redis, daemon.survey_of(given)))
+    science = daemon.survey_of(settings(valkey.url, survey="ztf"))
+    with pytest.raises(ConfigError, match=r'= difference and it is science here: set ingest.stamp = "difference"'):
+        found.agree(layout.of_ingest(given.redis, science))
+
+
+@pytest.mark.parametrize("name", ["RECORD_VERSION", "QUEUES", "PREPROCESSING"])
+def test_another_release_is_refused(valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    ingest_on(valkey.url)
+    monkeypatch.setattr(layout, name, 7)
+    for start in (ingest_on, worker_on):
+        with pytest.raises(ConfigError, match="run the release that wrote it, or start with an empty Redis"):
+            start(valkey.url)
+
+
+def test_a_worker_that_cannot_read_what_ingest_writes_is_refused(valkey: embedded.Server) -> None:
+    ingest_on(valkey.url)
+    with pytest.raises(ConfigError, match="does not know u, z: run a model that does"):
+        worker_on(valkey.url, bands="gri")
+    with pytest.raises(ConfigError, match=r"redis\.max_stamps = 99 and it is 24 here"):
+        worker_on(valkey.url, redis__max_stamps=24)
+
+
+def old_state(url: str, stamps: int, band: str = "r") -> None:
+    """What the release before wrote: the layout holds the shards alone."""
+    client = state.connect(url)
+    Ledger(client, "sdss").ping()
+    store = SequenceStore(client, "sdss")
+    store.store(deliveries([observation("old", n, band=band) for n in range(stamps)]))
+    assert client.run([("GET", "sh:{sdss}:layout"), ("EXISTS", "sh:{sdss}:agreed")]) == [b"16", 0]
+
+
+def test_state_of_the_release_before_is_completed(valkey: embedded.Server, admin: redis_py.Redis) -> None:
+    old_state(valkey.url, 20)
+    worker_on(valkey.url)
+    ingest_on(valkey.url)
+    assert recorded(valkey.url) == AGREED
+    # what the release before looks for is where and as it was
+    assert admin.get("sh:{sdss}:layout") == b"16"
+    Ledger(state.connect(valkey.url), "sdss").ping()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("redis__shards", 8, r"redis\.shards = 16 and it is 8 here"),
+        ("redis__max_stamps", 10, r"redis\.max_stamps = at least 20 and it is 10 here: set redis\.max_stamps = 20"),
+        ("ingest__bands", "g", r"ingest\.bands = r and it is g here"),
+    ],
+)
+def test_state_of_the_release_before_is_refused_where_it_does_not_fit(
+    valkey: embedded.Server, admin: redis_py.Redis, setting: str, value: Any, sentence: str
+) -> None:
+    old_state(valkey.url, 20)
+    with pytest.raises(ConfigError, match=sentence):
+        ingest_on(valkey.url, **{setting: value})
+    assert not admin.exists("sh:{sdss}:agreed")
+    assert admin.zcard(sequences.Keys("sdss").shard(sequences.shard_of("old", 16)) + "order:old") == 20
+
+
+def test_what_a_later_release_adds_is_passed_over(valkey: embedded.Server, admin: redis_py.Redis) -> None:
+    ingest_on(valkey.url)
+    admin.hset("sh:{sdss}:agreed", "something_new", "7")
+    ingest_on(valkey.url)
+    worker_on(valkey.url)
+
+
+def test_a_running_daemon_records_again_after_redis_forgot_and_stops_when_it_no_longer_agrees(
+    valkey: embedded.Server, admin: redis_py.Redis
+) -> None:
+    given = settings(valkey.url)
+    client = state.connect(valkey.url)
+    agreement = layout.of_ingest(given.redis, daemon.survey_of(given))
+    client.on_connect = partial(Layout(client, "sdss").agree, agreement)
+    client.run([("GET", "x")])
+    admin.flushall()
+    client.close()  # as after a restart of the server, and once a minute
+    client.run([("GET", "x")])
+    assert recorded(valkey.url) == AGREED
+    Layout(state.connect(valkey.url), "sdss").change("max_stamps", "10")
+    client.close()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="it is 99 here"):
+            client.run([("GET", "x")])
+
+
+def skyheed(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "skyheed.broker.cli", *words], capture_output=True, text=True, timeout=60, check=False,
+        env={"PATH": os.defpath},
+    )  # fmt: skip
+
+
+def test_the_verb_shows_and_changes(valkey: embedded.Server) -> None:
+    ingest_on(valkey.url)
+    words = ("layout", "--survey", "sdss", "--redis", valkey.url)
+    done = skyheed(*words, "--set", "max_stamps=10", "--set", "bands=rg")
+    assert done.returncode == 0, done.stderr
+    assert dict(line.split() for line in done.stdout.splitlines()) == AGREED | {"max_stamps": "10", "bands": "gr"}
+    ingest_on(valkey.url, redis__max_stamps=10, ingest__bands="gr")
+    for change in ("stamp=difference", "shards=8", "max_stamps=0", "max_stamps=many", "bands=", "bands=Q", "x"):
+        refused = skyheed(*words, "--set", change)
+        assert refused.returncode == 1
+        assert len(refused.stderr.splitlines()) == 1, refused.stderr
+        assert "cannot be" in refused.stderr
+
+
+@pytest.mark.kafka
+def test_an_ingest_that_would_cut_histories_stops_before_it_reads(
+    kafka: embedded.Server, valkey: embedded.Server
+) -> None:
+    topic = "layout"
+    given = settings_for(kafka.address, valkey.url, "sdss", topic)
+    publish(given, topic, [sdss_alert("L", n) for n in range(20)])
+    assert ingest_all(given)["stored"] == 20
+    other = settings_for(kafka.address, valkey.url, "sdss", topic, **{"redis.max_stamps": 10})  # type: ignore[arg-type]
+    with Publisher(other.kafka) as publisher, pytest.raises(ConfigError, match=r"set redis\.max_stamps = 99"):
+        daemon.make_intake(other, publisher).ledger.ping()  # an ingest begins with it
+    found = daemon.connect_store(given)[0].sequence("L")
+    assert found is not None
+    assert len(found.header) == 20

@@ -1,0 +1,64 @@
+"""What is learnt of an archive before training: the noise that pixels are divided by."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from data_tools import made
+
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.history import BANDS
+from skyheed.classifier.stamp import normalise
+from skyheed.classifier.training import dataset
+
+
+def noisy(side: int, turn: float, noise: float, count: int = 40) -> np.ndarray:
+    """Normalised stamps [count, 32, 32] of noise alone (in 100 nJy), from images of that side and orientation."""
+    rng = np.random.default_rng(4)
+    to_sky = dataset._turned(turn) if turn else None
+    return np.stack(
+        [
+            normalise(rng.normal(0, 100 * noise, (side, side)).astype(np.float32), 1.0, to_sky=to_sky)[0]
+            for _ in range(count)
+        ]
+    ).astype(np.float32)
+
+
+@pytest.mark.parametrize(("side", "turn"), [(64, 0), (63, 0), (30, 0)])
+def test_sky_noise_of_every_survey(side: int, turn: float) -> None:
+    assert dataset.sky_noise(noisy(side, turn, 2.5)) == pytest.approx(2.5, rel=0.05)
+
+
+@pytest.mark.parametrize("turn", [10, 45, 200])
+def test_sky_noise_of_turned_stamps_is_not_that_of_their_empty_corners(turn: float) -> None:
+    found = dataset.sky_noise(noisy(30, turn, 2.5))
+    assert 1.2 < found < 2.6  # interpolation smooths it
+
+
+def test_a_neighbour_does_not_count() -> None:
+    stamps = noisy(64, 0, 1.0)
+    stamps[:15, 3:8, 14:20] += 500
+    assert dataset.sky_noise(stamps) == pytest.approx(1.0, rel=0.1)
+
+
+def test_every_band_has_its_own_noise() -> None:
+    data = made([8] * 20)
+    data = replace(data, stamps=np.where((data.band == 2)[:, None, None], 3 * data.stamps, data.stamps))
+    scaling = dataset.fit_scaling(data, range(20))
+    assert scaling.softening[2] / scaling.softening[1] == pytest.approx(3, rel=0.1)
+    assert scaling.softening[5] == 1.0
+
+
+def test_stamps_without_noise_are_refused() -> None:
+    data = made([8] * 4)
+    empty = replace(data, stamps=np.zeros_like(data.stamps))
+    with pytest.raises(ArchiveError, match=f"stamps in {BANDS[data.band.min()]} have no sky noise"):
+        dataset.fit_scaling(empty, range(4))
+    with pytest.raises(ArchiveError, match="no objects"):
+        dataset.fit_scaling(data, [])
+
+
+def test_all_bands_cost_no_copy() -> None:
+    data = made([4] * 3)
+    assert dataset.only(data, BANDS).stamps is data.stamps
+    assert set(dataset.only(data, "gr").band) <= {1, 2}

@@ -1,0 +1,225 @@
+"""Every command, option, variable and setting in deploy/ exists in the program, in Valkey and in Kafka."""
+
+import json
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from conftest import HOME, NEEDS_APACHE
+
+from skyheed.broker import app as daemon
+from skyheed.broker import cli, config, metrics
+from skyheed.broker import health as check
+from skyheed.broker.kafka import topics
+from skyheed.broker.kafka.client import ensure_topics
+from skyheed.broker.local import embedded
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+COMPOSE_FILES = sorted(DEPLOY.glob("compose*.yaml"))
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [d for d in yaml.safe_load_all(path.read_text()) if d]
+
+
+def services(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = documents(path)[0]["services"]
+    return found
+
+
+def check_command(words: list[str]) -> None:
+    """Parse the words as the program would, without running the verb."""
+    context = cli.skyheed.make_context("skyheed", list(words), resilient_parsing=False)
+    name, command, rest = cli.skyheed.resolve_command(context, [*context._protected_args, *context.args])
+    assert command is not None, name
+    command.make_context(name, rest)
+
+
+def compose_commands() -> list[tuple[str, list[str]]]:
+    found = []
+    for path in COMPOSE_FILES:
+        for name in ("ingest", "work"):
+            service = services(path).get(name, {})
+            health = service.get("healthcheck", {}).get("test", ["CMD", "skyheed"])
+            assert health[:2] == ["CMD", "skyheed"]
+            found += [(f"{path.name}:{name}", words) for words in (service.get("command"), health[2:]) if words]
+    return found
+
+
+def kubernetes_commands() -> list[tuple[str, list[str]]]:
+    found = []
+    for container in (c for path in MANIFESTS for d in documents(path) for c in containers(d)):
+        probe = container["readinessProbe"]["exec"]["command"]
+        assert probe[0] == "skyheed"
+        found += [(f"kubernetes:{container['name']}", words) for words in (container["args"], probe[1:])]
+    return found
+
+
+def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = document.get("spec", {})
+    found: list[dict[str, Any]] = spec.get("template", {}).get("spec", {}).get("containers", [])
+    return found
+
+
+@pytest.mark.parametrize(("where", "words"), [*compose_commands(), *kubernetes_commands()])
+def test_every_command_parses(where: str, words: list[str]) -> None:
+    check_command(words)
+
+
+def test_all_commands_were_found() -> None:
+    assert len(compose_commands()) == 5
+    assert len(kubernetes_commands()) == 4
+
+
+def test_a_wrong_option_would_be_noticed() -> None:
+    with pytest.raises(click.UsageError):
+        check_command(["work", "--devise", "cuda"])
+
+
+def test_every_variable_is_read_by_the_program() -> None:
+    known = {*config.ENVIRONMENT, config.CONFIG_VARIABLE}
+    for path in [*DEPLOY.rglob("*.yaml"), DEPLOY / "environment.example"]:
+        used = set(re.findall(r"SKYHEED_[A-Z_]+", path.read_text()))
+        assert used <= known, f"{path.name}: {used - known}"
+
+
+def test_every_variable_of_compose_stands_in_the_example() -> None:
+    example = set(re.findall(r"^(\w+)=", (DEPLOY / "environment.example").read_text(), re.MULTILINE))
+    for path in COMPOSE_FILES:
+        used = set(re.findall(r"\$\{(\w+)", path.read_text()))
+        assert used <= example, f"{path.name}: {used - example}"
+
+
+def settings_files(tmp_path: Path) -> list[Path]:
+    """The settings that compose mounts and those in the ConfigMap."""
+    [text] = [d["data"]["skyheed.toml"] for path in MANIFESTS for d in documents(path) if d["kind"] == "ConfigMap"]
+    (tmp_path / "kubernetes.toml").write_text(text)
+    return [DEPLOY / "skyheed.toml", tmp_path / "kubernetes.toml"]
+
+
+@pytest.mark.parametrize("survey", ["ztf", "lsst", "sdss"])
+def test_the_survey_of_the_environment_brings_its_own_topics(survey: str, tmp_path: Path) -> None:
+    for path in settings_files(tmp_path):
+        settings = config.load(path, environ={"SKYHEED_SURVEY": survey})
+        assert daemon.alert_topics(settings) == [f"skyheed.alerts.{survey}"]
+
+
+def test_health_checks_judge_the_daemon_and_not_only_its_servers() -> None:
+    wanted = {"ingest": "lag", "work": "oldest"}
+    probes = [words for _, words in [*compose_commands(), *kubernetes_commands()] if "check" in words]
+    parts = [set(words[-1].split(",")) for words in probes]
+    assert len(parts) == 4
+    assert all(found <= set(check.PARTS) for found in parts)
+    stack = services(DEPLOY / "compose.yaml")
+    for name, part in wanted.items():
+        assert part in stack[name]["healthcheck"]["test"][-1].split(",")
+        seconds = int(stack[name]["healthcheck"]["timeout"].removesuffix("s"))
+        assert seconds > check.STANDS_S + topics.REQUEST_S
+    assert sorted(p for found in parts for p in found & set(wanted.values())) == ["lag", "lag", "oldest", "oldest"]
+
+
+def test_settings_and_compose_agree_on_addresses_and_ports() -> None:
+    settings = config.load(DEPLOY / "skyheed.toml", environ={})
+    stack = services(DEPLOY / "compose.yaml")
+    kafka = settings.kafka["bootstrap.servers"]
+    assert f"INSIDE://{kafka}" in stack["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
+    assert settings.redis.url.split("://")[1].split(":")[0] in stack
+    jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    ports = {job["job_name"]: job["dns_sd_configs"][0]["port"] for job in jobs}
+    assert ports == {"ingest": settings.ingest.metrics_port, "work": settings.work.metrics_port}
+
+
+def with_defaults(text: str) -> str:
+    """The text as compose fills it in without an environment."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
+@pytest.mark.redis
+def test_valkey_starts_with_the_options_of_compose_and_loses_nothing(tmp_path: Path) -> None:
+    program, *options = map(with_defaults, services(DEPLOY / "compose.yaml")["valkey"]["command"])
+    assert program == "valkey-server"
+    port = embedded.free_port()
+    command = [embedded._valkey_binary(), *options, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(tmp_path)]
+    with embedded.Server("Valkey", command, port, embedded._answers_redis, tmp_path / "log") as server:
+        health = check.state.health(check.state.connect(server.url))
+    assert (health.eviction_policy, health.append_only, health.max_memory) == ("noeviction", True, 4 * 2**30)
+
+
+def kafka_properties() -> dict[str, str]:
+    """What the image makes of KAFKA_* variables: lower case, _ for a dot."""
+    environment = services(DEPLOY / "compose.yaml")["kafka"]["environment"]
+    assert all(name.startswith("KAFKA_") and "__" not in name for name in environment)
+    return {name.removeprefix("KAFKA_").lower().replace("_", "."): value for name, value in environment.items()}
+
+
+def test_listeners_of_kafka_fit_together() -> None:
+    properties, stack = kafka_properties(), services(DEPLOY / "compose.yaml")
+    listening = dict(word.split("://", 1) for word in properties["listeners"].split(","))
+    advertised = dict(word.split("://", 1) for word in properties["advertised.listeners"].split(","))
+    protocols = dict(word.split(":") for word in properties["listener.security.protocol.map"].split(","))
+    controller = properties["controller.listener.names"]
+    assert set(protocols) == set(listening) == {*advertised, controller}
+    assert properties["inter.broker.listener.name"] in advertised
+    assert properties["controller.quorum.voters"] == f"{properties['node.id']}@kafka{listening[controller]}"
+    assert all(address.endswith(listening[name]) for name, address in advertised.items())
+    outside = advertised["OUTSIDE"]
+    assert stack["kafka"]["ports"] == [f"{outside}:{outside.rpartition(':')[2]}"]
+    assert f"kafka:{properties['log.dirs']}" in stack["kafka"]["volumes"]
+
+
+@pytest.mark.kafka
+@pytest.mark.skipif(not HOME, reason=NEEDS_APACHE)
+def test_kafka_knows_the_settings_of_compose_and_starts_with_them(tmp_path: Path) -> None:
+    properties = kafka_properties()
+    command = ["java", "-XX:+UseSerialGC", "-cp", f"{HOME}/libs/*", "kafka.server.KafkaConfig"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert set(properties) <= set(re.findall(r'id="([\w.]+)"', listed))
+    server = embedded.start_apache_kafka(HOME, tmp_path)
+    here = {"9092": server.address.rpartition(":")[2], "19092": str(embedded.free_port())}
+    here["9093"] = str(embedded.free_port())
+    lines = [f"{name}={value}" for name, value in properties.items()]
+    text = re.sub(r":(9092|19092|9093)\b", lambda found: f":{here[found[1]]}", "\n".join(lines))
+    text = text.replace("kafka:", "127.0.0.1:").replace("://:", "://127.0.0.1:")
+    text = text.replace(properties["log.dirs"], str(tmp_path / "log"))
+    (tmp_path / "server.properties").write_text(text)
+    with server:
+        ensure_topics({"bootstrap.servers": server.address}, {"alerts": daemon.ALERT_TOPIC}, 1, -1)
+
+
+def test_every_file_that_compose_mounts_is_there() -> None:
+    for service in services(DEPLOY / "compose.yaml").values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (DEPLOY / source).exists(), source
+
+
+def test_the_dockerfile_copies_what_exists_and_installs_extras_that_exist() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    root = DEPLOY.parent
+    for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
+        for source in shlex.split(line)[:-1]:
+            assert (root / source).exists(), source
+    extras = re.search(r"\.\[([\w,]+)\]", text)
+    assert extras
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert set(extras.group(1).split(",")) <= set(project["optional-dependencies"])
+    assert 'ENTRYPOINT ["skyheed"]' in text
+    assert "skyheed" in project["scripts"]
+
+
+def test_every_metric_of_dashboard_and_alerts_exists() -> None:
+    known = metrics.names()
+    dashboard = json.loads((DEPLOY / "grafana" / "skyheed.json").read_text())
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+    expressions = [t["expr"] for p in dashboard["panels"] for t in p["targets"]]
+    expressions += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    used = set(re.findall(r"skyheed_\w+", " ".join(expressions)))
+    assert len(used) >= 8
+    assert used <= known, used - known
