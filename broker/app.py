@@ -190,7 +190,9 @@ def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
         config.redacted_url(settings.redis.url),
     )
     measured = metrics.IngestMetrics(settings.survey)
-    metrics.serve(measured, settings.ingest.metrics_port)  # before the first wait, which must show
+    metrics.serve(
+        measured, settings.ingest.metrics_port, settings.ingest.metrics_host
+    )  # before the first wait, which must show
     with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
         prepare_topics(settings, stop)
         intake = make_intake(settings, publisher)
@@ -220,7 +222,9 @@ def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
     checked(settings)
     models = load_models(settings)
     measured = metrics.WorkMetrics(settings.survey)
-    metrics.serve(measured, settings.work.metrics_port)  # before the first wait, which must show
+    metrics.serve(
+        measured, settings.work.metrics_port, settings.work.metrics_host
+    )  # before the first wait, which must show
     with contextlib.ExitStack() as stack:
         stack.enter_context(patience.observed(measured))
         stack.enter_context(patience.to_the_end(drain))
@@ -321,6 +325,7 @@ def make_worker(
 
     agreement = layout.of_worker(settings.redis, served.model.info.bands)
     store, queue, _ = connect_store(settings, served.name, agreement)
+    measured.begin(served.name)
     output = Output(
         served.name, served.topic, output_form(settings, served.topic), provenance_of(served.model), served.shared
     )

@@ -62,6 +62,7 @@ class IngestSettings:
     debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
     max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
     metrics_port: int = 0  # 0: no endpoint
+    metrics_host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for all, as in a container
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class WorkSettings:
     min_stamps: int = 0  # fewer are declined (too_few_stamps); 0: as few as the model needs
     format: str = "avro"  # avro or elasticc
     metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ class IngestMetrics(_Metrics):
         self._rejected = self._counter("messages_rejected", "messages set aside on the dead-letter topic", "reason")
         self._seconds = self._histogram("ingest_batch_seconds", "from a batch to its commit", BATCH_S)
         self._lag = self._gauge("consumer_lag_messages", "messages not yet read", "partition")
+        for counter in (self._consumed, self._stored, self._duplicates):  # there before the first batch
+            counter.labels(survey)
 
     def batch(
         self,
@@ -153,17 +155,23 @@ class WorkMetrics(_Metrics):
             self._stage.labels(self._survey, model, stage).observe(seconds)
         self.queue(model, depth)
 
+    def begin(self, model: str) -> None:
+        """A model is served from now on: its series exist before its first batch, so that a rule can see it stand."""
+        for outcome in ("acked", "requeued", "stale"):
+            self._settled.labels(self._survey, model, outcome)
+        self.queue(model, dict.fromkeys(("new", "due", "in_flight"), 0))
+
     def queue(self, model: str, depth: Mapping[str, int]) -> None:
         """Objects in a model's due queue, by state."""
         for state, objects in depth.items():
             self._queue.labels(self._survey, model, state).set(objects)
 
 
-def serve(metrics: _Metrics, port: int, host: str = "") -> int:
+def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1") -> int:
     """Answer Prometheus at http://host:port/metrics in a thread of its own; port 0 serves nothing. Returns the port."""
     if not port:
         return 0
-    server, _thread = start_http_server(port, host or "0.0.0.0", registry=metrics.registry)
+    server, _thread = start_http_server(port, host, registry=metrics.registry)
     return int(server.server_port)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -212,6 +213,89 @@ def test_the_dockerfile_copies_what_exists_and_installs_extras_that_exist() -> N
     assert set(extras.group(1).split(",")) <= set(project["optional-dependencies"])
     assert 'ENTRYPOINT ["skyheed"]' in text
     assert "skyheed" in project["scripts"]
+
+
+def test_containers_have_no_rights_that_they_do_not_need() -> None:
+    for name in ("ingest", "work"):
+        service = services(DEPLOY / "compose.yaml")[name]
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert service["security_opt"] == ["no-new-privileges:true"]
+    for service in services(DEPLOY / "compose.yaml").values():
+        assert service["logging"]["options"]["max-size"]
+        assert ":" in service["image"]
+        assert not service["image"].endswith(":latest")
+    assert re.search(r"^USER skyheed$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    for document in (d for path in MANIFESTS for d in documents(path) if d["kind"] == "Deployment"):
+        pod = document["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"]
+            assert not context["allowPrivilegeEscalation"]
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert not container["image"].endswith(":latest")
+
+
+def test_kubernetes_takes_every_secret_from_the_secret_and_spreads_and_keeps_its_pods() -> None:
+    found = [d for path in MANIFESTS for d in documents(path)]
+    kinds = [d["kind"] for d in found]
+    assert kinds.count("PodDisruptionBudget") == kinds.count("Deployment") == 2
+    assert kinds.count("NetworkPolicy") == 1
+    for document in (d for d in found if d["kind"] == "Deployment"):
+        spec = document["spec"]["template"]["spec"]
+        assert document["spec"]["selector"]["matchLabels"] == document["spec"]["template"]["metadata"]["labels"]
+        assert spec["topologySpreadConstraints"]
+        (container,) = spec["containers"]
+        taken = {e["name"] for e in container["env"] if "valueFrom" in e}
+        secrets = {name for name in config.ENVIRONMENT if name.endswith(("_USER", "_PASSWORD"))}
+        assert taken == secrets - (set() if container["name"] == "ingest" else INPUT)
+        assert not any("value" in e and e["name"] in secrets for e in container["env"])
+        assert container["livenessProbe"]["httpGet"]["port"] == container["ports"][0]["name"]
+    work = next(c for d in found for c in containers(d) if c["name"] == "work")
+    [text] = [d["data"]["skyheed.toml"] for d in found if d["kind"] == "ConfigMap"]
+    assert work["resources"]["requests"]["cpu"] == str(tomllib.loads(text)["work"]["threads"])
+
+
+INPUT = {"SKYHEED_KAFKA_INPUT_USER", "SKYHEED_KAFKA_INPUT_PASSWORD"}
+PROMTOOL = shutil.which("promtool")
+
+
+@pytest.mark.skipif(not PROMTOOL, reason="needs promtool (Debian's package prometheus)")
+def test_the_alert_rules_ring_and_stay_quiet_as_they_should() -> None:
+    done = subprocess.run(
+        [str(PROMTOOL), "test", "rules", str(Path(__file__).with_name("alerts_test.yml"))],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_job_of_a_rule_is_scraped_on_compose_and_on_kubernetes() -> None:
+    rules = (DEPLOY / "prometheus" / "alerts.yml").read_text()
+    wanted = set(re.findall(r'job="(\w+)"', rules))
+    assert wanted == {"ingest", "work"}
+    for name in ("prometheus.yml", "kubernetes.yml"):
+        jobs = yaml.safe_load((DEPLOY / "prometheus" / name).read_text())["scrape_configs"]
+        assert {job["job_name"] for job in jobs} == wanted
+    labels = [d["spec"]["template"]["metadata"]["labels"]["app"] for p in MANIFESTS for d in documents(p)
+              if d["kind"] == "Deployment"]  # fmt: skip
+    assert labels == ["skyheed-ingest", "skyheed-work"]
+
+
+def test_settings_of_containers_listen_on_all_addresses_and_others_on_none_but_this_machine(tmp_path: Path) -> None:
+    for path in settings_files(tmp_path):
+        settings = config.load(path, environ={})
+        assert settings.ingest.metrics_host == settings.work.metrics_host == "0.0.0.0"
+    assert config.load(environ={}).ingest.metrics_host == config.load(environ={}).work.metrics_host == "127.0.0.1"
+
+
+def test_files_of_secrets_are_ignored_by_git_and_docker_in_every_folder() -> None:
+    root = DEPLOY.parent
+    for name in (".env", "deploy/.env", "deploy/kubernetes/.env.production"):
+        ignored = subprocess.run(["git", "check-ignore", "-q", name], cwd=root, check=False)
+        assert ignored.returncode == 0, name
+    assert {"**/.env", "**/.env.*"} <= set((root / ".dockerignore").read_text().splitlines())
+    example = dict(re.findall(r"^(\w+)=(.*)$", (DEPLOY / "environment.example").read_text(), re.MULTILINE))
+    assert not [name for name, value in example.items() if value and name.endswith(("_PASSWORD", "_USER"))]
 
 
 def test_every_metric_of_dashboard_and_alerts_exists() -> None:
