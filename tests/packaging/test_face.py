@@ -1,5 +1,6 @@
 """The public face `skyheed`: its example, what it does not load, and a hostile neighbour beside the built wheel."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,17 @@ def test_packets_from_files_become_predictions() -> None:
     if model.needs.fewest > 1:
         assert (declined.status, declined.reason) == (Status.NOT_CLASSIFIED, Declined.TOO_FEW_STAMPS)
         assert len(declined.probabilities) == 0
+
+
+def test_the_readmes_lines_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "read_packet" in block]
+    (tmp_path / "packets").symlink_to(real_data("ztf", "sequence_tde_ZTF20abfcszi"))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "ZTF20abfcszi CLASSIFIED None {" in capsys.readouterr().out
 
 
 def test_order_and_repeats_make_no_difference() -> None:
