@@ -63,7 +63,7 @@ def test_order_and_repeats_make_no_difference() -> None:
 def test_a_bad_packet_says_why() -> None:
     with pytest.raises(PacketError) as error:
         read_packet(b"", "sdss")
-    assert error.value.reason == "empty"
+    assert error.value.reason == "empty_message"
     found: list[Exception] = []
     assert len(read_packet(sdss_alert("x", 1), "sdss", bands="g", errors=found)) + len(found) == 1
     with pytest.raises(SkipPacket):

@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_not_written(tmp_path: Path) -> None:
 def test_a_checkpoint_is_described_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from classifier import checkpoint; checkpoint.describe('sdss', 'sdss')"
+        "from skyheed.classifier.models import checkpoint; checkpoint.describe('sdss', 'sdss')"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
