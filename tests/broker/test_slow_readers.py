@@ -123,7 +123,7 @@ def test_a_stream_on_which_nothing_comes_says_what_it_waits_for_and_ends_after_i
 
 UNCAUGHT = """
 import sys
-from broker import subscribe
+from skyheed.broker import subscribe
 def broken(record):
     raise RuntimeError("an error of nobody's making")
 subscribe._row = broken

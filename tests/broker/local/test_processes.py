@@ -146,10 +146,10 @@ def test_a_verb_that_waits_for_its_servers_ends_when_asked(
 def test_a_hang_up_that_is_ignored_stays_ignored(start: Start) -> None:
     code = """
         import os, signal, sys
-        from broker import daemon, terminal
+        from skyheed.broker import app, terminal
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         terminal.end_on_signals()
-        stop = daemon.stop_on_signal()
+        stop = app.stop_on_signal()
         os.kill(os.getpid(), signal.SIGHUP)
         print("still here", stop.is_set())
     """
@@ -165,7 +165,7 @@ STUBBORN = (
 PARENT = """
     import subprocess, sys, time
     from pathlib import Path
-    from classifier import keeper
+    from skyheed.classifier import keeper
     child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
     keeper.keeper.process(child.pid, keeper.SERVER)
     folder = keeper.make_folder("it's a \\"folder\\" ü ")

@@ -94,12 +94,12 @@ def test_a_name_that_moved_without_a_word_is_found_out(monkeypatch: pytest.Monke
 def test_a_failover_that_leaves_the_old_primary_as_a_replica() -> None:
     with pair() as servers:
         client = state.connect(servers.name.url)
-        client.call("wake", [(SHARD,)])
+        client.call("wake", [(SHARD, "")])
         servers.fail_over(demote=True)
         with pytest.raises(ServiceUnavailable, match="replica"):
-            client.call("wake", [(SHARD,)])
+            client.call("wake", [(SHARD, "")])
         # the promoted server knows no script
-        assert client.call("wake", [(SHARD,)])[0][:2] == [0, 0]
+        assert client.call("wake", [(SHARD, "")])[0][:2] == [0, 0]
         client.close()
 
 
