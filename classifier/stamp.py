@@ -34,6 +34,7 @@ _CENTRE = STAMP_SIZE // 2
 _V, _U = np.indices((STAMP_SIZE, STAMP_SIZE), dtype=np.float32) - _CENTRE
 
 Matrix = Sequence[Sequence[float]] | NDArray[np.float64]
+NORTH_UP = ((-1.0, 0.0), (0.0, 1.0))  # (dx, dy) -> (east, north) with north up and east left
 
 
 class StampError(ClassifierError):
@@ -42,6 +43,24 @@ class StampError(ClassifierError):
 
 class EmptyStampError(StampError):
     """No finite pixel about the source."""
+
+
+def middle(shape: tuple[int, ...]) -> tuple[float, float]:
+    """(x, y) of the middle pixel of an image [ny, nx], from 0: `n // 2`, also where the side is even.
+
+    Archives, ZTF, Rubin and the model's own stamps all have the source there; (n - 1) / 2 is half a pixel off in
+    images of even side.
+    """
+    ny, nx = shape
+    return nx // 2, ny // 2
+
+
+def turned(degrees: float) -> NDArray[np.float64]:
+    """(dx, dy) -> (east, north), [2, 2], of an image whose +y axis points so many degrees east of north."""
+    if not degrees:
+        return np.array(NORTH_UP)
+    a = math.radians(degrees)
+    return np.array([[-math.cos(a), math.sin(a)], [math.sin(a), math.cos(a)]])
 
 
 def normalise(
@@ -55,7 +74,7 @@ def normalise(
     Args:
         image: [ny, nx], any linear unit; may hold NaN.
         njy_per_count: nJy per pixel unit.
-        centre: (x, y) of the source, pixels from 0, in the image; the middle by default.
+        centre: (x, y) of the source, pixels from 0, in the image; `middle` by default.
         to_sky: [2, 2], (dx, dy) in pixels -> (east, north) in any unit; north up, east left by default.
 
     Returns:
@@ -65,13 +84,13 @@ def normalise(
         StampError, EmptyStampError
     """
     ny, nx = image.shape
-    x, y = ((nx - 1) / 2, (ny - 1) / 2) if centre is None else centre
+    x, y = middle(image.shape) if centre is None else centre
     if not (-0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5):
         raise StampError(f"the source at ({x:.1f}, {y:.1f}) lies outside its {nx} x {ny} image")
     if not 0 < njy_per_count < math.inf:
         raise StampError(f"{njy_per_count} nJy per count")
     background = _background(image)
-    a, b, c, d = (1.0, 0.0, 0.0, 1.0) if to_sky is None else _pixels_of(to_sky)
+    a, b, c, d = _pixels_of(NORTH_UP if to_sky is None else to_sky)
     with np.errstate(over="ignore", invalid="ignore"):
         if _near_right_angle(a, b, c, d):
             cut, inside = _crop(*_flip(image, x, y, a, b, c, d), background)
@@ -95,9 +114,9 @@ def _background(image: NDArray[np.float32]) -> np.float32:
         border = image[np.isfinite(image)]
     if not border.size:
         raise EmptyStampError("the stamp has no finite pixel")
-    middle = border.size // 2
-    border.partition(middle)
-    return np.float32(border[middle])
+    half = border.size // 2
+    border.partition(half)
+    return np.float32(border[half])
 
 
 @lru_cache(64)

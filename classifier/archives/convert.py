@@ -17,6 +17,7 @@ from skyheed.classifier.archives.reader import Archive, ArchiveObject, ArchiveWr
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.names import file_name, header_text, printable
 from skyheed.classifier.progress import progress_bar
+from skyheed.classifier.stamp import middle, turned
 
 FORMS = ("archive", "npz", "fits")
 
@@ -124,16 +125,15 @@ def _write_fits(out: Path, archive: Archive, name: str, stamps: NDArray[np.void]
 
 def _image(archive: Archive, row: Mapping[str, Any], stamp: np.void, kind: str) -> fits.ImageHDU:
     image = fits.ImageHDU(stamp[kind], name=f"{kind}_{stamp['source_id']}")
-    ny, nx = stamp[kind].shape
-    cos, sin = np.cos(np.radians(float(stamp["rotation"]))), np.sin(np.radians(float(stamp["rotation"])))
-    scale = _pixel(archive) / 3600
+    x, y = middle(stamp[kind].shape)
+    matrix = turned(float(stamp["rotation"])) * _pixel(archive) / 3600
     image.header.update(
         {
             "BUNIT": "nJy", "FILTER": str(stamp["band"]), "MJD-AVG": float(stamp["mjd"]),
             "DATE-AVG": Time(float(stamp["mjd"]), format="mjd", scale="tai").isot, "TIMESYS": "TAI",
-            "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": nx // 2 + 1, "CRPIX2": ny // 2 + 1,
+            "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": x + 1, "CRPIX2": y + 1,
             "CRVAL1": float(row["ra"]), "CRVAL2": float(row["dec"]),
-            "CD1_1": -scale * cos, "CD1_2": scale * sin, "CD2_1": scale * sin, "CD2_2": scale * cos,
+            "CD1_1": matrix[0, 0], "CD1_2": matrix[0, 1], "CD2_1": matrix[1, 0], "CD2_2": matrix[1, 1],
         }
     )  # fmt: skip
     # FITS has no NaN: what is not known has no card

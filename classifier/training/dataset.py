@@ -16,12 +16,12 @@ from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import BANDS, LONGEST, History
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.scaling import Scaling
-from skyheed.classifier.stamp import PREPROCESSING, STAMP_SIZE, EmptyStampError, normalise
+from skyheed.classifier.stamp import PREPROCESSING, STAMP_SIZE, EmptyStampError, middle, normalise, turned
 
 QUIET = 1e-3  # sky noise that no real stamp has, in the stamps' units
 _RADIUS = np.hypot(*(np.indices((STAMP_SIZE, STAMP_SIZE)) - (STAMP_SIZE - 1) / 2))
 _RING = (_RADIUS > 10) & (_RADIUS < 14)  # within a turned stamp of 30x30 pixels, too
-CACHE = 3  # raised when the cached arrays change
+CACHE = 4  # raised when the cached arrays change
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
     at = 0
     for _, rows in progress_bar(source.each(alerts_only=True), "normalising stamps", len(counts), unit=" objects"):
         for row in rows:
-            turn = float(row["rotation"])
+            image, to_sky = row["stamp"], turned(float(row["rotation"]))
             try:
-                out[at] = normalise(row["stamp"], 1.0, to_sky=_turned(turn) if turn else None)[0]
+                out[at] = normalise(image, 1.0, middle(image.shape), to_sky)[0]
             except EmptyStampError:  # off the edge of the chip: the stream sets it aside, too
                 continue
             mjd[at], band[at] = row["mjd"], code[str(row["band"])]
@@ -133,12 +133,6 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
     flux = flux[:at].astype(np.float32)
     np.savez(half, mjd=mjd[:at], band=band[:at], flux=flux[:, :2], flux_error=flux[:, 2], start=np.array(start))
     half.replace(table)
-
-
-def _turned(degrees: float) -> NDArray[np.float64]:
-    """(dx, dy) -> (east, north) of an image whose sky is turned by so many degrees from north up, east left."""
-    a = np.radians(degrees)
-    return np.array([[-np.cos(a), np.sin(a)], [np.sin(a), np.cos(a)]])
 
 
 def only(data: Dataset, bands: str) -> Dataset:

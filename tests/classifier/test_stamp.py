@@ -93,6 +93,28 @@ def test_golden_lsst_30_padded():
     np.testing.assert_array_equal(stamp, expected)
 
 
+@pytest.mark.parametrize("side", [30, 31, 63, 64])
+@pytest.mark.parametrize("angle", [None, 0, 90, 180, 270, 0.5, 89.4, 180.7, 20, 45, 137, 300])
+def test_the_source_is_by_default_in_pixel_half_the_side(side, angle):
+    image = flat(side, side)
+    image[side // 2, side // 2] += 1000.0
+    stamp, _ = normalise(image, 1.0, None, None if angle is None else module.turned(angle))
+    assert module.middle(image.shape) == (side // 2, side // 2)
+    assert float(stamp[16, 16]) == 10.0
+
+
+@pytest.mark.parametrize("angle", [0, 30, 90, 200.5])
+def test_an_image_is_turned_about_its_middle_by_where_its_y_axis_points(angle):
+    """A mark 6 pixels up: so far east and north of the source as the angle says."""
+    y, x = np.indices((30, 30)) - 15.0
+    image = 100 * np.exp(-(x**2 + (y - 6) ** 2) / 4).astype(np.float32)
+    stamp, _ = normalise(image, 1.0, None, module.turned(angle))
+    light = np.clip(np.asarray(stamp, float), 0, None)
+    v, u = np.indices((32, 32)) - 16
+    assert (light * -u).sum() / light.sum() == pytest.approx(6 * math.sin(math.radians(angle)), abs=0.1)
+    assert (light * v).sum() / light.sum() == pytest.approx(6 * math.cos(math.radians(angle)), abs=0.1)
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("angle", [0, 90, 180, 270, 0.5, 89.4, 180.7, -0.9])
 def test_right_angles_are_exact(angle, mirrored):

@@ -107,9 +107,7 @@ def _centre(image: Image, candidate: dict[str, Any]) -> tuple[float, float]:
 
 def _along(size: int, place: float | None) -> float:
     """The source's column (or row) in a stamp of `size`; `place` is its column in the chip."""
-    if size > 2 * _HALF:
-        return (size - 1) / 2
-    if place is None or math.isnan(place):
+    if size > 2 * _HALF or place is None or math.isnan(place):
         return size // 2
     # cut at the far side: the near side is whole; cut at the near side: the far side is
     centre = _HALF if place > _CHIP_MIDDLE else size - 1 - _HALF

@@ -8,14 +8,14 @@ from data_tools import made
 
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import BANDS
-from skyheed.classifier.stamp import normalise
+from skyheed.classifier.stamp import normalise, turned
 from skyheed.classifier.training import dataset
 
 
 def noisy(side: int, turn: float, noise: float, count: int = 40) -> np.ndarray:
     """Normalised stamps [count, 32, 32] of noise alone (in 100 nJy), from images of that side and orientation."""
     rng = np.random.default_rng(4)
-    to_sky = dataset._turned(turn) if turn else None
+    to_sky = turned(turn)
     return np.stack(
         [
             normalise(rng.normal(0, 100 * noise, (side, side)).astype(np.float32), 1.0, to_sky=to_sky)[0]
