@@ -16,7 +16,7 @@ OBJECT_FIELDS = {
     "peak_mjd": "maximum light; for AGN and variables the brightest epoch of the sequence",
     "origin": "`real` (images), `rendered` (images painted from real photometry) or `simulated`",
     "split": "train, validation or test (70, 10, 20 %), from the object's name",
-    "first_alert_mjd": "time of the first visit with a detection",
+    "first_alert_mjd": "time of the first alert",
     "parameters": "JSON; what the object was made from",
 }
 STAMP_FIELDS = {
@@ -26,12 +26,13 @@ STAMP_FIELDS = {
     "stamp (template, difference)": "pixels, nJy; binary float16 in units of `stamp_unit`",
     "flux, flux_error": "nJy; PSF flux of the difference against the template, as measured, and its error",
     "source_flux": "nJy; noise-free flux of the point source in the stamp itself (NaN in real images)",
-    "detected": "|flux| above 5 errors in this stamp",
-    "alert": "true from the first visit with a detection on: what an alert stream would have sent",
+    "detected": "|flux| above 5 errors in this stamp, in a band that the survey searches",
+    "alert": "what an alert stream would have sent: detections alone (ZTF, LSST), or every exposure from the first "
+    "visit with a detection on (SDSS); what is no alert is forced photometry",
     "psf_fwhm": "arcsec",
     "sky_noise": "nJy per pixel, standard deviation",
     "zero_point": "AB magnitude of one count of the raw image",
-    "rotation": "degrees from the image's +y to north, counted to the east; 0 is north up, east left",
+    "rotation": "the image's +y axis points so many degrees east of north; 0 is north up, east left",
 }
 
 

@@ -166,7 +166,7 @@ def validate(path: Path) -> None:
 @click.option("--class", "labels", multiple=True, metavar="CLASS", help="AGN, SNIa, Variable or SNOther; repeatable.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only this split.")
 @click.option("--object", "objects", multiple=True, metavar="ID", help="Only this object; repeatable.")
-@click.option("--alerts-only", is_flag=True, help="Leave out what came before the first detection.")
+@click.option("--alerts-only", is_flag=True, help="Only what an alert stream would have sent.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
 def convert(
     path: Path,

@@ -39,7 +39,7 @@ def convert(
         form: `archive`; `npz`: one file per object with an array per column; `fits`: one file per object with an
             image extension per stamp and its WCS.
         labels, split, objects: which; all by default.
-        alerts_only: without what came before the first detection.
+        alerts_only: only what an alert stream would have sent.
 
     Returns:
         the number of objects written.

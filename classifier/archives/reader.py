@@ -160,7 +160,7 @@ class Archive:
 
         Args:
             kinds: which images to read, of `KINDS`; none reads the photometry alone.
-            alerts_only: only what an alert stream would have sent: everything from the first detection on.
+            alerts_only: only what an alert stream would have sent (column `alert`).
 
         Returns:
             structured array: `STAMP_COLUMNS` and, for each kind, float32 [ny, nx] in nJy per pixel.

@@ -55,9 +55,9 @@ MADE = """\
 
 Simulated sky for {survey}: light curves from published population parameters, images rendered with hosts, neighbours,
 a PSF with wings, noise and defects; see docs/sky.md. Each object is observed through the season in which the survey
-finds it; its sequence holds **every** exposure of that season at its position (forced, as in Bairouk et al. 2023). The
-column `alert` is true from the first visit with a detection of {detection:g} sigma on: that is what an alert stream
-would send, what replay sends, and what an early classifier must be trained on.
+finds it; its sequence holds **every** exposure of that season at its position (forced, as in Bairouk et al. 2023).
+A detection is {detection:g} sigma in a band of {search}. The column `alert` is true {alerts}. Alerts are what replay
+sends and what an early classifier must be trained on; the other exposures are forced photometry.
 
 SNe Ia: {ia}. Labels: {labels}.
 """
@@ -157,7 +157,7 @@ def sequence_rows(
             "mjd": visits.mjd,
             "band": np.array(names)[visits.band],
             "detected": detected,
-            "alert": visits.visit >= visits.visit[detected].min(),
+            "alert": alerts(survey, visits, detected),
             "flux": images.flux,
             "flux_error": images.flux_error,
             "source_flux": source_flux,
@@ -167,6 +167,15 @@ def sequence_rows(
             "rotation": visits.rotation,
         },
     )
+
+
+def alerts(survey: Survey, visits: Visits, detected: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of which exposures, [n], the survey would send an alert with its stamps.
+
+    Args:
+        detected: [n], at least one.
+    """
+    return detected if survey.detections_only else visits.visit >= visits.visit[detected].min()
 
 
 def _simulate_part(
@@ -283,7 +292,14 @@ def _card(
         "command": f"skyheed archive simulate --survey {survey.name} --objects {objects} --seed {seed} "
         f"--seasons {seasons}{mixture}{other}",
         "seed": seed,
-        "made": MADE.format(survey=survey.name, detection=DETECTION, labels=labels, ia=template.name),
+        "made": MADE.format(
+            survey=survey.name,
+            detection=DETECTION,
+            search=survey.search,
+            alerts=survey.alert_rule,
+            labels=labels,
+            ia=template.name,
+        ),
         "pixel": survey.pixel,
         "zero_point_njy": AB_ZERO,
     }

@@ -75,6 +75,8 @@ class Survey:
         calibration_error: scatter of the visits' zero points, relative.
         saturation: AB magnitude of a star that saturates its middle pixel in median seeing.
         search: bands in which the survey looks for candidates.
+        detections_only: the survey sends a packet only for an exposure in which it detects the object; otherwise our
+            replay sends every exposure from the first visit with a detection on.
         template_visits: visits stacked into the template; 0: the survey sends no template or difference stamps.
         oversample: factor of the grid on which an image is drawn, 2 where the PSF is badly sampled.
         turns: the camera turns on the sky from visit to visit.
@@ -92,10 +94,18 @@ class Survey:
     calibration_error: float
     saturation: float
     search: str
+    detections_only: bool
     template_visits: int
     oversample: int
     turns: bool
     column_angle: float
+
+    @property
+    def alert_rule(self) -> str:
+        """Which exposures are alerts, as the data card says it."""
+        if self.detections_only:
+            return "in exposures with a detection, and in no others: the survey sends a packet only for what it detects"
+        return "from the first visit with a detection on, in every exposure"
 
 
 def _bands(rows: Mapping[str, tuple[float, ...]]) -> Mapping[str, Band]:
@@ -139,6 +149,7 @@ SDSS = Survey(
     calibration_error=0.007,
     saturation=14.0,
     search="gri",
+    detections_only=False,  # there was no alert stream; replay sends what the survey measured at each position
     template_visits=0,
     oversample=1,
     turns=False,
@@ -150,6 +161,8 @@ SDSS = Survey(
 # what the pixels of public alert stamps show (600 in g, 760 in r; their noise is correlated by resampling) and what the
 # published depth asks for (5 sigma: 20.8, 20.6, 19.9; 1000, 1200, 2300). 6.2 electrons a count, zero points 26.2-26.3
 # (Masci et al. 2019, PASP 131, 018003). Cadence of the public survey: g and r every third night, i for part of the sky.
+# Alerts: every 5-sigma detection in a difference image, of any band (ibid.; Patterson et al. 2019, PASP 131, 018001);
+# what the packet says of other exposures is photometry without stamps.
 ZTF = Survey(
     name="ztf",
     bands=_bands(
@@ -178,7 +191,8 @@ ZTF = Survey(
     astrometric_error=0.08,
     calibration_error=0.012,
     saturation=12.5,
-    search="gr",
+    search="gri",
+    detections_only=True,
     template_visits=20,
     oversample=2,
     turns=False,
@@ -188,7 +202,8 @@ ZTF = Survey(
 # LSST. Wavelengths, widths, depth of a visit (23.8, 24.5, 24.0, 23.4, 22.7, 22.0 after dithering and airmass), FWHM and
 # zero points for 30 s: Ivezic et al. 2019, ApJ 873, 111, table 2, and Rubin SMTN-002; sky noise 10 % above that depth,
 # as the i stamps of the first on-sky alerts have it (38-40 nJy a pixel, Moon included). The wide survey looks at a
-# field in two filters every 3-4 nights, in an orientation that changes from visit to visit.
+# field in two filters every 3-4 nights, in an orientation that changes from visit to visit. Alerts: every 5-sigma
+# detection in a difference image, of any band (ibid.; LSE-163); forced photometry has no stamp.
 LSST = Survey(
     name="lsst",
     bands=_bands(
@@ -220,7 +235,8 @@ LSST = Survey(
     astrometric_error=0.015,
     calibration_error=0.005,
     saturation=16.0,
-    search="griz",
+    search="ugrizy",
+    detections_only=True,
     template_visits=20,
     oversample=1,
     turns=True,

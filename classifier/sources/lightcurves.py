@@ -42,7 +42,8 @@ MADE = """\
 
 Real light curves painted into stamps of {survey}: fluxes, errors, times and bands are the measured ones, and the PSF
 photometry of each stamp gives back the measured flux and error. Host, neighbours, seeing and pixel noise are simulated
-(`origin` is `rendered`). Positions that the light curves do not give are drawn in the survey's area.
+(`origin` is `rendered`). Positions that the light curves do not give are drawn in the survey's area. The column `alert`
+is true {alerts}.
 """
 
 
@@ -155,7 +156,7 @@ def build(
     card = {
         "command": f"skyheed archive build-lightcurves {' '.join(words)}",
         "seed": seed,
-        "made": MADE.format(survey=survey),
+        "made": MADE.format(survey=survey, alerts=sky.alert_rule),
         "pixel": sky.pixel,
     }
     left_out, written = [], 0

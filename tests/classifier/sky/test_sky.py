@@ -22,6 +22,7 @@ from skyheed.classifier.sky.objects import Wish
 from skyheed.classifier.sky.render import Source, noise_area, psf_photometry, render, render_measured
 from skyheed.classifier.sky.simulation import PUBLISHED, plan, simulate_object
 from skyheed.classifier.sky.surveys import Survey, survey_named
+from skyheed.classifier.training import dataset
 
 EVERY_SURVEY = pytest.mark.parametrize("survey", list(SURVEYS.values()), ids=list(SURVEYS))
 
@@ -269,6 +270,41 @@ def test_every_flux_and_stamp_is_a_number(survey: Survey, truth: str) -> None:
         for column in ("mjd", "flux", "flux_error", "source_flux", "psf_fwhm", "sky_noise"):
             assert np.isfinite(rows[column]).all()
         assert (np.isfinite(rows["stamp"]).mean((1, 2)) > 0.45).all()
+
+
+@EVERY_SURVEY
+def test_alerts_are_what_the_survey_sends(survey: Survey) -> None:
+    """ZTF and LSST send detections alone, of any band; of SDSS every exposure counts from the first detection on."""
+    forced = 0
+    for number, truth in enumerate(CLASSES * 2):
+        _, rows = simulate_object(survey, 5, number, Wish(truth, truth, True), 3)
+        high = np.abs(rows["flux"]) > 5 * rows["flux_error"]
+        searched = np.isin(rows["band"], list("gri")) if survey.name == "sdss" else np.ones(len(rows), bool)
+        np.testing.assert_array_equal(rows["detected"], high & searched)
+        first = rows["mjd"][rows["detected"]].min()
+        if survey.name == "sdss":
+            assert rows["alert"][rows["mjd"] >= first].all()
+            assert not rows["alert"][rows["mjd"] < first - 0.02].any()
+        else:
+            np.testing.assert_array_equal(rows["alert"], rows["detected"])
+        forced += np.count_nonzero(rows["mjd"] > first) - np.count_nonzero(rows["alert"][rows["mjd"] > first])
+    assert (forced > 0) == (survey.name != "sdss")
+
+
+@pytest.mark.parametrize("name", ["ztf", "lsst"])
+def test_forced_photometry_stays_in_the_archive_but_is_no_alert(name: str, tmp_path: Path) -> None:
+    path = simulate(name, 4, 3, tmp_path / "a", seasons=1, balanced=True, processes=1, progress=False)
+    assert validate(path) == []
+    archive, sent = Archive(path), 0
+    for row, rows in archive.each(kinds=()):
+        seen = archive.stamps(row["object_id"], kinds=(), alerts_only=True)
+        assert seen["detected"].all()
+        assert len(seen) < len(rows) == row["stamps"]
+        assert np.isfinite(rows["flux"]).all()
+        assert seen["mjd"].min() == row["first_alert_mjd"]
+        sent += len(seen)
+    assert len(dataset.load(path).stamps) == sent
+    assert "sends a packet only for what it detects" in (path / "README.md").read_text()
 
 
 def test_other_surveys_have_templates_and_differences(tmp_path: Path) -> None:

@@ -149,6 +149,9 @@ def test_command_line(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert Archive(out).image_shape == (63, 63)
     assert Archive(out).card["command"].endswith("build-lightcurves --survey ztf --seed 1 Variable=one.csv")
+    rows = Archive(out).stamps("one", kinds=())
+    assert 0 < rows["alert"].sum() < len(rows)
+    np.testing.assert_array_equal(rows["alert"], np.abs(rows["flux"]) > 5 * rows["flux_error"])
     result = CliRunner().invoke(archive_cli.archive, ["build-lightcurves", str(star), "-o", out])
     assert result.exit_code == 2
     assert "CLASS=PATH" in result.output
