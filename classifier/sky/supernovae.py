@@ -44,8 +44,8 @@ class CoreCollapse:
 
     Attributes:
         share: of core-collapse supernovae in a volume, Smith et al. 2011, MNRAS 412, 1522.
-        magnitude: mean and scatter in R at maximum, dimmed by dust: Li et al. 2011, MNRAS 412, 1441, table 6,
-            from H0 = 73 to 70; the scatter of IIn without superluminous ones.
+        magnitude: mean and scatter in R (Vega system) at maximum, dimmed by dust: Li et al. 2011, MNRAS 412, 1441,
+            table 6, from H0 = 73 to 70; the scatter of IIn without superluminous ones.
         rise: days from explosion to maximum, mean and scatter.
         temperature: K at maximum, then what it tends to, and the days it takes (e-fold).
         blanketing: magnitudes lost at 3000 A once cool, growing below 4200 A.
@@ -58,9 +58,13 @@ class CoreCollapse:
     blanketing: float
 
 
+# R in the AB system less R in the Vega system: a star of R = 0 has 3080 Jy (Bessell 1979, PASP 91, 589), one of AB
+# magnitude 0 has 3631. The magnitudes of Li et al. are Vega ones, the surveys here are AB.
+R_AB_LESS_VEGA = 0.18
 # Rises: II-P, II-L Gonzalez-Gaitan et al. 2015, MNRAS 451, 2212; IIn Nyholm et al. 2020, A&A 637, A73; stripped
 # envelopes Taddia et al. 2015, A&A 574, A60. Temperatures: II Faran et al. 2018, MNRAS 473, 513; stripped envelopes
 # Taddia et al. 2018, A&A 609, A136; IIn Taddia et al. 2013, A&A 555, A10.
+# The magnitudes of Ib and Ic have not been confirmed at their source (LOG.md, 2026-11-26).
 CORE_COLLAPSE = {
     "II-P": CoreCollapse(0.482, (-15.75, 1.23), (8, 2), (13000, 5600, 14), 2.0),
     "II-L": CoreCollapse(0.064, (-17.53, 0.64), (11, 3), (12500, 6000, 15), 1.5),
@@ -71,7 +75,7 @@ CORE_COLLAPSE = {
 }
 # Host extinction A(V) of core-collapse supernovae: exponential of this mean (after Hatano, Branch & Deaton 1998).
 CORE_COLLAPSE_DUST = 0.3
-MOST_LUMINOUS = -19.6  # superluminous supernovae are left out: the survey labelled three (Sako et al. 2018)
+MOST_LUMINOUS = -19.6  # AB; superluminous supernovae are left out: the survey labelled three (Sako et al. 2018)
 CORE_COLLAPSE_RATE_POWER = 3.6  # (1+z)^3.6 with star formation: Dahlen et al. 2012, ApJ 757, 70
 COBALT = 0.98  # mag / 100 d, radioactive tail with full trapping
 
@@ -89,7 +93,8 @@ def draw_core_collapse(rng: np.random.Generator, kind: str | None = None) -> Sup
     facts = {"rise": rise}
     surface = _hot_surface(fade, rise, (warm, cool, days), law.blanketing)
     dust = float(min(rng.exponential(CORE_COLLAPSE_DUST), 2.0))
-    magnitude = max(rng.normal(*law.magnitude), MOST_LUMINOUS) - dust * float(extinction_law(np.array(R_WAVELENGTH)))
+    dimmed = max(rng.normal(*law.magnitude) + R_AB_LESS_VEGA, MOST_LUMINOUS)
+    magnitude = dimmed - dust * float(extinction_law(np.array(R_WAVELENGTH)))
     return Supernova(kind, magnitude, surface, -rise, 250, dust, facts)
 
 

@@ -30,6 +30,8 @@ STAMP = SDSS.size
 GAUSSIAN_FWHM = 2.3548
 # Turns that differ less from a multiple of 90 degrees are made by flips: 1 degree is half a pixel at the stamp's edge.
 NEARLY_RIGHT = 1.0  # degrees
+# A star drifts over so many rows of its CCD before it is read out (Gunn et al. 1998, AJ 116, 3040): 53.9 s.
+CCD_ROWS = 2048
 MATRICES = tuple(f"{form}{i}_{j}" for form in ("CD", "PC") for i in (1, 2) for j in (1, 2))
 NAME = re.compile(
     r"(?P<kind>frame|fpC)-(?P<first>[ugriz]|\d+)-(?P<second>\w+)-(?P<third>\d+)(-(?P<fourth>\d+))?\.fits?(\.bz2|\.gz)?$"
@@ -134,8 +136,13 @@ class Frame:
         return self._place(ra, dec)
 
     def mjd(self, y: float) -> float:
-        """MJD TAI at which a row was read out; the exposure began 54 s before."""
-        return float((float(self._header["TAI"]) + y * float(self._header["C_OBS"]) * 1e-6) / 86400)
+        """Mid-exposure, MJD TAI, of what lies in a row (from 0).
+
+        TAI is when the frame's first row was read out, C_OBS the microseconds from one row to the next. The light of a
+        row was collected while it drifted over the whole CCD, so the middle of its exposure was half a CCD before.
+        """
+        after = (y - CCD_ROWS / 2) * float(self._header["C_OBS"]) * 1e-6
+        return float((float(self._header["TAI"]) + after) / 86400)
 
     @cached_property
     def sky_noise(self) -> float:

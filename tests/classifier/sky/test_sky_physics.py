@@ -105,6 +105,34 @@ def test_core_collapse_is_brightest_at_maximum_and_fades(kind: str) -> None:
         assert flux[-1] < 0.2
 
 
+# Li et al. 2011, table 6: R in the Vega system, for H0 = 73.
+LI = {"II-P": (-15.66, 1.23), "II-L": (-17.44, 0.64), "IIn": (-16.86, 1.20), "IIb": (-16.65, 1.30)}
+
+
+@pytest.mark.parametrize("kind", LI)
+def test_core_collapse_is_as_luminous_as_published_in_ab(kind: str) -> None:
+    """What is drawn, dimmed by its dust: the published mean, nearer by H0 and 3080 Jy instead of 3631 at R = 0."""
+    rng = np.random.default_rng(12)
+    red = float(extinction_law(np.array(supernovae.R_WAVELENGTH)))
+    drawn = [supernovae.draw_core_collapse(rng, kind) for _ in range(4000)]
+    dimmed = np.array([sn.magnitude + sn.dust * red for sn in drawn])
+    mean, scatter = LI[kind]
+    expected = mean - 5 * np.log10(73 / 70) + 2.5 * np.log10(3631 / 3080)
+    assert np.median(dimmed) == pytest.approx(expected, abs=4 * 1.25 * scatter / np.sqrt(len(drawn)))
+    assert dimmed.min() >= supernovae.MOST_LUMINOUS - 1e-9
+
+
+def test_a_core_collapse_supernova_at_10_pc_has_its_ab_magnitude_in_r() -> None:
+    """From the drawn magnitude to the survey's flux: the band near R sees it in nJy of AB."""
+    sn = supernovae.draw_core_collapse(np.random.default_rng(3), "II-P")
+    bare = supernovae.Supernova(sn.type, -16.0, sn.surface, sn.first_day, sn.last_day, 0.0)
+    visits = visits_at(np.random.default_rng(0), SDSS, 0, 1, 10.0, (0,))
+    z = 0.01
+    flux = supernova_flux(bare, Sight(SDSS, visits, 0.0, 99.0, type_ia.STANDARD), z, float(np.median(visits.mjd)))
+    brightest = njy_to_magnitude(flux[visits.band == 2].max())
+    assert brightest - float(distance_modulus(z)) == pytest.approx(-16.0, abs=0.1)
+
+
 def test_plateau_stays_and_linear_type_falls() -> None:
     drop = {}
     for kind in ("II-P", "II-L"):

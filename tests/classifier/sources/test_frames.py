@@ -149,7 +149,16 @@ def test_real_frame_has_the_noise_and_seeing_of_its_psfield() -> None:
     assert frame.psf_fwhm == pytest.approx(3.055, abs=0.001)
     blank = frame.image[60:100, 75:100]
     assert frame.sky_noise == pytest.approx(1.4826 * np.median(np.abs(blank - np.median(blank))), rel=0.15)
-    assert frame.mjd(0) == pytest.approx(51458.2348, abs=0.001)
+
+
+def test_real_frame_knows_the_middle_of_its_exposures() -> None:
+    """Half of the header's own exposure time before a row is read out; the stars' TAI are those of the first row."""
+    frame, stars = real_frame()
+    header = fits.getheader(frame.path)
+    read_out = header["TAI"] / 86400
+    assert (read_out - frame.mjd(0)) * 86400 == pytest.approx(float(header["EXPTIME"]) / 2, abs=1e-4)
+    assert (frame.mjd(100) - frame.mjd(0)) * 86400 == pytest.approx(100 * 0.026322, abs=1e-4)
+    assert np.abs(stars["TAI"][:, 2] - header["TAI"]).max() < 60
 
 
 def test_real_candidate_table_has_the_published_counts() -> None:
@@ -185,6 +194,16 @@ def test_whole_turns_leave_the_pixels_as_they_are(tmp_path: Path) -> None:
     cut = frame.cut(20.0, 0.5)
     assert cut is not None
     assert np.isin(cut.stamp, frame.image).all()
+
+
+def test_times_are_mid_exposure(tmp_path: Path) -> None:
+    """TAI is the read-out of the first row: 2,048 rows of 26.322 ms make an exposure of 53.907 s."""
+    frame = Frame(make_frame(tmp_path, mjd=53640.0, turn=0.0))
+    assert frame.mjd(0.0) == pytest.approx(53640.0 - 26.953728 / 86400, abs=1e-9)
+    cut = frame.cut(20.0, 0.5)
+    assert cut is not None
+    _, row = frame.pixel(20.0, 0.5)
+    assert cut.mjd == pytest.approx(53640.0 + (0.026322 * row - 26.953728) / 86400, abs=1e-9)
 
 
 def test_stamp_at_the_edge_is_padded_and_beyond_it_there_is_none(tmp_path: Path) -> None:
