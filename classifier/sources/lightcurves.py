@@ -1,7 +1,8 @@
 """Real light curves become archives: their own photometry, cadence and errors, painted into simulated surroundings.
 
 Nobody simulated the variability of such a test set, and its stamps' PSF photometry is the measured one exactly
-(`classifier.sky.render.render_measured`). What is simulated: host, neighbours, seeing and pixel noise.
+(`classifier.sky.render.render_measured`). What is simulated: host, neighbours, seeing and pixel noise. It is an
+independent test only with light curves that the simulated sky was not calibrated on; docs/sky.md says on which it was.
 
 Two formats are read (`photometry_files`): SNANA text (`OBS:` lines under `VARLIST:`, FLUXCAL with zero point 27.5) and
 CSV with columns `time` or `mjd`, `band`, and `mag` with `magerr` or `flux` with `flux_error` (nJy).
