@@ -64,7 +64,7 @@ R_AB_LESS_VEGA = 0.18
 # Rises: II-P, II-L Gonzalez-Gaitan et al. 2015, MNRAS 451, 2212; IIn Nyholm et al. 2020, A&A 637, A73; stripped
 # envelopes Taddia et al. 2015, A&A 574, A60. Temperatures: II Faran et al. 2018, MNRAS 473, 513; stripped envelopes
 # Taddia et al. 2018, A&A 609, A136; IIn Taddia et al. 2013, A&A 555, A10.
-# The magnitudes of Ib and Ic have not been confirmed at their source (LOG.md, 2026-11-26).
+# The magnitudes of Ib and Ic have not been confirmed at their source.
 CORE_COLLAPSE = {
     "II-P": CoreCollapse(0.482, (-15.75, 1.23), (8, 2), (13000, 5600, 14), 2.0),
     "II-L": CoreCollapse(0.064, (-17.53, 0.64), (11, 3), (12500, 6000, 15), 1.5),
