@@ -1,10 +1,13 @@
 """One stamp of one object in one band at one time: what every survey's packet becomes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntFlag
 
 import numpy as np
 from numpy.typing import NDArray
+
+from skyheed.classifier.history import Photometry
 
 # The order is the code stored in Redis and known to the models: append, never reorder.
 BANDS = "ugrizy"
@@ -35,6 +38,11 @@ class Observation:
             east to west).
         flags: `Flag` bits.
         survey: whose packet it was in; "" on the way through the daemons, which know.
+        images: further kinds (`difference`, `template`) -> stamp of the same form, unit and place; a kind that the
+            packet lacks is absent. difference = science - template, positive for a brightening.
+        photometry: what the packet says of earlier times, up to its own, its own detection included; None where it
+            was not asked for or the survey's packets have none.
+        context: name (of `classifier.context.NAMES`) -> number; what the packet does not say is absent.
     """
 
     object_id: str
@@ -48,3 +56,6 @@ class Observation:
     stamp: NDArray[np.float16]
     flags: int
     survey: str = ""
+    images: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    photometry: Photometry | None = None
+    context: Mapping[str, float] = field(default_factory=dict)

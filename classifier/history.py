@@ -19,6 +19,8 @@ BANDS = "ugrizy"  # a band's code is its index, in Redis, archives and models: a
 IMAGE_KINDS = ("science", "difference", "template")
 LONGEST = 99  # epochs that a stream keeps of an object
 DETECTION, FORCED, UPPER_LIMIT = 0, 1, 2  # kinds of photometry points
+MOST_POINTS = 300  # of photometry that are kept of an object, the newest
+STEPS_A_DAY = 100_000  # points of one band and kind are the same point if their times, in these steps, round alike
 _EXPONENT = np.uint16(0x7C00)  # of a float16: all of it is set where a pixel is not finite
 
 
@@ -35,11 +37,17 @@ class Observed(Protocol):
     flux_error: float
     stamp: NDArray[np.float16]
     flags: int
+    images: Mapping[str, NDArray[np.float16]]
+    photometry: Photometry | None
+    context: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Photometry:
     """Measurements without images, in the order of time.
+
+    Where a survey's packets bring them, the detections that have stamps are among the points as well, so that a light
+    curve can be read of the points alone; each has the time and band of its epoch.
 
     Attributes:
         mjd: float64 [k] days, MJD TAI.
@@ -58,9 +66,28 @@ class Photometry:
         return len(self.mjd)
 
     def until(self, mjd: float) -> Photometry:
-        """The points up to a time."""
-        rows = slice(0, int(np.searchsorted(self.mjd, mjd, "right")))
+        """The points up to a time, to a step."""
+        rows = slice(0, int(np.searchsorted(self.mjd, mjd + 1 / STEPS_A_DAY, "right")))
+        return self.take(rows)
+
+    def take(self, rows: slice | NDArray[np.int64]) -> Photometry:
+        """Some of the points."""
         return Photometry(self.mjd[rows], self.band[rows], self.flux[rows], self.flux_error[rows], self.kind[rows])
+
+    @classmethod
+    def merged(cls, parts: Sequence[Photometry]) -> Photometry:
+        """The points of several packets in any order, each once, the newest `MOST_POINTS` of them.
+
+        Points are the same if time (in `STEPS_A_DAY`), band and kind are; of two values of one point that with the
+        smaller error stays, then that with the larger flux. Times come out rounded.
+        """
+        joined = cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in POINT_COLUMNS))
+        step, error = np.rint(joined.mjd * STEPS_A_DAY), np.nan_to_num(joined.flux_error, nan=np.inf)
+        order = np.lexsort((-joined.flux, error, joined.kind, joined.band, step))
+        key = np.stack([step, joined.band, joined.kind])[:, order]
+        first = np.ones(len(order), bool)
+        first[1:] = (key[:, 1:] != key[:, :-1]).any(0)
+        return replace(joined, mjd=step / STEPS_A_DAY).take(order[first][-MOST_POINTS:])
 
 
 @dataclass(frozen=True)
@@ -71,11 +98,12 @@ class History:
         mjd: float64 [n] days, MJD TAI, mid-exposure.
         band: uint8 [n], indices into `BANDS`.
         flux, flux_error: float32 [n] nJy, of the difference; NaN where the survey gave none.
-        images: kind -> float16 [m, 32, 32] as `stamp.normalise` returns them, of the epochs `shown`, in order.
+        images: kind -> float16 [m, 32, 32] as `stamp.normalise` returns them, of the epochs `shown`, in order; zeros
+            where an epoch was sent without that kind. difference = science - template.
         shown: int64 [m], the epochs that have their images here; the others' are covered by `kept`.
         kept: what a model asked to be kept, by the index of its span of epochs (`Needs.span`).
         photometry: None where it was not asked for.
-        context: name -> number; what is not known is absent.
+        context: name (of `context.NAMES`) -> number, from the newest epoch's packet; what is not known is absent.
         source_id, ra, dec (degrees, ICRS), flags: [n].
     """
 
@@ -190,6 +218,7 @@ class History:
             _check_images(kind, pixels, len(self.shown))
 
 
+POINT_COLUMNS = ("mjd", "band", "flux", "flux_error", "kind")
 PER_EPOCH = ("mjd", "band", "flux", "flux_error", "source_id", "ra", "dec", "flags")
 
 
@@ -201,12 +230,28 @@ def _history(name: str, seen: Sequence[Observed], survey: str) -> History:
 
     return History(
         mjd=column("mjd", np.float64), band=np.array([BANDS.index(o.band) for o in seen], np.uint8),
-        images={"science": np.stack([o.stamp for o in seen])},
+        images=_images(seen),
         flux=column("flux", np.float32), flux_error=column("flux_error", np.float32),
         object_id=name, survey=getattr(seen[0], "survey", "") or survey,
         source_id=column("source_id", np.uint64), ra=column("ra", np.float64), dec=column("dec", np.float64),
-        flags=column("flags", np.uint16),
+        flags=column("flags", np.uint16), photometry=_points(seen), context=dict(seen[-1].context),
     )  # fmt: skip
+
+
+def _images(seen: Sequence[Observed]) -> dict[str, NDArray[np.float16]]:
+    """The stamps by kind; of the kinds beyond science those that some epoch has."""
+    missing = np.zeros((STAMP_SIZE, STAMP_SIZE), np.float16)
+    further = [kind for kind in IMAGE_KINDS[1:] if any(kind in o.images for o in seen)]
+    return {
+        "science": np.stack([o.stamp for o in seen]),
+        **{kind: np.stack([o.images.get(kind, missing) for o in seen]) for kind in further},
+    }
+
+
+def _points(seen: Sequence[Observed]) -> Photometry | None:
+    """The points of all packets, none later than the newest of them; None where no packet brought any."""
+    parts = [o.photometry.until(o.mjd) for o in seen if o.photometry is not None]
+    return Photometry.merged(parts) if parts else None
 
 
 def _check_images(kind: str, pixels: NDArray[np.float16], shown: int) -> None:

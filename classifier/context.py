@@ -1,0 +1,105 @@
+"""The one table of what a packet says of an object beside its images and fluxes, under names that all surveys share.
+
+A number that is not known is absent: never -999, never NaN. There is no right ascension and no declination, because a
+network would remember fields by them. Numpy only.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+CATALOGUE = 3  # nearest catalogue sources that are named
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """One number.
+
+    Attributes:
+        unit: "" for a number without one.
+        low, high: what lies outside is a damaged or missing value.
+        fields: survey -> where it comes from in the survey's packet; a survey that is not named does not say it.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    low: float
+    high: float
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+def _catalogue(k: int) -> tuple[Quantity, ...]:
+    which = f"of the catalogue source that is number {k} by distance"
+    name = f"catalogue_{k}"
+    return (
+        Quantity(f"{name}_distance", "arcsec", f"distance {which}", 0, 3600, {
+            "ztf": f"distpsnr{k}", "lsst": f"nearbyObj{k}Dist, until schema 7"}),
+        Quantity(f"{name}_star", "", f"0 galaxy to 1 star, {which}", 0, 1, {"ztf": f"sgscore{k}"}),
+        Quantity(f"{name}_magnitude", "mag", f"r, AB, {which}", 0, 40, {"ztf": f"srmag{k}"}),
+        Quantity(f"{name}_gr", "mag", f"g - r {which}", -20, 20, {"ztf": f"sgmag{k} - srmag{k}"}),
+        Quantity(f"{name}_ri", "mag", f"r - i {which}", -20, 20, {"ztf": f"srmag{k} - simag{k}"}),
+    )  # fmt: skip
+
+
+# A number's place is its code in Redis and in archives: append, never reorder.
+QUANTITIES: tuple[Quantity, ...] = (
+    Quantity("reference_distance", "arcsec", "to the nearest source of the survey's own reference image", 0, 3600, {
+        "ztf": "distnr (pixels of 1.0125 arcsec)"}),
+    Quantity("reference_magnitude", "mag", "AB, of that source; where a survey names none, of the reference image at "
+             "the object's place", 0, 40, {"ztf": "magnr", "lsst": "templateFlux, where it is 3 times its error"}),
+    Quantity("reference_shape", "", "how extended that source is: DAOPHOT's sharpness, 0 for a star, larger for a "
+             "galaxy; or the probability that it is extended", -100, 100, {"ztf": "sharpnr", "lsst": "extendedness"}),
+    Quantity("magnitude_over_reference", "mag", "magnitude of the absolute difference flux of this detection minus "
+             "reference_magnitude", -40, 40, {"ztf": "magpsf - magnr", "lsst": "psfFlux against templateFlux"}),
+    *(quantity for k in range(1, CATALOGUE + 1) for quantity in _catalogue(k)),
+    Quantity("galactic_latitude", "deg", "absolute value", 0, 90, {"ztf": "ra, dec", "lsst": "ra, dec"}),
+    Quantity("detections", "", "number so far, this one included", 1, 1e6, {
+        "ztf": "ndethist", "lsst": "nDiaSources"}),
+    Quantity("visits", "", "exposures so far that covered the place", 1, 1e7, {"ztf": "ncovhist"}),
+    Quantity("age_days", "day", "since the first detection", 0, 40_000, {
+        "ztf": "jd - jdstarthist", "lsst": "midpointMjdTai - firstDiaSourceMjdTai"}),
+)  # fmt: skip
+NAMES = tuple(quantity.name for quantity in QUANTITIES)
+CODES = {name: code for code, name in enumerate(NAMES)}
+
+
+def known(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Those of the values that are known: None, NaN and what no such number can be (such as -999) are left out."""
+    found = {}
+    for name, value in values.items():
+        quantity = QUANTITIES[CODES[name]]
+        if value is not None and quantity.low <= value <= quantity.high:
+            found[name] = float(value)
+    return found
+
+
+def galactic_latitude(ra: float, dec: float) -> float:
+    """Absolute galactic latitude, degrees, of a position in degrees (ICRS).
+
+    The pole: J. Liu, Z. Zhu & B. Hu 2011, A&A 526, A16 (Hipparcos catalogue, volume 1, section 1.5.3).
+    """
+    pole_ra, pole_dec = math.radians(192.85948), math.radians(27.12825)
+    declination = math.radians(dec)
+    sine = math.sin(declination) * math.sin(pole_dec)
+    sine += math.cos(declination) * math.cos(pole_dec) * math.cos(math.radians(ra) - pole_ra)
+    return abs(math.degrees(math.asin(max(-1.0, min(1.0, sine)))))
+
+
+def check(context: Mapping[str, float]) -> None:
+    """Raise ValueError for a name that is not in the table, or a value that no such number can be."""
+    for name, value in context.items():
+        if name not in CODES:
+            raise ValueError(f"context has no {name!r}: its names are {', '.join(NAMES)}")
+        quantity = QUANTITIES[CODES[name]]
+        if not quantity.low <= value <= quantity.high:
+            raise ValueError(f"context {name} is {value}: leave out what is not known")
+
+
+def table(contexts: Sequence[Mapping[str, float]], names: Sequence[str] = NAMES) -> NDArray[np.float32]:
+    """Contexts as float32 [b, len(names)]; NaN where a number is not known."""
+    rows = [[context.get(name, math.nan) for name in names] for context in contexts]
+    return np.array(rows, np.float32).reshape(len(rows), len(names))
