@@ -139,8 +139,8 @@ class _Timed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)
 
-    def consume(self, limit: int, wait_s: float) -> list[ck.Message]:
-        messages = self._consumer.consume(limit, wait_s)
+    def consume(self, limit: int, wait_s: float, limit_bytes: int) -> list[ck.Message]:
+        messages = self._consumer.consume(limit, wait_s, limit_bytes)
         if messages and not self.began:
             self.began = time.monotonic()
         return messages

@@ -1,7 +1,6 @@
 """Puts the stages in order: builds the daemons from settings and runs them until a signal or the end of a drain."""
 
 import contextlib
-import itertools
 import logging
 import signal
 import threading
@@ -156,6 +155,11 @@ def make_intake(settings: config.Settings, publisher: kafka.Publisher) -> Intake
     return Intake(survey, decoder, store, ledger, deadletter.DeadLetters(publisher, settings.dead_letter_topic))
 
 
+def budget_of(settings: config.Settings) -> Budget:
+    """What ingest and redrive decode before they store it."""
+    return Budget(settings.ingest.batch_records, settings.ingest.batch_s)
+
+
 def own_topics(settings: config.Settings) -> dict[str, dict[str, str]]:
     """The topics that we write, with their configuration."""
     topics = {
@@ -198,8 +202,7 @@ def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
         intake = make_intake(settings, publisher)
         patience.patiently(intake.ledger.ping, stop)
         with kafka.AlertConsumer(settings.input_options, topics, settings.ingest.group, drain=drain) as consumer:
-            own = settings.ingest
-            budget = Budget(own.batch_records, own.batch_s)
+            own, budget = settings.ingest, budget_of(settings)
             daemon = Ingest(intake, consumer, measured, own.batch_size, own.batch_wait_s, budget, own.batch_bytes)
             alive = pulse.Pulse(
                 state.connect_as(settings.redis), settings.survey, "ingest", measured,
@@ -366,8 +369,13 @@ def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
     with kafka.Publisher(checked(settings).kafka) as publisher:
         intake = make_intake(settings, publisher)
         patience.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write beside everything
-        letters = deadletter.read(settings.kafka, settings.dead_letter_topic, reason=reason)
-        counts = redrive.redrive(intake, itertools.takewhile(lambda _: not stop.is_set(), letters))
+        unreadable: Counter[str] = Counter()
+        letters = deadletter.read(
+            settings.kafka, settings.dead_letter_topic, reason, stop=stop.is_set,
+            unreadable=lambda count: unreadable.update(unreadable=count),
+        )  # fmt: skip
+        counts = redrive.redrive(intake, letters, budget_of(settings), patience.Meanwhile(stop))
+        counts += unreadable
     if stop.is_set():
         log.warning("redrive stopped: %s", " ".join(f"{name}={count}" for name, count in sorted(counts.items())))
         raise patience.Unfinished

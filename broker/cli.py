@@ -449,8 +449,13 @@ def deadletter_list(reason: str | None, limit: int, **given: Any) -> None:
     from skyheed.broker.kafka import deadletter as letters
 
     settings = daemon.checked(settings_from(given))
-    for letter in letters.read(settings.kafka, settings.dead_letter_topic, limit=limit, reason=reason):
+    passed_over: list[int] = []
+    for letter in letters.read(
+        settings.kafka, settings.dead_letter_topic, reason, limit, unreadable=passed_over.append
+    ):
         click.echo(letter.line())
+    if any(passed_over):
+        click.echo(f"passed over {sum(passed_over)} messages that are no letters", err=True)
 
 
 @skyheed.command()

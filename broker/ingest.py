@@ -1,7 +1,8 @@
 """The ingest daemon: consume -> decode -> accumulate -> commit, a slice of what was fetched at a time.
 
-A slice ends with a budget of records or seconds, so that small messages of many records cost neither the membership of
-the consumer group nor memory, and a signal is followed within seconds.
+A slice ends with a budget of records or seconds, and between the records of a message, too, the consumer is kept alive
+and a signal is seen: small messages of many records cost neither the membership of the consumer group nor memory. A
+message that a signal interrupts counts as not read.
 
 A consumer offset moves only after its packet is stored in Redis, recognised as a duplicate, marked skipped, or
 acknowledged by the dead-letter topic; every write is idempotent, so that redelivery is always safe.
@@ -23,13 +24,13 @@ from confluent_kafka import Message
 from skyheed.broker.errors import PacketError, Reason, SkipPacket, SkyheedError
 from skyheed.broker.kafka.client import AlertConsumer, place_of, time_ms
 from skyheed.broker.kafka.deadletter import DeadLetters, Rejected
+from skyheed.broker.kafka.headers import headers_of
 from skyheed.broker.metrics import IngestMetrics
-from skyheed.broker.packets.container import Headers
 from skyheed.broker.packets.reader import Decodes, PacketReader
 from skyheed.broker.packets.surveys import Survey
 from skyheed.broker.state.histories import Delivery, Outcome, SequenceStore, check
 from skyheed.broker.state.ledger import Ledger
-from skyheed.broker.waiting import Stopped, Unfinished, patiently
+from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, patiently
 
 log = logging.getLogger("skyheed.ingest")
 LAG_S = 5.0
@@ -43,6 +44,22 @@ class Budget:
 
     records: int = 2_000
     seconds: float = 2.0
+
+    def begin(self) -> "Spending":
+        """From now on."""
+        return Spending(self.records, time.monotonic() + self.seconds)
+
+
+@dataclass(frozen=True)
+class Spending:
+    """A budget that is being used up: so many records, until a time (monotonic)."""
+
+    records: float = math.inf
+    until: float = math.inf
+
+    def over(self, records: int) -> bool:
+        """Whether nothing more fits in after so many records."""
+        return records >= self.records or time.monotonic() > self.until
 
 
 @dataclass
@@ -74,11 +91,15 @@ class Intake:
 
     def sort(
         self, messages: Iterable[Keyed], now_ms: int, budget: Budget | None = None,
-        stop: Callable[[], bool] = lambda: False,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Batch:  # fmt: skip
-        """Decode `messages`, each with its partition key and offset, until the budget is used up or `stop` says so.
+        """Decode `messages`, each with its partition key and offset, until the budget is used up.
 
-        No message is ever left out: the batch holds the first `taken` of them, one at least.
+        No message is ever left out: the batch holds the first `taken` of them, one at least unless we are stopped.
+
+        Args:
+            meanwhile: done before every message and every record of one; where it raises `Stopped`, the batch ends with
+                the message before, whatever the one in hand had brought.
 
         Raises:
             ServiceError: the schema registry refuses us; nothing is known of the packets.
@@ -86,13 +107,15 @@ class Intake:
         """
         batch = Batch()
         faults: list[str] = []
-        until = time.monotonic() + budget.seconds if budget else math.inf
+        spending = budget.begin() if budget else Spending()
         for partition, offset, message in messages:
-            if batch.taken and (_used_up(batch, budget) or time.monotonic() > until or stop()):
+            if batch.taken and spending.over(len(batch.deliveries)):
                 break
-            batch.taken += 1
             try:
-                found = self.reader.observations(message.value(), cast(Headers, message.headers() or ()))
+                meanwhile()
+                found = self.reader.observations(message.value(), headers_of(message), meanwhile)
+            except Stopped:  # nothing is known of this message
+                break
             except SkipPacket as skip:
                 batch.skipped.append((partition, offset, skip.reason))
             except PacketError as error:
@@ -106,12 +129,16 @@ class Intake:
             else:
                 kafka_ms = time_ms(message, now_ms)
                 batch.deliveries.extend(Delivery(partition, offset, kafka_ms, now_ms, o) for o in found)
+            batch.taken += 1
         if faults:
             log.error("%d packets set aside for a fault of ours, the first is %s", len(faults), faults[0])
         return batch
 
-    def settle(self, batch: Batch) -> Counter[str]:
+    def settle(self, batch: Batch, meanwhile: Callable[[], None] = lambda: None) -> Counter[str]:
         """Store, mark and set aside; afterwards every message of the batch is accounted for. Safe to repeat.
+
+        Args:
+            meanwhile: done while we wait for Kafka; what it raises ends that.
 
         Raises:
             ServiceUnavailable: Redis or Kafka is away; repeat with the same batch.
@@ -121,16 +148,12 @@ class Intake:
         if skipped:
             self.ledger.skipped(skipped)
         if batch.rejected:
-            self.dead_letters.set_aside(batch.rejected)
+            self.dead_letters.set_aside(batch.rejected, meanwhile)
             self.ledger.set_aside([(r.partition_key, r.offset, r.reason) for r in batch.rejected])
         counts = Counter(outcome.name.lower() for outcome in outcomes)
         counts["skipped"] = len(skipped)
         counts["rejected"] = len(batch.rejected)
         return counts
-
-
-def _used_up(batch: Batch, budget: Budget | None) -> bool:
-    return budget is not None and len(batch.deliveries) >= budget.records
 
 
 def fault_of(error: Exception) -> PacketError:
@@ -206,21 +229,23 @@ class Ingest:
             left = left[self._slice(left, stop) :]
 
     def _slice(self, messages: Sequence[Message], stop: threading.Event) -> int:
-        """Settle and commit the first of the messages; how many they were."""
+        """Settle and commit the first of the messages; how many they were: none where `stop` came in the first."""
         began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
         keyed = [(self.consumer.partition_key(*place_of(m)), cast(int, m.offset()), m) for m in messages]
-        batch = patiently(
-            lambda: self.intake.sort(keyed, now_ms, self.budget, stop.is_set), stop, self.consumer.keep_alive
-        )
-        self.consumer.keep_alive()
+        alive = self.consumer.keep_alive
+        reading, settling = Meanwhile(stop, alive), Meanwhile(stop, alive, GRACE_S)
+        batch = patiently(lambda: self.intake.sort(keyed, now_ms, self.budget, reading), stop, alive)
+        if not batch.taken:
+            return 0
+        alive()
         offsets: dict[str, list[int]] = defaultdict(list)
         for partition, offset, _ in keyed[: batch.taken]:
             offsets[partition].append(offset)
         # consumed is marked of the messages, before and apart from any outcome, so that the books can fail to balance
-        patiently(lambda: self.intake.ledger.consumed(offsets), stop, self.consumer.keep_alive)
-        counts = patiently(lambda: self.intake.settle(batch), stop, self.consumer.keep_alive)
+        patiently(lambda: self.intake.ledger.consumed(offsets), stop, alive)
+        counts = patiently(lambda: self.intake.settle(batch, settling), stop, alive)
         self.consumer.commit(messages[: batch.taken])
-        self.consumer.keep_alive()
+        alive()
         self._report(batch.taken, counts, batch, time.monotonic() - began)
         return batch.taken
 

@@ -8,63 +8,110 @@ topic and passed over the next time; one that still cannot be used stays where i
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from skyheed.broker.errors import PacketError, SkipPacket, SkyheedError
-from skyheed.broker.ingest import Batch, Intake, fault_of
+from skyheed.broker.ingest import Batch, Budget, Intake, fault_of
 from skyheed.broker.kafka.deadletter import DeadLetter
 from skyheed.broker.state.histories import Delivery
+from skyheed.broker.waiting import Stopped
 
 log = logging.getLogger("skyheed.redrive")
 BATCH = 200
+BATCH_BYTES = 64 * 2**20  # of letters in hand; one more may be
 
 
-def redrive(intake: Intake, letters: Iterable[DeadLetter]) -> Counter[str]:
+def redrive(
+    intake: Intake, letters: Iterable[DeadLetter], budget: Budget | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Counter[str]:  # fmt: skip
     """Try every letter again; counts by outcome, `still_rejected` and `done_before` among them. Safe to repeat.
+
+    Args:
+        budget: what is decoded before it is stored, as in `Intake.sort`.
+        meanwhile: done before every letter and every record of one. Where it raises `Stopped`, what was decoded before
+            is stored, and the counts are of that.
 
     Raises:
         ServiceUnavailable: Redis is away; start again later.
         ServiceError: Redis or the schema registry refuses us.
     """
     counts: Counter[str] = Counter()
+    for group in _groups(letters):
+        settled = intake.ledger.settled([(letter.place, letter.offset) for letter in group])
+        waiting = [letter for letter, done in zip(group, settled, strict=True) if not done]
+        counts["done_before"] += len(group) - len(waiting)
+        while waiting:
+            found = _sort(intake, waiting, budget or Budget(), meanwhile)
+            counts += found.counts + _settle(intake, found)
+            if found.stopped:
+                return +counts
+            waiting = waiting[found.taken :]
+    return +counts
+
+
+def _groups(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]:
     group: list[DeadLetter] = []
+    size = 0
     for letter in letters:
         group.append(letter)
-        if len(group) == BATCH:
-            counts += _redrive(intake, group)
-            group = []
-    return counts + _redrive(intake, group)
+        size += len(letter.value or b"")
+        if len(group) == BATCH or size >= BATCH_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
-def _redrive(intake: Intake, letters: list[DeadLetter]) -> Counter[str]:
-    settled = intake.ledger.settled([(letter.place, letter.offset) for letter in letters])
-    waiting = [letter for letter, done in zip(letters, settled, strict=True) if not done]
-    counts: Counter[str] = Counter(done_before=len(letters) - len(waiting))
-    batch, passed, faults = Batch(), [], []
+@dataclass
+class _Slice:
+    """The first `taken` of the letters in hand, decoded; `passed` are those that are out of the way now."""
+
+    taken: int = 0
+    stopped: bool = False
+    batch: Batch = field(default_factory=Batch)
+    passed: list[DeadLetter] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def _sort(intake: Intake, letters: Sequence[DeadLetter], budget: Budget, meanwhile: Callable[[], None]) -> _Slice:
+    found, faults, spending = _Slice(), [], budget.begin()
     now_ms = time.time_ns() // 1_000_000
-    for letter in waiting:
+    for letter in letters:
+        if found.taken and spending.over(len(found.batch.deliveries)):
+            break
         try:
-            found = intake.reader.observations(letter.value, letter.headers)
+            meanwhile()
+            seen = intake.reader.observations(letter.value, letter.headers, meanwhile)
+        except Stopped:
+            found.stopped = True
+            break
         except SkipPacket as skip:
-            batch.skipped.append((letter.place, letter.offset, skip.reason))
-            passed.append(letter)
+            found.batch.skipped.append((letter.place, letter.offset, skip.reason))
+            found.passed.append(letter)
         except PacketError:
-            counts["still_rejected"] += 1
+            found.counts["still_rejected"] += 1
         except SkyheedError:  # a server, not the packet
             raise
-        except Exception as error:  # the fault of ours that set it aside, or another: the letters behind it go on
-            counts["still_rejected"] += 1
+        except Exception as error:  # the internal error that set it aside, or another: the letters behind it go on
+            found.counts["still_rejected"] += 1
             faults.append(f"{letter.place} offset {letter.offset}: {fault_of(error).detail}")
         else:
             kafka_ms = letter.kafka_ms if letter.kafka_ms >= 0 else now_ms  # its packet came without a time
-            batch.deliveries += [Delivery(letter.place, letter.offset, kafka_ms, now_ms, o) for o in found]
-            passed.append(letter)
+            found.batch.deliveries += [Delivery(letter.place, letter.offset, kafka_ms, now_ms, o) for o in seen]
+            found.passed.append(letter)
+        found.taken += 1
     if faults:
         log.error("%d letters failed by a fault of ours, the first is %s", len(faults), faults[0])
+    return found
+
+
+def _settle(intake: Intake, found: _Slice) -> Counter[str]:
     offsets: dict[str, list[int]] = {}
-    for letter in passed:
+    for letter in found.passed:
         offsets.setdefault(letter.place, []).append(letter.offset)
     # the other way round than ingest: a letter that is marked as consumed is passed over the next time
-    outcome = intake.settle(batch)
+    outcome = intake.settle(found.batch)
     intake.ledger.consumed(offsets)
-    return counts + outcome
+    return outcome

@@ -28,7 +28,7 @@ from skyheed.broker.kafka.selection import Outputs, check_name
 from skyheed.broker.packets.container import Decoder, SchemaSource, split_container
 from skyheed.broker.packets.files import PACKETS, TARS, PacketFiles
 from skyheed.broker.packets.surveys import Survey
-from skyheed.broker.waiting import Stopped, patiently
+from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, patiently
 from skyheed.classifier import outputs
 from skyheed.classifier.bounded import read_file
 from skyheed.classifier.keeper import make_folder, remove_folder
@@ -342,7 +342,8 @@ def replay(
         with Publisher(options) as publisher, _bar(len(queue), progress.sent) as bar:
 
             def send(batch: Sequence[bytes]) -> None:
-                patiently(lambda: publisher.publish_all([(topic, None, packet, None) for packet in batch]), stop)
+                messages = [(topic, None, packet, None) for packet in batch]
+                patiently(lambda: publisher.publish_all(messages, Meanwhile(stop, grace_s=GRACE_S)), stop)
                 progress.advance(len(batch))
                 bar.update(len(batch))
 

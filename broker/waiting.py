@@ -18,6 +18,8 @@ log = logging.getLogger("skyheed.patience")
 T = TypeVar("T")
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
+LOOK_S = 1.0  # a wait is cut into pieces of this length where something is to be done meanwhile
+GRACE_S = 2.0  # what takes a moment while its server is well is not broken off at once
 JITTER = 0.5  # of a wait: daemons that lost a server at the same moment must not all come back at the same moment
 
 
@@ -70,8 +72,41 @@ def to_the_end(drain: bool) -> Iterator[None]:
         raise
 
 
-def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callable[[], None] = lambda: None) -> T:
-    """Do `action`, again and again while its server is away; `meanwhile` runs before each new attempt.
+def _nothing() -> None:
+    """Nothing is to be done meanwhile."""
+
+
+class Meanwhile:
+    """What a daemon does while one step of its work takes long: it stays alive for its servers, and stops when asked.
+
+    Call it often, between the parts of a step.
+
+    Args:
+        alive: such as `BatchConsumer.keep_alive`.
+        grace_s: how long the step may still take after `stop` was set.
+    """
+
+    def __init__(self, stop: threading.Event, alive: Callable[[], None] = _nothing, grace_s: float = 0.0) -> None:
+        self._stop, self._alive, self._grace_s = stop, alive, grace_s
+        self._until: float | None = None
+
+    def __call__(self) -> None:
+        """One look.
+
+        Raises:
+            Stopped: `stop` was set, and the grace is over.
+        """
+        self._alive()
+        if not self._stop.is_set():
+            return
+        if self._until is None:
+            self._until = time.monotonic() + self._grace_s
+        if time.monotonic() >= self._until:
+            raise Stopped("asked to stop")
+
+
+def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callable[[], None] = _nothing) -> T:
+    """Do `action`, again and again while its server is away; `meanwhile` runs every second until then.
 
     Raises:
         Stopped: `stop` was set before the server came back.
@@ -82,13 +117,23 @@ def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callabl
             result = action()
         except ServiceUnavailable as away:
             waiting.goes_on_for(away)
-            if stop.wait(wait * random.uniform(1 - JITTER, 1)):
+            if _pause(wait * random.uniform(1 - JITTER, 1), stop, meanwhile):
                 raise Stopped(str(away)) from away
             wait = min(wait * 2, LONGEST_WAIT_S)
-            meanwhile()
         else:
             waiting.ends()
             return result
+
+
+def _pause(seconds: float, stop: threading.Event, meanwhile: Callable[[], None]) -> bool:
+    """Sleep so long; True as soon as `stop` is set."""
+    piece = seconds if meanwhile is _nothing else LOOK_S
+    while seconds > 0:
+        if stop.wait(min(piece, seconds)):
+            return True
+        seconds -= piece
+        meanwhile()
+    return False
 
 
 class _Wait:

@@ -31,6 +31,7 @@ from skyheed.broker.kafka.connection import (
     rebalances_in_steps,
     right,
 )
+from skyheed.broker.kafka.headers import make_readable, size_of
 from skyheed.broker.kafka.members import OtherMembers
 from skyheed.broker.kafka.partitions import UNKNOWN, Partition
 from skyheed.broker.kafka.selection import Outputs, Selection, selection
@@ -68,6 +69,7 @@ log = logging.getLogger("skyheed.kafka")
 Headers = Sequence[tuple[str, bytes]]
 Outgoing = tuple[str, bytes | None, bytes | None, Headers | None]  # topic, key, value, headers
 FETCHED = 100  # messages that are asked of librdkafka at a time, so that their bytes can be counted
+LOOK_S = 0.1  # how often a publisher that waits looks up
 PROBE_EVERY_S = 5.0
 CLOSE_S = 10.0
 LOOK_EVERY = "topic.metadata.refresh.interval.ms"
@@ -111,28 +113,34 @@ class Publisher:
     def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
         self.close()
 
-    def publish(self, messages: Sequence[Outgoing]) -> list[KafkaError | None]:
+    def publish(
+        self, messages: Sequence[Outgoing], meanwhile: Callable[[], None] = lambda: None
+    ) -> list[KafkaError | None]:
         """Publish, wait, and return for every message None or why the broker will not take this very message.
+
+        Args:
+            meanwhile: done several times a second while we wait. What it raises ends the wait, and leaves open what
+                has arrived.
 
         Raises:
             ServiceError: the broker refuses us (user, right, no such topic).
             ServiceUnavailable: not everything was acknowledged in time; publishing all again is safe.
         """
-        errors = self._publish(messages)
+        errors = self._publish(messages, meanwhile)
         large = [i for i, error in enumerate(errors) if error and error.code() == KafkaError.MSG_SIZE_TOO_LARGE]
         if len(messages) > 1:
             for index in large:  # the broker refuses a batch as a whole: only alone a message is to blame
-                errors[index] = self._publish([messages[index]])[0]
+                errors[index] = self._publish([messages[index]], meanwhile)[0]
         return errors
 
-    def publish_all(self, messages: Sequence[Outgoing]) -> None:
-        """Publish and wait; every message or an error.
+    def publish_all(self, messages: Sequence[Outgoing], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Publish and wait; every message or an error. `meanwhile` as in `publish`.
 
         Raises:
             ServiceError: as `publish`, and when the broker will not take one of the messages.
             ServiceUnavailable: as `publish`.
         """
-        for message, error in zip(messages, self.publish(messages), strict=True):
+        for message, error in zip(messages, self.publish(messages, meanwhile), strict=True):
             if error is not None:
                 size = len(message[2] or b"")
                 raise self.connection.refusal(error, f"a message of {size} bytes on topic {message[0]}")
@@ -143,24 +151,27 @@ class Publisher:
         with contextlib.suppress(KafkaException):  # a fatal error, by then of no interest
             self._producer.flush(0.1)
 
-    def _publish(self, messages: Sequence[Outgoing]) -> list[KafkaError | None]:
+    def _publish(self, messages: Sequence[Outgoing], meanwhile: Callable[[], None]) -> list[KafkaError | None]:
         report = _Report(len(messages))
         deadline = time.monotonic() + self._deadline_s + 5.0  # librdkafka gives up first and reports it
         try:
             for index, message in enumerate(messages):
-                self._produce(index, message, report, deadline)
+                self._produce(index, message, report, deadline, meanwhile)
             while report.waiting and time.monotonic() < deadline:
+                meanwhile()
                 self.connection.check()
-                self._producer.flush(0.1)
-        except ServiceError:
-            self._producer.purge()
-            raise
+                self._producer.flush(LOOK_S)
         except KafkaException as error:  # librdkafka's fatal errors come out of poll and flush, not to error_cb
             self._start_afresh(error.args[0])
+        except BaseException:  # refused, or asked to stop
+            self._producer.purge()
+            raise
         self._judge(messages, report)
         return report.errors
 
-    def _produce(self, index: int, message: Outgoing, report: "_Report", deadline: float) -> None:
+    def _produce(
+        self, index: int, message: Outgoing, report: "_Report", deadline: float, meanwhile: Callable[[], None]
+    ) -> None:
         topic, key, value, headers = message
         while True:
             try:
@@ -169,10 +180,11 @@ class Publisher:
                 )
                 return
             except BufferError:  # the local queue is full: let some go first
+                meanwhile()
                 self.connection.check()
                 if time.monotonic() > deadline:
                     raise self.connection.unavailable("the local queue stays full", "queue full") from None
-                self._producer.poll(0.1)
+                self._producer.poll(LOOK_S)
             except KafkaException as error:  # refused before it was queued: too large, or nothing goes any more
                 if error.args[0].code() == KafkaError._FATAL:
                     self._producer.poll(0)  # raises what was fatal
@@ -217,13 +229,6 @@ class _Report:
 
     def callback(self, index: int) -> Callable[[KafkaError | None, Message], None]:
         return lambda error, _message: self.settle(index, error)
-
-
-def _size(message: Message) -> int:
-    """Bytes of a message, or of what librdkafka says in its place."""
-    headers = cast("Sequence[tuple[str, bytes | None]]", message.headers() or ())
-    size = sum(len(name) + len(value or b"") for name, value in headers)
-    return size + len(message.value() or b"") + len(message.key() or b"")
 
 
 class BatchConsumer:
@@ -318,9 +323,9 @@ class BatchConsumer:
         deadline, size = time.monotonic() + wait_s, 0
         while len(found) < room and size < limit_bytes:
             wait = max(0.0, deadline - time.monotonic())
-            more = self._consumer.consume(min(FETCHED, room - len(found)), wait)
+            more = [make_readable(event) for event in self._consumer.consume(min(FETCHED, room - len(found)), wait)]
             found += more
-            size += sum(_size(message) for message in more)
+            size += sum(size_of(message) for message in more)
             if len(more) < FETCHED or not wait:
                 break
         return found
@@ -401,7 +406,7 @@ class BatchConsumer:
             self._polled = time.monotonic()
             self._set_pauses()  # what was assigned in that call
             if event is not None and not self._is_trouble(event):
-                self._kept.append(event)
+                self._kept.append(make_readable(event))
         self.connection.check()
 
     def close(self) -> None:

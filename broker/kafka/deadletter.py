@@ -12,10 +12,13 @@ value as received. `read` puts them together again.
 
 import base64
 import json
+import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from hashlib import blake2b
+from typing import Any, Protocol, TypeVar
 
 from confluent_kafka import KafkaError, Message
 
@@ -28,16 +31,26 @@ from skyheed.broker.kafka.client import (
     place_of,
     time_ms,
 )
+from skyheed.broker.kafka.headers import Headers, headers_of
+from skyheed.broker.lately import Lately
 from skyheed.classifier.names import printable
 
+log = logging.getLogger("skyheed.deadletter")
+T = TypeVar("T")
 PREFIX = "skyheed-"
 RECEIVED = "received-"
 PART_BYTES = 256 * 1024  # any broker's default takes 1 MB
 ERROR_CHARACTERS = 1000
+PIECE_BYTES = 8 * 2**20  # of letters that are published at a time, so that librdkafka need not hold more
 READ_BATCH = 200
+READ_BYTES = 16 * 2**20  # read at a time, and the messages of one fetch more
 READ_S = 0.5
-
-Headers = Sequence[tuple[str, bytes | None]]
+REMEMBERED = 200_000  # packets by which repeats are known; about 50 MB
+MOST_PARTS = 512  # of one packet: 64 MiB and its headers in base64 make 342
+MOST_WAITING = 256 * 2**20  # bytes of parts whose other parts have not come yet
+MOST_SPLIT = 10_000  # packets of which parts have come
+MOST_SYNTAX = 1_000_000  # brackets and commas of the line with key and headers: each can begin a value
+SAID = 10  # messages that are no letters are named, further ones counted
 
 
 class Received(Protocol):
@@ -122,22 +135,28 @@ class DeadLetters:
         self._publisher = publisher
         self._topic = topic
 
-    def set_aside(self, rejected: Sequence[Rejected]) -> None:
-        """Publish the packets and wait until the broker has all of them. Safe to repeat.
+    def set_aside(self, rejected: Sequence[Rejected], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Publish the packets, a few MiB at a time, and wait until the broker has all of them. Safe to repeat.
+
+        Args:
+            meanwhile: done while we wait; what it raises ends that.
 
         Raises:
             ServiceError: the broker will not take them; commit nothing.
             ServiceUnavailable: the broker is away; try again.
         """
+        for piece in in_pieces(rejected, _bytes_of):
+            self._set_aside(piece, meanwhile)
+
+    def _set_aside(self, rejected: Sequence[Rejected], meanwhile: Callable[[], None]) -> None:
         letters = [self._letter(packet) for packet in rejected]
-        parts: list[Outgoing] = []
-        for packet, error in zip(rejected, self._publisher.publish(letters), strict=True):
+        for packet, error in zip(rejected, self._publisher.publish(letters, meanwhile), strict=True):
             if error is None:
                 continue
             if error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
                 raise self._publisher.connection.refusal(error, f"a dead letter on topic {self._topic}")
-            parts += self._parts(packet)
-        self._publisher.publish_all(parts)
+            for parts in in_pieces(self._parts(packet), lambda part: len(part[2] or b"")):
+                self._publisher.publish_all(parts, meanwhile)
 
     def _letter(self, packet: Rejected) -> Outgoing:
         own = [(RECEIVED + name, value or b"") for name, value in packet.headers]
@@ -158,46 +177,56 @@ class DeadLetters:
             yield self._topic, _key(packet), part, [*_headers(packet), mark]
 
 
+class Unreadable(Exception):
+    """A message of a dead-letter topic that is no letter of ours; says why."""
+
+
 class Assembler:
     """Turns messages of a dead-letter topic into letters: each packet once, split ones whole.
+
+    Anybody may have written to the topic: what cannot be read is passed over and counted, and what is remembered is
+    bounded. A packet that was set aside twice with more than `REMEMBERED` others in between comes twice.
 
     Args:
         key_of: the partition key of a topic and partition (`BatchConsumer.partition_key`). It tells a dead-letter topic
             that was made again from the one before, so that no mark of the old one passes over a letter of the new one.
+
+    Attributes:
+        unreadable: messages that were passed over.
     """
 
     def __init__(self, key_of: Callable[[str, int], str]) -> None:
         self._key_of = key_of
-        self._seen: set[bytes] = set()
-        self._parts: dict[bytes, dict[int, bytes]] = {}
+        self._seen = Lately(REMEMBERED)
+        self._parts: OrderedDict[tuple[bytes, int], dict[int, bytes]] = OrderedDict()
+        self._waiting_bytes = 0
+        self.unreadable = 0
 
     def letters(self, messages: Iterable[Message]) -> Iterator[DeadLetter]:
         """The letters that these messages complete."""
         for message in messages:
             key = message.key() or f"{place_of(message)}/{message.offset()}".encode()
-            assert isinstance(key, bytes)
-            if key in self._seen or _is_tombstone(message):
+            if self._seen.get(key) is not None or _is_tombstone(message):
                 continue
-            letter = self._complete(message, key)
+            try:
+                letter = self._complete(message, bytes(key))
+            except Unreadable as error:
+                self._pass_over(f"{'/'.join(map(str, place_of(message)))} offset {message.offset()}", str(error))
+                continue
             if letter is not None:
-                self._seen.add(key)
+                self._seen.put(key)
                 yield letter
 
     def _complete(self, message: Message, key: bytes) -> DeadLetter | None:
-        headers = [(name, value or b"") for name, value in cast(Headers, message.headers() or ())]
+        headers = [(name, value or b"") for name, value in headers_of(message)]
         ours = {name.removeprefix(PREFIX): value for name, value in headers if name.startswith(PREFIX)}
         value, own_key = message.value(), ours.get("key")
         received = [(name.removeprefix(RECEIVED), v) for name, v in headers if name.startswith(RECEIVED)]
         if "part" in ours:
-            number, count = map(int, ours["part"].split(b"/"))
-            parts = self._parts.setdefault(key, {})
-            parts[number] = value or b""
-            if len(parts) < count:
+            whole = self._with_part(key, *_number_of_part(ours["part"]), value or b"")
+            if whole is None:
                 return None
-            line, _, value = b"".join(part for _, part in sorted(self._parts.pop(key).items())).partition(b"\n")
-            head = json.loads(line)
-            own_key = _unbase64(head["key"])
-            received = [(name, _unbase64(v) or b"") for name, v in head["headers"]]
+            own_key, received, value = _unfolded(whole)
         topic, partition = place_of(message)
         return _dead_letter(
             ours,
@@ -208,13 +237,44 @@ class Assembler:
             headers=received,
         )
 
+    def _with_part(self, key: bytes, number: int, count: int, data: bytes) -> bytes | None:
+        """All parts put together, if this is the last one that was missing."""
+        name = blake2b(key).digest(), count
+        parts = self._parts.setdefault(name, {})
+        self._parts.move_to_end(name)
+        self._waiting_bytes += len(data) - len(parts.get(number, b""))
+        parts[number] = data
+        if len(parts) == count:
+            return b"".join(part for _, part in sorted(self._forget(name).items()))
+        while self._waiting_bytes > MOST_WAITING or len(self._parts) > MOST_SPLIT:
+            oldest = next(iter(self._parts))
+            self._pass_over(f"a packet of {oldest[1]} parts", f"only {len(self._forget(oldest))} of them came")
+        return None
 
-def read(options: Options, topic: str, reason: str | None = None, limit: int | None = None) -> Iterator[DeadLetter]:
+    def _forget(self, name: tuple[bytes, int]) -> dict[int, bytes]:
+        parts = self._parts.pop(name)
+        self._waiting_bytes -= sum(map(len, parts.values()))
+        return parts
+
+    def _pass_over(self, what: str, why: str) -> None:
+        self.unreadable += 1
+        if self.unreadable <= SAID:
+            log.warning("passed over, no letter of ours: %s: %s", what, printable(why, 200))
+        if self.unreadable == SAID:
+            log.warning("further messages that are no letters are counted only")
+
+
+def read(
+    options: Options, topic: str, reason: str | None = None, limit: int | None = None,
+    stop: Callable[[], bool] = lambda: False, unreadable: Callable[[int], None] = lambda _count: None,
+) -> Iterator[DeadLetter]:  # fmt: skip
     """The letters that the topic holds now, each packet once; ends where the topic ends.
 
     Args:
         reason: only those that were set aside for it.
         limit: at most so many.
+        stop: ends the reading, also while the broker is away.
+        unreadable: is told at the end how many messages were no letters and were passed over.
 
     Raises:
         ServiceError: the topic does not exist or may not be read.
@@ -223,20 +283,22 @@ def read(options: Options, topic: str, reason: str | None = None, limit: int | N
     found = 0
     with BatchConsumer(options, [topic], group=None, drain=True) as consumer:
         assembler = Assembler(consumer.partition_key)
-        while limit is None or found < limit:
-            messages = consumer.consume(READ_BATCH, READ_S)
-            for letter in assembler.letters(messages):
-                if reason in (None, letter.reason) and (limit is None or found < limit):
-                    found += 1
-                    yield letter
-            if not messages and consumer.drained():
-                return
+        try:
+            while not stop() and (limit is None or found < limit):
+                messages = consumer.consume(READ_BATCH, READ_S, READ_BYTES)
+                for letter in assembler.letters(messages):
+                    if reason in (None, letter.reason) and (limit is None or found < limit):
+                        found += 1
+                        yield letter
+                if not messages and consumer.drained():
+                    return
+        finally:
+            unreadable(assembler.unreadable)
 
 
 def _is_tombstone(message: Message) -> bool:
     """Whether it is no letter, but somebody's order to a compacted topic to forget one; a letter has our headers."""
-    names = [name for name, _ in cast(Headers, message.headers() or ())]
-    return message.value() is None and not any(name.startswith(PREFIX) for name in names)
+    return message.value() is None and not any(name.startswith(PREFIX) for name, _ in headers_of(message))
 
 
 def _key(packet: Rejected) -> bytes:
@@ -261,7 +323,7 @@ def _dead_letter(ours: Mapping[str, bytes], **rest: Any) -> DeadLetter:
     """A message without our headers (someone else's) still becomes a letter, with nothing known of it."""
 
     def text(name: str) -> str:
-        return ours.get(name, b"").decode(errors="replace")
+        return ours.get(name, b"")[: 4 * ERROR_CHARACTERS].decode(errors="replace")
 
     def number(name: str) -> int:
         value = ours.get(name, b"")
@@ -278,6 +340,56 @@ def _dead_letter(ours: Mapping[str, bytes], **rest: Any) -> DeadLetter:
         kafka_ms=number("kafka-time"),
         **rest,
     )
+
+
+def _number_of_part(text: bytes) -> tuple[int, int]:
+    """From "2/5".
+
+    Raises:
+        Unreadable: it is no such text, or of more parts than any packet has.
+    """
+    numbers = [int(word) if word.isdigit() and len(word) < 5 else 0 for word in text[:20].split(b"/")]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1] <= MOST_PARTS:
+        raise Unreadable(f"part {text[:20]!r}, not 1 to {MOST_PARTS} of as many")
+    return numbers[0], numbers[1]
+
+
+def _unfolded(whole: bytes) -> tuple[bytes | None, list[tuple[str, bytes]], bytes]:
+    """Key, headers and value of a packet that was split.
+
+    Raises:
+        Unreadable: it does not begin with a line of ours.
+    """
+    line, _, value = whole.partition(b"\n")
+    if (syntax := sum(map(line.count, (b"[", b"{", b",")))) > MOST_SYNTAX:
+        raise Unreadable(f"{syntax} brackets and commas before its value")
+    try:
+        head = json.loads(line)
+        headers = [(name, _unbase64(content) or b"") for name, content in head["headers"]]
+        if not all(isinstance(name, str) for name, _ in headers):
+            raise TypeError("a header without a name")
+        return _unbase64(head["key"]), headers, value
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Unreadable(f"its parts do not begin with key and headers ({type(error).__name__})") from error
+
+
+def _bytes_of(packet: Rejected) -> int:
+    """About what the letter takes."""
+    return len(packet.value or b"") + len(packet.key or b"") + sum(len(n) + len(v or b"") for n, v in packet.headers)
+
+
+def in_pieces(things: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """`things` in lists of about `PIECE_BYTES` each, of one thing at least."""
+    piece: list[T] = []
+    held = 0
+    for thing in things:
+        piece.append(thing)
+        held += size(thing)
+        if held >= PIECE_BYTES:
+            yield piece
+            piece, held = [], 0
+    if piece:
+        yield piece
 
 
 def _base64(value: bytes | None) -> str | None:

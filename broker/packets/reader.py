@@ -1,6 +1,6 @@
 """From the bytes of one alert packet to its observations; for the daemons, notebooks and other hosts alike."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -38,8 +38,14 @@ class PacketReader:
         self.decoder = decoder
         self._check = check
 
-    def observations(self, value: bytes | None, headers: Headers | None = None) -> list[Observation]:
+    def observations(
+        self, value: bytes | None, headers: Headers | None = None, meanwhile: Callable[[], None] = lambda: None
+    ) -> list[Observation]:
         """The observations of one message; a message of several records is taken or refused as a whole.
+
+        Args:
+            meanwhile: done before every record, because a message may hold thousands of large stamps. What it raises
+                ends the reading and says nothing of the message.
 
         Raises:
             SkipPacket: no record of the message is of use here.
@@ -49,6 +55,7 @@ class PacketReader:
         kept: list[Observation] = []
         skip: SkipPacket | None = None
         for record in self._records(value, headers):
+            meanwhile()
             try:
                 kept.append(self._observation(record))
             except SkipPacket as reason:
