@@ -1,32 +1,35 @@
 """What came lately, in bounded memory whatever its names are: only digests of them are kept."""
 
-from collections import OrderedDict
 from hashlib import blake2b
 
 DIGEST_BYTES = 16  # of 1e9 names the chance that any two are the same is 1e-21
 
 
 class Lately:
-    """A number by name for the `size` names that were put last; about 250 bytes each."""
+    """A number by name, for the `size` names that were put last and up to as many before them.
+
+    Two generations: when the young one is full, it becomes the old one, which is forgotten.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._book: OrderedDict[bytes, int] = OrderedDict()
+        self._young: dict[bytes, int] = {}
+        self._old: dict[bytes, int] = {}
 
     def __len__(self) -> int:
-        return len(self._book)
+        return len(self._young) + len(self._old)
 
     def get(self, *name: str | bytes) -> int | None:
         """The number of a name of one or more parts; None for one that did not come lately."""
-        return self._book.get(_digest(name))
+        key = _digest(name)
+        found = self._young.get(key)
+        return self._old.get(key) if found is None else found
 
     def put(self, *name: str | bytes, number: int = 0) -> None:
         """Remember a name as the newest one."""
-        key = _digest(name)
-        self._book[key] = number
-        self._book.move_to_end(key)
-        if len(self._book) > self._size:
-            self._book.popitem(last=False)
+        self._young[_digest(name)] = number
+        if len(self._young) >= self._size:
+            self._old, self._young = self._young, {}
 
 
 def _digest(name: tuple[str | bytes, ...]) -> bytes:

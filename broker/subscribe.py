@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -30,15 +30,18 @@ from confluent_kafka import Message
 
 from skyheed.broker.errors import ConfigError, ServiceUnavailable, StreamError
 from skyheed.broker.kafka.client import BatchConsumer, place_of
+from skyheed.broker.kafka.connection import Place
+from skyheed.broker.lately import Lately
 from skyheed.broker.results.record import Classification, Provenance, Schema, decode
 from skyheed.classifier import outputs
 from skyheed.classifier.names import printable, spreadsheet_cell
 
 log = logging.getLogger("skyheed.subscribe")
 BATCH = 500
+BATCH_BYTES = 16 * 2**20  # read at a time, and the messages of one fetch more
 WAIT_S = 0.1  # a batch is handed on after this even if it is not full
 COMMIT_S = 1.0
-REMEMBERED = 200_000  # objects and answers that repeats are recognised against; about 50 MB
+REMEMBERED = 100_000  # objects, and answers, that repeats are recognised against, up to twice as many; 60 MB at most
 ROW_GROUP = 10_000
 SAY_S = 3.0  # what is waited for, after so long
 SAY_AGAIN_S = 60.0
@@ -100,7 +103,7 @@ class Subscriber:
         self._topics, self._timeout = topics, timeout
         self._waiting: deque[Message] = deque()
         self._handed_out: Message | None = None
-        self._done: list[Message] = []
+        self._done: dict[Place, Message] = {}  # the last that was handled, of each partition
         self._committed_at = time.monotonic()
         self._stop = threading.Event()
         self.remembers = group is not None  # the group never gets a record again that was handled
@@ -127,7 +130,7 @@ class Subscriber:
             ServiceUnavailable: nothing came for `timeout` seconds.
         """
         if self._handed_out is not None:
-            self._done.append(self._handed_out)
+            self._handled(self._handed_out)
             self._handed_out = None
         patience = _Patience(self._topics, self._consumer, self._timeout)
         while not self._stop.is_set():
@@ -138,7 +141,7 @@ class Subscriber:
                 if record is not None:
                     return record
             self._commit()
-            self._waiting.extend(self._consumer.consume(BATCH, WAIT_S))
+            self._waiting.extend(self._consumer.consume(BATCH, WAIT_S, BATCH_BYTES))
             if self._drain and not self._waiting and self._consumer.drained(alone=self.hold_position):
                 break
             patience.look(bool(self._waiting))
@@ -151,7 +154,7 @@ class Subscriber:
             return None
         record = self._take(message)
         if record is None:
-            self._done.append(message)
+            self._handled(message)
         else:
             self._handed_out = message
         return record
@@ -162,21 +165,24 @@ class Subscriber:
 
     def close(self) -> None:
         """Commit the position behind what was handled, and leave; closing again does nothing."""
-        self._consumer.commit(self._done)
+        self._consumer.commit([*self._done.values()])
         self._done.clear()
         self._consumer.close()
 
     def _begin_anew(self, topic: str) -> None:
         """A topic that was made again is another stream: no memory of the old one passes over its records."""
-        self._done = [message for message in self._done if message.topic() != topic]
+        self._done = {place: message for place, message in self._done.items() if place[0] != topic}
         if self._repeats is not None:
             self._repeats = _Repeats()
 
     def _commit(self) -> None:
         if self._done and not self.hold_position and time.monotonic() - self._committed_at > COMMIT_S:
-            self._consumer.commit(self._done)
+            self._consumer.commit([*self._done.values()])
             self._done.clear()
             self._committed_at = time.monotonic()
+
+    def _handled(self, message: Message) -> None:
+        self._done[place_of(message)] = message
 
     def _take(self, message: Message) -> Classification | None:
         value = message.value()
@@ -188,7 +194,7 @@ class Subscriber:
             topic, partition = place_of(message)
             sentence = f"{topic} partition {partition} offset {message.offset()}: {error}"
             if not self._skip_bad:
-                self._done.append(message)
+                self._handled(message)
                 raise StreamError(sentence) from error
             self.bad += 1
             log.warning("skipped: %s", sentence)
@@ -244,12 +250,10 @@ class _Patience:
 
 
 class _Repeats:
-    """What was seen lately: answers by id, and the newest revision of each object."""
+    """What was seen lately: answers by id, and the newest revision of each object; names of any length."""
 
     def __init__(self, size: int = REMEMBERED) -> None:
-        self._size = size
-        self._answers: OrderedDict[str, None] = OrderedDict()
-        self._revisions: OrderedDict[tuple[str, str, str], int] = OrderedDict()
+        self._answers, self._revisions = Lately(size), Lately(size)
 
     def seen(self, record: Classification) -> bool:
         """True for a repeat or an answer older than the object's last; remembers the record.
@@ -258,17 +262,12 @@ class _Repeats:
         id and a higher revision.
         """
         object_ = (record.survey, record.object_id, record.model)
-        newest = self._revisions.get(object_, -1)
-        repeat = record.revision < newest or (record.revision == newest and record.classification_id in self._answers)
-        self._put(self._answers, record.classification_id, None)
-        self._put(self._revisions, object_, max(newest, record.revision))
+        newest = self._revisions.get(*object_)
+        known = self._answers.get(record.classification_id) is not None
+        repeat = newest is not None and (record.revision < newest or (record.revision == newest and known))
+        self._answers.put(record.classification_id)
+        self._revisions.put(*object_, number=record.revision if newest is None else max(newest, record.revision))
         return repeat
-
-    def _put(self, book: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-        book[key] = value
-        book.move_to_end(key)
-        if len(book) > self._size:
-            book.popitem(last=False)
 
 
 # --- output --------------------------------------------------------------------------------------------------------

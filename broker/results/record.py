@@ -28,6 +28,8 @@ from skyheed.broker.errors import StreamError
 from skyheed.broker.observation import BANDS
 from skyheed.broker.registry.client import RegistryClient
 from skyheed.broker.registry.client import register as register_schema
+from skyheed.broker.results import foreign
+from skyheed.classifier.names import printable
 from skyheed.classifier.prediction import Declined as Declined
 from skyheed.classifier.prediction import Status as Status
 
@@ -343,15 +345,17 @@ def decode(payload: bytes, writer_schema: Callable[[int], Schema] | None = None)
         writer_schema: schema by registry id, for the wire form; without it the record must be of our own version.
 
     Raises:
-        StreamError: the payload is no classification.
+        StreamError: the payload is no classification, or larger than any.
     """
+    if len(payload) > foreign.MAX_MESSAGE_BYTES:
+        raise StreamError(f"not a classification: {len(payload)} bytes, more than {foreign.MAX_MESSAGE_BYTES}")
     try:
         return Classification.from_dict(_decode(payload, writer_schema))
-    except StreamError:
-        raise
+    except StreamError as error:
+        raise StreamError(f"not a classification: {error}") from error
     # fastavro lets many kinds of error through for bytes that are not what the schema says
     except Exception as error:
-        raise StreamError(f"not a classification: {type(error).__name__}: {error}") from error
+        raise StreamError(f"not a classification: {type(error).__name__}: {printable(error, 200)}") from error
 
 
 def register(url: str, subject: str, user: str = "", password: str = "", ca_file: str = "") -> int:
@@ -384,12 +388,9 @@ def _parse(schema: Schema) -> Schema:
     return parsed
 
 
-def _bare(node: Any, logical: bool = True) -> Any:
+def _bare(schema: Schema, logical: bool = True) -> Any:
     """The schema without docs and, unless `logical`, without logical types."""
-    if isinstance(node, dict):
-        drop = {"doc"} if logical else {"doc", "logicalType"}
-        return {k: _bare(v, logical) for k, v in node.items() if k not in drop}
-    return [_bare(item, logical) for item in node] if isinstance(node, list) else node
+    return foreign.without(schema, "doc", *(() if logical else ("logicalType",)))
 
 
 @functools.cache
@@ -446,14 +447,15 @@ def _decode(payload: bytes, writer_schema: Callable[[int], Schema] | None) -> Ma
     if payload.startswith(_SINGLE) and (released := _released().get(payload[2:10])):
         return _read(payload[10:], released)
     if payload.startswith(_WIRE) and len(payload) > 5:
-        found = writer_schema(struct.unpack(">I", payload[1:5])[0]) if writer_schema else _schema()
+        found = _measured(writer_schema(struct.unpack(">I", payload[1:5])[0])) if writer_schema else _schema()
         return _read(payload[5:], found)
     datum = _own_datum(payload)
     if datum is not None:
         return _read(datum, _schema())
     if payload.startswith(_CONTAINER):
-        return _container(payload)
-    raise StreamError(f"not a classification: {len(payload)} bytes that begin with {payload[:6].hex(' ')}")
+        writer, foreign_datum = foreign.only_record(payload)
+        return _read(foreign_datum, writer)
+    raise StreamError(f"{len(payload)} bytes that begin with {payload[:6].hex(' ')}")
 
 
 def _own_datum(payload: bytes) -> bytes | None:
@@ -477,9 +479,6 @@ def _read(datum: bytes, writer: Schema) -> Mapping[str, Any]:
     return record
 
 
-def _container(payload: bytes) -> Mapping[str, Any]:
-    """A container of someone else's or of another minor version."""
-    records = list(fastavro.reader(io.BytesIO(payload), _schema()))
-    if len(records) != 1 or not isinstance(records[0], dict):
-        raise StreamError(f"a message holds one classification, not {len(records)}")
-    return records[0]
+def _measured(schema: Schema) -> Schema:
+    """A registry's schema, measured unless its giver has had fastavro parse it."""
+    return schema if "__fastavro_parsed__" in schema else foreign.writer_schema(json.dumps(schema).encode())

@@ -164,10 +164,10 @@ def test_repeats_are_known_by_digests_of_a_bounded_number() -> None:
     lately = Lately(1_000)
     for n in range(10_000):
         lately.put("x" * 10_000, b"%d" % n, number=n)
-    assert len(lately) == 1_000
-    assert lately.get("x" * 10_000, b"9999") == 9_999
+        assert len(lately) <= 2_000
+    assert [lately.get("x" * 10_000, b"%d" % n) for n in range(9_000, 10_000)] == list(range(9_000, 10_000))
     assert lately.get("x" * 10_000, b"5") is None
-    assert max(len(key) for key in lately._book) == 16
+    assert max(len(key) for book in (lately._old, lately._young) for key in book) == 16
     lately.put("a", "bc")
     assert lately.get("ab", "c") is None
     lately.put("\ud800")
@@ -180,7 +180,7 @@ def test_letters_beyond_those_remembered_still_come(monkeypatch: pytest.MonkeyPa
     messages = [Message(b"x", n, b"%d" % n, [("skyheed-reason", b"bomb")]) for n in range(50)]
     assert len(list(assembler.letters(messages))) == 50  # type: ignore[arg-type]
     assert list(assembler.letters(messages[-10:])) == []  # type: ignore[arg-type]
-    assert len(assembler._seen) == 10
+    assert len(assembler._seen) <= 20
 
 
 @pytest.fixture
