@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, ClassVar
 
@@ -81,11 +82,13 @@ def object_id(value: str | int | None) -> str:
     return text
 
 
-def source_id(value: int | None) -> int:
-    """The detection's number, 0 to 2^63-1."""
-    if value is None or not 0 <= value < 1 << 63:
-        raise PacketError(Reason.NO_SOURCE_ID, f"source id {value!r}")
-    return value
+def source_id(value: int | str | None) -> int:
+    """The detection's number, 0 to 2^63-1; some brokers write it as text."""
+    text = "" if value is None else str(value).strip()
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+    if not 0 <= number < 1 << 63:
+        raise PacketError(Reason.NO_SOURCE_ID, f"source id {ascii(value)[:40]}")
+    return number
 
 
 def mjd(value: float | None) -> float:
@@ -127,8 +130,9 @@ def flux_error_of(flux_njy: float, magnitude_error: float | None) -> float:
     return flux(abs(flux_njy) * _ERROR_PER_MAG * magnitude_error)
 
 
-def stamp_bytes(data: bytes | None, kind: str) -> bytes:
-    """The stamp's file; SkipPacket (NO_STAMP) where the packet has none."""
+def stamp_bytes(cutout: Mapping[str, Any] | bytes | None, kind: str) -> bytes:
+    """The stamp's file, which is the cutout or its `stampData`; SkipPacket (NO_STAMP) where the packet has none."""
+    data: bytes | None = cutout.get("stampData") if isinstance(cutout, Mapping) else cutout
     if not data:
         raise SkipPacket(Reason.NO_STAMP, f"no {kind} stamp")
     return data

@@ -52,10 +52,14 @@ class Lsst(base.BaseSurvey):
 
 
 def _object_id(record: dict[str, Any], source: dict[str, Any]) -> str:
-    number = (record["diaObject"] or {}).get("diaObjectId") or source.get("diaObjectId")
-    if number:
-        return base.object_id(number)
-    solar_system = record["ssSource"] is not None or record["ssObject"] is not None or source.get("ssObjectId")
+    for holder in (record["diaObject"] or {}, source):
+        if _given(holder.get("diaObjectId")):
+            return base.object_id(holder["diaObjectId"])
+    solar_system = record["ssSource"] is not None or record["ssObject"] is not None or _given(source.get("ssObjectId"))
     if solar_system:
-        raise SkipPacket(Reason.SOLAR_SYSTEM, f"a source of solar-system object {source.get('ssObjectId')}")
+        raise SkipPacket(Reason.SOLAR_SYSTEM, f"a source of solar-system object {ascii(source.get('ssObjectId'))[:40]}")
     return base.object_id(None)
+
+
+def _given(number: int | str | None) -> bool:
+    return number is not None and str(number).strip() not in ("", "0")

@@ -33,7 +33,8 @@ _ZERO_POINTS = 15.0, 35.0  # anything else (-999, NaN) stands for "none"
 _TO_SKY = ((-1.0, 0.0), (0.0, -1.0))
 _HALF = 31  # pixels: a whole stamp has 63, the source in the middle one
 _CHIP_MIDDLE = 1540.0  # a readout quadrant has 3072 x 3080 pixels
-_SIGN = {"t": 1, "1": 1, 1: 1, "f": -1, "0": -1, 0: -1}
+# ZTF writes t and f; brokers that write packets again also 1, 0 and -1, booleans, and all of these as text.
+_BRIGHTER, _FAINTER = frozenset(("t", "true", "1", "+1", "1.0")), frozenset(("f", "false", "0", "-1", "0.0", "-1.0"))
 
 
 class Ztf(base.BaseSurvey):
@@ -57,7 +58,7 @@ class Ztf(base.BaseSurvey):
         flux = sign * base.flux_of(candidate.get("magpsf"))
         flags = Flag.NEGATIVE if sign < 0 else 0
         counts, nominal = _njy_per_count(candidate.get("magzpsci"), band)
-        image = read_image(base.stamp_bytes((record[self.stamp_field] or {}).get("stampData"), self.stamp))
+        image = read_image(base.stamp_bytes(record[self.stamp_field], self.stamp))
         if image.wcs or image.no_wcs:  # another broker's: it knows how it wrote the stamp
             stamp, made = sky_stamp(image, counts, ra, dec)
         else:
@@ -87,10 +88,18 @@ class Ztf(base.BaseSurvey):
         return base.mjd(jd - 2_400_000.5 + (exposure / 2 + _TAI_MINUS_UTC_S) / _DAY_S)
 
 
-def _sign(isdiffpos: str | int | None) -> int:
-    if isdiffpos not in _SIGN:
-        raise PacketError(Reason.BAD_FLUX, f"isdiffpos {isdiffpos!r}")
-    return _SIGN[isdiffpos]
+def _sign(isdiffpos: str | float | None) -> int:
+    """1 for brighter than the reference, -1 for fainter; no sign is guessed."""
+    written = "null" if isdiffpos is None else str(isdiffpos).strip().lower()
+    if written in _BRIGHTER:
+        return 1
+    if written in _FAINTER:
+        return -1
+    raise PacketError(
+        Reason.BAD_FLUX,
+        f"isdiffpos is {written[:20]!a}, so the sign of the flux is unknown: "
+        "have it written as t, true or 1 (brighter than the reference), or f, false, 0 or -1 (fainter)",
+    )
 
 
 def _njy_per_count(zero_point: float | None, band: str) -> tuple[float, int]:

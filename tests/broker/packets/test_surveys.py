@@ -164,12 +164,24 @@ def test_ztf_time_is_mid_exposure_tai():
     ("value", "kind", "sign"),
     [
         ("t", "string", 1),
+        ("T", "string", 1),
         ("1", "string", 1),
+        ("true", "string", 1),
+        ("True", "string", 1),
+        (" t ", "string", 1),
+        (b"t", "bytes", 1),
+        ("t", {"type": "enum", "name": "sign", "symbols": ["f", "t"]}, 1),
         (1, "int", 1),
+        (1.0, "float", 1),
         (True, "boolean", 1),
         ("f", "string", -1),
+        ("F", "string", -1),
         ("0", "string", -1),
+        ("-1", "string", -1),
+        ("False", "string", -1),
         (0, "int", -1),
+        (-1, "long", -1),
+        (-1.0, "double", -1),
         (False, "boolean", -1),
     ],
 )
@@ -180,6 +192,57 @@ def test_ztf_isdiffpos(value, kind, sign):
     assert bool(seen.flags & Flag.NEGATIVE) == (sign < 0)
     difference = observe("ztf", packet, "difference")  # the packet's difference stamp is always bright
     assert math.copysign(1, difference.stamp[16, 16]) == sign
+
+
+def test_an_unknown_sign_says_what_to_write():
+    with pytest.raises(PacketError, match=r"isdiffpos is 'yes'.* t, true or 1 .*f, false, 0 or -1") as caught:
+        observe("ztf", ztf_packet(isdiffpos="yes"))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["ztf", "lsst", "sdss"])
+@pytest.mark.parametrize("form", ["bytes", "null or bytes", "bytes or null", "with a name"])
+def test_brokers_may_write_numbers_as_text_and_stamps_as_bytes_or_with_a_name(name, form):
+    """The same alert in every shape that its fields may have reads the same."""
+    packet, ids = SHAPES[name]
+    record = next(fastavro.reader(io.BytesIO(packet)))
+    schema = json.loads(json.dumps(fastavro.reader(io.BytesIO(packet)).writer_schema))
+    for path in ids:
+        with_text(schema, record, path)
+    record["cutoutScience"], kind = shaped(record["cutoutScience"], form)
+    schema["fields"] = [f for f in schema["fields"] if f["name"] not in CUTOUTS]
+    schema["fields"].append({"name": "cutoutScience", "type": kind})
+    expected, got = observe(name, packet), observe(name, avro(schema, record))
+    assert (got.object_id, got.source_id) == (expected.object_id, expected.source_id)
+    np.testing.assert_array_equal(got.stamp, expected.stamp)
+
+
+def shaped(cutout, form):
+    data = cutout["stampData"] if isinstance(cutout, dict) else cutout
+    named = record_type("named", {"fileName": "string", "stampData": "bytes"})
+    return {
+        "bytes": (data, "bytes"), "null or bytes": (data, ["null", "bytes"]),
+        "bytes or null": (data, ["bytes", "null"]),
+        "with a name": ({"fileName": "a.fits", "stampData": data}, ["null", named]),
+    }[form]  # fmt: skip
+
+
+def with_text(schema, record, path):
+    """Make the number at `path` text."""
+    *outer, name = path.split(".")
+    for step in outer:
+        record, schema = record[step], record_of(schema, step)
+    record[name] = str(record[name])
+    field_of(schema, name)["type"] = ["null", "string"]
+
+
+def field_of(schema, name):
+    return next(field for field in schema["fields"] if field["name"] == name)
+
+
+def record_of(schema, name):
+    kinds = field_of(schema, name)["type"]
+    return next(k for k in (kinds if isinstance(kinds, list) else [kinds]) if isinstance(k, dict))
 
 
 @pytest.mark.parametrize(("fid", "band"), [(1, "g"), (2, "r"), (3, "i")])
@@ -260,8 +323,14 @@ def test_ztf_magnitude_of_nan_is_a_flux_of_nan():
         ({"sigmapsf": 3e38}, Reason.BAD_FLUX),
         ({"sigmapsf": math.inf}, Reason.BAD_FLUX),
         ({"isdiffpos": "yes"}, Reason.BAD_FLUX),
+        ({"isdiffpos": 2, "types": {"isdiffpos": "int"}}, Reason.BAD_FLUX),
+        ({"isdiffpos": math.nan, "types": {"isdiffpos": "double"}}, Reason.BAD_FLUX),
+        ({"isdiffpos": "\x1b[31m", "types": {"isdiffpos": "string"}}, Reason.BAD_FLUX),
+        ({"isdiffpos": None, "types": {"isdiffpos": ["null", "string"]}}, Reason.BAD_FLUX),
+        ({"types": {"candid": "string"}, "candid": "12x"}, Reason.NO_SOURCE_ID),
+        ({"types": {"candid": "string"}, "candid": "9" * 30}, Reason.NO_SOURCE_ID),
         ({"drop": ["isdiffpos"]}, Reason.BAD_FLUX),
-        ({"types": {"objectId": "int"}, "top": {"objectId": 5}}, Reason.WRONG_TYPE),
+        ({"types": {"objectId": "double"}, "top": {"objectId": 5.5}}, Reason.WRONG_TYPE),
         ({"types": {"jd": "string"}, "jd": "yesterday"}, Reason.WRONG_TYPE),
         ({"types": {"fid": "string"}, "fid": "r"}, Reason.WRONG_TYPE),
         ({"top": {"cutoutScience": {"fileName": "", "stampData": b"GIF89a"}}}, Reason.BAD_FITS),
@@ -338,6 +407,33 @@ def lsst_packet(top=(), drop=(), **source):
         **{name: lsst_stamp() for name in CUTOUTS}, **dict(top),
     }  # fmt: skip
     return avro(record_type("alert", {n: t for n, t in fields.items() if n not in drop}), record)
+
+
+SHAPES = {  # an alert, and where its numbers are
+    "ztf": (ztf_packet(), ["candid", "candidate.candid"]),
+    "lsst": (lsst_packet(), [
+        "diaSource.diaSourceId", "diaSource.diaObjectId", "diaSource.ssObjectId", "diaObject.diaObjectId",
+    ]),
+    "sdss": (
+        alert_from_archive(
+            object_id="170", source_id=17, mjd=54000.0, band="r", ra=10.0, dec=0.5,
+            stamp=np.random.default_rng(1).normal(0, 100, (64, 64)),
+        ),
+        ["sourceId"],
+    ),
+}  # fmt: skip
+
+
+def test_lsst_ids_of_zero_are_none_also_as_text():
+    packet = avro_with_text_ids({"diaObjectId": "0", "ssObjectId": "77"})
+    assert reason_of("lsst", packet) == ("skipped", Reason.SOLAR_SYSTEM)
+    assert reason_of("lsst", avro_with_text_ids({"diaObjectId": "0", "ssObjectId": "0"})) is Reason.NO_OBJECT_ID
+
+
+def avro_with_text_ids(ids):
+    source = {"diaSourceId": "5", "midpointMjdTai": 61041.2, "ra": 57.7, "dec": -48.2, "band": "i", **ids}
+    kinds = {name: "double" if isinstance(value, float) else "string" for name, value in source.items()}
+    return avro(record_type("alert", {"diaSource": record_type("source", kinds)}), {"diaSource": source})
 
 
 def test_lsst_values():
