@@ -157,6 +157,51 @@ def test_references_are_followed(server):
     assert source(server).get(7).root.fields[0][1].fields[0][0] == "x"
 
 
+def part(name, **fields):
+    made = [{"name": field, "type": kind} for field, kind in fields.items()]
+    return {"type": "record", "name": name, "namespace": "t.x", "fields": made}
+
+
+def reference(name, subject, version=1):
+    return {"references": [{"name": name, "subject": subject, "version": version}]}
+
+
+@pytest.mark.parametrize("version", [2, -1, "latest"])
+@pytest.mark.parametrize("by", ["type", "subject"])
+def test_retired_references_are_still_found(server, version, by):
+    """Confluent answers 404 for a version that was soft-deleted, unless ?deleted=true; so may what it refers to."""
+    name = {"type": "t.x.Outer", "subject": "any name at all"}[by]
+    asked = "latest" if version in (-1, "latest") else version
+    server.answers["/schemas/ids/7"] = schema_answer(part("Alert", a="t.x.Outer"), **reference(name, "outer", version))
+    server.answers[f"/subjects/outer/versions/{asked}?deleted=true"] = schema_answer(
+        part("Outer", b="t.x.Inner"), **reference("t.x.Inner", "inner")
+    )
+    server.answers["/subjects/inner/versions/1?deleted=true"] = schema_answer(part("Inner", v="long"))
+    root = source(server).get(7).root
+    assert root.fields[0][1].fields[0][1].fields[0][0] == "v"
+
+
+def test_a_reference_that_is_gone_for_good(server):
+    server.answers["/schemas/ids/7"] = schema_answer(part("Alert", a="t.x.Inner"), **reference("t.x.Inner", "inner"))
+    assert reason_of(source(server)) is Reason.UNKNOWN_SCHEMA
+
+
+def test_a_retired_reference_that_the_registry_hides_is_found_locally(server, tmp_path):
+    server.answers["/schemas/ids/7"] = schema_answer(part("Alert", a="t.x.Inner"), **reference("t.x.Inner", "inner"))
+    (tmp_path / "7.avsc").write_text(json.dumps(part("Alert", a=part("Inner", v="long"))))
+    assert source(server, directory=tmp_path).get(7).root.fields[0][1].fields[0][0] == "v"
+
+
+def test_two_versions_of_a_subject_are_referred_to_at_once(server):
+    """Each version brings a type of its own; the same subject is asked for both."""
+    both = [{"name": n, "subject": "parts", "version": v} for n, v in (("t.x.Old", 1), ("t.x.New", 2))]
+    server.answers["/schemas/ids/7"] = schema_answer(part("Alert", a="t.x.Old", b="t.x.New"), references=both)
+    server.answers["/subjects/parts/versions/1?deleted=true"] = schema_answer(part("Old", v="int"))
+    server.answers["/subjects/parts/versions/2"] = schema_answer(part("New", w="int"))
+    first, second = source(server).get(7).root.fields
+    assert (first[1].fields[0][0], second[1].fields[0][0]) == ("v", "w")
+
+
 def test_references_without_end(server):
     answer = schema_answer(ALERT, references=[{"name": f"n{i}", "subject": "s", "version": 1} for i in range(60)])
     server.answers["/schemas/ids/7"] = answer
