@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -51,6 +52,8 @@ class Verbs(click.Group):
         if cmd_name in CLASSIFIER_VERBS:
             module, attribute, _ = CLASSIFIER_VERBS[cmd_name]
             command: click.Command = getattr(importlib.import_module(module), attribute)
+            if cmd_name == "archive" and isinstance(command, click.Group):
+                command.add_command(build_packets)
             return command
         return super().get_command(ctx, cmd_name)
 
@@ -320,6 +323,29 @@ def subscribe(**given: Any) -> None:
         raise StreamError(f"{error}; --skip-bad passes over such records") from error
     if stream.bad:
         click.echo(f"skipped {stream.bad} records that are no classifications", err=True)
+
+
+@click.command("build-packets")
+@click.argument("survey")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--labels", type=click.Path(path_type=Path), help="CSV: objectId, class (or coarse).")
+@click.option("--schemas", metavar="FOLDER", help="Writer schemas of Rubin's packets; those installed by default.")
+@click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+def build_packets(
+    survey: str, paths: tuple[Path, ...], labels: Path | None, schemas: str | None, overwrite: bool, output: Path
+) -> None:
+    """Make an archive of real alert packets (files, folders, tar archives): all stamps, photometry and context.
+
+    \b
+    Example:  skyheed archive build-packets ztf packets --labels index.csv -o real
+    """
+    from skyheed.broker.archive_packets import build
+
+    report = build(output, survey, paths, labels=labels, overwrite=overwrite, schemas=schemas)
+    click.echo(f"{output}: {report.stamps} stamps of {report.objects} objects, {report.labelled} of them with a class")
+    for reason, count in report.reasons.most_common():
+        click.echo(f"left out: {count} {reason}")
 
 
 # --- looking after it ----------------------------------------------------------------------------------------------

@@ -32,6 +32,10 @@ STAMP_FIELDS = {
     "psf_fwhm": "arcsec",
     "sky_noise": "nJy per pixel, standard deviation",
     "zero_point": "AB magnitude of one count of the raw image",
+    "photometry": "not in every archive: points without images that this epoch's packet adds to the earlier ones; mjd "
+    "(TAI), band (index in ugrizy), flux and flux_error (nJy, of the difference), kind (0 detection, 1 forced, 2 upper "
+    "limit)",
+    "context_…": "not in every archive: what the packet says of the object's place, by name; null where it does not",
     "rotation": "the image's +y axis points so many degrees east of north; 0 is north up, east left",
 }
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier.archives.reader import CLASSES, SPLITS, Archive
+from skyheed.classifier.archives.reader import CLASSES, SPLITS, UNLABELLED, Archive, Extras
 from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.history import STEPS_A_DAY
 
 KNOWN_BANDS = "ugrizy"
 MOST = 20  # problems reported
@@ -33,7 +34,8 @@ def _problems(archive: Archive) -> Iterator[str]:
     sources: set[int] = set()
     total = 0
     for row, stamps in archive.each():
-        for problem in (*_object_problems(row), *_stamp_problems(row, stamps)):
+        extras = archive.extras(row["object_id"])
+        for problem in (*_object_problems(row), *_stamp_problems(row, stamps), *_extra_problems(stamps, extras)):
             yield f"{row['object_id']}: {problem}"
         ids = set(stamps["source_id"].tolist())
         if len(ids) < len(stamps) or not sources.isdisjoint(ids):
@@ -45,7 +47,7 @@ def _problems(archive: Archive) -> Iterator[str]:
 
 
 def _object_problems(row: dict[str, Any]) -> Iterator[str]:
-    if row["class"] not in CLASSES:
+    if row["class"] not in (*CLASSES, UNLABELLED):
         yield f"class {row['class']!r} is none of {', '.join(CLASSES)}"
     if row["split"] not in SPLITS:
         yield f"split {row['split']!r} is none of {', '.join(SPLITS)}"
@@ -68,3 +70,13 @@ def _stamp_problems(row: dict[str, Any], stamps: NDArray[np.void]) -> Iterator[s
         yield "a stamp has no finite pixel"
     if not stamps["alert"][stamps["detected"]].all():
         yield "a detection is not marked as an alert"
+
+
+def _extra_problems(stamps: NDArray[np.void], extras: Extras | None) -> Iterator[str]:
+    if extras is None:
+        return
+    for mjd, points in zip(stamps["mjd"], extras.photometry, strict=True):
+        if not (np.isfinite(points.mjd).all() and (points.mjd <= mjd + 1 / STEPS_A_DAY).all()):
+            yield "photometry is later than the packet that brings it"
+        if not (points.flux_error[np.isfinite(points.flux_error)] > 0).all():
+            yield "an error of photometry is not positive"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.time import Time
-from numpy.typing import NDArray
 
 from skyheed.classifier import outputs
+from skyheed.classifier.archives.extras import arrays_of
 from skyheed.classifier.archives.format import kinds_of
 from skyheed.classifier.archives.reader import Archive, ArchiveObject, ArchiveWriter
 from skyheed.classifier.errors import ArchiveError
@@ -60,7 +60,7 @@ def convert(
     out.mkdir(parents=True)
     write = _write_npz if form == "npz" else _write_fits
     for name in progress_bar(chosen, "converting", show=progress, unit=" objects"):
-        write(out, archive, name, archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only))
+        write(out, archive, name, alerts_only)
     return len(chosen)
 
 
@@ -87,11 +87,11 @@ def _command(labels: tuple[str, ...], split: str | None, objects: tuple[str, ...
 def _subset(archive: Archive, out: Path, chosen: list[str], alerts_only: bool, command: str, progress: bool) -> int:
     card = {**archive.card, "command": f"{archive.card.get('command', '')} | {command}"}
     written = 0
-    with ArchiveWriter(out, card) as writer:
+    with ArchiveWriter(out, card, normalised=archive.normalised) as writer:
         for name in progress_bar(chosen, "converting", show=progress, unit=" objects"):
             stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
             if len(stamps):
-                writer.add(_object(archive.object(name)), stamps)
+                writer.add(_object(archive.object(name)), stamps, archive.extras(name, alerts_only=alerts_only))
                 written += 1
     return written
 
@@ -105,14 +105,17 @@ def _object(row: Mapping[str, Any]) -> ArchiveObject:
     return ArchiveObject(label=row["class"], parameters=parameters, **{name: row[name] for name in same})
 
 
-def _write_npz(out: Path, archive: Archive, name: str, stamps: NDArray[np.void]) -> None:
-    row = archive.object(name)
+def _write_npz(out: Path, archive: Archive, name: str, alerts_only: bool) -> None:
+    row, stamps = archive.object(name), archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
     columns: dict[str, Any] = {column: stamps[column] for column in stamps.dtype.names or ()}
+    extras = archive.extras(name, alerts_only=alerts_only)
+    if extras is not None:
+        columns |= arrays_of(extras)
     np.savez_compressed(out / f"{file_name(name)}.npz", label=row["class"], ra=row["ra"], dec=row["dec"], **columns)
 
 
-def _write_fits(out: Path, archive: Archive, name: str, stamps: NDArray[np.void]) -> None:
-    row = archive.object(name)
+def _write_fits(out: Path, archive: Archive, name: str, alerts_only: bool) -> None:
+    row, stamps = archive.object(name), archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
     primary = fits.PrimaryHDU()
     for key in ("class", "type", "survey", "origin"):
         primary.header[key.upper()] = header_text(row[key])

@@ -12,14 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from skyheed.classifier.archives.extras import Extras, columns_of
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.names import printable
 
 FORMAT = 1  # raised when a reader of the last version could not read the next
 CLASSES = ("AGN", "SNIa", "Variable", "SNOther")
+UNLABELLED = ""  # class of a real object of which nobody said what it is
 SPLITS = {"train": 70, "validation": 10, "test": 20}  # per cent of the objects
 KINDS = ("stamp", "template", "difference")
 OBJECTS_PER_PART = 32
+NORMALISED = "normalised"  # stamp_form of stamps that are model-ready already
 STEPS_PER_NOISE = 4  # levels per standard deviation of the sky
 
 OBJECT_SCHEMA = pa.schema(
@@ -110,20 +113,30 @@ def stamp_rows(pixels: Mapping[str, NDArray[np.float32]], columns: Mapping[str, 
     return rows
 
 
+# An object, its stamps, and what its packets say beside them: all objects of an archive have that, or none has.
+Member = tuple[ArchiveObject, NDArray[np.void]] | tuple[ArchiveObject, NDArray[np.void], Extras | None]
+
+
 def write_part(
-    directory: Path, number: int, sequences: Iterable[tuple[ArchiveObject, NDArray[np.void]]]
+    directory: Path, number: int, sequences: Iterable[Member], *, normalised: bool = False
 ) -> list[dict[str, Any]]:
-    """Write one part of the stamps, one row group per object, and return the rows of the objects' table."""
+    """Write one part of the stamps, one row group per object, and return the rows of the objects' table.
+
+    Args:
+        normalised: the pixels are those of model-ready stamps (`stamp.normalise`) in nJy, to be left as they are.
+    """
     rows: list[dict[str, Any]] = []
     writer: pq.ParquetWriter | None = None
     try:
-        for group, (thing, stamps) in enumerate(sequences):
-            table = _stamp_table(thing.object_id, stamps)
+        for group, (thing, stamps, *more) in enumerate(sequences):
+            table = _stamp_table(thing.object_id, stamps, more[0] if more else None, normalised)
             if writer is None:
                 writer = pq.ParquetWriter(
                     part_path(directory, number), table.schema, compression="zstd", compression_level=1,
                     use_dictionary=["object_id", "band"], write_statistics=["mjd"], write_page_checksum=True,
                 )  # fmt: skip
+            if table.schema != writer.schema:
+                raise ArchiveError(f"object {printable(thing.object_id)} has other columns than those before it")
             writer.write_table(table, row_group_size=max(len(stamps), 1))
             rows.append(_object_row(thing, stamps, number, group))
     finally:
@@ -132,7 +145,7 @@ def write_part(
     return rows
 
 
-def _stamp_table(object_id: str, stamps: NDArray[np.void]) -> pa.Table:
+def _stamp_table(object_id: str, stamps: NDArray[np.void], extras: Extras | None, normalised: bool) -> pa.Table:
     if not len(stamps):
         raise ArchiveError(f"object {printable(object_id)} has no stamps; leave it out of the archive")
     order = np.lexsort((stamps["source_id"], stamps["mjd"]))
@@ -148,8 +161,11 @@ def _stamp_table(object_id: str, stamps: NDArray[np.void]) -> pa.Table:
     columns["stamp_unit"] = pa.array(unit)
     for kind in kinds_of(stamps):
         columns[kind] = _pack(stamps[kind], unit)
+    if extras is not None:
+        columns |= columns_of(extras.take(order))
     shape = ",".join(map(str, stamps[kinds_of(stamps)[0]].shape[1:]))
-    return pa.table(columns).replace_schema_metadata({"stamp_shape": shape, "stamp_dtype": "<f2"})
+    facts = {"stamp_shape": shape, "stamp_dtype": "<f2", "stamp_form": NORMALISED if normalised else "survey"}
+    return pa.table(columns).replace_schema_metadata(facts)
 
 
 def kinds_of(stamps: NDArray[np.void]) -> list[str]:

@@ -4,13 +4,14 @@
       README.md            the data card: how it was made, what is in it, what the columns mean
       card.json            the same for programs
       objects.parquet      one row per object
-      stamps/part-*.parquet  one row per stamp; every object is one row group
+      stamps/part-*.parquet  one row per stamp; every object is one row group; may hold photometry and context
 
 A stamp is stored as little-endian float16 in units of a quarter of its own sky noise (`stamp_unit` nJy), rounded to
 whole units in the sky: that adds 0.5 % to the variance of the noise (the step of `fpack -q 4`, Pence et al. 2010,
 PASP 122, 1065), cannot overflow below 16,000 times the sky noise in one pixel, and compresses to 40 % of float16.
 Readers return float32 nJy. Rows run from south to north, columns from east to west (unless `rotation` says how the
 camera was turned), and the source is in pixel [n // 2, n // 2], counted from 0, give or take the astrometric error.
+Archives of real packets hold model-ready stamps instead (`Archive.normalised`), which are not normalised again.
 
 Knows nothing of Kafka, Redis, Avro or torch.
 """
@@ -28,14 +29,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from skyheed.classifier.archives.extras import Extras, read_extras
 from skyheed.classifier.archives.format import (
     CLASSES,
     FORMAT,
     KINDS,
+    NORMALISED,
     OBJECT_SCHEMA,
     OBJECTS_PER_PART,
     SPLITS,
     STAMP_COLUMNS,
+    UNLABELLED,
     ArchiveObject,
     overlaps,
     part_path,
@@ -56,9 +60,11 @@ __all__ = [
     "OBJECT_SCHEMA",
     "SPLITS",
     "STAMP_COLUMNS",
+    "UNLABELLED",
     "Archive",
     "ArchiveObject",
     "ArchiveWriter",
+    "Extras",
     "split_of",
     "stamp_rows",
     "write_part",
@@ -169,6 +175,13 @@ class Archive:
         rows = read_group(self._open(row["part"]), row["row_group"], tuple(kinds))
         return rows[rows["alert"]] if alerts_only else rows
 
+    def extras(self, object_id: str, *, alerts_only: bool = False) -> Extras | None:
+        """What the packets of one object say beside their stamps, an epoch at a time as `stamps`; None if not kept."""
+        row = self.object(object_id)
+        file, group = self._open(row["part"]), row["row_group"]
+        found = read_extras(file, group)
+        return found.take(read_group(file, group, ())["alert"]) if alerts_only and found is not None else found
+
     def each(
         self,
         object_ids: Iterable[str] | None = None,
@@ -202,6 +215,12 @@ class Archive:
             return ()
         names = self._open(int(self.objects["part"][0].as_py())).schema_arrow.names
         return tuple(kind for kind in KINDS if kind in names)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the stamps are model-ready ones, in nJy."""
+        metadata = self._open(int(self.objects["part"][0].as_py())).schema_arrow.metadata if len(self) else {}
+        return bool(metadata.get(b"stamp_form") == NORMALISED.encode())
 
     @property
     def image_shape(self) -> tuple[int, int]:

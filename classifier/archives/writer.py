@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from skyheed.classifier import outputs
 from skyheed.classifier.archives.card import card_text
+from skyheed.classifier.archives.extras import Extras
 from skyheed.classifier.archives.format import (
     FORMAT,
     OBJECT_SCHEMA,
     OBJECTS_PER_PART,
     ArchiveObject,
+    Member,
     write_part,
 )
 from skyheed.classifier.errors import ArchiveError
@@ -47,13 +49,17 @@ class ArchiveWriter:
         path: the directory to make.
         card: how it was made: command, seed, and a "made" text in Markdown for people.
         overwrite: replace an archive that is there already.
+        normalised: the stamps are model-ready ones, in nJy (`format.write_part`).
 
     Raises:
         ArchiveError: the path exists.
     """
 
-    def __init__(self, path: str | Path, card: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, card: Mapping[str, Any], *, overwrite: bool = False, normalised: bool = False
+    ) -> None:
         self.path = Path(path)
+        self._normalised = normalised
         self._card = dict(card)
         self._overwrite = overwrite
         check_target(self.path, overwrite)
@@ -61,7 +67,7 @@ class ArchiveWriter:
         self.directory = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
         self._rows: list[dict[str, Any]] = []
         self._names: set[str] = set()
-        self._waiting: list[tuple[ArchiveObject, NDArray[np.void]]] = []
+        self._waiting: list[Member] = []
 
     def __enter__(self) -> Self:
         self._sweep()
@@ -69,8 +75,8 @@ class ArchiveWriter:
         keeper.folder(self.directory)
         return self
 
-    def add(self, thing: ArchiveObject, stamps: NDArray[np.void]) -> None:
-        """Append one object with its stamps (`stamp_rows`).
+    def add(self, thing: ArchiveObject, stamps: NDArray[np.void], extras: Extras | None = None) -> None:
+        """Append one object with its stamps (`stamp_rows`) and what its packets say beside them.
 
         Raises:
             ArchiveError: an object of that name was added before.
@@ -78,11 +84,11 @@ class ArchiveWriter:
         if thing.object_id in self._names:
             raise ArchiveError(f"object {printable(thing.object_id)} was added twice: names must differ")
         self._names.add(thing.object_id)
-        self._waiting.append((thing, stamps))
+        self._waiting.append((thing, stamps, extras))
         if len(self._waiting) >= OBJECTS_PER_PART:
             self._flush()
 
-    def adopt(self, rows: Sequence[dict[str, Any]]) -> None:
+    def adopt(self, rows: list[dict[str, Any]]) -> None:
         """Take in the objects of a part that `write_part` wrote into `directory`."""
         self._rows.extend(rows)
 
@@ -109,7 +115,7 @@ class ArchiveWriter:
 
     def _flush(self) -> None:
         number = 1 + max((row["part"] for row in self._rows), default=-1)
-        self._rows.extend(write_part(self.directory, number, self._waiting))
+        self._rows.extend(write_part(self.directory, number, self._waiting, normalised=self._normalised))
         self._waiting = []
 
     def _commit(self) -> None:

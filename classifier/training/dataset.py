@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from skyheed.classifier.archives.histories import model_stamp
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import BANDS, LONGEST, History
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.scaling import Scaling
-from skyheed.classifier.stamp import PREPROCESSING, STAMP_SIZE, EmptyStampError, middle, normalise, turned
+from skyheed.classifier.stamp import PREPROCESSING, STAMP_SIZE
 
 QUIET = 1e-3  # sky noise that no real stamp has, in the stamps' units
 _RADIUS = np.hypot(*(np.indices((STAMP_SIZE, STAMP_SIZE)) - (STAMP_SIZE - 1) / 2))
@@ -118,10 +119,8 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
     at = 0
     for _, rows in progress_bar(source.each(alerts_only=True), "normalising stamps", len(counts), unit=" objects"):
         for row in rows:
-            image, to_sky = row["stamp"], turned(float(row["rotation"]))
-            try:
-                out[at] = normalise(image, 1.0, middle(image.shape), to_sky)[0]
-            except EmptyStampError:  # off the edge of the chip: the stream sets it aside, too
+            out[at] = model_stamp(row["stamp"], float(row["rotation"]), source.normalised)
+            if not out[at].any():  # off the edge of the chip: the stream sets it aside, too
                 continue
             mjd[at], band[at] = row["mjd"], code[str(row["band"])]
             flux[at] = row["flux"], row["source_flux"], row["flux_error"]

@@ -1,0 +1,64 @@
+"""An object of an archive as the history that a model is shown: the same that a stream would keep of its packets."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyheed.classifier.archives.reader import Archive
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.history import BANDS, History
+from skyheed.classifier.stamp import STAMP_SIZE, STAMP_UNIT_NJY, EmptyStampError, middle, normalise, turned
+
+# An archive calls the science image `stamp`.
+KINDS = {"science": "stamp", "difference": "difference", "template": "template"}
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+def history_of(archive: Archive, object_id: str, *, epochs: int | None = None, alerts_only: bool = True) -> History:
+    """What was known of an object after so many of its alerts, or after all.
+
+    Args:
+        alerts_only: what an alert stream would have sent; otherwise every exposure of the archive is an epoch.
+
+    Raises:
+        ArchiveError: the archive does not have the object, or nothing of it that can be used.
+    """
+    names = {kind: name for kind, name in KINDS.items() if name in archive.kinds}
+    rows = archive.stamps(object_id, kinds=tuple(names.values()), alerts_only=alerts_only)
+    extras = archive.extras(object_id, alerts_only=alerts_only)
+    images = {kind: model_stamps(rows, name, archive.normalised) for kind, name in names.items()}
+    usable = np.flatnonzero(images["science"].any(axis=(1, 2)))[:epochs]
+    if not len(usable):
+        raise ArchiveError(f"{archive.path}: object {object_id} has no alert with a usable stamp")
+    rows, row = rows[usable], archive.object(object_id)
+    return History(
+        mjd=rows["mjd"].copy(), band=np.array([BANDS.index(band) for band in rows["band"]], np.uint8),
+        images={kind: stamps[usable] for kind, stamps in images.items()},
+        flux=rows["flux"].copy(), flux_error=rows["flux_error"].copy(), source_id=rows["source_id"].astype(np.uint64),
+        photometry=extras.until(usable[-1]) if extras else None, context=extras.context[usable[-1]] if extras else {},
+        object_id=object_id, survey=row["survey"],
+        ra=np.full(len(rows), row["ra"]), dec=np.full(len(rows), row["dec"]),
+    )  # fmt: skip
+
+
+def model_stamps(rows: NDArray[np.void], name: str, normalised: bool = False) -> NDArray[np.float16]:
+    """The model-ready stamps of some rows of an archive.
+
+    Args:
+        rows: [n] of `Archive.stamps`.
+        name: of the images, of `archives.format.KINDS`.
+        normalised: they are model-ready already (`Archive.normalised`).
+
+    Returns:
+        float16 [n, 32, 32]; zeros where there is no image.
+    """
+    return np.stack([model_stamp(row[name], float(row["rotation"]), normalised) for row in rows])
+
+
+def model_stamp(image: NDArray[np.float32], rotation: float, normalised: bool = False) -> NDArray[np.float16]:
+    """One model-ready stamp, [32, 32]; zeros where no pixel about the source is finite."""
+    if normalised:
+        return np.asarray(np.clip(np.nan_to_num(image / STAMP_UNIT_NJY), -_LARGEST, _LARGEST), np.float16)
+    try:
+        return normalise(image, 1.0, middle(image.shape), turned(rotation))[0]
+    except EmptyStampError:  # off the edge of the chip: the stream sets it aside, too
+        return np.zeros((STAMP_SIZE, STAMP_SIZE), np.float16)

@@ -1,0 +1,107 @@
+"""`skyheed archive build-packets`: packets become an archive, joined by name and place, with labels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from real_data import real_data
+from test_surveys import ztf_packet
+
+from skyheed.broker.archive_packets import build, labels_of
+from skyheed.broker.cli import skyheed
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.packets.reader import read_packet
+from skyheed.classifier.archives.check import validate
+from skyheed.classifier.archives.histories import history_of
+from skyheed.classifier.archives.reader import UNLABELLED, Archive
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.history import History
+
+RA, DEC = 204.3369, 61.986
+ARCSEC = 1 / 3600
+
+
+def lay(folder: Path, *packets: bytes) -> Path:
+    folder.mkdir()
+    for number, packet in enumerate(packets):
+        (folder / f"{number}.avro").write_bytes(packet)
+    return folder
+
+
+def packet(name: str = "ZTF20abfcszi", candid: int = 1, night: int = 0, north: float = 0, **more: float) -> bytes:
+    jd = 2_458_882.5 + night
+    return ztf_packet(top=[("objectId", name)], candid=candid, jd=jd, ra=RA, dec=DEC + north * ARCSEC, **more)
+
+
+def test_objects_are_joined_by_name_and_by_place(tmp_path: Path) -> None:
+    """A field's edge gives one star two names; 3 arcsec away is another star."""
+    folder = lay(
+        tmp_path / "p", packet("ZTF20a", 1, 3), packet("ZTF20a", 2, 1), packet("ZTF20b", 3, 2, north=1.5),
+        packet("ZTF20c", 4, 0, north=4.5), packet("ZTF20a", 2, 1),
+    )  # fmt: skip
+    report = build(tmp_path / "a", "ztf", [folder])
+    archive = Archive(tmp_path / "a")
+    assert (report.objects, report.stamps) == (2, 4)
+    assert {name: archive.object(name)["stamps"] for name in archive.object_ids} == {"ZTF20a": 3, "ZTF20c": 1}
+    assert archive.stamps("ZTF20a")["source_id"].tolist() == [2, 3, 1]
+    assert validate(archive.path) == []
+
+
+def test_history_is_the_one_that_a_stream_keeps(tmp_path: Path) -> None:
+    packets = [packet(candid=n + 1, night=n, magpsf=19.0 - n / 4) for n in range(3)]
+    build(tmp_path / "a", "ztf", [lay(tmp_path / "p", *packets)])
+    streamed = History.by_object([o for p in packets for o in read_packet(p, "ztf")], "ztf")["ZTF20abfcszi"]
+    kept = history_of(Archive(tmp_path / "a"), "ZTF20abfcszi")
+    for name in ("mjd", "band", "flux", "flux_error", "source_id"):
+        assert getattr(kept, name).tolist() == pytest.approx(getattr(streamed, name).tolist()), name
+    assert set(streamed.images) <= set(kept.images)
+    for kind, stamps in streamed.images.items():
+        assert np.allclose(kept.images[kind], stamps, atol=1e-2, rtol=2e-3), kind
+    assert dict(kept.context) == pytest.approx(dict(streamed.context))
+    for name in ("mjd", "flux", "kind") if streamed.photometry else ():
+        assert getattr(kept.photometry, name) == pytest.approx(getattr(streamed.photometry, name)), name
+
+
+def test_labels_come_from_the_first_row_that_says_anything(tmp_path: Path) -> None:
+    table = tmp_path / "index.csv"
+    table.write_text("objectId,candid,coarse\nZTF20a,1,\nZTF20a,2,SNother\nZTF20b,3,TDE\nZTF20c,4,\n")
+    folder = lay(tmp_path / "p", *(packet(f"ZTF20{x}", n, 0, north=60 * n) for n, x in enumerate("abc", 1)))
+    report = build(tmp_path / "a", "ztf", [folder], labels=table)
+    rows = {name: Archive(tmp_path / "a").object(name) for name in ("ZTF20a", "ZTF20b", "ZTF20c")}
+    assert [(row["class"], row["type"], row["confirmed"]) for row in rows.values()] == [
+        ("SNOther", "SNother", True), (UNLABELLED, "TDE", False), (UNLABELLED, "", False),
+    ]  # fmt: skip
+    assert report.labelled == 1
+    assert all(row["origin"] == "real" for row in rows.values())
+
+
+def test_a_table_without_labels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("name,kind\na,AGN\n")
+    with pytest.raises(ConfigError, match="needs a column objectId and a column class"):
+        labels_of(tmp_path / "x.csv")
+
+
+def test_bad_packets_are_counted_and_nothing_usable_is_an_error(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "p", packet(), b"no packet", packet(candid=2, fid=9))
+    report = build(tmp_path / "a", "ztf", [folder])
+    assert report.stamps == 1
+    assert sum(report.reasons.values()) == 2
+    with pytest.raises(ArchiveError, match="no packet of ztf"):
+        build(tmp_path / "b", "ztf", [lay(tmp_path / "q", b"no packet")])
+
+
+def test_command(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "p", packet(), packet(candid=2, fid=9))
+    out = CliRunner().invoke(skyheed, ["archive", "build-packets", "ztf", str(folder), "-o", str(tmp_path / "a")])
+    assert out.exit_code == 0, out.output
+    assert "1 stamps of 1 objects, 0 of them with a class" in out.output
+    assert "left out: 1 " in out.output
+
+
+def test_real_packets(tmp_path: Path) -> None:
+    folder = real_data("ztf")
+    report = build(tmp_path / "a", "ztf", [folder / "kowalski", folder / "pipeline"], labels=folder / "index.csv")
+    assert report.objects > 20
+    assert validate(tmp_path / "a") == []
+    assert build(tmp_path / "b", "lsst", [real_data("rubin", "wire")]).stamps > 30
