@@ -35,7 +35,7 @@ EXTRAS = {
 
 
 GROUPS = {
-    "Run": ("demo", "up", "ingest", "work", "replay", "redrive", "retire"),
+    "Run": ("demo", "up", "ingest", "work", "replay", "redrive", "forward", "retire"),
     "Look": ("subscribe", "check", "audit", "object", "deadletter", "layout"),
     "Data": ("archive",),
     "Models": ("model", "train", "evaluate"),
@@ -346,6 +346,38 @@ def build_packets(
     click.echo(f"{output}: {report.stamps} stamps of {report.objects} objects, {report.labelled} of them with a class")
     for reason, count in report.reasons.most_common():
         click.echo(f"left out: {count} {reason}")
+
+
+@skyheed.command()
+@options("config", "survey", "kafka")
+@click.option(
+    "--to", "sink", required=True, metavar="SINK", help="lasair, skyportal, hop, webhook or a plug-in's name."
+)
+@click.option("--topic", metavar="NAME", help="Classification topic; skyheed.classifications.SURVEY by default.")
+@click.option("--class", "classes", multiple=True, metavar="NAME", help="Only this top class; repeatable.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Only this model's; repeatable.")
+@click.option("--min-probability", type=float, default=0.0, help="Only if the top class is at least this probable.")
+@click.option("--rate", type=float, metavar="N/S", help="At most so many a second.")
+@click.option("--group", metavar="NAME", help="Remember the position under this Kafka group.")
+@click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
+@click.option("--dry-run", is_flag=True, help="Print what would be sent, as JSON, and send nothing.")
+@click.option("--drain", is_flag=True, help="End when everything that was there at the start was sent.")
+def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: Any) -> None:
+    """Send classifications on to another system. Its options are in [sinks.NAME] of the configuration.
+
+    \b
+    Example:  skyheed forward --survey lsst --to lasair --class SNIa --min-probability 0.8 --config night.toml
+    """
+    from skyheed.broker import app as daemon
+    from skyheed.broker.forward import Wanted
+
+    places = {"rate": "forward.rate", "group": "forward.group", "metrics_port": "forward.metrics_port"}
+    wanted = Wanted(given.pop("classes"), given.pop("models"), given.pop("min_probability"))
+    settings = settings_from(given, **places)
+    if not (topic or settings.survey):
+        raise click.UsageError("which topic? add --topic NAME or --survey NAME")
+    counts = daemon.run_forward(settings, sink, topic or settings.classification_topic, wanted, drain, dry_run)
+    click.echo(" ".join(f"{name}={count}" for name, count in counts.items()), err=dry_run)
 
 
 # --- looking after it ----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ This is the only module that reads the environment. Secrets come from the enviro
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -111,6 +112,17 @@ class TopicSettings:
 
 
 @dataclass(frozen=True)
+class ForwardSettings:
+    group: str = ""  # Kafka group that remembers the position; empty: skyheed-forward-<sink>
+    rate: float = 0.0  # payloads a second; 0: as the host takes them
+    batch: int = 100  # classifications read at a time; their position is committed together
+    token: str = field(default="", repr=False)  # SKYHEED_FORWARD_TOKEN, where sinks.<sink> has none
+    secret: str = field(default="", repr=False)  # SKYHEED_FORWARD_SECRET, likewise
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a daemon needs to know; `load` makes one."""
 
@@ -122,6 +134,8 @@ class Settings:
     work: WorkSettings = WorkSettings()
     registry: RegistrySettings = RegistrySettings()
     topics: TopicSettings = TopicSettings()
+    forward: ForwardSettings = ForwardSettings()
+    sinks: Mapping[str, Options] = field(default_factory=dict, repr=False)  # [sinks.lasair] and so on
     kafka_named: bool = False  # set by `load`: somebody named a Kafka, so `up` starts none
     redis_named: bool = False
 
@@ -152,6 +166,10 @@ class Settings:
     @property
     def dead_letter_topic(self) -> str:
         return self.topics.dead_letters or f"{self.topics.prefix}.deadletter.{self.survey}"
+
+    def refused_topic(self, sink: str) -> str:
+        """Where classifications go that a host refuses."""
+        return f"{self.topics.prefix}.refused.{self.survey}.{sink}"
 
     @property
     def outputs(self) -> Outputs:
@@ -185,7 +203,11 @@ ENVIRONMENT = {
     "SKYHEED_REGISTRY_USER": ("registry", "user"),
     "SKYHEED_REGISTRY_PASSWORD": ("registry", "password"),
     "SKYHEED_MODEL": ("work", "model"),
+    "SKYHEED_FORWARD_TOKEN": ("forward", "token"),
+    "SKYHEED_FORWARD_SECRET": ("forward", "secret"),
 }
+SECRET_FILES = ("password_file", "token_file", "secret_file")
+_SECRET = re.compile(r"password|token|secret")
 MOST_SECRET = 2**16  # bytes of a password file
 CONFIG_VARIABLE = "SKYHEED_CONFIG"
 # Values a user may well forget; everything else has a working default.
@@ -238,7 +260,7 @@ def _read_secret_files(tree: dict[str, Any], where: str) -> None:
     for key, value in list(tree.items()):
         if isinstance(value, dict):
             _read_secret_files(value, f"{where}{key}.")
-        elif key.endswith("password_file"):
+        elif key.endswith(SECRET_FILES):
             del tree[key]
             tree[key.removesuffix("_file")] = _read_secret(value, f"{where}{key}")
 
@@ -296,7 +318,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} is a table: write [{where}]")
         return _build(kind, value, f"{where}.")  # type: ignore[arg-type]
     if get_origin(kind) is Mapping:
-        return _options(value, where)
+        return _options(value, where) if get_args(kind)[1] is str else _option_tables(value, where)
     if get_origin(kind) is tuple:
         part = get_args(kind)[0]
         return _tables(part, value, where) if is_dataclass(part) else _names(value, where)
@@ -306,13 +328,20 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 def _options(value: Any, where: str) -> dict[str, str]:
     """librdkafka takes strings; TOML booleans become true and false."""
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} is a table of librdkafka options: write [{where}]")
+        raise ConfigError(f"{where} is a table of options: write [{where}]")
     flat: dict[str, str] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
             raise ConfigError(f'{where}.{key}: write librdkafka options quoted, as in "{key}.{next(iter(item), "")}"')
         flat[key] = str(item).lower() if isinstance(item, bool) else str(item)
     return flat
+
+
+def _option_tables(value: Any, where: str) -> dict[str, dict[str, str]]:
+    """Tables of options by name, [where.NAME]."""
+    if not isinstance(value, Mapping) or not all(isinstance(item, Mapping) for item in value.values()):
+        raise ConfigError(f"{where} is a table of tables: write [{where}.NAME]")
+    return {name: _options(item, f"{where}.{name}") for name, item in value.items()}
 
 
 def _tables(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
@@ -334,7 +363,7 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        shown = "" if "password" in where else f", not {value!r}"
+        shown = "" if _SECRET.search(where) else f", not {value!r}"
         raise ConfigError(f"{where} must be {kind.__name__}{shown}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where} must be a finite number, not {value}")

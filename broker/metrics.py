@@ -167,6 +167,25 @@ class WorkMetrics(_Metrics):
             self._queue.labels(self._survey, model, state).set(objects)
 
 
+class ForwardMetrics(_Metrics):
+    """Of `skyheed forward`: read = delivered + filtered + refused."""
+
+    def __init__(self, survey: str, sink: str) -> None:
+        super().__init__(survey)
+        self._sink = sink
+        self._read = self._counter("forward_read", "classifications read, to be sent to a host", "sink")
+        self._outcomes = self._counter("forward_outcomes", "classifications by what the host did", "sink", "outcome")
+        self._read.labels(survey, sink)
+        for outcome in ("delivered", "filtered", "refused"):
+            self._outcomes.labels(survey, sink, outcome)
+
+    def batch(self, read: int, counts: Mapping[str, int]) -> None:
+        """One batch that the host, or the topic of refusals, has."""
+        self._read.labels(self._survey, self._sink).inc(read)
+        for outcome, number in counts.items():
+            self._outcomes.labels(self._survey, self._sink, outcome).inc(number)
+
+
 def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1") -> int:
     """Answer Prometheus at http://host:port/metrics in a thread of its own; port 0 serves nothing. Returns the port."""
     if not port:
@@ -178,7 +197,7 @@ def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1") -> int:
 def names() -> set[str]:
     """Every sample name that a daemon can export, as queries use them."""
     found = set()
-    for metrics in (IngestMetrics("x"), WorkMetrics("x")):
+    for metrics in (IngestMetrics("x"), WorkMetrics("x"), ForwardMetrics("x", "y")):
         for family in metrics.registry.collect():
             suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
             found |= {family.name + suffix for suffix in suffixes}

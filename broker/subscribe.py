@@ -109,6 +109,7 @@ class Subscriber:
         self.remembers = group is not None  # the group never gets a record again that was handled
         self.hold_position = False  # move the group's position only at the end, when all has been written
         self.bad = 0
+        self.ended = False
 
     def __enter__(self) -> Self:
         return self
@@ -146,6 +147,47 @@ class Subscriber:
                 break
             patience.look(bool(self._waiting))
         raise StopIteration
+
+    def take(self, most: int, wait_s: float) -> list[Classification]:
+        """Up to `most` records that are there or come within `wait_s` seconds, for one who handles them together.
+
+        The group's position stays in front of them until `settle`; a program takes records in this way or by
+        iterating, not both. After the last record of a drain `ended` is true.
+
+        Raises:
+            StreamError, ServiceError: as for the next record.
+        """
+        found: list[Classification] = []
+        deadline = time.monotonic() + wait_s
+        while len(found) < most and not self._stop.is_set():
+            if not self._waiting:
+                self._waiting.extend(self._consumer.consume(min(BATCH, most), WAIT_S))
+            if not self._waiting:
+                self.ended = self._drain and self._consumer.drained(alone=True)
+                if self.ended or time.monotonic() > deadline:
+                    break
+            found += self._take_waiting(most - len(found))
+        return found
+
+    def _take_waiting(self, most: int) -> list[Classification]:
+        found: list[Classification] = []
+        while self._waiting and len(found) < most:
+            record = self._next()
+            if record is not None:
+                assert self._handed_out is not None
+                self._done.append(self._handed_out)
+                self._handed_out = None
+                found.append(record)
+        return found
+
+    def settle(self) -> None:
+        """What `take` returned has been handled: the group goes on behind it."""
+        self._consumer.commit(self._done)
+        self._done.clear()
+
+    def keep_alive(self) -> None:
+        """Stay a member of the group while records are being handled; call it as often as you like."""
+        self._consumer.keep_alive()
 
     def _next(self) -> Classification | None:
         """The first of the waiting messages as a record, if it is one that is wanted and still ours."""

@@ -180,7 +180,9 @@ class Outputs:
     names: tuple[str, ...] = ()
 
     def __contains__(self, name: str) -> bool:
-        kinds = tuple(f"{prefix}.{kind}" for prefix in self.prefixes for kind in ("classifications", "deadletter"))
+        kinds = tuple(
+            f"{prefix}.{kind}" for prefix in self.prefixes for kind in ("classifications", "deadletter", "refused")
+        )
         # whatever else is called skyheed.… is ours too, but for the alerts that `replay` sends
         other = name.startswith("skyheed.") and not name.startswith("skyheed.alerts.")
         return name in self.names or name.startswith(kinds) or other

@@ -1,0 +1,153 @@
+"""Sends our classifications on to a host: at least once, in order for each object, with books of its own.
+
+read = delivered + filtered + refused. The group's position moves behind a batch only when the host, or the topic of
+refusals, has all of it. What a host refuses goes to that topic as it came, with the host's words in its headers, and
+can be forwarded again from there (`skyheed forward --topic skyheed.refused.…`).
+"""
+
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from skyheed.broker.kafka.client import Publisher
+from skyheed.broker.metrics import ForwardMetrics
+from skyheed.broker.results import record as records
+from skyheed.broker.results.record import Classification
+from skyheed.broker.sinks import FILTERED, Answer, Outcome, Payload, Sink
+from skyheed.broker.subscribe import Subscriber
+from skyheed.broker.waiting import Stopped, patiently
+from skyheed.classifier.names import printable
+
+log = logging.getLogger("skyheed.forward")
+WAIT_S = 0.5  # for the rest of a batch
+WORDS = 500  # of a host, in a header
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which classifications are sent at all.
+
+    Attributes:
+        classes: only these top classes; all where empty.
+        models: only of these models, by their names among the survey's; all where empty.
+        min_probability: of the top class.
+    """
+
+    classes: Collection[str] = ()
+    models: Collection[str] = ()
+    min_probability: float = 0.0
+
+    def __contains__(self, record: Classification) -> bool:
+        if self.classes and record.top_class not in self.classes:
+            return False
+        if self.models and record.model not in self.models:
+            return False
+        return self.min_probability <= 0 or (record.top_probability or 0.0) >= self.min_probability
+
+
+class Rate:
+    """At most so many payloads a second; 0 for any number."""
+
+    def __init__(self, per_second: float) -> None:
+        self._gap, self._next = (1 / per_second if per_second > 0 else 0.0), 0.0
+
+    def wait_for(self, payloads: int) -> float:
+        """Seconds until so many may go; they count as gone."""
+        now = time.monotonic()
+        start = max(now, self._next)
+        self._next = start + payloads * self._gap
+        return start - now
+
+
+@dataclass
+class Forward:
+    """The daemon between our topic and one sink.
+
+    Attributes:
+        refused_topic: where refused records go.
+        batch: records a batch.
+    """
+
+    stream: Subscriber
+    sink: Sink
+    publisher: Publisher
+    refused_topic: str
+    metrics: ForwardMetrics
+    wanted: Wanted = Wanted()
+    batch: int = 100
+    rate: Rate = field(default_factory=lambda: Rate(0))
+
+    def run(self, stop: threading.Event) -> Counter[str]:
+        """Until `stop` is set or the stream ends; the counts by outcome, `read` among them.
+
+        Raises:
+            ServiceError: Kafka or the host refuses us.
+            Stopped: `stop` was set while a server was away; nothing of the batch in hand is committed.
+        """
+        counts: Counter[str] = Counter(read=0, **dict.fromkeys(map(str, Outcome), 0))
+        while not stop.is_set() and not self.stream.ended:
+            batch = self.stream.take(self.batch, WAIT_S)
+            if batch:
+                counts.update(self._forward(batch, stop))
+            self.stream.settle()
+        return counts
+
+    def _forward(self, batch: Sequence[Classification], stop: threading.Event) -> Counter[str]:
+        payloads = [self.sink.payload(record) if record in self.wanted else None for record in batch]
+        sent = [payload for payload in payloads if payload is not None]
+        answers = iter(self._send(sent, stop))
+        outcomes = [FILTERED if payload is None else next(answers) for payload in payloads]
+        self._set_aside(
+            [(r, a.words) for r, a in zip(batch, outcomes, strict=True) if a.outcome == Outcome.REFUSED], stop
+        )
+        counts = Counter(str(answer.outcome) for answer in outcomes)
+        self.metrics.batch(len(batch), counts)
+        return counts + Counter(read=len(batch))
+
+    def _send(self, payloads: Sequence[Payload], stop: threading.Event) -> list[Answer]:
+        answers: list[Answer] = []
+        for first in range(0, len(payloads), self.sink.batch):
+            part = payloads[first : first + self.sink.batch]
+            self._pause(self.rate.wait_for(len(part)), stop)
+            answers += patiently(lambda part=part: self.sink.send(part), stop, self.stream.keep_alive)  # type: ignore[misc]
+            self.stream.keep_alive()
+        return answers
+
+    def _pause(self, seconds: float, stop: threading.Event) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if stop.wait(min(left, 1.0)):
+                raise Stopped("stopped between two payloads")
+            self.stream.keep_alive()
+
+    def _set_aside(self, refused: Sequence[tuple[Classification, str]], stop: threading.Event) -> None:
+        if not refused:
+            return
+        for record, words in refused:
+            log.warning("refused: object %s: %s", printable(record.object_id), words)
+        now = str(time.time_ns() // 1_000_000).encode()
+        messages = [
+            (self.refused_topic, record.object_id.encode(), records.encode(record), _headers(record, words, now))
+            for record, words in refused
+        ]
+        patiently(lambda: self.publisher.publish_all(messages), stop, self.stream.keep_alive)
+
+
+def _headers(record: Classification, words: str, now: bytes) -> list[tuple[str, bytes]]:
+    return [*record.headers(), ("skyheed-error", printable(words)[:WORDS].encode()), ("skyheed-time", now)]
+
+
+def dry_run(stream: Subscriber, sink: Sink, wanted: Wanted, show: Callable[[str], None]) -> Counter[str]:
+    """Show every payload as a line of JSON and send nothing; the counts."""
+    counts: Counter[str] = Counter(read=0, shown=0, filtered=0)
+    for record in stream:
+        payload = sink.payload(record) if record in wanted else None
+        counts["read"] += 1
+        counts["filtered" if payload is None else "shown"] += 1
+        if payload is not None:
+            show(json.dumps(payload, ensure_ascii=True))
+    return counts

@@ -1,0 +1,114 @@
+"""Where `skyheed forward` sends classifications to: one file a host, found through the entry points `skyheed.sinks`.
+
+A sink turns a classification into what its host takes (`payload`), and sends several of them (`send`). It must leave
+the host in the same state when it sends the same classification again: forwarding is at least once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.results.record import Classification
+
+GROUP = "skyheed.sinks"
+Payload = Mapping[str, Any]
+
+
+class Outcome(StrEnum):
+    """What became of a classification at its host."""
+
+    DELIVERED = "delivered"
+    FILTERED = "filtered"  # the host has no use for it: a decline, an object that it does not know
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the host said to one payload; `words` are its own where it refused."""
+
+    outcome: Outcome
+    words: str = ""
+
+
+DELIVERED, FILTERED = Answer(Outcome.DELIVERED), Answer(Outcome.FILTERED)
+
+
+def refused(words: str) -> Answer:
+    """The host will never take this payload, and says why."""
+    return Answer(Outcome.REFUSED, words)
+
+
+class Sink(Protocol):
+    """One host.
+
+    Attributes:
+        batch: payloads that it takes at a time.
+        rate: payloads a second that it takes unless the settings say otherwise; 0 for any.
+    """
+
+    batch: int
+    rate: float
+
+    def payload(self, record: Classification) -> Payload | None:
+        """What is sent of a classification, as `--dry-run` prints it; None if this host has no use for it."""
+
+    def send(self, payloads: Sequence[Payload]) -> list[Answer]:
+        """What the host says to each payload.
+
+        Raises:
+            ServiceUnavailable: it is away, or wants us to wait; sending all of them again is safe.
+            ServiceError: it refuses us (token, address).
+        """
+
+    def close(self) -> None:
+        """Let go of the host."""
+
+
+def names() -> list[str]:
+    """The sinks that are installed."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def load(name: str, options: Mapping[str, str]) -> Sink:
+    """The sink of that name, with the options of its table in the settings.
+
+    Raises:
+        ConfigError: there is none, what it needs is not installed, or an option cannot work.
+    """
+    found = [point for point in entry_points(group=GROUP) if point.name == name]
+    if not found:
+        raise ConfigError(f"there is no sink {name!r}: choose one of {', '.join(names())}")
+    try:
+        sink: Sink = found[0].load()(options)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the sink {name} needs {error.name}: pip install 'skyheed[forward]'") from error
+    return sink
+
+
+def take(options: Mapping[str, str], known: Mapping[str, str], sink: str) -> dict[str, str]:
+    """The options over their defaults.
+
+    Args:
+        known: name -> default; None where one must be given.
+
+    Raises:
+        ConfigError: one is unknown or missing.
+    """
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f"unknown setting sinks.{sink}.{unknown[0]}; known here: {', '.join(sorted(known))}")
+    return {**known, **options}
+
+
+def required(options: Mapping[str, str], name: str, sink: str, meaning: str) -> str:
+    """An option that has no default.
+
+    Raises:
+        ConfigError: it is missing.
+    """
+    if not options.get(name):
+        hint = f" (or {name}_file, or SKYHEED_FORWARD_{name.upper()})" if name in ("token", "secret") else ""
+        raise ConfigError(f"forward --to {sink} needs {meaning}: set sinks.{sink}.{name}{hint}")
+    return options[name]

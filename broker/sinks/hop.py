@@ -1,0 +1,73 @@
+"""SCiMMA Hopskotch: our records on a topic there, as hop-client reads them (an Avro container, header `_format`).
+
+Hopskotch is Kafka with SASL, so the producer that publishes our own topics publishes here, too: with delivery reports,
+which hop-client's own producer leaves to its callbacks. The header `_id` is made of the classification, so that a
+reader can tell a repeat.
+"""
+
+import struct
+import uuid
+from collections.abc import Mapping, Sequence
+
+from skyheed.broker.kafka.client import Publisher
+from skyheed.broker.results import record as records
+from skyheed.broker.results.record import Classification
+from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused, required, take
+
+HOP_SERVERS = "kafka.scimma.org:9092"
+OPTIONS = {
+    "servers": HOP_SERVERS, "topic": "", "user": "", "password": "",
+    "security": "SASL_SSL", "mechanism": "SCRAM-SHA-512", "sender": "",
+}  # fmt: skip
+
+
+class Hop:
+    """`skyheed forward --to hop`.
+
+    Options: topic, user, password (of a Hopskotch credential), servers, security, mechanism, sender (header `_sender`;
+    the user otherwise).
+    """
+
+    batch = 500
+    rate = 0.0
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        given = take(options, OPTIONS, "hop")
+        self._topic = required(given, "topic", "hop", "a topic, such as group.topic")
+        self._sender = (given["sender"] or given["user"]).encode()
+        self._publisher = Publisher(_kafka_options(given))
+
+    def payload(self, record: Classification) -> Payload:
+        return record.to_json()
+
+    def send(self, payloads: Sequence[Payload]) -> list[Answer]:
+        found = [Classification.from_dict(payload) for payload in payloads]
+        messages = [
+            (self._topic, record.object_id.encode(), records.encode(record), self._headers(record)) for record in found
+        ]
+        errors = self._publisher.publish(messages)
+        return [DELIVERED if error is None else refused(error.str()) for error in errors]
+
+    def close(self) -> None:
+        self._publisher.close()
+
+    def _headers(self, record: Classification) -> list[tuple[str, bytes]]:
+        own = [("_id", message_id(record)), *([("_sender", self._sender)] if self._sender else [])]
+        return [*record.headers(), *own]
+
+
+def message_id(record: Classification) -> bytes:
+    """16 bytes, the same for the same classification."""
+    name = bytes.fromhex(record.classification_id) + struct.pack(">q", record.revision)
+    return uuid.uuid5(uuid.NAMESPACE_OID, name.hex()).bytes
+
+
+def _kafka_options(given: Mapping[str, str]) -> dict[str, str]:
+    options = {"bootstrap.servers": given["servers"], "security.protocol": given["security"]}
+    if given["security"].startswith("SASL"):
+        options |= {
+            "sasl.mechanism": given["mechanism"],
+            "sasl.username": required(given, "user", "hop", "a user"),
+            "sasl.password": required(given, "password", "hop", "its password"),
+        }
+    return options

@@ -1,0 +1,161 @@
+"""HTTP to a host: bounded in time and bytes, with its words where it refuses and its patience where it is busy."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
+from skyheed.classifier.names import printable
+
+TIMEOUT_S = 30.0
+MOST_BYTES = 4 * 2**20
+MOST_WORDS = 500
+LONGEST_WAIT_S = 3600.0  # that a host may ask for
+FIRST_WAIT_S = 5.0  # where it says that it is busy, but not for how long
+# the client's own lines hold whole URLs
+logging.getLogger("httpx").setLevel(logging.WARNING)
+logging.getLogger("httpcore").setLevel(logging.WARNING)
+
+
+class Refusal(Exception):
+    """The host answered that it will not take this; its own words, and the status."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+class Host:
+    """Requests to one host.
+
+    Args:
+        name: of the sink, for messages.
+        url: base URL, http:// or https://.
+        headers: of every request; with the token, never logged or shown.
+
+    Raises:
+        ConfigError: a URL that cannot work or holds a password.
+    """
+
+    def __init__(self, name: str, url: str, headers: Mapping[str, str] | None = None) -> None:
+        self.name, self.where = name, _checked(url, name)
+        self._client = httpx.Client(headers=dict(headers or {}), timeout=TIMEOUT_S, follow_redirects=False)
+        self._not_before = 0.0  # the host asked us to wait until then
+
+    def get(self, path: str) -> Any:
+        """The JSON answer to a GET; errors as `ask`."""
+        return self.ask("GET", path)
+
+    def post(self, path: str, content: Any) -> Any:
+        """The JSON answer to a POST of JSON; errors as `ask`."""
+        return self.ask("POST", path, content)
+
+    def put(self, path: str, content: Any) -> Any:
+        """The JSON answer to a PUT of JSON; errors as `ask`."""
+        return self.ask("PUT", path, content)
+
+    def ask(
+        self, method: str, path: str, content: Any = None, *, body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:  # fmt: skip
+        """The JSON of the answer, or its text where it is no JSON.
+
+        Args:
+            content: sent as JSON.
+            body: sent as it is, instead.
+
+        Raises:
+            Refusal: the host will not take this.
+            ServiceUnavailable: it is away, busy, or wants us to wait.
+            ServiceError: it refuses us.
+        """
+        self._wait_as_asked()
+        if content is not None:
+            body, headers = json.dumps(content, allow_nan=False).encode(), {"Content-Type": "application/json"}
+        try:
+            with self._client.stream(method, self.where + path, content=body, headers=dict(headers or {})) as response:
+                text = _read(response)
+        except httpx.HTTPError as error:
+            raise self._away(f"{type(error).__name__}") from error
+        self._judge(response, text)
+        return _json_or_text(text)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _wait_as_asked(self) -> None:
+        left = self._not_before - time.monotonic()
+        if left > 0:
+            raise self._away(f"it asks us to wait for {left:.0f} s more")
+
+    def _judge(self, response: httpx.Response, text: str) -> None:
+        status = response.status_code
+        if status < 300:
+            return
+        if status == 429 or status >= 500:
+            wait = _retry_after(response.headers.get("Retry-After", ""))
+            self._not_before = time.monotonic() + wait
+            raise self._away(f"it answers {status} and is asked again in {wait:.0f} s")
+        if status in (401, 403):
+            raise ServiceError(f"{self.name} at {self.where} refuses us ({status}): check sinks.{self.name}.token")
+        if status < 400:
+            raise ServiceError(f"{self.name} at {self.where} redirects: write the final URL into sinks.{self.name}.url")
+        raise Refusal(status, printable(f"{status} {_words(text)}")[:MOST_WORDS])
+
+    def _away(self, why: str) -> ServiceUnavailable:
+        return ServiceUnavailable(f"{self.name} at {self.where}: {why}", self.name)
+
+
+def _checked(url: str, name: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in url
+    except ValueError:
+        good = False
+    if not good or parts.fragment:
+        raise ConfigError(f"sinks.{name}.url must be http(s)://HOST/PATH without a user or password")
+    return url.rstrip("/")
+
+
+def _read(response: httpx.Response) -> str:
+    """The body, or its beginning where it is too long to be an answer."""
+    found = b""
+    for part in response.iter_bytes():
+        found += part
+        if len(found) > MOST_BYTES:
+            break
+    return found[:MOST_BYTES].decode("utf-8", "replace")
+
+
+def _words(text: str) -> str:
+    """What a host says in its error, in the forms that hosts have."""
+    said = _json_or_text(text)
+    if isinstance(said, dict):
+        said = next((said[key] for key in ("message", "detail", "error", "title") if said.get(key)), said)
+    return str(said).strip() or "without a word"
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return text
+
+
+def _retry_after(value: str) -> float:
+    """Seconds to wait: a number or an HTTP date (RFC 9110, 10.2.3)."""
+    try:
+        seconds = float(value) if value else FIRST_WAIT_S
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError):
+            seconds = FIRST_WAIT_S
+    return min(max(seconds, 0.0), LONGEST_WAIT_S) if seconds == seconds else FIRST_WAIT_S
