@@ -161,7 +161,7 @@ class Subscriber:
         deadline = time.monotonic() + wait_s
         while len(found) < most and not self._stop.is_set():
             if not self._waiting:
-                self._waiting.extend(self._consumer.consume(min(BATCH, most), WAIT_S))
+                self._waiting.extend(self._consumer.consume(min(BATCH, most), WAIT_S, BATCH_BYTES))
             if not self._waiting:
                 self.ended = self._drain and self._consumer.drained(alone=True)
                 if self.ended or time.monotonic() > deadline:
@@ -175,14 +175,14 @@ class Subscriber:
             record = self._next()
             if record is not None:
                 assert self._handed_out is not None
-                self._done.append(self._handed_out)
+                self._handled(self._handed_out)
                 self._handed_out = None
                 found.append(record)
         return found
 
     def settle(self) -> None:
         """What `take` returned has been handled: the group goes on behind it."""
-        self._consumer.commit(self._done)
+        self._consumer.commit([*self._done.values()])
         self._done.clear()
 
     def keep_alive(self) -> None:

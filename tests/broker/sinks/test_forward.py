@@ -15,6 +15,7 @@ from test_subscribe import QUICK, Topic, declined, record
 
 from skyheed.broker.cli import skyheed
 from skyheed.broker.forward import Rate
+from skyheed.broker.kafka.client import ensure_topics
 from skyheed.broker.local import embedded
 from skyheed.broker.results.record import Classification
 from skyheed.broker.subscribe import Subscriber
@@ -140,6 +141,7 @@ def test_hop_client_reads_what_hop_was_sent(topic: Topic, tmp_path: Path) -> Non
     hop = pytest.importorskip("hop")
     topic.publish(record(1), record(2), declined(3))
     there = f"group.{uuid.uuid4().hex[:8]}"
+    ensure_topics({"bootstrap.servers": topic.kafka}, {there: {}}, 1, 1)
     config = settings(tmp_path, topic, "hop", topic=there, servers=topic.kafka, security="PLAINTEXT", sender="us")
     assert forward(config, topic, "hop") == {"read": 3, "delivered": 3, "filtered": 0, "refused": 0}
     stream = hop.io.Stream(auth=False, until_eos=True, start_at=hop.io.StartPosition.EARLIEST)
