@@ -104,6 +104,7 @@ class History:
         kept: what a model asked to be kept, by the index of its span of epochs (`Needs.span`).
         photometry: None where it was not asked for.
         context: name (of `context.NAMES`) -> number, from the newest epoch's packet; what is not known is absent.
+        contexts: the same for each epoch, where it is known; `until` and `take` give that of their last epoch, or none.
         source_id, ra, dec (degrees, ICRS), flags: [n].
     """
 
@@ -116,6 +117,7 @@ class History:
     flux_error: NDArray[np.float32] = None  # type: ignore[assignment]
     photometry: Photometry | None = None
     context: Mapping[str, float] = field(default_factory=dict)
+    contexts: Sequence[Mapping[str, float]] = ()
     object_id: str = ""
     survey: str = ""
     source_id: NDArray[np.uint64] = None  # type: ignore[assignment]
@@ -193,8 +195,16 @@ class History:
             images={kind: pixels[rows] for kind, pixels in self.images.items()},
             shown=np.arange(len(epochs)), kept={},
             photometry=None if self.photometry is None else self.photometry.until(float(self.mjd[epochs[-1]])),
+            context=self._context_at(int(epochs[-1])),
+            contexts=[self.contexts[n] for n in epochs] if self.contexts else (),
             **{name: getattr(self, name)[epochs] for name in PER_EPOCH},
         )  # fmt: skip
+
+    def _context_at(self, epoch: int) -> Mapping[str, float]:
+        """What was said of the surroundings in the packet of an epoch; a later packet's numbers were not known then."""
+        if self.contexts:
+            return self.contexts[epoch]
+        return self.context if epoch == len(self) - 1 else {}
 
     def newest(self, count: int) -> History:
         """The newest epochs, or all of them if there are no more."""
@@ -235,6 +245,7 @@ def _history(name: str, seen: Sequence[Observed], survey: str) -> History:
         object_id=name, survey=getattr(seen[0], "survey", "") or survey,
         source_id=column("source_id", np.uint64), ra=column("ra", np.float64), dec=column("dec", np.float64),
         flags=column("flags", np.uint16), photometry=_points(seen), context=dict(seen[-1].context),
+        contexts=[dict(o.context) for o in seen],
     )  # fmt: skip
 
 

@@ -117,3 +117,13 @@ def test_points_without_any() -> None:
     assert found is not None
     assert len(found) == 0
     assert math.isfinite(History.by_object([seen(1)])["one"].mjd[0])
+
+
+def test_an_earlier_history_knows_the_context_of_its_own_last_epoch() -> None:
+    packets = [seen(n, context={"detections": float(n)}) for n in (1, 2, 3)]
+    history = History.by_object(packets)["one"]
+    assert [history.until(epochs=n).context for n in (1, 2, 3)] == [{"detections": float(n)} for n in (1, 2, 3)]
+    assert history.until(epochs=2).until(epochs=1).context == {"detections": 1.0}
+    newest_alone = replace(history, contexts=())  # as a store gives it
+    assert newest_alone.until(epochs=2).context == {}
+    assert newest_alone.newest(1).context == {"detections": 3.0}
