@@ -4,7 +4,7 @@
 export function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) set(element, key, value);
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -13,7 +13,7 @@ const SVG = "http://www.w3.org/2000/svg";
 export function svg(name, attributes = {}, ...children) {
   const element = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) if (key === "style") Object.assign(element.style, value); else element.setAttribute(key, value);
-  element.append(...children.flat());
+  element.append(...children.flat(Infinity));
   return element;
 }
 
@@ -170,4 +170,21 @@ export function copyButton(text, what) {
 export function chip(name, p, classes) {
   const dot = h("i", { class: "dot", style: { background: classColour(name, classes) } });
   return h("span", { class: "chip" }, dot, className(name), " ", h("b", {}, fixed(p)));
+}
+
+/** Whether a key belongs to a field or to the browser, and not to the page. */
+export const typing = (event) =>
+  event.target.closest("input:not([type=radio]):not([type=checkbox]), select, textarea") || event.ctrlKey || event.metaKey || event.altKey;
+
+/** The lamp says whether what is shown is still fed, in words as well as in colour. */
+export function lamp(state) {
+  const parts = state ? [state.kafka, state.redis].filter((part) => part && !part.ok) : [];
+  const bad = !state || parts.length > 0;
+  const names = state ? [state.kafka?.ok === false && "Kafka", state.redis?.ok === false && "Redis"].filter(Boolean) : [];
+  const element = byId("lamp");
+  element.dataset.state = bad ? "bad" : "ok";
+  element.title = state ? (parts.map((part) => part.sentence).join(" ") || state.index?.sentence || "") : "The server does not answer; the page keeps what it has.";
+  const text = !state ? "no server" : names.length ? `${names.join(", ")} away` : "up to date";
+  const label = element.querySelector("span");
+  if (label.textContent !== text) label.textContent = text;
 }

@@ -109,7 +109,7 @@ export function enlarge(canvas, stamp, { pixelArcsec = null, marks = true } = {}
   };
   drawTwice([[x - 40, y, x - 18, y], [x, y - 40, x, y - 18]]);
   drawTwice([[24, 44, 24, 16], [24, 44, 8, 44], [24, 16, 20, 22], [24, 16, 28, 22]]);
-  context.font = "600 14px sans-serif";
+  context.font = "600 15px sans-serif";
   context.lineWidth = 3;
   context.strokeStyle = "rgba(255,255,255,.9)";
   context.fillStyle = "#1d4fd7";

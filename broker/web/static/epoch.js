@@ -1,0 +1,115 @@
+// The card of the current epoch: its images of every kind, its numbers, what in it carries the classification.
+
+import { apiUrl, byId, className, colour, classVariable, copyButton, dateOf, fixed, getJson, h, KINDS, withError } from "./lib.js";
+import { enlarge, renderMap, SIZE } from "./stamps.js";
+
+export class EpochCard {
+  constructor(page) {
+    this.page = page;
+    this.figures = Object.fromEntries(KINDS.map((kind) => [kind, this.figure(kind)]));
+    this.facts = h("dl", { class: "facts" });
+    this.leave = h("input", { type: "checkbox", onchange: () => page.whatIf.toggle(page.shown) });
+    this.ask = h("button", { type: "button", onclick: () => this.saliency() }, "What in this stamp carries it?");
+    this.answer = h("p", { class: "muted small", role: "status" });
+    byId("epoch-body").append(
+      h("div", { class: "triple" }, Object.values(this.figures).map(({ figure }) => figure)),
+      this.facts,
+      h("p", { class: "choices" }, h("label", {}, this.leave, "leave this stamp out"), this.ask),
+      this.answer,
+    );
+  }
+
+  figure(kind) {
+    const canvas = h("canvas", { width: 256, height: 256, role: "img" });
+    const caption = h("figcaption", {}, kind);
+    const press = h("button", { type: "button", onclick: () => this.page.chooseKind(kind) }, canvas);
+    return { canvas, caption, press, figure: h("figure", {}, press, caption) };
+  }
+
+  show(epoch) {
+    if (epoch !== this.epoch) this.map = null;
+    this.epoch = epoch;
+    const { epochs } = this.page.data;
+    const day = epochs.mjd[epoch] - epochs.mjd[0];
+    byId("epoch-title").replaceChildren(`Epoch ${epoch + 1} · `, h("span", { class: `band-${epochs.band[epoch]}` }, epochs.band[epoch]), ` · day ${fixed(day, 1)} · ${this.flux(epoch)}`);
+    for (const kind of KINDS) this.draw(kind, epoch);
+    this.facts.replaceChildren(...this.numbers(epoch).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    this.leave.checked = this.page.off.has(epoch);
+    this.ask.disabled = !this.page.whatIf.model;
+    if (!this.map) this.answer.textContent = "";
+  }
+
+  flux(epoch) {
+    const { epochs } = this.page.data;
+    const { unit } = this.page.light;
+    const njy = unit.njy ?? 1;
+    const [flux, error] = [epochs.flux[epoch], epochs.flux_error[epoch]];
+    return flux === null ? "flux unknown" : `${withError(flux / njy, error === null ? null : error / njy)} ${unit.njy ? unit.text : "nJy"}`;
+  }
+
+  draw(kind, epoch) {
+    const { canvas, caption, press, figure } = this.figures[kind];
+    const image = this.page.image(kind, epoch);
+    const there = this.page.data.images[kind]?.includes(epoch);
+    figure.className = kind === this.page.kind ? "large" : "";
+    press.disabled = !this.page.data.images[kind]?.length;
+    caption.textContent = there ? kind : `no ${kind}`;
+    canvas.setAttribute("aria-label", there ? `${kind} stamp of epoch ${epoch + 1}, north up, east left` : `no ${kind} stamp`);
+    if (there && image === undefined) this.page.load(kind);
+    if (!image) {
+      canvas.width = canvas.height = 256;
+      return;
+    }
+    enlarge(canvas, this.layered(kind, image), { pixelArcsec: this.page.data.stamp.pixel_arcsec, marks: kind === this.page.kind });
+  }
+
+  /** The stamp, with the saliency map over it where it was asked for. */
+  layered(kind, image) {
+    const rows = this.map?.maps?.[kind];
+    if (!rows) return image;
+    const { model } = this.page.whatIf;
+    const layer = document.createElement("canvas");
+    layer.width = layer.height = SIZE;
+    const context = layer.getContext("2d");
+    context.globalAlpha = 0.35;
+    context.drawImage(image, 0, 0);
+    context.globalAlpha = 1;
+    context.drawImage(renderMap(rows, colour(classVariable(this.map.class, model.classes)), "#55585e"), 0, 0);
+    return layer;
+  }
+
+  numbers(epoch) {
+    const { epochs, path, stamp } = this.page.data;
+    const source = epochs.source_id[epoch];
+    const mag = epochs.mag[epoch];
+    const file = (kind) => h("a", { href: apiUrl(path, `/stamps/${source}.${kind}?kind=${this.page.kind}`), download: "" }, kind.toUpperCase());
+    return [
+      ["time", `${String(epochs.utc[epoch]).slice(0, 19).replace("T", " ")} UTC`],
+      ["MJD (TAI)", fixed(epochs.mjd[epoch], 5)],
+      ["night of", dateOf(epochs.night[epoch])],
+      ["magnitude", mag === null ? "none (flux is not positive)" : `${withError(mag, epochs.mag_error[epoch])} AB`],
+      ["source", h("span", {}, source, copyButton(source, "source id"))],
+      ["flags", epochs.flags[epoch].join(", ") || "none"],
+      ["pixels", stamp.pixel_arcsec ? `${SIZE} × ${SIZE}, ${fixed(stamp.pixel_arcsec, 2)}″ each` : `${SIZE} × ${SIZE}, scale unknown`],
+      ["stamp as", h("span", {}, file("png"), " · ", file("fits"))],
+    ];
+  }
+
+  async saliency() {
+    const { page, epoch } = this;
+    const { model, influenceClass } = page.whatIf;
+    const source = page.data.epochs.source_id[epoch];
+    const query = new URLSearchParams({ model: model.name, source_id: source, ...(influenceClass ? { class: influenceClass } : {}) });
+    this.ask.disabled = true;
+    this.answer.textContent = "Asking the model …";
+    try {
+      const found = await getJson(apiUrl(page.data.path, `/saliency?${query}`));
+      if (this.epoch !== epoch) return;
+      this.map = found;
+      this.answer.textContent = `Recomputed now by ${model.name}. Coloured: pixels that speak for ${className(found.class)}; grey: against it. ${found.method}`;
+    } catch (error) {
+      this.answer.textContent = error.message;
+    }
+    this.show(this.epoch);
+  }
+}

@@ -1,0 +1,41 @@
+// Rows of the live page and of lists.
+
+import { className, classColour, dateOf, fixed, h, objectUrl, shares } from "./lib.js";
+
+const COLUMNS = [
+  ["object", "id"], ["last stamps"], ["class", "class"], ["p", "probability"], ["shares"], ["change"], ["epochs", "epochs"], ["bands"], ["days", "days"], ["last night", "newest"], ["model"],
+];
+const LEFT_COLUMNS = new Set(["object", "class", "last stamps", "shares", "bands", "model"]);
+
+/** The head of the table; `sort` is {by, onsort} where columns can be sorted by. */
+export function head(sort = null) {
+  const cells = COLUMNS.map(([text, key]) => {
+    const attributes = { scope: "col", class: LEFT_COLUMNS.has(text) ? "l" : null };
+    if (!sort || !key || key === "class") return h("th", attributes, text);
+    const [by, down] = [sort.by.replace(/^-/, ""), sort.by.startsWith("-")];
+    const state = by === key ? (down ? "ascending" : "descending") : null;
+    const mark = state === "ascending" ? " ▲" : state ? " ▼" : "";
+    return h("th", { ...attributes, "aria-sort": state }, h("button", { type: "button", onclick: () => sort.onsort(by === key && !down ? `-${key}` : key) }, text + mark));
+  });
+  return h("thead", {}, h("tr", {}, cells));
+}
+
+export function rowOf(row, classes) {
+  const declined = row.status !== "CLASSIFIED";
+  const name = declined ? h("span", { class: "muted" }, `declined: ${String(row.reason ?? "").replaceAll("_", " ")}`) : h("span", { class: "nowrap" }, h("i", { class: "dot", style: { background: classColour(row.top_class, classes) } }), " ", className(row.top_class));
+  const bands = Object.entries(row.stamps_per_band ?? {}).map(([band, n]) => [h("span", { class: `band-${band}` }, band), `${n} `]);
+  return h("tr", {},
+    h("th", { scope: "row", class: "l name" }, h("a", { href: objectUrl(row.path), title: row.object_id }, row.object_id)),
+    h("td", { class: "l strip" }, row.strip ? h("img", { src: row.strip, alt: "", loading: "lazy", decoding: "async", width: 204, height: 34 }) : null),
+    h("td", { class: "l" }, name), h("td", {}, fixed(row.top_probability)), h("td", { class: "l" }, shares(row.probabilities, classes)),
+    h("td", {}, change(row)), h("td", {}, row.n_stamps), h("td", { class: "l" }, bands), h("td", {}, fixed(row.days, 1)), h("td", {}, dateOf(Math.floor(row.last_mjd))), h("td", { class: "l" }, row.model));
+}
+
+/** What changed since the classification before: of the top class, or that it is another one. */
+function change(row) {
+  if (row.status !== "CLASSIFIED") return "";
+  if (row.change === null || row.change === undefined) return h("span", { class: "muted", title: "first classification with probabilities" }, "first");
+  if (row.previous_class && row.previous_class !== row.top_class) return h("span", { title: `was ${className(row.previous_class)}` }, `⇄ was ${className(row.previous_class)}`);
+  const sign = row.change > 0.005 ? "▲" : row.change < -0.005 ? "▼" : "＝";
+  return h("span", { class: "nowrap", title: "change of its probability since the classification before" }, `${sign} ${fixed(Math.abs(row.change))}`);
+}

@@ -1,0 +1,90 @@
+// A night's classifications on the sky: an equal-area map (Hammer-Aitoff, right ascension to the left) as SVG.
+
+import { byId, className, classColour, dateOf, fixed, getJson, h, objectUrl, plural, report, svg } from "./lib.js";
+
+const [WIDE, TALL] = [1000, 520];
+const RADIUS = 480 / 2;
+const RAD = Math.PI / 180;
+
+/** Right ascension and declination in degrees -> place on the map; the middle is right ascension 180. */
+export function project(ra, dec) {
+  const longitude = (180 - ra) * RAD;
+  const latitude = dec * RAD;
+  const scale = Math.sqrt(2 / (1 + Math.cos(latitude) * Math.cos(longitude / 2)));
+  const x = Math.SQRT2 * scale * Math.cos(latitude) * Math.sin(longitude / 2);
+  const y = (Math.SQRT2 / 2) * scale * Math.sin(latitude);
+  return [WIDE / 2 + x * RADIUS * Math.SQRT1_2 * 1.41, TALL / 2 - y * RADIUS * 1.41 * Math.SQRT1_2 * 2];
+}
+
+const path = (points) => `M${points.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L")}`;
+const steps = (from, to, by) => Array.from({ length: Math.round((to - from) / by) + 1 }, (_, n) => from + n * by);
+
+/** The Galactic plane in equatorial coordinates (J2000 pole: 192.85948, 27.12825; ascending node at l = 32.93192). */
+function plane() {
+  const points = steps(0, 360, 2).map((l) => {
+    const angle = (l - 32.93192) * RAD;
+    const pole = 27.12825 * RAD;
+    const dec = Math.asin(Math.sin(angle) * Math.cos(pole)) / RAD;
+    const ra = (Math.atan2(Math.cos(angle), -Math.sin(angle) * Math.sin(pole)) / RAD + 192.85948 + 360) % 360;
+    return [ra, dec];
+  });
+  points.sort((a, b) => a[0] - b[0]);
+  return path(points.map(([ra, dec]) => project(ra, dec)));
+}
+
+function grid() {
+  const meridians = steps(30, 330, 30).map((ra) => path(steps(-90, 90, 5).map((dec) => project(ra, dec))));
+  const parallels = steps(-60, 60, 30).map((dec) => path(steps(0, 360, 5).map((ra) => project(ra, dec))));
+  const rim = path([...steps(-90, 90, 3).map((dec) => project(0, dec)), ...steps(-90, 90, 3).reverse().map((dec) => project(360, dec))]);
+  const texts = [
+    ...steps(60, 300, 60).map((ra) => [project(ra, 0), `${ra / 15}h`]),
+    ...[-60, -30, 30, 60].map((dec) => [project(180, dec), `${dec > 0 ? "+" : "−"}${Math.abs(dec)}°`]),
+  ];
+  return [
+    svg("path", { d: rim, class: "rim" }), ...[...meridians, ...parallels].map((d) => svg("path", { d, class: "grid" })), svg("path", { d: plane(), class: "galaxy" }),
+    ...texts.map(([[x, y], text]) => svg("text", { x: x + 4, y: y - 4 }, text)),
+  ];
+}
+
+function point(one) {
+  const [x, y] = project(one.ra, one.dec);
+  const text = `${one.object_id}: ${one.class ? `${className(one.class)} ${fixed(one.probability)}` : "declined"}`;
+  const circle = one.class
+    ? svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 2.5 + 2.5 * (one.probability ?? 0), "fill-opacity": 0.8, style: { fill: classColour(one.class, []) } })
+    : svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 3, fill: "none", style: { stroke: "var(--edge)" } });
+  circle.append(svg("title", {}, text));
+  return svg("a", { href: objectUrl(one.path), "aria-label": text, tabindex: -1 }, circle);
+}
+
+function legend(points) {
+  const counts = new Map();
+  for (const one of points) counts.set(one.class, (counts.get(one.class) ?? 0) + 1);
+  const items = [...counts].sort((a, b) => b[1] - a[1]).map(([name, n]) => h("span", {}, h("i", { class: "dot", style: name ? { background: classColour(name, []) } : { background: "none", border: "1.5px solid var(--edge)" } }), `${name ? className(name) : "declined"} ${n}`));
+  return h("div", { class: "legend" }, items, h("span", {}, "dashed: Galactic plane · larger: more probable"));
+}
+
+function show(found) {
+  const { night, points, capped } = found;
+  byId("summary").textContent = points.length ? `${capped ? "The first " : ""}${plural(points.length, "object")} whose last epoch is of the night of ${dateOf(night)}.` : "";
+  byId("empty").hidden = points.length > 0;
+  byId("empty").textContent = "No object had its last epoch in this night. Choose another night; the list has only those with classifications.";
+  const map = svg("svg", { viewBox: `0 0 ${WIDE} ${TALL}`, role: "group", "aria-label": `Sky map, right ascension increasing to the left, ${plural(points.length, "object")}` }, grid(), points.map(point));
+  const table = h("p", { class: "muted small" }, h("a", { href: `/objects?night=${night}` }, "The same as a list"));
+  byId("sky").replaceChildren(legend(points), map, table);
+}
+
+export function start(data) {
+  const select = h("select", { name: "night" }, (data.nights ?? []).map(({ night, objects }) => h("option", { value: night }, `${dateOf(night)} (${plural(objects, "object")})`)));
+  select.value = data.night;
+  select.addEventListener("change", async () => {
+    history.replaceState(null, "", `?night=${select.value}`);
+    try {
+      show(await getJson(`/api/v1/sky?night=${select.value}`));
+      report(null);
+    } catch (error) {
+      report(error);
+    }
+  });
+  byId("filters").append(h("label", {}, "night of", select));
+  show(data);
+}
