@@ -7,10 +7,12 @@ const COLUMNS = [
 ];
 const LEFT_COLUMNS = new Set(["object", "class", "last stamps", "shares", "bands", "model"]);
 
+const LESS = new Set(["shares", "bands", "last night", "model", "days"]); // left out on a phone
+
 /** The head of the table; `sort` is {by, onsort} where columns can be sorted by. */
 export function head(sort = null) {
   const cells = COLUMNS.map(([text, key]) => {
-    const attributes = { scope: "col", class: LEFT_COLUMNS.has(text) ? "l" : null };
+    const attributes = { scope: "col", class: `${LEFT_COLUMNS.has(text) ? "l" : ""} ${LESS.has(text) ? "less" : ""}` };
     if (!sort || !key || key === "class") return h("th", attributes, text);
     const [by, down] = [sort.by.replace(/^-/, ""), sort.by.startsWith("-")];
     const state = by === key ? (down ? "ascending" : "descending") : null;
@@ -27,8 +29,8 @@ export function rowOf(row, classes) {
   return h("tr", {},
     h("th", { scope: "row", class: "l name" }, h("a", { href: objectUrl(row.path), title: row.object_id }, row.object_id)),
     h("td", { class: "l strip" }, row.strip ? h("img", { src: row.strip, alt: "", loading: "lazy", decoding: "async", width: 204, height: 34 }) : null),
-    h("td", { class: "l" }, name), h("td", {}, fixed(row.top_probability)), h("td", { class: "l" }, shares(row.probabilities, classes)),
-    h("td", {}, change(row)), h("td", {}, row.n_stamps), h("td", { class: "l" }, bands), h("td", {}, fixed(row.days, 1)), h("td", {}, dateOf(Math.floor(row.last_mjd))), h("td", { class: "l" }, row.model));
+    h("td", { class: "l" }, name), h("td", {}, fixed(row.top_probability)), h("td", { class: "l less" }, shares(row.probabilities, classes)),
+    h("td", {}, change(row)), h("td", {}, row.n_stamps), h("td", { class: "l less" }, bands), h("td", { class: "less" }, fixed(row.days, 1)), h("td", { class: "less" }, dateOf(Math.floor(row.last_mjd))), h("td", { class: "l less" }, row.model));
 }
 
 /** What changed since the classification before: of the top class, or that it is another one. */
@@ -36,6 +38,6 @@ function change(row) {
   if (row.status !== "CLASSIFIED") return "";
   if (row.change === null || row.change === undefined) return h("span", { class: "muted", title: "first classification with probabilities" }, "first");
   if (row.previous_class && row.previous_class !== row.top_class) return h("span", { title: `was ${className(row.previous_class)}` }, `⇄ was ${className(row.previous_class)}`);
-  const sign = row.change > 0.005 ? "▲" : row.change < -0.005 ? "▼" : "＝";
+  const sign = row.change > 0.005 ? "▲" : row.change < -0.005 ? "▼" : "=";
   return h("span", { class: "nowrap", title: "change of its probability since the classification before" }, `${sign} ${fixed(Math.abs(row.change))}`);
 }

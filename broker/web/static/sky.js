@@ -3,17 +3,17 @@
 import { byId, className, classColour, dateOf, fixed, getJson, h, objectUrl, plural, report, svg } from "./lib.js";
 
 const [WIDE, TALL] = [1000, 520];
-const RADIUS = 480 / 2;
+const UNIT = 480 / (2 * Math.SQRT2); // px: the map is 960 wide
 const RAD = Math.PI / 180;
 
 /** Right ascension and declination in degrees -> place on the map; the middle is right ascension 180. */
 export function project(ra, dec) {
   const longitude = (180 - ra) * RAD;
   const latitude = dec * RAD;
-  const scale = Math.sqrt(2 / (1 + Math.cos(latitude) * Math.cos(longitude / 2)));
-  const x = Math.SQRT2 * scale * Math.cos(latitude) * Math.sin(longitude / 2);
-  const y = (Math.SQRT2 / 2) * scale * Math.sin(latitude);
-  return [WIDE / 2 + x * RADIUS * Math.SQRT1_2 * 1.41, TALL / 2 - y * RADIUS * 1.41 * Math.SQRT1_2 * 2];
+  const depth = Math.sqrt(1 + Math.cos(latitude) * Math.cos(longitude / 2));
+  const x = (2 * Math.SQRT2 * Math.cos(latitude) * Math.sin(longitude / 2)) / depth;
+  const y = (Math.SQRT2 * Math.sin(latitude)) / depth;
+  return [WIDE / 2 + x * UNIT, TALL / 2 - y * UNIT];
 }
 
 const path = (points) => `M${points.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L")}`;

@@ -1,0 +1,73 @@
+// Small charts as SVG, of the page's own elements: bars by time, lines with a range, a calibration plot.
+
+import { fixed, h, svg } from "./lib.js";
+
+const [WIDE, TALL, LEFT, BOTTOM, TOP] = [600, 170, 44, 22, 8];
+
+/** Round numbers that divide [low, high] in a few steps. */
+function ticks(low, high, wanted = 3) {
+  const raw = (high - low || 1) / wanted;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const found = [];
+  for (let value = Math.ceil(low / step) * step; value <= high + step / 1e6; value += step) found.push(Number(value.toPrecision(6)));
+  return found;
+}
+
+const short = (value) => (Math.abs(value) >= 1e6 ? `${value / 1e6}M` : Math.abs(value) >= 1e4 ? `${value / 1e3}k` : String(value).replace("-", "−"));
+
+function frame(label, low, high, xs, xText, wide) {
+  const x = (value) => LEFT + ((value - xs[0]) / (xs.at(-1) - xs[0] || 1)) * (wide - LEFT - 8);
+  const y = (value) => TALL - BOTTOM - ((value - low) / (high - low || 1)) * (TALL - BOTTOM - TOP);
+  const lines = ticks(low, high).map((value) => [svg("line", { x1: LEFT, x2: wide - 8, y1: y(value), y2: y(value), class: "axis" }), svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, short(value))]);
+  const shown = xs.length > 1 ? [xs[0], xs[Math.floor(xs.length / 2)], xs.at(-1)] : xs;
+  const texts = [...new Set(shown)].map((value, n, all) => svg("text", { x: x(value), y: TALL - 6, "text-anchor": all.length < 2 ? "start" : ["start", "middle", "end"][n * (all.length === 2 ? 2 : 1)] }, xText(value)));
+  return { x, y, root: svg("svg", { viewBox: `0 0 ${wide} ${TALL}`, class: "chart", role: "img", "aria-label": label }, lines, texts) };
+}
+
+/** Stacked bars: `rows` of {at, parts: [[name, value]]}; `paint(name)` gives a fill. */
+export function stackedBars(label, rows, paint, xText, wide = 1200) {
+  const xs = rows.map((row) => row.at);
+  const most = Math.max(...rows.map((row) => row.parts.reduce((sum, [, value]) => sum + value, 0)), 1);
+  const ends = xs.length > 1 ? [xs[0], ...xs, xs.at(-1) + (xs[1] - xs[0])] : [xs[0], xs[0] + 1];
+  const { x, y, root } = frame(label, 0, most, [ends[0], ...xs.slice(1), ends.at(-1)], xText, wide);
+  const width = Math.max(2, Math.min(40, ((wide - LEFT - 8) / rows.length) * 0.8));
+  for (const row of rows) {
+    let base = 0;
+    for (const [name, value] of row.parts) {
+      root.append(svg("rect", { x: x(row.at), width, y: y(base + value), height: Math.max(0, y(base) - y(base + value)), style: { fill: paint(name), fillOpacity: name === "declined" ? 0.35 : 0.85 } }, svg("title", {}, `${xText(row.at)}: ${name} ${value}`)));
+      base += value;
+    }
+  }
+  return root;
+}
+
+/** Lines of {name, points: [{at, value, low, high}]} over time; `reference` {low, high} is a band behind them. */
+export function lines(label, series, paint, xText, { reference = null, wide = 400 } = {}) {
+  const all = series.flatMap((one) => one.points).filter((p) => Number.isFinite(p.value));
+  if (!all.length) return h("p", { class: "muted small" }, "nothing yet");
+  const xs = [...new Set(all.map((p) => p.at))].sort((a, b) => a - b);
+  const values = [...all.flatMap((p) => [p.low ?? p.value, p.high ?? p.value]), ...(reference ? [reference.low, reference.high] : [])];
+  const { x, y, root } = frame(label, Math.min(...values), Math.max(...values), xs, xText, wide);
+  if (reference) root.append(svg("rect", { x: LEFT, width: wide - LEFT - 8, y: y(reference.high), height: Math.max(1, y(reference.low) - y(reference.high)), style: { fill: "var(--edge)", fillOpacity: 0.2 } }, svg("title", {}, "what the model was trained on")));
+  for (const { name, points } of series) {
+    const good = points.filter((p) => Number.isFinite(p.value));
+    root.append(svg("polyline", { points: good.map((p) => `${x(p.at).toFixed(1)},${y(p.value).toFixed(1)}`).join(" "), style: { fill: "none", stroke: paint(name), strokeWidth: 1.5 } }));
+    for (const p of good) {
+      if (p.low !== undefined) root.append(svg("line", { x1: x(p.at), x2: x(p.at), y1: y(p.low), y2: y(p.high), style: { stroke: paint(name), strokeOpacity: 0.35 } }));
+      root.append(svg("circle", { cx: x(p.at), cy: y(p.value), r: 2, style: { fill: paint(name) } }, svg("title", {}, `${xText(p.at)}, ${name}: ${fixed(p.value, 2)}`)));
+    }
+  }
+  return root;
+}
+
+/** Accuracy against confidence: points of [confidence, accuracy, objects], on the line where the model is calibrated. */
+export function reliability(label, bins) {
+  const [side, left] = [240, 34];
+  const x = (p) => left + p * (side - left - 8);
+  const y = (p) => side - 24 - p * (side - 32);
+  const texts = [0, 0.5, 1].map((p) => [svg("text", { x: x(p), y: side - 8, "text-anchor": "middle" }, String(p)), svg("text", { x: left - 6, y: y(p) + 4, "text-anchor": "end" }, String(p)), svg("line", { x1: x(0), x2: x(1), y1: y(p), y2: y(p), class: "axis" })]);
+  const most = Math.max(...bins.map((bin) => bin[2]));
+  const points = bins.map(([confidence, accuracy, n]) => svg("circle", { cx: x(confidence), cy: y(accuracy), r: 2 + 3 * Math.sqrt(n / most), style: { fill: "var(--focus)", fillOpacity: 0.8 } }, svg("title", {}, `p ${fixed(confidence)}: right ${fixed(accuracy)} of ${n} objects`)));
+  return svg("svg", { viewBox: `0 0 ${side} ${side}`, class: "chart", role: "img", "aria-label": label }, texts, svg("path", { d: `M${x(0)} ${y(0)}L${x(1)} ${y(1)}`, class: "ideal" }), points);
+}

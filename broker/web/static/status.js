@@ -1,0 +1,143 @@
+// The status page: the books in sentences, what is due, how fast, what has been set aside, and the models' cards.
+
+import { byId, bytes, className, classColour, clock, count, dateOf, duration, fixed, getJson, h, lamp, objectUrl, plural, report } from "./lib.js";
+import { lines, stackedBars } from "./charts.js";
+import { modelCard } from "./cards.js";
+
+const AGAIN_MS = 10_000;
+const DECLINED = "var(--edge)";
+
+const cell = (value, kind) => (kind === "l" ? h("td", { class: "l" }, value) : h("td", {}, value));
+function table(caption, columns, rows) {
+  const head = h("thead", {}, h("tr", {}, columns.map(([text, kind]) => h("th", { scope: "col", class: kind }, text))));
+  const body = rows.map((row) => h("tr", {}, row.map((value, n) => (n ? cell(value, columns[n][1]) : h("th", { scope: "row" }, value)))));
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, h("table", {}, h("caption", {}, caption), head, h("tbody", {}, body)));
+}
+const nothing = (text) => h("p", { class: "muted" }, text);
+
+function fillBooks(status) {
+  const { books, state } = status;
+  if (!books) {
+    byId("books").replaceChildren(nothing(`The books cannot be read now. ${state.redis?.sentence ?? ""}`));
+    return;
+  }
+  const verdict = books.balanced ? h("b", { class: "good" }, "The books balance.") : h("b", { class: "bad" }, "The books do not balance: run `skyheed audit`.");
+  const parts = books.explained.map(({ name, count: n, sentence }) => [name, count(n), sentence]);
+  byId("books").replaceChildren(h("p", { class: "sum" }, verdict, " Everything consumed is stored, a duplicate, skipped or rejected; every object touched is classified, declined or pending."), table("What became of the packets and objects", [["count of", "l"], ["number"], ["meaning", "l"]], parts));
+}
+
+function fillDue({ queues, due }) {
+  const rows = Object.entries(queues ?? {}).map(([name, q]) => [name, count(q.due), count(q.new), count(q.in_flight), duration(q.oldest_s)]);
+  byId("due").replaceChildren(
+    rows.length ? table("Objects that wait, by model", [["model", "l"], ["due"], ["later"], ["in work"], ["oldest"]], rows) : nothing("Nothing is known of the queues now."),
+    due?.length ? h("details", {}, h("summary", {}, `Which and why: ${plural(due.length, "object")}`), h("ul", {}, due.map((one) => h("li", {}, h("a", { href: objectUrl(one.path) }, one.object_id), ` · ${one.model} · ${one.why}`)))) : "");
+}
+
+function fillSpeed(status) {
+  const { latency_ms: latency, throughput, lag } = status;
+  const behind = (lag ?? []).reduce((sum, one) => sum + (one.messages ?? 0), 0);
+  const hours = [...new Set((throughput ?? []).map((one) => one.hour_ms))].sort((a, b) => a - b).map((at) => ({
+    at, parts: ["classified", "declined"].map((name) => [name, throughput.filter((one) => one.hour_ms === at).reduce((sum, one) => sum + one[name], 0)]),
+  }));
+  byId("speed").replaceChildren(
+    h("dl", { class: "facts" }, [
+      ["alert to classification, half", duration(latency?.p50 / 1000)], ["90 %", duration(latency?.p90 / 1000)], ["99 %", duration(latency?.p99 / 1000)], ["of", plural(latency?.n ?? 0, "classification")],
+      ["packets not yet read", lag?.length ? count(behind) : "–"],
+    ].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+    h("h3", {}, "Classifications an hour"),
+    hours.length ? stackedBars("Classifications an hour", hours, (name) => (name === "declined" ? DECLINED : "var(--focus)"), (ms) => clock(ms).slice(5, 16), 400) : nothing("None yet."));
+}
+
+function fillParts({ state, daemons }) {
+  const part = (name, { ok, sentence }) => [name, h("span", { class: ok ? "good" : "bad" }, ok ? "runs" : "away"), sentence];
+  const rows = [part("Kafka", state.kafka), part("Redis", state.redis), ["index", count(state.index.objects), state.index.sentence], ["recompute", h("span", { class: state.recompute.ok ? "good" : "bad" }, state.recompute.ok ? "runs" : "off"), state.recompute.sentence]];
+  const alive = (daemons ?? []).map((one) => [one.name, duration(one.age_s), Object.entries(one.waiting ?? {}).map(([on, s]) => `waits for ${on} ${typeof s === "number" ? duration(s) : ""}`).join(", ") || "at work"]);
+  byId("parts").replaceChildren(table("What this page reads", [["part", "l"], ["state", "l"], ["", "l"]], rows), alive.length ? table("Daemons, and when they last reported", [["daemon", "l"], ["ago"], ["", "l"]], alive) : nothing("No daemon has reported: `skyheed ingest` and `skyheed work` do so every few seconds while they run."));
+}
+
+function fillNights({ shares: nights, models }) {
+  const classes = models[0]?.classes ?? [];
+  const names = [...new Set((nights ?? []).map((one) => one.model))];
+  if (!names.length) {
+    byId("nights").replaceChildren(nothing("Nothing has been classified yet."));
+    return;
+  }
+  const chart = (name) => {
+    const rows = nights.filter((one) => one.model === name).sort((a, b) => a.night - b.night).map((one) => ({ at: one.night, parts: Object.entries(one.counts).sort((a, b) => order(classes, a[0]) - order(classes, b[0])) }));
+    return [h("h3", {}, name || "classifications"), stackedBars(`Classes by night, ${name}`, rows, (part) => (part === "declined" ? DECLINED : classColour(part, classes)), dateOf)];
+  };
+  const legend = [...classes, "declined"].map((name) => h("span", {}, h("i", { class: "dot", style: { background: name === "declined" ? DECLINED : classColour(name, classes) } }), className(name)));
+  byId("nights").replaceChildren(h("div", { class: "legend" }, legend), ...names.flatMap(chart));
+}
+const order = (classes, name) => (name === "declined" ? 99 : classes.indexOf(name));
+
+function fillDrift({ drift, drift_reference: reference }) {
+  const bands = [..."ugrizy"].filter((band) => (drift ?? []).some((one) => one.band === band));
+  if (!bands.length) {
+    byId("drift").replaceChildren(nothing("No stamps yet."));
+    return;
+  }
+  const paint = (band) => `var(--band-${band})`;
+  const series = (value) => bands.map((band) => ({ name: band, points: drift.filter((one) => one.band === band).sort((a, b) => a.night - b.night).map((one) => ({ at: one.night, ...value(one) })) }));
+  const figure = (title, value, key) => h("div", {}, h("h3", {}, title), lines(title, series(value), paint, dateOf, { reference: bandOf(reference?.[key]) }));
+  const legend = bands.map((band) => h("span", { class: `band-${band}` }, band));
+  byId("drift").replaceChildren(
+    h("div", { class: "legend" }, legend, h("span", {}, reference ? "grey: what the model was trained on" : "The model's card does not say what its training data looked like, so that there is nothing to compare with.")),
+    h("div", { class: "figures" },
+      figure("Flux, median and 68 % (log nJy)", (one) => ({ value: log(one.flux?.p50), low: log(one.flux?.p16), high: log(one.flux?.p84) }), "flux"),
+      figure("Width of the source (pixels)", (one) => ({ value: one.width ?? NaN }), "width"),
+      figure("Background noise (100 nJy a pixel)", (one) => ({ value: one.background ?? NaN }), "background"),
+      figure("Stamps a night", (one) => ({ value: one.n }), "n")));
+}
+const log = (flux) => (flux > 0 ? Math.log10(flux) : undefined);
+const bandOf = (given) => (Array.isArray(given) && given.length === 2 ? { low: given[0], high: given[1] } : null);
+
+function fillDead({ dead_letters: dead }) {
+  const letters = dead?.letters ?? [];
+  const reasons = Object.entries(dead?.reasons ?? {}).map(([reason, n]) => `${reason.replaceAll("_", " ")} ${n}`);
+  if (!letters.length) {
+    byId("dead").replaceChildren(nothing("No packet has been set aside."));
+    return;
+  }
+  const rows = letters.map((letter) => [letter.reason.replaceAll("_", " "), letter.error, h("span", { class: "mono" }, letter.source), bytes(letter.bytes), clock(letter.time_ms), h("button", { type: "button", "aria-label": `Look into the packet ${letter.source}`, onclick: () => look(letter.place) }, "look")]);
+  byId("dead").replaceChildren(h("p", { class: "muted" }, `Packets that could not be used, with their reasons: ${reasons.join(", ")}. After a fix, \`skyheed redrive\` sends them through again.`), table("Newest dead letters", [["reason", "l"], ["what was wrong", "l"], ["packet", "l"], ["size"], ["when", "l"], ["", "l"]], rows), h("div", { id: "letter", tabindex: -1 }));
+}
+
+async function look(place) {
+  const box = byId("letter");
+  try {
+    const found = await getJson(`/api/v1/dead-letters/${encodeURIComponent(place)}`);
+    const hex = found.hex.match(/.{1,32}/g)?.map((line, n) => `${(n * 16).toString(16).padStart(4, "0")}  ${line.match(/../g).join(" ")}`).join("\n") ?? "";
+    const fields = Object.entries(found.fields ?? {});
+    box.replaceChildren(h("h3", {}, `Packet ${found.letter.source}`), table("Headers", [["header", "l"], ["", "l"]], found.headers), fields.length ? table("What could be read", [["field", "l"], ["", "l"]], fields) : nothing("Nothing in it could be read."), h("pre", { tabindex: 0, "aria-label": "First bytes" }, hex), found.value_url ? h("a", { href: found.value_url, download: "" }, "the whole packet") : "");
+    box.focus();
+  } catch (error) {
+    box.replaceChildren(h("p", { class: "notice" }, error.message));
+  }
+}
+
+function fill(status) {
+  lamp(status.state);
+  fillBooks(status);
+  fillDue(status);
+  fillSpeed(status);
+  fillParts(status);
+  fillNights(status);
+  fillDrift(status);
+  if (!byId("letter")?.hasChildNodes()) fillDead(status);
+  byId("summary").textContent = `As of ${clock(status.state.now_ms)}.`;
+}
+
+async function again() {
+  // what somebody reads or has opened is not pulled away from under them
+  if (!document.hidden && !byId("main").querySelector("details[open]") && !byId("main").contains(document.activeElement)) {
+    await getJson("/api/v1/status").then((status) => (fill(status), report(null)), report);
+  }
+  setTimeout(again, AGAIN_MS);
+}
+
+export function start(data) {
+  fill(data);
+  byId("models").replaceChildren(...(data.models.length ? data.models.map(modelCard) : [nothing("No model is known: none has published yet, and none is installed here.")]));
+  setTimeout(again, AGAIN_MS);
+}
