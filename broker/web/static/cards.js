@@ -41,6 +41,6 @@ function calibration(metrics) {
   const series = [{ name: "measured", points: after.map((s) => ({ at: s.at, value: s.ece })) }, { name: "chance", points: after.map((s) => ({ at: s.at, value: s.ece_expected })) }];
   const paint = (name) => (name === "measured" ? "var(--focus)" : "var(--edge)");
   return h("div", {},
-    lines("Calibration error after so many stamps", series, paint, (at) => String(Math.round(2 ** at)), { wide: 320 }),
+    lines("Calibration error after so many stamps", series, paint, (at) => String(Math.round(2 ** at)), { wide: 290 }),
     h("p", { class: "muted small" }, "Calibration error against the number of stamps: blue measured, grey what chance alone makes of so few objects."));
 }

@@ -22,7 +22,7 @@ function frame(label, low, high, xs, xText, wide) {
   const lines = ticks(low, high).map((value) => [svg("line", { x1: LEFT, x2: wide - 8, y1: y(value), y2: y(value), class: "axis" }), svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, short(value))]);
   const shown = xs.length > 1 ? [xs[0], xs[Math.floor(xs.length / 2)], xs.at(-1)] : xs;
   const texts = [...new Set(shown)].map((value, n, all) => svg("text", { x: x(value), y: TALL - 6, "text-anchor": all.length < 2 ? "start" : ["start", "middle", "end"][n * (all.length === 2 ? 2 : 1)] }, xText(value)));
-  return { x, y, root: svg("svg", { viewBox: `0 0 ${wide} ${TALL}`, class: "chart", role: "img", "aria-label": label }, lines, texts) };
+  return { x, y, root: svg("svg", { viewBox: `0 0 ${wide} ${TALL}`, class: "chart", role: "img", "aria-label": label, style: { maxWidth: `${wide * 1.1}px` } }, lines, texts) };
 }
 
 /** Stacked bars: `rows` of {at, parts: [[name, value]]}; `paint(name)` gives a fill. */
@@ -69,5 +69,5 @@ export function reliability(label, bins) {
   const texts = [0, 0.5, 1].map((p) => [svg("text", { x: x(p), y: side - 8, "text-anchor": "middle" }, String(p)), svg("text", { x: left - 6, y: y(p) + 4, "text-anchor": "end" }, String(p)), svg("line", { x1: x(0), x2: x(1), y1: y(p), y2: y(p), class: "axis" })]);
   const most = Math.max(...bins.map((bin) => bin[2]));
   const points = bins.map(([confidence, accuracy, n]) => svg("circle", { cx: x(confidence), cy: y(accuracy), r: 2 + 3 * Math.sqrt(n / most), style: { fill: "var(--focus)", fillOpacity: 0.8 } }, svg("title", {}, `p ${fixed(confidence)}: right ${fixed(accuracy)} of ${n} objects`)));
-  return svg("svg", { viewBox: `0 0 ${side} ${side}`, class: "chart", role: "img", "aria-label": label }, texts, svg("path", { d: `M${x(0)} ${y(0)}L${x(1)} ${y(1)}`, class: "ideal" }), points);
+  return svg("svg", { viewBox: `0 0 ${side} ${side}`, class: "chart", role: "img", "aria-label": label, style: { maxWidth: `${side * 1.1}px` } }, texts, svg("path", { d: `M${x(0)} ${y(0)}L${x(1)} ${y(1)}`, class: "ideal" }), points);
 }

@@ -12,6 +12,7 @@ export class Filters {
     form.append(
       ...fields.map(([name, label, attributes]) => this.input(name, label, attributes, "wide")),
       this.select("class", "class", [["", "all"], ...classes.map((name) => [name, className(name)])]),
+      h("button", { type: "button", class: "more", "aria-expanded": "false", onclick: (event) => this.more(event.currentTarget) }, "more filters"),
       ...NUMBERS.map(([name, label, attributes]) => this.input(name, label, { type: "number", inputmode: "decimal", ...attributes })),
       this.input("bands", "bands, all of", { size: 4, maxlength: 6, pattern: "[ugrizy]*", placeholder: [...bands].join("") }),
       this.select("declined", "declined", [["", "with"], ["no", "without"], ["yes", "only"]]),
@@ -34,6 +35,12 @@ export class Filters {
 
   get fields() {
     return [...this.form.elements].filter((field) => field.name);
+  }
+
+  /** On a narrow screen all but the first fields are folded away. */
+  more(button) {
+    const open = this.form.classList.toggle("open");
+    button.setAttribute("aria-expanded", String(open));
   }
 
   /** The fields from the URL. */

@@ -12,7 +12,7 @@ const LESS = new Set(["shares", "bands", "last night", "model", "days"]); // lef
 /** The head of the table; `sort` is {by, onsort} where columns can be sorted by. */
 export function head(sort = null) {
   const cells = COLUMNS.map(([text, key]) => {
-    const attributes = { scope: "col", class: `${LEFT_COLUMNS.has(text) ? "l" : ""} ${LESS.has(text) ? "less" : ""}` };
+    const attributes = { scope: "col", class: `${LEFT_COLUMNS.has(text) ? "l" : ""} ${LESS.has(text) ? "less" : ""}`.trim() || null };
     if (!sort || !key || key === "class") return h("th", attributes, text);
     const [by, down] = [sort.by.replace(/^-/, ""), sort.by.startsWith("-")];
     const state = by === key ? (down ? "ascending" : "descending") : null;
@@ -29,8 +29,8 @@ export function rowOf(row, classes) {
   return h("tr", {},
     h("th", { scope: "row", class: "l name" }, h("a", { href: objectUrl(row.path), title: row.object_id }, row.object_id)),
     h("td", { class: "l strip" }, row.strip ? h("img", { src: row.strip, alt: "", loading: "lazy", decoding: "async", width: 204, height: 34 }) : null),
-    h("td", { class: "l" }, name), h("td", {}, fixed(row.top_probability)), h("td", { class: "l less" }, shares(row.probabilities, classes)),
-    h("td", {}, change(row)), h("td", {}, row.n_stamps), h("td", { class: "l less" }, bands), h("td", { class: "less" }, fixed(row.days, 1)), h("td", { class: "less" }, dateOf(Math.floor(row.last_mjd))), h("td", { class: "l less" }, row.model));
+    h("td", { class: "l class" }, name), h("td", { class: "p" }, fixed(row.top_probability)), h("td", { class: "l less" }, shares(row.probabilities, classes)),
+    h("td", { class: "change" }, change(row)), h("td", { class: "epochs" }, row.n_stamps), h("td", { class: "l less" }, bands), h("td", { class: "less" }, fixed(row.days, 1)), h("td", { class: "less" }, dateOf(Math.floor(row.last_mjd))), h("td", { class: "l less" }, row.model));
 }
 
 /** What changed since the classification before: of the top class, or that it is another one. */

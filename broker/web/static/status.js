@@ -21,7 +21,7 @@ function fillBooks(status) {
     byId("books").replaceChildren(nothing(`The books cannot be read now. ${state.redis?.sentence ?? ""}`));
     return;
   }
-  const verdict = books.balanced ? h("b", { class: "good" }, "The books balance.") : h("b", { class: "bad" }, "The books do not balance: run `skyheed audit`.");
+  const verdict = books.balanced ? h("b", { class: "good" }, "The books balance.") : h("b", { class: "bad" }, "The books do not balance: skyheed audit says where.");
   const parts = books.explained.map(({ name, count: n, sentence }) => [name, count(n), sentence]);
   byId("books").replaceChildren(h("p", { class: "sum" }, verdict, " Everything consumed is stored, a duplicate, skipped or rejected; every object touched is classified, declined or pending."), table("What became of the packets and objects", [["count of", "l"], ["number"], ["meaning", "l"]], parts));
 }
@@ -41,18 +41,18 @@ function fillSpeed(status) {
   }));
   byId("speed").replaceChildren(
     h("dl", { class: "facts" }, [
-      ["alert to classification, half", duration(latency?.p50 / 1000)], ["90 %", duration(latency?.p90 / 1000)], ["99 %", duration(latency?.p99 / 1000)], ["of", plural(latency?.n ?? 0, "classification")],
+      ["alert to classification, median", duration(latency?.p50 / 1000)], ["90 %", duration(latency?.p90 / 1000)], ["99 %", duration(latency?.p99 / 1000)], ["of", plural(latency?.n ?? 0, "classification")],
       ["packets not yet read", lag?.length ? count(behind) : "–"],
     ].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
     h("h3", {}, "Classifications an hour"),
-    hours.length ? stackedBars("Classifications an hour", hours, (name) => (name === "declined" ? DECLINED : "var(--focus)"), (ms) => clock(ms).slice(5, 16), 400) : nothing("None yet."));
+    hours.length ? stackedBars("Classifications an hour", hours, (name) => (name === "declined" ? DECLINED : "var(--focus)"), (ms) => clock(ms).slice(5, 16), 340) : nothing("None yet."));
 }
 
 function fillParts({ state, daemons }) {
   const part = (name, { ok, sentence }) => [name, h("span", { class: ok ? "good" : "bad" }, ok ? "runs" : "away"), sentence];
   const rows = [part("Kafka", state.kafka), part("Redis", state.redis), ["index", count(state.index.objects), state.index.sentence], ["recompute", h("span", { class: state.recompute.ok ? "good" : "bad" }, state.recompute.ok ? "runs" : "off"), state.recompute.sentence]];
   const alive = (daemons ?? []).map((one) => [one.name, duration(one.age_s), Object.entries(one.waiting ?? {}).map(([on, s]) => `waits for ${on} ${typeof s === "number" ? duration(s) : ""}`).join(", ") || "at work"]);
-  byId("parts").replaceChildren(table("What this page reads", [["part", "l"], ["state", "l"], ["", "l"]], rows), alive.length ? table("Daemons, and when they last reported", [["daemon", "l"], ["ago"], ["", "l"]], alive) : nothing("No daemon has reported: `skyheed ingest` and `skyheed work` do so every few seconds while they run."));
+  byId("parts").replaceChildren(table("What this page reads", [["part", "l"], ["state", "l"], ["says", "l"]], rows), alive.length ? table("Daemons, and when they last reported", [["daemon", "l"], ["ago"], ["doing", "l"]], alive) : nothing("No daemon has reported: skyheed ingest and skyheed work do so every few seconds while they run."));
 }
 
 function fillNights({ shares: nights, models }) {
@@ -64,7 +64,7 @@ function fillNights({ shares: nights, models }) {
   }
   const chart = (name) => {
     const rows = nights.filter((one) => one.model === name).sort((a, b) => a.night - b.night).map((one) => ({ at: one.night, parts: Object.entries(one.counts).sort((a, b) => order(classes, a[0]) - order(classes, b[0])) }));
-    return [h("h3", {}, name || "classifications"), stackedBars(`Classes by night, ${name}`, rows, (part) => (part === "declined" ? DECLINED : classColour(part, classes)), dateOf)];
+    return [h("h3", {}, name || "classifications"), stackedBars(`Classes by night, ${name}`, rows, (part) => (part === "declined" ? DECLINED : classColour(part, classes)), dateOf, Math.max(300, byId("nights").clientWidth))];
   };
   const legend = [...classes, "declined"].map((name) => h("span", {}, h("i", { class: "dot", style: { background: name === "declined" ? DECLINED : classColour(name, classes) } }), className(name)));
   byId("nights").replaceChildren(h("div", { class: "legend" }, legend), ...names.flatMap(chart));
@@ -79,7 +79,7 @@ function fillDrift({ drift, drift_reference: reference }) {
   }
   const paint = (band) => `var(--band-${band})`;
   const series = (value) => bands.map((band) => ({ name: band, points: drift.filter((one) => one.band === band).sort((a, b) => a.night - b.night).map((one) => ({ at: one.night, ...value(one) })) }));
-  const figure = (title, value, key) => h("div", {}, h("h3", {}, title), lines(title, series(value), paint, dateOf, { reference: bandOf(reference?.[key]) }));
+  const figure = (title, value, key) => h("div", {}, h("h3", {}, title), lines(title, series(value), paint, dateOf, { reference: bandOf(reference?.[key]), wide: 300 }));
   const legend = bands.map((band) => h("span", { class: `band-${band}` }, band));
   byId("drift").replaceChildren(
     h("div", { class: "legend" }, legend, h("span", {}, reference ? "grey: what the model was trained on" : "The model's card does not say what its training data looked like, so that there is nothing to compare with.")),
@@ -100,7 +100,7 @@ function fillDead({ dead_letters: dead }) {
     return;
   }
   const rows = letters.map((letter) => [letter.reason.replaceAll("_", " "), letter.error, h("span", { class: "mono" }, letter.source), bytes(letter.bytes), clock(letter.time_ms), h("button", { type: "button", "aria-label": `Look into the packet ${letter.source}`, onclick: () => look(letter.place) }, "look")]);
-  byId("dead").replaceChildren(h("p", { class: "muted" }, `Packets that could not be used, with their reasons: ${reasons.join(", ")}. After a fix, \`skyheed redrive\` sends them through again.`), table("Newest dead letters", [["reason", "l"], ["what was wrong", "l"], ["packet", "l"], ["size"], ["when", "l"], ["", "l"]], rows), h("div", { id: "letter", tabindex: -1 }));
+  byId("dead").replaceChildren(h("p", { class: "muted" }, `Packets that could not be used, with their reasons: ${reasons.join(", ")}. After a fix, `, h("code", {}, "skyheed redrive"), " sends them through again."), table("Newest dead letters", [["reason", "l"], ["what was wrong", "l"], ["packet", "l"], ["size"], ["when", "l"], ["look", "l"]], rows), h("div", { id: "letter", tabindex: -1 }));
 }
 
 async function look(place) {
@@ -109,7 +109,7 @@ async function look(place) {
     const found = await getJson(`/api/v1/dead-letters/${encodeURIComponent(place)}`);
     const hex = found.hex.match(/.{1,32}/g)?.map((line, n) => `${(n * 16).toString(16).padStart(4, "0")}  ${line.match(/../g).join(" ")}`).join("\n") ?? "";
     const fields = Object.entries(found.fields ?? {});
-    box.replaceChildren(h("h3", {}, `Packet ${found.letter.source}`), table("Headers", [["header", "l"], ["", "l"]], found.headers), fields.length ? table("What could be read", [["field", "l"], ["", "l"]], fields) : nothing("Nothing in it could be read."), h("pre", { tabindex: 0, "aria-label": "First bytes" }, hex), found.value_url ? h("a", { href: found.value_url, download: "" }, "the whole packet") : "");
+    box.replaceChildren(h("h3", {}, `Packet ${found.letter.source}`), table("Headers", [["header", "l"], ["value", "l"]], found.headers), fields.length ? table("What could be read", [["field", "l"], ["value", "l"]], fields) : nothing("Nothing in it could be read."), h("pre", { tabindex: 0, "aria-label": "First bytes" }, hex), found.value_url ? h("a", { href: found.value_url, download: "" }, "the whole packet") : "");
     box.focus();
   } catch (error) {
     box.replaceChildren(h("p", { class: "notice" }, error.message));

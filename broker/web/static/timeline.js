@@ -155,7 +155,7 @@ export class Plot {
 
   xText(x) {
     if (this.axis.mode === "time") return `${Number(x.toFixed(2))}${x === 0 ? " d" : ""}`.replace("-", "−");
-    return Number.isInteger(x) && x >= 0 ? String(x + 1) : "";
+    return Number.isInteger(x) && x >= 0 && x < this.axis.mjd.length ? String(x + 1) : "";
   }
 
   paint(u) {
