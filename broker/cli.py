@@ -26,6 +26,7 @@ CLASSIFIER_VERBS = {
     "model": ("skyheed.classifier.cli", "model", "Describe the model: layers, parameters, operations."),
     "train": ("skyheed.classifier.cli", "train", "Train a model on an archive."),
     "evaluate": ("skyheed.classifier.cli", "evaluate", "Score a model on an archive, early and late."),
+    "score": ("skyheed.classifier.cli", "score", "Classify every object of an archive, resumable and in shards."),
 }
 EXTRAS = {
     "redis": "broker", "prometheus_client": "broker", "isal": "broker", "cramjam": "broker",
@@ -38,7 +39,7 @@ GROUPS = {
     "Run": ("demo", "up", "ingest", "work", "replay", "redrive", "forward", "retire"),
     "Look": ("subscribe", "check", "audit", "object", "deadletter", "layout"),
     "Data": ("archive",),
-    "Models": ("model", "train", "evaluate"),
+    "Models": ("model", "train", "evaluate", "score"),
 }
 
 

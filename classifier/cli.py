@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -142,3 +143,44 @@ def evaluate(
     found["command"] = " ".join(["skyheed", *sys.argv[1:]])
     report.write(found, output, entries[0].data)
     click.echo(report.text(found))
+
+
+@click.command()
+@click.argument("archive", type=PATH)
+@click.option("--out", "output", type=PATH, required=True, help="Folder for the scores, a Parquet part for each part.")
+@click.option("--model", "name", help="Checkpoint directory, or shipped weights; the survey's default otherwise.")
+@click.option("--epochs", default="last", show_default=True, help="all, last, or numbers such as 1,3,6,last.")
+@click.option("--shard", default="1/1", metavar="I/N", help="Every N-th part from the I-th on: one machine's share.")
+@click.option(
+    "--prior", default="", help="Class prior, numbers in the order of the classes, instead of the checkpoint's."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
+@click.option("--threads", type=int, help="CPU threads; all cores by default.")
+@click.option("--check", is_flag=True, help="Only see whether the folder holds the scores of the whole archive.")
+def score(archive: Path, output: Path, name: str | None, epochs: str, shard: str, check: bool, **given: Any) -> None:
+    """Classify every object of an archive; a run that was interrupted goes on where it stopped.
+
+    \b
+    Example:  skyheed score sky/sdss --out scores --model sdss --epochs 1,3,6,last
+    """
+    from skyheed.classifier import scoring, serving
+    from skyheed.classifier.archives.reader import Archive
+
+    data = Archive(archive)
+    if check:
+        problems = scoring.check(data, output)
+        click.echo("\n".join(problems) or f"{output}: every part of {archive} is scored")
+        raise SystemExit(1 if problems else 0)
+    outputs.check_folder(output, ModelError)
+    survey = data.card["surveys"][0]
+    model = serving.load(name or survey, survey=survey, **given)
+    rows = scoring.score(data, output, scoring.Scorer(model, epochs), _shard(shard))
+    click.echo(f"{output}: {rows} new rows by {model.info.name} {model.info.version}, {model.chosen}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise ModelError(f"--shard must be I/N with I from 1 to N, such as 3/64, not {text}")
+    return int(number), int(of)

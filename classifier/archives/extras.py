@@ -119,10 +119,17 @@ def read_extras(file: pq.ParquetFile, group: int) -> Extras | None:
     try:
         if (size := _size(file, group)) > MOST_BYTES:
             raise ValueError(f"photometry of {size} bytes, more than is read")
-        table = file.read_row_group(group, columns=names)
-        return Extras(_points(table[PHOTOMETRY].combine_chunks()), _contexts(table))
+        return extras_of(file.read_row_group(group, columns=names))
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, pa.ArrowException) as error:
         raise ArchiveError(f"a part of the stamps is damaged: {printable(error, 200)}") from error
+
+
+def extras_of(table: pa.Table) -> Extras | None:
+    """The same of rows of a part's table; raises ValueError for what cannot be there."""
+    if PHOTOMETRY not in table.column_names:
+        return None
+    points = table[PHOTOMETRY].combine_chunks()
+    return Extras(_points(points.chunk(0) if isinstance(points, pa.ChunkedArray) else points), _contexts(table))
 
 
 def _size(file: pq.ParquetFile, group: int) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,12 +247,17 @@ def read_group(file: pq.ParquetFile, group: int, kinds: tuple[str, ...]) -> NDAr
             raise ValueError(f"stamps without {gaps[0]}")
     except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
         raise ArchiveError(f"a part of the stamps is damaged: {printable(error, 200)}") from error
-    rows = np.zeros(table.num_rows, [*_COLUMNS, *((kind, "<f4", (ny, nx)) for kind in kinds)])
+    return rows_of(table, kinds, (ny, nx))
+
+
+def rows_of(table: pa.Table, kinds: Sequence[str], shape: tuple[int, int]) -> NDArray[np.void]:
+    """Rows of a part's table as the structured array that `Archive.stamps` returns; `shape` is (ny, nx)."""
+    rows = np.zeros(table.num_rows, [*_COLUMNS, *((kind, "<f4", shape) for kind in kinds)])
     for name in STAMP_COLUMNS:
         rows[name] = table[name].to_numpy()
     unit = table["stamp_unit"].to_numpy()
     for kind in kinds:
-        rows[kind] = _unpack(table[kind], (table.num_rows, ny, nx)) * unit[:, None, None]
+        rows[kind] = _unpack(table[kind], (table.num_rows, *shape)) * unit[:, None, None]
     return rows
 
 

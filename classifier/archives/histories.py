@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from skyheed.classifier.archives.extras import Extras
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import BANDS, History
@@ -22,21 +23,35 @@ def history_of(archive: Archive, object_id: str, *, epochs: int | None = None, a
     Raises:
         ArchiveError: the archive does not have the object, or nothing of it that can be used.
     """
-    names = {kind: name for kind, name in KINDS.items() if name in archive.kinds}
-    rows = archive.stamps(object_id, kinds=tuple(names.values()), alerts_only=alerts_only)
-    extras = archive.extras(object_id, alerts_only=alerts_only)
-    images = {kind: model_stamps(rows, name, archive.normalised) for kind, name in names.items()}
+    names = tuple(name for name in KINDS.values() if name in archive.kinds)
+    rows = archive.stamps(object_id, kinds=names, alerts_only=alerts_only)
+    extras, row = archive.extras(object_id, alerts_only=alerts_only), archive.object(object_id)
+    place = {"object_id": object_id, "survey": row["survey"], "ra": row["ra"], "dec": row["dec"]}
+    found = history_of_rows(rows, extras, archive.normalised, epochs=epochs, **place)
+    if found is None:
+        raise ArchiveError(f"{archive.path}: object {object_id} has no alert with a usable stamp")
+    return found
+
+
+def history_of_rows(
+    rows: NDArray[np.void], extras: Extras | None, normalised: bool, *, epochs: int | None = None,
+    object_id: str = "", survey: str = "", ra: float = np.nan, dec: float = np.nan,
+) -> History | None:  # fmt: skip
+    """The same of an object's rows in the order of time (`Archive.stamps`); None if none of them can be used."""
+    images = {
+        kind: model_stamps(rows, name, normalised) for kind, name in KINDS.items() if name in (rows.dtype.names or ())
+    }
     usable = np.flatnonzero(images["science"].any(axis=(1, 2)))[:epochs]
     if not len(usable):
-        raise ArchiveError(f"{archive.path}: object {object_id} has no alert with a usable stamp")
-    rows, row = rows[usable], archive.object(object_id)
+        return None
+    rows = rows[usable]
     return History(
         mjd=rows["mjd"].copy(), band=np.array([BANDS.index(band) for band in rows["band"]], np.uint8),
         images={kind: stamps[usable] for kind, stamps in images.items()},
         flux=rows["flux"].copy(), flux_error=rows["flux_error"].copy(), source_id=rows["source_id"].astype(np.uint64),
         photometry=extras.until(usable[-1]) if extras else None, context=extras.context[usable[-1]] if extras else {},
-        object_id=object_id, survey=row["survey"],
-        ra=np.full(len(rows), row["ra"]), dec=np.full(len(rows), row["dec"]),
+        contexts=[extras.context[n] for n in usable] if extras else (),
+        object_id=object_id, survey=survey, ra=np.full(len(rows), ra), dec=np.full(len(rows), dec),
     )  # fmt: skip
 
 
