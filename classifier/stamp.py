@@ -30,6 +30,7 @@ BORDER = 2  # pixels: width of the frame whose median is the background
 # error of 1 degree is 0.3 pixel, less than what interpolation blurs.
 _EXACT = math.sin(math.radians(1.0))
 _LARGEST = float(np.finfo(np.float16).max)
+_NO_PIXEL = 1e30  # NaN, infinity and what is as large stand for "no pixel": ZTF's templates have -3.4e38 for it
 _CENTRE = STAMP_SIZE // 2
 _V, _U = np.indices((STAMP_SIZE, STAMP_SIZE), dtype=np.float32) - _CENTRE
 
@@ -63,16 +64,19 @@ def turned(degrees: float) -> NDArray[np.float64]:
     return np.array([[-math.cos(a), math.sin(a)], [math.sin(a), math.cos(a)]])
 
 
+Stamp = tuple[NDArray[np.float16], int]
+
+
 def normalise(
     image: NDArray[np.float32],
     njy_per_count: float,
     centre: tuple[float, float] | None = None,
     to_sky: Matrix | None = None,
-) -> tuple[NDArray[np.float16], int]:
+) -> Stamp:
     """Bring one image to the model's size, orientation and unit.
 
     Args:
-        image: [ny, nx], any linear unit; may hold NaN.
+        image: [ny, nx], any linear unit; may hold NaN, and -3.4e38 for the same.
         njy_per_count: nJy per pixel unit.
         centre: (x, y) of the source, pixels from 0, in the image; `middle` by default.
         to_sky: [2, 2], (dx, dy) in pixels -> (east, north) in any unit; north up, east left by default.
@@ -83,40 +87,65 @@ def normalise(
     Raises:
         StampError, EmptyStampError
     """
-    ny, nx = image.shape
-    x, y = middle(image.shape) if centre is None else centre
+    made = normalise_all(image[None], njy_per_count, centre, to_sky)[0]
+    if made is None:
+        raise EmptyStampError("the stamp has no finite pixel about the source")
+    return made
+
+
+def normalise_all(
+    images: NDArray[np.float32],
+    njy_per_count: float,
+    centre: tuple[float, float] | None = None,
+    to_sky: Matrix | None = None,
+) -> list[Stamp | None]:
+    """`normalise` for images of one shape, place and scale, [n, ny, nx], at once; None for one without finite pixels.
+
+    Raises:
+        StampError
+    """
+    ny, nx = images.shape[1:]
+    x, y = middle((ny, nx)) if centre is None else centre
     if not (-0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5):
         raise StampError(f"the source at ({x:.1f}, {y:.1f}) lies outside its {nx} x {ny} image")
     if not 0 < njy_per_count < math.inf:
         raise StampError(f"{njy_per_count} nJy per count")
-    background = _background(image)
+    background = _backgrounds(images)[:, None, None]
     a, b, c, d = _pixels_of(NORTH_UP if to_sky is None else to_sky)
     with np.errstate(over="ignore", invalid="ignore"):
         if _near_right_angle(a, b, c, d):
-            cut, inside = _crop(*_flip(image, x, y, a, b, c, d), background)
+            cut, inside = _crop(*_flip(images, x, y, a, b, c, d), background)
             flags = 0
         else:
-            cut, inside = _turn(image, x, y, a, b, c, d, background)
+            cut, inside = _turn(images, x, y, a, b, c, d, background)
             flags = ROTATED
         if inside < STAMP_SIZE**2:
             flags |= PADDED
-        flags |= _fill(cut, background, inside)
+        filled = _fill(cut, background, inside)
         cut -= background
         cut *= njy_per_count / STAMP_UNIT_NJY
-        return np.minimum(np.maximum(cut, -_LARGEST, out=cut), _LARGEST, out=cut).astype(np.float16), flags
+        stamps = np.minimum(np.maximum(cut, -_LARGEST, out=cut), _LARGEST, out=cut).astype(np.float16)
+    return [None if how is None else (stamp, flags | how) for stamp, how in zip(stamps, filled, strict=True)]
 
 
-def _background(image: NDArray[np.float32]) -> np.float32:
-    """Median (the upper of two middle values) of the finite pixels of the border, else of the image."""
-    border = image.ravel()[_border(image.shape)]
-    border = border[np.isfinite(border)]
+def _backgrounds(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of each image the median (the upper of two middle values) of the good pixels of its border, else of the image."""
+    borders = images.reshape(len(images), -1)[:, _border(images.shape[1:])]
+    if (np.abs(borders) < _NO_PIXEL).all():
+        middle = borders.shape[1] // 2
+        borders.partition(middle, axis=1)
+        return borders[:, middle]
+    return np.array([_background(*pair) for pair in zip(images, borders, strict=True)], np.float32)
+
+
+def _background(image: NDArray[np.float32], border: NDArray[np.float32]) -> float:
+    border = border[np.abs(border) < _NO_PIXEL]
     if not border.size:
-        border = image[np.isfinite(image)]
+        border = image[np.abs(image) < _NO_PIXEL]
     if not border.size:
-        raise EmptyStampError("the stamp has no finite pixel")
-    half = border.size // 2
-    border.partition(half)
-    return np.float32(border[half])
+        return 0.0
+    middle = border.size // 2
+    return float(np.partition(border, middle)[middle])
 
 
 @lru_cache(64)
@@ -145,44 +174,48 @@ def _near_right_angle(a: float, b: float, c: float, d: float) -> bool:
 
 
 def _flip(
-    image: NDArray[np.float32], x: float, y: float, a: float, b: float, c: float, d: float
+    images: NDArray[np.float32], x: float, y: float, a: float, b: float, c: float, d: float
 ) -> tuple[NDArray[np.float32], float, float]:
-    """The image turned by views alone, and where the source is in it."""
+    """The images turned by views alone, and where the source is in them."""
     if abs(a) < abs(b):
-        image, x, y, a, d = image.T, y, x, c, b
+        images, x, y, a, d = images.swapaxes(1, 2), y, x, c, b
     if a < 0:
-        image, x = image[:, ::-1], image.shape[1] - 1 - x
+        images, x = images[:, :, ::-1], images.shape[2] - 1 - x
     if d < 0:
-        image, y = image[::-1], image.shape[0] - 1 - y
-    return image, x, y
+        images, y = images[:, ::-1], images.shape[1] - 1 - y
+    return images, x, y
 
 
-def _crop(image: NDArray[np.float32], x: float, y: float, background: np.float32) -> tuple[NDArray[np.float32], int]:
-    """The stamp about the pixel nearest to (x, y), and how many of its pixels the image has."""
-    ny, nx = image.shape
+def _crop(
+    images: NDArray[np.float32], x: float, y: float, background: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], int]:
+    """The stamps about the pixel nearest to (x, y), and how many of their pixels the images have."""
+    n, ny, nx = images.shape
     left, low = math.floor(x + 0.5) - _CENTRE, math.floor(y + 0.5) - _CENTRE
     if left >= 0 and low >= 0 and left + STAMP_SIZE <= nx and low + STAMP_SIZE <= ny:
-        cut = image[low : low + STAMP_SIZE, left : left + STAMP_SIZE].astype(np.float32, order="C")
+        cut = images[:, low : low + STAMP_SIZE, left : left + STAMP_SIZE].astype(np.float32, order="C")
         return cut, STAMP_SIZE**2
-    cut = np.full((STAMP_SIZE, STAMP_SIZE), background, np.float32)
-    part = image[max(low, 0) : low + STAMP_SIZE, max(left, 0) : left + STAMP_SIZE]
+    cut = np.empty((n, STAMP_SIZE, STAMP_SIZE), np.float32)
+    cut[:] = background
+    part = images[:, max(low, 0) : low + STAMP_SIZE, max(left, 0) : left + STAMP_SIZE]
     top, side = max(-low, 0), max(-left, 0)
-    cut[top : top + part.shape[0], side : side + part.shape[1]] = part
-    return cut, part.size
+    _, height, width = part.shape
+    cut[:, top : top + height, side : side + width] = part
+    return cut, height * width
 
 
 def _turn(
-    image: NDArray[np.float32],
+    images: NDArray[np.float32],
     x: float,
     y: float,
     a: float,
     b: float,
     c: float,
     d: float,
-    background: np.float32,
+    background: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], int]:
-    """The stamp interpolated (bilinear), the source exactly in its middle pixel."""
-    ny, nx = image.shape
+    """The stamps interpolated (bilinear), the source exactly in their middle pixel."""
+    n, ny, nx = images.shape
     if min(ny, nx) < 2:
         raise StampError(f"an image of {nx} x {ny} pixels cannot be turned")
     column = _U * np.float32(a) + _V * np.float32(b) + np.float32(x)
@@ -191,20 +224,19 @@ def _turn(
     left = np.clip(column, 0, nx - 2).astype(np.intp)
     low = np.clip(row, 0, ny - 2).astype(np.intp)
     right_share, high_share = column - left, row - low
-    at, flat = low * nx + left, image.ravel()
-    lower = flat[at] + right_share * (flat[at + 1] - flat[at])
+    at, flat = low * nx + left, images.reshape(n, -1)
+    lower = flat[:, at] + right_share * (flat[:, at + 1] - flat[:, at])
     at += nx
-    upper = flat[at] + right_share * (flat[at + 1] - flat[at])
+    upper = flat[:, at] + right_share * (flat[:, at + 1] - flat[:, at])
     cut = lower + high_share * (upper - lower)
     return np.where(inside, cut, background), int(np.count_nonzero(inside))
 
 
-def _fill(cut: NDArray[np.float32], background: np.float32, inside: int) -> int:
-    finite = np.isfinite(cut)
-    if finite.all():
-        return 0
-    missing = STAMP_SIZE**2 - int(np.count_nonzero(finite))
-    if missing >= inside:
-        raise EmptyStampError("the stamp has no finite pixel about the source")
-    cut[~finite] = background
-    return FILLED
+def _fill(cut: NDArray[np.float32], background: NDArray[np.float32], inside: int) -> list[int | None]:
+    """Give pixels that are none the background; for each stamp FILLED or 0, None where no pixel is left."""
+    good = np.abs(cut) < _NO_PIXEL
+    if good.all():
+        return [0] * len(cut)
+    missing = STAMP_SIZE**2 - np.count_nonzero(good, axis=(1, 2))
+    np.copyto(cut, background, where=~good)
+    return [None if m >= inside else FILLED if m else 0 for m in missing.tolist()]
