@@ -30,7 +30,7 @@ BORDER = 2  # pixels: width of the frame whose median is the background
 # error of 1 degree is 0.3 pixel, less than what interpolation blurs.
 _EXACT = math.sin(math.radians(1.0))
 _LARGEST = float(np.finfo(np.float16).max)
-_NO_PIXEL = 1e30  # NaN, infinity and what is as large stand for "no pixel": ZTF's templates have -3.4e38 for it
+_NO_PIXEL = np.float32(-3.4e38)  # less, the lowest float32, stands for "no pixel" in ZTF's templates
 _CENTRE = STAMP_SIZE // 2
 _V, _U = np.indices((STAMP_SIZE, STAMP_SIZE), dtype=np.float32) - _CENTRE
 
@@ -110,6 +110,8 @@ def normalise_all(
         raise StampError(f"the source at ({x:.1f}, {y:.1f}) lies outside its {nx} x {ny} image")
     if not 0 < njy_per_count < math.inf:
         raise StampError(f"{njy_per_count} nJy per count")
+    if (no_pixel := images < _NO_PIXEL).any():
+        images = np.where(no_pixel, np.float32(np.nan), images)
     background = _backgrounds(images)[:, None, None]
     a, b, c, d = _pixels_of(NORTH_UP if to_sky is None else to_sky)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -131,7 +133,7 @@ def normalise_all(
 def _backgrounds(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of each image the median (the upper of two middle values) of the good pixels of its border, else of the image."""
     borders = images.reshape(len(images), -1)[:, _border(images.shape[1:])]
-    if (np.abs(borders) < _NO_PIXEL).all():
+    if (np.isfinite(borders)).all():
         middle = borders.shape[1] // 2
         borders.partition(middle, axis=1)
         return borders[:, middle]
@@ -139,9 +141,9 @@ def _backgrounds(images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _background(image: NDArray[np.float32], border: NDArray[np.float32]) -> float:
-    border = border[np.abs(border) < _NO_PIXEL]
+    border = border[np.isfinite(border)]
     if not border.size:
-        border = image[np.abs(image) < _NO_PIXEL]
+        border = image[np.isfinite(image)]
     if not border.size:
         return 0.0
     middle = border.size // 2
@@ -234,7 +236,7 @@ def _turn(
 
 def _fill(cut: NDArray[np.float32], background: NDArray[np.float32], inside: int) -> list[int | None]:
     """Give pixels that are none the background; for each stamp FILLED or 0, None where no pixel is left."""
-    good = np.abs(cut) < _NO_PIXEL
+    good = np.isfinite(cut)
     if good.all():
         return [0] * len(cut)
     missing = STAMP_SIZE**2 - np.count_nonzero(good, axis=(1, 2))
