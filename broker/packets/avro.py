@@ -21,6 +21,7 @@ __all__ = ["MAX_DEPTH", "MAX_SCHEMA_BYTES", "MAX_STEPS", "PlainReader", "Plan", 
 
 # Values passed over in one message: 1 or 2 s by the slow reader. The year's history of a Rubin deep field has 500,000.
 MAX_STEPS = 2_000_000
+ITEM_STEPS = 100  # that an item of an array costs which is taken: 20,000 of them, each some 500 bytes of memory
 
 # Writer type -> reader types that may take it (specification, "Schema Resolution").
 _PROMOTIONS = {
@@ -42,7 +43,7 @@ class Plan:
 
     type: Type
     take: str = ""  # the reader's type; empty: skip
-    parts: list["Plan"] = field(default_factory=list)  # of the record's fields or the union's branches
+    parts: list["Plan"] = field(default_factory=list)  # of the record's fields, the union's branches or the array's item
     keys: list[str] = field(default_factory=list)  # of a taken record; empty: that field is skipped
     defaults: dict[str, Any] = field(default_factory=dict)
     error: str = ""
@@ -86,6 +87,8 @@ class _Resolution:
             return Plan(writer, error=f"{path or 'the record'} has type {writer.kind}")
         if writer.kind == "record":
             return self._record(writer, wanted, path)
+        if writer.kind == "array":
+            return Plan(writer, take="array", parts=[self.plan(writer.branches[0], wanted.branches[0], f"{path} item")])
         return Plan(writer, take=wanted.kind)
 
     def _record(self, writer: Type, reader: Type, path: str) -> Plan:
@@ -113,7 +116,7 @@ def _acceptable(writer: Type, reader: Type) -> Iterator[Type]:
     """The reader's branches that can take this writer type, the same type before promotions."""
     branches = reader.branches if reader.kind == "union" else [reader]
     for kind in _PROMOTIONS.get(writer.kind, (writer.kind,)):
-        if kind not in ("fixed", "array", "map"):
+        if kind not in ("fixed", "map"):
             yield from (branch for branch in branches if branch.kind == kind)
 
 
@@ -142,6 +145,8 @@ class PlainReader:
             return self._record(plan)
         if plan.take == "union":
             return self.read(plan.parts[self._branch(len(plan.parts))])
+        if plan.take == "array":
+            return self._array(plan.parts[0])
         if not plan.take:
             self.skip(plan.type)
             return None
@@ -154,6 +159,16 @@ class PlainReader:
             if key:
                 record[key] = value
         return record | plan.defaults
+
+    def _array(self, item: Plan) -> list[Any]:
+        items: list[Any] = []
+        for count, stop in self._blocks(item.type.least):
+            self._steps.left -= count * ITEM_STEPS
+            if self._steps.left < 0:
+                self._fail(Reason.BOMB, f"more than {MAX_STEPS // ITEM_STEPS} items in one message")
+            items += [self.read(item) for _ in range(count)]
+            self._check_stop(stop)
+        return items
 
     def _value(self, each: Type) -> Any:
         match each.kind:
@@ -201,6 +216,16 @@ class PlainReader:
     def _skip_blocks(self, each: Type) -> None:
         item = each.branches[0]
         least = item.least + (each.kind == "map")
+        for count, stop in self._blocks(least):
+            # Items of no bytes (null) are passed over at once: their count is not paid for by bytes.
+            for _ in range(count if least else 0):
+                if each.kind == "map":
+                    self._advance(self.length())
+                self.skip(item)
+            self._check_stop(stop)
+
+    def _blocks(self, least: float) -> Iterator[tuple[int, int | None]]:
+        """Of each block of an array or map the number of items, at least `least` bytes each, and its end if it says."""
         while count := self.long():
             stop = None
             if count < 0:
@@ -209,13 +234,11 @@ class PlainReader:
                 stop = self.position + size
             if count * least > self.end - self.position:
                 self._fail(Reason.BAD_BLOCK, f"a block of {count} items does not fit")
-            # Items of no bytes (null) are passed over at once: their count is not paid for by bytes.
-            for _ in range(count if least else 0):
-                if each.kind == "map":
-                    self._advance(self.length())
-                self.skip(item)
-            if stop not in (None, self.position):
-                self._fail(Reason.BAD_BLOCK, "a block is not as long as it says")
+            yield count, stop
+
+    def _check_stop(self, stop: int | None) -> None:
+        if stop not in (None, self.position):
+            self._fail(Reason.BAD_BLOCK, "a block is not as long as it says")
 
     def long(self) -> int:
         """A zig-zag number of at most ten bytes."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason
-from skyheed.broker.packets.avro import MAX_DEPTH, PlainReader, Plan, Schema, Steps, Type, resolve
+from skyheed.broker.packets.avro import ITEM_STEPS, MAX_DEPTH, PlainReader, Plan, Schema, Steps, Type, resolve
 
 Reader = Callable[[bytes, int, int, Steps], tuple[Any, int]]
 
@@ -134,6 +134,7 @@ class RecordReader:
 
 
 def _compile(plan: Plan, writer: "_Writer") -> tuple[str, Reader]:
+    """The source, and the function, that reads what `plan` says."""
     writer.take(plan, "record")
     writer.flush()
     source = "\n".join(["def read(data, pos, end, steps):", *writer.lines, "    return record, pos"])
@@ -145,7 +146,8 @@ def _compile(plan: Plan, writer: "_Writer") -> tuple[str, Reader]:
 class _Writer:
     """Collects patterns until something needs Python, then writes both out in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, short: bytes | None = None) -> None:
+        self._short = short  # pattern of the strings that are passed over by it, or None
         self.lines: list[str] = []
         self.constants: dict[str, Any] = {}
         self._pattern: list[bytes] = []
@@ -200,6 +202,8 @@ class _Writer:
             self._take_record(plan, target)
         elif plan.take == "union":
             self._take_union(plan, target)
+        elif plan.take == "array":
+            self._take_array(plan.parts[0], target)
         elif plan.type.kind in ("string", "bytes"):
             self.flush()
             self.line(f"{target}, pos = take_{plan.take}(data, pos, end)")
@@ -257,11 +261,20 @@ class _Writer:
         self._pattern.append(b"(?>" + b"|".join(choices) + b")")
         self._after.append(f"{target} = {value}")
 
+    def _take_array(self, item: Plan, target: str) -> None:
+        self.count(_ARRAY_PARTS)
+        self.flush()
+        inner = _Writer(_short_strings())
+        inner.parts = self.parts
+        _, read = _compile(item, inner)
+        self.parts = inner.parts
+        self.line(f"{target}, pos = {self.constant('items', _Items(read, item.type))}(data, pos, end, steps)")
+
     # --- values to pass over
 
     def skip(self, each: Type) -> None:
         self.count()
-        pattern = self._passing(each)
+        pattern = self._passing(each, self._short)
         if pattern is not None:
             self._pattern.append(pattern)
         elif each.kind == "record":
@@ -315,6 +328,28 @@ class _Writer:
             self.count(_SHORT_PARTS if short else 0)
             return short
         return _FIXED_WIDTH.get(each.kind)
+
+
+class _Items:
+    """Reads the items of one array."""
+
+    def __init__(self, read: Reader, item: Type) -> None:
+        self._read = read
+        self._least = item.least
+        self._cost = item.nodes + ITEM_STEPS
+
+    def __call__(self, data: bytes, pos: int, end: int, steps: Steps) -> tuple[list[Any], int]:
+        items: list[Any] = []
+        while True:
+            count, pos = _long(data, pos, end)
+            if count == 0:
+                return items, pos
+            if count < 0 or count * self._least > end - pos or count * self._cost > steps.left:
+                raise Mismatch
+            steps.left -= count * self._cost
+            for _ in range(count):
+                item, pos = self._read(data, pos, end, steps)
+                items.append(item)
 
 
 class _Blocks:
