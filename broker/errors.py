@@ -49,6 +49,8 @@ class Reason(StrEnum):
     SOLAR_SYSTEM = "solar_system"
     BAND_UNUSED = "band_unused"
     BEYOND_WINDOW = "older_than_window"
+    NOT_PUBLIC = "not_public"
+    ARTEFACT = "artefact"
 
 
 class SkyheedError(Exception):

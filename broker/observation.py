@@ -21,6 +21,8 @@ class Flag(IntFlag):
     FILLED = 4  # some pixels were not finite and were filled with the background
     NOMINAL_ZERO_POINT = 8  # the packet has no zero point; the survey's nominal one was used
     ROTATED = 16  # resampled to north up, east left
+    DIFFERENCE_FILLED = 32  # as FILLED, of the difference stamp
+    TEMPLATE_FILLED = 64  # as FILLED, of the template stamp
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,9 @@ class Plan:
 
     type: Type
     take: str = ""  # the reader's type; empty: skip
-    parts: list["Plan"] = field(default_factory=list)  # of the record's fields, the union's branches or the array's item
+    parts: list["Plan"] = field(
+        default_factory=list
+    )  # of the record's fields, the union's branches or the array's item
     keys: list[str] = field(default_factory=list)  # of a taken record; empty: that field is skipped
     defaults: dict[str, Any] = field(default_factory=dict)
     error: str = ""
@@ -83,6 +85,8 @@ class _Resolution:
             parts = [self.plan(branch, reader, path) for branch in writer.branches]
             return Plan(writer, take="union", parts=parts)
         wanted = next(_acceptable(writer, reader), None)
+        if wanted is None and _takes_anything(reader):
+            return self.plan(writer, None, path)
         if wanted is None:
             return Plan(writer, error=f"{path or 'the record'} has type {writer.kind}")
         if writer.kind == "record":
@@ -118,6 +122,11 @@ def _acceptable(writer: Type, reader: Type) -> Iterator[Type]:
     for kind in _PROMOTIONS.get(writer.kind, (writer.kind,)):
         if kind not in ("fixed", "map"):
             yield from (branch for branch in branches if branch.kind == kind)
+
+
+def _takes_anything(reader: Type) -> bool:
+    """Whether the reader has null for a value of a type that it cannot take: a branch of the name `anything`."""
+    return any(branch.kind == "fixed" and branch.name.endswith("anything") for branch in reader.branches)
 
 
 # --- the plain reader --------------------------------------------------------------------------------------

@@ -253,6 +253,9 @@ class _Writer:
         for index, part in enumerate(plan.parts):
             if part.error:
                 continue  # the plain reader will say so when it comes up
+            if not part.take:
+                choices.append(_literal(index) + _FIXED_WIDTH[part.type.kind])
+                continue
             before = len(self._groups)
             pattern, conversion = self._number(part)
             choices.append(_literal(index) + pattern)

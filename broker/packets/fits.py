@@ -8,18 +8,20 @@ FITS standard 4.0: https://fits.gsfc.nasa.gov/fits_standard.html; WCS: Calabrett
 """
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.broker.errors import PacketError, Reason
+from skyheed.broker.observation import Flag
 from skyheed.broker.packets import wcs
 from skyheed.broker.packets.inflate import GZIP, InflateError, TooLong, inflate
 from skyheed.broker.packets.wcs import Wcs
-from skyheed.classifier.stamp import EmptyStampError, Matrix, StampError, normalise
+from skyheed.classifier.stamp import Matrix, StampError, normalise_all
 
 MAX_STAMP_BYTES = 2**20  # Rubin's largest (93 x 93 pixels with variance and PSF) has 120 kB
 MAX_SIDE = 1024  # pixels
@@ -31,6 +33,7 @@ _PIXELS = {-32: ">f4", -64: ">f8", 8: ">u1", 16: ">i2", 32: ">i4"}
 _VALUE = re.compile(rb"= +(?:'((?:[^']|'')*)'|([^ /]+))")
 _WANTED = frozenset(b"BITPIX NAXIS NAXIS1 NAXIS2 BUNIT BSCALE BZERO BLANK".split()) | wcs.KEYS
 Cards = dict[bytes, bytes]
+_FILLED = {"science": Flag.FILLED, "difference": Flag.DIFFERENCE_FILLED, "template": Flag.TEMPLATE_FILLED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,40 +85,71 @@ def read_image(data: bytes, max_bytes: int = MAX_STAMP_BYTES) -> Image:
     return Image(_pixels(data, start + header.size, header), header.unit, header.wcs, header.no_wcs)
 
 
-def model_stamp(
-    image: Image,
+def model_stamps(
+    images: Mapping[str, Image],
     njy_per_count: float,
-    centre: tuple[float, float] | None = None,
-    to_sky: Matrix | None = None,
-) -> tuple[NDArray[np.float16], int]:
-    """`classifier.stamp.normalise` with its errors as packet errors.
+    place: Callable[[Image], tuple[tuple[float, float] | None, Matrix | None]],
+) -> tuple[dict[str, NDArray[np.float16]], int]:
+    """`classifier.stamp.normalise` of one packet's images, those of one shape and geometry at once.
+
+    Args:
+        images: kind -> image; the first has to have pixels, others that have none are left out.
+        place: of an image the (x, y) of the source and the matrix to the sky, as for `normalise`.
+
+    Returns:
+        Stamps by kind, and the flags: those of the first, and which others were filled.
 
     Raises:
         PacketError: EMPTY_STAMP or BAD_FITS.
     """
-    try:
-        return normalise(image.pixels, njy_per_count, centre, to_sky)
-    except EmptyStampError as error:
-        raise PacketError(Reason.EMPTY_STAMP, str(error)) from error
-    except StampError as error:
-        raise PacketError(Reason.BAD_FITS, str(error)) from error
+    main = next(iter(images))
+    made: dict[str, tuple[NDArray[np.float16], int] | None] = {}
+    for kinds, how in _alike(images, place).items():
+        pixels = np.stack([images[kind].pixels for kind in kinds])
+        try:
+            made.update(zip(kinds, normalise_all(pixels, njy_per_count, *how), strict=True))
+        except StampError as error:
+            raise PacketError(Reason.BAD_FITS, str(error)) from error
+    if made[main] is None:
+        _fail(Reason.EMPTY_STAMP, "the stamp has no finite pixel about the source")
+    flags = sum(_FILLED[kind] for kind, own in made.items() if own and kind != main and own[1] & Flag.FILLED)
+    return {kind: own[0] for kind in images if (own := made[kind])}, flags | made[main][1]
 
 
-def sky_stamp(image: Image, njy_per_count: float, ra: float, dec: float) -> tuple[NDArray[np.float16], int]:
-    """The stamp about a position (deg), turned to north up by the image's own WCS.
+def _alike(
+    images: Mapping[str, Image], place: Callable[[Image], tuple[tuple[float, float] | None, Matrix | None]]
+) -> dict[tuple[str, ...], tuple[tuple[float, float] | None, Matrix | None]]:
+    """Kinds of images with one shape and geometry -> that geometry."""
+    groups: dict[Any, list[str]] = {}
+    for kind, image in images.items():
+        groups.setdefault((image.pixels.shape, image.wcs, image.no_wcs), []).append(kind)
+    return {tuple(kinds): place(images[kinds[0]]) for kinds in groups.values()}
+
+
+def on_sky(image: Image, ra: float, dec: float) -> tuple[tuple[float, float], Matrix]:
+    """Where a position (deg) is in an image that has a WCS, and the image's matrix to the sky there.
 
     Raises:
-        PacketError: EMPTY_STAMP or BAD_FITS (no WCS, or the position is not in the image).
+        PacketError: BAD_FITS (no WCS, or none that can be applied).
     """
     if image.wcs is None:
         _fail(
             Reason.BAD_FITS, f"the stamp cannot be turned: {image.no_wcs}" if image.no_wcs else "the stamp has no WCS"
         )
     try:
-        to_sky = image.wcs.matrix_at(ra, dec)
+        return image.wcs.pixel_of(ra, dec), image.wcs.matrix_at(ra, dec)
     except wcs.Unapplied as error:
         raise PacketError(Reason.BAD_FITS, f"the stamp cannot be turned: {error}") from error
-    return model_stamp(image, njy_per_count, image.wcs.pixel_of(ra, dec), to_sky)
+
+
+def sky_stamp(image: Image, njy_per_count: float, ra: float, dec: float) -> tuple[NDArray[np.float16], int]:
+    """The stamp of one image about a position (deg), turned to north up by the image's own WCS.
+
+    Raises:
+        PacketError: EMPTY_STAMP or BAD_FITS (no WCS, or the position is not in the image).
+    """
+    stamps, flags = model_stamps({"science": image}, njy_per_count, lambda one: on_sky(one, ra, dec))
+    return stamps["science"], flags
 
 
 def _gunzip(data: bytes, max_bytes: int) -> bytes:

@@ -1,6 +1,6 @@
 """From the bytes of one alert packet to its observations; for the daemons, notebooks and other hosts alike."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -9,6 +9,7 @@ from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
 from skyheed.broker.observation import Observation
 from skyheed.broker.packets.container import Decoder, Headers
 from skyheed.broker.packets.surveys import Survey, load_survey
+from skyheed.broker.packets.surveys.base import FILTERS, Wanted
 from skyheed.broker.registry.schemas import SchemaSource
 
 
@@ -92,7 +93,8 @@ class PacketReader:
 
 def read_packet(
     payload: bytes, survey: str, *, stamp: str | None = None, bands: str | None = None, schemas: str | None = None,
-    errors: list[Exception] | None = None,
+    errors: list[Exception] | None = None, images: Sequence[str] | None = None, skip: Collection[str] = FILTERS,
+    least_score: float | None = None, solar_system_arcsec: float | None = None,
 ) -> list[Observation]:  # fmt: skip
     """The observations of one alert packet, as it comes from Kafka or lies in a file.
 
@@ -102,20 +104,28 @@ def read_packet(
         bands: letters of the bands to keep; None for all.
         schemas: directory of writer schemas for Confluent-framed packets (Rubin); None for those that are installed.
         errors: take the good records of a packet that holds several, and add why the others are not here to this list.
+        images: kinds of stamps to read; None for all that the survey sends, or for `stamp` alone if it is not science.
+        skip: of not_public, artefact and solar_system, the sound packets that are skipped; () for none of them.
+        least_score: of being real (0 to 1), below which a detection is an artefact; None for the survey's own.
+        solar_system_arcsec: a detection this close to a known solar-system object is one; None for the survey's own.
 
     Raises:
         SkipPacket: the packet is sound, but no record of it is of use here (without `errors`).
         PacketError: the packet, or (without `errors`) some record of it, cannot be used; its `reason` says why.
-        ConfigError: no such survey, stamp or band.
+        ConfigError: no such survey, stamp, band, kind of image or filter.
     """
-    reader = _reader(survey, stamp, bands, schemas)
+    kinds = None if images is None else tuple(images)
+    wanted = Wanted(kinds, True, True, tuple(skip), least_score, solar_system_arcsec)
+    reader = _reader(survey, stamp, bands, schemas, wanted)
     found = reader.observations(payload) if errors is None else reader.good(payload, errors)
     return [replace(seen, survey=reader.survey.name) for seen in found]
 
 
 @lru_cache(16)
-def _reader(survey: str, stamp: str | None, bands: str | None, schemas: str | None) -> PacketReader:
+def _reader(
+    survey: str, stamp: str | None, bands: str | None, schemas: str | None, wanted: Wanted | None = None
+) -> PacketReader:
     if not isinstance(survey, str):
         raise ConfigError("survey must be a name, such as ztf")
-    found = load_survey(survey, stamp, bands)
+    found = load_survey(survey, stamp, bands, wanted)
     return PacketReader(found, Decoder(found.reader_schema, schemas=SchemaSource(directory=schemas or "")))

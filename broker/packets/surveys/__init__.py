@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.observation import Observation
+from skyheed.broker.packets.surveys.base import Wanted
 
 GROUP = "skyheed.surveys"
 
@@ -48,12 +49,13 @@ class Survey(Protocol):
         """Mid-exposure, MJD TAI; raises PacketError (NO_TIME)."""
 
 
-def load_survey(name: str, stamp: str | None = None, bands: str | None = None) -> Survey:
+def load_survey(name: str, stamp: str | None = None, bands: str | None = None, wanted: Wanted | None = None) -> Survey:
     """The survey of this name.
 
     Args:
         stamp: which stamp the model sees; None for the survey's default.
         bands: letters of the bands to keep; None for all of the survey's.
+        wanted: further parts of a packet, for surveys that have a method `want`; None for the stamp alone.
 
     Raises:
         ConfigError: unknown survey, stamp or band.
@@ -62,4 +64,6 @@ def load_survey(name: str, stamp: str | None = None, bands: str | None = None) -
     if name not in known:
         raise ConfigError(f"unknown survey {name!r}; known are {', '.join(sorted(known))}")
     survey: Survey = known[name].load()(stamp, bands)
+    if wanted is not None and hasattr(survey, "want"):
+        survey.want(wanted)
     return survey

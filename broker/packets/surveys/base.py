@@ -1,18 +1,55 @@
-"""What the surveys share: the choice of stamp and bands, and the checks of values that every packet needs."""
+"""What the surveys share: the choice of stamps, bands and further parts, and the checks of values that every packet
+needs."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, ClassVar
 
+import numpy as np
+
 from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
+from skyheed.broker.observation import BANDS
+from skyheed.classifier.history import IMAGE_KINDS, STEPS_A_DAY, Photometry
 
 AB_NJY = 3631e9  # nJy of magnitude 0 (Oke & Gunn 1983)
-_ERROR_PER_MAG = 0.4 * math.log(10)
+ERROR_PER_MAG = 0.4 * math.log(10)
 _MJD_RANGE = 15020.0, 88069.0  # the years 1900 to 2100: anything else is a damaged or missing time
 _MAX_MAG = 60.0
 _MAX_FLUX_NJY = 3e38  # fluxes are kept as float32, which ends at 3.4e38
+FILTERS = (Reason.NOT_PUBLIC, Reason.ARTEFACT, Reason.SOLAR_SYSTEM)
+Point = tuple[float, str, float, float, int]  # MJD, band, flux and its error (nJy), kind of `classifier.history`
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is taken of a packet, and which sound packets are skipped.
+
+    Attributes:
+        images: kinds of stamps; None for all that the survey sends.
+        photometry, context: see `Observation`.
+        skip: of `FILTERS`, what is skipped.
+        least_score: of being real (0 to 1), below which a detection is an artefact; None for the survey's own.
+        solar_system_arcsec: a detection this close to a known solar-system object is one; None for the survey's own.
+
+    Raises:
+        ConfigError
+    """
+
+    images: tuple[str, ...] | None = None
+    photometry: bool = True
+    context: bool = True
+    skip: Collection[str] = FILTERS
+    least_score: float | None = None
+    solar_system_arcsec: float | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.skip if name not in tuple(FILTERS)]:
+            raise ConfigError(f"ingest.skip: {unknown[0]!r} is no filter; choose from {', '.join(FILTERS)}")
+        if unknown := [kind for kind in self.images or () if kind not in IMAGE_KINDS]:
+            raise ConfigError(f"ingest.images: {unknown[0]!r} is no kind; choose from {', '.join(IMAGE_KINDS)}")
 
 
 class BaseSurvey:
@@ -33,6 +70,9 @@ class BaseSurvey:
     # own light are in the science stamp, while the difference has only what changed.
     default_stamp: ClassVar[str] = "science"
     schema_file: ClassVar[str]  # below schemas/
+    history_fields: ClassVar[tuple[str, ...]] = ()  # of the record, read for photometry or context alone
+    least_score: ClassVar[float] = 0.0
+    solar_system_arcsec: ClassVar[float] = 0.0
 
     def __init__(self, stamp: str | None = None, bands: str | None = None) -> None:
         self.stamp = stamp or self.default_stamp
@@ -43,22 +83,38 @@ class BaseSurvey:
         if unknown := set(self.bands) - set(self.all_bands):
             letters = "".join(sorted(unknown))
             raise ConfigError(f"ingest.bands: {self.name} has no band {letters!r}; choose from {self.all_bands}")
+        self.want(Wanted(images=(self.stamp,), photometry=False, context=False))
 
-    @property
-    def stamp_field(self) -> str:
-        """The record's field that holds the chosen stamp."""
-        return f"cutout{self.stamp.capitalize()}"
+    def want(self, wanted: Wanted) -> None:
+        """Take more, or less, of every packet than the stamp; see `Wanted`.
+
+        Raises:
+            ConfigError: packets of the survey have no such images, or another stamp than science was chosen.
+        """
+        self.wanted = wanted
+        alone = (self.stamp,) if self.stamp != "science" else self.stamp_kinds
+        self.images = tuple(kind for kind in IMAGE_KINDS if kind in (wanted.images or alone))
+        if unknown := [kind for kind in self.images if kind not in self.stamp_kinds]:
+            known = ", ".join(self.stamp_kinds)
+            raise ConfigError(f"ingest.images: {self.name} packets have no {unknown[0]!r} stamp; choose from {known}")
+        if self.stamp not in self.images or (self.stamp != "science" and len(self.images) > 1):
+            raise ConfigError(
+                f"ingest.images: with ingest.stamp = {self.stamp!r} they are "
+                f"{[self.stamp] if self.stamp != 'science' else 'science and others'}, not {list(self.images)}"
+            )
+        own = self.least_score, self.solar_system_arcsec
+        given = wanted.least_score, wanted.solar_system_arcsec
+        self._score, self._arcsec = (mine if asked is None else asked for mine, asked in zip(own, given, strict=True))
 
     @property
     def reader_schema(self) -> dict[str, Any]:
-        """The reader schema without the stamps that are not chosen."""
+        """The reader schema without what is not wanted."""
         text = files("skyheed.schemas").joinpath(self.schema_file).read_text()
         schema: dict[str, Any] = json.loads(text)
-        schema["fields"] = [
-            field
-            for field in schema["fields"]
-            if not field["name"].startswith("cutout") or field["name"] == self.stamp_field
-        ]
+        unread = {f"cutout{kind.capitalize()}" for kind in self.stamp_kinds if kind not in self.images}
+        if not (self.wanted.photometry or self.wanted.context):
+            unread |= set(self.history_fields)
+        schema["fields"] = [field for field in schema["fields"] if field["name"] not in unread]
         return schema
 
     def check_band(self, band: str) -> str:
@@ -68,6 +124,63 @@ class BaseSurvey:
         if band not in self.bands:
             raise SkipPacket(Reason.BAND_UNUSED, f"band {band} is not in use")
         return band
+
+    def check_filters(self, *, public: bool, score: float | None, solar_system: float | None) -> None:
+        """Raise SkipPacket for a packet that the filters leave out.
+
+        Args:
+            score: of being real, 0 to 1; None where the packet has none.
+            solar_system: arcsec to the nearest known solar-system object; None for none.
+        """
+        skip = self.wanted.skip
+        if not public and Reason.NOT_PUBLIC in skip:
+            raise SkipPacket(Reason.NOT_PUBLIC, "the survey has not made this alert public")
+        if score is not None and score < self._score and Reason.ARTEFACT in skip:
+            raise SkipPacket(Reason.ARTEFACT, f"it is real with a score of {score:.3g}, less than {self._score:g}")
+        if solar_system is not None and solar_system <= self._arcsec and Reason.SOLAR_SYSTEM in skip:
+            raise SkipPacket(Reason.SOLAR_SYSTEM, f"{solar_system:.2g} arcsec from a known solar-system object")
+
+    def photometry(self, points: Iterator[Point], until: float) -> Photometry | None:
+        """The points of the bands in use up to a time (MJD); None where they are not wanted."""
+        if not self.wanted.photometry:
+            return None
+        bands, last = frozenset(self.bands), until + 1 / STEPS_A_DAY
+        return photometry_of([p for p in points if p[1] in bands and p[0] <= last])
+
+    def further_images(self, record: Mapping[str, Any]) -> dict[str, bytes]:
+        """The files of the wanted stamps by kind, the chosen one first; a missing one of another kind is left out.
+
+        Raises:
+            SkipPacket: the chosen one is missing.
+        """
+        found = {self.stamp: stamp_bytes(record[cutout_field(self.stamp)], self.stamp)}
+        for kind in self.images:
+            if kind != self.stamp and (data := stamp_data(record[cutout_field(kind)])):
+                found[kind] = data
+        return found
+
+
+def cutout_field(kind: str) -> str:
+    """The record's field that holds a kind of stamp."""
+    return f"cutout{kind.capitalize()}"
+
+
+def photometry_of(points: Sequence[Point]) -> Photometry:
+    """Points in any order, each once; those that are damaged (no finite flux and positive error) are left out."""
+    good = [p for p in points if _is_point(p)]
+    columns = zip(*good, strict=True) if good else ([],) * 5
+    mjd, band, flux, error, kind = columns
+    return Photometry.merged([
+        Photometry(
+            np.array(mjd, np.float64), np.array([BANDS.index(b) for b in band], np.uint8),
+            np.array(flux, np.float32), np.array(error, np.float32), np.array(kind, np.uint8),
+        )
+    ])  # fmt: skip
+
+
+def _is_point(point: Point) -> bool:
+    mjd, _, flux, error, _ = point
+    return _MJD_RANGE[0] < mjd < _MJD_RANGE[1] and abs(flux) < _MAX_FLUX_NJY and 0 < error < _MAX_FLUX_NJY
 
 
 def object_id(value: str | int | None) -> str:
@@ -127,12 +240,22 @@ def flux_error_of(flux_njy: float, magnitude_error: float | None) -> float:
     """Error of a flux (nJy) from the error of its magnitude, to first order."""
     if magnitude_error is None:
         return math.nan
-    return flux(abs(flux_njy) * _ERROR_PER_MAG * magnitude_error)
+    return flux(abs(flux_njy) * ERROR_PER_MAG * magnitude_error)
+
+
+def stamp_data(cutout: Mapping[str, Any] | bytes | None) -> bytes | None:
+    """The stamp's file, which is the cutout or its `stampData`."""
+    return cutout.get("stampData") if isinstance(cutout, Mapping) else cutout
 
 
 def stamp_bytes(cutout: Mapping[str, Any] | bytes | None, kind: str) -> bytes:
-    """The stamp's file, which is the cutout or its `stampData`; SkipPacket (NO_STAMP) where the packet has none."""
-    data: bytes | None = cutout.get("stampData") if isinstance(cutout, Mapping) else cutout
+    """The stamp's file; SkipPacket (NO_STAMP) where the packet has none."""
+    data = stamp_data(cutout)
     if not data:
         raise SkipPacket(Reason.NO_STAMP, f"no {kind} stamp")
     return data
+
+
+def finite(value: float | None) -> float:
+    """A number, NaN for None."""
+    return math.nan if value is None else value

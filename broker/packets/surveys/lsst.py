@@ -5,12 +5,18 @@ Stamps are calibrated (nJy) and sky-subtracted, in the visit's own orientation, 
 solar-system object has no diaObject: there is no sequence of stamps to keep, so it is skipped.
 """
 
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason, SkipPacket
 from skyheed.broker.observation import Flag, Observation
-from skyheed.broker.packets.fits import read_image, sky_stamp
+from skyheed.broker.packets.fits import Image, model_stamps, on_sky, read_image
 from skyheed.broker.packets.surveys import base
+from skyheed.classifier import context
+from skyheed.classifier.history import DETECTION, FORCED
+
+_LEAST_SIGNAL = 3.0  # of a reference flux against its error, from which on it has a magnitude
 
 
 class Lsst(base.BaseSurvey):
@@ -20,6 +26,9 @@ class Lsst(base.BaseSurvey):
     all_bands = "ugrizy"
     schema_file = "lsst/reader.avsc"
 
+    history_fields = ("prvDiaSources", "prvDiaForcedSources")
+    least_score = 0.1  # the lowest of 11 real packets that are no asteroids is 0.26
+
     def observation(self, record: dict[str, Any]) -> Observation:
         """See `broker.surveys.Survey.observation`."""
         source = record["diaSource"] or {}
@@ -28,11 +37,12 @@ class Lsst(base.BaseSurvey):
         mjd = self.time(record)
         ra, dec = base.position(source.get("ra"), source.get("dec"))
         band = self.check_band(source.get("band") or "")
-        flux = base.flux(source.get("psfFlux"))
-        image = read_image(base.stamp_bytes(record[self.stamp_field], self.stamp))
-        if image.unit != "nJy":
-            raise PacketError(Reason.BAD_FITS, f"the stamp's unit is {image.unit[:20]!r}, not nJy")
-        stamp, flags = sky_stamp(image, 1.0, ra, dec)
+        flux, flux_error = base.flux(source.get("psfFlux")), base.flux(source.get("psfFluxErr"))
+        score = 0.0 if source.get("glint_trail") else source.get("reliability")
+        self.check_filters(public=True, score=score, solar_system=0.0 if _is_solar_system(record, source) else None)
+        images = {kind: _image(data) for kind, data in self.further_images(record).items()}
+        stamps, flags = model_stamps(images, 1.0, lambda image: on_sky(image, ra, dec))
+        own: base.Point = (mjd, band, flux, flux_error, DETECTION)
         return Observation(
             object_id=object_id,
             source_id=source_id,
@@ -41,9 +51,12 @@ class Lsst(base.BaseSurvey):
             ra=ra,
             dec=dec,
             flux=flux,
-            flux_error=base.flux(source.get("psfFluxErr")),
-            stamp=stamp,
+            flux_error=flux_error,
+            stamp=stamps.pop(self.stamp),
             flags=int(flags | (Flag.NEGATIVE if flux < 0 else 0)),
+            images=stamps,
+            photometry=self.photometry(_points(record, own), mjd),
+            context=_context(record, source, mjd, (ra, dec)) if self.wanted.context else {},
         )
 
     def time(self, record: dict[str, Any]) -> float:
@@ -55,10 +68,58 @@ def _object_id(record: dict[str, Any], source: dict[str, Any]) -> str:
     for holder in (record["diaObject"] or {}, source):
         if _given(holder.get("diaObjectId")):
             return base.object_id(holder["diaObjectId"])
-    solar_system = record["ssSource"] is not None or record["ssObject"] is not None or _given(source.get("ssObjectId"))
-    if solar_system:
+    if _is_solar_system(record, source):
         raise SkipPacket(Reason.SOLAR_SYSTEM, f"a source of solar-system object {ascii(source.get('ssObjectId'))[:40]}")
     return base.object_id(None)
+
+
+def _is_solar_system(record: Mapping[str, Any], source: Mapping[str, Any]) -> bool:
+    return record["ssSource"] is not None or record["ssObject"] is not None or _given(source.get("ssObjectId"))
+
+
+def _image(data: bytes) -> Image:
+    image = read_image(data)
+    if image.unit != "nJy":
+        raise PacketError(Reason.BAD_FITS, f"the stamp's unit is {image.unit[:20]!r}, not nJy")
+    return image
+
+
+def _points(record: Mapping[str, Any], own: base.Point) -> Iterator[base.Point]:
+    yield own
+    for kind, field in ((DETECTION, "prvDiaSources"), (FORCED, "prvDiaForcedSources")):
+        for item in record[field] or ():
+            if item and item["midpointMjdTai"] is not None:
+                flux, error = base.finite(item["psfFlux"]), base.finite(item["psfFluxErr"])
+                yield item["midpointMjdTai"], item["band"] or "", flux, error, kind
+
+
+def _context(
+    record: Mapping[str, Any], source: Mapping[str, Any], mjd: float, place: tuple[float, float]
+) -> dict[str, float]:
+    """See `classifier.context`; objects of schemas that do not count their detections have them all in the packet."""
+    own, earlier = record["diaObject"] or {}, [p for p in record["prvDiaSources"] or () if p]
+    times = [mjd, *(p["midpointMjdTai"] for p in earlier if p["midpointMjdTai"] is not None)]
+    first, reference = own.get("firstDiaSourceMjdTai"), _reference_magnitude(source)
+    alert = _magnitude(abs(base.finite(source.get("psfFlux"))))
+    over = None if alert is None or reference is None else alert - reference
+    return context.known({
+        "reference_magnitude": reference, "reference_shape": source.get("extendedness"),
+        "magnitude_over_reference": over, "galactic_latitude": context.galactic_latitude(*place),
+        "detections": own.get("nDiaSources") or len(earlier) + 1,
+        "age_days": mjd - (first or min(times)),
+        **{f"catalogue_{k}_distance": own.get(f"nearbyObj{k}Dist") for k in range(1, context.CATALOGUE + 1)},
+    })  # fmt: skip
+
+
+def _reference_magnitude(source: Mapping[str, Any]) -> float | None:
+    """Of the template at the object's place, where it has a source."""
+    flux, error = source.get("templateFlux"), source.get("templateFluxErr")
+    return _magnitude(flux) if flux is not None and error is not None and flux >= _LEAST_SIGNAL * error > 0 else None
+
+
+def _magnitude(flux: float) -> float | None:
+    """AB magnitude of a flux (nJy), if it has one."""
+    return -2.5 * math.log10(flux / base.AB_NJY) if 0 < flux < math.inf else None
 
 
 def _given(number: int | str | None) -> bool:

@@ -21,6 +21,7 @@ from skyheed.broker.observation import Flag, Observation
 from skyheed.broker.packets.container import container_block, container_header
 from skyheed.broker.packets.fits import read_image, sky_stamp
 from skyheed.broker.packets.surveys import base
+from skyheed.classifier import context
 
 SCHEMA_FILE = "sdss_alert/v1/alert.avsc"
 STAMP_SIDE = 64  # pixels
@@ -45,7 +46,7 @@ class Sdss(base.BaseSurvey):
         ra, dec = base.position(record["ra"], record["dec"])
         band = self.check_band(record["band"] or "")
         flux = base.flux(record["flux"])
-        image = read_image(base.stamp_bytes(record[self.stamp_field], self.stamp))
+        image = read_image(base.stamp_bytes(record[base.cutout_field(self.stamp)], self.stamp))
         if image.unit != "nJy":
             raise PacketError(Reason.BAD_FITS, f"the stamp's unit is {image.unit[:20]!r}, not nJy")
         stamp, flags = sky_stamp(image, 1.0, ra, dec)
@@ -60,6 +61,9 @@ class Sdss(base.BaseSurvey):
             flux_error=base.flux(record["fluxError"]),
             stamp=stamp,
             flags=int(flags | (Flag.NEGATIVE if flux < 0 else 0)),
+            context=context.known({"galactic_latitude": context.galactic_latitude(ra, dec)})
+            if self.wanted.context
+            else {},
         )
 
     def time(self, record: dict[str, Any]) -> float:

@@ -14,12 +14,19 @@ Cite Bellm+2019 (PASP 131, 018002), Masci+2019 (PASP 131, 018003), Patterson+201
 """
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag, Observation
-from skyheed.broker.packets.fits import Image, model_stamp, read_image, sky_stamp
+from skyheed.broker.packets.fits import Image, model_stamps, on_sky, read_image
 from skyheed.broker.packets.surveys import base
+from skyheed.classifier import context
+from skyheed.classifier.history import DETECTION, FORCED, UPPER_LIMIT
+from skyheed.classifier.stamp import Matrix
 
 _BANDS = {1: "g", 2: "r", 3: "i"}
 # TAI - UTC since 2017-01-01 (IERS Bulletin C 52), before ZTF's first alert; no leap second was added since.
@@ -32,6 +39,8 @@ _NOMINAL_ZERO_POINT = {"g": 26.325, "r": 26.275, "i": 25.660}
 _ZERO_POINTS = 15.0, 35.0  # anything else (-999, NaN) stands for "none"
 _TO_SKY = ((-1.0, 0.0), (0.0, -1.0))
 _HALF = 31  # pixels: a whole stamp has 63, the source in the middle one
+_PIXEL_ARCSEC = 1.0125  # as distnr counts: 3.75 degrees / 13,333 pixels; Dekany+2020 (PASP 132, 038001), table 1
+_PUBLIC = (None, 1)  # programid
 _CHIP_MIDDLE = 1540.0  # a readout quadrant has 3072 x 3080 pixels
 # ZTF writes t and f; brokers that write packets again also 1, 0 and -1, booleans, and all of these as text.
 _BRIGHTER, _FAINTER = frozenset(("t", "true", "1", "+1", "1.0")), frozenset(("f", "false", "0", "-1", "0.0", "-1.0"))
@@ -43,6 +52,11 @@ class Ztf(base.BaseSurvey):
     name = "ztf"
     all_bands = "gri"
     schema_file = "ztf/reader.avsc"
+    history_fields = ("prv_candidates", "fp_hists")
+    # Of 148 real packets of objects with a class or a catalogue match this leaves out one (of a "Planet?"); of 91 that
+    # are AGN, supernovae, variables or a tidal disruption event none. docs/surveys.md has the table.
+    least_score = 0.1
+    solar_system_arcsec = 5.0
 
     def observation(self, record: dict[str, Any]) -> Observation:
         """See `broker.surveys.Survey.observation`."""
@@ -56,15 +70,10 @@ class Ztf(base.BaseSurvey):
         band = self.check_band(_BANDS.get(fid or 0, f"fid {fid}"))
         sign = _sign(candidate.get("isdiffpos"))
         flux = sign * base.flux_of(candidate.get("magpsf"))
-        flags = Flag.NEGATIVE if sign < 0 else 0
-        counts, nominal = _njy_per_count(candidate.get("magzpsci"), band)
-        image = read_image(base.stamp_bytes(record[self.stamp_field], self.stamp))
-        if image.wcs or image.no_wcs:  # another broker's: it knows how it wrote the stamp
-            stamp, made = sky_stamp(image, counts, ra, dec)
-        else:
-            stamp, made = model_stamp(image, counts, _centre(image, candidate), _TO_SKY)
-        if self.stamp == "difference" and sign < 0:
-            stamp = -stamp
+        flux_error = base.flux_error_of(flux, candidate.get("sigmapsf"))
+        self._filter(candidate)
+        stamps, flags = self._stamps(record, candidate, band, (ra, dec), sign)
+        own: base.Point = (mjd, band, flux, flux_error, DETECTION)
         return Observation(
             object_id=object_id,
             source_id=source_id,
@@ -73,19 +82,122 @@ class Ztf(base.BaseSurvey):
             ra=ra,
             dec=dec,
             flux=flux,
-            flux_error=base.flux_error_of(flux, candidate.get("sigmapsf")),
-            stamp=stamp,
-            flags=int(flags | nominal | made),
+            flux_error=flux_error,
+            stamp=stamps.pop(self.stamp),
+            flags=int(flags | (Flag.NEGATIVE if sign < 0 else 0)),
+            images=stamps,
+            photometry=self.photometry(self._points(record, own), mjd),
+            context=_context(candidate, ra, dec) if self.wanted.context else {},
         )
+
+    def _filter(self, candidate: Mapping[str, Any]) -> None:
+        score = candidate.get("drb") or candidate.get("rb")  # brokers that write packets again have 0 for none
+        near, magnitude = candidate.get("ssdistnr"), candidate.get("ssmagnr")
+        known = near is not None and near >= 0 and (magnitude is None or magnitude > 0)
+        self.check_filters(
+            public=candidate.get("programid") in _PUBLIC, score=score, solar_system=near if known else None
+        )
+
+    def _stamps(
+        self, record: Mapping[str, Any], candidate: dict[str, Any], band: str, place: tuple[float, float], sign: int
+    ) -> tuple[dict[str, NDArray[np.float16]], int]:
+        images = {kind: read_image(data) for kind, data in self.further_images(record).items()}
+        counts, nominal = _njy_per_count(candidate.get("magzpsci"), band)
+
+        def where(image: Image) -> tuple[tuple[float, float] | None, Matrix | None]:
+            if image.wcs or image.no_wcs:  # another broker's: it knows how it wrote the stamp
+                return on_sky(image, *place)
+            return _centre(image, candidate), _TO_SKY
+
+        stamps, flags = model_stamps(images, counts, where)
+        if sign < 0 and "difference" in stamps:
+            stamps["difference"] = -stamps["difference"]
+        return stamps, flags | nominal
+
+    def _points(self, record: Mapping[str, Any], own: base.Point) -> Iterator[base.Point]:
+        public = Reason.NOT_PUBLIC in self.wanted.skip
+        yield own
+        for make, field in ((_earlier, "prv_candidates"), (_forced, "fp_hists")):
+            for item in record[field] or ():
+                if item and not (public and item["programid"] not in _PUBLIC) and (point := make(item)):
+                    yield point
 
     def time(self, record: dict[str, Any]) -> float:
         """Mid-exposure, MJD TAI, from the start of the exposure in UTC."""
         candidate = record["candidate"] or {}
-        jd, exposure = candidate.get("jd"), candidate.get("exptime")
-        if jd is None:
-            return base.mjd(None)
-        exposure = exposure if exposure is not None and 0 < exposure < 3600 else _EXPOSURE_S
-        return base.mjd(jd - 2_400_000.5 + (exposure / 2 + _TAI_MINUS_UTC_S) / _DAY_S)
+        return base.mjd(_middle(candidate.get("jd"), candidate.get("exptime")))
+
+
+def _middle(jd: float | None, exposure: float | None) -> float | None:
+    """Mid-exposure, MJD TAI, from the start of the exposure in UTC."""
+    if jd is None:
+        return None
+    exposure = exposure if exposure is not None and 0 < exposure < 3600 else _EXPOSURE_S
+    return jd - 2_400_000.5 + (exposure / 2 + _TAI_MINUS_UTC_S) / _DAY_S
+
+
+def _earlier(item: Mapping[str, Any]) -> base.Point | None:
+    """A detection or non-detection of `prv_candidates`, which do not say their exposure."""
+    mjd, band = _middle(item["jd"], None), _BANDS.get(item["fid"] or 0)
+    if mjd is None or band is None:
+        return None
+    if item["magpsf"] is None:  # diffmaglim is the limit of 5 sigma
+        return mjd, band, 0.0, _flux(item["diffmaglim"]) / 5, UPPER_LIMIT
+    sign = _known_sign(item["isdiffpos"])
+    flux = sign * _flux(item["magpsf"])
+    return mjd, band, flux, abs(flux) * base.ERROR_PER_MAG * base.finite(item["sigmapsf"]), DETECTION
+
+
+def _forced(item: Mapping[str, Any]) -> base.Point | None:
+    """A point of `fp_hists`; its error of -99999, for a flux that could not be measured, makes it none."""
+    mjd, band, zero = _middle(item["jd"], item["exptime"]), _BANDS.get(item["fid"] or 0), item["magzpsci"]
+    if mjd is None or band is None or zero is None or not _ZERO_POINTS[0] < zero < _ZERO_POINTS[1]:
+        return None
+    counts = base.flux_of(zero)
+    flux, error = base.finite(item["forcediffimflux"]), base.finite(item["forcediffimfluxunc"])
+    return mjd, band, flux * counts, error * counts, FORCED
+
+
+def _flux(magnitude: float | None) -> float:
+    """nJy of a magnitude; NaN for none, and for what no magnitude can be."""
+    return base.flux_of(magnitude) if magnitude is not None and 0 < magnitude < 40 else math.nan
+
+
+def _context(candidate: Mapping[str, Any], ra: float, dec: float) -> dict[str, float]:
+    """See `classifier.context`."""
+    get = candidate.get
+    distance, first = get("distnr"), get("jdstarthist")
+    values: dict[str, float | None] = {
+        "reference_distance": None if distance is None else distance * _PIXEL_ARCSEC,
+        "reference_magnitude": get("magnr"),
+        "reference_shape": get("sharpnr"),
+        "magnitude_over_reference": _between(get("magpsf"), get("magnr")),
+        "galactic_latitude": context.galactic_latitude(ra, dec),
+        "detections": get("ndethist"),
+        "visits": get("ncovhist"),
+        "age_days": None if not first else get("jd") - first,
+    }
+    for k in range(1, context.CATALOGUE + 1):
+        g, r, i = (get(f"s{band}mag{k}") for band in "gri")
+        name = f"catalogue_{k}"
+        values |= {
+            f"{name}_distance": get(f"distpsnr{k}"), f"{name}_star": get(f"sgscore{k}"), f"{name}_magnitude": r,
+            f"{name}_gr": _between(g, r), f"{name}_ri": _between(r, i),
+        }  # fmt: skip
+    return context.known(values)
+
+
+def _between(one: float | None, other: float | None) -> float | None:
+    """The difference of two magnitudes, if both are known."""
+    known = one is not None and other is not None and 0 < one < 40 and 0 < other < 40
+    return one - other if known else None  # type: ignore[operator]
+
+
+def _known_sign(isdiffpos: str | float | None) -> float:
+    try:
+        return _sign(isdiffpos)
+    except PacketError:
+        return math.nan
 
 
 def _sign(isdiffpos: str | float | None) -> int:

@@ -13,7 +13,7 @@ from real_data import rubin_files, ztf_files
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets import fits as stamps
 from skyheed.broker.packets.container import Decoder
-from skyheed.broker.packets.fits import model_stamp, read_image, sky_stamp
+from skyheed.broker.packets.fits import model_stamps, read_image, sky_stamp
 from skyheed.broker.packets.inflate import RAW, InflateError, TooLong, inflate
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.registry.schemas import SchemaSource
@@ -162,7 +162,7 @@ def test_sky_stamp_turns_by_the_wcs():
 
 def test_empty_stamp():
     image = read_image(make_fits(np.full((40, 40), np.nan, np.float32)))
-    assert reason_of(model_stamp, image, 1.0) is Reason.EMPTY_STAMP
+    assert reason_of(model_stamps, {"science": image}, 1.0, lambda _: (None, None)) is Reason.EMPTY_STAMP
 
 
 # --- damaged files
@@ -309,7 +309,7 @@ def test_every_real_rubin_stamp_as_astropy_reads_it():
         decoder = Decoder(survey.reader_schema, schemas=SchemaSource())
         for path in rubin_files():
             (record,) = decoder.decode(path.read_bytes())
-            image, cards = compare(record[survey.stamp_field])
+            image, cards = compare(record[f"cutout{kind.capitalize()}"])
             cards["CTYPE1"], cards["CTYPE2"] = "RA---TAN", "DEC--TAN"  # the packets leave them out
             ra, dec = record["diaSource"]["ra"], record["diaSource"]["dec"]
             x, y = WCS(cards).all_world2pix(ra, dec, 0)
