@@ -110,10 +110,10 @@ def model_stamps(
             made.update(zip(kinds, normalise_all(pixels, njy_per_count, *how), strict=True))
         except StampError as error:
             raise PacketError(Reason.BAD_FITS, str(error)) from error
-    if made[main] is None:
+    if (first := made[main]) is None:
         _fail(Reason.EMPTY_STAMP, "the stamp has no finite pixel about the source")
     flags = sum(_FILLED[kind] for kind, own in made.items() if own and kind != main and own[1] & Flag.FILLED)
-    return {kind: own[0] for kind in images if (own := made[kind])}, flags | made[main][1]
+    return {kind: own[0] for kind in images if (own := made[kind])}, flags | first[1]
 
 
 def _alike(

@@ -55,7 +55,8 @@ def load_survey(name: str, stamp: str | None = None, bands: str | None = None, w
     Args:
         stamp: which stamp the model sees; None for the survey's default.
         bands: letters of the bands to keep; None for all of the survey's.
-        wanted: further parts of a packet, for surveys that have a method `want`; None for the stamp alone.
+        wanted: further parts of a packet, and filters, for surveys that have a method `want`; None for the stamp alone
+            of every packet.
 
     Raises:
         ConfigError: unknown survey, stamp or band.

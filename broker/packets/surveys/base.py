@@ -83,7 +83,7 @@ class BaseSurvey:
         if unknown := set(self.bands) - set(self.all_bands):
             letters = "".join(sorted(unknown))
             raise ConfigError(f"ingest.bands: {self.name} has no band {letters!r}; choose from {self.all_bands}")
-        self.want(Wanted(images=(self.stamp,), photometry=False, context=False))
+        self.want(Wanted(images=(self.stamp,), photometry=False, context=False, skip=()))
 
     def want(self, wanted: Wanted) -> None:
         """Take more, or less, of every packet than the stamp; see `Wanted`.

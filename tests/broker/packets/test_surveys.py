@@ -128,9 +128,14 @@ def test_every_field_of_our_schemas_is_documented():
     def check(definition):
         for field in definition["fields"]:
             assert field.get("doc"), field["name"]
-            for branch in field["type"] if isinstance(field["type"], list) else []:
-                if isinstance(branch, dict):
-                    check(branch)
+            check_types(field["type"])
+
+    def check_types(branches):
+        for branch in branches if isinstance(branches, list) else []:
+            if isinstance(branch, dict) and branch["type"] == "array":
+                check_types(branch["items"])
+            elif isinstance(branch, dict) and branch["type"] == "record":
+                check(branch)
 
     for path in ("ztf/reader.avsc", "lsst/reader.avsc", "sdss_alert/v1/reader.avsc", SCHEMA_FILE):
         check(json.loads(files("skyheed.schemas").joinpath(path).read_text()))
