@@ -142,7 +142,7 @@ def _read(file: Path, offset: int, length: int, survey: str, report: Report, sch
         payload = source.read(length)
     errors: list[Exception] = []
     try:
-        kept = read_packet(payload, survey, schemas=schemas, errors=errors)
+        kept = read_packet(payload, survey, schemas=schemas, errors=errors, skip=())  # a stream skips artefacts
     except PacketError as error:
         kept, errors = [], [error]
     report.reasons.update(error.reason.value for error in errors if isinstance(error, PacketError))
