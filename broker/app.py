@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from skyheed.classifier.models.base import Model
 
 log = logging.getLogger("skyheed.daemon")
+WARM_UP = 256  # objects at most, of the largest batch that a model computes at the start
 MILLISECONDS_A_DAY = 86_400_000
 # A dead letter must outlive every holiday; classifications are for readers who come every few days.
 DEAD_LETTER_TOPIC = {"retention.ms": "-1", "max.message.bytes": str(kafka.MAX_MESSAGE_BYTES)}
@@ -298,7 +299,7 @@ def _load_model(settings: config.Settings, survey: Survey, asked: config.ModelSe
         threads=work.threads or None, prior=asked.prior, fewest=work.min_stamps or None,
     )  # fmt: skip
     check_fit(settings, survey, model)
-    model.warm_up(work.batch_size)
+    model.warm_up(min(work.batch_size, WARM_UP))
     return model
 
 
@@ -325,6 +326,7 @@ def make_worker(
     settings: config.Settings, served: ServedModel, publisher: kafka.Publisher, measured: metrics.WorkMetrics
 ) -> "Worker":
     """The worker of one model."""
+    from skyheed.broker.portions import Hand
     from skyheed.broker.work import Output, Pace, Worker
 
     agreement = layout.of_worker(settings.redis, served.model.info.bands)
@@ -334,7 +336,7 @@ def make_worker(
         served.name, served.topic, output_form(settings, served.topic), provenance_of(served.model), served.shared
     )
     work = settings.work
-    pace = Pace(work.batch_size, work.interval_s, work.lease_s)
+    pace = Pace(work.batch_size, work.interval_s, work.lease_s, Hand(work.batch_bytes, work.batch_s))
     return Worker(settings.survey, queue, store, served.model, publisher, output, measured, pace)
 
 

@@ -81,7 +81,9 @@ class WorkSettings:
     device: str = "auto"
     precision: str = "auto"
     threads: int = 0  # 0: all cores
-    batch_size: int = 64
+    batch_size: int = 64  # objects claimed at a time
+    batch_bytes: int = 64 * 2**20  # of histories fetched at a time, by each model; one object is at least
+    batch_s: float = 2.0  # of classifying before it is published and settled, likewise; at most a quarter of lease_s
     interval_s: float = 0.5  # look for due objects at least this often; at once when a batch is full
     lease_s: float = 120.0  # a claimed object returns to the queue after this long
     prior: str = ""  # of that model

@@ -170,6 +170,8 @@ def _check_options(table: str, options: Mapping[str, str]) -> None:
 def _work_rules(work: "WorkSettings") -> list[Rule]:
     return [
         (1 <= work.batch_size <= 100_000, "work.batch_size must be 1 to 100000"),
+        (2**16 <= work.batch_bytes <= LARGEST_BYTES, f"work.batch_bytes must be 65536 to {LARGEST_BYTES}"),
+        (0.01 <= work.batch_s <= 60, "work.batch_s must be 0.01 to 60"),
         (0 <= work.min_stamps <= 99, "work.min_stamps must be 0 to 99"),
         (0 <= work.threads <= 1024, "work.threads must not be negative, and at most 1024; 0 takes all cores"),
         (

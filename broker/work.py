@@ -5,20 +5,27 @@ late.
 
 A claimed object leaves the queue only after the output broker acknowledged its record, and only if the lease still
 holds and the object's revision did not move; otherwise it is classified again. Nothing is ever popped.
+
+What was claimed is fetched, classified and settled in portions (`portions`), so that memory, the time to a stop and the
+share of the lease that is used are bounded whatever the batch and the model are. What was not begun when a signal came,
+or when half of the lease was over, goes back to the queue.
 """
 
+import contextlib
 import contextvars
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from skyheed.broker.errors import ServiceUnavailable
 from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.metrics import WorkMetrics
+from skyheed.broker.portions import Hand, Portions
 from skyheed.broker.results.record import Classification, Form, Provenance, datum_of, encode_single
 from skyheed.broker.state.histories import (
     SOURCE_BYTES,
@@ -29,7 +36,7 @@ from skyheed.broker.state.histories import (
     StoredSequence,
 )
 from skyheed.broker.state.queue import Claim, DueQueue
-from skyheed.broker.waiting import Stopped, Unfinished, patiently
+from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, patiently
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Model
 from skyheed.classifier.prediction import Prediction, Status
@@ -46,6 +53,7 @@ class Pace:
     batch_size: int
     interval_s: float
     lease_s: float
+    hand: Hand = field(default_factory=Hand)
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class Worker:
         self.lane = Lane(output.model, model.kept_as, model.needs.span, bool(model.needs.images))
         self.metrics = metrics
         self.pace = pace
+        self.portions = Portions(pace.hand, pace.lease_s, model.needs, self.lane)
         self.totals: Counter[str] = Counter()
         self._pause = POLL_S
 
@@ -134,19 +143,56 @@ class Worker:
             self._pause = POLL_S if ready else min(2 * self._pause, self.pace.interval_s)
 
     def _batch(self, stop: threading.Event) -> int:
-        began = time.monotonic()
+        """Claim a batch and classify it, or as much of it as there is time for; how many were claimed."""
+        claimed = time.monotonic()
         claims = patiently(lambda: self.queue.claim(self.pace.batch_size, self.pace.lease_s), stop)
         if not claims:
             return 0
         self._pause = POLL_S
-        sequences = patiently(lambda: self.fetch(claims), stop)
-        fetched = time.monotonic()
+        left = {claim.object_id: claim for claim in claims}
+        try:
+            for sequences, fetch_s in self._fetched(claims, stop):
+                self._portion(sequences, fetch_s, stop)
+                for sequence in sequences:
+                    del left[sequence.object_id]
+                if stop.is_set() or self.portions.late(claimed):
+                    break
+        except Stopped as stopped:
+            if getattr(stopped.__cause__, "server", "") != "redis":
+                self._give_back(left.values())
+            raise
+        self._give_back(left.values())
+        return len(claims)
+
+    def _fetched(
+        self, claims: Sequence[Claim], stop: threading.Event
+    ) -> Iterator[tuple[Sequence[StoredSequence], float]]:
+        """The sequences of claimed objects in portions, each with the seconds that fetching took."""
+        for piece in self.portions.fetched(claims):
+            began = time.monotonic()
+            sequences = patiently(lambda piece=piece: self.fetch(piece), stop)  # type: ignore[misc]
+            fetch_s = time.monotonic() - began
+            while sequences:
+                count = self.portions.first(sequences)
+                portion, sequences = sequences[:count], sequences[count:]
+                yield portion, fetch_s
+                fetch_s = 0.0
+
+    def _portion(self, sequences: Sequence[StoredSequence], fetch_s: float, stop: threading.Event) -> None:
+        began = time.monotonic()
         answers = self.answer(sequences)
         classified = time.monotonic()
-        settled = patiently(lambda: self._publish(answers), stop)
-        clock = (began, fetched, classified, time.monotonic())
+        self.portions.took(sequences, classified - began)
+        waiting = Meanwhile(stop, grace_s=GRACE_S)
+        settled = patiently(lambda: self._publish(answers, waiting), stop)
+        clock = (began - fetch_s, began, classified, time.monotonic())
         self._report(answers, settled, clock, patiently(self.queue.depth, stop))
-        return len(claims)
+
+    def _give_back(self, claims: Iterable[Claim]) -> None:
+        """Without a word where Redis is away: they come back with their leases."""
+        if held := list(claims):
+            with contextlib.suppress(ServiceUnavailable):
+                log.info("%d claimed objects went back to the queue", self.queue.release(held))
 
     def fetch(self, claims: Sequence[Claim]) -> list[StoredSequence]:
         """The sequences of claimed objects, cut to the newest stamps where the model takes fewer.
@@ -195,7 +241,7 @@ class Worker:
         )
         return record, answer
 
-    def _publish(self, answers: Sequence[tuple[Classification, Answer]]) -> list[Settled]:
+    def _publish(self, answers: Sequence[tuple[Classification, Answer]], waiting: Meanwhile) -> list[Settled]:
         """Publish what we still hold, wait for the broker's word, then acknowledge. Safe to repeat."""
         held = self.queue.still_held([answer.claim for _, answer in answers])
         kept = [pair for pair, ours in zip(answers, held, strict=True) if ours]
@@ -208,7 +254,8 @@ class Worker:
                     r.headers(self.output.form.container),
                 )
                 for r, a in kept
-            ]
+            ],
+            waiting,
         )
         return self.store.settle([answer for _, answer in kept], self.lane)
 

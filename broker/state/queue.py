@@ -73,6 +73,22 @@ class DueQueue:
                 held[n] = lease == claims[n].lease.encode()
         return held
 
+    def release(self, claims: Sequence[Claim]) -> int:
+        """Give objects back that were not classified, before their leases end; how many were still ours.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us; then they return with their leases.
+        """
+        calls = [
+            (
+                self._bases[shard],
+                self._lane,
+                *(word for n in members for word in (claims[n].object_id, claims[n].lease)),
+            )
+            for shard, members in self._by_shard(claims).items()
+        ]
+        return sum(self._client.call("release", calls))
+
     def ready(self) -> int:
         """How many objects a claim could take now."""
         return sum(r.fresh + r.due for r in self._wake())

@@ -175,8 +175,8 @@ class Slow:
         return [Prediction(np.ones(1, np.float32)) for _ in histories]
 
 
-def worker_of(url: str, name: str, model: Slow, sent: list[tuple[float, str]]) -> Worker:
-    def publish_all(messages: Sequence[tuple[str, bytes, bytes, Any]]) -> None:
+def worker_of(url: str, name: str, model: Slow, sent: list[tuple[float, str]], pace: Pace | None = None) -> Worker:
+    def publish_all(messages: Sequence[tuple[str, bytes, bytes, Any]], _waiting: object) -> None:
         sent.extend((time.monotonic(), records.decode(value).object_id) for _, _, value, _ in messages)
 
     store = open_state(url)[0]
@@ -184,7 +184,7 @@ def worker_of(url: str, name: str, model: Slow, sent: list[tuple[float, str]]) -
     output = Output(name, "topic", records.Form(records.encode, True), PROVENANCE)
     return Worker(
         SURVEY, queue_of(url, name), store, model, SimpleNamespace(publish_all=publish_all), output,  # type: ignore[arg-type]
-        metrics.WorkMetrics(SURVEY), Pace(32, 0.1, 60.0),
+        metrics.WorkMetrics(SURVEY), pace or Pace(32, 0.1, 60.0),
     )  # fmt: skip
 
 

@@ -31,7 +31,19 @@ ROOT = Path(__file__).parents[2]
 SURVEY, PASSWORD = "sdss", "pw-5731"
 LUA = {
     "skyheed-ingest": ("store", "sweep", "agree", "beat"),
-    "skyheed-work": ("wake", "claim", "fetch", "drop", "settle", "tokens", "join", "retire", "agree", "beat"),
+    "skyheed-work": (
+        "wake",
+        "claim",
+        "fetch",
+        "drop",
+        "settle",
+        "release",
+        "tokens",
+        "join",
+        "retire",
+        "agree",
+        "beat",
+    ),
     "skyheed-look": ("objects", "waiting", "beats", "fetch"),
 }
 # What is asked without a script: by the client, the ledger, the layout and the queue.

@@ -182,7 +182,7 @@ def test_a_record_is_encoded_once(
     store, queue, _ = open_state(valkey.url)
     store.store(deliveries([observation(f"o{n}") for n in range(3)]))
     sent: list[bytes] = []
-    publisher = SimpleNamespace(publish_all=lambda messages: sent.extend(value for _, _, value, _ in messages))
+    publisher = SimpleNamespace(publish_all=lambda messages, _: sent.extend(value for _, _, value, _ in messages))
     worker = worker_of(predictor, queue, store)
     worker.publisher = publisher  # type: ignore[assignment]
     if form == "wire":

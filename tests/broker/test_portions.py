@@ -1,0 +1,149 @@
+"""What a worker has in hand: bounded in bytes and seconds, given back when there is no time left for it."""
+
+import threading
+import time
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from process_tools import until
+from state_tools import deliveries, observation, open_state
+from test_lanes import Slow, queue_of, worker_of
+
+from skyheed.broker import config
+from skyheed.broker.errors import ConfigError, ServiceUnavailable
+from skyheed.broker.local import embedded
+from skyheed.broker.portions import Hand, Portions
+from skyheed.broker.state.histories import Lane, SequenceStore
+from skyheed.broker.work import Pace
+from skyheed.classifier.prediction import Needs
+
+
+def histories(*epochs: int) -> list[Any]:
+    return [SimpleNamespace(looked=True, stamps=np.empty(n), header=np.empty(n)) for n in epochs]
+
+
+def test_what_is_fetched_fits_into_its_bytes_whatever_the_objects_are() -> None:
+    three = Needs(images=("science", "difference", "template"))
+    for needs, lane in ((Needs(), Lane()), (three, Lane(span=1)), (Needs(images=()), Lane(stamps=False))):
+        for mib in (1, 64):
+            portions = Portions(Hand(mib * 2**20), 60.0, needs, lane)
+            largest = 99 * (len(needs.images) * 2048 + (3_100 if lane.span else 0) + 100)
+            assert portions.objects * largest <= mib * 2**20
+    assert Portions(Hand(2**16), 60.0, three, Lane(span=1)).objects == 1
+    assert [len(p) for p in Portions(Hand(2**20), 60.0, Needs(), Lane()).fetched(range(10))] == [4, 4, 2]
+
+
+def test_what_is_classified_at_once_takes_the_seconds_that_it_may() -> None:
+    portions = Portions(Hand(seconds=2.0), 60.0, Needs(), Lane())
+    assert portions.first(histories(*[1] * 100)) == 8, "16 epochs, an object counting as one"
+    assert portions.first(histories(99, 99)) == 1, "one at least"
+    portions.took(histories(*[1] * 10), 1.0)  # 0.05 s for each
+    assert portions.first(histories(*[1] * 100)) == 20
+    assert portions.first(histories(*[9] * 100)) == 4
+    for _ in range(20):
+        portions.took(histories(*[1] * 10), 0.001)
+    assert portions.first(histories(*[1] * 1000)) == 1000
+    portions.took(histories(5), 60.0)
+    assert portions.first(histories(*[1] * 100)) == 1, "a slower one is believed at once"
+    assert Portions(Hand(seconds=60.0), 8.0, Needs(), Lane())._seconds == 2.0
+
+
+@pytest.mark.parametrize("key", ["batch_bytes", "batch_s"])
+def test_no_hand_is_empty(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"work.{key} must be"):
+        config.load(overrides={f"work.{key}": 0}, environ={})
+
+
+def fill(store: SequenceStore, count: int) -> None:
+    store.store(deliveries([observation(f"o{n}") for n in range(count)]))
+
+
+@pytest.mark.redis
+def test_a_batch_that_takes_longer_than_its_lease_is_answered_whole_and_once(valkey: embedded.Server) -> None:
+    """80 objects of 50 ms under leases of 1 s, while another worker looks for leases that are over."""
+    sent: list[tuple[float, str]] = []
+    worker = worker_of(valkey.url, "a", Slow(0.05), sent, Pace(80, 0.1, 1.0))
+    fill(worker.store, 80)
+    done, other = threading.Event(), queue_of(valkey.url, "a")
+
+    def look() -> None:
+        while not done.wait(0.02):
+            other.ready()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    totals = worker.run(threading.Event(), drain=True)
+    done.set()
+    thread.join()
+    assert (totals["acked"], totals["stale"], totals["lost_lease"]) == (80, 0, 0), totals
+    assert max(Counter(name for _, name in sent).values()) == 1
+
+
+@pytest.mark.redis
+def test_a_signal_ends_a_worker_soon_and_what_it_held_is_there_for_others(valkey: embedded.Server) -> None:
+    """A batch of 300 objects of 100 ms, which would take 30 s, under leases of two minutes."""
+    sent: list[tuple[float, str]] = []
+    worker = worker_of(valkey.url, "a", Slow(0.1), sent, Pace(300, 0.1, 120.0))
+    fill(worker.store, 300)
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    until(lambda: worker.queue.depth()["in_flight"])
+    time.sleep(1.0)
+    began = time.monotonic()
+    stop.set()
+    thread.join(60)
+    assert time.monotonic() - began < 5.0
+    assert len(sent) < 300
+    left = queue_of(valkey.url, "a").claim(300, 30.0)
+    assert {claim.object_id for claim in left} | {name for _, name in sent} == {f"o{n}" for n in range(300)}
+    assert len(left) + len(sent) == 300
+    assert open_state(valkey.url)[2].books().objects.balanced
+
+
+@pytest.mark.redis
+def test_a_signal_while_kafka_takes_nothing_gives_all_back(valkey: embedded.Server) -> None:
+    worker = worker_of(valkey.url, "a", Slow(), [], Pace(10, 0.1, 120.0))
+    fill(worker.store, 10)
+    stop = threading.Event()
+
+    def away(_messages: object, waiting: Any) -> None:
+        stop.set()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            waiting()
+            time.sleep(0.05)
+        raise ServiceUnavailable("Kafka is away")
+
+    worker.publisher = SimpleNamespace(publish_all=away)  # type: ignore[assignment]
+    began = time.monotonic()
+    worker.run(stop)
+    assert time.monotonic() - began < 5.0
+    assert len(queue_of(valkey.url, "a").claim(100, 30.0)) == 10
+
+
+@pytest.mark.redis
+def test_only_who_holds_a_lease_gives_it_back(valkey: embedded.Server) -> None:
+    worker = worker_of(valkey.url, "a", Slow(), [])
+    fill(worker.store, 3)
+    late = worker.queue.claim(3, 0.0)
+    held = worker.queue.claim(3, 60.0)
+    assert worker.queue.release(late) == 0
+    assert worker.queue.claim(3, 60.0) == []
+    assert worker.queue.release(held) == 3
+    assert len(worker.queue.claim(3, 60.0)) == 3
+
+
+@pytest.mark.redis
+def test_a_large_batch_is_fetched_in_pieces(valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = worker_of(valkey.url, "a", Slow(), [], Pace(1000, 0.1, 60.0, Hand(bytes=2**20)))
+    fill(worker.store, 50)
+    asked: list[int] = []
+    fetch = worker.store.fetch
+    monkeypatch.setattr(worker.store, "fetch", lambda claims, lane: asked.append(len(claims)) or fetch(claims, lane))
+    assert worker._batch(threading.Event()) == 50
+    assert sum(asked) == 50
+    assert max(asked) == worker.portions.objects == 4
