@@ -131,7 +131,13 @@ def _views(client: state.Client, settings: config.Settings, model: str) -> tuple
     return (
         store,
         queue,
-        Ledger(client, settings.survey, shards=settings.redis.shards, keep_s=settings.redis.books_days * 86_400),
+        Ledger(
+            client,
+            settings.survey,
+            shards=settings.redis.shards,
+            keep_s=settings.redis.books_days * 86_400,
+            idle_s=settings.redis.books_idle_days * 86_400,
+        ),
     )
 
 

@@ -46,6 +46,7 @@ class RedisSettings:
     shards: int = 16  # fixed for the life of a data set: part of every key
     max_stamps: int = 99  # the model's longest sequence
     ttl_days: float = 180.0  # an object without a new stamp for this long is forgotten
+    books_idle_days: float = 2.0  # the books of a partition that nothing came to for this long are closed
     books_days: float = 14.0  # how long a finished segment's bitmaps stay after they were folded
 
 

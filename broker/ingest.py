@@ -34,6 +34,7 @@ from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, pati
 
 log = logging.getLogger("skyheed.ingest")
 LAG_S = 5.0
+BOOKS_S = 600.0  # how often books are closed
 Mark = tuple[str, int, Reason]
 Keyed = tuple[str, int, Message]  # partition key, offset
 
@@ -192,6 +193,7 @@ class Ingest:
         self.batch_bytes = batch_bytes
         self.totals: Counter[str] = Counter()
         self._lag_at = time.monotonic()
+        self._books_at, self._more_books = -math.inf, False
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
         """Consume until `stop` is set or, with `drain`, until everything there at the start was consumed.
@@ -204,11 +206,14 @@ class Ingest:
         try:
             while not done and not stop.is_set():
                 messages = self.consumer.consume(self.batch_size, self.wait_s, self.batch_bytes)
+                self._close_books(stop)
                 if messages:
                     self._batch(messages, stop)
                 else:
                     self._look_at_lag()
                     done = drain and self.consumer.drained()
+            while done and not self._close_books(stop, every_s=0):
+                pass  # a drain is started once a night
         except Stopped as stopped:
             log.warning("stopped while waiting, the batch in hand will be delivered again: %s", stopped)
         log.info("ingest ends: %s", _line(self.totals))
@@ -221,6 +226,14 @@ class Ingest:
         if time.monotonic() - self._lag_at > LAG_S:
             self._lag_at = time.monotonic()
             self.metrics.lag(self.consumer.lag())
+
+    def _close_books(self, stop: threading.Event, every_s: float = BOOKS_S) -> bool:
+        """Now and then, of a few partitions that nothing comes to any more; False while there may be further ones."""
+        if stop.is_set() or (not self._more_books and time.monotonic() - self._books_at < every_s):
+            return True
+        self._books_at = time.monotonic()
+        self._more_books = not patiently(self.intake.ledger.finish, stop, self.consumer.keep_alive)
+        return not self._more_books
 
     def _batch(self, messages: Sequence[Message], stop: threading.Event) -> None:
         """Settle and commit slice after slice; what is left when `stop` comes will be delivered again."""

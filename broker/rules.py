@@ -61,6 +61,10 @@ def _state_rules(settings: "Settings") -> list[Rule]:
             SHORTEST_TTL_DAYS <= redis.books_days <= LONGEST_DAYS,
             f"redis.books_days must be {SHORTEST_TTL_DAYS} to {days}: the books' bitmaps are deleted after it",
         ),
+        (
+            SHORTEST_TTL_DAYS <= redis.books_idle_days <= LONGEST_DAYS,
+            f"redis.books_idle_days must be {SHORTEST_TTL_DAYS} to {days}",
+        ),
     ]
 
 

@@ -36,9 +36,12 @@ sh:{survey|partition}:
     segments              set     the segments of these bitmaps, as long as those
     marks                 set     consumed, skipped.<reason>, rejected.<reason>: the marks there are; for ever
     folded                hash    segment -> its counts and the offsets they cover; for ever
+    recent                string  while something came to the partition within redis.books_idle_days
     waited                string  how often replicas were waited for in this hash tag (redis.wait_replicas); for ever
 sh:{survey}:
-    partitions            set     partition keys, `topic@topicid/partition`; for ever
+    partitions            set     partition keys, `topic@topicid/partition`, until their books are closed
+    finished, totals      hash    of those whose books are closed: partition -> its counts; name -> counts of all; for
+                          ever
     layout                string  the number of shards, which older releases look for here; for ever
     agreed                hash    what all daemons agree on, name -> value (layout.py); for ever
     daemons               hash    daemon -> time of its last sign of life (Unix ms) and what it waits for (JSON); until

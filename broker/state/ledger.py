@@ -2,9 +2,14 @@
 
 A mark is a bit, so that redelivery cannot count twice and gaps in Kafka's offsets do not matter. `consumed` is marked
 when a message is polled, apart from its outcome; stored and duplicate are marked by the script that stores.
+
+Surveys make topics by the night: the books of a partition that nothing has come to for a while are closed (`finish`),
+and what they cost in memory and to read does not grow with the number of nights. Later marks open them again.
 """
 
 import json
+import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,6 +32,9 @@ from skyheed.broker.state.keys import SEGMENT_BITS, Keys
 __all__ = ["Books", "Ledger", "ObjectBooks", "PartitionBooks"]
 
 Mark = tuple[str, int, str]  # partition, offset, reason
+DAY_S = 86_400.0
+MOST_OPENED = 100_000  # partitions that are remembered as open
+FINISH = 10  # partitions that are closed at a time: a tenth of a second or so
 _COUNTS = ("consumed", "stored", "duplicate", "skipped", "rejected")
 
 
@@ -37,13 +45,19 @@ class Ledger:
         shards: as the SequenceStore's.
         keep_s: how long the bitmaps of a finished segment stay after they were folded into counts; a message that
             is delivered again within this time is known as stored.
+        idle_s: how long nothing has come to a partition whose books are closed.
     """
 
-    def __init__(self, client: Client, survey: str, *, shards: int = 16, keep_s: float = 14 * 86_400.0) -> None:
+    def __init__(
+        self, client: Client, survey: str, *, shards: int = 16, keep_s: float = 14 * DAY_S, idle_s: float = 2 * DAY_S
+    ) -> None:
         self._client = client
         self._keys = Keys(survey)
         self._shards = shards
         self._keep_ms = round(keep_s * 1000)
+        self._idle_s = idle_s
+        self._opened: dict[str, float] = {}  # partition -> when we marked something last, monotonic
+        self._looked_at = ""  # the last partition that `finish` looked at
         self._begun: set[tuple[str, int]] = set()
 
     def ping(self) -> None:
@@ -106,7 +120,7 @@ class Ledger:
         for (partition, segment), members in groups.items():
             marks = self._segment(partition, segment)
             done = marks.pop("consumed") & union([bits.tobytes() for bits in marks.values()], SEGMENT_BITS // 8)
-            done |= self._known(partition, segment)
+            done |= _known(self._fold_of(partition, segment))
             for n in members:
                 byte, bit = divmod(places[n][1] % SEGMENT_BITS, 8)
                 found[n] = bool(done[byte] & (128 >> bit))
@@ -118,15 +132,18 @@ class Ledger:
         Raises:
             ServiceUnavailable, ServiceError: Redis is away, or refuses us.
         """
+        found = sorted(self._segments().items())
+        finished = f"{self._keys.prefix}finished"
+        closed = self._client.run([("HMGET", finished, *(name for name, _ in found))])[0] if found else []
         partitions = []
-        for partition, segments in sorted(self._segments().items()):
+        for (partition, segments), is_closed in zip(found, closed, strict=True):
             total = PartitionBooks(partition)
-            for folded in self._folded(partition):
+            for folded in () if is_closed else self._folded(partition):  # else they are among the totals
                 total.add(_from_fold(partition, folded))
             for segment in sorted(segments):
-                total.add(self._count(partition, segment)[0])
+                total.add(self._count(partition, segment))
             partitions.append(total)
-        return Books(partitions, self._objects())
+        return Books([*partitions, *self._totals()], self._objects())
 
     def fold(self, partition: str) -> int:
         """Turn the partition's finished segments into counts and let their bitmaps expire; how many were folded.
@@ -137,13 +154,70 @@ class Ledger:
         Raises:
             ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
         """
-        finished = 0
-        for segment in sorted(self._segments().get(partition, ()))[:-1]:
-            books, marks = self._count(partition, segment)
-            if books.balanced:
-                self._fold(partition, segment, books, marks)
-                finished += 1
-        return finished
+        return sum(self._fold(partition, segment) for segment in sorted(self._segments().get(partition, ()))[:-1])
+
+    def finish(self, limit: int = FINISH) -> bool:
+        """Close the books of partitions that nothing came to for `idle_s` and that balance, `limit` at a time.
+
+        Safe to repeat and to run twice at once, also while marks come.
+
+        Returns:
+            Whether all partitions have been looked at; else call again.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+        """
+        names = sorted(name.decode() for name in self._client.run([("SMEMBERS", self._keys.partitions)])[0])
+        recent = self._client.run([("GET", self._recent(name)) for name in names])
+        idle = [name for name, found in zip(names, recent, strict=True) if not found and name > self._looked_at]
+        if idle:
+            segments = self._segments()
+            for name in idle[:limit]:
+                self._finish(name, segments.get(name, set()))
+        self._looked_at = idle[limit - 1] if len(idle) > limit else ""
+        return not self._looked_at
+
+    def _finish(self, partition: str, segments: set[int]) -> None:
+        if not all([self._fold(partition, segment) for segment in sorted(segments)]):
+            return
+        total = PartitionBooks(partition)
+        for folded in self._folded(partition):
+            total.add(_from_fold(partition, folded))
+        self._unlist(partition, *segments)
+        self._client.call("finish", [(self._keys.prefix, partition, _counts_text(total))])
+        if self._client.run([("GET", self._recent(partition))])[0]:  # a mark came meanwhile
+            self._client.call("reopen", [(self._keys.prefix, partition)])
+            self._list(partition, segments)
+
+    def _recent(self, partition: str) -> str:
+        """The key that is there while something came to the partition lately."""
+        return f"{self._keys.partition(partition)}recent"
+
+    def _reopen(self, partitions: Iterable[str]) -> None:
+        """Open the books of those that may have been closed since we marked something."""
+        now = time.monotonic()
+        closed = [name for name in partitions if now - self._opened.get(name, -math.inf) > self._idle_s / 2]
+        if closed:
+            self._client.call_each([("reopen", self._keys.prefix, *closed)], durable=True)
+        self._opened |= dict.fromkeys(partitions, now)
+        if len(self._opened) > MOST_OPENED:
+            self._opened = dict.fromkeys(partitions, now)
+
+    def _totals(self) -> list[PartitionBooks]:
+        """One row for all partitions whose books are closed."""
+        raw = self._client.run([("HGETALL", f"{self._keys.prefix}totals")])[0]
+        found = {name.decode(): int(number) for name, number in raw.items()}
+        if not (partitions := found.pop("partitions", 0)):
+            return []
+        total = PartitionBooks(f"{partitions} finished")
+        for name, number in found.items():
+            outcome, _, reason = name.partition(".")
+            if reason:
+                getattr(total, outcome)[reason] += number
+            else:
+                setattr(total, outcome, number)
+        total.skipped, total.rejected = +total.skipped, +total.rejected
+        return [total]
 
     def _mark(self, marks: Mapping[tuple[str, str], Sequence[int]]) -> set[tuple[str, int]]:
         """Set the bits of (mark, partition); returns the (partition, segment) they are in."""
@@ -159,9 +233,11 @@ class Ledger:
             commands.append(["SADD", f"{base}marks", mark])
         for partition, segments in touched.items():
             commands.append(["SADD", f"{self._keys.partition(partition)}segments", *segments])
+            commands.append(["SET", self._recent(partition), 1, "PX", max(1, round(self._idle_s * 1000))])
         if touched:
             commands.append(["SADD", self._keys.partitions, *touched])
         self._client.run(commands, durable=True)
+        self._reopen(touched)  # behind the marks: whoever closes the books looks for `recent` once more afterwards
         return {(partition, segment) for partition, segments in touched.items() for segment in segments}
 
     def _segments(self) -> dict[str, set[int]]:
@@ -198,50 +274,47 @@ class Ledger:
         """The bitmaps that the shards have of a segment."""
         return [f"{self._keys.shard(shard)}{mark}:{partition}:{segment}" for shard in range(self._shards)]
 
-    def _count(self, partition: str, segment: int) -> tuple[PartitionBooks, dict[str, Any]]:
+    def _count(self, partition: str, segment: int) -> PartitionBooks:
+        """What is not folded of a segment."""
         marks = self._segment(partition, segment)
-        known = self._known(partition, segment)
-        return count(partition, segment * SEGMENT_BITS, marks, known), marks
+        return count(partition, segment * SEGMENT_BITS, marks, _known(self._fold_of(partition, segment)))
 
     def _folded(self, partition: str) -> list[dict[str, Any]]:
         return [
             json.loads(text) for text in self._client.run([("HVALS", f"{self._keys.partition(partition)}folded")])[0]
         ]
 
-    def _known(self, partition: str, segment: int) -> Any:
-        """The offsets of a segment that its fold covers."""
-        text = self._client.run([("HGET", f"{self._keys.partition(partition)}folded", segment)])[0]
-        return union([unpack_known(json.loads(text)["known"])] if text else [], SEGMENT_BITS // 8)
+    def _fold_of(self, partition: str, segment: int) -> bytes:
+        """The counts of a segment and the offsets they cover, as JSON; b"" for none."""
+        return self._client.run([("HGET", f"{self._keys.partition(partition)}folded", segment)])[0] or b""
 
-    def _fold(self, partition: str, segment: int, books: PartitionBooks, marks: Mapping[str, Any]) -> None:
-        base = self._keys.partition(partition)
-        if books.consumed:
-            self._add_to_fold(f"{base}folded", segment, books, marks["consumed"])
+    def _fold(self, partition: str, segment: int) -> bool:
+        """Turn a segment's bitmaps into counts and let them expire, unless it does not balance."""
+        base, before = self._keys.partition(partition), self._fold_of(partition, segment)
+        marks = self._segment(partition, segment)
+        books = count(partition, segment * SEGMENT_BITS, marks, _known(before))
+        if not books.balanced:
+            return False
+        if books.consumed:  # whoever folds at the same time has counted the same
+            self._client.call("fold", [(base, segment, before, _fold_text(books, before, marks["consumed"]))])
         keys = [f"{base}{mark}:{segment}" for mark in marks if mark not in ("stored", "duplicate")]
         keys += [key for mark in ("stored", "duplicate") for key in self._shared(mark, partition, segment)]
         self._client.run([("PEXPIRE", key, self._keep_ms, "NX") for key in keys])
         if not any(ones(found) for found in marks.values()):
             self._unlist(partition, segment)
+        return True
 
-    def _add_to_fold(self, key: str, segment: int, books: PartitionBooks, bits: Any) -> None:
-        """Counts and the offsets they cover are one value, so that a second folder at the same time does no harm."""
-        text = self._client.run([("HGET", key, segment)])[0]
-        if text:
-            before = json.loads(text)
-            books.add(_from_fold(books.partition, before))
-            bits = bits | union([unpack_known(before["known"])], SEGMENT_BITS // 8)
-        counts = {name: getattr(books, name) for name in _COUNTS}
-        self._client.run([("HSET", key, segment, json.dumps({**counts, "known": pack_known(bits)}))])
+    def _unlist(self, partition: str, *segments: int) -> None:
+        """Take segments that are folded off the lists, so that nobody looks for their bitmaps."""
+        self._client.run(self._listing("SREM", partition, segments))
 
-    def _unlist(self, partition: str, segment: int) -> None:
-        """Take a segment whose bitmaps have expired off the lists, so that nobody looks for them."""
+    def _list(self, partition: str, segments: Iterable[int]) -> None:
+        self._client.run(self._listing("SADD", partition, segments))
+
+    def _listing(self, command: str, partition: str, segments: Iterable[int]) -> list[tuple[Any, ...]]:
         shards = [self._keys.shard(shard) for shard in range(self._shards)]
-        self._client.run(
-            [
-                ("SREM", f"{self._keys.partition(partition)}segments", segment),
-                *(("SREM", f"{prefix}segments", f"{partition}:{segment}") for prefix in shards),
-            ]
-        )
+        own = [(command, f"{self._keys.partition(partition)}segments", segment) for segment in segments]
+        return own + [(command, f"{base}segments", f"{partition}:{segment}") for segment in segments for base in shards]
 
     def _objects(self) -> ObjectBooks:
         replies = self._client.call("objects", [(self._keys.shard(shard),) for shard in range(self._shards)])
@@ -267,6 +340,27 @@ def _by_segment(offsets: Iterable[int]) -> dict[int, list[int]]:
         segment, bit = divmod(offset, SEGMENT_BITS)
         groups[segment].append(bit)
     return groups
+
+
+def _known(fold: bytes) -> Any:
+    """The offsets of a segment that its fold covers."""
+    return union([unpack_known(json.loads(fold)["known"])] if fold else [], SEGMENT_BITS // 8)
+
+
+def _fold_text(books: PartitionBooks, before: bytes, consumed: Any) -> str:
+    """Counts and the offsets they cover in one value, those of an earlier fold with them."""
+    if before:
+        books.add(_from_fold(books.partition, json.loads(before)))
+    counts = {name: getattr(books, name) for name in _COUNTS}
+    return json.dumps({**counts, "known": pack_known(consumed | _known(before))})
+
+
+def _counts_text(books: PartitionBooks) -> str:
+    """As finish.lua takes them: the books of one partition more, and its counts."""
+    counts = {"partitions": 1, "consumed": books.consumed, "stored": books.stored, "duplicate": books.duplicate}
+    counts |= {f"skipped.{reason}": number for reason, number in books.skipped.items()}
+    counts |= {f"rejected.{reason}": number for reason, number in books.rejected.items()}
+    return " ".join(f"{name} {number}" for name, number in counts.items())
 
 
 def _from_fold(partition: str, folded: Mapping[str, Any]) -> PartitionBooks:

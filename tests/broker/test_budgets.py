@@ -51,6 +51,9 @@ class State:
         self.calls.append(len(deliveries))
         return [Outcome.STORED] * len(deliveries)
 
+    def finish(self) -> bool:
+        return True
+
     def consumed(self, offsets: dict[str, list[int]]) -> None:
         self.marked += [offset for own in offsets.values() for offset in own]
 

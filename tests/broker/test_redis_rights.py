@@ -30,7 +30,7 @@ pytestmark = pytest.mark.redis
 ROOT = Path(__file__).parents[2]
 SURVEY, PASSWORD = "sdss", "pw-5731"
 LUA = {
-    "skyheed-ingest": ("store", "sweep", "agree", "beat"),
+    "skyheed-ingest": ("store", "sweep", "fold", "finish", "reopen", "agree", "beat"),
     "skyheed-work": (
         "wake",
         "claim",
@@ -110,6 +110,9 @@ def test_ingest_and_redrive_need_no_more(valkey: embedded.Server, admin: redis_p
         intake.ledger.skipped([("t@x/0", first + 5, "no_stamp")])
         intake.ledger.set_aside([("t@x/0", first + 5, "truncated")])
     assert intake.ledger.settled([("t@x/0", 1)]) == [True]
+    admin.delete(*admin.scan_iter("*recent"))
+    assert intake.ledger.finish()
+    intake.ledger.consumed({"t@x/0": [0]})
     quick = SequenceStore(state.connect(settings.redis.url), SURVEY, ttl_s=0.0, max_stamps=1, debounce_s=0.0)
     admin.delete(*[key for key in admin.scan_iter() if b":fresh" in key])
     quick.store(deliveries([observation("a", n) for n in (1, 2, 3)], "t@x/1"))  # forgotten, stored anew and cut

@@ -250,3 +250,125 @@ def test_the_books_of_a_cluster(valkey_cluster: embedded.ValkeyCluster) -> None:
     ledger.set_aside([(p, 19, "truncated") for p in partitions])
     assert ledger.books().balanced
     assert ledger.books().summary()["stored"] == 90
+
+
+def _finished(url: str, nights: int, **options: float) -> Ledger:
+    """Books of so many nights of two partitions, all of them closed but the last night's."""
+    client = state.connect(url)
+    ledger = Ledger(client, SURVEY, shards=2, **{"keep_s": 0.05, "idle_s": 3600.0, **options})
+    for night in range(nights):
+        for partition in (f"night{night}@id/0", f"night{night}@id/1"):
+            ledger.consumed({partition: range(20)})
+            ledger.skipped([(partition, n, "no_stamp") for n in range(15)])
+            ledger.set_aside([(partition, n, "truncated") for n in range(15, 20)])
+    for key in client.run([("KEYS", "sh:*:recent")])[0]:
+        if b"|night%d@" % (nights - 1) not in key:
+            client.run([("DEL", key)])
+    while not ledger.finish():
+        pass
+    return ledger
+
+
+def _commands_of(url: str, ledger: Ledger) -> int:
+    client = state.connect(url)
+    ledger.books()  # from now on the server knows the scripts
+    before = client.info()[0]["total_commands_processed"]
+    assert ledger.books().balanced
+    return int(client.info()[0]["total_commands_processed"] - before)
+
+
+def test_the_cost_of_an_audit_does_not_grow_with_finished_topics(valkey: embedded.Server) -> None:
+    """Nor does what finished topics leave behind: two small values for each partition."""
+    costs, sizes = [], []
+    for nights in (3, 103):
+        state.connect(valkey.url).run([("FLUSHALL",)])
+        ledger = _finished(valkey.url, nights)
+        threading.Event().wait(0.1)  # the bitmaps of what is closed are gone
+        costs.append(_commands_of(valkey.url, ledger))
+        sizes.append(state.connect(valkey.url).run([("DBSIZE",)])[0])
+        books = ledger.books()
+        assert books.summary()["consumed"] == nights * 40
+        assert [p.partition for p in books.partitions][-1] == f"{2 * nights - 2} finished"
+        assert (books.partitions[-1].skipped, books.partitions[-1].rejected) == (
+            {"no_stamp": 15 * (2 * nights - 2)}, {"truncated": 5 * (2 * nights - 2)},
+        )  # fmt: skip
+        assert len(books.partitions) == 3
+        assert "finished" in books.to_text()
+    assert costs[0] == costs[1]
+    assert sizes[1] - sizes[0] <= 2 * 200
+    assert state.connect(valkey.url).run([("SCARD", f"sh:{{{SURVEY}:0}}:segments")])[0] <= 2
+
+
+def test_marks_that_come_to_a_finished_topic_open_its_books_and_count_once(valkey: embedded.Server) -> None:
+    _finished(valkey.url, 3)
+    ledger = Ledger(state.connect(valkey.url), SURVEY, shards=2)  # another daemon
+    ledger.consumed({"night0@id/0": range(10, 30)})  # the group was set back, and more came
+    ledger.skipped([("night0@id/0", n, "no_stamp") for n in range(20, 29)])
+    books = ledger.books()
+    row = _row(ledger, "night0@id/0")
+    assert (row.consumed, row.skipped["no_stamp"], row.rejected["truncated"], row.first_missing) == (30, 24, 5, [29])
+    assert books.consumed == 3 * 40 + 10
+    assert books.partitions[-1].partition == "3 finished"
+    ledger.skipped([("night0@id/0", 29, "no_stamp")])
+    state.connect(valkey.url).run([("DEL", f"sh:{{{SURVEY}|night0@id/0}}:recent")])
+    assert ledger.finish()
+    assert ledger.finish(), "closing again changes nothing"
+    books = ledger.books()
+    assert (books.consumed, books.balanced, books.partitions[-1].partition) == (130, True, "4 finished")
+    assert ledger.settled([("night0@id/0", 29), ("night0@id/0", 30)]) == [True, False]
+
+
+def test_a_topic_of_which_something_was_lost_is_never_finished(valkey: embedded.Server) -> None:
+    ledger = Ledger(state.connect(valkey.url), SURVEY, idle_s=0.05)
+    _fill(ledger, 0)
+    ledger.consumed({P: [500]})
+    threading.Event().wait(0.1)
+    assert ledger.finish()
+    assert _row(ledger).first_missing == [500]
+
+
+def test_a_topic_is_finished_only_when_nothing_came_for_so_long(valkey: embedded.Server) -> None:
+    ledger = Ledger(state.connect(valkey.url), SURVEY, idle_s=0.3)
+    _fill(ledger, 0)
+    assert ledger.finish()
+    assert _row(ledger).consumed == 100
+    threading.Event().wait(0.4)
+    assert ledger.finish()
+    assert [p.partition for p in ledger.books().partitions] == ["1 finished"]
+
+
+def test_two_that_fold_or_finish_at_once_count_once(valkey: embedded.Server) -> None:
+    ledgers = [Ledger(state.connect(valkey.url), SURVEY, shards=2, idle_s=0.01) for _ in range(3)]
+    for n in range(20):
+        ledgers[0].consumed({f"t@id/{n}": range(10), P: [n * SEGMENT_BITS]})
+        ledgers[0].skipped([(f"t@id/{n}", k, "no_stamp") for k in range(10)] + [(P, n * SEGMENT_BITS, "no_stamp")])
+    threading.Event().wait(0.05)
+    threads = [threading.Thread(target=ledger.finish, args=(100,)) for ledger in ledgers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    books = ledgers[0].books()
+    assert (books.consumed, books.balanced) == (220, True)
+    assert [p.partition for p in books.partitions] == ["21 finished"]
+
+
+def test_marks_while_books_are_closed_are_not_lost(valkey: embedded.Server) -> None:
+    client = state.connect(valkey.url)
+    ledger, other = (Ledger(client, SURVEY, shards=2, idle_s=0.02) for _ in range(2))
+    stop = threading.Event()
+
+    def close() -> None:
+        while not stop.is_set():
+            other.finish()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    for n in range(150):
+        ledger.consumed({P: [n]})
+        ledger.skipped([(P, n, "no_stamp")])
+        stop.wait(0.03 if n % 10 == 0 else 0.0)
+    stop.set()
+    thread.join()
+    books = ledger.books()
+    assert (books.consumed, books.balanced) == (150, True)
