@@ -62,7 +62,8 @@ def ztf_stamp(ny=63, nx=63, source=None, peak=100.0):
 def ztf_packet(top=(), drop=(), types=(), **candidate):
     """A packet in ZTF's form; fields can be changed, dropped or given another Avro type."""
     values = {**ZTF_VALUES, **candidate}
-    inner = {n: dict(types).get(n, t) for n, t in CANDIDATE.items() if n not in drop}
+    further = {n: t for n, t in dict(types).items() if n in candidate}
+    inner = {n: dict(types).get(n, t) for n, t in (CANDIDATE | further).items() if n not in drop}
     cutout = record_type("cutout", {"fileName": "string", "stampData": "bytes"})
     fields = {
         "schemavsn": "string", "publisher": "string", "objectId": ["string", "null"], "candid": "long",
