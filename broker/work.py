@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -38,8 +39,10 @@ from skyheed.broker.state.histories import (
 from skyheed.broker.state.queue import Claim, DueQueue
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, patiently
 from skyheed.classifier.history import History
-from skyheed.classifier.models.base import Model
 from skyheed.classifier.prediction import Prediction, Status
+
+if TYPE_CHECKING:  # so that whoever reads histories needs no torch
+    from skyheed.classifier.models.base import Model
 
 log = logging.getLogger("skyheed.worker")
 LOOK_S = 0.25
@@ -84,7 +87,7 @@ class Worker:
         survey: str,
         queue: DueQueue,
         store: SequenceStore,
-        model: Model,
+        model: "Model",
         publisher: Publisher,
         output: Output,
         metrics: WorkMetrics,
@@ -365,6 +368,6 @@ def _newest(sequence: StoredSequence, longest: int) -> StoredSequence:
     )
 
 
-def _named(model: Model, prediction: Prediction) -> list[tuple[str, int, float]]:
+def _named(model: "Model", prediction: Prediction) -> list[tuple[str, int, float]]:
     ids = model.info.class_ids
     return [(name, ids[name], float(p)) for name, p in zip(model.classes, prediction.probabilities, strict=True)]

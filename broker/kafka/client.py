@@ -274,6 +274,7 @@ class BatchConsumer:
         self._asking_since: float | None = None  # ids were asked for in vain
         self._astray: set[Place] = set()  # of a topic made again, still to be set to its beginning
         self.on_made_again: Callable[[str], None] = lambda _topic: None  # a topic is another one: forget the old one's
+        self.begin_at: Mapping[str, int] = {}  # without a group: partition key -> offset, instead of `start`
         self._others = OtherMembers(self._consumer, self._topics, name)
         # asked after librdkafka has judged it; it takes -1 for never
         self._look_every_s = max(1, int(options.get(LOOK_EVERY, LOOK_EVERY_MS))) / 1000
@@ -507,8 +508,10 @@ class BatchConsumer:
         offset = ck.OFFSET_END if not self._parts and self._start == "latest" else ck.OFFSET_BEGINNING
         new = sorted(self._listed() - set(self._parts))
         if new:
-            partitions = [TopicPartition(*place, offset) for place in new]
             ids = self._ask_ids({topic for topic, _ in new})
+            keys = [partition_key(topic, ids.get(topic, ""), number) for topic, number in new]
+            firsts = [self.begin_at.get(key, offset) for key in keys]
+            partitions = [TopicPartition(*place, first) for place, first in zip(new, firsts, strict=True)]
             self._consumer.incremental_assign(partitions)
             self._take(partitions, ids)
 
