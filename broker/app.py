@@ -311,9 +311,14 @@ def _load_model(settings: config.Settings, survey: Survey, asked: config.ModelSe
 
 def model_name(asked: str, model: "Model") -> str:
     """What a model is called among the survey's: as in SURVEY/MODEL, or as its checkpoint says."""
+    return name_of(asked, str(model.info.name), model.info.surveys)
+
+
+def name_of(asked: str, called: str, surveys: Sequence[str]) -> str:
+    """The same of a model that is not loaded: what was asked for, the name on its card, and its surveys."""
     from skyheed.classifier.models.checkpoint import shipped_name
 
-    name = shipped_name(asked, model.info.surveys) or str(model.info.name)
+    name = shipped_name(asked, surveys) or called
     cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)
     return cleaned[:LONGEST_MODEL_NAME] or "model"
 

@@ -1,0 +1,27 @@
+"""What a reader of the page wants to know of a survey and its packets do not say: pixel scales, and where other brokers
+show an object. Only addresses: nothing is asked of them.
+"""
+
+from urllib.parse import quote
+
+PIXEL_ARCSEC = {"sdss": 0.396, "ztf": 1.012, "lsst": 0.2}
+# name of a broker, and its page of an object
+_BROKERS = {
+    "ztf": (
+        ("ALeRCE", "https://alerce.online/object/{}"),
+        ("Fink", "https://ztf.fink-portal.org/{}"),
+        ("Lasair", "https://lasair-ztf.lsst.ac.uk/objects/{}/"),
+        ("Babamul", "https://babamul.caltech.edu/objects/ZTF/{}"),
+    ),
+    "lsst": (
+        ("ALeRCE", "https://lsst.alerce.online/object/{}"),
+        ("Fink", "https://lsst.fink-portal.org/{}"),
+        ("Lasair", "https://lasair.lsst.ac.uk/objects/{}/"),
+        ("Babamul", "https://babamul.caltech.edu/objects/LSST/{}"),
+    ),
+}
+
+
+def brokers(survey: str, object_id: str) -> list[tuple[str, str]]:
+    """(name, URL) of the object at other brokers; none for a survey that they do not have."""
+    return [(name, address.format(quote(object_id, safe=""))) for name, address in _BROKERS.get(survey, ())]

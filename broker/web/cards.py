@@ -1,0 +1,109 @@
+"""Models as the page shows them: the cards of those that this process may run, and of others what they published.
+
+A card is read as JSON, without torch and without its weights, which the worker checks.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from skyheed.broker import app as daemon
+from skyheed.broker import config
+from skyheed.classifier.bounded import read_file
+from skyheed.classifier.errors import ClassifierError, ModelError
+from skyheed.classifier.models import checkpoint
+
+log = logging.getLogger("skyheed.web")
+
+
+class Cards:
+    """The models of the settings, by their names among the survey's."""
+
+    def __init__(self, settings: config.Settings, can_compute: bool) -> None:
+        self._survey = settings.survey
+        self._known: dict[str, dict[str, Any]] = {}
+        for asked in settings.models:
+            place = asked.model or settings.survey
+            try:
+                card = _card(place, settings.survey)
+                name = asked.name or daemon.name_of(place, card["name"], card["surveys"])
+                self._known[name] = _entry(name, card, _prior(asked.prior, card), can_compute)
+            except (ClassifierError, KeyError, TypeError, ValueError) as error:
+                log.warning("the card of the model %s cannot be read: %s", place, error)
+
+    @property
+    def names(self) -> list[str]:
+        """Of those whose cards are here."""
+        return list(self._known)
+
+    def entry(self, name: str, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A model; of one that is not here, what its classifications said of it.
+
+        Args:
+            provenance: of its last classification.
+        """
+        said = dict(provenance or {})
+        known = self._known.get(name)
+        if known is None:
+            return _EMPTY | {
+                "name": name, "title": said.get("model_name", name), "version": said.get("model_version"),
+                "digest": said.get("weights_digest"), "preprocessing": said.get("preprocessing"), "published": said,
+            }  # fmt: skip
+        same = not said or (said.get("weights_digest"), said.get("model_version")) == (known["digest"], known["version"])
+        return known | {"published": said or None, "same_as_published": same if said else None}
+
+    def all(self, published: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+        """Those that are here, then others that have published."""
+        names = [*self.names, *(name for name in published if name not in self._known)]
+        return [self.entry(name, published.get(name)) for name in names]
+
+
+_EMPTY: dict[str, Any] = {
+    "family": None, "classes": [], "bands": "", "surveys": [], "prior": None, "needs": None, "recompute": False,
+    "card": None, "calibration": None, "same_as_published": None,
+}  # fmt: skip
+
+
+def _card(place: str, survey: str) -> dict[str, Any]:
+    path = checkpoint.resolve(place, survey) / checkpoint.MODEL
+    card = json.loads(read_file(path, checkpoint.MOST_CARD, ModelError))
+    if not isinstance(card, dict):
+        raise ModelError(f"{path} holds no keys: get the checkpoint again")
+    return card
+
+
+def _prior(asked: str, card: Mapping[str, Any]) -> tuple[str, list[float] | None]:
+    """The version and the class prior that probabilities assume: as asked for, or the checkpoint's own."""
+    if not asked:
+        return str(card["version"]), list(card["calibration"].get("prior") or []) or None
+    counts = checkpoint.mixture(asked, card["classes"])
+    name = "-".join(f"{count:g}" for count in counts)
+    relative = [count * len(counts) / sum(counts) for count in counts]
+    return f"{str(card['version']).partition(checkpoint.PRIOR)[0]}{checkpoint.PRIOR}{name}", relative
+
+
+def _entry(name: str, card: dict[str, Any], prior: tuple[str, list[float] | None], can: bool) -> dict[str, Any]:
+    version, weights = prior
+    return {
+        "name": name, "title": card["name"], "version": version, "family": card.get("family", "convention"),
+        "digest": card["digest"], "preprocessing": card.get("preprocessing"), "classes": card["classes"],
+        "bands": card["bands"], "surveys": card["surveys"],
+        "prior": dict(zip(card["classes"], weights, strict=True)) if weights else None, "needs": _needs(card),
+        "recompute": can, "card": card, "calibration": card["calibration"],
+    }  # fmt: skip
+
+
+def _needs(card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the model reads of a history; None where its family cannot be asked here (it needs torch, say)."""
+    from skyheed.classifier.models.family import family
+
+    try:
+        own = family(card.get("family", "convention"))
+        needs = own.needs(own.configure(card["config"]))
+    except (ClassifierError, ImportError):
+        return None
+    return {
+        "images": list(needs.images), "photometry": needs.photometry, "context": needs.context,
+        "fewest": needs.fewest, "most": min(needs.most, int(card.get("max_stamps", needs.most))),
+    }  # fmt: skip
