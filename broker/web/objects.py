@@ -21,6 +21,7 @@ from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.rows import flag_names, night_of, reason_text
 from skyheed.broker.web.search import Cone, SearchError
 from skyheed.broker.work import history_of
+from skyheed.classifier.context import CODES, QUANTITIES
 from skyheed.classifier.history import BANDS, DETECTION, FORCED, UPPER_LIMIT, History, Photometry
 from skyheed.classifier.stamp import STAMP_SIZE, STAMP_UNIT_NJY
 
@@ -270,14 +271,9 @@ def photometry(points: Photometry | None) -> dict[str, Any] | None:
 
 
 def context(history: History) -> list[dict[str, Any]]:
-    """What is known of the surroundings, with units and meanings where the table of names has them."""
-    try:
-        from skyheed.classifier import context as table  # type: ignore[attr-defined]
-    except ImportError:
-        table = None
-    said: Mapping[str, Any] = getattr(table, "CONTEXT", {}) if table else {}
-    return [{"name": name, "value": value, **_said(said.get(name))} for name, value in sorted(history.context.items())]
-
-
-def _said(entry: Any) -> dict[str, str]:
-    return {"unit": str(getattr(entry, "unit", "")), "meaning": str(getattr(entry, "meaning", ""))}
+    """What is known of the surroundings, with units and meanings, in the order of the table of names."""
+    named = ((name, QUANTITIES[CODES[name]]) for name in history.context if name in CODES)
+    return [
+        {"name": name, "value": history.context[name], "unit": quantity.unit, "meaning": quantity.meaning}
+        for name, quantity in sorted(named, key=lambda item: CODES[item[0]])
+    ]

@@ -1,0 +1,251 @@
+"""Stamps for people and programs: an atlas for the page, npz and FITS for analysis, PNG and GIF for eyes.
+
+Arrays keep the model's orientation (row 0 south, column 0 east); pictures and FITS files are turned so that they show
+north up and east left, as negatives (light is dark), pixels not smoothed.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyheed.broker.packets.surveys.elsewhere import PIXEL_ARCSEC
+from skyheed.broker.web.problems import Problem
+from skyheed.classifier.history import BANDS, IMAGE_KINDS, History
+from skyheed.classifier.names import header_text
+
+STRETCHES = ("linear", "asinh", "log", "sqrt")
+MOST_PIXELS = 4096 * 1024  # of one picture
+GAP = 1  # pixels between stamps of a strip
+BLANK = 255
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # of files in an archive: the same stamps are the same bytes
+
+
+@dataclass(frozen=True)
+class Look:
+    """How pixels become grey: cuts as percentiles, and the curve between them."""
+
+    stretch: str = "linear"
+    low: float = 1.0
+    high: float = 99.5
+    scale: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stretch not in STRETCHES:
+            raise Problem(422, f"stretch is one of {', '.join(STRETCHES)}")
+        if not 0 <= self.low < self.high <= 100:
+            raise Problem(422, "cuts are percentiles: 0 <= low < high <= 100")
+
+    def grey(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        """[…, 32, 32] -> the same as grey values, all between the same cuts, light dark."""
+        values = pixels.astype(np.float32)
+        low, high = np.percentile(values, [self.low, self.high])
+        span = float(high - low)
+        unit = np.clip((values - low) / span, 0, 1) if span > 0 else np.zeros_like(values)
+        return (255 - np.rint(255 * _CURVES[self.stretch](unit))).astype(np.uint8)
+
+
+_CURVES: dict[str, Any] = {
+    "linear": lambda x: x,
+    "asinh": lambda x: np.arcsinh(10 * x) / np.arcsinh(10.0),
+    "log": lambda x: np.log1p(1000 * x) / np.log(1001.0),
+    "sqrt": np.sqrt,
+}
+
+
+def of_kind(history: History, kind: str) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+    """The epochs that have an image of a kind, and these.
+
+    Raises:
+        Problem: none has.
+    """
+    pixels = history.images.get(kind)
+    if pixels is None or not len(pixels):
+        there = ", ".join(history.images) or "none"
+        raise Problem(404, f"this object has no {kind!a} stamps; its kinds: {there}")
+    sent = pixels.reshape(len(pixels), -1).any(1) | (kind == "science")
+    return history.shown[sent], pixels[sent]
+
+
+def atlas(history: History, kind: str, revision: int) -> bytes:
+    """All stamps of a kind: the length of a header (4 bytes, little-endian), the header as JSON, float16 pixels."""
+    epochs, pixels = of_kind(history, kind)
+    head = {
+        "revision": revision, "kind": kind, "source_id": [str(source) for source in history.source_id[epochs].tolist()],
+        "shape": list(pixels.shape), "dtype": "float16",
+    }  # fmt: skip
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-(4 + len(text)) % 8)
+    return len(text).to_bytes(4, "little") + text + pixels.astype("<f2").tobytes()
+
+
+def npz(history: History) -> bytes:
+    """Everything of a history as a NumPy archive; the same history is always the same bytes."""
+    columns: dict[str, NDArray[Any]] = {
+        "mjd": history.mjd, "band": np.array([BANDS[code] for code in history.band]), "flux": history.flux,
+        "flux_error": history.flux_error, "source_id": history.source_id, "ra": history.ra, "dec": history.dec,
+        "flags": history.flags, "object_id": np.array(history.object_id), "survey": np.array(history.survey),
+    }  # fmt: skip
+    for kind in history.images:
+        epochs, pixels = of_kind(history, kind)
+        columns |= {f"stamps_{kind}": pixels, f"epochs_{kind}": epochs}
+    if history.photometry is not None:
+        points = history.photometry
+        columns |= {f"photometry_{name}": getattr(points, name) for name in ("mjd", "flux", "flux_error", "kind")}
+        columns["photometry_band"] = np.array([BANDS[code] for code in points.band], "<U1")
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, column in columns.items():
+            body = io.BytesIO()
+            np.lib.format.write_array(body, np.asanyarray(column), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), body.getvalue(), zipfile.ZIP_DEFLATED)
+    return out.getvalue()
+
+
+def fits_cube(history: History) -> bytes:
+    """A cube [epoch, y, x] for each kind, and a table of the epochs."""
+    from astropy.io import fits
+
+    parts: list[Any] = [fits.PrimaryHDU(header=_header(history))]
+    for kind in history.images:
+        epochs, pixels = of_kind(history, kind)
+        cube = fits.ImageHDU(pixels.astype(np.float32), name=kind.upper())
+        _place(cube.header, history, int(epochs[-1]))
+        parts.append(cube)
+        table = fits.BinTableHDU.from_columns(_columns(history, epochs), name=f"{kind.upper()}_EPOCHS")
+        parts.append(table)
+    return _written(fits.HDUList(parts))
+
+
+def fits_one(history: History, kind: str, epoch: int, pixels: NDArray[np.float16]) -> bytes:
+    """One stamp as a FITS image."""
+    from astropy.io import fits
+
+    image = fits.PrimaryHDU(pixels.astype(np.float32), header=_header(history))
+    image.header["KIND"] = kind
+    image.header["BAND"] = BANDS[history.band[epoch]]
+    image.header["MJD-AVG"] = (float(history.mjd[epoch]), "TAI, middle of the exposure")
+    image.header["TIMESYS"] = "TAI"
+    image.header["SOURCEID"] = (str(history.source_id[epoch]), "of the survey")
+    _place(image.header, history, epoch)
+    return _written(fits.HDUList([image]))
+
+
+def _header(history: History) -> Any:
+    from astropy.io import fits
+
+    header = fits.Header()
+    header["OBJECT"] = header_text(history.object_id)[:60]
+    header["SURVEY"] = header_text(history.survey)[:60]
+    header["BUNIT"] = ("100 nJy", "a pixel, above the local background")
+    return header
+
+
+def _place(header: Any, history: History, epoch: int) -> None:
+    """The source is in pixel [16, 16] from 0; columns run from east to west, so that east is left."""
+    header["BUNIT"] = ("100 nJy", "a pixel, above the local background")
+    scale, ra, dec = PIXEL_ARCSEC.get(history.survey), float(history.ra[epoch]), float(history.dec[epoch])
+    if scale is None or not np.isfinite([ra, dec]).all():
+        return
+    cards = {
+        "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 17.0, "CRPIX2": 17.0, "CRVAL1": ra, "CRVAL2": dec,
+        "CDELT1": -scale / 3600, "CDELT2": scale / 3600, "CUNIT1": "deg", "CUNIT2": "deg", "RADESYS": "ICRS",
+    }  # fmt: skip
+    header.update(cards)
+
+
+def _columns(history: History, epochs: NDArray[np.int64]) -> Any:
+    from astropy.io import fits
+
+    columns = (
+        ("MJD", "D", "d", history.mjd), ("BAND", "1A", "", np.array([BANDS[code] for code in history.band])),
+        ("FLUX", "E", "nJy", history.flux), ("FLUX_ERROR", "E", "nJy", history.flux_error),
+        ("SOURCE_ID", "K", "", history.source_id.astype(np.int64)), ("RA", "D", "deg", history.ra),
+        ("DEC", "D", "deg", history.dec), ("FLAGS", "J", "", history.flags.astype(np.int32)),
+    )  # fmt: skip
+    return [fits.Column(name, form, unit or None, array=values[epochs]) for name, form, unit, values in columns]
+
+
+def _written(parts: Any) -> bytes:
+    out = io.BytesIO()
+    parts.writeto(out)
+    return out.getvalue()
+
+
+def picture(pixels: NDArray[np.float16], look: Look) -> bytes:
+    """One stamp as a PNG."""
+    return _png(_scaled(look.grey(pixels)[::-1], look.scale))
+
+
+def strip(stamps: NDArray[np.float16], look: Look) -> bytes:
+    """Stamps side by side as a PNG; each between its own cuts, because bands and nights differ."""
+    panels = [look.grey(stamp)[::-1] for stamp in stamps]
+    blank = np.full((panels[0].shape[0], GAP), BLANK, np.uint8)
+    row = [part for panel in panels for part in (panel, blank)][:-1]
+    return _png(_scaled(np.concatenate(row, 1), look.scale))
+
+
+def film(stamps: NDArray[np.float16], look: Look, frame_ms: int) -> bytes:
+    """Stamps one after the other as a GIF, all between the same cuts."""
+    from PIL import Image
+
+    frames = [Image.fromarray(_scaled(panel[::-1], look.scale)) for panel in look.grey(stamps)]
+    out = io.BytesIO()
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:], duration=frame_ms, loop=0, optimize=False)
+    return out.getvalue()
+
+
+def _scaled(grey: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    if grey.size * scale * scale > MOST_PIXELS:
+        raise Problem(422, f"a picture has at most {MOST_PIXELS} pixels: take a smaller scale")
+    return np.ascontiguousarray(grey.repeat(scale, 0).repeat(scale, 1))
+
+
+def _png(grey: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(grey).save(out, "PNG")
+    return out.getvalue()
+
+
+def epoch_of(history: History, source_id: str) -> int:
+    """The epoch of a source.
+
+    Raises:
+        Problem: there is none.
+    """
+    found = np.flatnonzero(history.source_id.astype(str) == source_id) if source_id.isdecimal() else ()
+    if not len(found):
+        raise Problem(404, "this object has no such source: the list of epochs names them")
+    return int(found[0])
+
+
+def check_kind(kind: str) -> str:
+    """A kind of image that there can be.
+
+    Raises:
+        Problem: there is none.
+    """
+    if kind not in IMAGE_KINDS:
+        raise Problem(422, f"kind is one of {', '.join(IMAGE_KINDS)}")
+    return kind
+
+
+def chosen(history: History, kind: str, bands: str, last: int) -> NDArray[np.float16]:
+    """The stamps of a kind in some bands (all if empty), the newest `last` of them.
+
+    Raises:
+        Problem: there are none.
+    """
+    epochs, pixels = of_kind(history, check_kind(kind))
+    wanted = np.isin(history.band[epochs], [BANDS.index(band) for band in bands if band in BANDS])
+    found: Sequence[Any] = pixels[wanted] if bands else pixels
+    if not len(found):
+        raise Problem(404, "this object has no stamps in these bands")
+    return found[-last:]  # type: ignore[return-value]
