@@ -15,6 +15,7 @@ REASONS = {
     Declined.BANDS_UNKNOWN: "has stamps in a band that the model does not know",
     Declined.NOT_FINITE: "the model gave no finite number",
 }
+PREFIX = "/api/v1"
 DECLINED = "declined"  # how a decline is called where others have their class
 
 
@@ -35,6 +36,7 @@ def row_of(record: Classification, before: Mapping[str, Any] | None = None) -> d
         "days": round(record.days_since_first, 4), "ra": record.ra, "dec": record.dec,
         "first_mjd": record.first_mjd, "last_mjd": record.last_mjd, "flags": flag_names(record.flags),
         "kafka_ms": record.kafka_ms, "classified_ms": record.classified_ms,
+        "strip": f"{PREFIX}/objects/{path_key(record.object_id)}/strip.png?revision={record.revision}",
     }  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""What can be asked for in the query of a list, of the stream, and of a picture; the same words everywhere."""
+
+from typing import Annotated, Literal
+
+from fastapi import Depends, Query
+
+from skyheed.broker.web.images import Look
+from skyheed.broker.web.problems import Problem
+from skyheed.broker.web.search import Filters, SearchError, Typed, cone_of, understand
+
+LONGEST = 512  # characters of a text in a query
+Text = Annotated[str, Query(max_length=LONGEST)]
+Count = Annotated[int | None, Query(ge=0, le=10_000)]
+Share = Annotated[float | None, Query(ge=0, le=1, allow_inf_nan=False)]
+Days = Annotated[float | None, Query(ge=0, le=100_000, allow_inf_nan=False)]
+
+
+def filters(
+    class_: Annotated[str, Query(alias="class", max_length=LONGEST, description="top class")] = "",
+    min_probability: Share = None,
+    max_probability: Share = None,
+    bands: Annotated[str, Query(max_length=6, description="letters; all of them must be there")] = "",
+    min_epochs: Count = None,
+    max_epochs: Count = None,
+    min_days: Days = None,
+    max_days: Days = None,
+    declined: Literal["yes", "no", "all"] = "all",
+    model: Annotated[str, Query(max_length=LONGEST, description="a model's name, or * for all")] = "",
+    cone: Annotated[str, Query(max_length=100, description="ra,dec,radius: degrees, degrees, arcseconds")] = "",
+    night: Annotated[int | None, Query(ge=0, le=100_000, description="whole MJD of the last epoch")] = None,
+    since_ms: Annotated[int | None, Query(ge=0, le=10**14, description="classified since, Unix ms")] = None,
+) -> Filters:
+    """The filters of a query.
+
+    Raises:
+        Problem: one makes no sense.
+    """
+    try:
+        return Filters(
+            class_, min_probability, max_probability, bands, min_epochs, max_epochs, min_days, max_days, declined,
+            model, cone_of(cone) if cone else None, night, since_ms,
+        )  # fmt: skip
+    except SearchError as error:
+        raise Problem(422, str(error)) from error
+
+
+def typed(q: Annotated[str, Query(max_length=LONGEST, description="id, part of one, or position")] = "") -> Typed:
+    """What was typed into the search box.
+
+    Raises:
+        Problem: a position that is none.
+    """
+    try:
+        return understand(q)
+    except SearchError as error:
+        raise Problem(422, str(error)) from error
+
+
+def look(
+    stretch: Literal["linear", "asinh", "log", "sqrt"] = "linear",
+    low: Annotated[float, Query(ge=0, le=100, allow_inf_nan=False, description="percentile that becomes white")] = 1.0,
+    high: Annotated[float, Query(ge=0, le=100, allow_inf_nan=False, description="percentile that is black")] = 99.5,
+    scale: Annotated[int, Query(ge=1, le=16, description="picture pixels for each pixel")] = 1,
+) -> Look:
+    """How a stamp becomes a picture."""
+    return Look(stretch, low, high, scale)
+
+
+Wanted = Annotated[Filters, Depends(filters)]
+Search = Annotated[Typed, Depends(typed)]
+Looking = Annotated[Look, Depends(look)]
+Kind = Annotated[Literal["science", "difference", "template"], Query()]
+Bands = Annotated[str, Query(max_length=6, pattern="^[ugrizy]*$")]

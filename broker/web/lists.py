@@ -1,0 +1,111 @@
+"""Lists of what was classified, from the index: for the page, the API and downloads."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from skyheed.broker.web.index import Index, Page
+from skyheed.broker.web.problems import Problem
+from skyheed.broker.web.search import Filters, SearchError, Typed
+from skyheed.broker.web.web import Web
+from skyheed.classifier.names import spreadsheet_cell
+
+MOST_EXPORTED = 10_000
+ALL = "*"
+COLUMNS = (
+    "object_id", "model", "status", "reason", "top_class", "top_probability", "n_stamps", "days", "ra", "dec",
+    "first_mjd", "last_mjd", "classified_ms", "classification_id", "revision",
+)  # fmt: skip
+
+
+def of_one_model(index: Index, filters: Filters) -> Filters:
+    """Filters that name a model: `*` is all of them, none is the first one."""
+    if filters.model == ALL:
+        return replace(filters, model="")
+    if filters.model:
+        return filters
+    models = index.models()
+    return replace(filters, model=models[0]) if models else filters
+
+
+def page(web: Web, filters: Filters, typed: Typed, sort: str, limit: int, cursor: str) -> Page:
+    """A page of the latest classification of each object.
+
+    Raises:
+        Problem: no such order or cursor.
+    """
+    wanted = of_one_model(web.index, filters)
+    if typed.cone:
+        wanted = replace(wanted, cone=typed.cone)
+    try:
+        return web.index.page(wanted, typed.text if typed.kind == "id" else "", sort, limit, cursor)
+    except SearchError as error:
+        raise Problem(422, str(error)) from error
+
+
+def everything(web: Web, filters: Filters, typed: Typed, sort: str) -> list[dict[str, Any]]:
+    """All rows of a list, at most `MOST_EXPORTED`."""
+    rows: list[dict[str, Any]] = []
+    cursor: str | None = ""
+    while cursor is not None and len(rows) < MOST_EXPORTED:
+        found = page(web, filters, typed, sort, min(1000, MOST_EXPORTED - len(rows)), cursor)
+        rows += found.rows
+        cursor = found.next
+    return rows
+
+
+def _flat(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of a table: one column for each class's probability and each band's number of stamps."""
+    classes = sorted({name for row in rows for name in row["probabilities"]})
+    bands = sorted({band for row in rows for band in row["stamps_per_band"]})
+    columns = [*COLUMNS, *(f"p_{name}" for name in classes), *(f"n_{band}" for band in bands)]
+    flat = [
+        {name: row[name] for name in COLUMNS}
+        | {f"p_{name}": row["probabilities"].get(name) for name in classes}
+        | {f"n_{band}": row["stamps_per_band"].get(band, 0) for band in bands}
+        for row in rows
+    ]
+    return columns, flat
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The rows as CSV whose cells no spreadsheet runs."""
+    columns, flat = _flat(rows)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([spreadsheet_cell(name) for name in columns])
+    writer.writerows([spreadsheet_cell(row[name]) for name in columns] for row in flat)
+    return out.getvalue().encode("utf-8", "backslashreplace")
+
+
+def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The rows as Parquet.
+
+    Raises:
+        Problem: pyarrow is missing.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise Problem(501, "pyarrow is not installed here: pip install 'skyheed[classifier]', or take CSV") from None
+    columns, flat = _flat(rows)
+    table = pa.table({name: [row[name] for row in flat] for name in columns})
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
+
+
+def light_curve(described: Mapping[str, Any]) -> bytes:
+    """Epochs and photometry points of an object as CSV."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["mjd_tai", "band", "flux_njy", "flux_error_njy", "mag_ab", "mag_error", "kind", "source_id"])
+    names = ("mjd", "band", "flux", "flux_error", "mag", "mag_error")
+    epochs, points = described["epochs"], described["photometry"] or {"mjd": []}
+    rows = [[*(epochs[n][i] for n in names), "epoch", epochs["source_id"][i]] for i in range(len(epochs["mjd"]))]
+    rows += [[*(points[n][i] for n in names), points["kind"][i], ""] for i in range(len(points["mjd"]))]
+    writer.writerows(sorted(rows, key=lambda row: row[0]))
+    return out.getvalue().encode()
