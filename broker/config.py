@@ -271,8 +271,17 @@ def _read_secret_files(tree: dict[str, Any], where: str) -> None:
 def _read_secret(path: Any, where: str) -> str:
     if not isinstance(path, str):
         raise ConfigError(f"{where} must be the path of a file")
+    return read_secret(Path(path), where)
+
+
+def read_secret(path: Path, where: str) -> str:
+    """The one line of a file that only we should be able to read.
+
+    Raises:
+        ConfigError: it cannot be read, or holds anything else.
+    """
     try:
-        with Path(path).open("rb") as file:  # perhaps a pipe, <(pass show …)
+        with path.open("rb") as file:  # perhaps a pipe, <(pass show …)
             secret = file.read(MOST_SECRET).decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from error

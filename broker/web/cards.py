@@ -50,7 +50,10 @@ class Cards:
                 "name": name, "title": said.get("model_name", name), "version": said.get("model_version"),
                 "digest": said.get("weights_digest"), "preprocessing": said.get("preprocessing"), "published": said,
             }  # fmt: skip
-        same = not said or (said.get("weights_digest"), said.get("model_version")) == (known["digest"], known["version"])
+        same = not said or (said.get("weights_digest"), said.get("model_version")) == (
+            known["digest"],
+            known["version"],
+        )
         return known | {"published": said or None, "same_as_published": same if said else None}
 
     def all(self, published: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:

@@ -499,7 +499,9 @@ def _with_distance(row: dict[str, Any], cone: Cone | None) -> dict[str, Any]:
 def percentiles(values: Sequence[int]) -> dict[str, Any]:
     """p50, p90 and p99 of some numbers, and how many they are."""
     ordered = sorted(values)
-    found = {f"p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] if ordered else None for p in (50, 90, 99)}
+    found = {
+        f"p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] if ordered else None for p in (50, 90, 99)
+    }
     return {**found, "n": len(ordered)}
 
 

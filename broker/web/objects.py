@@ -30,7 +30,9 @@ LIMIT_SIGMA = 5.0
 SPLIT_ARCSEC = 2.0  # other ids this near may be the same object
 MOST_MODELS = 20
 KINDS = {DETECTION: "detection", FORCED: "forced", UPPER_LIMIT: "upper_limit"}
-UNIT = f"{STAMP_UNIT_NJY:g} nJy a pixel above the local background, north up, east left; the source is in pixel [16, 16]"
+UNIT = (
+    f"{STAMP_UNIT_NJY:g} nJy a pixel above the local background, north up, east left; the source is in pixel [16, 16]"
+)
 
 
 class Objects:

@@ -75,9 +75,11 @@ class Typed:
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         place = {"ra": self.cone.ra, "dec": self.cone.dec, "radius": self.cone.radius} if self.cone else {}
-        return {"as": self.kind, "text": self.text, "ra": None, "dec": None, "radius": None} | place | {
-            "sentence": self.sentence
-        }
+        return (
+            {"as": self.kind, "text": self.text, "ra": None, "dec": None, "radius": None}
+            | place
+            | {"sentence": self.sentence}
+        )
 
 
 def understand(text: str) -> Typed:

@@ -1,0 +1,229 @@
+"""`skyheed serve`: the page and its JSON API, on this machine unless a token protects it."""
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from skyheed.broker import app as daemon
+from skyheed.broker import config
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.state import client as state
+from skyheed.broker.web import app as page
+from skyheed.broker.web.cards import Cards
+from skyheed.broker.web.follow import Follower
+from skyheed.broker.web.guard import Token
+from skyheed.broker.web.index import Index
+from skyheed.broker.web.live import Hub
+from skyheed.broker.web.objects import Objects
+from skyheed.broker.web.recompute import LIMIT_S, Pool
+from skyheed.broker.web.status import Sources, Status
+from skyheed.broker.web.web import Web
+
+log = logging.getLogger("skyheed.serve")
+HOST, PORT = "127.0.0.1", 8010
+STOP_S = 3
+SHORTEST_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the page is served.
+
+    Attributes:
+        host, port: to listen on; port 0 takes a free one.
+        names: further names that the page is reached under, such as that of a proxy.
+        token: that opens the page; needed unless the address is this machine's own.
+        index: the file; by default one in the user's cache for each survey and Kafka.
+        processes: that recompute.
+    """
+
+    host: str = HOST
+    port: int = PORT
+    names: tuple[str, ...] = ()
+    token: str = ""
+    index: Path | None = None
+    processes: int = 1
+    limit_s: float = LIMIT_S
+
+
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises:
+        ConfigError: it cannot be read, or is too short to protect anything.
+    """
+    found = config.read_secret(path, "--token-file")
+    if len(found) < SHORTEST_TOKEN:
+        raise ConfigError(
+            f"--token-file: {path} holds fewer than {SHORTEST_TOKEN} characters: make one with "
+            "python -c 'import secrets; print(secrets.token_urlsafe(24))'"
+        )
+    return found
+
+
+def check(options: Options) -> None:
+    """Refuse to show the page to others without a token.
+
+    Raises:
+        ConfigError
+    """
+    if not own_address(options.host) and not options.token:
+        raise ConfigError(
+            f"--host {options.host} can be reached by others: add --token-file FILE, or listen on {HOST} and use a tunnel"
+        )
+
+
+def own_address(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def index_path(settings: config.Settings) -> Path:
+    """Where the index of a survey and a Kafka is kept by default.
+
+    Raises:
+        ConfigError: there is no place for it.
+    """
+    place = hashlib.sha256(settings.kafka["bootstrap.servers"].encode()).hexdigest()[:8]
+    folder = Path.home() / ".cache" / "skyheed"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"the index cannot be kept in {folder} ({error.strerror}): give --index FILE") from error
+    return folder / f"index-{settings.survey}-{place}.sqlite"
+
+
+@contextlib.contextmanager
+def parts(settings: config.Settings, options: Options) -> Iterator[Web]:
+    """Everything that a page needs, running: the index, who fills it, and the processes that recompute.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+    """
+    daemon.checked(settings)
+    index = Index(options.index or index_path(settings), settings.survey)
+    pool = Pool(settings, options.processes, options.limit_s)
+    hub = Hub(index)
+    follower = Follower(settings, index, hub.tell)
+    hub.caught_up = lambda: follower.behind == 0
+    store, _, ledger = daemon.read_store(settings)
+    cards = Cards(settings, can_compute=not pool.missing)
+    client = state.connect_as(settings.redis)
+    sources = Sources(settings, index, follower, pool, cards, store, ledger, client)
+    objects = Objects(settings.survey, store, index, cards)
+    token = Token(options.token) if options.token else None
+    hosts = tuple(dict.fromkeys(("localhost", "127.0.0.1", "::1", options.host.strip("[]"), *options.names)))
+    follower.start()
+    try:
+        yield Web(settings, index, hub, objects, Status(sources), pool, token, hosts)
+    finally:
+        follower.stop()
+        pool.close()
+        follower.join(10)
+        client.close()
+        index.close()
+
+
+class Server(uvicorn.Server):
+    """Ends open streams before it waits for them.
+
+    Args:
+        begun: called with the page's address once it answers.
+    """
+
+    def __init__(self, settings: uvicorn.Config, web: Web, begun: Callable[[str], None]) -> None:
+        super().__init__(settings)
+        self._web, self._begun = web, begun
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal."""
+        self._web.hub.close()
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say where."""
+        await super().startup(sockets)
+        if self.started and self.servers:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._begun(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+
+
+def server_of(web: Web, options: Options, begun: Callable[[str], None] = lambda _url: None) -> Server:
+    """A server that is ready to run."""
+    application: FastAPI = page.make(web)
+    made = uvicorn.Config(
+        application, host=options.host.strip("[]"), port=options.port, log_config=None, access_log=False,
+        server_header=False, timeout_graceful_shutdown=STOP_S, timeout_keep_alive=20, proxy_headers=False,
+        h11_max_incomplete_event_size=65_536, limit_concurrency=2_000, lifespan="on",
+    )  # fmt: skip
+    return Server(made, web, begun)
+
+
+def run(settings: config.Settings, options: Options, say: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        say: told the address once the page answers.
+
+    Raises:
+        ConfigError: a setting that cannot work, or an address that cannot be listened on.
+    """
+    check(options)
+    with parts(settings, options) as web:
+        web.pool.start()
+        server = server_of(web, options, say)
+        with contextlib.suppress(KeyboardInterrupt):
+            _until_ended(server, options)
+
+
+def _until_ended(server: Server, options: Options) -> None:
+    try:
+        server.run()
+    except SystemExit as ended:  # uvicorn's way to say that it could not listen
+        if not server.started:
+            where = f"{options.host}:{options.port}"
+            raise ConfigError(f"the page cannot be served at {where}: choose another --host or --port") from ended
+        raise
+
+
+@contextlib.contextmanager
+def serving(settings: config.Settings, options: Options) -> Iterator[str]:
+    """Serve in a thread for as long as the block lasts; gives the address."""
+    check(options)
+    with parts(settings, options) as web:
+        found: list[str] = []
+        server = server_of(web, options, found.append)
+        thread = threading.Thread(target=asyncio.run, args=(server.serve(),), name="serve", daemon=True)
+        thread.start()
+        _wait(lambda: bool(found) or not thread.is_alive())
+        if not found:
+            raise ConfigError(f"the page cannot be served at {options.host}:{options.port}: choose another --port")
+        try:
+            yield found[0]
+        finally:
+            web.hub.close()
+            server.should_exit = True
+            thread.join(STOP_S + 5)
+
+
+def _wait(ready: Callable[[], bool], limit_s: float = 60.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -1,0 +1,93 @@
+"""Puts the page together: routes, errors, compression, files, and what stands in front of all of them."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from skyheed.broker.errors import SkyheedError
+from skyheed.broker.web import api, api_object, problems, skyportal, views
+from skyheed.broker.web.guard import Guard
+from skyheed.broker.web.problems import Problem
+from skyheed.broker.web.rows import PREFIX
+from skyheed.broker.web.web import Web
+
+log = logging.getLogger("skyheed.web")
+STATE_S = 2.0  # how often readers of the stream learn of a server that went or came back
+SAME_FOR = 31_536_000  # seconds that a file named with its digest stays
+DESCRIPTION = (
+    "Early classifications of alert streams from sequences of stamps. Ids are strings. Times: `mjd` days TAI, `_ms` Unix "
+    "milliseconds UTC. Fluxes in nJy, magnitudes AB, positions in degrees ICRS; what is not known is null. Errors are "
+    "problem details (RFC 9457). Answers have an ETag. `as published` and `recomputed` are never mixed: every answer "
+    "says which it is."
+)
+
+
+def make(web: Web) -> FastAPI:
+    """The application of a page."""
+    made = FastAPI(
+        title="skyheed", version=version("skyheed"), description=DESCRIPTION, openapi_url=f"{PREFIX}/openapi.json",
+        docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False,
+    )  # fmt: skip
+    made.state.web = web
+    for part in (api, api_object, skyportal, views):
+        made.include_router(part.router)
+    made.mount("/static", _Files(directory=web.static), name="static")
+    for kind in (Problem, HTTPException, RequestValidationError, SkyheedError, Exception):
+        made.add_exception_handler(kind, _failed)
+    made.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    made.add_middleware(Guard, hosts=web.hosts, token=web.token, rates=web.limits)
+    return made
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    web: Web = app.state.web
+    web.hub.start()
+    tasks = [asyncio.create_task(web.hub.run()), asyncio.create_task(_watch(web))]
+    try:
+        yield
+    finally:
+        web.hub.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(web: Web) -> None:
+    """Tell the readers of the stream when a server goes or comes back."""
+    while True:
+        with contextlib.suppress(SkyheedError):
+            web.hub.tell_state(await asyncio.to_thread(web.status.state))
+        await asyncio.sleep(STATE_S)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    problem = problems.of_error(error)
+    if problem.status == 500:
+        log.error("an internal error at %s", request.url.path, exc_info=error)
+    wants_page = "text/html" in request.headers.get("accept", "")
+    if wants_page and not request.url.path.startswith((PREFIX, "/alerts", "/static")):
+        with contextlib.suppress(Exception):
+            return await asyncio.to_thread(views.error_page, request, request.app.state.web, problem)
+    return problems.answer(problem)
+
+
+class _Files(StaticFiles):
+    """Our files; those that are named with their digest never change."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        named = scope.get("query_string", b"").startswith(b"v=")
+        response.headers["Cache-Control"] = f"public, max-age={SAME_FOR}, immutable" if named else "no-cache"
+        return response

@@ -1,0 +1,171 @@
+"""The pages: templates filled with what the JSON API answers."""
+
+import asyncio
+import functools
+import hashlib
+from importlib.metadata import version
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from skyheed.broker.observation import BANDS
+from skyheed.broker.web import lists
+from skyheed.broker.web.answers import encode, respond
+from skyheed.broker.web.api import Limit, Sort, sky_of
+from skyheed.broker.web.asked import Search, Text, Wanted
+from skyheed.broker.web.guard import COOKIE
+from skyheed.broker.web.index import COUNTED
+from skyheed.broker.web.live import event_id
+from skyheed.broker.web.paths import object_of, path_key
+from skyheed.broker.web.problems import Problem
+from skyheed.broker.web.rows import PREFIX
+from skyheed.broker.web.search import Filters
+from skyheed.broker.web.web import HERE, Here, Web
+
+router = APIRouter(include_in_schema=False)
+LIVE_ROWS = 50
+SESSION_S = 30 * 86_400
+# "<" would end the script element, U+2028 and U+2029 the line in older readers
+_UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+def embedded(value: Any) -> Markup:
+    """JSON that may stand in a script element."""
+    return Markup(encode(value).decode().translate(_UNSAFE))
+
+
+@functools.cache
+def _environment() -> Environment:
+    made = Environment(loader=FileSystemLoader(HERE / "pages"), autoescape=True, undefined=StrictUndefined)
+    made.filters |= {"json": embedded, "path_key": path_key}
+    made.globals["static"] = static
+    made.globals["prefix"] = PREFIX
+    return made
+
+
+@functools.cache
+def digest(name: str) -> str:
+    """Of a file of ours, so that a browser asks for a changed one again."""
+    return hashlib.sha256((HERE / "static" / name).read_bytes()).hexdigest()[:12]
+
+
+def static(name: str) -> str:
+    """The address of a file of ours."""
+    return f"/static/{name}?v={digest(name)}"
+
+
+def page(request: Request, web: Web, name: str, data: Any, nav: str = "", status: int = 200, **more: Any) -> Response:
+    """A page.
+
+    Args:
+        name: of the template.
+        data: what its JavaScript gets.
+    """
+    state = web.status.state()
+    text = _environment().get_template(f"{name}.html").render(
+        survey=web.settings.survey, version=version("skyheed"), nav=nav or name, data=data, state=state,
+        torch=not web.pool.missing, torch_missing=web.pool.missing, signed_in=web.token is not None, **more,
+    )  # fmt: skip
+    if status != 200:
+        return HTMLResponse(text, status, {"Cache-Control": "no-store"})
+    return respond(request, text.encode("utf-8", "replace"), "text/html; charset=utf-8")
+
+
+def error_page(request: Request, web: Web, problem: Problem) -> Response:
+    """What went wrong, for a person."""
+    from http import HTTPStatus
+
+    said = {"status": problem.status, "title": HTTPStatus(problem.status).phrase, "detail": problem.detail}
+    return page(request, web, "error", said, status=problem.status, **{f"error_{k}": v for k, v in said.items()})
+
+
+def _choices(web: Web) -> dict[str, Any]:
+    cards = {entry["name"]: entry for entry in web.status.models()}
+    models = web.index.models() or list(cards)
+    classes = list(dict.fromkeys(name for entry in cards.values() for name in entry["classes"]))
+    classes += [name for name in web.index.classes() if name not in classes]
+    bands = "".join(b for b in BANDS if any(b in entry["bands"] for entry in cards.values())) or BANDS
+    return {"models": models, "classes": classes, "bands": bands}
+
+
+@router.get("/")
+def live(request: Request, web: Here) -> Response:
+    """New classifications as they come."""
+    rows, positions = web.index.recent(Filters(), LIVE_ROWS)
+    return page(request, web, "live", {"rows": rows, "last_event_id": event_id(positions), **_choices(web)})
+
+
+@router.get("/objects")
+def objects(
+    request: Request, web: Here, wanted: Wanted, typed: Search, sort: Sort = "newest", limit: Limit = 100,
+    cursor: Text = "",
+) -> Response:  # fmt: skip
+    """The list; a search that names one object leads to it."""
+    found = lists.page(web, wanted, typed, sort, limit, cursor)
+    exact = web.index.of_object(typed.text) if typed.kind == "id" and found.count <= 1 and not cursor else []
+    if exact:
+        return RedirectResponse(f"/object/{path_key(typed.text)}", 303)
+    said = {
+        "rows": found.rows, "next": found.next, "count": found.count, "count_capped": found.count >= COUNTED,
+        "understood": typed.to_json(), "query": dict(request.query_params), **_choices(web),
+    }  # fmt: skip
+    return page(request, web, "objects", said)
+
+
+@router.get("/sky")
+def sky(request: Request, web: Here, night: Annotated[int | None, Query(ge=0, le=100_000)] = None) -> Response:
+    """A night's objects on the sky."""
+    return page(request, web, "sky", sky_of(web, night))
+
+
+@router.get("/object/{key}")
+def object_(request: Request, web: Here, key: str) -> Response:
+    """One object."""
+    try:
+        name = object_of(key)
+    except ValueError as error:
+        raise Problem(404, str(error)) from error
+    return page(request, web, "object", web.objects.describe(name))
+
+
+@router.get("/status")
+def status(request: Request, web: Here) -> Response:
+    """How the stream is."""
+    return page(request, web, "status", web.status.whole())
+
+
+@router.get("/api")
+def api(request: Request, web: Here) -> Response:
+    """The JSON API, with examples."""
+    rows, _ = web.index.recent(Filters(), 1)
+    data = {"openapi": f"{PREFIX}/openapi.json", "example": rows[0]["path"] if rows else ""}
+    return page(request, web, "api", data)
+
+
+@router.get("/login")
+def login(request: Request, web: Here) -> Response:
+    """Where the token is typed."""
+    return page(request, web, "login", {}, wrong=False, next="/")
+
+
+@router.post("/login")
+async def sign_in(request: Request, web: Here) -> Response:
+    """Take the token and remember it as a cookie that no script reads."""
+    form = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=10)
+    token, next_ = (form.get(name, [""])[0] for name in ("token", "next"))
+    if web.token is None:
+        return RedirectResponse("/", 303)
+    if not web.token.opens(token.strip()):
+        return await asyncio.to_thread(page, request, web, "login", {}, status=403, wrong=True, next="/")
+    # only to ourselves: //host and /\host are addresses of others
+    inside = next_.startswith("/") and next_[1:2] not in ("/", "\\") and next_.isprintable()
+    response = RedirectResponse(next_ if inside else "/", 303)
+    response.set_cookie(
+        COOKIE, web.token.cookie, max_age=SESSION_S, httponly=True, samesite="strict",
+        secure=request.url.scheme == "https",
+    )  # fmt: skip
+    return response
