@@ -81,7 +81,7 @@ def check(options: Options) -> None:
     """
     if not own_address(options.host) and not options.token:
         raise ConfigError(
-            f"--host {options.host} can be reached by others: add --token-file FILE, or listen on {HOST} and use a tunnel"
+            f"--host {options.host} can be reached by others: add --token-file FILE, or take {HOST} and a tunnel"
         )
 
 

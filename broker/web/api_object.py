@@ -134,7 +134,8 @@ def what_if(request: Request, web: Here, name: Name, asked: shapes.WhatIfBody) -
 
 @router.get("/{key}/influence", response_model=shapes.Influence, summary="Of every epoch, recomputed now")
 def influence(
-    request: Request, web: Here, name: Name, model: Text = "", class_: Annotated[str, Query(alias="class", max_length=200)] = "",
+    request: Request, web: Here, name: Name, model: Text = "",
+    class_: Annotated[str, Query(alias="class", max_length=200)] = "",
 ) -> Response:  # fmt: skip
     """Log-odds of a class with every epoch minus those without it; of the top class by default."""
     return as_json(request, _ask(web, name, "influence", model, {"class": class_}))

@@ -5,7 +5,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,10 +25,10 @@ log = logging.getLogger("skyheed.web")
 STATE_S = 2.0  # how often readers of the stream learn of a server that went or came back
 SAME_FOR = 31_536_000  # seconds that a file named with its digest stays
 DESCRIPTION = (
-    "Early classifications of alert streams from sequences of stamps. Ids are strings. Times: `mjd` days TAI, `_ms` Unix "
-    "milliseconds UTC. Fluxes in nJy, magnitudes AB, positions in degrees ICRS; what is not known is null. Errors are "
-    "problem details (RFC 9457). Answers have an ETag. `as published` and `recomputed` are never mixed: every answer "
-    "says which it is."
+    "Early classifications of alert streams from sequences of stamps. Ids are strings. Times: `mjd` days TAI, `_ms` "
+    "Unix milliseconds UTC. Fluxes in nJy, magnitudes AB, positions in degrees ICRS; what is not known is null. Errors "
+    "are problem details (RFC 9457). Answers have an ETag. `as published` and `recomputed` are never mixed: every "
+    "answer says which it is."
 )
 
 

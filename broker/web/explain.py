@@ -1,8 +1,8 @@
 """Computes what the page shows as "recomputed now"; runs in a process of `recompute` and is the only part of the page
 that loads models.
 
-Leaving epochs out makes a history of its own, which the worker's predictor takes as it takes any. What the model asks to
-be kept depends on the neighbouring epochs alone, so most of a reduced history is known from the whole one.
+Leaving epochs out makes a history of its own, which the worker's predictor takes as it takes any. What the model asks
+to be kept depends on the neighbouring epochs alone, so most of a reduced history is known from the whole one.
 """
 
 import math
@@ -63,7 +63,7 @@ class Explained:
 
     def __init__(self, model: "Model") -> None:
         self.model = model
-        self._kept: OrderedDict[tuple[str, ...] | Any, bytes] = OrderedDict()
+        self._kept: OrderedDict[Any, bytes] = OrderedDict()
 
     def predict(self, histories: Sequence[History], mark: str = "") -> list[Prediction]:
         """As the worker's predictor, with what is known of the epochs.
@@ -87,8 +87,12 @@ class Explained:
         name = (history.object_id, self.model.kept_as, tuple(history.images), mark)
         return [(*name, sources[at * width : (at + 1) * width]) for at in range(len(history) // span)] if span else []
 
+    def kept(self, history: History, mark: str = "") -> dict[int, bytes]:
+        """What is kept of the history's epochs, by span."""
+        return {at: self._kept[key] for at, key in enumerate(self._keys(history, mark)) if key in self._kept}
+
     def _known(self, history: History, mark: str) -> History:
-        kept = {at: self._kept[key] for at, key in enumerate(self._keys(history, mark)) if key in self._kept}
+        kept = self.kept(history, mark)
         if not kept:
             return history
         span = self.model.needs.span
@@ -255,30 +259,28 @@ def saliency(own: Explained, history: History, given: Mapping[str, Any]) -> dict
 
 
 def _covered(own: Explained, history: History, kind: str, epoch: int, at: int, base: float) -> list[list[float]]:
-    corners = [(y, x) for y in range(0, STAMP_SIZE, PATCH) for x in range(0, STAMP_SIZE, PATCH)]
-    changed = []
-    for y, x in corners:
-        pixels = history.images[kind].copy()
-        pixels[epoch, y : y + PATCH, x : x + PATCH] = 0
-        changed.append(replace(history, images={**history.images, kind: pixels}))
-    span = max(own.model.needs.span, 1)
-    found = []
-    for corner, covered in zip(corners, changed, strict=True):
-        found.append(_with_rest(own, covered, epoch, span))
-    made = [p for first in range(0, len(found), BATCH) for p in own.model.predict(found[first : first + BATCH])]
-    side = STAMP_SIZE // PATCH
+    covered = [
+        _with_rest(own, _patched(history, kind, epoch, y, x), epoch)
+        for y in range(0, STAMP_SIZE, PATCH)
+        for x in range(0, STAMP_SIZE, PATCH)
+    ]
+    made = [p for first in range(0, len(covered), BATCH) for p in own.model.predict(covered[first : first + BATCH])]
     values = [0.0 if p.reason else base - log_odds(float(p.probabilities[at])) for p in made]
-    grid = np.round(np.array(values), 5).reshape(side, side)
-    found_map: list[list[float]] = np.kron(grid, np.ones((PATCH, PATCH))).tolist()
-    return found_map
+    side = STAMP_SIZE // PATCH
+    found: list[list[float]] = np.kron(np.round(values, 5).reshape(side, side), np.ones((PATCH, PATCH))).tolist()
+    return found
 
 
-def _with_rest(own: Explained, covered: History, epoch: int, span: int) -> History:
-    """The changed history with what is kept of all epochs but the changed one's own."""
-    known = own._known(covered, "")
-    kept = {at: token for at, token in known.kept.items() if at != epoch // span}
-    if len(kept) == len(known.kept):
-        return known
+def _patched(history: History, kind: str, epoch: int, y: int, x: int) -> History:
+    pixels = history.images[kind].copy()
+    pixels[epoch, y : y + PATCH, x : x + PATCH] = 0
+    return replace(history, images={**history.images, kind: pixels})
+
+
+def _with_rest(own: Explained, covered: History, epoch: int) -> History:
+    """The changed history with what is kept of all epochs but those that share a span with the changed one."""
+    span = max(own.model.needs.span, 1)
+    kept = {at: token for at, token in own.kept(covered).items() if at != epoch // span}
     shown = np.array([n for n in range(len(covered)) if n // span not in kept], np.int64)
     images = {kind: pixels[shown] for kind, pixels in covered.images.items()}
     return replace(covered, images=images, shown=shown, kept=kept)

@@ -7,7 +7,6 @@ north up and east left, as negatives (light is dark), pixels not smoothed.
 import io
 import json
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +46,8 @@ class Look:
         low, high = np.percentile(values, [self.low, self.high])
         span = float(high - low)
         unit = np.clip((values - low) / span, 0, 1) if span > 0 else np.zeros_like(values)
-        return (255 - np.rint(255 * _CURVES[self.stretch](unit))).astype(np.uint8)
+        grey: NDArray[np.uint8] = (255 - np.rint(255 * _CURVES[self.stretch](unit))).astype(np.uint8)
+        return grey
 
 
 _CURVES: dict[str, Any] = {
@@ -185,7 +185,7 @@ def picture(pixels: NDArray[np.float16], look: Look) -> bytes:
 def strip(stamps: NDArray[np.float16], look: Look) -> bytes:
     """Stamps side by side as a PNG; each between its own cuts, because bands and nights differ."""
     panels = [look.grey(stamp)[::-1] for stamp in stamps]
-    blank = np.full((panels[0].shape[0], GAP), BLANK, np.uint8)
+    blank = np.full((len(panels[0]), GAP), BLANK, np.uint8)
     row = [part for panel in panels for part in (panel, blank)][:-1]
     return _png(_scaled(np.concatenate(row, 1), look.scale))
 
@@ -220,10 +220,10 @@ def epoch_of(history: History, source_id: str) -> int:
     Raises:
         Problem: there is none.
     """
-    found = np.flatnonzero(history.source_id.astype(str) == source_id) if source_id.isdecimal() else ()
-    if not len(found):
+    sources = [str(source) for source in history.source_id.tolist()]
+    if source_id not in sources:
         raise Problem(404, "this object has no such source: the list of epochs names them")
-    return int(found[0])
+    return sources.index(source_id)
 
 
 def check_kind(kind: str) -> str:
@@ -245,7 +245,7 @@ def chosen(history: History, kind: str, bands: str, last: int) -> NDArray[np.flo
     """
     epochs, pixels = of_kind(history, check_kind(kind))
     wanted = np.isin(history.band[epochs], [BANDS.index(band) for band in bands if band in BANDS])
-    found: Sequence[Any] = pixels[wanted] if bands else pixels
+    found = pixels[wanted] if bands else pixels
     if not len(found):
         raise Problem(404, "this object has no stamps in these bands")
-    return found[-last:]  # type: ignore[return-value]
+    return found[-last:]

@@ -420,7 +420,8 @@ def _count(base: sqlite3.Connection, record: Classification) -> None:
     )
     declined = int(record.top_class is None)
     base.execute(
-        "INSERT INTO hours VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET classified = classified + excluded.classified, "
+        "INSERT INTO hours VALUES (?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET classified = classified + excluded.classified, "
         "declined = declined + excluded.declined",
         (hour, record.model, 1 - declined, declined),
     )

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,14 +98,20 @@ def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return out.getvalue()
 
 
+_LIGHT = ("mjd", "band", "flux", "flux_error", "mag", "mag_error")
+
+
 def light_curve(described: Mapping[str, Any]) -> bytes:
     """Epochs and photometry points of an object as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["mjd_tai", "band", "flux_njy", "flux_error_njy", "mag_ab", "mag_error", "kind", "source_id"])
-    names = ("mjd", "band", "flux", "flux_error", "mag", "mag_error")
-    epochs, points = described["epochs"], described["photometry"] or {"mjd": []}
-    rows = [[*(epochs[n][i] for n in names), "epoch", epochs["source_id"][i]] for i in range(len(epochs["mjd"]))]
-    rows += [[*(points[n][i] for n in names), points["kind"][i], ""] for i in range(len(points["mjd"]))]
+    epochs, points = described["epochs"], described["photometry"]
+    rows: list[Any] = [[*row, "epoch", source] for *row, source in _columns(epochs, "source_id")]
+    rows += [[*row, ""] for row in _columns(points, "kind")] if points else []
     writer.writerows(sorted(rows, key=lambda row: row[0]))
     return out.getvalue().encode()
+
+
+def _columns(found: Mapping[str, Any], last: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(found[name] for name in (*_LIGHT, last)), strict=True)

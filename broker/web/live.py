@@ -187,7 +187,10 @@ class Hub:
         try:
             positions = positions_of(last_id)
         except ValueError:
-            said = {"missed": None, "sentence": "the place to go on from is none of ours: going on from now"}
+            said: dict[str, Any] = {
+                "missed": None,
+                "sentence": "the place to go on from is none of ours: going on from now",
+            }
             return now, retry + frame("gap", encode(said), event_id(now.positions))
         at, missed = await asyncio.to_thread(self._index.seq_before, positions)
         reader = _Reader(at, dict(positions), floor=positions, catching=True)

@@ -1,7 +1,7 @@
-"""What today's model says of a history as it is, of its beginnings, and of it with parts switched off: "recomputed now".
+"""What today's model says of a history, of its beginnings, and of it with parts switched off: "recomputed now".
 
-By the worker's own predictor, in processes of their own, so that the page needs no torch, stays quick meanwhile, and can
-end a computation that takes too long.
+By the worker's own predictor, in processes of their own, so that the page needs no torch, stays quick meanwhile, and
+can end a computation that takes too long.
 """
 
 import importlib.util

@@ -24,8 +24,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {**_PROBLEM, "description": text}
     for code, text in {
         400: "Not understood", 401: "The token is missing", 404: "Not known", 422: "Cannot be",
-        429: "Too many requests", 500: "An internal error", 501: "A package is missing here", 502: "A server refuses us",
-        503: "A server is away, or torch is missing", 504: "The computation took too long",
+        429: "Too many requests", 500: "An internal error", 501: "A package is missing here",
+        502: "A server refuses us", 503: "A server is away, or torch is missing", 504: "The computation took too long",
     }.items()
 }  # fmt: skip
 FILES: dict[int | str, dict[str, Any]] = {

@@ -46,15 +46,27 @@ def links(survey: str, object_id: str, ra: float, dec: float) -> list[dict[str, 
     if not (math.isfinite(ra) and math.isfinite(dec)):
         return found
     place = f"{ra:.6f} {dec:+.6f}"
-    services = (
-        ("SIMBAD", "https://simbad.cds.unistra.fr/simbad/sim-coo", {"Coord": place, "Radius": NEAR, "Radius.unit": "arcsec"}),
+    a, d = f"{ra:.6f}", f"{dec:.6f}"
+    services: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        (
+            "SIMBAD", "https://simbad.cds.unistra.fr/simbad/sim-coo",
+            {"Coord": place, "Radius": NEAR, "Radius.unit": "arcsec"},
+        ),
         (
             "NED", "https://ned.ipac.caltech.edu/conesearch",
-            {"search_type": "Near Position Search", "coordinates": f"{ra:.6f}d {dec:+.6f}d", "radius": NEAR / 60},
+            {"search_type": "Near Position Search", "coordinates": f"{a}d {dec:+.6f}d", "radius": NEAR / 60},
         ),
-        ("TNS", "https://www.wis-tns.org/search", {"ra": f"{ra:.6f}", "decl": f"{dec:.6f}", "radius": NEAR, "coords_unit": "arcsec"}),
-        ("Legacy Survey", "https://www.legacysurvey.org/viewer", {"ra": f"{ra:.6f}", "dec": f"{dec:.6f}", "zoom": 16, "layer": "ls-dr10", "mark": f"{ra:.6f},{dec:.6f}"}),
-        ("Gaia DR3", "https://vizier.cds.unistra.fr/viz-bin/VizieR-4", {"-source": "I/355/gaiadr3", "-c": place, "-c.rs": NEAR}),
+        (
+            "TNS", "https://www.wis-tns.org/search", {"ra": a, "decl": d, "radius": NEAR, "coords_unit": "arcsec"},
+        ),
+        (
+            "Legacy Survey", "https://www.legacysurvey.org/viewer",
+            {"ra": a, "dec": d, "zoom": 16, "layer": "ls-dr10", "mark": f"{a},{d}"},
+        ),
+        (
+            "Gaia DR3", "https://vizier.cds.unistra.fr/viz-bin/VizieR-4",
+            {"-source": "I/355/gaiadr3", "-c": place, "-c.rs": NEAR},
+        ),
     )  # fmt: skip
     sky = [
         {"name": name, "url": f"{address}?{urlencode(query, quote_via=quote)}", "group": "sky"}

@@ -1,5 +1,5 @@
-"""`/alerts` and `/alerts/{id}` as SkyPortal's generic broker plug-in reads them (skyportal/broker_apis/generic.py): a JSON
-document, or what stands under its `data`; further parameters are SkyPortal's and ignored."""
+"""`/alerts` and `/alerts/{id}` as SkyPortal's generic broker plug-in reads them (broker_apis/generic.py there): what
+stands under `data`. Further parameters are SkyPortal's and ignored."""
 
 from typing import Annotated, Any
 

@@ -1,5 +1,5 @@
-"""How the survey's stream is: servers, books, queues, lag, dead letters, latency. Reads, changes nothing; kept for a few
-seconds, so that many readers ask the servers as often as one.
+"""How the survey's stream is: servers, books, queues, lag, dead letters, latency. Changes nothing. An answer is kept
+for a few seconds, so that many readers ask the servers as often as one.
 """
 
 import threading

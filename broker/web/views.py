@@ -58,7 +58,7 @@ def static(name: str) -> str:
     return f"/static/{name}?v={digest(name)}"
 
 
-def page(request: Request, web: Web, name: str, data: Any, nav: str = "", status: int = 200, **more: Any) -> Response:
+def page(request: Request, web: Web, name: str, data: Any, nav: str = "", code: int = 200, **more: Any) -> Response:
     """A page.
 
     Args:
@@ -70,8 +70,8 @@ def page(request: Request, web: Web, name: str, data: Any, nav: str = "", status
         survey=web.settings.survey, version=version("skyheed"), nav=nav or name, data=data, state=state,
         torch=not web.pool.missing, torch_missing=web.pool.missing, signed_in=web.token is not None, **more,
     )  # fmt: skip
-    if status != 200:
-        return HTMLResponse(text, status, {"Cache-Control": "no-store"})
+    if code != 200:
+        return HTMLResponse(text, code, {"Cache-Control": "no-store"})
     return respond(request, text.encode("utf-8", "replace"), "text/html; charset=utf-8")
 
 
@@ -79,8 +79,12 @@ def error_page(request: Request, web: Web, problem: Problem) -> Response:
     """What went wrong, for a person."""
     from http import HTTPStatus
 
-    said = {"status": problem.status, "title": HTTPStatus(problem.status).phrase, "detail": problem.detail}
-    return page(request, web, "error", said, status=problem.status, **{f"error_{k}": v for k, v in said.items()})
+    said: dict[str, Any] = {
+        "status": problem.status,
+        "title": HTTPStatus(problem.status).phrase,
+        "detail": problem.detail,
+    }
+    return page(request, web, "error", said, code=problem.status, **said)
 
 
 def _choices(web: Web) -> dict[str, Any]:
@@ -160,7 +164,7 @@ async def sign_in(request: Request, web: Here) -> Response:
     if web.token is None:
         return RedirectResponse("/", 303)
     if not web.token.opens(token.strip()):
-        return await asyncio.to_thread(page, request, web, "login", {}, status=403, wrong=True, next="/")
+        return await asyncio.to_thread(page, request, web, "login", {}, code=403, wrong=True, next="/")
     # only to ourselves: //host and /\host are addresses of others
     inside = next_.startswith("/") and next_[1:2] not in ("/", "\\") and next_.isprintable()
     response = RedirectResponse(next_ if inside else "/", 303)
