@@ -29,7 +29,6 @@ from skyheed.broker.state.ledger import Ledger
 from skyheed.broker.state.queue import DueQueue
 
 if TYPE_CHECKING:
-    from skyheed.broker.forward import Wanted
     from skyheed.broker.work import Worker
     from skyheed.classifier.models.base import Model
 
@@ -394,57 +393,6 @@ def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
         log.warning("redrive stopped: %s", " ".join(f"{name}={count}" for name, count in sorted(counts.items())))
         raise patience.Unfinished
     return counts
-
-
-def run_forward(
-    settings: config.Settings, name: str, topic: str, wanted: "Wanted", drain: bool, dry_run: bool
-) -> Counter[str]:
-    """Send classifications on to a host.
-
-    Raises:
-        SkyheedError, Stopped: as `run_ingest`.
-    """
-    from skyheed.broker import forward, sinks
-    from skyheed.broker.subscribe import Subscriber
-
-    stop, own = stop_on_signal(), settings.forward
-    sink = sinks.load(name, sink_options(settings, name))
-    group = None if dry_run else own.group or f"skyheed-forward-{name}"
-    servers = settings.kafka["bootstrap.servers"]
-    with (
-        contextlib.closing(sink),
-        Subscriber(
-            servers, topic, group=group, options=settings.kafka, drain=drain or dry_run, skip_bad=True
-        ) as stream,
-    ):
-        if dry_run:
-            return forward.dry_run(stream, sink, wanted, lambda line: print(line, flush=True))
-        refused = settings.refused_topic(name)
-        measured = metrics.ForwardMetrics(settings.survey, name)
-        metrics.serve(measured, own.metrics_port, own.metrics_host)
-        with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
-            patience.patiently(lambda: _ensure(settings, refused), stop)
-            rate = forward.Rate(own.rate or sink.rate)
-            daemon = forward.Forward(stream, sink, publisher, refused, measured, wanted, own.batch, rate)
-            counts = daemon.run(stop)
-            if drain and not stream.ended:
-                raise patience.Unfinished
-            return counts
-
-
-def _ensure(settings: config.Settings, topic: str) -> None:
-    kafka.ensure_topics(
-        settings.kafka, {topic: DEAD_LETTER_TOPIC}, settings.topics.partitions, settings.topics.replication
-    )
-
-
-def sink_options(settings: config.Settings, name: str) -> dict[str, str]:
-    """The options of a sink; token and secret from the environment where its table has none."""
-    own = dict(settings.sinks.get(name, {}))
-    for key in ("token", "secret"):
-        if not own.get(key) and (value := getattr(settings.forward, key)):
-            own[key] = value
-    return own
 
 
 def output_form(settings: config.Settings, topic: str) -> records.Form:

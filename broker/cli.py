@@ -37,7 +37,7 @@ EXTRAS = {
 
 
 GROUPS = {
-    "Run": ("demo", "up", "ingest", "work", "serve", "replay", "redrive", "forward", "retire"),
+    "Run": ("demo", "up", "ingest", "work", "serve", "replay", "redrive", "forward", "backfill", "retire"),
     "Look": ("subscribe", "check", "audit", "object", "deadletter", "layout"),
     "Data": ("archive",),
     "Models": ("model", "train", "evaluate", "score"),
@@ -396,7 +396,7 @@ def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: A
     \b
     Example:  skyheed forward --survey lsst --to lasair --class SNIa --min-probability 0.8 --config night.toml
     """
-    from skyheed.broker import app as daemon
+    from skyheed.broker import exchange
     from skyheed.broker.forward import Wanted
 
     places = {"rate": "forward.rate", "group": "forward.group", "metrics_port": "forward.metrics_port"}
@@ -404,8 +404,33 @@ def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: A
     settings = settings_from(given, **places)
     if not (topic or settings.survey):
         raise click.UsageError("which topic? add --topic NAME or --survey NAME")
-    counts = daemon.run_forward(settings, sink, topic or settings.classification_topic, wanted, drain, dry_run)
+    counts = exchange.run_forward(settings, sink, topic or settings.classification_topic, wanted, drain, dry_run)
     click.echo(" ".join(f"{name}={count}" for name, count in counts.items()), err=dry_run)
+
+
+@skyheed.command()
+@options("config", "survey", "kafka", "redis")
+@click.option("--from", "provider", required=True, metavar="PROVIDER", help="alerce, rubin or a plug-in's name.")
+@click.option("--topic", "topics", multiple=True, metavar="NAME", help="Alert topic or pattern, as for ingest.")
+@click.option("--rate", type=float, metavar="N/S", help="At most so many requests a second.")
+@click.option("--most", type=int, help="Earlier detections asked for of one packet, the newest.")
+@click.option("--group", metavar="NAME", help="Kafka consumer group.")
+@click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
+@click.option("--drain", is_flag=True, help="End when everything that was there at the start was looked at.")
+def backfill(provider: str, drain: bool, **given: Any) -> None:
+    """Complete histories: ask a provider for the packets of earlier detections that have no stamps here.
+
+    They go to the topic skyheed.alerts.SURVEY.backfill, which an ingest reads when it is among its topics.
+
+    \b
+    Example:  skyheed backfill --survey lsst --from rubin --topic lsst-alerts-v10.0 --config night.toml
+    """
+    from skyheed.broker import exchange
+
+    given["topics"] = list(given["topics"]) or None
+    places = {name: f"backfill.{name}" for name in ("rate", "most", "group", "metrics_port")}
+    counts = exchange.run_backfill(settings_from(given, topics="ingest.topics", **places), provider, drain)
+    click.echo(" ".join(f"{name}={count}" for name, count in counts.items()))
 
 
 # --- looking after it ----------------------------------------------------------------------------------------------

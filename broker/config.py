@@ -126,6 +126,16 @@ class ForwardSettings:
 
 
 @dataclass(frozen=True)
+class BackfillSettings:
+    group: str = "skyheed-backfill"
+    rate: float = 0.0  # requests a second; 0: as the provider takes them
+    most: int = 30  # earlier detections asked for of one packet, the newest
+    token: str = field(default="", repr=False)  # SKYHEED_BACKFILL_TOKEN, where providers.<name> has none
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a daemon needs to know; `load` makes one."""
 
@@ -139,6 +149,8 @@ class Settings:
     topics: TopicSettings = TopicSettings()
     forward: ForwardSettings = ForwardSettings()
     sinks: Mapping[str, Options] = field(default_factory=dict, repr=False)  # [sinks.lasair] and so on
+    backfill: BackfillSettings = BackfillSettings()
+    providers: Mapping[str, Options] = field(default_factory=dict, repr=False)  # [providers.rubin] and so on
     kafka_named: bool = False  # set by `load`: somebody named a Kafka, so `up` starts none
     redis_named: bool = False
 
@@ -169,6 +181,11 @@ class Settings:
     @property
     def dead_letter_topic(self) -> str:
         return self.topics.dead_letters or f"{self.topics.prefix}.deadletter.{self.survey}"
+
+    @property
+    def backfill_topic(self) -> str:
+        """Where the packets of earlier detections go, for an ingest to read."""
+        return f"skyheed.alerts.{self.survey}.backfill"
 
     def refused_topic(self, sink: str) -> str:
         """Where classifications go that a host refuses."""
@@ -208,6 +225,7 @@ ENVIRONMENT = {
     "SKYHEED_MODEL": ("work", "model"),
     "SKYHEED_FORWARD_TOKEN": ("forward", "token"),
     "SKYHEED_FORWARD_SECRET": ("forward", "secret"),
+    "SKYHEED_BACKFILL_TOKEN": ("backfill", "token"),
 }
 SECRET_FILES = ("password_file", "token_file", "secret_file")
 _SECRET = re.compile(r"password|token|secret")

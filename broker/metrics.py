@@ -186,6 +186,22 @@ class ForwardMetrics(_Metrics):
             self._outcomes.labels(self._survey, self._sink, outcome).inc(number)
 
 
+class BackfillMetrics(_Metrics):
+    """Of `skyheed backfill`: requests by what became of them."""
+
+    OUTCOMES = ("fetched", "unknown", "refused", "wrong")
+
+    def __init__(self, survey: str) -> None:
+        super().__init__(survey)
+        self._asked = self._counter("backfill_requests", "earlier detections asked for, by outcome", "outcome")
+        for outcome in self.OUTCOMES:
+            self._asked.labels(survey, outcome)
+
+    def asked(self, outcome: str) -> None:
+        """One request and what became of it."""
+        self._asked.labels(self._survey, outcome).inc()
+
+
 def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1") -> int:
     """Answer Prometheus at http://host:port/metrics in a thread of its own; port 0 serves nothing. Returns the port."""
     if not port:
@@ -197,7 +213,7 @@ def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1") -> int:
 def names() -> set[str]:
     """Every sample name that a daemon can export, as queries use them."""
     found = set()
-    for metrics in (IngestMetrics("x"), WorkMetrics("x"), ForwardMetrics("x", "y")):
+    for metrics in (IngestMetrics("x"), WorkMetrics("x"), ForwardMetrics("x", "y"), BackfillMetrics("x")):
         for family in metrics.registry.collect():
             suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
             found |= {family.name + suffix for suffix in suffixes}

@@ -86,29 +86,3 @@ def load(name: str, options: Mapping[str, str]) -> Sink:
     except ModuleNotFoundError as error:
         raise ConfigError(f"the sink {name} needs {error.name}: pip install 'skyheed[forward]'") from error
     return sink
-
-
-def take(options: Mapping[str, str], known: Mapping[str, str], sink: str) -> dict[str, str]:
-    """The options over their defaults.
-
-    Args:
-        known: name -> default; None where one must be given.
-
-    Raises:
-        ConfigError: one is unknown or missing.
-    """
-    if unknown := sorted(set(options) - set(known)):
-        raise ConfigError(f"unknown setting sinks.{sink}.{unknown[0]}; known here: {', '.join(sorted(known))}")
-    return {**known, **options}
-
-
-def required(options: Mapping[str, str], name: str, sink: str, meaning: str) -> str:
-    """An option that has no default.
-
-    Raises:
-        ConfigError: it is missing.
-    """
-    if not options.get(name):
-        hint = f" (or {name}_file, or SKYHEED_FORWARD_{name.upper()})" if name in ("token", "secret") else ""
-        raise ConfigError(f"forward --to {sink} needs {meaning}: set sinks.{sink}.{name}{hint}")
-    return options[name]

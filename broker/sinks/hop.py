@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from skyheed.broker.kafka.client import Publisher
+from skyheed.broker.options import required, take
 from skyheed.broker.results import record as records
 from skyheed.broker.results.record import Classification
-from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused, required, take
+from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused
 
 HOP_SERVERS = "kafka.scimma.org:9092"
 OPTIONS = {
@@ -32,8 +33,8 @@ class Hop:
     rate = 0.0
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        given = take(options, OPTIONS, "hop")
-        self._topic = required(given, "topic", "hop", "a topic, such as group.topic")
+        given = take(options, OPTIONS, "sinks.hop")
+        self._topic = required(given, "topic", "sinks.hop", "a topic, such as group.topic")
         self._sender = (given["sender"] or given["user"]).encode()
         self._publisher = Publisher(_kafka_options(given))
 
@@ -67,7 +68,7 @@ def _kafka_options(given: Mapping[str, str]) -> dict[str, str]:
     if given["security"].startswith("SASL"):
         options |= {
             "sasl.mechanism": given["mechanism"],
-            "sasl.username": required(given, "user", "hop", "a user"),
-            "sasl.password": required(given, "password", "hop", "its password"),
+            "sasl.username": required(given, "user", "sinks.hop", "a user"),
+            "sasl.password": required(given, "password", "sinks.hop", "its password"),
         }
     return options

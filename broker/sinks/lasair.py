@@ -7,9 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
+from skyheed.broker.http import Host, Refusal
+from skyheed.broker.options import required, take
 from skyheed.broker.results.record import Classification
-from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused, required, take
-from skyheed.broker.sinks.http import Host, Refusal
+from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused
 
 LASAIR_URL = "https://api.lasair.lsst.ac.uk/api"
 LONGEST_VERSION = 16  # the client raises above it, its list form cuts in silence (lasair 0.1.4)
@@ -25,11 +26,11 @@ class Lasair:
     rate = 0.0
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        given = take(options, {"topic": "", "token": "", "url": LASAIR_URL, "page": ""}, "lasair")
-        self._topic = required(given, "topic", "lasair", "the topic that Lasair gave you")
-        token = required(given, "token", "lasair", "your token")
+        given = take(options, {"topic": "", "token": "", "url": LASAIR_URL, "page": ""}, "sinks.lasair")
+        self._topic = required(given, "topic", "sinks.lasair", "the topic that Lasair gave you")
+        token = required(given, "token", "sinks.lasair", "your token")
         self._page = given["page"]
-        self._host = Host("lasair", given["url"], {"Authorization": f"Token {token}"})
+        self._host = Host("sinks.lasair", given["url"], {"Authorization": f"Token {token}"})
 
     def payload(self, record: Classification) -> Payload | None:
         """An annotation as Lasair's API takes it, but for `classdict`, which it wants as JSON in a string."""

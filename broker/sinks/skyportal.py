@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 from skyheed.broker.errors import ConfigError
+from skyheed.broker.http import Host, Refusal
+from skyheed.broker.options import required, take
 from skyheed.broker.results.record import Classification
-from skyheed.broker.sinks import DELIVERED, FILTERED, Answer, Payload, refused, required, take
-from skyheed.broker.sinks.http import Host, Refusal
+from skyheed.broker.sinks import DELIVERED, FILTERED, Answer, Payload, refused
 
 OPTIONS = {"url": "", "token": "", "taxonomy_id": "", "group_ids": "", "classes": "", "origin": "skyheed"}
 NOT_THERE = (400, 404)  # what it answers for an object that nobody saved
@@ -28,16 +29,16 @@ class SkyPortal:
     rate = 5.0  # a source's page is refreshed for everybody at each
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        given = take(options, OPTIONS, "skyportal")
-        token = required(given, "token", "skyportal", "a token with the rights Annotate and Classify")
-        url = required(given, "url", "skyportal", "the address of the instance")
+        given = take(options, OPTIONS, "sinks.skyportal")
+        token = required(given, "token", "sinks.skyportal", "a token with the rights Annotate and Classify")
+        url = required(given, "url", "sinks.skyportal", "the address of the instance")
         self._taxonomy = _number(given["taxonomy_id"], "taxonomy_id") if given["taxonomy_id"] else None
         self._groups = [_number(part, "group_ids") for part in given["group_ids"].split(",") if part.strip()]
         self._classes = _pairs(given["classes"])
         if self._classes and self._taxonomy is None:
             raise ConfigError("sinks.skyportal.classes needs taxonomy_id, the taxonomy that those classes are of")
         self._origin = given["origin"]
-        self._host = Host("skyportal", url, {"Authorization": f"token {token}"})
+        self._host = Host("sinks.skyportal", url, {"Authorization": f"token {token}"})
 
     def payload(self, record: Classification) -> Payload | None:
         """The annotation, and the classification where our top class has a name there."""

@@ -11,9 +11,10 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
+from skyheed.broker.http import Host, Refusal
+from skyheed.broker.options import required, take
 from skyheed.broker.results.record import Classification
-from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused, required, take
-from skyheed.broker.sinks.http import Host, Refusal
+from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused
 
 
 class Webhook:
@@ -23,10 +24,10 @@ class Webhook:
     rate = 0.0
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        given = take(options, {"url": "", "secret": "", "token": ""}, "webhook")
+        given = take(options, {"url": "", "secret": "", "token": ""}, "sinks.webhook")
         token = given["token"]
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._host = Host("webhook", required(given, "url", "webhook", "an address"), headers)
+        self._host = Host("sinks.webhook", required(given, "url", "sinks.webhook", "an address"), headers)
         self._secret = given["secret"].encode()
 
     def payload(self, record: Classification) -> Payload:

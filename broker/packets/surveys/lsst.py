@@ -13,18 +13,20 @@ from skyheed.broker.errors import PacketError, Reason, SkipPacket
 from skyheed.broker.observation import Flag, Observation
 from skyheed.broker.packets.fits import Image, model_stamps, on_sky, read_image
 from skyheed.broker.packets.surveys import base
+from skyheed.broker.packets.surveys.earlier import EarlierSchema, Named, named
 from skyheed.classifier import context
 from skyheed.classifier.history import DETECTION, FORCED
 
 _LEAST_SIGNAL = 3.0  # of a reference flux against its error, from which on it has a magnitude
 
 
-class Lsst(base.BaseSurvey):
+class Lsst(EarlierSchema, base.BaseSurvey):
     """The Vera C. Rubin Observatory's Legacy Survey of Space and Time."""
 
     name = "lsst"
     all_bands = "ugrizy"
     schema_file = "lsst/reader.avsc"
+    earlier_file = "lsst/earlier.avsc"
 
     history_fields = ("prvDiaSources", "prvDiaForcedSources")
     least_score = 0.05  # the lowest of the real packets at hand is 0.11
@@ -62,6 +64,12 @@ class Lsst(base.BaseSurvey):
     def time(self, record: dict[str, Any]) -> float:
         """Mid-exposure, MJD TAI."""
         return base.mjd((record["diaSource"] or {}).get("midpointMjdTai"))
+
+    def earlier(self, record: Mapping[str, Any]) -> Named:
+        """See `broker.surveys.earlier.NamesEarlier`."""
+        earlier = [item for item in record["prvDiaSources"] or () if item]
+        object_id = (record["diaSource"] or {}).get("diaObjectId")
+        return named(object_id, [(item["midpointMjdTai"], item["diaSourceId"]) for item in earlier])
 
 
 def _object_id(record: dict[str, Any], source: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag, Observation
 from skyheed.broker.packets.fits import Image, model_stamps, on_sky, read_image
 from skyheed.broker.packets.surveys import base
+from skyheed.broker.packets.surveys.earlier import EarlierSchema, Named, named
 from skyheed.classifier import context
 from skyheed.classifier.history import DETECTION, FORCED, UPPER_LIMIT
 from skyheed.classifier.stamp import Matrix
@@ -46,12 +47,13 @@ _CHIP_MIDDLE = 1540.0  # a readout quadrant has 3072 x 3080 pixels
 _BRIGHTER, _FAINTER = frozenset(("t", "true", "1", "+1", "1.0")), frozenset(("f", "false", "0", "-1", "0.0", "-1.0"))
 
 
-class Ztf(base.BaseSurvey):
+class Ztf(EarlierSchema, base.BaseSurvey):
     """The Zwicky Transient Facility."""
 
     name = "ztf"
     all_bands = "gri"
     schema_file = "ztf/reader.avsc"
+    earlier_file = "ztf/earlier.avsc"
     history_fields = ("prv_candidates", "fp_hists")
     # Of 148 real packets of objects with a class or a catalogue match this leaves out one (of a "Planet?"); of 91 that
     # are AGN, supernovae, variables or a tidal disruption event none. docs/surveys.md has the table.
@@ -198,6 +200,11 @@ def _known_sign(isdiffpos: str | float | None) -> float:
         return _sign(isdiffpos)
     except PacketError:
         return math.nan
+
+    def earlier(self, record: Mapping[str, Any]) -> Named:
+        """See `broker.surveys.earlier.NamesEarlier`."""
+        earlier = [item for item in record["prv_candidates"] or () if item]
+        return named(record["objectId"], [(item["jd"], item["candid"]) for item in earlier])
 
 
 def _sign(isdiffpos: str | float | None) -> int:

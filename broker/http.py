@@ -13,7 +13,8 @@ import httpx
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
 from skyheed.classifier.names import printable
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 30.0  # of silence
+ANSWER_S = 60.0  # of a whole answer
 MOST_BYTES = 4 * 2**20
 MOST_WORDS = 500
 LONGEST_WAIT_S = 3600.0  # that a host may ask for
@@ -35,7 +36,7 @@ class Host:
     """Requests to one host.
 
     Args:
-        name: of the sink, for messages.
+        name: of the table in the settings, such as sinks.lasair, for messages.
         url: base URL, http:// or https://.
         headers: of every request; with the token, never logged or shown.
 
@@ -75,16 +76,26 @@ class Host:
             ServiceUnavailable: it is away, busy, or wants us to wait.
             ServiceError: it refuses us.
         """
-        self._wait_as_asked()
         if content is not None:
             body, headers = json.dumps(content, allow_nan=False).encode(), {"Content-Type": "application/json"}
+        return _json_or_text(self._exchange(method, path, body, headers or {}).decode("utf-8", "replace"))
+
+    def fetch(self, path: str) -> bytes:
+        """The bytes of the answer to a GET; errors as `ask`, and `Refusal` where there are more than `MOST_BYTES`."""
+        found = self._exchange("GET", path, None, {})
+        if len(found) > MOST_BYTES:
+            raise Refusal(200, f"an answer of more than {MOST_BYTES} bytes")
+        return found
+
+    def _exchange(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> bytes:
+        self._wait_as_asked()
         try:
-            with self._client.stream(method, self.where + path, content=body, headers=dict(headers or {})) as response:
-                text = _read(response)
+            with self._client.stream(method, self.where + path, content=body, headers=dict(headers)) as response:
+                found = _read(response)
         except httpx.HTTPError as error:
             raise self._away(f"{type(error).__name__}") from error
-        self._judge(response, text)
-        return _json_or_text(text)
+        self._judge(response, found)
+        return found
 
     def close(self) -> None:
         """Close the connections."""
@@ -95,7 +106,7 @@ class Host:
         if left > 0:
             raise self._away(f"it asks us to wait for {left:.0f} s more")
 
-    def _judge(self, response: httpx.Response, text: str) -> None:
+    def _judge(self, response: httpx.Response, found: bytes) -> None:
         status = response.status_code
         if status < 300:
             return
@@ -104,10 +115,10 @@ class Host:
             self._not_before = time.monotonic() + wait
             raise self._away(f"it answers {status} and is asked again in {wait:.0f} s")
         if status in (401, 403):
-            raise ServiceError(f"{self.name} at {self.where} refuses us ({status}): check sinks.{self.name}.token")
+            raise ServiceError(f"{self.name} at {self.where} refuses us ({status}): check {self.name}.token")
         if status < 400:
-            raise ServiceError(f"{self.name} at {self.where} redirects: write the final URL into sinks.{self.name}.url")
-        raise Refusal(status, printable(f"{status} {_words(text)}")[:MOST_WORDS])
+            raise ServiceError(f"{self.name} at {self.where} redirects: write the final URL into {self.name}.url")
+        raise Refusal(status, printable(f"{status} {_words(found.decode('utf-8', 'replace'))}")[:MOST_WORDS])
 
     def _away(self, why: str) -> ServiceUnavailable:
         return ServiceUnavailable(f"{self.name} at {self.where}: {why}", self.name)
@@ -120,18 +131,21 @@ def _checked(url: str, name: str) -> str:
     except ValueError:
         good = False
     if not good or parts.fragment:
-        raise ConfigError(f"sinks.{name}.url must be http(s)://HOST/PATH without a user or password")
+        raise ConfigError(f"{name}.url must be http(s)://HOST/PATH without a user or password")
     return url.rstrip("/")
 
 
-def _read(response: httpx.Response) -> str:
-    """The body, or its beginning where it is too long to be an answer."""
-    found = b""
+def _read(response: httpx.Response) -> bytes:
+    """The body, or a little more than `MOST_BYTES` of one that is too long to be an answer."""
+    parts, size, deadline = [], 0, time.monotonic() + ANSWER_S
     for part in response.iter_bytes():
-        found += part
-        if len(found) > MOST_BYTES:
+        parts.append(part)
+        size += len(part)
+        if size > MOST_BYTES:
             break
-    return found[:MOST_BYTES].decode("utf-8", "replace")
+        if time.monotonic() > deadline:  # in drops, each within the time-out of one read
+            raise httpx.ReadTimeout(f"no whole answer within {ANSWER_S:g} s")
+    return b"".join(parts)
 
 
 def _words(text: str) -> str:

@@ -1,0 +1,157 @@
+"""Completes histories on first sight: asks a provider for the packets of an object's earlier detections.
+
+An alert packet names its object's earlier detections, whose stamps it does not carry. `backfill` reads the alert topics
+with a group of its own, asks for what Redis does not hold, and publishes the packets, as the survey sent them, to the
+topic skyheed.alerts.<survey>.backfill. An ingest that reads this topic stores them like any others: once, in the books
+of that topic, and without ever waiting for the provider.
+
+The books: asked = fetched + unknown + refused + wrong. Whoever stops it in the middle loses nothing: the position moves
+behind a message when all that it names has been asked for, and a packet that is published twice is a duplicate.
+"""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Message
+
+from skyheed.broker.errors import PacketError, SkipPacket
+from skyheed.broker.forward import Rate
+from skyheed.broker.http import Refusal
+from skyheed.broker.kafka.client import AlertConsumer, Publisher
+from skyheed.broker.lately import Lately
+from skyheed.broker.metrics import BackfillMetrics
+from skyheed.broker.packets.reader import PacketReader
+from skyheed.broker.packets.surveys.earlier import NamesEarlier
+from skyheed.broker.providers import Provider
+from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.waiting import Stopped, patiently
+from skyheed.classifier.names import printable
+
+log = logging.getLogger("skyheed.backfill")
+BATCH, WAIT_S = 100, 0.5
+REMEMBERED = 200_000  # detections that were asked for lately
+
+
+@dataclass
+class Backfill:
+    """The daemon.
+
+    Attributes:
+        consumer: of the alert topics.
+        topic: where fetched packets go; messages of it are not looked at.
+        reader: of packets, to see whether one is what was asked for.
+        most: earlier detections asked for of one packet, the newest.
+    """
+
+    consumer: AlertConsumer
+    earlier: "EarlierReader"
+    store: SequenceStore
+    provider: Provider
+    reader: PacketReader
+    publisher: Publisher
+    topic: str
+    metrics: BackfillMetrics
+    most: int = 30
+    rate: Rate = field(default_factory=lambda: Rate(1.0))
+    asked: Lately = field(default_factory=lambda: Lately(REMEMBERED))
+
+    def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
+        """Until `stop` is set, or, with `drain`, until what was there is done; the books.
+
+        Raises:
+            ServiceError: Kafka, Redis or the provider refuses us.
+            Stopped: `stop` was set while a server was away.
+        """
+        counts: Counter[str] = Counter(asked=0, fetched=0, unknown=0, refused=0, wrong=0)
+        while not stop.is_set():
+            messages = self.consumer.consume(BATCH, WAIT_S)
+            for message in messages:
+                if message.topic() != self.topic:
+                    counts.update(self._complete(message, stop))
+                self.consumer.commit([message])
+            if drain and not messages and self.consumer.drained():
+                break
+        return counts
+
+    def _complete(self, message: Message, stop: threading.Event) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for object_id, source_id in self._missing(message, stop):
+            self.consumer.keep_alive()
+            outcome = self._fetch(object_id, source_id, stop)
+            self.asked.put(object_id, str(source_id))
+            counts.update({"asked": 1, outcome: 1})
+            self.metrics.asked(outcome)
+        return counts
+
+    def _missing(self, message: Message, stop: threading.Event) -> list[tuple[str, int]]:
+        """Detections that a packet names, that Redis does not hold, and that were not asked for lately."""
+        found = []
+        for object_id, sources in self.earlier.of(message.value()):
+            wanted = [n for n in sources[-self.most :] if self.asked.get(object_id, str(n)) is None]
+            if wanted:
+                kept = patiently(lambda name=object_id: self._kept(name), stop, self.consumer.keep_alive)  # type: ignore[misc]
+                found += [(object_id, n) for n in wanted if n not in kept]
+        return found
+
+    def _kept(self, object_id: str) -> set[int]:
+        sequence = self.store.sequence(object_id)
+        return set() if sequence is None else set(sequence.header["source_id"].tolist())
+
+    def _fetch(self, object_id: str, source_id: int, stop: threading.Event) -> str:
+        """Ask for one detection and publish its packet; what became of it."""
+        self._pause(stop)
+        try:
+            packet = patiently(lambda: self.provider.packet(object_id, source_id), stop, self.consumer.keep_alive)
+        except Refusal as refusal:
+            log.warning("%s refuses detection %d: %s", type(self.provider).__name__, source_id, refusal)
+            return "refused"
+        if packet is None:
+            return "unknown"
+        if fault := self._fault(packet, object_id, source_id):
+            log.warning("detection %d of %s: %s", source_id, printable(object_id), fault)
+            return "wrong"
+        patiently(
+            lambda: self.publisher.publish_all([(self.topic, None, packet, None)]), stop, self.consumer.keep_alive
+        )
+        return "fetched"
+
+    def _fault(self, packet: bytes, object_id: str, source_id: int) -> str:
+        """What is wrong with a packet that came for a detection; empty if it is the right one and whole."""
+        try:
+            found = self.reader.observations(packet)
+        except SkipPacket:  # sound: ingest says so in its books
+            return ""
+        except PacketError as error:
+            return str(error)
+        if [(seen.object_id, seen.source_id) for seen in found] != [(object_id, source_id)]:
+            return "the provider sent the packet of another detection"
+        return ""
+
+    def _pause(self, stop: threading.Event) -> None:
+        left = self.rate.wait_for(1)
+        while left > 0:
+            step = min(left, 1.0)
+            if stop.wait(step):
+                raise Stopped("stopped between two requests")
+            self.consumer.keep_alive()
+            left -= step
+
+
+class EarlierReader:
+    """Reads which earlier detections a packet names; what cannot be read names none, ingest says why."""
+
+    def __init__(self, survey: NamesEarlier, decode: Callable[[bytes], Sequence[Mapping[str, Any]]]) -> None:
+        self._survey, self._decode = survey, decode
+
+    def of(self, value: bytes | None) -> Iterator[tuple[str, list[int]]]:
+        """(object, its earlier detections in the order of time) for each record of a message."""
+        try:
+            records = self._decode(value) if value else ()
+            named = [self._survey.earlier(record) for record in records]
+        except PacketError:
+            return
+        yield from (one for one in named if one[1])

@@ -1,0 +1,91 @@
+"""Builds the programs that exchange with other systems: forward (out) and backfill (in)."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Mapping
+
+from skyheed.broker import app, backfill, config, forward, metrics, providers, sinks
+from skyheed.broker import waiting as patience
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.kafka import client as kafka
+from skyheed.broker.packets.container import Decoder
+from skyheed.broker.packets.reader import PacketReader
+from skyheed.broker.packets.surveys.earlier import NamesEarlier
+from skyheed.broker.subscribe import Subscriber
+
+
+def run_forward(
+    settings: config.Settings, name: str, topic: str, wanted: forward.Wanted, drain: bool, dry_run: bool
+) -> Counter[str]:
+    """Send classifications on to a host.
+
+    Raises:
+        SkyheedError, Stopped: as `run_ingest`.
+    """
+    stop, own = app.stop_on_signal(), settings.forward
+    sink = sinks.load(name, table_options(settings.sinks, name, {"token": own.token, "secret": own.secret}))
+    group = None if dry_run else own.group or f"skyheed-forward-{name}"
+    servers = settings.kafka["bootstrap.servers"]
+    with (
+        contextlib.closing(sink),
+        Subscriber(
+            servers, topic, group=group, options=settings.kafka, drain=drain or dry_run, skip_bad=True
+        ) as stream,
+    ):
+        if dry_run:
+            return forward.dry_run(stream, sink, wanted, lambda line: print(line, flush=True))
+        refused = settings.refused_topic(name)
+        measured = metrics.ForwardMetrics(settings.survey, name)
+        metrics.serve(measured, own.metrics_port, own.metrics_host)
+        with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
+            patience.patiently(lambda: _ensure(settings, refused, app.DEAD_LETTER_TOPIC), stop)
+            rate = forward.Rate(own.rate or sink.rate)
+            daemon = forward.Forward(stream, sink, publisher, refused, measured, wanted, own.batch, rate)
+            counts = daemon.run(stop)
+            if drain and not stream.ended:
+                raise patience.Unfinished
+            return counts
+
+
+def run_backfill(settings: config.Settings, name: str, drain: bool) -> Counter[str]:
+    """Ask a provider for the packets of earlier detections.
+
+    Raises:
+        SkyheedError, Stopped: as `run_ingest`.
+    """
+    stop, own, survey = app.stop_on_signal(), settings.backfill, app.survey_of(settings)
+    if not isinstance(survey, NamesEarlier):
+        raise ConfigError(f"packets of {survey.name} do not name earlier detections: there is nothing to backfill")
+    provider = providers.load(name, table_options(settings.providers, name, {"token": own.token}))
+    measured = metrics.BackfillMetrics(settings.survey)
+    metrics.serve(measured, own.metrics_port, own.metrics_host)
+    if provider.survey != settings.survey:
+        raise ConfigError(f"{name} has packets of {provider.survey}, not of {settings.survey}: choose another provider")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(provider))
+        stack.enter_context(patience.observed(measured))
+        stack.enter_context(patience.to_the_end(drain))
+        publisher = stack.enter_context(kafka.Publisher(settings.kafka))
+        patience.patiently(lambda: _ensure(settings, settings.backfill_topic, app.ALERT_TOPIC), stop)
+        consumer = stack.enter_context(
+            kafka.AlertConsumer(settings.input_options, settings.alerts, own.group, drain=drain)
+        )
+        source = app.schema_source(settings)
+        decoder = Decoder(survey.earlier_schema, schemas=source, max_packet_bytes=settings.ingest.max_packet_bytes)
+        whole = Decoder(survey.reader_schema, schemas=source, max_packet_bytes=settings.ingest.max_packet_bytes)
+        daemon = backfill.Backfill(
+            consumer, backfill.EarlierReader(survey, decoder.decode), app.read_store(settings)[0], provider,
+            PacketReader(survey, whole), publisher, settings.backfill_topic, measured, own.most,
+            forward.Rate(own.rate or provider.rate),
+        )  # fmt: skip
+        return daemon.run(stop, drain)
+
+
+def _ensure(settings: config.Settings, topic: str, how: dict[str, str]) -> None:
+    kafka.ensure_topics(settings.kafka, {topic: how}, settings.topics.partitions, settings.topics.replication)
+
+
+def table_options(tables: Mapping[str, Mapping[str, str]], name: str, secrets: Mapping[str, str]) -> dict[str, str]:
+    """The options of a plug-in; `secrets` come from the environment and stand in where its table has none."""
+    own = dict(tables.get(name, {}))
+    return {**{key: value for key, value in secrets.items() if value and not own.get(key)}, **own}

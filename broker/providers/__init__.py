@@ -1,0 +1,56 @@
+"""Who can still give the packets of past alerts: one file a provider, an entry point in `skyheed.providers`.
+
+A provider returns a packet as the survey sent it, so that backfilled stamps take the same way as all others.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import ClassVar, Protocol
+
+from skyheed.broker.errors import ConfigError
+
+GROUP = "skyheed.providers"
+
+
+class Provider(Protocol):
+    """One service.
+
+    Attributes:
+        survey: whose packets it has.
+        rate: requests a second that it takes unless the settings say otherwise.
+    """
+
+    survey: ClassVar[str]
+    rate: ClassVar[float]
+
+    def packet(self, object_id: str, source_id: int) -> bytes | None:
+        """The packet of one detection; None if the service does not have it.
+
+        Raises:
+            ServiceUnavailable: it is away, or wants us to wait.
+            ServiceError: it refuses us.
+        """
+
+    def close(self) -> None:
+        """Let go of the service."""
+
+
+def names() -> list[str]:
+    """The providers that are installed."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def load(name: str, options: Mapping[str, str]) -> Provider:
+    """The provider of that name, with the options of its table in the settings.
+
+    Raises:
+        ConfigError: there is none, what it needs is not installed, or an option cannot work.
+    """
+    found = [point for point in entry_points(group=GROUP) if point.name == name]
+    if not found:
+        raise ConfigError(f"there is no provider {name!r}: choose one of {', '.join(names())}")
+    try:
+        provider: Provider = found[0].load()(options)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the provider {name} needs {error.name}: pip install 'skyheed[forward]'") from error
+    return provider
