@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-Reply = tuple[int, Any]  # status, JSON
+Reply = tuple[int, Any]  # status, JSON or bytes
 
 
 @dataclass
@@ -51,7 +51,7 @@ def standing(rule: Callable[[Request], Reply]) -> Iterator[Stand]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             status, content, headers = stand.reply(Request(self.command, self.path, dict(self.headers), body))
-            data = json.dumps(content).encode()
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             for name, value in {"Content-Length": str(len(data)), **headers}.items():
                 self.send_header(name, value)

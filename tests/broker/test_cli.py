@@ -63,7 +63,7 @@ def test_every_verb_that_drains_is_documented() -> None:
     commands = {verb: cli.skyheed.get_command(context, verb) for verb in verbs()}
     drains = {verb for verb, c in commands.items() if c and any(p.name == "drain" for p in c.params)}
     text = (ROOT / "docs" / "operating.md").read_text()
-    assert drains == {"ingest", "work", "subscribe", "forward"}
+    assert drains == {"ingest", "work", "subscribe", "forward", "backfill"}
     assert all(f"| `{verb}` | " in text for verb in drains)
 
 

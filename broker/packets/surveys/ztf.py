@@ -129,6 +129,11 @@ class Ztf(EarlierSchema, base.BaseSurvey):
         candidate = record["candidate"] or {}
         return base.mjd(_middle(candidate.get("jd"), candidate.get("exptime")))
 
+    def earlier(self, record: Mapping[str, Any]) -> Named:
+        """See `broker.surveys.earlier.NamesEarlier`."""
+        earlier = [item for item in record["prv_candidates"] or () if item]
+        return named(record["objectId"], [(item["jd"], item["candid"]) for item in earlier])
+
 
 def _middle(jd: float | None, exposure: float | None) -> float | None:
     """Mid-exposure, MJD TAI, from the start of the exposure in UTC."""
@@ -200,11 +205,6 @@ def _known_sign(isdiffpos: str | float | None) -> float:
         return _sign(isdiffpos)
     except PacketError:
         return math.nan
-
-    def earlier(self, record: Mapping[str, Any]) -> Named:
-        """See `broker.surveys.earlier.NamesEarlier`."""
-        earlier = [item for item in record["prv_candidates"] or () if item]
-        return named(record["objectId"], [(item["jd"], item["candid"]) for item in earlier])
 
 
 def _sign(isdiffpos: str | float | None) -> int:

@@ -14,9 +14,9 @@ from test_records import classification
 
 from skyheed.broker import sinks
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
+from skyheed.broker.http import Host
 from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import Outcome
-from skyheed.broker.sinks.http import Host
 from skyheed.broker.sinks.lasair import Lasair, short_version
 from skyheed.broker.sinks.skyportal import SkyPortal
 from skyheed.broker.sinks.webhook import Webhook
@@ -60,7 +60,7 @@ def test_every_sink_is_an_entry_point_and_unknown_ones_are_named() -> None:
 
 @pytest.mark.parametrize("name", ["hop", "lasair", "skyportal", "webhook"])
 def test_what_is_missing_or_unknown_is_named(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"--to {name} needs"):
+    with pytest.raises(ConfigError, match=rf"sinks\.{name} needs"):
         sinks.load(name, {"security": "PLAINTEXT"} if name == "hop" else {})
     with pytest.raises(ConfigError, match=rf"sinks\.{name}\.colour"):
         sinks.load(name, {"colour": "red"})
