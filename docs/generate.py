@@ -1,0 +1,157 @@
+"""Writes docs/reference/ from the code: settings, environment, schemas, reason codes, metrics, limits of the API."""
+
+import ast
+import dataclasses
+import inspect
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from skyheed.broker import config, metrics
+from skyheed.broker.errors import Reason
+from skyheed.classifier import context
+from skyheed.classifier.prediction import Declined
+
+SCHEMAS = {
+    "classification/v1/classification.avsc": "What we publish",
+    "sdss_alert/v1": "SDSS alerts that `replay` sends",
+    "ztf/reader.avsc": "What is read of a ZTF packet",
+    "lsst/reader.avsc": "What is read of a Rubin/LSST packet",
+    "elasticc/v0_9_1/brokerClassification.avsc": 'ELAsTiCC\'s message (`work.format = "elasticc"`)',
+}
+
+
+def write(folder: Path) -> None:
+    """Write every page, and the list of them."""
+    folder.mkdir(exist_ok=True)
+    pages = {
+        "cli": cli(), "settings": settings(), "schemas": schemas(), "reasons": reasons(), "metrics": exported(),
+        "context": contexts(), "python": PYTHON,
+    }  # fmt: skip
+    for name, text in pages.items():
+        path = folder / f"{name}.md"
+        if not path.exists() or path.read_text() != text:  # an unchanged page is not built again
+            path.write_text(text)
+    listing = "\n".join(pages)
+    (folder / "index.md").write_text(f"# Reference\n\n```{{toctree}}\n:maxdepth: 1\n\n{listing}\n```\n")
+
+
+def cli() -> str:
+    """Every verb, from the command line itself."""
+    directive = ".. click:: skyheed.broker.cli:skyheed\n   :prog: skyheed\n   :nested: full"
+    return f"# Command line\n\n```{{eval-rst}}\n{directive}\n```\n"
+
+
+PYTHON = """# Python
+
+```{eval-rst}
+.. automodule:: skyheed
+   :members:
+   :imported-members:
+```
+"""
+
+
+def settings() -> str:
+    """Every key of the configuration file with its default and the comment that stands beside it in the code."""
+    parts = ["# Settings\n", "One TOML file; see {doc}`../operating` for how they are given.\n"]
+    for field in dataclasses.fields(config.Settings):
+        value = getattr(config.Settings(), field.name)
+        if dataclasses.is_dataclass(value):
+            parts.append(f"## [{field.name}]\n\n{_table(type(value))}")
+    parts.append("## [[work.models]]\n\n" + _table(config.ModelSettings))
+    rows = "\n".join(f"| `{name}` | `{'.'.join(place)}` |" for name, place in config.ENVIRONMENT.items())
+    parts.append(f"## Environment\n\n| variable | setting |\n|---|---|\n{rows}\n")
+    return "\n".join(parts)
+
+
+def _table(kind: type) -> str:
+    comments = dict(_comments(kind))
+    rows = []
+    for field in dataclasses.fields(kind):
+        if field.name != "models":
+            default = "" if "password" in field.name else f"`{field.default!r}`"
+            rows.append(f"| `{field.name}` | {default} | {comments.get(field.name, '')} |")
+    return "| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _comments(kind: type) -> Iterator[tuple[str, str]]:
+    """The comment at the end of each field's line."""
+    source = inspect.getsource(kind)
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            _, _, comment = lines[(node.end_lineno or node.lineno) - 1].partition("  # ")
+            yield node.target.id, comment.replace("|", "\\|")
+
+
+def schemas() -> str:
+    """The fields of every schema with their documentation."""
+    root = files("skyheed.schemas")
+    parts = ["# Avro schemas\n"]
+    for place, title in SCHEMAS.items():
+        found = root.joinpath(place)
+        paths = [found] if found.is_file() else [p for p in found.iterdir() if p.name.endswith(".avsc")]
+        for path in paths:
+            schema = json.loads(path.read_text())
+            parts.append(f"## {title}\n\n`schemas/{place}`: {schema.get('doc', '')}\n")
+            parts.append("| field | type | meaning |\n|---|---|---|\n" + "\n".join(_fields(schema)) + "\n")
+    return "\n".join(parts)
+
+
+def _fields(schema: dict[str, Any], before: str = "") -> Iterator[str]:
+    for field in schema["fields"]:
+        kind, inner = _kind(field["type"])
+        doc = field.get("doc", "").replace("|", "\\|")
+        yield f"| `{before}{field['name']}` | {kind} | {doc} |"
+        if inner is not None:
+            yield from _fields(inner, f"{before}{field['name']}.")
+
+
+def _kind(kind: Any) -> tuple[str, dict[str, Any] | None]:
+    """A type in words, and the record in it."""
+    if isinstance(kind, list):
+        found = [_kind(one) for one in kind]
+        return " or ".join(name for name, _ in found), next((inner for _, inner in found if inner), None)
+    if isinstance(kind, str):
+        return kind, None
+    if kind["type"] == "record":
+        return "record", kind
+    if kind["type"] in ("array", "map"):
+        name, inner = _kind(kind["items" if kind["type"] == "array" else "values"])
+        return f"{kind['type']} of {name}", inner
+    return str(kind.get("logicalType", kind["type"])), None
+
+
+def reasons() -> str:
+    """Reason codes of packets and of declined objects."""
+    packets = "\n".join(f"- `{reason}`" for reason in Reason)
+    declined = "\n".join(f"- `{reason}`" for reason in Declined)
+    return (
+        "# Reason codes\n\nWhat each means and what helps stands in {doc}`../operating`.\n\n"
+        f"## Packets: set aside or skipped\n\n{packets}\n\n## Objects: not classified\n\n{declined}\n"
+    )
+
+
+def exported() -> str:
+    """Every Prometheus metric with its help text."""
+    daemons = {"ingest": metrics.IngestMetrics("x"), "work": metrics.WorkMetrics("x")}
+    parts = ["# Metrics\n"]
+    for name, measured in daemons.items():
+        rows = [
+            f"| `{family.name}` | {family.type} | {family.documentation} |" for family in measured.registry.collect()
+        ]
+        parts.append(f"## {name}\n\n| metric | type | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def contexts() -> str:
+    """The numbers of a packet's context, and where each survey says them."""
+    rows = [
+        f"| `{q.name}` | {q.unit} | {q.meaning} | " + "; ".join(f"{s}: {f}" for s, f in q.fields.items()) + " |"
+        for q in context.QUANTITIES
+    ]
+    head = "# Context of an object\n\n| name | unit | meaning | from |\n|---|---|---|---|\n"
+    return head + "\n".join(rows) + "\n"

@@ -1,0 +1,72 @@
+"""The documentation site: complete where it is generated, and built without a warning."""
+
+import configparser
+import dataclasses
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from skyheed.broker import config, metrics
+from skyheed.broker.errors import Reason
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_names_everything_and_shows_no_secret(generate: ModuleType, tmp_path: Path) -> None:
+    generate.write(tmp_path)
+    text = {path.stem: path.read_text() for path in tmp_path.iterdir()}
+    for table in (config.RedisSettings, config.IngestSettings, config.WorkSettings, config.ModelSettings):
+        assert all(
+            f"| `{field.name}` |" in text["settings"] for field in dataclasses.fields(table) if field.name != "models"
+        )
+    assert all(variable in text["settings"] for variable in config.ENVIRONMENT)
+    assert "fixed for the life of a data set" in text["settings"]  # a comment of the code
+    assert all(f"- `{reason}`" in text["reasons"] for reason in Reason)
+    assert "`provenance.weights_digest`" in text["schemas"]
+    assert all(f"`{family.name}`" in text["metrics"] for family in metrics.WorkMetrics("x").registry.collect())
+    assert set(text["index"].split()) >= set(text) - {"index"}
+
+
+def test_every_alert_has_its_page_in_the_runbook() -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    sections = {line[3:] for line in (ROOT / "docs" / "runbook.md").read_text().splitlines() if line.startswith("## ")}
+    assert alerts == {name for name in sections if name.startswith("Skyheed")}
+
+
+@pytest.mark.parametrize("daemon", ["ingest", "work"])
+def test_units_start_the_verb_and_leave_time_to_end(daemon: str) -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(ROOT / "deploy" / "systemd" / f"skyheed-{daemon}.service")
+    assert unit["Service"]["ExecStart"].endswith(f"skyheed {daemon}")
+    assert int(unit["Service"]["TimeoutStopSec"]) >= 30
+    assert unit["Service"]["NoNewPrivileges"] == "yes"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_site_builds_without_a_warning_and_its_notebooks_run(tmp_path: Path) -> None:
+    pytest.importorskip("myst_nb", reason="needs pip install -e '.[docs]'")
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", ROOT / "docs", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr[-3000:]
+    for name in ("first-night", "your-own-model", "score-an-archive"):
+        assert "cell_output" in (tmp_path / "tutorials" / f"{name}.html").read_text()
