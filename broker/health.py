@@ -103,6 +103,8 @@ def _trouble(redis: config.RedisSettings, health: state.Health) -> str:
         return "is a replica, and no daemon can write to it: let redis.url lead to the primary"
     if health.evicts:
         return f"evicts keys ({health.eviction_policy}): set maxmemory-policy noeviction"
+    if health.cannot_save:
+        return "cannot write its file, intake waits, nothing is lost: make room on its disk"
     if limit and used >= limit:
         return f"is full, intake waits, nothing is lost: {_memory(health)}; raise maxmemory"
     if limit and used > FULL * limit:

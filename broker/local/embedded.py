@@ -196,7 +196,7 @@ def _valkey_settings(settings: Mapping[str, object]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A word of a Valkey configuration: in quotes, with what would end it or the line escaped."""
+    """A word of a Valkey configuration or a Java argument file: in quotes, what would end it or the line escaped."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
     return f'"{escaped}"'
 
@@ -342,11 +342,15 @@ def _format(java: Sequence[str], properties: Path, users: Mapping[str, str]) -> 
     # an id that begins with "-" would be read as an option
     cluster = "A" + base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")[1:]
     scram = [w for n, p in users.items() for w in ("--add-scram", f"SCRAM-SHA-512=[name={n},password={p}]")]
+    words = [*java[1:], "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), *scram]
+    # a file of arguments, because everybody on this machine can read a command line
+    arguments = private_file(properties.parent / "format.arguments", "\n".join(map(_quoted, words)))
     done = subprocess.run(
-        [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), *scram],
+        [java[0], f"@{arguments.name}"],
         capture_output=True, text=True, check=False, cwd=properties.parent, 
         env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
+    arguments.unlink()
     if done.returncode:
         raise ServiceError(f"Apache Kafka could not prepare its data folder: {done.stderr.strip()[-300:]}")
 

@@ -35,6 +35,7 @@ ANSWER_S = 15.0  # a script that stores a batch takes milliseconds; a node that 
 RENEW_S = 60.0  # connections are made anew this often: a name may lead elsewhere without an error on the old ones
 NOBODY = Replicas()
 DEFAULT_PORT = 6379
+SAVES = ("aof_last_write", "rdb_last_bgsave")  # in INFO
 MOST_NODES = 100  # that are remembered of a cluster
 
 
@@ -63,6 +64,7 @@ class Health:
         append_only: every node keeps an append-only file; without it a restart forgets.
         replicas: that are connected, of the node that has the fewest.
         read_only: the server is a replica.
+        cannot_save: a node could not write its append-only file or snapshot last time: it takes no writes.
         version: of the server.
     """
 
@@ -72,6 +74,7 @@ class Health:
     append_only: bool
     replicas: int
     read_only: bool
+    cannot_save: bool
     version: str
 
     @property
@@ -354,5 +357,6 @@ def health(client: Client) -> Health:
         append_only=all(int(node.get("aof_enabled", 0)) == 1 for node in nodes),
         replicas=min(int(node.get("connected_slaves", 0)) for node in nodes),
         read_only=any(node.get("role") == "slave" for node in nodes),
+        cannot_save=any(node.get(f"{name}_status", "ok") != "ok" for node in nodes for name in SAVES),
         version=f"{'Valkey' if 'valkey_version' in fullest else 'Redis'} {version}",
     )

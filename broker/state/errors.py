@@ -55,9 +55,17 @@ def in_our_words(error: Exception, where: str, cluster: bool) -> SkyheedError:
         return found
     if isinstance(error, failure.OutOfMemoryError):
         return _away(f"Redis at {where} is full: raise its maxmemory; nothing is lost meanwhile")
+    if text.startswith("MISCONF"):
+        return _away(f"Redis at {where} cannot write its file{_cause(text)}: make room on its disk; nothing is lost")
     if isinstance(error, failure.ResponseError) and not passes(error):
         return ServiceError(f"Redis at {where} refuses: {text}")
     return _away(f"Redis at {where} is away: {text or type(error).__name__}{_hint(text, where)}")
+
+
+def _cause(text: str) -> str:
+    """What the system said, as in "MISCONF Errors writing to the AOF file: No space left on device"."""
+    found = re.search(r"file: ([\w ]+)", text)
+    return f" ({found[1].split(' script')[0].strip()})" if found else ""
 
 
 def passes(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import confluent_kafka as ck
 import pytest
 from confluent_kafka.admin import AdminClient
-from conftest import SCRAM_USERS
+from conftest import HOME, NEEDS_APACHE, SCRAM_USERS
 
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.local import embedded
@@ -141,6 +141,53 @@ def _read(options: dict[str, Any], topic: str) -> list[bytes]:
             values.append(message.value() or b"")
     consumer.close()
     return values
+
+
+def _listening(pid: int) -> set[str]:
+    """The addresses on which a process and its children listen."""
+    inodes = set()
+    for each in [pid, *_children(pid)]:
+        for link in Path(f"/proc/{each}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                inodes.add(os.readlink(link))
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
+
+
+def _children(pid: int) -> list[int]:
+    return [int(n) for task in Path(f"/proc/{pid}/task").iterdir() for n in (task / "children").read_text().split()]
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, and the same for Java
+
+
+@pytest.mark.kafka
+def test_nobody_outside_this_machine_can_connect_to_an_embedded_server(
+    kafka: embedded.Server, valkey: embedded.Server, valkey_cluster: embedded.ValkeyCluster
+) -> None:
+    with embedded.start_kafka() as memory_only:
+        for server in (kafka, valkey, memory_only, *valkey_cluster.nodes):
+            assert server._process
+            addresses = _listening(server._process.pid)
+            assert addresses, server.name
+            assert addresses <= LOOPBACK, (server.name, addresses)
+
+
+@pytest.mark.kafka
+def test_passwords_of_kafkas_users_stand_in_no_command_line_and_in_no_file_that_others_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not HOME:
+        pytest.skip(NEEDS_APACHE)
+    started: list[list[str]] = []
+    run = embedded.subprocess.run
+    monkeypatch.setattr(embedded.subprocess, "run", lambda words, **more: started.append(words) or run(words, **more))
+    server = embedded.start_apache_kafka(HOME, tmp_path, users={"admin": 'a "quoted" \\ pw-7712'})
+    assert len(started) == 1
+    assert "pw-7712" not in " ".join([*started[0], *server._command])
+    holding = [f for f in tmp_path.rglob("*") if f.is_file() and b"pw-7712" in f.read_bytes()]
+    assert [f.name for f in holding] == ["server.properties"]
+    assert holding[0].stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.kafka
