@@ -130,10 +130,8 @@ def simulated_alerts(archive: Archive, each: int) -> Iterator[Alert]:
         for row in (
             rows[np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(int))] if len(rows) else []
         ):
-            flux, error = (
-                float(row["flux"]),
-                float(row["sky_noise"]) * math.sqrt(noise_area(row["psf_fwhm"], ZTF.pixel)),
-            )
+            flux = float(row["flux"])
+            error = ZTF.error_scale * float(row["sky_noise"]) * math.sqrt(noise_area(row["psf_fwhm"], ZTF.pixel))
             yield Alert(
                 thing["object_id"], CLASSES[thing["true_class"]], str(row["band"]), row["stamp"], row["difference"],
                 1 if flux > 0 else -1, 1.0, magnitude(abs(flux)), magnitude(5 * error),

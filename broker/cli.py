@@ -379,7 +379,7 @@ def build_packets(
 @skyheed.command()
 @options("config", "survey", "kafka")
 @click.option(
-    "--to", "sink", required=True, metavar="SINK", help="lasair, skyportal, fastdb, hop, webhook or a plug-in's name."
+    "--to", "sink", required=True, metavar="SINK", help="lasair, skyportal, hop, webhook or a plug-in's name."
 )
 @click.option("--topic", metavar="NAME", help="Classification topic; skyheed.classifications.SURVEY by default.")
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Only this top class; repeatable.")

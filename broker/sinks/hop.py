@@ -36,7 +36,7 @@ class Hop:
         given = take(options, OPTIONS, "sinks.hop")
         self._topic = required(given, "topic", "sinks.hop", "a topic, such as group.topic")
         self._sender = (given["sender"] or given["user"]).encode()
-        self._publisher = Publisher(kafka_options(given, "sinks.hop"))
+        self._publisher = Publisher(_kafka_options(given))
 
     def payload(self, record: Classification) -> Payload:
         return record.to_json()
@@ -63,13 +63,12 @@ def message_id(record: Classification) -> bytes:
     return uuid.uuid5(uuid.NAMESPACE_OID, name.hex()).bytes
 
 
-def kafka_options(given: Mapping[str, str], table: str) -> dict[str, str]:
-    """librdkafka's options from those of a sink's table: servers, security, and with SASL mechanism, user, password."""
+def _kafka_options(given: Mapping[str, str]) -> dict[str, str]:
     options = {"bootstrap.servers": given["servers"], "security.protocol": given["security"]}
     if given["security"].startswith("SASL"):
         options |= {
             "sasl.mechanism": given["mechanism"],
-            "sasl.username": required(given, "user", table, "a user"),
-            "sasl.password": required(given, "password", table, "its password"),
+            "sasl.username": required(given, "user", "sinks.hop", "a user"),
+            "sasl.password": required(given, "password", "sinks.hop", "its password"),
         }
     return options

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -110,7 +109,7 @@ def light_curve(described: Mapping[str, Any]) -> bytes:
     epochs, points = described["epochs"], described["photometry"]
     rows: list[Any] = [[*row, "epoch", source] for *row, source in _columns(epochs, "source_id")]
     rows += [[*row, ""] for row in _columns(points, "kind")] if points else []
-    writer.writerows(sorted(rows, key=operator.itemgetter(0)))
+    writer.writerows(sorted(rows, key=lambda row: row[0]))
     return out.getvalue().encode()
 
 

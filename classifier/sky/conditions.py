@@ -9,16 +9,14 @@ from numpy.typing import NDArray
 
 from skyheed.classifier.sky.surveys import Survey
 
-# A season's nights differ from each other by these factors (log-normal), their bands by less.
-SEEING_NIGHT, SEEING_BAND = 0.13, 0.05
-WORST_SEEING = 1.7  # of the median: worse nights are not used
-SKY_NIGHT = 0.08
+# The bands of a night differ from each other by this factor (log-normal), the nights by more (`Survey.seeing_night`).
+SEEING_BAND = 0.05
 # Sky noise against the Moon: factor at full Moon, by wavelength (Krisciunas & Schaefer 1991, PASP 103, 1033).
 MOON_BLUE, MOON_RED = 1.6, 1.15
 SYNODIC_MONTH, NEW_MOON = 29.530589, 51550.76  # days; MJD of a new Moon
 MIDNIGHT, NIGHT = 0.3, (0.1, 0.5)  # of the day (UT) in the American time zones
+AGAIN = 0.03  # days between the exposures of a field that is looked at more than once a night
 SAME_VISIT = 0.02  # days between exposures of one visit, at most
-CLOUD = 0.04  # mag of extinction that the calibration corrected, at the cost of depth
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,10 @@ def season(survey: Survey, number: int, seed: int) -> Season:
     )
     night, fields = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
     names, weights = list(survey.cadence.filters), np.array(list(survey.cadence.filters.values()))
-    by_night = {n: (rng.normal(0, SEEING_NIGHT), rng.normal(0, SKY_NIGHT), rng.exponential(CLOUD)) for n in nights}
+    by_night = {
+        n: (rng.normal(0, survey.seeing_night), rng.normal(0, survey.sky_night), rng.exponential(survey.cloud))
+        for n in nights
+    }
     seeing, sky, cloud = (np.array([by_night[n][i] for n in night]) for i in range(3))
     group = tuple(rng.choice(names, size=len(night), p=weights / weights.sum()))
     return Season(night, fields, seeing, sky, cloud, group)
@@ -116,19 +117,30 @@ def visits_at(
     taken = [(which, names.index(band)) for which in here for band in plan.group[which]]
     visit, band = (np.array(column, dtype=np.int64) for column in zip(*taken, strict=True))
     kept = rng.random(len(visit)) >= survey.cadence.lost
-    visit, band = visit[kept], band[kept]
+    visit, band, again = _repeated(rng, survey, visit[kept], band[kept])
     bands = [survey.bands[name] for name in names]
     delay = np.array([each.delay for each in bands])[band]
-    mjd = plan.night[visit] + _clock(survey, number, plan.night[visit], ra) + delay / 86400
+    mjd = plan.night[visit] + _clock(survey, number, plan.night[visit], ra) + delay / 86400 + again * AGAIN
     seeing = np.array([each.seeing for each in bands])[band]
     jitter = rng.normal(0, SEEING_BAND, len(visit))
-    seeing = seeing * np.minimum(np.exp(plan.seeing[visit] + jitter), WORST_SEEING)
+    seeing = seeing * np.minimum(np.exp(plan.seeing[visit] + jitter), survey.worst_seeing)
     moon = _moon(mjd, np.array([each.wavelength for each in bands])[band])
     dim = 10 ** (-0.4 * plan.cloud[visit])
     noise = np.array([each.sky_noise for each in bands])[band] * moon * np.exp(plan.sky[visit]) / np.sqrt(dim)
     rotation = _rotation(survey, seed, number, visit)
     found = Visits(mjd, visit, band, seeing, noise, dim, rotation)
     return found[np.argsort(mjd, kind="stable")]
+
+
+def _repeated(
+    rng: np.random.Generator, survey: Survey, visit: NDArray[np.int64], band: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Visits and bands with those of a field that is looked at more often, and which time of the night each is."""
+    if rng.random() >= survey.cadence.often if survey.cadence.often else True:
+        return visit, band, np.zeros(len(visit), np.int64)
+    times = 1 + rng.integers(0, survey.cadence.repeats + 1, len(visit))
+    again = np.concatenate([np.arange(n) for n in times])
+    return np.repeat(visit, times), np.repeat(band, times), again
 
 
 def fields_at(rng: np.random.Generator, survey: Survey) -> tuple[int, ...]:
@@ -144,8 +156,8 @@ def visits_of(rng: np.random.Generator, survey: Survey, mjd: NDArray[np.float64]
     """Exposures at given times (increasing) in given bands; seeing as it is usual, the same camera angle all night."""
     visit = np.concatenate([[0], np.cumsum(np.diff(mjd) > SAME_VISIT)]).astype(np.int64)
     bands = list(survey.bands.values())
-    nightly = rng.normal(0, SEEING_NIGHT, visit[-1] + 1)[visit]
-    worse = np.minimum(np.exp(nightly + rng.normal(0, SEEING_BAND, len(mjd))), WORST_SEEING)
+    nightly = rng.normal(0, survey.seeing_night, visit[-1] + 1)[visit]
+    worse = np.minimum(np.exp(nightly + rng.normal(0, SEEING_BAND, len(mjd))), survey.worst_seeing)
     turn = rng.uniform(0, 360, visit[-1] + 1) if survey.turns else np.zeros(visit[-1] + 1)
     return Visits(
         mjd,

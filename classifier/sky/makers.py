@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from skyheed.classifier.sky import agn, galaxies, stars, supernovae, type_ia
+from skyheed.classifier.sky.populations import Population, population_of
 from skyheed.classifier.sky.spectra import (
     Array,
     bandpass,
@@ -19,12 +20,9 @@ from skyheed.classifier.sky.spectra import (
 from skyheed.classifier.sky.surveys import Survey
 from skyheed.classifier.sky.targets import Sight, Target, draw_magnitude
 
-# Log-normal in redshift, so that those the search finds have the redshifts of the SDSS candidates (median 0.5, 5 %
-# below 0.19, 5 % above 2).
-AGN_REDSHIFT = (0.58, 0.85)
 MARGIN = 0.5  # mag by which a star must be fainter than what saturates
+MOST_SWING = 0.9  # mag, rms of an AGN
 SAME_TIME = 0.1  # days within which an AGN does not change
-TEMPLATE_AGE = (300.0, 365.0)  # days before the season's start, when the template was taken
 NEAREST = 0.004  # redshift
 
 
@@ -90,16 +88,20 @@ def _other(rng: np.random.Generator, sight: Sight) -> Target | None:
 
 def _agn(rng: np.random.Generator, sight: Sight) -> Target | None:
     visits, red = sight.visits, list(sight.survey.bands).index("r")
-    redshift = float(np.clip(AGN_REDSHIFT[0] * np.exp(rng.normal(0, AGN_REDSHIFT[1])), 0.03, 4.0))
-    apparent = draw_magnitude(rng, sight.limit - 6, sight.limit - 0.8, 0.35)  # i
+    finds = population_of(sight.survey)
+    redshift = _agn_redshift(rng, finds)
+    apparent = draw_magnitude(rng, *(finds.nuclei or (sight.limit - 6, sight.limit - 0.8, 0.35)))  # i
     k_correction = -1.4 * np.log10(1 + redshift)
     nucleus = agn.draw_nucleus(rng, redshift, apparent - float(distance_modulus(redshift)) - k_correction - 0.6)
     mean = magnitude_to_njy(apparent) * _agn_colours(sight.survey, nucleus) * sight.through
     # It does not change within a visit; where strips overlap, two visits can share a night.
     times, which = np.unique(np.floor(visits.mjd / SAME_TIME), return_inverse=True)
     times *= SAME_TIME
-    past = np.sort(times[0] - rng.uniform(*TEMPLATE_AGE, 4))
+    past = np.sort(times[0] - rng.uniform(*finds.template_age, 4))
     change, timescale, rms = agn.light_curves(rng, nucleus, np.concatenate([past, times]), sight.wavelengths)
+    if finds.swing[1]:
+        swing = min(float(np.exp(rng.normal(*finds.swing))), MOST_SWING / float(rms.max()))
+        change, rms = change * swing, rms * swing
     level = mean[:, None] * 10 ** (-0.4 * change)
     now, before = level[visits.band, which + 4], level[:, :4].mean(1)[visits.band]
     host = (galaxies.draw_host(rng, sight.survey, "AGN", redshift), 0.0, 0.0)
@@ -107,6 +109,13 @@ def _agn(rng: np.random.Generator, sight: Sight) -> Target | None:
     facts["absolute_magnitude"] = nucleus.magnitude
     peak = float(visits.mjd[np.argmax(now)])
     return Target("AGN", "AGN", redshift, peak, now, before, host, apparent, facts)
+
+
+def _agn_redshift(rng: np.random.Generator, finds: Population) -> float:
+    middle, scatter, nearest = finds.quasars
+    if finds.seyferts and rng.random() < finds.seyferts:
+        (middle, scatter), nearest = finds.nearby, 0.01
+    return float(np.clip(middle * np.exp(rng.normal(0, scatter)), nearest, 4.0))
 
 
 def _agn_colours(survey: Survey, nucleus: agn.Nucleus) -> Array:
@@ -120,14 +129,15 @@ def _agn_colours(survey: Survey, nucleus: agn.Nucleus) -> Array:
 
 
 def _star(rng: np.random.Generator, sight: Sight) -> Target | None:
-    star, visits = stars.draw_star(rng, sight.kind), sight.visits
+    finds, visits = population_of(sight.survey), sight.visits
+    star = stars.draw_star(rng, sight.kind, finds.star_range)
     mean = np.interp(sight.wavelengths, stars.NODES, star.magnitudes)
     flux = (magnitude_to_njy(mean) * sight.through)[visits.band]
     node = np.abs(stars.NODES - sight.wavelengths[:, None]).argmin(1)[visits.band]
     if star.magnitudes.min() < sight.survey.saturation + MARGIN:
         return None
     now = flux * 10 ** (-0.4 * star.change(visits.mjd, node))
-    past = [star.change(visits.mjd - rng.uniform(*TEMPLATE_AGE), node) for _ in range(6)]
+    past = [star.change(visits.mjd - rng.uniform(*finds.template_age), node) for _ in range(6)]
     before = flux * _band_means(visits.band, 10 ** (-0.4 * np.array(past)).mean(0))
     magnitude = float(mean[list(sight.survey.bands).index("r")])
     peak = float(visits.mjd[np.argmax(now / flux)])

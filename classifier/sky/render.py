@@ -5,7 +5,7 @@ exact products; one inverse transform makes each stamp. All images of one object
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,8 +27,6 @@ WING_FLUX = 0.028
 WING_SIZE = 1.65  # sqrt(3) s, in units of the FWHM
 # Of the PSF, scatter per component; like the numbers below, our choice.
 ELLIPTICITY = 0.03
-# A template never fits perfectly: scatter of its registration (pixels) and of the PSF match (relative FWHM).
-REGISTRATION, MATCH = 0.03, 0.008
 WORST_SKY = 2.0  # noise of a night that is still used, relative to a typical one
 MARGIN = 6  # FWHM by which the transform's period exceeds the stamp, so that wings hardly come back on the other side
 
@@ -66,6 +64,11 @@ class Rendered:
     psf: Image
     flux: Array
     flux_error: Array
+
+    def take(self, keep: NDArray[np.bool_]) -> "Rendered":
+        """Some of the exposures."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return replace(self, **{name: value[keep] for name, value in values.items() if value is not None})
 
 
 @lru_cache(1)
@@ -185,12 +188,14 @@ def _fold(transforms: NDArray[np.complex64]) -> NDArray[np.complex64]:
 
 @dataclass(frozen=True)
 class _Exposures:
-    """What the camera would record without noise: images [n, size, size], and the transforms they came from."""
+    """What the camera would record without noise: images [n, size, size], the transforms they came from, and the place
+    of the source in its stamps, [2, n] arcsec from pixel [0, 0]."""
 
     psf: Image
     still: Image
     beam: NDArray[np.complex64]
     scenes: NDArray[np.complex64]
+    place: Array
 
 
 def _expose(
@@ -198,10 +203,12 @@ def _expose(
 ) -> _Exposures:
     e1, e2 = rng.normal(0, ELLIPTICITY, (2, len(visits)))
     jitter = rng.normal(0, survey.astrometric_error, (2, len(visits))) * amount
-    middle = (survey.size // 2) * survey.pixel
-    beam = _optics(survey, visits.seeing, e1, e2) * _shift(survey, middle + jitter[0], middle + jitter[1])
+    if survey.whole_pixels:
+        jitter += rng.uniform(-0.5, 0.5, jitter.shape) * survey.pixel * amount
+    place = (survey.size // 2) * survey.pixel + jitter
+    beam = _optics(survey, visits.seeing, e1, e2) * _shift(survey, *place)
     scenes = _scenes(survey, sources, visits)
-    return _Exposures(_images(survey, beam), _images(survey, beam * scenes), beam, scenes)
+    return _Exposures(_images(survey, beam), _images(survey, beam * scenes), beam, scenes, place)
 
 
 def _column(values: Array) -> Image:
@@ -324,22 +331,42 @@ def _template(
     everything = seen.scenes + _column(reference)
     quiet = np.array([band.sky_noise for band in bands])[visits.band] / np.sqrt(survey.template_visits)
     first = _first_of_each(visits)
-    some = visits[first]
-    sharp = np.array([0.92 * band.seeing for band in bands])[some.band]
-    place, none = np.full(len(some), (survey.size // 2) * survey.pixel), np.zeros(len(some))
-    beam = _optics(survey, sharp, none, none) * _shift(survey, place, place)
-    deep = _images(survey, beam * everything[first])
-    deep += _column(quiet[first]) * rng.standard_normal(deep.shape, dtype=np.float32)
-    template = deep[np.searchsorted(_template_of(visits)[first], _template_of(visits))]
+    grain = _column(quiet[first]) * _grain(rng, survey, len(first))
+    which = np.searchsorted(_template_of(visits)[first], _template_of(visits))
+    # one image for all epochs of a band, but where the survey cuts every exposure, and its template, at whole pixels
+    drawn, index = (np.arange(len(visits)), slice(None)) if survey.whole_pixels else (first, which)
+    template = (_sharp(survey, visits, seen, everything, drawn) + grain[which[drawn]])[index]
     # The subtracted template is convolved to the visit's PSF, which evens its noise out.
     blurred = 0.5 * _column(quiet) * rng.standard_normal(template.shape, dtype=np.float32)
-    dx, dy = rng.normal(0, REGISTRATION * survey.pixel, (2, len(visits))) * amount
-    wider = rng.normal(0, MATCH, len(visits)) * amount
+    dx, dy = rng.normal(0, survey.registration * survey.pixel, (2, len(visits))) * amount
+    wider = rng.normal(0, survey.match, len(visits)) * amount
     kx, ky, _ = _frequencies(survey)
     width = _column(wider * (2 * np.pi * _core_width() * visits.seeing) ** 2)
     moved = 2j * np.pi * (_column(dx) * kx + _column(dy) * ky) + width * (kx**2 + ky**2)
     residual = _images(survey, (seen.beam * everything * moved).astype(np.complex64))
     return template, residual - blurred
+
+
+def _sharp(
+    survey: Survey, visits: Visits, seen: _Exposures, everything: NDArray[np.complex64], drawn: NDArray[np.intp]
+) -> Image:
+    """Template stamps without noise, of some exposures; in better seeing than the median of their band."""
+    sharp = np.array([0.92 * band.seeing for band in survey.bands.values()])[visits.band[drawn]]
+    middle = np.full((2, len(drawn)), (survey.size // 2) * survey.pixel)
+    none = np.zeros(len(drawn))
+    place = seen.place[:, drawn] if survey.whole_pixels else middle
+    return _images(survey, _optics(survey, sharp, none, none) * _shift(survey, *place) * everything[drawn])
+
+
+def _grain(rng: np.random.Generator, survey: Survey, n: int) -> Image:
+    """Noise of unit variance, [n, size, size], that neighbours share as far as resampling made them."""
+    white = rng.standard_normal((n, survey.size, survey.size), dtype=np.float32)
+    if not survey.grain[1]:
+        return white
+    share = np.float32(rng.uniform(*survey.grain))
+    for axis in (1, 2):
+        white = white + share * (np.roll(white, 1, axis) + np.roll(white, -1, axis))
+    return np.asarray(white / (1 + 2 * share**2), np.float32)
 
 
 def _template_of(visits: Visits) -> NDArray[np.int64]:

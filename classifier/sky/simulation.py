@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skyheed.classifier.archives.format import Member
 from skyheed.classifier.archives.reader import (
     CLASSES,
     OBJECTS_PER_PART,
@@ -28,12 +29,14 @@ from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.sky.conditions import Visits
 from skyheed.classifier.sky.objects import Observed, Wish, observe
+from skyheed.classifier.sky.packets import alerts_of
 from skyheed.classifier.sky.render import Rendered, render
 from skyheed.classifier.sky.surveys import AB_ZERO, Survey, survey_named
 from skyheed.classifier.sky.targets import DETECTION
 from skyheed.classifier.sky.templates import load_template
 from skyheed.classifier.sky.type_ia import STANDARD, IaTemplate
 
+MOST = 12  # alerts of an object
 # The labelled candidates of the SDSS-II Supernova Survey (Sako et al. 2018, PASP 130, 064002, as grouped by Bairouk et
 # al. 2023, A&A 673, A141): class, confirmed -> number.
 PUBLISHED: Mapping[tuple[str, bool], int] = MappingProxyType(
@@ -55,12 +58,19 @@ MADE = """\
 
 Simulated sky for {survey}: light curves from published population parameters, images rendered with hosts, neighbours,
 a PSF with wings, noise and defects; see docs/sky.md. Each object is observed through the season in which the survey
-finds it; its sequence holds **every** exposure of that season at its position (forced, as in Bairouk et al. 2023).
-A detection is {detection:g} sigma in a band of {search}. The column `alert` is true {alerts}. Alerts are what replay
-sends and what an early classifier must be trained on; the other exposures are forced photometry.
+finds it. A detection is {detection:g} sigma in a band of {search}. The column `alert` is true {alerts}. Alerts are what
+replay sends and what an early classifier must be trained on. {kept}
 
 SNe Ia: {ia}. Labels: {labels}.
 """
+
+
+KEPT = {
+    True: "Only alerts have stamps, of each object some of them; earlier exposures are photometry as packets bring it, "
+    "and each alert has the context that a packet would have.",
+    False: "The sequence holds **every** exposure of the season at the object's position (forced, as in Bairouk et al. "
+    "2023); what is no alert is forced photometry.",
+}
 
 
 def plan(objects: int, seed: int, *, balanced: bool) -> list[Wish]:
@@ -101,15 +111,17 @@ def _balanced(objects: int) -> dict[tuple[str, bool], int]:
 
 
 def simulate_object(
-    survey: Survey, seed: int, number: int, wish: Wish, seasons: int, template: IaTemplate = STANDARD
-) -> tuple[ArchiveObject, NDArray[np.void]]:
-    """One object with its stamps; depends on nothing but its arguments."""
+    survey: Survey, seed: int, number: int, wish: Wish, seasons: int, template: IaTemplate = STANDARD, most: int = MOST
+) -> Member:
+    """One object with its stamps, and what its packets say beside them; depends on nothing but its arguments."""
     rng = np.random.default_rng([seed, _code(survey.name), number])
     season = int(rng.integers(seasons))
     seen = observe(rng, survey, seed, season, wish, template)
-    images = render(rng, survey, seen.visits, seen.sources, seen.target.flux, seen.target.reference)
     # 23 bits of the seed, 28 of the object, 12 of the stamp: unique among archives of different seeds.
     first_id = ((seed & 0x7FFFFF) << 40) + (number << 12)
+    if survey.detections_only:
+        return _describe(survey, seed, number, wish, seen), *alerts_of(rng, survey, seen, first_id, most)
+    images = render(rng, survey, seen.visits, seen.sources, seen.target.flux, seen.target.reference)
     rows = sequence_rows(survey, seen.visits, images, seen.target.flux, first_id)
     return _describe(survey, seed, number, wish, seen), rows
 
@@ -184,12 +196,13 @@ def _simulate_part(
     seasons: int,
     template: Path | None,
     directory: Path,
+    most: int,
     task: tuple[int, list[tuple[int, Wish]]],
 ) -> list[dict[str, Any]]:
     """Runs in a worker: simulate the objects of one part and write them."""
     part, wishes = task
     survey, ia = survey_named(survey_name), load_template(template)
-    made = (simulate_object(survey, seed, number, wish, seasons, ia) for number, wish in wishes)
+    made = (simulate_object(survey, seed, number, wish, seasons, ia, most) for number, wish in wishes)
     return write_part(directory, part, made)
 
 
@@ -202,6 +215,7 @@ def simulate(
     seasons: int = 3,
     balanced: bool = False,
     template: Path | None = None,
+    most: int = MOST,
     processes: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
@@ -216,6 +230,7 @@ def simulate(
         seasons: how many seasons of the survey the objects are spread over, 1 to 3.
         balanced: equal classes and no wrong labels, instead of the published mixture.
         template: a spectral template of SNe Ia (`templates.load_template`) instead of our own light curves.
+        most: alerts of an object, where the survey sends alerts for detections alone.
         processes: by default one per core.
 
     Raises:
@@ -232,8 +247,8 @@ def simulate(
         (part, wishes[start : start + OBJECTS_PER_PART])
         for part, start in enumerate(range(0, len(wishes), OBJECTS_PER_PART))
     ]
-    with ArchiveWriter(out, _card(sky, objects, seed, seasons, balanced, ia), overwrite=overwrite) as writer:
-        work = partial(_simulate_part, survey, seed, seasons, template, writer.directory)
+    with ArchiveWriter(out, _card(sky, objects, seed, seasons, balanced, ia, most), overwrite=overwrite) as writer:
+        work = partial(_simulate_part, survey, seed, seasons, template, writer.directory, most)
         with progress_bar(None, "simulating", objects, show=progress, unit=" objects") as bar:
             each = _each(work, tasks, processes or len(os.sched_getaffinity(0)))
             with contextlib.closing(each):  # its processes end with us
@@ -278,9 +293,9 @@ def _end_with(parent: Connection) -> None:
 
 
 def _card(
-    survey: Survey, objects: int, seed: int, seasons: int, balanced: bool, template: IaTemplate
+    survey: Survey, objects: int, seed: int, seasons: int, balanced: bool, template: IaTemplate, most: int
 ) -> dict[str, Any]:
-    mixture = " --balanced" if balanced else ""
+    mixture = (" --balanced" if balanced else "") + (f" --most {most}" if survey.detections_only else "")
     other = "" if template is STANDARD else f" --template {template.name}"
     share = ", ".join(f"{label} {share:.0%}" for label, share in MISTAKES.items())
     labels = (
@@ -297,6 +312,7 @@ def _card(
             detection=DETECTION,
             search=survey.search,
             alerts=survey.alert_rule,
+            kept=KEPT[survey.detections_only],
             labels=labels,
             ia=template.name,
         ),

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skyheed.classifier.sky import irregular
+
 Array = NDArray[np.float64]
 
 # Wavelengths at which colours are given: u g r i z of SDSS; other bands are interpolated.
@@ -94,6 +96,10 @@ COLOURS: Mapping[str, tuple[float, float, float, float, float]] = MappingProxyTy
         "EW": (1.45, 0.55, 0.20, 0.10, 0.20),
         "LPV": (2.6, 1.45, 1.10, 0.60, 0.25),
         "flare": (2.5, 1.45, 1.35, 0.75, 0.15),
+        "Mira": (3.2, 1.60, 1.45, 0.85, 0.40),
+        "YSO": (1.8, 1.10, 0.75, 0.50, 0.30),
+        "CV": (0.1, 0.15, 0.10, 0.08, 0.20),
+        "spots": (1.9, 0.95, 0.45, 0.25, 0.30),
     }
 )  # fmt: skip
 # Apparent r at the bright and faint end between which stars are drawn, with N(m) ~ 10^(slope m): RR Lyrae over the
@@ -101,6 +107,7 @@ COLOURS: Mapping[str, tuple[float, float, float, float, float]] = MappingProxyTy
 BRIGHTNESS = {
     "RRab": (14.2, 20.7, 0.02), "RRc": (14.0, 20.0, 0.02), "DSCT": (15.0, 21.0, 0.15), "EA": (15.0, 21.0, 0.25),
     "EW": (15.0, 21.0, 0.25), "LPV": (14.0, 18.5, 0.1), "flare": (17.0, 22.5, 0.35),
+    "Mira": (13.0, 18.0, 0.1), "YSO": (13.5, 19.5, 0.2), "CV": (16.5, 22.0, 0.15), "spots": (13.0, 19.0, 0.2),
 }  # fmt: skip
 
 
@@ -120,24 +127,32 @@ class Star:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def draw_kind(rng: np.random.Generator) -> str:
-    """One of `MIXTURE`, by its frequency."""
-    return str(rng.choice(list(MIXTURE), p=np.array(list(MIXTURE.values())) / sum(MIXTURE.values())))
+def draw_kind(rng: np.random.Generator, mixture: Mapping[str, float] = MIXTURE) -> str:
+    """One of the kinds of a mixture, by its frequency."""
+    return str(rng.choice(list(mixture), p=np.array(list(mixture.values())) / sum(mixture.values())))
 
 
-def draw_star(rng: np.random.Generator, kind: str) -> Star:
-    """A variable star of a kind of `MIXTURE`."""
-    makers = {"EA": _detached, "EW": _contact, "LPV": _long_period, "flare": _flares}
+def draw_star(rng: np.random.Generator, kind: str, within: tuple[float, float, float] | None = None) -> Star:
+    """A variable star of a kind of `COLOURS`.
+
+    Args:
+        within: brightest and faintest mean r and the log-slope between; `BRIGHTNESS` by default, and for dwarf novae
+            and flares, which are found far above their mean.
+    """
+    makers = {
+        "EA": _detached, "EW": _contact, "LPV": _long_period, "flare": _flares, "YSO": irregular.young,
+        "CV": irregular.cataclysmic, "spots": irregular.spotted, "Mira": irregular.mira,
+    }  # fmt: skip
     change, facts = makers.get(kind, _pulsator)(rng, kind)
-    magnitudes = _mean_magnitudes(rng, kind)
+    magnitudes = _mean_magnitudes(rng, kind, BRIGHTNESS[kind] if within is None or kind in ("CV", "flare") else within)
     if kind in PULSATIONS:
         hotter = BLUER * (np.log(facts["amplitude_g"]) - PULSATIONS[kind].amplitude[0])
         magnitudes += hotter * np.array([-1.0, -1.0, 0.0, 0.5, 0.5])
     return Star(kind, magnitudes, change, facts)
 
 
-def _mean_magnitudes(rng: np.random.Generator, kind: str) -> Array:
-    bright, faint, slope = BRIGHTNESS[kind]
+def _mean_magnitudes(rng: np.random.Generator, kind: str, within: tuple[float, float, float]) -> Array:
+    bright, faint, slope = within
     share = rng.random() * (10 ** (slope * (faint - bright)) - 1) + 1
     r = bright + np.log10(share) / slope
     *means, scatter = COLOURS[kind]

@@ -50,6 +50,8 @@ class Cadence:
         overlap: share of the sky that lies in two strips.
         filters: groups of bands taken in one visit, with their relative frequency.
         lost: chance that one band of a visit is missing.
+        often, repeats: chance that a position lies in a field that is looked at more often, and how many times more, at
+            most, each of its visits is then taken that night.
     """
 
     seasons: tuple[tuple[float, float], ...]
@@ -62,6 +64,8 @@ class Cadence:
     overlap: float
     filters: Mapping[str, float]
     lost: float
+    often: float = 0.0
+    repeats: int = 0
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed as the one object it is
@@ -81,6 +85,19 @@ class Survey:
         oversample: factor of the grid on which an image is drawn, 2 where the PSF is badly sampled.
         turns: the camera turns on the sky from visit to visit.
         column_angle: direction of the detector's columns in a stamp, degrees from the rows' normal.
+        seeing_night, worst_seeing: scatter (log-normal) of the nights' seeing, and the worst that is used, relative.
+        sky_night: scatter (log-normal) of the nights' sky noise, the Moon apart.
+        cloud: magnitudes of extinction that the calibration corrects, mean (exponential).
+        whole_pixels: stamps are cut at whole pixels, so that the source lies anywhere in its middle pixel.
+        error_scale: of the errors that the survey states, relative to what its pixels' noise makes.
+        bright_error: share of the flux of a bright source by which the survey's errors are larger than its noise.
+        registration, match: of the template, scatter in pixels and of the relative FWHM.
+        grain: part of a pixel's noise that each neighbour shares in the template, least and most.
+        history_days: how far back a packet's photometry reaches; 0: the survey's packets have none.
+        forced: chance that a packet brings forced photometry; upper_limits: whether it brings limits of non-detections.
+        catalogued, referenced: chance that packets name catalogue sources, and a source of the reference image.
+        lasts: years of the survey over which objects are found.
+        yearly: exposures of a position in a year, all programmes together: median and scatter (ln).
     """
 
     name: str
@@ -99,6 +116,23 @@ class Survey:
     oversample: int
     turns: bool
     column_angle: float
+    seeing_night: float = 0.13
+    worst_seeing: float = 1.7
+    sky_night: float = 0.08
+    cloud: float = 0.04
+    whole_pixels: bool = False
+    error_scale: float = 1.0
+    bright_error: float = 0.0
+    registration: float = 0.03
+    match: float = 0.008
+    grain: tuple[float, float] = (0.0, 0.0)
+    history_days: float = 0.0
+    forced: float = 0.0
+    upper_limits: bool = False
+    catalogued: float = 0.98
+    referenced: float = 1.0
+    lasts: float = 0.0
+    yearly: tuple[float, float] = (0.0, 0.0)
 
     @property
     def alert_rule(self) -> str:
@@ -157,19 +191,20 @@ SDSS = Survey(
     column_angle=90.0,
 )
 
-# ZTF. Wavelengths and widths: Bellm et al. 2019, PASP 131, 018002; seeing 2.1, 2.0, 2.1": ibid. Sky noise: between
-# what the pixels of public alert stamps show (600 in g, 760 in r; their noise is correlated by resampling) and what the
-# published depth asks for (5 sigma: 20.8, 20.6, 19.9; 1000, 1200, 2300). 6.2 electrons a count, zero points 26.2-26.3
-# (Masci et al. 2019, PASP 131, 018003). Cadence of the public survey: g and r every third night, i for part of the sky.
+# ZTF. Wavelengths and widths: Bellm et al. 2019, PASP 131, 018002. Seeing, sky noise and how both vary, the errors that
+# packets state against the noise of their pixels, the template's noise and its correlation: so that stamps measured
+# like those of 338 real packets look alike (benchmarks/sky_gap.py; published are a seeing of 2.1" and 5 sigma at 20.8,
+# 20.6, 19.9 in dark time). 6.2 electrons a count, zero points 26.2-26.3 (Masci et al. 2019, PASP 131, 018003). Cadence
+# of the public survey: g and r every third night, i for part of the sky; packets tell 30 days of photometry (ibid.).
 # Alerts: every 5-sigma detection in a difference image, of any band (ibid.; Patterson et al. 2019, PASP 131, 018001);
 # what the packet says of other exposures is photometry without stamps.
 ZTF = Survey(
     name="ztf",
     bands=_bands(
         {
-            "g": (4723, 1282, 2.10, 750, 0.056, 3.258, 0.0, 26.27),
-            "r": (6340, 1553, 2.00, 900, 0.056, 2.238, 2700.0, 26.28),
-            "i": (7886, 1420, 2.05, 1700, 0.052, 1.602, 5400.0, 25.66),
+            "g": (4723, 1282, 2.62, 1080, 0.056, 3.258, 0.0, 26.27),
+            "r": (6340, 1553, 2.58, 1450, 0.056, 2.238, 2700.0, 26.28),
+            "i": (7886, 1420, 2.50, 2500, 0.052, 1.602, 5400.0, 25.66),
         }
     ),
     cadence=Cadence(
@@ -180,9 +215,11 @@ ZTF = Survey(
         blocks=4,
         visits=0.92,
         again=0.06,
-        overlap=0.08,
+        overlap=0.25,
         filters=MappingProxyType({"gr": 0.70, "gri": 0.15, "r": 0.08, "g": 0.07}),
         lost=0.01,
+        often=0.4,
+        repeats=3,
     ),
     pixel=1.01,
     size=63,
@@ -197,6 +234,21 @@ ZTF = Survey(
     oversample=2,
     turns=False,
     column_angle=0.0,
+    seeing_night=0.27,
+    worst_seeing=1.9,
+    sky_night=0.42,
+    cloud=0.10,
+    whole_pixels=True,
+    error_scale=1.65,
+    bright_error=0.07,
+    registration=0.02,
+    match=0.006,
+    grain=(0.08, 0.40),
+    history_days=30.0,
+    forced=0.25,
+    upper_limits=True,
+    lasts=6.0,
+    yearly=(400.0, 0.6),
 )
 
 # LSST. Wavelengths, widths, depth of a visit (23.8, 24.5, 24.0, 23.4, 22.7, 22.0 after dithering and airmass), FWHM and
@@ -241,6 +293,14 @@ LSST = Survey(
     oversample=1,
     turns=True,
     column_angle=0.0,
+    error_scale=1.15,
+    bright_error=0.03,
+    history_days=365.0,
+    forced=0.9,
+    catalogued=0.5,
+    referenced=0.5,
+    lasts=1.0,
+    yearly=(80.0, 0.6),
 )
 
 SURVEYS: Mapping[str, Survey] = MappingProxyType({survey.name: survey for survey in (SDSS, ZTF, LSST)})

@@ -13,9 +13,6 @@ from skyheed.classifier.sky.surveys import Survey
 from skyheed.classifier.sky.type_ia import IaTemplate
 
 DETECTION = 5.0  # standard deviations
-# Milky-Way dust over the high-latitude sky, E(B-V): median and scatter (dex) near those of the SDSS-II candidates, of
-# which the table has 0.041 and 0.24 (MWEBV; Sako et al. 2018, PASP 130, 064002).
-DUST = (0.045, 0.22)
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,7 @@ class Sight:
         limit: r magnitude at maximum beyond which an object is not worth drawing.
         template: what SNe Ia look like.
         kind: of variable star to draw.
+        b: absolute galactic latitude, degrees.
     """
 
     survey: Survey
@@ -35,6 +33,7 @@ class Sight:
     limit: float
     template: IaTemplate
     kind: str = ""
+    b: float = 60.0
 
     @property
     def wavelengths(self) -> Array:
@@ -76,7 +75,7 @@ def band_transmission(survey: Survey, dust: float) -> Array:
 def depth(survey: Survey) -> float:
     """r magnitude of a point source at the detection limit of a typical visit."""
     band = survey.bands["r"]
-    error = band.sky_noise * float(np.sqrt(noise_area(band.seeing, survey.pixel)))
+    error = survey.error_scale * band.sky_noise * float(np.sqrt(noise_area(band.seeing, survey.pixel)))
     return float(njy_to_magnitude(DETECTION * error))
 
 

@@ -24,12 +24,13 @@ from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.sky.conditions import visits_of
 from skyheed.classifier.sky.galaxies import draw_host
+from skyheed.classifier.sky.populations import DUST
 from skyheed.classifier.sky.render import render_measured
 from skyheed.classifier.sky.scene import surroundings
 from skyheed.classifier.sky.simulation import sequence_rows
 from skyheed.classifier.sky.spectra import Array
 from skyheed.classifier.sky.surveys import Survey, survey_named
-from skyheed.classifier.sky.targets import DUST, Target
+from skyheed.classifier.sky.targets import Target
 from skyheed.classifier.sources.photometry_files import LightCurve, read_light_curve
 
 SEASON_GAP = 90.0  # days without observations that part two seasons

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from skyheed.classifier.archives import cli as archive_cli
 from skyheed.classifier.archives.check import validate
 from skyheed.classifier.archives.reader import CLASSES, Archive
 from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.history import FORCED, UPPER_LIMIT
 from skyheed.classifier.sky import SURVEYS, simulate
 from skyheed.classifier.sky.conditions import Visits, visits_at
 from skyheed.classifier.sky.galaxies import Profile
@@ -265,7 +267,7 @@ def test_bands_of_an_sdss_visit_lie_within_five_minutes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("truth", CLASSES)
 def test_every_flux_and_stamp_is_a_number(survey: Survey, truth: str) -> None:
     for number in range(12):
-        thing, rows = simulate_object(survey, 9, number, Wish(truth, truth, True), 3)
+        thing, rows, *_ = simulate_object(survey, 9, number, Wish(truth, truth, True), 3)
         assert thing.label == truth
         for column in ("mjd", "flux", "flux_error", "source_flux", "psf_fwhm", "sky_noise"):
             assert np.isfinite(rows[column]).all()
@@ -275,9 +277,8 @@ def test_every_flux_and_stamp_is_a_number(survey: Survey, truth: str) -> None:
 @EVERY_SURVEY
 def test_alerts_are_what_the_survey_sends(survey: Survey) -> None:
     """ZTF and LSST send detections alone, of any band; of SDSS every exposure counts from the first detection on."""
-    forced = 0
     for number, truth in enumerate(CLASSES * 2):
-        _, rows = simulate_object(survey, 5, number, Wish(truth, truth, True), 3)
+        _, rows, *_ = simulate_object(survey, 5, number, Wish(truth, truth, True), 3)
         high = np.abs(rows["flux"]) > 5 * rows["flux_error"]
         searched = np.isin(rows["band"], list("gri")) if survey.name == "sdss" else np.ones(len(rows), bool)
         np.testing.assert_array_equal(rows["detected"], high & searched)
@@ -286,24 +287,21 @@ def test_alerts_are_what_the_survey_sends(survey: Survey) -> None:
             assert rows["alert"][rows["mjd"] >= first].all()
             assert not rows["alert"][rows["mjd"] < first - 0.02].any()
         else:
-            np.testing.assert_array_equal(rows["alert"], rows["detected"])
-        forced += np.count_nonzero(rows["mjd"] > first) - np.count_nonzero(rows["alert"][rows["mjd"] > first])
-    assert (forced > 0) == (survey.name != "sdss")
+            assert rows["alert"].all()
+            assert rows["detected"].all()
+            assert len(rows) <= 12
 
 
 @pytest.mark.parametrize("name", ["ztf", "lsst"])
-def test_forced_photometry_stays_in_the_archive_but_is_no_alert(name: str, tmp_path: Path) -> None:
-    path = simulate(name, 4, 3, tmp_path / "a", seasons=1, balanced=True, processes=1, progress=False)
+def test_what_is_no_alert_is_photometry(name: str, tmp_path: Path) -> None:
+    path = simulate(name, 8, 3, tmp_path / "a", seasons=1, balanced=True, most=5, processes=1, progress=False)
     assert validate(path) == []
-    archive, sent = Archive(path), 0
-    for row, rows in archive.each(kinds=()):
-        seen = archive.stamps(row["object_id"], kinds=(), alerts_only=True)
-        assert seen["detected"].all()
-        assert len(seen) < len(rows) == row["stamps"]
-        assert np.isfinite(rows["flux"]).all()
-        assert seen["mjd"].min() == row["first_alert_mjd"]
-        sent += len(seen)
-    assert len(dataset.load(path).stamps) == sent
+    archive = Archive(path)
+    kinds = Counter(int(k) for name in archive.object_ids for p in archive.extras(name).photometry for k in p.kind)
+    assert kinds[FORCED] > 0
+    assert (kinds[UPPER_LIMIT] > 0) == (name == "ztf")
+    assert max(archive.objects["stamps"].to_pylist()) <= 5
+    assert len(dataset.load(path).stamps) == archive.card["stamps"]
     assert "sends a packet only for what it detects" in (path / "README.md").read_text()
 
 
