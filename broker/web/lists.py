@@ -109,7 +109,8 @@ def light_curve(described: Mapping[str, Any]) -> bytes:
     epochs, points = described["epochs"], described["photometry"]
     rows: list[Any] = [[*row, "epoch", source] for *row, source in _columns(epochs, "source_id")]
     rows += [[*row, ""] for row in _columns(points, "kind")] if points else []
-    writer.writerows(sorted(rows, key=lambda row: row[0]))
+    rows.sort(key=lambda row: row[0])
+    writer.writerows(rows)
     return out.getvalue().encode()
 
 
