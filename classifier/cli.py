@@ -65,6 +65,23 @@ def info(checkpoint: str, as_json: bool) -> None:
     click.echo("\n".join(map(printable, lines)))
 
 
+@model.command()
+@click.argument("checkpoint")
+@click.option(
+    "--to", "form", type=click.Choice(["hf"]), default="hf", show_default=True, help="hf: a Hugging Face folder."
+)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
+def export(checkpoint: str, form: str, output: Path) -> None:
+    """Write a checkpoint in another system's form.
+
+    \b
+    Example:  skyheed model export sdss --to hf -o skyheed-sdss
+    """
+    from skyheed.classifier.models.export import to_hugging_face
+
+    click.echo(f"{form}: {to_hugging_face(checkpoint, output)}")
+
+
 @click.command()
 @click.argument("config", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the checkpoint (or of the grid's runs).")
