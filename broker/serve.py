@@ -153,9 +153,10 @@ class Server(uvicorn.Server):
         self._web, self._begun = web, begun
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal."""
+        """A signal: an end in order, with status 0 as of every daemon, which uvicorn would end by the same signal."""
         self._web.hub.close()
         super().handle_exit(sig, frame)
+        self._captured_signals.clear()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer, and say where."""

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,17 @@ def test_daemons_are_asked_to_finish_before_the_servers_go(start: Start, tmp_pat
     ends(program, KILL)
     assert "SIGTERM: finishing the batch in hand" in (data / "ingest.log").read_text()
     assert "ingest ends" in (data / "ingest.log").read_text()
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+@pytest.mark.parametrize("number", [END, KILL])
+def test_serve_leaves_nothing(start: Start, number: int, kafka: embedded.Server, valkey: embedded.Server) -> None:
+    program = start("serve", "--survey", "sdss", "--kafka", kafka.address, "--redis", valkey.url, "--port", "0")
+    program.until_it_says("the page is at")
+    page = program.said.split("the page is at ")[1].split()[0]
+    assert urllib.request.urlopen(f"{page.rstrip('/')}/api/v1/status", timeout=60).status == 200
+    assert ends(program, number) == (-KILL if number == KILL else 0), program.said
 
 
 # --- the other verbs -----------------------------------------------------------------------------------------------
@@ -223,5 +235,6 @@ def test_every_verb_is_looked_at_here() -> None:
     import click
 
     short = {"audit", "check", "deadletter", "evaluate", "layout", "model", "object", "redrive", "retire", "train"}
-    here = {"archive", "demo", "ingest", "replay", "subscribe", "up", "work"}
+    short |= {"backfill", "forward", "score"}  # one process without a folder
+    here = {"archive", "demo", "ingest", "replay", "serve", "subscribe", "up", "work"}
     assert set(cli.skyheed.list_commands(click.Context(cli.skyheed))) == short | here
