@@ -223,12 +223,28 @@ def _queue(settings: config.Settings) -> Line:
 
 
 def _oldest(settings: config.Settings) -> Line:
-    ages = {model: age for model, queue in queues(settings).items() if (age := queue.waiting_s()) is not None}
+    """A backlog is well as long as it is worked on, as in `_lag`."""
+    found = queues(settings)
+    ages = {model: age for model, queue in found.items() if (age := queue.waiting_s()) is not None}
     if not ages:
         return Line("oldest", True, "nothing is due")
     model, age = max(ages.items(), key=lambda item: item[1])
-    advice = "" if age < OLDEST_S else f": start more workers or look at their logs; {_RETIRE}"
-    return Line("oldest", age < OLDEST_S, f"{_of(model)}the oldest due object has been waiting for {age:.0f} s{advice}")
+    sentence = f"{_of(model)}the oldest due object has been waiting for {age:.0f} s"
+    late = [name for name, its in ages.items() if its >= OLDEST_S]
+    if standing := [name for name in late if not _is_worked_on(found[name])]:
+        sentence = f"{_of(standing[0])}the oldest due object has been waiting for {ages[standing[0]]:.0f} s"
+        return Line("oldest", False, f"{sentence} and none is claimed: is a worker running? Look at its log; {_RETIRE}")
+    return Line("oldest", True, sentence + (", and the queue is being worked off" if late else ""))
+
+
+def _is_worked_on(queue: schedule.DueQueue) -> bool:
+    """Whether anybody claims objects within STANDS_S."""
+    began, first = time.monotonic(), queue.heads()
+    while time.monotonic() - began < STANDS_S:
+        time.sleep(LOOK_S)
+        if queue.heads() != first:
+            return True
+    return False
 
 
 _RETIRE = "if no worker is to run the model any more, skyheed retire it"

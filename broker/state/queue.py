@@ -101,6 +101,12 @@ class DueQueue:
         new, due, in_flight = (sum(counts[n * width : (n + 1) * width]) for n in range(len(names)))
         return {"new": new, "due": due, "in_flight": in_flight}
 
+    def heads(self) -> list[list[bytes]]:
+        """The objects that a claim would take next, of each shard; they change while anybody works."""
+        return self._client.run(
+            [("ZRANGE", base + name + self._lane, 0, 0) for base in self._bases for name in ("fresh", "due")]
+        )
+
     def waiting_s(self) -> float | None:
         """How long the object has been waiting that became ready first, by the server's clock; None if none is ready.
 

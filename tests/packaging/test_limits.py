@@ -1,0 +1,81 @@
+"""docs/limits.md says what the code does: defaults, every limit of the broker, tests that exist."""
+
+import importlib
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skyheed.broker import config
+
+ROOT = Path(__file__).parents[2]
+UNITS = {"": 1, "s": 1, "days": 1, "KiB": 2**10, "MiB": 2**20}
+LIMIT = re.compile(r"^(_?(?:MAX|MOST|LARGEST|DEEPEST)_[A-Z_]+)\b.*=", re.MULTILINE)
+# ranges of settings, limits of the page and of doors to other hosts, and what is no limit on others
+ELSEWHERE = ("broker/rules.py", "broker/web/", "broker/sinks/", "broker/providers/", "broker/local/", "broker/http.py")
+NO_LIMITS = {
+    "broker/archive_packets.py MOST_LABELS",  # of one's own table
+    "broker/packets/surveys/base.py _MAX_MAG", "broker/packets/surveys/base.py _MAX_FLUX_NJY",
+    "broker/state/nodes.py LARGEST_FAN", "broker/state/histories.py _LARGEST_FLUX",
+}  # fmt: skip
+
+
+def rows() -> list[list[str]]:
+    lines = (ROOT / "docs" / "limits.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [row for row in cells if row[0] != "what" and not row[0].startswith("---")]
+
+
+def value_of(where: str) -> Any:
+    if " " in where:
+        path, name = where.split(" ")
+        return getattr(importlib.import_module("skyheed." + path.removesuffix(".py").replace("/", ".")), name)
+    found: Any = config.Settings()
+    for part in where.split("."):
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row[1].strip("`"))
+def test_every_default_is_what_the_code_has(row: list[str]) -> None:
+    what, where, default, protects, _ = row
+    assert what
+    assert protects
+    number, _, unit = default.partition(" ")
+    assert value_of(where.strip("`")) == pytest.approx(float(number) * UNITS[unit])
+
+
+def test_every_test_that_is_named_is_there() -> None:
+    written = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    known = set(re.findall(r"def (test_\w+)\(", written))
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs" / "limits.md").read_text())) - {"test_limits"}
+    assert len(named) > 30
+    assert named <= known, named - known
+
+
+def test_every_limit_of_the_broker_stands_in_a_table() -> None:
+    said = "".join((ROOT / "docs" / name).read_text() for name in ("limits.md", "files.md"))
+    missing = []
+    for path in sorted((ROOT / "broker").rglob("*.py")):
+        short = path.relative_to(ROOT).as_posix()
+        if short.startswith(ELSEWHERE):
+            continue
+        for name in LIMIT.findall(path.read_text()):
+            if f"{short} {name}" not in NO_LIMITS and not re.search(rf"(?<!\w){name}\b", said):
+                missing.append(f"{short} {name}")
+    assert not missing, f"add them to docs/limits.md: {missing}"
+
+
+def test_every_setting_that_bounds_something_stands_in_a_table() -> None:
+    named = {row[1].strip("`") for row in rows()}
+    sizes = re.compile(r"(max_|batch_(size|bytes|records|s)$|_days$|^lease_s$)")
+    settings = config.Settings()
+    tables = [field.name for field in fields(settings) if is_dataclass(getattr(settings, field.name))]
+    bounds = {
+        f"{table}.{field.name}"
+        for table in tables for field in fields(getattr(settings, table)) if sizes.search(field.name)
+    }  # fmt: skip
+    assert len(bounds) >= 10
+    assert bounds <= named, bounds - named
