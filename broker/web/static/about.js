@@ -6,7 +6,7 @@ export function fillHead(data) {
   const degrees = `${fixed(data.ra, 5)} ${fixed(data.dec, 5)}`.replaceAll("−", "-");
   const sexagesimal = `${data.sexagesimal?.ra} ${data.sexagesimal?.dec}`;
   const position = (text, what) => h("span", { class: "mono nowrap" }, text, copyButton(text, what));
-  byId("position").replaceChildren(position(sexagesimal, "position, sexagesimal"), position(degrees, "position in degrees"));
+  byId("position").replaceChildren(position(sexagesimal, "position, sexagesimal"), position(degrees, "position in degrees"), h("span", {}, "ICRS"));
   const links = data.links.map(({ name, url }) => h("a", { href: url, rel: "noreferrer noopener", target: "_blank" }, name));
   byId("links").replaceChildren(...links, aladinLink());
   const chips = data.models.map((model) => latestChip(model, data.latest[model.name])).filter(Boolean);

@@ -15,7 +15,7 @@ export function head(sort = null) {
     const attributes = { scope: "col", class: `${LEFT_COLUMNS.has(text) ? "l" : ""} ${LESS.has(text) ? "less" : ""}`.trim() || null };
     if (!sort || !key || key === "class") return h("th", attributes, text);
     const [by, down] = [sort.by.replace(/^-/, ""), sort.by.startsWith("-")];
-    const state = by === key ? (down ? "ascending" : "descending") : null;
+    const state = by === key ? (down === (key !== "id") ? "ascending" : "descending") : null; // ids begin with a, all else with the most
     const mark = state === "ascending" ? " ▲" : state ? " ▼" : "";
     return h("th", { ...attributes, "aria-sort": state }, h("button", { type: "button", onclick: () => sort.onsort(by === key && !down ? `-${key}` : key) }, text + mark));
   });

@@ -115,6 +115,7 @@ class ObjectPage {
     if (this.source !== "recomputed") return;
     panel.note.textContent = "";
     panel.setSteps(this.recomputed.get(name).prefixes);
+    this.whatIf.sayRecomputed(name, this.recomputed.get(name));
   }
 
   // --- stamps ---------------------------------------------------------------------------------------------------

@@ -160,10 +160,12 @@ export class WhatIf {
       if (this.influenceShown) this.influence();
     });
     this.influenceSaid = h("p", { class: "muted", role: "status" });
+    this.turnedSaid = h("p", { class: "muted" });
     this.influenceBox.replaceChildren(
       h("h3", {}, "Which stamps carry the classification"),
       h("p", { class: "choices" }, h("label", {}, "for", select), h("button", { type: "button", onclick: () => this.influence() }, "show the influence of each stamp")),
       this.influenceSaid,
+      this.turnedSaid,
     );
     this.sayTurned(this.page.data.turned?.[this.model.name]);
   }
@@ -193,7 +195,15 @@ export class WhatIf {
   sayTurned(turned) {
     if (!turned) return;
     const epoch = this.page.data.epochs.mjd.findIndex((mjd) => Math.abs(mjd - turned.mjd) < 1e-6);
-    this.influenceSaid.replaceChildren(`As published, the top class has been ${className(turned.class)} since `, epoch < 0 ? `the ${turned.n_stamps}th stamp` : this.epochLink(epoch), ".");
+    this.turnedSaid.replaceChildren(`As published, the top class has been ${className(turned.class)} since `, epoch < 0 ? `there were ${turned.n_stamps} stamps` : this.epochLink(epoch), ".");
+  }
+
+  /** The same of the prefixes under today's model. */
+  sayRecomputed(name, { turned, sure }) {
+    if (name !== this.model?.name || !turned) return;
+    const parts = [`Recomputed now, it has been ${className(turned.class)} since `, this.epochLink(turned.epochs - 1)];
+    if (sure) parts.push(`, with p above 0.8 for the first time after ${plural(sure.epochs, "epoch")} (day ${fixed(sure.days, 1)})`);
+    this.turnedSaid.replaceChildren(...parts, ".");
   }
 
   epochLink(epoch) {

@@ -1,0 +1,504 @@
+"""The page in a real browser, on a running stack: a simulated sky, hostile ids, real ZTF packets where there are some.
+
+One stack and one browser for all of them. Every context fails on a request to another host, on a script error and on
+anything that the content security policy refused.
+"""
+
+import contextlib
+import csv
+import json
+import re
+import shutil
+import signal
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from process_tools import Program, until
+from real_data import ztf_files
+from stream_tools import answers, publish, sdss_alert, settings_for
+
+from skyheed.broker import app as daemon
+from skyheed.broker import config
+from skyheed.broker.local import embedded
+from skyheed.broker.work import history_of
+from skyheed.classifier.serving import load
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright for Python: pip install '.[dev]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.kafka, pytest.mark.redis,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on the PATH (Debian: apt install chromium)"),
+]  # fmt: skip
+
+HERE = Path(__file__).parent
+AXE = HERE / "vendor" / "axe-core-4.14.1" / "axe.min.js"
+HOSTILE = [
+    "<script>window.hacked=1</script>", '"><img src=x onerror=window.hacked=1>', "../../etc/passwd", "..", "%2e%2e%2f",
+    "x" * 150, "\u05e9\u05dc\u05d5\u05dd", "~tilde", "a/b?c#d&e", "{{7*7}}",
+]  # fmt: skip
+EPOCHS, OBJECTS = 14, 6
+WAIT_MS = 20_000
+SIZES = {"wide": (1440, 900), "middle": (1024, 800), "phone": (390, 844)}
+
+
+@dataclass
+class Stack:
+    """A survey's stream, and the page of it."""
+
+    settings: config.Settings
+    topic: str
+    folder: Path
+    port: int
+    words: Sequence[str]
+    runs: list[Program] = field(default_factory=list)
+    sent: int = 0
+
+    @contextlib.contextmanager
+    def streaming(self) -> Iterator["Stack"]:
+        """With ingest and worker running."""
+        publish(self.settings, self.topic, [], partitions=2)
+        ingest = Program(self.folder / "ingest", "ingest", *self.words, "--debounce", "0")
+        work = Program(self.folder / "work", "work", *self.words)
+        try:
+            yield self
+        finally:
+            for run in (ingest, work):
+                run.process.send_signal(signal.SIGTERM)
+            for run in (ingest, work):
+                run.process.wait(30)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """The page, on the same port every time."""
+        run = Program(self.folder / f"serve{len(self.runs)}", "serve", *self.words, "--port", str(self.port))
+        self.runs.append(run)
+        until(lambda: self._answers() or run.process.poll() is not None, 60, run.said)
+        assert run.process.poll() is None, run.said
+
+    def _answers(self) -> bool:
+        try:
+            with fetched(f"{self.url}/api/v1/state") as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        run = self.runs[-1]
+        run.process.send_signal(signal.SIGTERM)
+        run.process.wait(30)
+
+    def classify(self, packets: Sequence[bytes]) -> None:
+        """Through Kafka, ingest and worker; returns when nothing is pending."""
+        self.sent += publish(self.settings, self.topic, packets, partitions=2)
+        ledger = daemon.connect_store(self.settings)[2]
+        until(lambda: ledger.books().consumed >= self.sent and ledger.books().pending == 0, 90, "classifying")
+
+    def get(self, path: str) -> Any:
+        with fetched(f"{self.url}{path}") as answer:
+            return json.load(answer)
+
+    def indexed(self) -> None:
+        """Wait until the page has read all that has been published."""
+        wanted = len(answers(self.settings))
+        until(lambda: self.get("/api/v1/state")["index"]["classifications"] >= wanted, 30, "the index")
+
+
+def fetched(url: str) -> Any:
+    return urllib.request.urlopen(url, timeout=10)
+
+
+def start_stack(survey: str, kafka: embedded.Server, redis: embedded.Server, folder: Path) -> Stack:
+    topic = f"page-{survey}"
+    settings = settings_for(
+        kafka.address, redis.url, survey, topic, **{"topics.classifications": f"page-{survey}-classifications"}
+    )
+    file = folder / "page.toml"
+    file.write_text(f'[topics]\nclassifications = "page-{survey}-classifications"\n[ingest]\ntopics = ["{topic}"]\n')
+    words = ["--survey", survey, "--kafka", kafka.address, "--redis", redis.url, "--config", str(file)]
+    return Stack(settings, topic, folder, embedded.free_port(), words)
+
+
+@pytest.fixture(scope="module")
+def page_redis() -> Iterator[embedded.Server]:
+    with embedded.start_valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stack(
+    kafka: embedded.Server, page_redis: embedded.Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    made = start_stack("sdss", kafka, page_redis, tmp_path_factory.mktemp("page"))
+    with made.streaming():
+        fill(made)
+        made.start()
+        made.indexed()
+        yield made
+        made.stop()
+
+
+def fill(made: Stack) -> None:
+    alerts = simulated(made.folder / "sky")
+    for part in np.array_split(np.arange(len(alerts)), 8):
+        made.classify([alerts[n] for n in part])
+    hostile = [sdss_alert(name, n) for name in HOSTILE for n in range(1, 4)]
+    made.classify([*hostile, sdss_alert("too-few", 1), b"no packet at all"])
+
+
+def simulated(folder: Path) -> list[bytes]:
+    """The first alerts of some simulated objects, in the order of time."""
+    from skyheed.broker.replay import _archive_alerts
+    from skyheed.classifier.sky import simulate
+
+    simulate("sdss", OBJECTS, 5, folder, seasons=1, balanced=True)
+    counts: dict[str, int] = {}
+    chosen = []
+    for mjd, packet in sorted(_archive_alerts("sdss", folder), key=lambda one: one[0]):
+        name = re.search(rb"sdss-sim\d+-\d+", packet)
+        assert name is not None
+        key = name.group().decode()
+        counts[key] = counts.get(key, 0) + 1
+        if counts[key] <= EPOCHS:
+            chosen.append((mjd, packet))
+    return [packet for _, packet in chosen]
+
+
+# --- the browser ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    cut = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", cut])
+        yield running
+        running.close()
+
+
+@dataclass
+class Reader:
+    """Somebody who opens pages; what went wrong in their browser is kept."""
+
+    browser: Any
+    wrong: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    contexts: list[Any] = field(default_factory=list)
+    expected: str = ""  # what may go wrong in this test
+
+    def open(self, url: str, size: str = "wide", scheme: str = "light") -> Any:
+        width, height = SIZES[size]
+        context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        self.contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
+        page.on("request", self._asked)
+        page.add_init_script(SHIFTS)
+        page.goto(url)
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    def _asked(self, request: Any) -> None:
+        host = urllib.parse.urlsplit(request.url).hostname
+        if request.url.startswith("http") and host != "127.0.0.1":
+            self.foreign.append(request.url)
+
+
+SHIFTS = """
+window.shifted = 0;
+new PerformanceObserver((list) => { for (const e of list.getEntries()) window.shifted += e.value; })
+  .observe({ type: "layout-shift", buffered: true });
+"""
+
+
+@pytest.fixture
+def reader(browser: Any) -> Iterator[Reader]:
+    made = Reader(browser)
+    yield made
+    for context in made.contexts:
+        context.close()
+    assert not made.foreign, "the page asked another host"
+    assert not [said for said in made.wrong if not made.expected or not re.search(made.expected, said)]
+
+
+def an_object(stack: Stack) -> dict[str, Any]:
+    """The whole answer about a simulated object with all its epochs."""
+    rows = stack.get("/api/v1/objects?q=sdss-sim&sort=epochs&declined=no&limit=50")["rows"]
+    return dict(stack.get(f"/api/v1/objects/{rows[0]['path']}"))
+
+
+def open_object(reader: Reader, stack: Stack, found: dict[str, Any], size: str = "wide") -> Any:
+    page = reader.open(f"{stack.url}/object/{found['path']}", size)
+    page.wait_for_function("document.querySelector('#film').getAttribute('aria-valuetext')")
+    return page
+
+
+def epoch_of(page: Any) -> int:
+    return int(page.locator("#film").get_attribute("aria-valuenow"))
+
+
+# --- the object page --------------------------------------------------------------------------------------------------
+
+
+def test_hover_keys_and_play_move_one_epoch_through_all_rows(reader: Reader, stack: Stack) -> None:
+    found = an_object(stack)
+    n = len(found["epochs"]["mjd"])
+    page = open_object(reader, stack, found)
+    assert epoch_of(page) == n, "the newest epoch is shown first"
+    box = page.locator("#film").bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + box["height"] / 2)
+    page.wait_for_function("Number(document.querySelector('#film').getAttribute('aria-valuenow')) < 4")
+    hovered = epoch_of(page)
+    assert f"Epoch {hovered} " in page.locator("#epoch-title").inner_text()
+    places = page.locator(".cursor").evaluate_all("all => all.map(c => Math.round(c.getBoundingClientRect().x))")
+    assert len(places) == 2 and len(set(places)) == 1, "the cursors of light curve and classes stand in one line"
+    page.mouse.move(5, 5)
+    page.wait_for_function(f"document.querySelector('#film').getAttribute('aria-valuenow') == '{n}'")
+    page.locator("#film").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function(f"document.querySelector('#film').getAttribute('aria-valuenow') == '{n - 2}'")
+    pinned = urllib.parse.parse_qs(urllib.parse.urlsplit(page.url).query)["epoch"]
+    assert pinned == [found["epochs"]["source_id"][n - 3]]
+    page.reload()
+    page.wait_for_function(f"document.querySelector('#film').getAttribute('aria-valuenow') == '{n - 2}'")
+    page.locator("#film").press("Home")
+    page.get_by_role("button", name="play").click()
+    page.wait_for_function("Number(document.querySelector('#film').getAttribute('aria-valuenow')) >= 4")
+
+
+def test_stamps_answer_to_kind_stretch_and_axis(reader: Reader, stack: Stack) -> None:
+    page = open_object(reader, stack, an_object(stack))
+    page.wait_for_function(f"({FILM})() !== ''")
+
+    def changed_by(action: Callable[[], object]) -> None:
+        before = page.evaluate(FILM)
+        action()
+        page.wait_for_function(f"before => ({FILM})() !== before", arg=before)
+
+    page.wait_for_timeout(300)
+    changed_by(lambda: page.get_by_label("stretch").select_option("linear"))
+    changed_by(lambda: page.get_by_label("cuts").select_option("5-98"))
+    changed_by(lambda: page.get_by_text("by epoch", exact=True).click())
+    changed_by(lambda: page.get_by_role("button", name="Zoom in").click())
+    page.get_by_text("mag", exact=True).click()
+    assert "Magnitude" in page.locator("#light-label").inner_text()
+    missing = page.locator("input[value=template]")
+    assert missing.is_disabled(), "SDSS alerts carry no template"
+
+
+FILM = "() => document.querySelector('#film canvas').toDataURL()"
+
+
+def test_what_if_is_what_the_worker_says_of_the_reduced_history(reader: Reader, stack: Stack) -> None:
+    found = an_object(stack)
+    page = open_object(reader, stack, found)
+    band = found["epochs"]["band"][0]
+    page.get_by_role("group", name="bands that the model sees").get_by_label(band, exact=True).uncheck()
+    said = page.locator("#whatif-said")
+    said.wait_for()
+    store, _, _ = daemon.connect_store(stack.settings)
+    history = history_of(store.sequence(found["object_id"]), "sdss")
+    keep = np.flatnonzero(np.array(found["epochs"]["band"]) != band)
+    [expected] = load(Path("sdss"), survey="sdss", threads=1).classify([history.take(keep)])
+    left = f"from {len(keep)} epochs"
+    assert left in said.inner_text()
+    shown = page.locator(".compare > span:nth-of-type(3n + 2)").all_inner_texts()
+    assert shown == [f"{p:.2f}" for p in expected.probabilities]
+    page.get_by_role("button", name="all on again").click()
+    page.get_by_text("as published.").wait_for()
+    page.locator("#film").focus()
+    page.keyboard.press("x")
+    page.get_by_text("without 1 stamp,").wait_for()
+
+
+def test_recomputed_and_published_are_never_mixed(reader: Reader, stack: Stack) -> None:
+    found = an_object(stack)
+    page = open_object(reader, stack, found)
+    label = page.locator("#classes .label span")
+    assert label.all_inner_texts() == ["as published"]
+    page.get_by_text("recomputed now", exact=True).click()
+    page.wait_for_function("document.querySelector('#panel').dataset.source === 'recomputed'")
+    assert label.all_inner_texts() == ["recomputed now"]
+    page.get_by_text("Recomputed now, it has been").wait_for()
+    page.get_by_role("button", name="show the influence of each stamp").click()
+    page.locator("#influence-row").wait_for()
+    page.get_by_role("button", name="What in this stamp carries it?").click()
+    page.get_by_text("pixels that speak for").wait_for()
+    page.get_by_text("as published", exact=True).first.click()
+    assert label.all_inner_texts() == ["as published"]
+
+
+def test_a_declined_object_says_why(reader: Reader, stack: Stack) -> None:
+    page = reader.open(f"{stack.url}/object/too-few")
+    assert "declined" in page.locator("#now").inner_text()
+    assert "stamps" in page.locator("#now").inner_text()
+
+
+# --- lists, live, status ----------------------------------------------------------------------------------------------
+
+
+def names(page: Any) -> list[str]:
+    return list(page.locator("#rows tbody th").all_inner_texts())
+
+
+def test_search_by_id_part_and_position(reader: Reader, stack: Stack) -> None:
+    found = an_object(stack)
+    page = reader.open(f"{stack.url}/objects")
+    field_ = page.locator("#filters [name=q]")
+    for text in (
+        found["object_id"], found["object_id"][4:], f"{found['ra']} {found['dec']} 5",
+        f"{found['sexagesimal']['ra']} {found['sexagesimal']['dec']} 5",
+    ):  # fmt: skip
+        field_.fill(text)
+        page.wait_for_function(f"new URL(location.href).searchParams.get('q') === {json.dumps(text)}")
+        page.wait_for_function("document.querySelectorAll('#rows tbody tr').length === 1")
+        assert names(page) == [found["object_id"]]
+    field_.fill("there-is-none")
+    page.locator("#empty").wait_for()
+    page.keyboard.press("Escape")
+    page.locator("body").press("/")
+    page.keyboard.type(found["object_id"])
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/objects?q=*")
+    page.wait_for_selector("body[data-ready]")
+    assert names(page) == [found["object_id"]]
+
+
+def test_filters_sort_and_export_show_the_same(reader: Reader, stack: Stack) -> None:
+    page = reader.open(f"{stack.url}/objects?min_epochs=4&declined=no")
+    assert page.locator("[name=min_epochs]").input_value() == "4"
+    assert len(names(page)) == OBJECTS
+    page.get_by_role("button", name="p", exact=True).click()
+    page.wait_for_function("document.querySelector('th[aria-sort]').textContent.startsWith('p')")
+    p = [float(text) for text in page.locator("#rows tbody .p").all_inner_texts()]
+    assert p == sorted(p, reverse=True)
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="CSV").click()
+    rows = list(csv.DictReader(Path(waiting.value.path()).read_text().splitlines()))
+    assert [row["object_id"] for row in rows] == names(page)
+
+
+def test_the_live_page_filters_pauses_and_goes_on(reader: Reader, stack: Stack) -> None:
+    page = reader.open(f"{stack.url}/")
+    page.wait_for_function("document.body.dataset.stream === 'open'")
+    stack.classify([sdss_alert("arrives", n) for n in range(1, 4)])
+    page.get_by_role("link", name="arrives", exact=True).first.wait_for()
+    page.get_by_role("button", name="Pause").click()
+    stack.classify([sdss_alert("waits", n) for n in range(1, 4)])
+    page.get_by_text("1 row waiting").wait_for()
+    assert "waits" not in names(page)
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("link", name="waits", exact=True).wait_for()
+    page.locator("[name=min_epochs]").fill("4")
+    page.wait_for_url("**/?min_epochs=4")
+    page.wait_for_function("document.querySelectorAll('#rows tbody tr').length > 0")
+    counts = [int(text) for text in page.locator("#rows tbody .epochs").all_inner_texts()]
+    assert min(counts) >= 4
+
+
+def test_a_restart_of_the_server_loses_no_row(reader: Reader, stack: Stack) -> None:
+    reader.expected = "ERR_|Failed to load"  # while the server is away
+    page = reader.open(f"{stack.url}/")
+    page.wait_for_function("document.body.dataset.stream === 'open'")
+    rows = names(page)
+    stack.stop()
+    page.get_by_text("The connection is lost").wait_for()
+    assert names(page) == rows, "what was there stays"
+    stack.classify([sdss_alert(f"meanwhile-{k}", n) for k in range(3) for n in range(1, 4)])
+    stack.start()
+    for k in range(3):
+        page.get_by_role("link", name=f"meanwhile-{k}", exact=True).wait_for(timeout=40_000)
+    assert len(names(page)) == len(set(names(page)) | set(rows)) or sorted(names(page)) != rows
+    page.wait_for_function("document.querySelector('#lamp').dataset.state === 'ok'")
+
+
+def test_status_tells_of_books_models_and_dead_letters(reader: Reader, stack: Stack) -> None:
+    page = reader.open(f"{stack.url}/status")
+    assert "The books balance." in page.locator("#books").inner_text()
+    assert "ConvEntion" in page.locator("#models").inner_text() or "convention" in page.locator("#models").inner_text()
+    page.locator("#dead button").first.click()
+    page.locator("#letter pre").wait_for()
+    assert "6e 6f 20 70" in page.locator("#letter pre").inner_text(), "the packet's own bytes"
+
+
+def test_the_sky_and_the_examples_of_the_api(reader: Reader, stack: Stack) -> None:
+    page = reader.open(f"{stack.url}/sky")
+    assert page.locator("#sky circle").count() > 0
+    page = reader.open(f"{stack.url}/api")
+    page.get_by_text("what-if").first.click()
+    assert "curl -s -X POST" in page.locator("details[open] pre").first.inner_text()
+
+
+# --- what must never happen -------------------------------------------------------------------------------------------
+
+
+def test_hostile_ids_are_text(reader: Reader, stack: Stack) -> None:
+    page = reader.open(f"{stack.url}/objects?max_epochs=3")
+    listed = names(page)
+    assert set(HOSTILE) <= set(listed)
+    links = page.locator("#rows tbody th a").evaluate_all("all => all.map(a => [a.textContent, a.getAttribute('href')])")
+    for name, href in links:
+        if name not in HOSTILE:
+            continue
+        opened = reader.open(f"{stack.url}{href}")
+        assert opened.locator("h1").inner_text() == name
+        assert opened.evaluate("window.hacked") is None
+        opened.close()
+
+
+def test_aladin_is_loaded_on_a_click_only_and_says_so(reader: Reader, stack: Stack) -> None:
+    page = open_object(reader, stack, an_object(stack))
+    assert not reader.foreign
+    reader.expected = "ERR_NAME_NOT_RESOLVED|aladin"
+    page.get_by_role("link", name="Aladin Lite (loads from CDS)").click()
+    page.get_by_text("CDS does not answer").wait_for()
+    hosts = {urllib.parse.urlsplit(url).hostname for url in reader.foreign}
+    assert hosts == {"aladin.cds.unistra.fr"}
+    reader.foreign.clear()
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("middle", "dark"), ("phone", "light")])
+def test_axe_finds_nothing_serious_and_nothing_overflows_or_jumps(
+    reader: Reader, stack: Stack, size: str, scheme: str
+) -> None:
+    for path in ("/", "/objects", "/sky", "/status", "/api", f"/object/{an_object(stack)['path']}", "/object/none"):
+        reader.expected = "404" if path == "/object/none" else ""
+        page = reader.open(f"{stack.url}{path}", size, scheme)
+        page.wait_for_timeout(300)
+        shifted = page.evaluate("window.shifted")
+        page.evaluate(AXE.read_text())
+        found = page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]
+        serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+        assert not serious, path
+        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0, path
+        assert shifted < 0.02 or path == "/", f"{path} jumps by {shifted}"
+        page.close()
+    reader.expected = "404"
+
+
+def test_real_ztf_packets_are_shown(
+    reader: Reader, kafka: embedded.Server, page_redis: embedded.Server, tmp_path: Path
+) -> None:
+    packets = [path.read_bytes() for path in ztf_files() if path.stat().st_size < 400_000][:12]
+    own = start_stack("ztf", kafka, page_redis, tmp_path)
+    with own.streaming():
+        own.classify(packets)
+        own.start()
+        own.indexed()
+        rows = own.get("/api/v1/objects?limit=5")["rows"]
+        page = reader.open(f"{own.url}/object/{rows[0]['path']}")
+        assert page.locator("h1").inner_text() == rows[0]["object_id"]
+        page.wait_for_function(f"({FILM})() !== ''")
+        own.stop()
+
