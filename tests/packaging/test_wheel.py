@@ -22,14 +22,22 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["broker/state/lua/*.lua", "schemas/**/*.avsc", "classifier/weights/**/*.*", "**/py.typed"]
+    "pattern",
+    [
+        "broker/state/lua/*.lua",
+        "schemas/**/*.avsc",
+        "classifier/weights/**/*.*",
+        "**/py.typed",
+        "broker/web/pages/*.html",
+        "broker/web/static/**/*.*",
+    ],
 )
 def test_data_files_are_in_the_wheel(names: set[str], pattern: str) -> None:
     wanted = {
         f"skyheed/{path.relative_to(ROOT)}"
         for package in ("broker", "classifier", "schemas")
         for path in ROOT.glob(pattern)
-        if path.relative_to(ROOT).parts[0] == package
+        if path.relative_to(ROOT).parts[0] == package and path.is_file()
     }
     assert wanted
     assert wanted <= names
