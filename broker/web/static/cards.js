@@ -17,7 +17,7 @@ function facts(model) {
   const prior = Object.entries(model.prior ?? {}).map(([name, p]) => `${className(name)} ${fixed(p)}`);
   const trained = card.training ?? {};
   const rows = [
-    ["family", model.family], ["weights", model.digest], ["preprocessing", model.preprocessing], ["classes", model.classes.map(className).join(", ")], ["bands", model.bands], ["surveys", (model.surveys ?? []).join(", ")],
+    ["family", model.family], ["weights", String(model.digest ?? "").slice(0, 16)], ["preprocessing", model.preprocessing], ["classes", model.classes.map(className).join(", ")], ["bands", model.bands], ["surveys", (model.surveys ?? []).join(", ")],
     ["needs", needed.join(", ")], ["epochs", needs.fewest ? `${needs.fewest} to ${needs.most}` : null], ["class prior", prior.join(", ")],
     ["trained on", trained.objects ? plural(trained.objects, "object") : null], ["archive", trained.archive?.command], ["runs here", model.recompute ? "yes" : "no: known from what it has published"],
   ];

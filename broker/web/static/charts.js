@@ -29,9 +29,11 @@ function frame(label, low, high, xs, xText, wide) {
 export function stackedBars(label, rows, paint, xText, wide = 1200) {
   const xs = rows.map((row) => row.at);
   const most = Math.max(...rows.map((row) => row.parts.reduce((sum, [, value]) => sum + value, 0)), 1);
-  const ends = xs.length > 1 ? [xs[0], ...xs, xs.at(-1) + (xs[1] - xs[0])] : [xs[0], xs[0] + 1];
-  const { x, y, root } = frame(label, 0, most, [ends[0], ...xs.slice(1), ends.at(-1)], xText, wide);
-  const width = Math.max(2, Math.min(40, ((wide - LEFT - 8) / rows.length) * 0.8));
+  // a bar is as wide as the shortest step, so that none stands over the next
+  const step = Math.min(...xs.slice(1).map((at, n) => at - xs[n]), Infinity);
+  const end = Number.isFinite(step) ? xs.at(-1) + step : xs[0] + 1;
+  const { x, y, root } = frame(label, 0, most, [...xs, end], (at) => (at === end ? "" : xText(at)), wide);
+  const width = xs.length > 1 ? Math.max(2, Math.min(40, (x(xs[0] + step) - x(xs[0])) * 0.8)) : 40;
   for (const row of rows) {
     let base = 0;
     for (const [name, value] of row.parts) {

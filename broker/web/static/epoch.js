@@ -6,13 +6,15 @@ import { enlarge, renderMap, SIZE } from "./stamps.js";
 export class EpochCard {
   constructor(page) {
     this.page = page;
-    this.figures = Object.fromEntries(KINDS.map((kind) => [kind, this.figure(kind)]));
+    // kinds that no packet of the object carried have no place
+    this.kinds = KINDS.filter((kind) => page.data.images[kind]?.length);
+    this.figures = Object.fromEntries(this.kinds.map((kind) => [kind, this.figure(kind)]));
     this.facts = h("dl", { class: "facts" });
     this.leave = h("input", { type: "checkbox", onchange: () => page.whatIf.toggle(page.shown) });
     this.ask = h("button", { type: "button", onclick: () => this.saliency() }, "What in this stamp carries it?");
     this.answer = h("p", { class: "muted small", role: "status" });
     byId("epoch-body").append(
-      h("div", { class: "triple" }, Object.values(this.figures).map(({ figure }) => figure)),
+      h("div", { class: `triple ${this.kinds.length < 2 ? "single" : ""}` }, Object.values(this.figures).map(({ figure }) => figure)),
       this.facts,
       h("p", { class: "choices" }, h("label", {}, this.leave, "leave this stamp out"), this.ask),
       this.answer,
@@ -32,7 +34,7 @@ export class EpochCard {
     const { epochs } = this.page.data;
     const day = epochs.mjd[epoch] - epochs.mjd[0];
     byId("epoch-title").replaceChildren(`Epoch ${epoch + 1} · `, h("span", { class: `band-${epochs.band[epoch]}` }, epochs.band[epoch]), ` · day ${fixed(day, 1)} · ${this.flux(epoch)}`);
-    for (const kind of KINDS) this.draw(kind, epoch);
+    for (const kind of this.kinds) this.draw(kind, epoch);
     this.facts.replaceChildren(...this.numbers(epoch).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
     this.leave.checked = this.page.off.has(epoch);
     this.ask.disabled = !this.page.whatIf.model;

@@ -53,7 +53,7 @@ class Objects {
     byId("rows").hidden = !rows.length;
     byId("empty").hidden = rows.length > 0;
     byId("empty").textContent = this.nothing(found);
-    byId("summary").textContent = [found.understood?.sentence, found.count !== undefined && `${found.count_capped ? "More than " : ""}${plural(found.count, "object")} in ${count(found.took_ms)} ms.`].filter(Boolean).join(" ");
+    byId("summary").textContent = summary(found);
     this.exports();
     this.pages(found, rows);
   }
@@ -89,6 +89,12 @@ class Objects {
     await this.load();
     scrollTo({ top: 0 });
   }
+}
+
+/** How the search was understood, and how many there are. */
+function summary({ understood, count: n, count_capped: capped, took_ms: took }) {
+  const sentence = understood && understood.as !== "all" ? `${understood.sentence}: ` : "";
+  return n === undefined ? "" : `${sentence}${capped ? "more than " : ""}${plural(n, "object")}${took === undefined ? "" : ` in ${count(took)} ms`}`;
 }
 
 export function start(data) {

@@ -35,7 +35,7 @@ function inUnit(point, unit) {
 export function unitOf(name, fluxes) {
   if (name === "mag") return { name, text: "mag (AB)" };
   const most = Math.max(...fluxes.filter((f) => f !== null).map(Math.abs), 0);
-  return most >= 2e4 ? { name, text: "µJy", njy: 1000 } : { name, text: "nJy", njy: 1 };
+  return most >= 5e3 ? { name, text: "µJy", njy: 1000 } : { name, text: "nJy", njy: 1 };
 }
 
 function span(values) {
