@@ -115,7 +115,7 @@ class Status:
         Raises:
             ServiceUnavailable, ServiceError: Kafka is away, or refuses us.
         """
-        found: list[deadletter.DeadLetter] = self._once("letters", LETTERS_S, self._read_letters)[1]
+        found: list[deadletter.DeadLetter] = self._once("read letters", LETTERS_S, self._read_letters)[1]
         return found
 
     # --- parts

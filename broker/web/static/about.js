@@ -1,6 +1,6 @@
 // What surrounds the rows of an object: its head, its models, its downloads, its epochs as a table.
 
-import { apiUrl, byId, chip, className, clock, copyButton, duration, fixed, h, objectUrl, plural, report, withError } from "./lib.js";
+import { apiUrl, byId, chip, className, clock, copyButton, duration, fixed, h, objectUrl, plural, priorOf, report, withError } from "./lib.js";
 
 export function fillHead(data) {
   const degrees = `${fixed(data.ra, 5)} ${fixed(data.dec, 5)}`.replaceAll("−", "-");
@@ -61,7 +61,7 @@ export function fillModels(data) {
 
 function provenance(model, data) {
   const record = data.latest[model.name];
-  const prior = Object.entries(model.prior ?? {}).map(([name, p]) => `${className(name)} ${fixed(p)}`).join(", ");
+  const prior = priorOf(model);
   const lines = [
     `${model.title || model.name} ${model.version ?? ""}`.trim(), model.digest && `weights ${String(model.digest).slice(0, 8)}`, model.preprocessing, prior && `prior ${prior}`,
     record?.classified_ms && `classified ${clock(record.classified_ms)}`,

@@ -1,6 +1,6 @@
 // A model's card: what it needs, what it learned from, how good it is and how well calibrated.
 
-import { className, fixed, h, plural } from "./lib.js";
+import { className, fixed, h, plural, priorOf } from "./lib.js";
 import { lines, reliability } from "./charts.js";
 
 export function modelCard(model) {
@@ -14,11 +14,11 @@ export function modelCard(model) {
 function facts(model) {
   const { needs = {}, card = {} } = model;
   const needed = [...(needs.images ?? []).map((kind) => `${kind} stamps`), needs.photometry && "photometry", needs.context && "surroundings"].filter(Boolean);
-  const prior = Object.entries(model.prior ?? {}).map(([name, p]) => `${className(name)} ${fixed(p)}`);
+  const prior = priorOf(model);
   const trained = card.training ?? {};
   const rows = [
     ["family", model.family], ["weights", String(model.digest ?? "").slice(0, 16)], ["preprocessing", model.preprocessing], ["classes", model.classes.map(className).join(", ")], ["bands", model.bands], ["surveys", (model.surveys ?? []).join(", ")],
-    ["needs", needed.join(", ")], ["epochs", needs.fewest ? `${needs.fewest} to ${needs.most}` : null], ["class prior", prior.join(", ")],
+    ["needs", needed.join(", ")], ["epochs", needs.fewest ? `${needs.fewest} to ${needs.most}` : null], ["class prior", prior],
     ["trained on", trained.objects ? plural(trained.objects, "object") : null], ["archive", trained.archive?.command], ["runs here", model.recompute ? "yes" : "no: known from what it has published"],
   ];
   return h("dl", { class: "facts" }, rows.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
@@ -41,6 +41,6 @@ function calibration(metrics) {
   const series = [{ name: "measured", points: after.map((s) => ({ at: s.at, value: s.ece })) }, { name: "chance", points: after.map((s) => ({ at: s.at, value: s.ece_expected })) }];
   const paint = (name) => (name === "measured" ? "var(--focus)" : "var(--edge)");
   return h("div", {},
-    lines("Calibration error after so many stamps", series, paint, (at) => String(Math.round(2 ** at)), { wide: 290 }),
+    lines("Calibration error after so many stamps", series, paint, (at) => String(Math.round(2 ** at)), { wide: 290, floor: 0 }),
     h("p", { class: "muted small" }, "Calibration error against the number of stamps: blue measured, grey what chance alone makes of so few objects."));
 }

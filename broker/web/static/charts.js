@@ -25,32 +25,29 @@ function frame(label, low, high, xs, xText, wide) {
   return { x, y, root: svg("svg", { viewBox: `0 0 ${wide} ${TALL}`, class: "chart", role: "img", "aria-label": label, style: { maxWidth: `${wide * 1.1}px` } }, lines, texts) };
 }
 
-/** Stacked bars: `rows` of {at, parts: [[name, value]]}; `paint(name)` gives a fill. */
+/** Stacked bars, one next to the other: `rows` of {at, parts: [[name, value]]}; `paint(name)` gives a fill. */
 export function stackedBars(label, rows, paint, xText, wide = 1200) {
-  const xs = rows.map((row) => row.at);
   const most = Math.max(...rows.map((row) => row.parts.reduce((sum, [, value]) => sum + value, 0)), 1);
-  // a bar is as wide as the shortest step, so that none stands over the next
-  const step = Math.min(...xs.slice(1).map((at, n) => at - xs[n]), Infinity);
-  const end = Number.isFinite(step) ? xs.at(-1) + step : xs[0] + 1;
-  const { x, y, root } = frame(label, 0, most, [...xs, end], (at) => (at === end ? "" : xText(at)), wide);
-  const width = xs.length > 1 ? Math.max(2, Math.min(40, (x(xs[0] + step) - x(xs[0])) * 0.8)) : 40;
-  for (const row of rows) {
+  const text = (n) => (rows[Math.round(n)] ? xText(rows[Math.round(n)].at) : "");
+  const { x, y, root } = frame(label, 0, most, rows.length > 2 ? [0, Math.floor(rows.length / 2), rows.length] : [0, Math.max(6, rows.length)], text, wide);
+  const width = Math.min(40, (x(1) - x(0)) * 0.8);
+  rows.forEach((row, n) => {
     let base = 0;
     for (const [name, value] of row.parts) {
-      root.append(svg("rect", { x: x(row.at), width, y: y(base + value), height: Math.max(0, y(base) - y(base + value)), style: { fill: paint(name), fillOpacity: name === "declined" ? 0.35 : 0.85 } }, svg("title", {}, `${xText(row.at)}: ${name} ${value}`)));
+      root.append(svg("rect", { x: x(n), width, y: y(base + value), height: Math.max(0, y(base) - y(base + value)), style: { fill: paint(name), fillOpacity: name === "declined" ? 0.35 : 0.85 } }, svg("title", {}, `${xText(row.at)}: ${name} ${value}`)));
       base += value;
     }
-  }
+  });
   return root;
 }
 
 /** Lines of {name, points: [{at, value, low, high}]} over time; `reference` {low, high} is a band behind them. */
-export function lines(label, series, paint, xText, { reference = null, wide = 400 } = {}) {
+export function lines(label, series, paint, xText, { reference = null, wide = 400, floor = null } = {}) {
   const all = series.flatMap((one) => one.points).filter((p) => Number.isFinite(p.value));
   if (!all.length) return h("p", { class: "muted small" }, "nothing yet");
   const xs = [...new Set(all.map((p) => p.at))].sort((a, b) => a - b);
   const values = [...all.flatMap((p) => [p.low ?? p.value, p.high ?? p.value]), ...(reference ? [reference.low, reference.high] : [])];
-  const { x, y, root } = frame(label, Math.min(...values), Math.max(...values), xs, xText, wide);
+  const { x, y, root } = frame(label, floor ?? Math.min(...values), Math.max(...values), xs, xText, wide);
   if (reference) root.append(svg("rect", { x: LEFT, width: wide - LEFT - 8, y: y(reference.high), height: Math.max(1, y(reference.low) - y(reference.high)), style: { fill: "var(--edge)", fillOpacity: 0.2 } }, svg("title", {}, "what the model was trained on")));
   for (const { name, points } of series) {
     const good = points.filter((p) => Number.isFinite(p.value));

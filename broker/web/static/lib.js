@@ -98,6 +98,13 @@ export const dateOf = (mjd) => new Date((mjd - 40587) * 86400000).toISOString().
 
 /** A class name as people write it. */
 export const className = (name) => ({ SNIa: "SN Ia", SNOther: "SN other" })[name] ?? name;
+/** The class prior in words; some cards give ratios: shown so that they sum to 1. */
+export function priorOf(model) {
+  const given = Object.entries(model.prior ?? {});
+  const sum = given.reduce((all, [, p]) => all + p, 0) || 1;
+  return given.map(([name, p]) => `${className(name)} ${fixed(p / sum)}`).join(", ");
+}
+
 export const KINDS = ["science", "difference", "template"];
 
 // --- colours ------------------------------------------------------------------------------------------------------

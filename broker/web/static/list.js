@@ -8,11 +8,12 @@ const COLUMNS = [
 const LEFT_COLUMNS = new Set(["object", "class", "last stamps", "shares", "bands", "model"]);
 
 const LESS = new Set(["shares", "bands", "last night", "model", "days"]); // left out on a phone
+const LEAST = new Set(["last night", "model"]); // left out on a small screen
 
 /** The head of the table; `sort` is {by, onsort} where columns can be sorted by. */
 export function head(sort = null) {
   const cells = COLUMNS.map(([text, key]) => {
-    const attributes = { scope: "col", class: `${LEFT_COLUMNS.has(text) ? "l" : ""} ${LESS.has(text) ? "less" : ""}`.trim() || null };
+    const attributes = { scope: "col", class: `${LEFT_COLUMNS.has(text) ? "l" : ""} ${LESS.has(text) ? "less" : ""} ${LEAST.has(text) ? "least" : ""}`.trim() || null };
     if (!sort || !key || key === "class") return h("th", attributes, text);
     const [by, down] = [sort.by.replace(/^-/, ""), sort.by.startsWith("-")];
     const state = by === key ? (down === (key !== "id") ? "ascending" : "descending") : null; // ids begin with a, all else with the most
@@ -30,7 +31,7 @@ export function rowOf(row, classes) {
     h("th", { scope: "row", class: "l name" }, h("a", { href: objectUrl(row.path), title: row.object_id }, row.object_id)),
     h("td", { class: "l strip" }, row.strip ? h("img", { src: row.strip, alt: "", loading: "lazy", decoding: "async", width: 204, height: 34 }) : null),
     h("td", { class: "l class" }, name), h("td", { class: "p" }, fixed(row.top_probability)), h("td", { class: "l less" }, shares(row.probabilities, classes)),
-    h("td", { class: "change" }, change(row)), h("td", { class: "epochs" }, row.n_stamps), h("td", { class: "l less" }, bands), h("td", { class: "less" }, fixed(row.days, 1)), h("td", { class: "less" }, dateOf(Math.floor(row.last_mjd))), h("td", { class: "l less" }, row.model));
+    h("td", { class: "change" }, change(row)), h("td", { class: "epochs" }, row.n_stamps), h("td", { class: "l less" }, bands), h("td", { class: "less" }, fixed(row.days, 1)), h("td", { class: "less least" }, dateOf(Math.floor(row.last_mjd))), h("td", { class: "l less least" }, row.model));
 }
 
 /** What changed since the classification before: of the top class, or that it is another one. */

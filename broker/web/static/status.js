@@ -72,6 +72,7 @@ function fillNights({ shares: nights, models }) {
 const order = (classes, name) => (name === "declined" ? 99 : classes.indexOf(name));
 
 function fillDrift({ drift, drift_reference: reference }) {
+  byId("drift").closest("section").hidden = drift === undefined;
   const bands = [..."ugrizy"].filter((band) => (drift ?? []).some((one) => one.band === band));
   if (!bands.length) {
     byId("drift").replaceChildren(nothing("No stamps yet."));
@@ -107,7 +108,7 @@ async function look(place) {
   const box = byId("letter");
   try {
     const found = await getJson(`/api/v1/dead-letters/${encodeURIComponent(place)}`);
-    const hex = found.hex.match(/.{1,32}/g)?.map((line, n) => `${(n * 16).toString(16).padStart(4, "0")}  ${line.match(/../g).join(" ")}`).join("\n") ?? "";
+    const hex = found.hex.replaceAll(" ", "").match(/.{1,32}/g)?.map((line, n) => `${(n * 16).toString(16).padStart(4, "0")}  ${line.match(/../g).join(" ")}`).join("\n") ?? "";
     const fields = Object.entries(found.fields ?? {});
     box.replaceChildren(h("h3", {}, `Packet ${found.letter.source}`), table("Headers", [["header", "l"], ["value", "l"]], found.headers), fields.length ? table("What could be read", [["field", "l"], ["value", "l"]], fields) : nothing("Nothing in it could be read."), h("pre", { tabindex: 0, "aria-label": "First bytes" }, hex), found.value_url ? h("a", { href: found.value_url, download: "" }, "the whole packet") : "");
     box.focus();
