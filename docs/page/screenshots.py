@@ -1,6 +1,6 @@
 """Makes the pictures of docs/page.md from a page that runs, such as that of `skyheed demo --serve`.
 
-    python docs/page/screenshots.py http://127.0.0.1:8470
+    python docs/page/screenshots.py http://127.0.0.1:8010
 
 Needs Playwright for Python (in the extra `dev`) and a chromium on the PATH.
 """

@@ -208,7 +208,7 @@ class Reader:
         page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
         page.on("request", self._asked)
         page.add_init_script(SHIFTS)
-        return visit(page, url)
+        return visit(page, url) if url != "about:blank" else page
 
     def _asked(self, request: Any) -> None:
         host = urllib.parse.urlsplit(request.url).hostname
@@ -290,6 +290,20 @@ def test_hover_keys_and_play_move_one_epoch_through_all_rows(reader: Reader, sta
     page.locator("#film").press("Home")
     page.get_by_role("button", name="play").click()
     holds(page, "Number(document.querySelector('#film').getAttribute('aria-valuenow')) >= 4")
+
+
+def test_an_object_page_is_light(reader: Reader, stack: Stack) -> None:
+    page = reader.open("about:blank")
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    sizes: list[float] = []
+    network.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    found = an_object(stack)
+    visit(page, f"{stack.url}/object/{found['path']}")
+    holds(page, f"() => ({FILM})() !== ''")
+    page.wait_for_load_state("networkidle")
+    stamps = 2048 * len(found["epochs"]["mjd"])
+    assert sum(sizes) - stamps < 400_000 - 99 * 2048, "with 99 epochs it would be more than 400 kB"
 
 
 def test_stamps_answer_to_kind_stretch_and_axis(reader: Reader, stack: Stack) -> None:
