@@ -377,7 +377,15 @@ def test_killed_and_started_again(apache_kafka: embedded.Server, caplog: pytest.
         for _ in range(10):
             take()
         apache_kafka.restart()
-        publisher.publish_all(numbered(topic, 50, 50))
+
+        def published() -> bool:  # a busy machine may take longer than the deadline to find the broker again
+            try:
+                publisher.publish_all(numbered(topic, 50, 50))
+            except ServiceUnavailable:
+                return False
+            return True
+
+        until(published, 40)
         until(lambda: take() or len(set(found)) == 100, 40)
         until(lambda: take() or len(set(found)) == 100, 40)
     said = [r.getMessage() for r in caplog.records if r.name == "skyheed.kafka"]
