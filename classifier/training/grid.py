@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,18 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier.errors import ArchiveError, ModelError
+from skyheed.classifier import checks
+from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.checkpoint import Info
-from skyheed.classifier.models.family import family
-from skyheed.classifier.names import caption, file_name, table_cell
-from skyheed.classifier.training import dataset, protocol, train
+from skyheed.classifier.names import file_name
+from skyheed.classifier.training import dataset, grid_table, protocol, train
 from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.protocol import Protocol
 
 log = logging.getLogger("skyheed.train")
 VALIDATION = 8  # one in so many of a block's training objects selects and calibrates
-EARLY = (3, 6, 12, 30)  # stamps whose scores have a column of their own
-STAMPS = (3, 12, 48, 99)  # stamps at which the cost of an update is told
+AT_ONCE = 5.0  # seconds; a run that took no longer was there already
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 
 
@@ -74,14 +74,22 @@ def summary(made: Sequence[Info]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: its name, and how it differs from the common protocol."""
+    """One row of the table: its name, how it differs from the common protocol, and what others published of it.
+
+    Attributes:
+        configs: one a seed.
+        published: accuracy and macro-F1 in percent, on other data.
+    """
 
     name: str
-    config: Protocol
+    configs: tuple[Protocol, ...]
+    published: tuple[float, ...] = ()
 
 
 def rows(path: Path, changes: Mapping[str, Any]) -> list[Row]:
     """The runs of a table: `[common]` keys of a protocol, and `[[run]]` with a name and what is different.
+
+    A run may also have `seeds`, a list, one model for each, and `published`, the scores that others reported.
 
     Raises:
         ModelError: unreadable, or not of that form.
@@ -91,152 +99,101 @@ def rows(path: Path, changes: Mapping[str, Any]) -> list[Row]:
     sound = isinstance(common, dict) and isinstance(runs, list) and runs and all(isinstance(r, dict) for r in runs)
     if not sound or set(given) - {"common", "run"}:
         raise ModelError(f"{path}: a table has one [common] and several [[run]]")
-    found = []
-    for number, own in enumerate(given["run"], 1):
-        if "name" not in own:
-            raise ModelError(f"{path}: run {number} has no name")
-        name = ": ".join([common["name"], own["name"]] if "name" in common else [own["name"]])
-        keys = {**common, **own, **changes, "name": name}
-        found.append(Row(own["name"], protocol.from_mapping(keys, f"{path}, run {own['name']}")))
+    found = [_row(path, number, common, own, changes) for number, own in enumerate(given["run"], 1)]
     if len({_folder(row.name) for row in found}) < len(found):
         raise ModelError(f"{path}: two runs have the same name, or names that differ in punctuation only")
     return found
 
 
+def _row(path: Path, number: int, common: Mapping[str, Any], own: Mapping[str, Any], changes: Mapping[str, Any]) -> Row:
+    if "name" not in own:
+        raise ModelError(f"{path}: run {number} has no name")
+    where = f"{path}, run {own['name']}"
+    keys = {**common, **own, **changes}
+    keys["name"] = ": ".join([common["name"], own["name"]] if "name" in common else [own["name"]])
+    seeds, published = keys.pop("seeds", []), keys.pop("published", [])
+    if not isinstance(seeds, list) or len(set(seeds)) < len(seeds):
+        raise ModelError(f"{where}: seeds is {seeds}: give a list of different whole numbers")
+    if not isinstance(published, list) or not all(checks.is_number(value) for value in published):
+        raise ModelError(f"{where}: published is {published}: give accuracy and macro-F1 in percent")
+    configs = [protocol.from_mapping({**keys, "seed": seed}, where) for seed in seeds]
+    return Row(own["name"], tuple(configs or [protocol.from_mapping(keys, where)]), tuple(published))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One model of a row; those of further seeds come after all rows have their first."""
+
+    row: Row
+    number: int
+
+    @property
+    def folder(self) -> str:
+        seed = self.row.configs[self.number].seed
+        return _folder(self.row.name) + (f"-seed{seed}" if self.number else "")
+
+
+def _in_order(every: Sequence[Row]) -> list[_Run]:
+    return sorted((_Run(row, n) for row in every for n in range(len(row.configs))), key=lambda run: run.number)
+
+
 def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str) -> str:
-    """Every run of a table that is not there yet; `table.md` and `table.json` are written after each.
+    """Every run of a table that is not there yet; `table.md`, `table.json` and `table.png` are written after each.
 
     Returns:
         The table.
+
+    Raises:
+        ModelError: some runs failed; the others were made all the same.
     """
-    found: dict[str, list[Info]] = {}
-    output.mkdir(parents=True, exist_ok=True)
-    failed: dict[str, str] = {}
     every = rows(path, changes)
-    for number, row in enumerate(every, 1):
-        log.info("run %d of %d: %s", number, len(every), row.name)
+    todo = _in_order(every)
+    output.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[Any]] = {}
+    failed: dict[str, str] = {}
+    clock = _Clock(len(todo))
+    for number, one in enumerate(todo, 1):
+        log.info("run %d of %d: %s%s", number, len(todo), one.folder, clock.left(number))
+        began = time.monotonic()
         try:
-            found[row.name] = run(row.config, output / _folder(row.name), command)
-        except (ModelError, ArchiveError, RuntimeError, ValueError) as error:  # one row must not cost the others
-            failed[row.name] = str(error).splitlines()[0]
-            log.error("run %s failed: %s", row.name, failed[row.name])
+            made = run(one.row.configs[one.number], output / one.folder, command)
+        except Exception as error:  # whatever it is, one row must not cost the others
+            failed[one.folder] = f"{type(error).__name__}: {error}".splitlines()[0]
+            log.exception("run %s failed", one.folder)
             continue
-        _write(found, output)
+        clock.add(time.monotonic() - began)
+        found.setdefault(one.row.name, []).extend(grid_table.facts(info, one.row.published) for info in made)
+        _write({row.name: found[row.name] for row in every if row.name in found}, output, failed)
     if failed:
-        raise ModelError(f"{len(failed)} of {len(every)} runs failed: {failed}; the others stand in {output}/table.md")
-    return table(found)
+        raise ModelError(f"{len(failed)} of {len(todo)} runs failed: {failed}; the others stand in {output}/table.md")
+    return (output / "table.md").read_text()
 
 
-def _write(found: Mapping[str, Sequence[Info]], output: Path) -> None:
-    (output / "table.md").write_text(table(found))
-    (output / "table.json").write_text(json.dumps({n: [_facts(i) for i in m] for n, m in found.items()}) + "\n")
-    figure(found, output / "table.png")
+class _Clock:
+    """Says how long the runs that are left may take, from those that this process has made."""
+
+    def __init__(self, runs: int) -> None:
+        self._runs = runs
+        self._took: list[float] = []
+
+    def add(self, seconds: float) -> None:
+        """What a run took; one that was there already tells nothing."""
+        if seconds > AT_ONCE:
+            self._took.append(seconds)
+
+    def left(self, number: int) -> str:
+        """In words, before the run of that number."""
+        if not self._took:
+            return ""
+        left = (self._runs - number + 1) * float(np.mean(self._took)) / 60
+        return f"; about {left:.0f} minutes left, {np.mean(self._took) / 60:.0f} a run"
 
 
-def _facts(info: Info) -> dict[str, Any]:
-    """What the table and the figure are made of."""
-    return {
-        "parameters": parameters(info), "multiply_adds": operations(info), "training": info.training,
-        "metrics": info.metrics, "family": info.family,
-    }  # fmt: skip
+def _write(found: Mapping[str, Sequence[Any]], output: Path, failed: Mapping[str, str]) -> None:
+    (output / "table.json").write_text(json.dumps(found) + "\n")
+    (output / "table.md").write_text(grid_table.text(found, failed))
+    grid_table.figure(found, output / "table.png")
 
 
 def _folder(name: str) -> str:
     return file_name("".join(c if c.isalnum() else "-" for c in name.lower()))
-
-
-def table(found: Mapping[str, Sequence[Info]]) -> str:
-    """One line per run: scores with bootstrap intervals over objects (of the first model), calibration, and cost."""
-    early = " | ".join(f"at {n}" for n in EARLY)
-    lines = [
-        f"| run | accuracy | macro-F1 | {early} | class recall, least to most | log-loss | ECE (by chance) | "
-        "parameters | multiply-adds at 12 stamps | minutes |",
-        "|---" * (len(EARLY) + 9) + "|",
-        *(_line(name, made) for name, made in found.items()),
-    ]
-    common = {made[0].name.rpartition(": ")[0] for made in found.values()}
-    data = {made[0].metrics["data"] for made in found.values()}
-    about = (
-        f"Protocol: {'; '.join(sorted(common))}. Test objects: {'; '.join(sorted(data))}. Intervals: 68 %, bootstrap "
-        f"over objects. Early scores are macro-F1. Minutes are CPU time of the run on {'; '.join(_machines(found))}."
-    )
-    return "\n".join(lines) + f"\n\n{about}\n"
-
-
-def _line(name: str, made: Sequence[Info]) -> str:
-    info = made[0]
-    end, recalls = info.metrics["at_the_end"], _recalls(info)
-    untrained = "" if _trained(end) else " (untrained: not above its class prior)"
-    cells = [
-        table_cell(name) + untrained, _shown(end, "accuracy"), _shown(end, "macro_f1"),
-        *(_early(info, n) for n in EARLY), f"{min(recalls):.2f} to {max(recalls):.2f}" if recalls else "",
-        f"{end['log_loss']:.3f}", f"{end['ece']:.3f} ({end['ece_expected']:.3f})", f"{parameters(info):,}",
-        f"{operations(info)['12'] / 1e6:,.1f} M", f"{_seconds(info) / 60:.0f}",
-    ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
-
-
-def _seconds(info: Info) -> float:
-    return float(info.training.get("cpu_seconds", info.training["seconds"]))
-
-
-def _early(info: Info, stamps: int) -> str:
-    scores = info.metrics["after_stamps"].get(str(stamps))
-    return f"{scores['macro_f1']:.3f}" if scores else ""
-
-
-def _recalls(info: Info) -> list[float]:
-    return [own["recall"] for own in info.metrics["per_class"].values() if own.get("recall") is not None]
-
-
-def _trained(end: Mapping[str, Any]) -> bool:
-    """Whether the balanced accuracy is above that of guessing."""
-    return bool(end.get("balanced_accuracy", 1.0) > 1.05 / max(end.get("classes", 4), 1))
-
-
-def _machines(found: Mapping[str, Sequence[Info]]) -> list[str]:
-    return sorted({str(made[0].training.get("device", "?")) for made in found.values()})
-
-
-def figure(found: Mapping[str, Sequence[Info]], path: Path) -> None:
-    """Macro-F1 at the end with its interval beside that at 3 and 12 stamps, a row a run, the best on top."""
-    from matplotlib import pyplot
-
-    runs = sorted(found.items(), key=lambda row: row[1][0].metrics["at_the_end"]["macro_f1"])
-    drawn, axis = pyplot.subplots(figsize=(7.5, 1.2 + 0.34 * len(runs)), layout="constrained")
-    for y, (_, made) in enumerate(runs):
-        end, after = made[0].metrics["at_the_end"], made[0].metrics["after_stamps"]
-        axis.plot(end["macro_f1_68"], [y, y], color="#33658a", lw=2.5, solid_capstyle="round")
-        axis.plot(end["macro_f1"], y, "o", color="#33658a", label="all stamps" if not y else None)
-        for n, mark, colour in ((12, "D", "#86bbd8"), (3, "s", "#f6ae2d")):
-            if str(n) in after:
-                label = f"{n} stamps" if not y else None
-                axis.plot(after[str(n)]["macro_f1"], y, mark, color=colour, ms=5, label=label)
-    axis.set_yticks(range(len(runs)), [caption(name) for name, _ in runs], fontsize=8)
-    axis.set_xlabel("macro-F1 on confirmed test objects (68 % intervals)")
-    axis.grid(axis="x", color="0.9")
-    axis.legend(loc="lower right", fontsize=8, frameon=False)
-    drawn.savefig(path, dpi=110)
-    pyplot.close(drawn)
-
-
-def parameters(info: Info) -> int:
-    """That are served."""
-    from skyheed.classifier.models.base import parameters as counted
-
-    own = family(info.family)
-    return counted(own.build(own.configure(info.config)))
-
-
-def operations(info: Info) -> dict[str, int]:
-    """Multiply-adds of an update of a history that has come to so many stamps."""
-    own = family(info.family)
-    config = own.configure(info.config)
-    return {str(n): own.operations(config, n) for n in STAMPS if n <= config.stamps}
-
-
-def _shown(scores: Mapping[str, Any], name: str) -> str:
-    if name not in scores:
-        return ""
-    low, high = scores[f"{name}_68"]
-    return f"{scores[name]:.3f} ({low:.3f} to {high:.3f})"

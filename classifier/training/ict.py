@@ -277,6 +277,15 @@ class Ict(Objective):
         within classes over that between them."""
         return self._log
 
+    def alarm(self) -> str:
+        """Rings when all projections have become one."""
+        if not self._log.get("collapsed"):
+            return ""
+        return (
+            f"projections have collapsed: their scatter is {self._log['z_std']:.4f}, below {COLLAPSED:.4f}; lower the "
+            "learning rate or use another reading (positives)"
+        )
+
 
 def representations(
     network: Network, batch: Batch, count: int, generator: np.random.Generator

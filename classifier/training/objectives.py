@@ -94,6 +94,10 @@ class Objective(nn.Module):
         """Numbers of the last step for the log."""
         return {}
 
+    def alarm(self) -> str:
+        """What is wrong with the last step, in words; "" if nothing is."""
+        return ""
+
 
 class CrossEntropy(Objective):
     """Cross-entropy of the views and of their beginnings, and what the network adds by itself."""

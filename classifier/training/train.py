@@ -5,27 +5,22 @@ A run is a TOML file (`protocol.Protocol`); everything it used ends up in the ch
 
 import copy
 import csv
-import hashlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Parameter, functional
 
 from skyheed.classifier import taxonomy
-from skyheed.classifier.archives import reader as archive
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import evaluate, scores
 from skyheed.classifier.models import checkpoint
@@ -35,18 +30,19 @@ from skyheed.classifier.models.convention.fast import CpuTokens, CudaTokens, Fol
 from skyheed.classifier.models.convention.network import ConvEntion
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.serving import Where, choose
-from skyheed.classifier.training import dataset, objectives
+from skyheed.classifier.training import dataset, objectives, saved, selection
 from skyheed.classifier.training.calibration import fit
 from skyheed.classifier.training.dataset import Augmentation, Dataset
 from skyheed.classifier.training.objectives import Views
 from skyheed.classifier.training.protocol import Protocol
+from skyheed.classifier.training.selection import Indices
 from skyheed.classifier.training.token_bank import Bank, TokenMaker
 
 SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
 FINE_SHARE = 0.15  # of the CPU time, where it is limited, goes to the stages on confirmed labels
+LOG, NOTES = "log.csv", "objective.jsonl"  # scores, and what the objective tells of itself
 STATISTICS = 500  # objects that networks take statistics of their inputs from
 log = logging.getLogger("skyheed.train")
-Indices = NDArray[np.int64]
 NOTHING: Indices = np.empty(0, np.int64)
 Step = Callable[[np.random.Generator], Tensor]  # the loss of one step
 
@@ -55,7 +51,8 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
     """Train, calibrate, measure, and write the checkpoint; an interrupted run goes on where it stopped.
 
     Args:
-        output: the checkpoint's directory; `progress.pt` and `log.csv` lie in it meanwhile.
+        output: the checkpoint's directory; `progress.pt`, `log.csv` and `objective.jsonl` (where the objective tells of
+            itself) lie in it meanwhile.
         data: instead of reading the protocol's archive.
 
     Returns:
@@ -65,13 +62,13 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
         ModelError: the output holds another run, or the archive lacks objects that the run needs.
     """
     if (Path(output) / checkpoint.MODEL).is_file():
-        return _finished(Path(output), protocol)
+        return saved.finished(Path(output), protocol)
     torch.manual_seed(protocol.seed)
     if protocol.threads:
         torch.set_num_threads(protocol.threads)
     Path(output).mkdir(parents=True, exist_ok=True)
     trainer = Trainer(protocol, data or dataset.load(protocol.archive, bands=protocol.bands), Path(output))
-    everything, confirmed = stages(protocol, trainer.data)
+    everything, confirmed = selection.stages(protocol, trainer.data)
     trainer.end_to_end("short", everything, protocol.short_steps, short=True)
     trainer.end_to_end("whole", everything, protocol.steps)
     trainer.head("head", everything, protocol.head_steps)
@@ -81,90 +78,19 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
     return trainer.finish(command)
 
 
-def _finished(output: Path, protocol: Protocol) -> Info:
-    done = checkpoint.read_info(output)
-    archived = done.training.get("archive", {})
-    if not _same(done.training.get("protocol", {}), protocol):
-        raise ModelError(f"{output} holds a checkpoint of another configuration: choose another output, or remove it")
-    if archived.get("digest") not in (None, _card(protocol.archive).get("digest")):
-        raise ModelError(f"{output} was learnt from another archive of that name: choose another output, or remove it")
-    return done
-
-
-def check_data(protocol: Protocol, data: Dataset) -> None:
-    """Before hours of work: is there everything to learn from, to select on, to measure on?
-
-    Raises:
-        ModelError: it says what is missing.
-    """
-    for split, sure, why in (
-        ("train", None, "learn from"),
-        ("validation", None, "select on"),
-        ("test", True, "test on"),
-    ):
-        if not len(data.choose(split, sure)):
-            kind = "confirmed objects" if sure else "objects"
-            raise ModelError(f"{protocol.archive} has no {kind} in its split {split} to {why}: make it larger")
-    if protocol.taxonomy:
-        return
-    unknown = {data.label[i] for i in range(len(data.object_ids)) if _label(data, i, protocol) not in protocol.classes}
-    if strange := sorted(unknown):
-        raise ModelError(
-            f"{protocol.archive} has objects of class {strange[0]}, the run knows {', '.join(protocol.classes)}: add "
-            "it to classes, or leave those objects out (skyheed archive convert)"
-        )
-
-
-def stages(protocol: Protocol, data: Dataset) -> tuple[Indices, Indices]:
-    """Training objects with any label, and those whose label spectroscopy confirmed."""
-    everything, confirmed = data.choose("train"), data.choose("train", True)
-    everything = _stratified(everything, data, protocol, protocol.objects)
-    return everything, np.intersect1d(everything, confirmed)
-
-
-def _stratified(indices: Indices, data: Dataset, protocol: Protocol, count: int) -> Indices:
-    """So many of the objects; evenly of each class, unless the run is to see them as often as they are. 0: all."""
-    if not count:
-        return indices
-    rng = np.random.default_rng(protocol.seed)
-    if not protocol.balanced:
-        return np.sort(rng.permutation(indices)[:count])
-    each = count // len(protocol.classes)
-    names = np.array([_label(data, i, protocol) for i in indices])
-    return np.sort(np.concatenate([rng.permutation(indices[names == c])[:each] for c in protocol.classes]))
-
-
-def _label(data: Dataset, index: int, protocol: Protocol) -> str:
-    own = taxonomy.from_mapping(protocol.taxonomy)
-    return own.class_of(data.label[index], data.kind[index], protocol.classes)
-
-
-def of_known_classes(data: Dataset, protocol: Protocol) -> Dataset:
-    """The data without the objects that belong to no class of the run's own taxonomy."""
-    if not protocol.taxonomy:
-        return data
-    strange = [i for i in range(len(data.object_ids)) if _label(data, i, protocol) not in protocol.classes]
-    if strange:
-        log.warning("%d of %d objects belong to no class and are left out", len(strange), len(data.object_ids))
-    split = list(data.split)
-    for i in strange:
-        split[i] = "left out"
-    return replace(data, split=split)
-
-
 class Trainer:
     """A model in training, with its data and its log."""
 
     def __init__(self, protocol: Protocol, data: Dataset, output: Path) -> None:
-        data = of_known_classes(data, protocol)
-        check_data(protocol, data)
+        data = selection.of_known_classes(data, protocol)
+        selection.check_data(protocol, data)
         self.protocol, self.data, self.output = protocol, data, output
         where = choose(protocol.device, "auto" if protocol.autocast else "float32")
         self.device, self.precision, self.chosen = where.device, where.precision, where.chosen
         self.scaling = dataset.fit_scaling(data, data.choose("train").tolist(), seed=protocol.seed)
         self.flux_unit = dataset.flux_unit(data)
-        self.validation = _stratified(data.choose("validation"), data, protocol, protocol.validation)
-        names = [_label(data, i, protocol) for i in range(len(data.object_ids))]
+        self.validation = selection.evenly(data.choose("validation"), data, protocol, protocol.validation)
+        names = [selection.label(data, i, protocol) for i in range(len(data.object_ids))]
         self.labels = np.array([protocol.classes.index(name) if name in protocol.classes else -1 for name in names])
         self.family = protocol.family
         self.config = self.family.configure(protocol.configuration())
@@ -373,11 +299,21 @@ class Trainer:
         }
         mean = float(np.mean(list(f1.values())))
         row = {"stage": stage, "step": step, "loss": round(loss, 4), "macro_f1": round(mean, 4)}
-        _log(self.output / "log.csv", row | {f"at_{n}": round(f1.get(n, math.nan), 4) for n in SELECT_AT})
+        _log(self.output / LOG, row | {f"at_{n}": round(f1.get(n, math.nan), 4) for n in SELECT_AT})
+        self._note(stage, step)
         better = mean > self.best or not step  # a stage that is measured by other labels begins with its own best
         if better:
             self.best, self.best_state = mean, _copied(self.mean)
         return better
+
+    def _note(self, stage: str, step: int) -> None:
+        """What the objective tells of its last step, if anything."""
+        if not (told := self.objective.log()):
+            return
+        with (self.output / NOTES).open("a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, **told}) + "\n")
+        if alarm := self.objective.alarm():
+            log.warning("%s, step %d: %s", stage, step, alarm)
 
     def _candidate(self, calibration: Calibration) -> Model:
         """The mean weights as they would be served."""
@@ -398,36 +334,26 @@ class Trainer:
 
     def _keep(self, optimiser: torch.optim.Optimizer) -> None:
         self._clock()
-        saved = {
-            "waited": self._waited, "archive": _card(self.protocol.archive).get("digest"),
-            "model": _copied(self.model), "mean": _copied(self.mean), "averaged": self.averaged, "best": self.best,
-            "best_state": self.best_state, "objective": self.objective.state_dict(), "done": self.done,
-            "seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "optimiser": optimiser.state_dict(),
-            "protocol": _plain(self.protocol),
+        state = {
+            "waited": self._waited, "model": _copied(self.model), "mean": _copied(self.mean), "averaged": self.averaged,
+            "best": self.best, "best_state": self.best_state, "objective": self.objective.state_dict(),
+            "done": self.done, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds,
+            "optimiser": optimiser.state_dict(),
         }  # fmt: skip
-        torch.save(saved, self.output / ".progress.pt")
-        os.replace(self.output / ".progress.pt", self.output / "progress.pt")
+        saved.write(self.output, self.protocol, state)
 
     def _resume(self) -> None:
-        path = self.output / "progress.pt"
-        if not path.exists():
-            (self.output / "log.csv").unlink(missing_ok=True)
+        found = saved.read(self.output, self.protocol)
+        if not found:
+            for name in (LOG, NOTES):
+                (self.output / name).unlink(missing_ok=True)
             return
-        try:
-            saved = torch.load(path, weights_only=True, map_location="cpu")
-        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-            raise ModelError(f"{path} is damaged ({str(error)[:80]}): remove it to start again") from error
-        archive_digest = _card(self.protocol.archive).get("digest")
-        if not _same(saved["protocol"], self.protocol) or saved.get("archive", archive_digest) != archive_digest:
-            raise ModelError(
-                f"{path} is of another configuration or archive: choose another output, or remove it to start again"
-            )
-        self.model.load_state_dict(saved["model"])
-        self.mean.load_state_dict(saved["mean"])
-        self.objective.load_state_dict(saved["objective"])
-        self.averaged, self.best, self.best_state = saved["averaged"], saved["best"], saved["best_state"]
-        self.done, self.seconds, self._saved_optimiser = saved["done"], saved["seconds"], saved["optimiser"]
-        self._waited, self.cpu_seconds = saved.get("waited", 0), saved.get("cpu_seconds", 0.0)
+        self.model.load_state_dict(found["model"])
+        self.mean.load_state_dict(found["mean"])
+        self.objective.load_state_dict(found["objective"])
+        self.averaged, self.best, self.best_state = found["averaged"], found["best"], found["best_state"]
+        self.done, self.seconds, self._saved_optimiser = found["done"], found["seconds"], found["optimiser"]
+        self._waited, self.cpu_seconds = found.get("waited", 0), found.get("cpu_seconds", 0.0)
 
     def _clock(self) -> None:
         """All the time that the run has taken, measurements included."""
@@ -458,31 +384,20 @@ class Trainer:
         metrics = evaluate.report(self._candidate(calibration), self.data, self.data.choose("test", True))
         self._clock()
         training = {
-            "command": command, "protocol": _plain(self.protocol), "seconds": round(self.seconds),
+            "command": command, "protocol": saved.plain(self.protocol), "seconds": round(self.seconds),
             "cpu_seconds": round(self.cpu_seconds),
             "device": self.chosen, "torch": torch.__version__, "skyheed": version("skyheed"),
-            "objects": len(stages(self.protocol, self.data)[0]), "selected_macro_f1": round(self.best, 4),
-            "archive": _card(self.protocol.archive), "started_from": self.started_from,
+            "objects": len(selection.stages(self.protocol, self.data)[0]), "selected_macro_f1": round(self.best, 4),
+            "archive": saved.card(self.protocol.archive), "started_from": self.started_from,
         }  # fmt: skip
         info = replace(self._info(calibration), training=training, metrics=metrics)
         made = checkpoint.save(self.output, self.best_state, info)
-        (self.output / "progress.pt").unlink(missing_ok=True)
+        (self.output / saved.PROGRESS).unlink(missing_ok=True)
         return made
 
 
 def _number(name: str) -> int:
     return int.from_bytes(name.encode(), "little") % 2**32
-
-
-def _plain(protocol: Protocol) -> dict[str, Any]:
-    """As JSON gives it back; where it is computed, and on how many cores, makes no other run."""
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(protocol).items()}
-    return {key: value for key, value in plain.items() if key not in ("device", "threads")}
-
-
-def _same(saved: Mapping[str, Any], protocol: Protocol) -> bool:
-    """Whether a run was of this protocol; keys that it did not know yet had their present defaults."""
-    return _plain(Protocol(archive="")) | dict(saved) == _plain(protocol)
 
 
 def _copied(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -501,13 +416,3 @@ def _log(path: Path, row: Mapping[str, Any]) -> None:
         if new:
             writer.writeheader()
         writer.writerow(row)
-
-
-def _card(path: str) -> dict[str, Any]:
-    if not Path(path).is_dir():
-        return {}
-    card = archive.Archive(path).card
-    digest = hashlib.sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return {key: card[key] for key in ("command", "seed", "objects", "stamps", "date") if key in card} | {
-        "digest": digest
-    }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from skyheed.classifier.models.base import parameters
-from skyheed.classifier.training import dataset, train
+from skyheed.classifier.training import dataset, selection, train
 from skyheed.classifier.training.dataset import Augmentation
 from skyheed.classifier.training.protocol import STEPS, Protocol
 
@@ -24,7 +24,7 @@ def text(protocol: Protocol) -> str:
     data = dataset.load(protocol.archive, bands=protocol.bands)
     with tempfile.TemporaryDirectory(prefix="skyheed-dry-run-") as folder:
         trainer = train.Trainer(protocol, data, Path(folder))
-        everything, confirmed = train.stages(protocol, data)
+        everything, confirmed = selection.stages(protocol, data)
         seconds = _step(trainer, everything)
     steps = {key: getattr(protocol, key) for key in STEPS if getattr(protocol, key)}
     counts = Counter(protocol.classes[label] for label in trainer.labels[everything])
@@ -43,7 +43,7 @@ def text(protocol: Protocol) -> str:
     )
 
 
-def _step(trainer: train.Trainer, indices: train.Indices) -> float:
+def _step(trainer: train.Trainer, indices: selection.Indices) -> float:
     """Seconds of one step."""
     p = trainer.protocol
     augmentation = Augmentation(p.longest, p.whole, p.truncate, p.stamps, drop=p.drop)
@@ -52,8 +52,8 @@ def _step(trainer: train.Trainer, indices: train.Indices) -> float:
     for turn in range(TRIED + 1):
         if turn == 1:
             began = time.monotonic()
-        chosen = rng.choice(indices, p.batch)
+        drawn = rng.choice(indices, p.batch)
         trainer.model.train()
-        views = [trainer.views(chosen, augmentation, rng) for _ in range(trainer.objective.views)]
+        views = [trainer.views(drawn, augmentation, rng) for _ in range(trainer.objective.views)]
         trainer.objective.loss(views, rng).backward()  # type: ignore[no-untyped-call]
     return (time.monotonic() - began) / TRIED

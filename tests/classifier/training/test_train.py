@@ -18,7 +18,7 @@ from skyheed.classifier.evaluation import evaluate
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.convention.network import ConvEntion
 from skyheed.classifier.scaling import Scaling
-from skyheed.classifier.training import calibration, dataset, grid, protocol, train
+from skyheed.classifier.training import calibration, dataset, grid, protocol, saved, selection, train
 from skyheed.classifier.training.dataset import Augmentation
 from skyheed.classifier.training.protocol import Protocol
 from skyheed.classifier.training.token_bank import Bank
@@ -55,7 +55,7 @@ def test_a_run_makes_a_checkpoint_with_everything_it_used(tmp_path: Path) -> Non
 
 def test_tokens_are_made_again_only_if_the_3d_cnn_has_changed(tmp_path: Path) -> None:
     trainer = train.Trainer(SMALL, made(LENGTHS), tmp_path)
-    everything, confirmed = train.stages(SMALL, trainer.data)
+    everything, confirmed = selection.stages(SMALL, trainer.data)
     first = trainer._bank_of(confirmed)
     assert trainer._bank_of(confirmed[:3]) is first
     more = trainer._bank_of(everything)
@@ -117,11 +117,11 @@ def test_a_finished_run_is_not_overwritten_by_another(tmp_path: Path) -> None:
 
 def test_a_run_knows_its_archive_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(SMALL, steps=0, head_steps=0, fine_steps=0, fine_head_steps=0)
-    monkeypatch.setattr(train, "_card", lambda _: {"digest": "before"})
+    monkeypatch.setattr(saved, "card", lambda _: {"digest": "before"})
     train.run(short, tmp_path / "done", "", made(FEW))
     trainer = train.Trainer(short, made(FEW), tmp_path)
     trainer._keep(torch.optim.AdamW(trainer.model.parameters()))
-    monkeypatch.setattr(train, "_card", lambda _: {"digest": "after"})
+    monkeypatch.setattr(saved, "card", lambda _: {"digest": "after"})
     with pytest.raises(ModelError, match="learnt from another archive of that name"):
         train.run(short, tmp_path / "done", "", made(FEW))
     with pytest.raises(ModelError, match="another configuration or archive"):
@@ -181,7 +181,7 @@ def test_the_second_stage_rehearses_a_share_of_all_labels(tmp_path: Path, share:
     data = made(FEW)
     sure = np.array([s != "train" or i % 2 == 0 for i, s in enumerate(data.split)])
     trainer = train.Trainer(replace(SMALL, rehearse=share), replace(data, confirmed=sure), tmp_path)
-    everything, confirmed = train.stages(trainer.protocol, trainer.data)
+    everything, confirmed = selection.stages(trainer.protocol, trainer.data)
     assert len(confirmed) < len(everything)
     drawn = trainer._draw(confirmed, 2000, np.random.default_rng(0), everything if share else train.NOTHING)
     assert len(drawn) == 2000
@@ -308,7 +308,7 @@ def test_shipped_configurations_can_be_read(path: Path) -> None:
 def test_few_objects_are_chosen_evenly_and_on_their_own_side(tmp_path: Path) -> None:
     few = replace(SMALL, objects=8, validation=4)
     trainer = train.Trainer(few, made([6] * 64), tmp_path)
-    everything, confirmed = train.stages(few, trainer.data)
+    everything, confirmed = selection.stages(few, trainer.data)
     assert np.bincount(trainer.labels[everything]).tolist() == [2, 2, 2, 2]
     assert np.bincount(trainer.labels[trainer.validation]).tolist() == [1, 1, 1, 1]
     assert set(everything) <= set(trainer.data.choose("train"))
@@ -316,7 +316,7 @@ def test_few_objects_are_chosen_evenly_and_on_their_own_side(tmp_path: Path) -> 
     assert set(confirmed) <= set(everything)
     skewed = made([6] * 64)
     skewed = replace(skewed, label=["AGN" if i % 16 < 13 else skewed.label[i] for i in range(64)])
-    natural, _ = train.stages(replace(few, objects=16, balanced=False), skewed)
+    natural, _ = selection.stages(replace(few, objects=16, balanced=False), skewed)
     assert len(natural) == 16
     assert np.mean([skewed.label[i] == "AGN" for i in natural]) > 0.6
     assert (
@@ -471,7 +471,7 @@ def test_own_classes_are_trained_scored_and_stand_in_the_checkpoint(
     assert (done.classes, done.taxonomy) == (("Even", "Odd"), "student-1")
     assert dict(done.class_ids) == {"Even": 7, "Odd": 9}
     served = serving.load(tmp_path / "out", survey="sdss", precision="float32")
-    data = train.of_known_classes(made(LENGTHS), run)
+    data = selection.of_known_classes(made(LENGTHS), run)
     p = served.classify([data.history(0)])[0].probabilities
     assert p.shape == (2,)
     assert evaluate.truth_of(data, np.array([0, 1, 2, 3]), served.info).tolist() == [0, 1, 0, 1]
