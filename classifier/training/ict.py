@@ -28,6 +28,7 @@ from skyheed.classifier.training.objectives import Objective, Setting, Views, pr
 
 HIDDEN, WIDTH = 512, 128  # of projector and predictor
 COLLAPSED = 0.5 / math.sqrt(WIDTH)  # half the scatter of a number of vectors that are even on the sphere
+SETTLED = 100  # steps before which the target knows no batch statistics and its projections are all alike
 MOMENTUM = 0.99  # with which the target's projector begins to follow
 
 
@@ -278,8 +279,8 @@ class Ict(Objective):
         return self._log
 
     def alarm(self) -> str:
-        """Rings when all projections have become one."""
-        if not self._log.get("collapsed"):
+        """Rings when all projections have become one, which those of the first steps are."""
+        if not self._log.get("collapsed") or int(self.steps) < SETTLED:
             return ""
         return (
             f"projections have collapsed: their scatter is {self._log['z_std']:.4f}, below {COLLAPSED:.4f}; lower the "

@@ -152,6 +152,14 @@ def test_the_divergence_is_shared_by_the_objects_to_learn_from_and_drives_toward
     whole = network.regularisation()
     network.objects = 50
     torch.testing.assert_close(network.regularisation(), whole / 50)
+    weaker = made(bayes=True, divergence=0.1)
+    weaker.load_state_dict(network.state_dict())
+    weaker.objects = 50
+    torch.manual_seed(3)
+    weaker(batch(weaker, SEEN))
+    torch.manual_seed(3)
+    network(batch(network, SEEN))
+    torch.testing.assert_close(weaker.regularisation(), network.regularisation() / 10)
     assert float(whole.detach()) > 1000
     plain: Network = made()
     assert float(plain.regularisation().detach()) == 0

@@ -1,13 +1,19 @@
 """The objective ict: each term by hand, what receives gradients, the queue, collapse, and its effect on a toy."""
 
 import copy
+import itertools
+import json
+import logging
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from data_tools import made
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from zoo_tools import SCALING, history
@@ -15,9 +21,10 @@ from zoo_tools import SCALING, history
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.base import Network, parameters
 from skyheed.classifier.models.family import preset
-from skyheed.classifier.training import ict, objectives
+from skyheed.classifier.training import ict, objectives, train
 from skyheed.classifier.training.ict import Branch, Ict, Queue, Settings, distance, divergence, joined
 from skyheed.classifier.training.objectives import Setting, Views
+from skyheed.classifier.training.protocol import Protocol
 
 
 def test_the_distance_on_the_sphere() -> None:
@@ -94,7 +101,7 @@ def branches(seed: int = 0, grad: bool = False) -> tuple[list[Branch], list[Bran
     return [made(True), made(True)], [made(False), made(False)], torch.tensor([0, 1, 0, 2, 1, 3])
 
 
-@pytest.mark.parametrize("positives", ["view+class", "view", "levels"])
+@pytest.mark.parametrize("positives", ["view+class", "view", "class", "levels"])
 @pytest.mark.parametrize("kl", ["views", "early"])
 def test_it_does_not_matter_which_view_is_the_first(positives: Any, kl: Any) -> None:
     online, target, labels = branches()
@@ -216,6 +223,63 @@ def test_what_it_learns_besides_the_network_is_as_large_as_said() -> None:
     assert parameters(objective.predictor) == 132_096
     assert objectives.extra_parameters({"name": "ict"}, objective.setting.network) == 329_728
     assert sum(p.numel() for p in objective.parameters() if p.requires_grad) == 329_728
+
+
+def test_a_run_notes_every_term_and_rings_when_projections_collapse(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Protocol(
+        "none", model="ict-convention", network={"cnn": "2d"}, steps=4, batch=4, every=2, longest=6, threads=1,
+        autocast=False,
+    )  # fmt: skip
+    data = made([4 + n % 5 for n in range(32)])
+    with caplog.at_level(logging.WARNING, "skyheed.train"):
+        train.run(run, tmp_path / "well", "", data)
+    assert not caplog.records
+    notes = [json.loads(line) for line in (tmp_path / "well" / "objective.jsonl").read_text().splitlines()]
+    assert [(n["stage"], n["step"]) for n in notes] == [("whole", 2), ("whole", 4)]
+    assert set(notes[0]) >= {"mse1", "mse2", "ce", "kl", "momentum", "z_std", "within_between", "collapsed"}
+    assert notes[1]["momentum"] > notes[0]["momentum"]
+
+    def one(self: Ict, batch: Any) -> Branch:
+        branch = self_target(self, batch)
+        return Branch(branch.h, branch.z[:1].expand_as(branch.z), branch.logits)
+
+    self_target = Ict._target
+    monkeypatch.setattr(Ict, "_target", one)
+    monkeypatch.setattr(ict, "SETTLED", 3)
+    with caplog.at_level(logging.WARNING, "skyheed.train"):
+        train.run(run, tmp_path / "ill", "", data)
+    (alarm,) = caplog.messages
+    assert "whole, step 4: projections have collapsed: their scatter is" in alarm
+
+
+def test_an_interrupted_run_has_the_same_target_queue_and_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Protocol(
+        "none", model="ict-convention", network={"cnn": "2d"}, steps=4, batch=4, every=2, longest=6, threads=1,
+        autocast=False,
+    )  # fmt: skip
+    data = made([4 + n % 5 for n in range(32)])
+    train.run(run, tmp_path / "whole", "", data)
+    step, count = train.Trainer.views, itertools.count(1)
+
+    def stops(self: train.Trainer, *given: Any) -> Views:
+        if next(count) == 6:  # two views a step: in the third one
+            raise KeyboardInterrupt
+        return step(self, *given)
+
+    monkeypatch.setattr(train.Trainer, "views", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(run, tmp_path / "cut", "", data)
+    monkeypatch.undo()
+    train.run(run, tmp_path / "cut", "", data)
+    notes = [(tmp_path / name / "objective.jsonl").read_text() for name in ("cut", "whole")]
+    assert notes[0] == notes[1]
+    cut, whole = (load_file(tmp_path / name / "weights.safetensors") for name in ("cut", "whole"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(cut[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_settings_are_checked() -> None:
