@@ -100,7 +100,7 @@ def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run:
     changes = {"archive": str(archive)} if archive else {}
     command = " ".join(["skyheed", *sys.argv[1:]])
     if dry_run:
-        runs = [row.config for row in grids.rows(config, changes)] if grid else [protocol.read(config, changes)]
+        runs = [row.configs[0] for row in grids.rows(config, changes)] if grid else [protocol.read(config, changes)]
         click.echo("\n\n".join(trials.text(one) for one in runs))
         return
     outputs.check_folder(output, ModelError)

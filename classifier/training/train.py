@@ -105,6 +105,7 @@ class Trainer:
         self.done: dict[str, int] = {}
         self.seconds, self._since = 0.0, time.monotonic()
         self.cpu_seconds, self._cpu_since = 0.0, time.process_time()
+        self._begun: dict[str, float] = {}  # stage -> CPU seconds before it
         self._saved_optimiser: dict[str, Any] | None = None
         self._waited = 0  # measurements of the stage since the last better one
         self._bank: tuple[dict[str, Tensor], Indices, Bank] | None = None
@@ -213,6 +214,7 @@ class Trainer:
     def _learn(self, name: str, steps: int, rate: float, parameters: Iterable[Parameter], step: Step) -> None:
         """Steps of one stage, the learning rate rising and falling once."""
         begun = self.done.get(name, 0)
+        self._begun.setdefault(name, self._spent())
         optimiser = torch.optim.AdamW(parameters, rate, weight_decay=self.protocol.weight_decay)
         if begun and self._saved_optimiser is not None:
             optimiser.load_state_dict(self._saved_optimiser)
@@ -338,7 +340,7 @@ class Trainer:
             "waited": self._waited, "model": _copied(self.model), "mean": _copied(self.mean), "averaged": self.averaged,
             "best": self.best, "best_state": self.best_state, "objective": self.objective.state_dict(),
             "done": self.done, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds,
-            "optimiser": optimiser.state_dict(),
+            "optimiser": optimiser.state_dict(), "begun": self._begun,
         }  # fmt: skip
         saved.write(self.output, self.protocol, state)
 
@@ -354,6 +356,7 @@ class Trainer:
         self.averaged, self.best, self.best_state = found["averaged"], found["best"], found["best_state"]
         self.done, self.seconds, self._saved_optimiser = found["done"], found["seconds"], found["optimiser"]
         self._waited, self.cpu_seconds = found.get("waited", 0), found.get("cpu_seconds", 0.0)
+        self._begun = found.get("begun", {})
 
     def _clock(self) -> None:
         """All the time that the run has taken, measurements included."""
@@ -362,13 +365,18 @@ class Trainer:
         self.cpu_seconds, self._cpu_since = self.cpu_seconds + cpu - self._cpu_since, cpu
 
     def _share_of_time(self, stage: str) -> float:
-        """How much of a stage's CPU time is gone; the stages on confirmed labels have the last part of it."""
+        """How much of a stage's CPU time is gone; the stages on confirmed labels have a part of it for themselves."""
         p = self.protocol
         if not p.cpu_seconds:
             return 0.0
-        first = p.cpu_seconds * (1 - FINE_SHARE if p.fine_steps or p.fine_head_steps else 1)
-        spent = self.cpu_seconds + time.process_time() - self._cpu_since
-        return (spent - first) / (p.cpu_seconds - first) if stage.startswith("fine") else spent / first
+        last = p.cpu_seconds * FINE_SHARE * bool(p.fine_steps or p.fine_head_steps)
+        if not stage.startswith("fine"):
+            return self._spent() / (p.cpu_seconds - last)
+        since = min(at for name, at in self._begun.items() if name.startswith("fine"))
+        return (self._spent() - since) / last
+
+    def _spent(self) -> float:
+        return self.cpu_seconds + time.process_time() - self._cpu_since
 
     def finish(self, command: str) -> Info:
         """Calibrate on the validation objects, score on the test objects, write the checkpoint.

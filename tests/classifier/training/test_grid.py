@@ -1,0 +1,149 @@
+"""Grids: order, time left, rows that fail, and tables that say what the runs' JSON says."""
+
+import json
+import logging
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from data_tools import made
+
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.training import dataset, grid, grid_table, protocol, selection, train
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = Path(protocol.__file__).parents[1] / "configs"
+EVEN = ("ConvEntion, 2-D", "vector", "ICT-ConvEntion, 2-D", "CNN+GRU", "SuperNNova", "ConvEntion, 3-D")
+
+
+def table_file(tmp_path: Path, runs: str) -> Path:
+    file = tmp_path / "t.toml"
+    common = 'name = "tiny"\narchive = "x"\nsteps = 1\nbatch = 4\nevery = 1\nthreads = 1\nautocast = false\n'
+    file.write_text(f"[common]\n{common}{runs}")
+    return file
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "load", lambda *_, **__: made([4 + n % 7 for n in range(32)]))
+
+
+def test_further_seeds_come_after_the_first_of_every_row_and_stand_in_its_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "AT_ONCE", 0.0)
+    file = table_file(
+        tmp_path,
+        '[[run]]\nname = "A"\nmodel = "lstm"\nseeds = [1, 2]\npublished = [55.24, 40.33]\n'
+        '[[run]]\nname = "B"\nmodel = "lstm"\nrate = 0.1\n',
+    )
+    with caplog.at_level(logging.INFO, "skyheed.train"):
+        said = grid.run_table(file, tmp_path / "out", {}, "make it")
+    started = [m for m in caplog.messages if m.startswith("run ")]
+    assert [m.split(";")[0] for m in started] == ["run 1 of 3: a", "run 2 of 3: b", "run 3 of 3: a-seed2"]
+    assert "left" not in started[0]
+    assert "minutes left" in started[1]
+    found = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert {name: len(made_) for name, made_ in found.items()} == {"A": 2, "B": 1}
+    assert [one["training"]["protocol"]["seed"] for one in found["A"]] == [1, 2]
+    assert said == grid_table.text(found) == (tmp_path / "out" / "table.md").read_text()
+    a, b = said.splitlines()[2:4]
+    assert a.startswith("| A")
+    assert " | 2: 0." in a
+    assert a.endswith(" | 55.24 / 40.33 |")
+    assert grid_table.UNLIKE in said.splitlines()[0]
+    assert b.startswith("| B")
+    assert a.count(" | ") == b.count(" | ") == said.splitlines()[0].count(" | ")
+
+
+def test_whatever_a_row_fails_of_the_others_are_made_and_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train.run
+
+    def fails(config: Any, *given: Any, **named: Any) -> Any:
+        if config.model == "sits-bert":
+            raise MemoryError("no room")
+        return run(config, *given, **named)
+
+    monkeypatch.setattr(train, "run", fails)
+    file = table_file(
+        tmp_path, '[[run]]\nname = "breaks"\nmodel = "sits-bert"\n[[run]]\nname = "works"\nmodel = "lstm"\n'
+    )
+    with pytest.raises(ModelError, match=r"1 of 2 runs failed.*MemoryError: no room"):
+        grid.run_table(file, tmp_path / "out", {}, "")
+    said = (tmp_path / "out" / "table.md").read_text()
+    assert "| works" in said
+    assert "Failed: breaks: MemoryError: no room" in said
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("seeds = [1, 1]", "seeds is .*: give a list of different whole numbers"),
+        ("seeds = 3", "seeds is 3: give a list"), ('seeds = ["a"]', "seed is 'a': give a whole number"),
+        ('published = ["much"]', "published is .*: give accuracy and macro-F1 in percent"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_is_refused(tmp_path: Path, keys: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        grid.rows(table_file(tmp_path, f'[[run]]\nname = "a"\n{keys}\n'), {})
+
+
+@pytest.mark.parametrize(("classes", "balanced", "trained"), [(4, 0.26, False), (4, 0.3, True), (3, 0.34, False)])
+def test_a_row_that_guesses_is_untrained(classes: int, balanced: float, trained: bool) -> None:
+    one = {"classes": ["x"] * classes, "at_the_end": {"balanced_accuracy": balanced}}
+    assert grid_table.trained(one) == trained
+
+
+@pytest.mark.parametrize("name", ["quick"])
+def test_the_committed_table_is_that_of_the_runs(name: str) -> None:
+    found = json.loads((ROOT / "docs" / "models" / f"{name}.json").read_text())
+    assert grid_table.text(found).strip() in (ROOT / "docs" / "models.md").read_text()
+
+
+def test_every_system_of_the_even_protocol_has_the_same_objects_and_time(tmp_path: Path) -> None:
+    rows = grid.rows(CONFIGS / "even.toml", {})
+    assert tuple(row.name for row in rows) == EVEN
+    same = {key: [] for key in ("cpu_seconds", "patience", "objects", "validation", "stamps", "every", "threads")}
+    data = made([6] * 64)
+    seen = []
+    for row in rows:
+        (config,) = row.configs
+        for key, values in same.items():
+            values.append(getattr(config, key))
+        seen.append([part.tolist() for part in selection.stages(config, data)])
+    assert all(len(set(values)) == 1 for values in same.values())
+    assert same["cpu_seconds"][0] == 7200
+    assert same["patience"][0] > 0
+    assert all(one == seen[0] for one in seen)
+    common = tomllib.loads((CONFIGS / "even.toml").read_text())["common"]
+    assert common["steps"] > 7200 * 100  # the time ends a row, not the steps
+
+
+def test_a_run_ends_early_when_nothing_gets_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.Trainer, "_measure", lambda self, stage, step, loss: step <= 2)
+    monkeypatch.setattr(train.Trainer, "finish", lambda self, command: SimpleNamespace(done=self.done, left=self.model))
+    steps: list[int] = []
+    monkeypatch.setattr(train.Trainer, "_update", lambda self, optimiser, loss: steps.append(1) or 0.0)
+    config = protocol.Protocol(
+        "none", model="lstm", steps=1000, cpu_seconds=7200, every=2, patience=3, batch=4, threads=1, autocast=False
+    )
+    train.run(config, tmp_path, "", dataset.load())
+    assert len(steps) == 2 + 3 * 2
+
+
+def test_a_second_stage_has_its_own_time_when_the_first_one_ended_early(tmp_path: Path) -> None:
+    config = protocol.Protocol(
+        "none", model="lstm", steps=10**6, fine_steps=10**6, cpu_seconds=1000, batch=4, threads=1, autocast=False
+    )
+    trainer = train.Trainer(config, dataset.load(), tmp_path)
+    trainer.cpu_seconds = 100.0  # the first stage did not get better any more
+    assert trainer._share_of_time("whole") == pytest.approx(100 / 850, rel=0.05)
+    trainer._begun["fine"] = 100.0
+    trainer.cpu_seconds = 175.0
+    assert trainer._share_of_time("fine") == pytest.approx(0.5, abs=0.05)
+    trainer.cpu_seconds = 250.0
+    assert trainer._share_of_time("fine") >= 1
