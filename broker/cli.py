@@ -589,17 +589,19 @@ def redrive(reason: str | None, **given: Any) -> None:
 @click.option("--rate", type=float, default=300.0, show_default=True, help="Alerts a second.")
 @click.option("--seed", type=int, default=2026, show_default=True)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default="demo.png", show_default=True)
-def demo(objects: int, rate: float, seed: int, output: str) -> None:
+@MODELS
+def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ...]) -> None:
     """Simulate an SDSS season, stream it through embedded servers, classify it live and score the answers.
 
     \b
     Example:  skyheed demo
+              skyheed demo --model convention --model vector --model supernnova
     """
     from skyheed.broker.local import demo as show
 
     outputs.check_picture(output, ConfigError)
     set_up_logging(level=logging.WARNING)
-    sys.exit(0 if show.run(objects, rate, seed, output) else 1)
+    sys.exit(0 if show.run(objects, rate, seed, output, model) else 1)
 
 
 def _sentence(error: OSError) -> str:

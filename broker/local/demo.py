@@ -14,10 +14,12 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config
 from skyheed.broker import replay as player
+from skyheed.broker.errors import ConfigError
 from skyheed.broker.local import demo_report
 from skyheed.broker.local import processes as stack
 from skyheed.broker.observation import BANDS
@@ -25,16 +27,16 @@ from skyheed.broker.results.record import Classification
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.subscribe import Subscriber
 from skyheed.broker.work import history_of
+from skyheed.classifier import taxonomy
 from skyheed.classifier.archives import reader as archives
 from skyheed.classifier.keeper import temporary_folder
+from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.base import Model
 from skyheed.classifier.names import printable
 from skyheed.classifier.progress import say
-from skyheed.classifier.serving import load
 from skyheed.classifier.sky import simulate
 
 SURVEY = "sdss"
-PRIOR = "1,1,1,1"  # the classes occur equally often in the demo's sky
 DRAIN_S = 120.0
 SHOWN = 6  # objects in the picture
 
@@ -42,10 +44,10 @@ SHOWN = 6  # objects in the picture
 class Listener(threading.Thread):
     """Subscribes to the classifications and prints them as they arrive."""
 
-    def __init__(self, kafka: str, topic: str, truth: Mapping[str, str]) -> None:
+    def __init__(self, kafka: str, topic: str, truth: Mapping[str, str], name: str = "") -> None:
         super().__init__(daemon=True)
         self.records: list[Classification] = []
-        self._truth = truth
+        self._truth, self._name = truth, name
         self._stream = Subscriber(kafka, topic=topic)
         self._error: Exception | None = None
 
@@ -54,7 +56,7 @@ class Listener(threading.Thread):
             with self._stream as stream:
                 for record in stream:
                     self.records.append(record)
-                    say(_line(record, self._truth.get(record.object_id, "?")))
+                    say(_line(record, self._truth.get(record.object_id, "?"), self._name))
         except Exception as error:  # shown by `last`, in the thread that can report it
             self._error = error
 
@@ -74,45 +76,85 @@ class Listener(threading.Thread):
             raise self._error
 
 
-def _line(record: Classification, truth: str) -> str:
+def _line(record: Classification, truth: str, name: str = "") -> str:
     bands = " ".join(f"{band}{count:<2d}" for band, count in sorted(record.stamps_per_band.items()))
     if record.top_class is None:
         answer = f"declined ({record.reason})"
     else:
         answer = f"{record.top_class:<8} {record.top_probability:4.0%} {'✓' if record.top_class == truth else ' '}"
     line = f"{record.object_id:<14} {bands:<22} {record.days_since_first:6.1f} d  {answer:<26} truth: {truth}"
+    line = f"{name:<14} {line}" if name else line
     return printable(line)
 
 
-def run(objects: int, rate: float, seed: int, output: str) -> bool:
+def run(objects: int, rate: float, seed: int, output: str, models: Sequence[str] = ()) -> bool:
     """Run the demo; True if the books balance.
 
     Args:
         objects: how many objects to simulate.
         rate: alerts a second.
         output: where the picture goes.
+        models: checkpoint directories or shipped weights, all served at once; the survey's default by default.
+
+    Raises:
+        ClassifierError: a model does not load.
+        ConfigError: one tells other classes apart than the demo's sky has.
     """
     began = time.monotonic()
     with temporary_folder("skyheed-demo-") as folder:
+        file = _configuration(folder, models or (SURVEY,))
+        settings = config.load(str(file), overrides={"survey": SURVEY})
+        served = daemon.load_models(settings)
         click.echo(f"1/4  simulating {objects} SDSS objects over one season (seed {seed})", err=True)
         simulate(SURVEY, objects, seed, folder / "archive", seasons=1, balanced=True)
         click.echo("2/4  starting Kafka, Valkey, ingest and worker", err=True)
         with stack.servers(None, None) as servers:
-            return _stream(servers, folder, rate, Path(output), began)
+            return _stream(servers, servers.settings(settings), served, folder, rate, Path(output), began)
 
 
-def _stream(servers: stack.Servers, folder: Path, rate: float, output: Path, began: float) -> bool:
-    settings = servers.settings(config.load(overrides={"survey": SURVEY}))
+def _configuration(folder: Path, models: Sequence[str]) -> Path:
+    """What the worker runs; the classes occur equally often in the demo's sky.
+
+    Raises:
+        ClassifierError: there is no such model.
+        ConfigError: it tells other classes apart.
+    """
+    lines = []
+    for name in models:
+        path = checkpoint.resolve(name, SURVEY)
+        classes = checkpoint.read_info(path).classes
+        if {taxonomy.among(own, classes) for own in taxonomy.CLASSES} != set(classes):
+            raise ConfigError(
+                f"{name} tells {', '.join(classes)} apart, the demo's sky holds {', '.join(taxonomy.CLASSES)}: choose "
+                "another model"
+            )
+        prior = ",".join("1" * len(classes))
+        asked = str(path) if Path(name) == path else name  # a name tells the weights' name among the survey's models
+        lines += ["[[work.models]]", f"model = {json.dumps(asked)}", f'prior = "{prior}"', ""]
+    file = folder / "demo.toml"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def _stream(
+    servers: stack.Servers, settings: config.Settings, served: Sequence[daemon.ServedModel], folder: Path, rate: float,
+    output: Path, began: float,
+) -> bool:  # fmt: skip
     archive = archives.Archive(folder / "archive")
     truth = dict(zip(archive.objects["object_id"].to_pylist(), archive.objects["class"].to_pylist(), strict=True))
     store, _, ledger = daemon.read_store(settings)
-    daemon.prepare_topics(settings, threading.Event())
-    arguments = stack.shared_arguments(settings, None)
+    daemon.prepare_topics(settings, threading.Event(), [one.topic for one in served])
+    arguments = stack.shared_arguments(settings, str(folder / "demo.toml"))
     ingest = stack.Daemon("ingest", [*arguments, "--debounce", "0"], folder / "ingest.log", servers.secrets)
-    worker = stack.Daemon("work", [*arguments, "--prior", PRIOR], folder / "work.log", servers.secrets)
+    worker = stack.Daemon("work", arguments, folder / "work.log", servers.secrets)
+    kafka = settings.kafka["bootstrap.servers"]
+    listeners = {
+        one.name: Listener(kafka, one.topic, _called(truth, one.model.classes), one.name if len(served) > 1 else "")
+        for one in served
+    }
     try:
-        listener = Listener(settings.kafka["bootstrap.servers"], settings.classification_topic, truth)
-        listener.start()
+        for listener in listeners.values():
+            listener.start()
         click.echo(f"3/4  replaying the season at {rate:.0f} alerts/s", err=True)
         sent = player.replay(
             settings.kafka, daemon.survey_of(settings), [str(folder / "archive")], daemon.alert_topics(settings)[0],
@@ -120,38 +162,60 @@ def _stream(servers: stack.Servers, folder: Path, rate: float, output: Path, beg
         )  # fmt: skip
         stack.wait_until(
             lambda: ledger.books().consumed >= sent and ledger.books().pending == 0,
-            "classifying what was sent", [ingest, worker], DRAIN_S,
+            "classifying what was sent", [ingest, worker], DRAIN_S * len(served),
         )  # fmt: skip
-        listener.wait_for({name: store.revision(name) for name in truth if store.revision(name)}, DRAIN_S)
+        newest = {name: store.revision(name) for name in truth if store.revision(name)}
+        for listener in listeners.values():
+            listener.wait_for(newest, DRAIN_S)
     finally:
         ingest.stop()
         worker.stop()
     click.echo("4/4  scoring", err=True)
     books = ledger.books()
-    result = _score(store, archive, truth, listener.records, output)
+    result = _score(store, truth, served, {name: one.records for name, one in listeners.items()}, output)
     click.echo(f"\n{books.to_text()}\n\npicture: {output}")
     summary = {**books.summary(), **result, "seconds": round(time.monotonic() - began, 1)}
     click.echo(json.dumps(summary))
     return books.balanced
 
 
+def _called(truth: Mapping[str, str], classes: Sequence[str]) -> dict[str, str]:
+    """The true classes as a model calls them that may know fewer kinds of supernovae."""
+    return {name: taxonomy.among(own, classes) for name, own in truth.items()}
+
+
 def _score(
-    store: SequenceStore, archive: archives.Archive, truth: Mapping[str, str], records: Sequence[Classification],
-    output: Path,
+    store: SequenceStore, truth: Mapping[str, str], served: Sequence[daemon.ServedModel],
+    records: Mapping[str, Sequence[Classification]], output: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    last = {r.object_id: r for r in sorted(records, key=lambda r: r.revision) if r.top_class}
-    model = load(SURVEY, survey=SURVEY, prior=PRIOR)
-    classes = model.classes
-    matrix = demo_report.confusion([truth[n] for n in last], [str(r.top_class) for r in last.values()], classes)
-    whole = {name: store.sequence(name) for name in last}
-    scores = [_score_at(cutoff, whole, truth, model) for cutoff in demo_report.CUTOFFS]
-    end = demo_report.score("the last stamp", matrix)
-    latency = demo_report.latency([r.classified_ms - r.kafka_ms for r in records])
-    click.echo("\n" + demo_report.text([*scores, end], matrix, classes))
+    """Scores of every model in one table; the picture and the latency are those of the first."""
+    whole = {name: store.sequence(name) for name in truth if store.revision(name)}
+    tables = {one.name: _scores_of(one.model, records[one.name], whole, truth) for one in served}
+    first = served[0]
+    scores, matrix = tables[first.name]
+    classes, own = first.model.classes, _called(truth, first.model.classes)
+    latency = demo_report.latency([r.classified_ms - r.kafka_ms for r in records[first.name]])
+    click.echo("\n" + demo_report.text({name: found for name, (found, _) in tables.items()}))
+    for one in served:
+        name = one.name if len(served) > 1 else ""
+        click.echo("\n" + demo_report.matrix_text(tables[one.name][1], one.model.classes, name))
     click.echo(f"\n  alert to classification: p50 {latency['p50']:.0f} ms, p99 {latency['p99']:.0f} ms")
+    end = scores[-1]
     title = f"skyheed demo, simulated SDSS: {end.objects} objects, accuracy {end.accuracy:.0%} at the end"
-    demo_report.plot(output, _tracks(whole, truth, records, classes), matrix, classes, title)
-    return {"latency_ms": latency, "accuracy": round(end.accuracy, 4), "macro_f1": round(end.macro_f1, 4)}
+    demo_report.plot(output, _tracks(whole, own, records[first.name], classes), matrix, classes, title)
+    summaries = {name: demo_report.summary(found) for name, (found, _) in tables.items()}
+    return {"latency_ms": latency, **summaries[first.name], "models": summaries}
+
+
+def _scores_of(
+    model: Model, records: Sequence[Classification], whole: Mapping[str, Any], truth: Mapping[str, str]
+) -> tuple[list[demo_report.Score], NDArray[np.int64]]:
+    """After so many stamps recomputed, at the end as published; and the confusion matrix of the end."""
+    classes, own = model.classes, _called(truth, model.classes)
+    last = {r.object_id: r for r in sorted(records, key=lambda r: r.revision) if r.top_class}
+    matrix = demo_report.confusion([own[n] for n in last], [str(r.top_class) for r in last.values()], classes)
+    scores = [_score_at(cutoff, whole, own, model) for cutoff in demo_report.CUTOFFS]
+    return [*scores, demo_report.score("the last stamp", matrix)], matrix
 
 
 def _score_at(cutoff: int, whole: Mapping[str, Any], truth: Mapping[str, str], model: Model) -> demo_report.Score:

@@ -1,6 +1,6 @@
 """What the demo shows at its end: scores, a text summary and a picture. Knows no servers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,29 @@ def latency(milliseconds: Sequence[int]) -> dict[str, float]:
     return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}
 
 
-def text(scores: Sequence[Score], matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
-    """The summary a person reads."""
+def text(models: Mapping[str, Sequence[Score]]) -> str:
+    """The scores of every model in one table; a single model needs no name."""
+    width = max(len(printable(name)) for name in models) + 2 if len(models) > 1 else 0
+    lines = [f"  {'model' if width else '':<{width}}after           objects  accuracy  macro-F1"]
+    for name, scores in models.items():
+        first = f"  {printable(name) if width else '':<{width}}"
+        lines += [f"{first}{s.label:<15} {s.objects:7d}  {s.accuracy:8.1%}  {s.macro_f1:8.1%}" for s in scores]
+    return "\n".join(lines)
+
+
+def matrix_text(matrix: NDArray[np.int64], classes: Sequence[str], name: str = "") -> str:
+    """A confusion matrix, with the model's name if there are several."""
     classes = [printable(c) for c in classes]
     width = max(len(c) for c in classes) + 2
-    lines = ["  after           objects  accuracy  macro-F1"]
-    lines += [f"  {s.label:<15} {s.objects:7d}  {s.accuracy:8.1%}  {s.macro_f1:8.1%}" for s in scores]
-    lines += ["", "  truth \\ answer" + "".join(c.rjust(width) for c in classes)]
+    lines = [f"  {printable(name)}"] if name else []
+    lines += ["  truth \\ answer" + "".join(c.rjust(width) for c in classes)]
     lines += [f"  {c:<14}" + "".join(str(n).rjust(width) for n in row) for c, row in zip(classes, matrix, strict=True)]
     return "\n".join(lines)
+
+
+def summary(scores: Sequence[Score]) -> dict[str, float]:
+    """Of the last of these scores, for the line of JSON."""
+    return {"accuracy": round(scores[-1].accuracy, 4), "macro_f1": round(scores[-1].macro_f1, 4)}
 
 
 def plot(path: Path, tracks: Sequence[Track], matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> None:

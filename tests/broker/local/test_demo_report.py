@@ -33,10 +33,26 @@ def test_latency_percentiles() -> None:
 
 def test_the_text_names_every_class_and_cutoff() -> None:
     matrix = np.eye(4, dtype=np.int64)
-    text = demo_report.text([demo_report.score("3 stamps", matrix)], matrix, CLASSES)
-    assert all(name in text for name in CLASSES)
+    text = demo_report.text({"convention": [demo_report.score("3 stamps", matrix)]})
     assert "3 stamps" in text
     assert "100.0%" in text
+    assert "convention" not in text
+    shown = demo_report.matrix_text(matrix, CLASSES)
+    assert all(name in shown for name in CLASSES)
+    assert demo_report.matrix_text(matrix, CLASSES, "vector").splitlines()[0].strip() == "vector"
+
+
+def test_several_models_stand_in_one_table() -> None:
+    good, bad = np.eye(4, dtype=np.int64), np.eye(4, dtype=np.int64)[::-1]
+    scores = {
+        "convention": [demo_report.score("3 stamps", good), demo_report.score("the last stamp", good)],
+        "vector": [demo_report.score("3 stamps", bad), demo_report.score("the last stamp", good)],
+    }
+    head, *lines = demo_report.text(scores).splitlines()
+    assert head.split() == ["model", "after", "objects", "accuracy", "macro-F1"]
+    assert [line.split()[0] for line in lines] == ["convention"] * 2 + ["vector"] * 2
+    assert [line.split()[-1] for line in lines] == ["100.0%", "100.0%", "0.0%", "100.0%"]
+    assert demo_report.summary(scores["vector"]) == {"accuracy": 1.0, "macro_f1": 1.0}
 
 
 def test_the_picture_is_written(tmp_path: Path) -> None:
