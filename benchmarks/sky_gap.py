@@ -14,7 +14,6 @@ import argparse
 import csv
 import io
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,15 +27,15 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, optimize, stats
+from scipy import stats
 
 from skyheed.broker.errors import PacketError
 from skyheed.broker.packets.fits import read_image
 from skyheed.classifier.archives.reader import Archive
+from skyheed.classifier.sky.measured import SNR, gaussian, sky_noise, star_width
 from skyheed.classifier.sky.render import noise_area
 from skyheed.classifier.sky.surveys import ZTF
 
-FWHM = 2.3548  # of a Gaussian of sigma 1
 # As index.csv and as archives name them; a real packet of another label, or of none, counts in `ALL` alone.
 CLASSES = {
     "AGN": "AGN", "SNIa": "SN", "SNother": "SN", "SNOther": "SN", "Variable/stellar": "Variable",
@@ -44,8 +43,6 @@ CLASSES = {
 }  # fmt: skip
 ALL = "all"
 BANDS = {1: "g", 2: "r", 3: "i"}
-SNR = 15.0  # of the brightest pixel, over the sky: sources whose width and place are measured
-NARROWEST, WIDEST = 1.2, 8.0  # FWHM of a star, pixels: cosmic rays are narrower
 QUANTITIES = {
     "fwhm": "FWHM of stars (pixels)",
     "phase": "place of the source in its pixel (pixels, both axes)",
@@ -144,51 +141,6 @@ def magnitude(flux: float) -> float:
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
-
-
-def sky_noise(image: NDArray[np.float32]) -> float:
-    """Standard deviation of the sky, from neighbouring pixels' differences, so that slopes and hosts hardly count."""
-    known = image[np.isfinite(image)]
-    if known.size < image.size // 2:
-        return math.nan
-    apart = image[:, 2:] - image[:, :-2]  # two pixels: resampling makes neighbours alike
-    apart = apart[np.isfinite(apart)]
-    return float(1.4826 * np.median(np.abs(apart - np.median(apart))) / math.sqrt(2))
-
-
-def gaussian(cut: NDArray[np.float32], noise: float) -> tuple[float, float, float] | None:
-    """(x, y, FWHM) of a round Gaussian on a level, from the middle of an odd square; None where none fits."""
-    middle = cut.shape[0] // 2
-    v, u = np.indices(cut.shape) - float(middle)
-    known = np.isfinite(cut)
-    if not known.all() or cut[middle, middle] - np.median(cut) < SNR / 3 * noise:
-        return None
-
-    def model(_: Any, height: float, x: float, y: float, sigma: float, level: float) -> Values:
-        return np.asarray((height * np.exp(-0.5 * ((u - x) ** 2 + (v - y) ** 2) / sigma**2) + level).ravel())
-
-    start = (float(cut.max() - np.median(cut)), 0.0, 0.0, 1.0, float(np.median(cut)))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optimize.OptimizeWarning)
-            fit, _ = optimize.curve_fit(model, 0, cut.ravel().astype(float), p0=start, maxfev=300)
-    except RuntimeError:
-        return None
-    width = abs(float(fit[3])) * FWHM
-    return (
-        (float(fit[1]), float(fit[2]), width)
-        if NARROWEST < width < WIDEST and max(abs(fit[1]), abs(fit[2])) < 2
-        else None
-    )
-
-
-def star_width(image: NDArray[np.float32], noise: float) -> float:
-    """FWHM (pixels) of the sharpest bright source; NaN without any: galaxies are wider than the stars beside them."""
-    smooth = ndimage.gaussian_filter(np.nan_to_num(image - np.float32(np.nanmedian(image))), 1.0)
-    peaks = (smooth == ndimage.maximum_filter(smooth, 9)) & (smooth > SNR * noise)
-    peaks[:6], peaks[-6:], peaks[:, :6], peaks[:, -6:] = False, False, False, False
-    found = (gaussian(image[y - 4 : y + 5, x - 4 : x + 5], noise) for y, x in zip(*np.nonzero(peaks), strict=True))
-    return min((fit[2] for fit in found if fit), default=math.nan)
 
 
 def place_in_pixel(difference: NDArray[np.float32]) -> tuple[float, float]:

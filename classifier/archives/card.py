@@ -14,7 +14,8 @@ OBJECT_FIELDS = {
     "redshift": "NaN for stars and where unknown",
     "ra, dec": "degrees, ICRS",
     "peak_mjd": "maximum light; for AGN and variables the brightest epoch of the sequence",
-    "origin": "`real` (images), `rendered` (images painted from real photometry) or `simulated`",
+    "origin": "`real` (images), `rendered` (images painted from real photometry), `painted` (simulated sources on real "
+    "templates) or `simulated`",
     "split": "train, validation or test (70, 10, 20 %), from the object's name",
     "first_alert_mjd": "time of the first alert",
     "parameters": "JSON; what the object was made from",

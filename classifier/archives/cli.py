@@ -29,6 +29,10 @@ def archive() -> None:
     type=click.Path(path_type=Path),
     help="Spectral template of SNe Ia (Hsiao's FITS file, a SALT3 folder) instead of our own light curves.",
 )
+@click.option(
+    "--scenes", type=click.Path(path_type=Path),
+    help="Archive of real packets (build-packets) on whose templates the objects are painted (ztf, lsst).",
+)  # fmt: skip
 @click.option("--most", type=int, default=12, show_default=True, help="Alerts of an object (ztf, lsst).")
 @click.option("--processes", type=int, help="Processes; by default one per core.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
@@ -40,6 +44,7 @@ def simulate(
     seasons: int,
     balanced: bool,
     template: Path | None,
+    scenes: Path | None,
     most: int,
     processes: int | None,
     overwrite: bool,
@@ -54,7 +59,8 @@ def simulate(
 
     run(
         survey, objects, seed, output,
-        seasons=seasons, balanced=balanced, template=template, most=most, processes=processes, overwrite=overwrite,
+        seasons=seasons, balanced=balanced, template=template, most=most, scenes=scenes, processes=processes,
+        overwrite=overwrite,
     )  # fmt: skip
     click.echo(f"{output}: {Archive(output).card['stamps']} stamps of {objects} objects")
 

@@ -7,8 +7,9 @@
       stamps/part-*.parquet  one row per stamp; every object is one row group; may hold photometry and context
 
 A stamp is stored as little-endian float16 in units of a quarter of its own sky noise (`stamp_unit` nJy), rounded to
-whole units in the sky: that adds 0.5 % to the variance of the noise (the step of `fpack -q 4`, Pence et al. 2010,
-PASP 122, 1065), cannot overflow below 16,000 times the sky noise in one pixel, and compresses to 40 % of float16.
+whole units in the sky (templates, which are deeper, to 1/32 of them): that adds 0.5 % to the variance of the noise (the
+step of `fpack -q 4`, Pence et al. 2010, PASP 122, 1065), cannot overflow below 16,000 times the sky noise in one pixel,
+and compresses to 40 % of float16.
 Readers return float32 nJy. Rows run from south to north, columns from east to west (unless `rotation` says how the
 camera was turned), and the source is in pixel [n // 2, n // 2], counted from 0, give or take the astrometric error.
 Archives of real packets hold model-ready stamps instead (`Archive.normalised`), which are not normalised again.

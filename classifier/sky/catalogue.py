@@ -23,7 +23,7 @@ BLEND = 1.5  # arcsec within which a catalogue sees one source
 # Of 1,069 catalogue sources in 443 real ZTF packets: 8 to 19 % have the score 0.5 that means "not known", at r = 15 to
 # 17 the score of 7 in 8 of the others is above 0.7, at 21 to 22 that of 1 in 4.
 NO_SCORE = 0.14
-SHARP, CONFUSED = 4.2, 0.55  # logit of a star's score when bright, and at r = 22.5
+SHARP, CONFUSED = 4.8, 0.55  # logit of a star's score when bright, and at r = 22.5
 SCORE_SCATTER = 1.6
 NO_COLOUR = 0.08  # chance that a band of a source is missing; of fragments of a galaxy `RAGGED`
 RAGGED = 0.4

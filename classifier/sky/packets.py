@@ -119,22 +119,31 @@ def contexts(
     rng: np.random.Generator, survey: Survey, seen: Observed, measured: tuple[Array, Array], sent: NDArray[np.intp]
 ) -> list[dict[str, float]]:
     """What each packet says of the object's place and past."""
-    (flux, error), visits = measured, seen.visits
+    (flux, _), visits = measured, seen.visits
     field = observe_field(rng, survey, seen.target, visits.band, seen.contents)
+    found = []
+    for at, past in zip(sent, seasons_past(rng, survey, seen, measured, sent), strict=True):
+        others = {"galactic_latitude": seen.b, **past}
+        magnitude = float(njy_to_magnitude(abs(flux[at])))
+        found.append(context_of(rng, survey, field, int(visits.band[at]), magnitude, others))
+    return found
+
+
+def seasons_past(
+    rng: np.random.Generator, survey: Survey, seen: Observed, measured: tuple[Array, Array], sent: NDArray[np.intp]
+) -> list[dict[str, float]]:
+    """Detections, visits and age that each packet counts; those of earlier years are drawn."""
+    (flux, error), visits = measured, seen.visits
     weak = np.abs(flux) > WEAK * error
     weak[sent] = True
     before, past, since = _past(rng, survey, seen, float(weak.mean()))
     more = max(COUNTED[0] * np.exp(rng.normal(0, COUNTED[1])), 1.0)
     first = visits.mjd[np.argmax(weak)] - since
-    found = []
+    found: list[dict[str, float]] = []
     for at in sent:
-        own = 1 + (more * weak[:at].sum()).astype(int)
-        others = {
-            "galactic_latitude": seen.b, "detections": past + own,
-            "visits": max(before + int(more * (at + 1)), past + own), "age_days": float(visits.mjd[at] - first),
-        }  # fmt: skip
-        magnitude = float(njy_to_magnitude(abs(flux[at])))
-        found.append(context_of(rng, survey, field, int(visits.band[at]), magnitude, others))
+        own = past + 1 + int(more * weak[:at].sum())
+        covered = max(before + int(more * (at + 1)), own)
+        found.append({"detections": own, "visits": covered, "age_days": float(visits.mjd[at] - first)})
     return found
 
 

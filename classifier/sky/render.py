@@ -211,6 +211,18 @@ def _expose(
     return _Exposures(_images(survey, beam), _images(survey, beam * scenes), beam, scenes, place)
 
 
+def point_images(rng: np.random.Generator, survey: Survey, fwhm: Array, offset: Array) -> Image:
+    """Point sources of flux 1, [n, size, size].
+
+    Args:
+        fwhm: [n] arcsec.
+        offset: [2, n] arcsec, (x, y) from the middle pixel.
+    """
+    e1, e2 = rng.normal(0, ELLIPTICITY, (2, len(fwhm)))
+    place = (survey.size // 2) * survey.pixel + offset
+    return _images(survey, _optics(survey, fwhm, e1, e2) * _shift(survey, *place))
+
+
 def _column(values: Array) -> Image:
     """[n] -> float32 [n, 1, 1]."""
     return np.asarray(values, np.float32)[:, None, None]

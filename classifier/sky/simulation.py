@@ -7,6 +7,7 @@ import threading
 from collections.abc import Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +31,7 @@ from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.sky.conditions import Visits
 from skyheed.classifier.sky.objects import Observed, Wish, observe
 from skyheed.classifier.sky.packets import alerts_of
+from skyheed.classifier.sky.painted import TRIES, Scene, name_in, painted, scaled, scenes_of, suited
 from skyheed.classifier.sky.render import Rendered, render
 from skyheed.classifier.sky.surveys import AB_ZERO, Survey, survey_named
 from skyheed.classifier.sky.targets import DETECTION
@@ -71,6 +73,12 @@ KEPT = {
     False: "The sequence holds **every** exposure of the season at the object's position (forced, as in Bairouk et al. "
     "2023); what is no alert is forced photometry.",
 }
+
+
+PAINTED = (
+    " What stands still is real: the objects are painted on templates of real packets, with their noise, PSF width and "
+    "catalogues, turned and flipped; an object is in the split of its packet's object (`scene` in its parameters)."
+)
 
 
 def plan(objects: int, seed: int, *, balanced: bool) -> list[Wish]:
@@ -124,6 +132,28 @@ def simulate_object(
     images = render(rng, survey, seen.visits, seen.sources, seen.target.flux, seen.target.reference)
     rows = sequence_rows(survey, seen.visits, images, seen.target.flux, first_id)
     return _describe(survey, seed, number, wish, seen), rows
+
+
+def paint_object(
+    survey: Survey, seed: int, number: int, wish: Wish, seasons: int, ia: IaTemplate, most: int, scenes: list[Scene]
+) -> Member:
+    """One simulated object on a real scene; depends on nothing but its arguments.
+
+    Raises:
+        ArchiveError: the scenes suit no such object.
+    """
+    rng = np.random.default_rng([seed, _code(survey.name), number, 0x5CE])
+    first_id = ((seed & 0x7FFFFF) << 40) + (number << 12)
+    for _ in range(TRIES):
+        scene = suited(rng, scenes, wish.truth)
+        seen = scaled(observe(rng, survey, seed, int(rng.integers(seasons)), wish, ia), scene, survey)
+        made = painted(rng, survey, seen, scene, first_id, most) if seen else None
+        if seen and made:
+            thing = _describe(survey, seed, number, wish, seen)
+            facts = {**thing.parameters, "scene": scene.object_id}
+            name = name_in(scene.split, thing.object_id)
+            return replace(thing, object_id=name, origin="painted", parameters=facts), *made
+    raise ArchiveError(f"no {wish.truth} is detected on {TRIES} of the scenes: add packets")
 
 
 def _code(name: str) -> int:
@@ -197,11 +227,16 @@ def _simulate_part(
     template: Path | None,
     directory: Path,
     most: int,
+    scenes: Path | None,
     task: tuple[int, list[tuple[int, Wish]]],
 ) -> list[dict[str, Any]]:
     """Runs in a worker: simulate the objects of one part and write them."""
     part, wishes = task
     survey, ia = survey_named(survey_name), load_template(template)
+    if scenes is not None:
+        real = scenes_of(scenes, survey)
+        made = (paint_object(survey, seed, number, wish, seasons, ia, most, real) for number, wish in wishes)
+        return write_part(directory, part, made, normalised=True)
     made = (simulate_object(survey, seed, number, wish, seasons, ia, most) for number, wish in wishes)
     return write_part(directory, part, made)
 
@@ -216,6 +251,7 @@ def simulate(
     balanced: bool = False,
     template: Path | None = None,
     most: int = MOST,
+    scenes: str | Path | None = None,
     processes: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
@@ -231,10 +267,11 @@ def simulate(
         balanced: equal classes and no wrong labels, instead of the published mixture.
         template: a spectral template of SNe Ia (`templates.load_template`) instead of our own light curves.
         most: alerts of an object, where the survey sends alerts for detections alone.
+        scenes: an archive of real packets on whose templates the objects are painted (`painted`).
         processes: by default one per core.
 
     Raises:
-        ArchiveError: unknown survey, impossible numbers, or `out` exists.
+        ArchiveError: unknown survey, impossible numbers, scenes that cannot be used, or `out` exists.
     """
     sky = survey_named(survey)
     if not 1 <= seasons <= len(sky.cadence.seasons):
@@ -242,13 +279,19 @@ def simulate(
     if not 0 <= seed < 2**23:
         raise ArchiveError(f"the seed must be from 0 to {2**23 - 1}, not {seed}")
     ia = load_template(template)
+    scenes = None if scenes is None else Path(scenes)
+    if scenes is not None:
+        if not sky.detections_only:
+            raise ArchiveError(f"{survey} sends no templates: --scenes is for ztf and lsst")
+        scenes_of(scenes, sky)  # what is wrong is said before the work
     wishes = list(enumerate(plan(objects, seed, balanced=balanced)))
     tasks = [
         (part, wishes[start : start + OBJECTS_PER_PART])
         for part, start in enumerate(range(0, len(wishes), OBJECTS_PER_PART))
     ]
-    with ArchiveWriter(out, _card(sky, objects, seed, seasons, balanced, ia, most), overwrite=overwrite) as writer:
-        work = partial(_simulate_part, survey, seed, seasons, template, writer.directory, most)
+    card = _card(sky, objects, seed, seasons, balanced, ia, most, scenes)
+    with ArchiveWriter(out, card, overwrite=overwrite) as writer:
+        work = partial(_simulate_part, survey, seed, seasons, template, writer.directory, most, scenes)
         with progress_bar(None, "simulating", objects, show=progress, unit=" objects") as bar:
             each = _each(work, tasks, processes or len(os.sched_getaffinity(0)))
             with contextlib.closing(each):  # its processes end with us
@@ -293,10 +336,19 @@ def _end_with(parent: Connection) -> None:
 
 
 def _card(
-    survey: Survey, objects: int, seed: int, seasons: int, balanced: bool, template: IaTemplate, most: int
+    survey: Survey,
+    objects: int,
+    seed: int,
+    seasons: int,
+    balanced: bool,
+    template: IaTemplate,
+    most: int,
+    scenes: Path | None,
 ) -> dict[str, Any]:
     mixture = (" --balanced" if balanced else "") + (f" --most {most}" if survey.detections_only else "")
     other = "" if template is STANDARD else f" --template {template.name}"
+    # without its folders: where a user keeps it is nobody's business
+    other += "" if scenes is None else f" --scenes {scenes.name}"
     share = ", ".join(f"{label} {share:.0%}" for label, share in MISTAKES.items())
     labels = (
         "all classes equally often, no label is wrong"
@@ -312,7 +364,7 @@ def _card(
             detection=DETECTION,
             search=survey.search,
             alerts=survey.alert_rule,
-            kept=KEPT[survey.detections_only],
+            kept=KEPT[survey.detections_only] + ("" if scenes is None else PAINTED),
             labels=labels,
             ia=template.name,
         ),
