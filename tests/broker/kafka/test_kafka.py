@@ -385,11 +385,11 @@ def test_killed_and_started_again(apache_kafka: embedded.Server, caplog: pytest.
                 return False
             return True
 
-        until(published, 40)
-        until(lambda: take() or len(set(found)) == 100, 40)
-        until(lambda: take() or len(set(found)) == 100, 40)
+        until(published, 90)
+        until(lambda: take() or len(set(found)) == 100, 90)
     said = [r.getMessage() for r in caplog.records if r.name == "skyheed.kafka"]
-    assert [("is away" in line, "is back" in line) for line in said] == [(True, False), (False, True)], said
+    said = [line for line in said if "waiting for it" in line or "is back" in line]  # not that an id is unknown so long
+    assert ["is back" in line for line in said] == [False, True], said
     assert set(found) == set(names(100))
     with BatchConsumer(settings, [topic], "g", drain=True) as consumer:
         assert read(consumer) == []
