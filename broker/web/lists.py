@@ -107,12 +107,12 @@ def light_curve(described: Mapping[str, Any]) -> bytes:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["mjd_tai", "band", "flux_njy", "flux_error_njy", "mag_ab", "mag_error", "kind", "source_id"])
     epochs, points = described["epochs"], described["photometry"]
-    rows: list[Any] = [[*row, "epoch", source] for *row, source in _columns(epochs, "source_id")]
+    rows: Any = [[*row, "epoch", source] for *row, source in _columns(epochs, "source_id")]
     rows += [[*row, ""] for row in _columns(points, "kind")] if points else []
     rows.sort(key=lambda row: row[0])
     writer.writerows(rows)
     return out.getvalue().encode()
 
 
-def _columns(found: Mapping[str, Any], last: str) -> Iterator[tuple[Any, ...]]:
+def _columns(found: Mapping[str, Any], last: str) -> Iterator[Any]:
     return zip(*(found[name] for name in (*_LIGHT, last)), strict=True)

@@ -10,7 +10,7 @@ from skyheed.broker.observation import BANDS
 
 DEFAULT_RADIUS = 5.0  # arcsec
 LARGEST_RADIUS = 3600.0
-_NUMBER = r"[+-]?\d{1,4}(?:\.\d{0,20})?"
+_NUMBER = r"[+-]?\d{1,6}(?:\.\d{0,20})?"
 _DEGREES = re.compile(rf"\s*({_NUMBER})(?:\s*,\s*|\s+)({_NUMBER})(?:(?:\s*,\s*|\s+)({_NUMBER}))?\s*")
 _SIXTY = r"(\d{{1,3}})[:hd\s]\s*(\d{{1,2}})[:m'′\s]\s*(\d{{1,2}}(?:\.\d{{0,9}})?)[s\"″]?"
 _SEXAGESIMAL = re.compile(

@@ -1,0 +1,66 @@
+"""A stream with classified objects, and its page, for the tests of both."""
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from stream_tools import altered, ingest_all, publish, save_checkpoint, sdss_alert, settings_for
+
+from skyheed.broker import app as daemon
+from skyheed.broker import config, metrics, serve
+from skyheed.broker.kafka import client as kafka
+from skyheed.broker.local import embedded
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "../../etc/passwd",
+    "a/b/stamps.npz",
+    "'\"><img src=x onerror=alert(1)>",
+    "{{7*7}}${7*7}%0d%0aSet-Cookie: x=1",
+    "x" * 250,
+    "עברית و عربى 星",
+    "~Li4",
+    "..",
+    "=1+1",
+    "a%2Fb?c#d&e",
+    "\\\\host\\share",
+)
+
+
+def page_settings(kafka_address: str, redis: embedded.Server, folder: Path, **options: Any) -> config.Settings:
+    """Settings of a stream with topics of its own."""
+    prefix = f"web{uuid.uuid4().hex[:10]}"
+    model = str(save_checkpoint(folder, "sdss"))
+    own = {"topics.prefix": prefix, "work.model": model, "work.device": "cpu", "work.threads": 1, **options}
+    own = {"work.precision": "float32", **own}
+    return settings_for(kafka_address, redis.url, "sdss", f"{prefix}.alerts.sdss", **own)
+
+
+def send(settings: config.Settings, objects: dict[str, Sequence[int]]) -> None:
+    """Alerts of objects, by their numbers; ids that no archive would take, too."""
+    alerts = [altered(sdss_alert("plain", n), objectId=name) for name, numbers in objects.items() for n in numbers]
+    publish(settings, settings.alert_topic, alerts)
+
+
+def classify(settings: config.Settings) -> None:
+    """Store what was sent and classify what is due, as the daemons do."""
+    ingest_all(settings)
+    stop = threading.Event()
+    served = daemon.load_models(settings)
+    daemon.join(settings, served, stop)
+    for model in served:
+        with kafka.Publisher(settings.kafka) as publisher:
+            worker = daemon.make_worker(settings, model, publisher, metrics.WorkMetrics(settings.survey))
+            worker.run(stop, drain=True)
+
+
+@contextlib.contextmanager
+def page_of(settings: config.Settings, folder: Path, **options: Any) -> Iterator[httpx.Client]:
+    """A client of a page of its own."""
+    chosen = serve.Options(port=0, index=folder / "index.sqlite", **options)
+    with serve.serving(settings, chosen) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
