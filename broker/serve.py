@@ -1,20 +1,17 @@
 """`skyheed serve`: the page and its JSON API, on this machine unless a token protects it."""
 
-import asyncio
 import contextlib
 import hashlib
 import ipaddress
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config
@@ -47,6 +44,7 @@ class Options:
         token: that opens the page; needed unless the address is this machine's own.
         index: the file; by default one in the user's cache for each survey and Kafka.
         processes: that recompute.
+        limits: whether a client may ask only so often.
     """
 
     host: str = HOST
@@ -56,6 +54,7 @@ class Options:
     index: Path | None = None
     processes: int = 1
     limit_s: float = LIMIT_S
+    limits: bool = True
 
 
 def read_token(path: Path) -> str:
@@ -132,7 +131,7 @@ def parts(settings: config.Settings, options: Options) -> Iterator[Web]:
     hosts = tuple(dict.fromkeys(("localhost", "127.0.0.1", "::1", options.host.strip("[]"), *options.names)))
     follower.start()
     try:
-        yield Web(settings, index, hub, objects, Status(sources), pool, token, hosts)
+        yield Web(settings, index, hub, objects, Status(sources), pool, token, hosts, options.limits)
     finally:
         follower.stop()
         pool.close()
@@ -142,15 +141,11 @@ def parts(settings: config.Settings, options: Options) -> Iterator[Web]:
 
 
 class Server(uvicorn.Server):
-    """Ends open streams before it waits for them.
+    """Ends open streams before it waits for them."""
 
-    Args:
-        begun: called with the page's address once it answers.
-    """
-
-    def __init__(self, settings: uvicorn.Config, web: Web, begun: Callable[[str], None]) -> None:
+    def __init__(self, settings: uvicorn.Config, web: Web) -> None:
         super().__init__(settings)
-        self._web, self._begun = web, begun
+        self._web = web
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: an end in order, with status 0 as of every daemon, which uvicorn would end by the same signal."""
@@ -158,73 +153,69 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer, and say where."""
-        await super().startup(sockets)
-        if self.started and self.servers:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            self._begun(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+
+def listen(options: Options) -> socket.socket:
+    """A socket that listens, so that a taken port is known before anything is started.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    host = options.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, options.port), family=family, backlog=256)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"the page cannot be served at {host}:{options.port} ({reason}): choose another --host or --port"
+        ) from error
 
 
-def server_of(web: Web, options: Options, begun: Callable[[str], None] = lambda _url: None) -> Server:
+def address(listening: socket.socket) -> str:
+    """The page's address."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def server_of(web: Web) -> Server:
     """A server that is ready to run."""
-    application: FastAPI = page.make(web)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     made = uvicorn.Config(
-        application, host=options.host.strip("[]"), port=options.port, log_config=None, access_log=False,
-        server_header=False, timeout_graceful_shutdown=STOP_S, timeout_keep_alive=20, proxy_headers=False,
-        h11_max_incomplete_event_size=65_536, limit_concurrency=2_000, lifespan="on",
+        page.make(web), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=STOP_S,
+        timeout_keep_alive=20, proxy_headers=False, h11_max_incomplete_event_size=65_536, limit_concurrency=2_000,
+        lifespan="on",
     )  # fmt: skip
-    return Server(made, web, begun)
+    return Server(made, web)
 
 
 def run(settings: config.Settings, options: Options, say: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        say: told the address once the page answers.
+        say: told the address before the first answer.
 
     Raises:
         ConfigError: a setting that cannot work, or an address that cannot be listened on.
     """
     check(options)
-    with parts(settings, options) as web:
+    with listen(options) as listening, parts(settings, options) as web:
         web.pool.start()
-        server = server_of(web, options, say)
+        say(address(listening))
         with contextlib.suppress(KeyboardInterrupt):
-            _until_ended(server, options)
-
-
-def _until_ended(server: Server, options: Options) -> None:
-    try:
-        server.run()
-    except SystemExit as ended:  # uvicorn's way to say that it could not listen
-        if not server.started:
-            where = f"{options.host}:{options.port}"
-            raise ConfigError(f"the page cannot be served at {where}: choose another --host or --port") from ended
-        raise
+            server_of(web).run(sockets=[listening])
 
 
 @contextlib.contextmanager
 def serving(settings: config.Settings, options: Options) -> Iterator[str]:
     """Serve in a thread for as long as the block lasts; gives the address."""
     check(options)
-    with parts(settings, options) as web:
-        found: list[str] = []
-        server = server_of(web, options, found.append)
-        thread = threading.Thread(target=asyncio.run, args=(server.serve(),), name="serve", daemon=True)
+    with listen(options) as listening, parts(settings, options) as web:
+        server = server_of(web)
+        thread = threading.Thread(target=server.run, args=([listening],), name="serve", daemon=True)
         thread.start()
-        _wait(lambda: bool(found) or not thread.is_alive())
-        if not found:
-            raise ConfigError(f"the page cannot be served at {options.host}:{options.port}: choose another --port")
         try:
-            yield found[0]
+            yield address(listening)
         finally:
             web.hub.close()
             server.should_exit = True
             thread.join(STOP_S + 5)
-
-
-def _wait(ready: Callable[[], bool], limit_s: float = 60.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not ready() and time.monotonic() < deadline:
-        time.sleep(0.02)

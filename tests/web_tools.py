@@ -61,6 +61,6 @@ def classify(settings: config.Settings) -> None:
 @contextlib.contextmanager
 def page_of(settings: config.Settings, folder: Path, **options: Any) -> Iterator[httpx.Client]:
     """A client of a page of its own."""
-    chosen = serve.Options(port=0, index=folder / "index.sqlite", **options)
+    chosen = serve.Options(**{"port": 0, "index": folder / "index.sqlite", "limits": False, **options})
     with serve.serving(settings, chosen) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client

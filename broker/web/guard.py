@@ -22,7 +22,7 @@ FREE = ("/static/", "/login")  # that need no token
 RECOMPUTED = ("/prefixes", "/what-if", "/influence", "/saliency")
 # requests a second and how many at once, by client: of everything, and of what a model computes
 RATE, BURST = 50.0, 400.0
-COSTLY_RATE, COSTLY_BURST = 2.0, 20.0
+COSTLY_RATE, COSTLY_BURST = 5.0, 40.0
 CLIENTS = 10_000  # that are remembered
 
 POLICY = (

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -106,13 +106,12 @@ def light_curve(described: Mapping[str, Any]) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["mjd_tai", "band", "flux_njy", "flux_error_njy", "mag_ab", "mag_error", "kind", "source_id"])
-    epochs, points = described["epochs"], described["photometry"]
-    rows: Any = [[*row, "epoch", source] for *row, source in _columns(epochs, "source_id")]
-    rows += [[*row, ""] for row in _columns(points, "kind")] if points else []
-    rows.sort(key=lambda row: row[0])
-    writer.writerows(rows)
+    rows: list[list[Any]] = []
+    rows += [[*row[:-1], "epoch", row[-1]] for row in _columns(described["epochs"], "source_id")]
+    rows += [[*row, ""] for row in _columns(described["photometry"], "kind")]
+    writer.writerows(sorted(rows, key=lambda row: float(row[0])))
     return out.getvalue().encode()
 
 
-def _columns(found: Mapping[str, Any], last: str) -> Iterator[Any]:
-    return zip(*(found[name] for name in (*_LIGHT, last)), strict=True)
+def _columns(found: Mapping[str, Any] | None, last: str) -> list[tuple[Any, ...]]:
+    return list(zip(*(found[name] for name in (*_LIGHT, last)), strict=True)) if found else []

@@ -26,6 +26,10 @@ WAITING = 8  # requests that may wait for a process; more are told to come again
 MISSING = "torch is not installed here: pip install 'skyheed[classifier]' (everything else on this page works without)"
 
 
+def _torch_is_there() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
 @dataclass(frozen=True)
 class Task:
     """What is to be computed: a name of `web.explain.TASKS`, of a model, a history, and what else it needs."""
@@ -45,7 +49,7 @@ class Pool:
 
     def __init__(self, settings: config.Settings, processes: int = 1, limit_s: float = LIMIT_S) -> None:
         self._settings, self._limit_s = settings, limit_s
-        self.missing = "" if importlib.util.find_spec("torch") else MISSING
+        self.missing = "" if _torch_is_there() else MISSING
         self._free: queue.LifoQueue[_Process] = queue.LifoQueue()
         self._seats = threading.BoundedSemaphore(processes + WAITING)
         self._all = [_Process(settings) for _ in range(0 if self.missing else processes)]

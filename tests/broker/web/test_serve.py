@@ -1,0 +1,260 @@
+"""Who may see the page, and what happens to it while servers, tokens, clients and models misbehave."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from test_page_api import API, eventually
+from web_tools import classify, page_of, page_settings, send
+
+from skyheed.broker import cli, config, serve
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.local import embedded
+from skyheed.broker.web import recompute
+from skyheed.broker.web.guard import COSTLY_BURST, Rates
+from skyheed.broker.web.recompute import Pool, Task
+from skyheed.classifier.history import History
+
+TOKEN = "a-token-for-the-tests-0123456789"
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
+
+
+@pytest.fixture
+def settings(kafka: embedded.Server, valkey: embedded.Server, tmp_path: Path) -> config.Settings:
+    made = page_settings(kafka.address, valkey, tmp_path / "model")
+    send(made, {"a": range(4), "b": range(4)})
+    classify(made)
+    return made
+
+
+def objects(client: httpx.Client) -> set[str]:
+    return {row["object_id"] for row in client.get(f"{API}/objects").json()["rows"]}
+
+
+def stream_of(url: str, last: str | None = None, query: str = "", stop: Any = None) -> tuple[list[dict[str, Any]], str]:
+    """Rows of the stream until `stop` is true of them, and the last event's id."""
+    headers = {"Last-Event-ID": last} if last is not None else {}
+    rows: list[dict[str, Any]] = []
+    id_ = last or ""
+    deadline = time.monotonic() + 60
+    with httpx.stream("GET", f"{url}{API[1:]}/events{query}", headers=headers, timeout=30) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        kind = ""
+        for line in answer.iter_lines():
+            assert time.monotonic() < deadline
+            name, _, value = line.partition(": ")
+            if name == "id":
+                id_ = value
+            elif name == "event":
+                kind = value
+            elif name == "data" and kind == "classifications":
+                rows += json.loads(value)["rows"]
+            elif not line and stop(rows, id_):
+                return rows, id_
+    return rows, id_
+
+
+class TestStream:
+    def test_a_reader_that_comes_back_misses_nothing_also_over_a_restart(
+        self, settings: config.Settings, tmp_path: Path
+    ) -> None:
+        with page_of(settings, tmp_path) as client:
+            eventually(lambda: objects(client) == {"a", "b"})
+            url = str(client.base_url)
+            nothing, first = stream_of(url, stop=lambda _rows, id_: bool(id_))
+            assert nothing == []
+            everything, second = stream_of(url, "", stop=lambda rows, _: len(rows) >= 2)
+            assert {row["object_id"] for row in everything} == {"a", "b"}
+            assert second == first, "ids say the same place"
+            send(settings, {"c": range(5)})
+            classify(settings)
+            eventually(lambda: "c" in objects(client))
+        send(settings, {"d": range(5)})  # while the page is not there
+        classify(settings)
+        with page_of(settings, tmp_path) as client:
+            url = str(client.base_url)
+            rows, third = stream_of(url, first, stop=lambda rows, _: len(rows) >= 2)
+            assert [row["object_id"] for row in rows] == ["c", "d"]
+            live: list[str] = []
+
+            def read() -> None:
+                found, _ = stream_of(url, third, "?min_epochs=6", stop=lambda rows, _: len(rows) >= 1)
+                live.extend(row["object_id"] for row in found)
+
+            reader = threading.Thread(target=read, daemon=True)
+            reader.start()
+            send(settings, {"e": range(4), "f": range(6)})
+            classify(settings)
+            reader.join(60)
+            assert live == ["f"], "filters hold in the stream"
+
+    def test_an_index_that_is_made_anew_repeats_nothing_to_a_reader(
+        self, settings: config.Settings, tmp_path: Path
+    ) -> None:
+        with page_of(settings, tmp_path) as client:
+            eventually(lambda: objects(client) == {"a", "b"})
+            _, last = stream_of(str(client.base_url), stop=lambda _rows, id_: bool(id_))
+        for file in tmp_path.glob("index.sqlite*"):
+            file.unlink()
+        send(settings, {"g": range(4)})
+        classify(settings)
+        with page_of(settings, tmp_path) as client:
+            rows, _ = stream_of(str(client.base_url), last, stop=lambda rows, _: len(rows) >= 1)
+            assert [row["object_id"] for row in rows] == ["g"]
+            assert eventually(lambda: objects(client) == {"a", "b", "g"}), "the topics have all of it"
+
+    def test_a_strange_place_to_go_on_from(self, settings: config.Settings, tmp_path: Path) -> None:
+        with page_of(settings, tmp_path) as client:
+            with client.stream("GET", f"{API}/events", headers={"Last-Event-ID": "x"}) as answer:
+                lines = answer.iter_lines()
+                assert any(line == "event: gap" for _, line in zip(range(10), lines, strict=False))
+            assert client.get(f"{API}/events", headers={"Last-Event-ID": "y" * 20_000}).status_code == 422
+
+    def test_a_damaged_index_is_made_anew(self, settings: config.Settings, tmp_path: Path) -> None:
+        (tmp_path / "index.sqlite").write_bytes(b"no database at all" * 1000)
+        with page_of(settings, tmp_path) as client:
+            eventually(lambda: objects(client) == {"a", "b"})
+
+
+class TestAway:
+    def test_redis_away_and_back(self, kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path) -> None:
+        settings = page_settings(kafka.address, durable_valkey, tmp_path / "model")
+        send(settings, {"a": range(4)})
+        classify(settings)
+        with page_of(settings, tmp_path) as client:
+            eventually(lambda: objects(client) == {"a"})
+            durable_valkey.kill()
+            eventually(lambda: not client.get(f"{API}/state").json()["redis"]["ok"])
+            found = client.get(f"{API}/objects/a").json()
+            assert found["source"] == "index"
+            assert found["epochs"] is None
+            assert "away" in found["notice"]
+            assert client.get(f"{API}/objects/b").status_code == 503
+            assert client.get(f"{API}/objects/a/stamps.npz").status_code == 503
+            assert objects(client) == {"a"}
+            for path in ("/", "/objects", "/status", "/object/a"):
+                assert client.get(path, headers={"accept": "text/html"}).status_code == 200, path
+            assert client.get(f"{API}/status").json()["notices"]
+            durable_valkey.restart()
+            eventually(lambda: client.get(f"{API}/state").json()["redis"]["ok"])
+            assert client.get(f"{API}/objects/a").json()["source"] == "redis"
+
+    def test_kafka_away_from_the_start(self, valkey: embedded.Server, tmp_path: Path) -> None:
+        settings = page_settings("127.0.0.1:9", valkey, tmp_path / "model")
+        with page_of(settings, tmp_path) as client:
+            found = eventually(lambda: (s := client.get(f"{API}/state").json())["kafka"]["ok"] or s)
+            assert found["kafka"]["ok"] is False
+            assert "127.0.0.1:9" in found["kafka"]["sentence"]
+            assert client.get("/", headers={"accept": "text/html"}).status_code == 200
+            assert client.get("/status", headers={"accept": "text/html"}).status_code == 200
+
+
+class TestWho:
+    def test_a_token_opens_the_page(self, settings: config.Settings, tmp_path: Path) -> None:
+        with page_of(settings, tmp_path, token=TOKEN) as client:
+            assert client.get(f"{API}/state").status_code == 401
+            assert client.get(f"{API}/state", headers={"authorization": "Bearer wrong"}).status_code == 401
+            assert client.get(f"{API}/state", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+            redirect = client.get("/", headers={"accept": "text/html"})
+            assert (redirect.status_code, redirect.headers["location"]) == (303, "/login")
+            assert client.get("/login", headers={"accept": "text/html"}).status_code == 200
+            assert client.post("/login", data={"token": "wrong"}).status_code == 403
+            for away in ("//evil.example", "https://evil.example", "/\\evil", "/\r\nx: y"):
+                assert client.post("/login", data={"token": TOKEN, "next": away}).headers["location"] == "/"
+            client.cookies.clear()
+            opened = client.post("/login", data={"token": TOKEN, "next": "/status"})
+            assert opened.headers["location"] == "/status"
+            cookie = opened.headers["set-cookie"]
+            assert "httponly" in cookie.lower()
+            assert "samesite=strict" in cookie.lower()
+            assert TOKEN not in cookie
+            page = client.get("/status", headers={"accept": "text/html"})
+            assert page.status_code == 200
+            assert TOKEN not in page.text
+
+    def test_other_addresses_need_a_token(self) -> None:
+        for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
+            with pytest.raises(ConfigError, match="--token-file"):
+                serve.check(serve.Options(host=host))
+            serve.check(serve.Options(host=host, token=TOKEN))
+        for host in ("127.0.0.1", "localhost", "::1", "127.0.0.2"):
+            serve.check(serve.Options(host=host))
+
+    def test_the_verb_refuses_before_it_starts(self, tmp_path: Path) -> None:
+        short = tmp_path / "token"
+        short.write_text("short\n")
+        words = ["serve", "--survey", "sdss", "--kafka", "127.0.0.1:9", "--host", "0.0.0.0"]
+        refused = CliRunner().invoke(cli.skyheed, words)
+        assert isinstance(refused.exception, ConfigError)
+        refused = CliRunner().invoke(cli.skyheed, [*words, "--token-file", str(short)])
+        assert "fewer than 16" in str(refused.exception)
+
+    def test_a_port_that_is_taken(self, settings: config.Settings, tmp_path: Path) -> None:
+        with page_of(settings, tmp_path) as client:
+            port = client.base_url.port
+            chosen = serve.Options(port=port or 0, index=tmp_path / "other.sqlite")
+            with pytest.raises(ConfigError, match="choose another"), serve.serving(settings, chosen):
+                pass
+
+    def test_too_many_requests(self, settings: config.Settings, tmp_path: Path) -> None:
+        with page_of(settings, tmp_path, limits=True) as client:
+            codes = [client.get(f"{API}/objects/nobody/prefixes").status_code for _ in range(int(2 * COSTLY_BURST))]
+            assert codes[0] == 404
+            assert codes[-1] == 429
+            answer = client.get(f"{API}/objects/nobody/prefixes")
+            assert int(answer.headers.get("retry-after", 1)) >= 1
+            assert client.get(f"{API}/state").status_code == 200, "other requests have a limit of their own"
+
+    def test_rates_remember_a_bounded_number_of_clients(self) -> None:
+        rates = Rates(1.0, 1.0)
+        for n in range(20_000):
+            assert rates.take(f"10.0.{n // 256}.{n % 256}") == 0
+        assert len(rates._clients) <= 10_000
+
+
+class TestPool:
+    def test_without_torch_the_rest_works(
+        self, settings: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(recompute, "_torch_is_there", lambda: False)
+        with page_of(settings, tmp_path) as client:
+            eventually(lambda: objects(client) == {"a", "b"})
+            said = client.get(f"{API}/state").json()["recompute"]
+            assert said["ok"] is False
+            assert "torch" in said["sentence"]
+            refused = client.get(f"{API}/objects/a/prefixes")
+            assert refused.status_code == 503
+            assert "torch is not installed" in refused.json()["detail"]
+            assert client.get("/object/a", headers={"accept": "text/html"}).status_code == 200
+
+    def test_a_computation_that_takes_too_long_is_ended_and_the_next_one_works(
+        self, settings: config.Settings, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("torch")
+        with page_of(settings, tmp_path, limit_s=0.001) as client:
+            eventually(lambda: objects(client) == {"a", "b"})
+            late = client.get(f"{API}/objects/a/influence")
+            assert late.status_code == 504
+            assert "longer than" in late.json()["detail"]
+        with page_of(settings, tmp_path) as client:
+            assert client.get(f"{API}/objects/a/influence").status_code == 200
+
+    def test_a_process_that_dies_is_started_again(self, settings: config.Settings) -> None:
+        pytest.importorskip("torch")
+        pool = Pool(settings)
+        try:
+            import numpy as np
+
+            history = History(np.arange(3.0), np.zeros(3, np.uint8), {"science": np.zeros((3, 32, 32), np.float16)})
+            task = Task("prefixes", "", history, {})
+            assert len(pool.run(task)["prefixes"]) == 3
+            pool._all[0]._process.kill()
+            pool._all[0]._process.join()
+            assert len(pool.run(task)["prefixes"]) == 3
+        finally:
+            pool.close()
