@@ -43,7 +43,7 @@ class Follower(threading.Thread):
         super().__init__(name="follow", daemon=True)
         self._settings, self._index, self._news = settings, index, news
         self._stop_asked = threading.Event()
-        self.trouble = "Kafka has not answered yet"
+        self.trouble = f"Kafka at {settings.kafka['bootstrap.servers']} has not answered yet"
         self.behind: int | None = None
         self.bad = 0
 

@@ -109,7 +109,8 @@ def light_curve(described: Mapping[str, Any]) -> bytes:
     rows: list[list[Any]] = []
     rows += [[*row[:-1], "epoch", row[-1]] for row in _columns(described["epochs"], "source_id")]
     rows += [[*row, ""] for row in _columns(described["photometry"], "kind")]
-    writer.writerows(sorted(rows, key=lambda row: float(row[0])))
+    rows.sort(key=lambda row: float(row[0]))
+    writer.writerows(rows)
     return out.getvalue().encode()
 
 
