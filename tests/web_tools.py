@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+from state_tools import deliveries, observation
 from stream_tools import altered, ingest_all, publish, save_checkpoint, sdss_alert, settings_for
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config, metrics, serve
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import embedded
+from skyheed.broker.results import record
+from skyheed.broker.state.histories import HEADER
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -56,6 +60,42 @@ def classify(settings: config.Settings) -> None:
         with kafka.Publisher(settings.kafka) as publisher:
             worker = daemon.make_worker(settings, model, publisher, metrics.WorkMetrics(settings.survey))
             worker.run(stop, drain=True)
+
+
+def publish_news(settings: config.Settings, objects: dict[str, int]) -> None:
+    """Classifications of objects with so many epochs, as a worker would publish them, without one."""
+    kafka.ensure_topics(settings.kafka, {settings.classification_topic: {}}, 3, 1)
+    messages = [
+        (settings.classification_topic, name.encode(), record.encode(news(settings.survey, name, epochs)), None)
+        for name, epochs in objects.items()
+    ]
+    with kafka.Publisher(settings.kafka) as publisher:
+        publisher.publish_all(messages)
+
+
+def news(survey: str, name: str, epochs: int, revision: int = 1, model: str = "test") -> record.Classification:
+    """One classification that nobody made."""
+    header = np.zeros(epochs, HEADER)
+    header["mjd"] = 60000 + np.arange(epochs)
+    header["source_id"] = np.arange(epochs) + 1
+    header["ra"], header["dec"] = 10 + sum(name.encode()) / 1000, 0.5
+    header["kafka_ms"] = header["ingest_ms"] = 1_700_000_000_000
+    made = record.Provenance("0", "none", "0", "0" * 64, "none", "none", "none")
+    p = 0.5 + (sum(name.encode()) % 50) / 100
+    answer = [("SNIa", 111, p), ("AGN", 221, 1 - p)] if epochs > 2 else None
+    return record.Classification.of(
+        survey, name, revision, header, answer, "too_few_stamps", made, 1_700_000_001_000 + revision, model
+    )  # fmt: skip
+
+
+def keep(settings: config.Settings, objects: dict[str, int]) -> None:
+    """Put histories of objects with so many epochs into Redis, without any packet."""
+    seen = [
+        observation(name, source_id=n + 1, mjd=60000.0 + n, band="gri"[n % 3])
+        for name, epochs in objects.items()
+        for n in range(epochs)
+    ]
+    daemon.connect_store(settings)[0].store(deliveries(seen))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config, pulse
-from skyheed.broker.errors import SkyheedError
+from skyheed.broker.errors import ServiceUnavailable, SkyheedError
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.kafka import deadletter
 from skyheed.broker.state import client as redis
@@ -90,10 +90,10 @@ class Status:
             "state": self.state(), "notices": notices, "books": _explained(books) if books else None,
             "queues": self._try(notices, "queues", self._queues), "due": self._try(notices, "due", self._due) or [],
             "daemons": self._try(notices, "daemons", self._daemons) or [],
-            "lag": self._try(notices, "lag", self._lag, LETTERS_S) or [],
+            "lag": self._of_kafka(notices, "lag", self._lag) or [],
             "latency_ms": percentiles(self._s.index.latencies()), "throughput": self._throughput(),
             "shares": by_night(self._s.index.shares()),
-            "dead_letters": self._try(notices, "letters", self._letters, LETTERS_S) or {"reasons": {}, "letters": []},
+            "dead_letters": self._of_kafka(notices, "letters", self._letters) or {"reasons": {}, "letters": []},
             "models": self.models(),
         }  # fmt: skip
 
@@ -115,6 +115,8 @@ class Status:
         Raises:
             ServiceUnavailable, ServiceError: Kafka is away, or refuses us.
         """
+        if self._s.follower.trouble:
+            raise ServiceUnavailable(self._s.follower.trouble)
         found: list[deadletter.DeadLetter] = self._once("read letters", LETTERS_S, self._read_letters)[1]
         return found
 
@@ -136,6 +138,13 @@ class Status:
             if sentence not in notices:
                 notices.append(sentence)
             return None
+
+    def _of_kafka(self, notices: list[str], name: str, make: Callable[[], T]) -> T | None:
+        """As `_try`; while Kafka is away nobody waits for it, and what it said last is shown."""
+        if trouble := self._s.follower.trouble:
+            notices += [trouble] if trouble not in notices else []
+            return self._kept[name].value if name in self._kept else None
+        return self._try(notices, name, make, LETTERS_S)
 
     def _redis(self) -> str:
         try:
