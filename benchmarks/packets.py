@@ -101,7 +101,14 @@ def _candidate(rng: np.random.Generator, jd: float, fid: int, candid: int, ra: f
     values |= dict(zip(FLOATS, rng.normal(size=len(FLOATS)), strict=True))
     values |= {name: int(n) for name, n in zip(INTEGERS, rng.integers(0, 9999, len(INTEGERS)), strict=True)}
     values |= {name: f"{name}_{candid % 97}_scimrefdiffimg.fits.fz" for name in STRINGS}
-    values["magzpsci"] = GAIN_ZERO_POINT
+    values |= {
+        "magzpsci": GAIN_ZERO_POINT,
+        "programid": 1,
+        "rb": 0.9,
+        "drb": 0.99,
+        "ssdistnr": -999.0,
+        "diffmaglim": 20.5,
+    }
     return values
 
 

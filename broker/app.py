@@ -18,6 +18,7 @@ from skyheed.broker.ingest import Budget, Ingest, Intake
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.kafka import deadletter
 from skyheed.broker.kafka.connection import check_options
+from skyheed.broker.packets import surveys
 from skyheed.broker.packets.container import Decoder, SchemaSource
 from skyheed.broker.packets.surveys import Survey, load_survey
 from skyheed.broker.results import record as records
@@ -66,7 +67,13 @@ def survey_of(settings: config.Settings) -> Survey:
     """
     if not settings.survey:
         raise ConfigError("no survey: add --survey, SKYHEED_SURVEY or survey = ... to the configuration")
-    return load_survey(settings.survey, settings.ingest.stamp or None, settings.ingest.bands or None)
+    own = settings.ingest
+    wanted = surveys.Wanted(
+        images=own.images or None, skip=own.skip,
+        least_score=None if own.least_score < 0 else own.least_score,
+        solar_system_arcsec=None if own.solar_system_arcsec < 0 else own.solar_system_arcsec,
+    )  # fmt: skip
+    return load_survey(settings.survey, own.stamp or None, own.bands or None, wanted)
 
 
 def with_survey(settings: config.Settings) -> config.Settings:
@@ -339,7 +346,7 @@ def make_worker(
     from skyheed.broker.portions import Hand
     from skyheed.broker.work import Output, Pace, Worker
 
-    agreement = layout.of_worker(settings.redis, served.model.info.bands)
+    agreement = layout.of_worker(settings.redis, served.model.info.bands, served.model.needs.images)
     store, queue, _ = connect_store(settings, served.name, agreement)
     measured.begin(served.name)
     output = Output(

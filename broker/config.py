@@ -60,6 +60,10 @@ class IngestSettings:
     batch_s: float = 2.0  # of decoding, likewise
     batch_wait_s: float = 0.2
     stamp: str = ""  # science, difference or template; empty: the survey's default
+    images: tuple[str, ...] = ()  # kinds of stamps to keep, science among them; empty: all that the survey sends
+    skip: tuple[str, ...] = ("not_public", "artefact", "solar_system")  # sound packets to leave out; [] for none
+    least_score: float = -1.0  # of being real, 0 to 1, below which a detection is an artefact; -1: the survey's own
+    solar_system_arcsec: float = -1.0  # a detection this close to a known object is one; -1: the survey's own
     bands: str = ""  # bands to keep; empty: all of the survey's
     debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
     max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB

@@ -16,6 +16,7 @@ DAY_S = 86_400.0
 LARGEST_BYTES = 2**30
 LARGEST_MESSAGE = 64 * 2**20  # what our own topics take
 LONGEST_GROUP = 249
+LARGEST_ARCSEC = 30  # as far as ZTF looks for solar-system objects
 LONGEST_MODEL_NAME = 48
 Rule = tuple[bool, str]
 
@@ -106,6 +107,14 @@ def _stream_rules(settings: "Settings") -> list[Rule]:
             f"ingest.group must not be empty: 1 to {LONGEST_GROUP} characters that can be printed",
         ),
         (_is_port(ingest.metrics_port), "ingest.metrics_port must be 0 (none) to 65535"),
+        (
+            ingest.least_score == -1 or 0 <= ingest.least_score <= 1,
+            "ingest.least_score must be 0 (no detection is an artefact) to 1, or -1 for the survey's own",
+        ),
+        (
+            ingest.solar_system_arcsec == -1 or 0 <= ingest.solar_system_arcsec <= LARGEST_ARCSEC,
+            f"ingest.solar_system_arcsec must be 0 to {LARGEST_ARCSEC}, or -1 for the survey's own",
+        ),
         (
             _is_count(topics.partitions, 10_000),
             "topics.partitions must be at least 1, at most 10000, or -1 for the cluster's default",

@@ -99,7 +99,8 @@ class Worker:
         self.model = model
         self.publisher = publisher
         self.output = output
-        self.lane = Lane(output.model, model.kept_as, model.needs.span, bool(model.needs.images))
+        needs = model.needs
+        self.lane = Lane(output.model, model.kept_as, needs.span, needs.images, needs.photometry, needs.context)
         self.metrics = metrics
         self.pace = pace
         self.portions = Portions(pace.hand, pace.lease_s, model.needs, self.lane)
@@ -296,8 +297,10 @@ def history_of(stored: StoredSequence, survey: str) -> History:
     """A sequence as models take it."""
     header, span = stored.header, max(stored.span, 1)
     shown = np.array([n for n in range(len(header)) if n // span not in stored.tokens], np.int64)
+    images = {"science": stored.stamps, **stored.images} if stored.looked else {}
     return History(
-        header["mjd"], header["band"], {"science": stored.stamps} if stored.looked else {}, shown, stored.tokens,
+        header["mjd"], header["band"], images, shown, stored.tokens,
+        photometry=stored.photometry, context=stored.context,
         flux=header["flux"], flux_error=header["flux_error"], object_id=stored.object_id, survey=survey,
         source_id=header["source_id"], ra=header["ra"], dec=header["dec"], flags=header["flags"],
     )  # fmt: skip
@@ -365,6 +368,7 @@ def _newest(sequence: StoredSequence, longest: int) -> StoredSequence:
         claim=replace(sequence.claim, sources=sequence.claim.sources[-longest * SOURCE_BYTES :]),
         header=sequence.header[-longest:],
         stamps=sequence.stamps[-longest:],
+        images={kind: stamps[-longest:] for kind, stamps in sequence.images.items()},
     )
 
 

@@ -21,7 +21,7 @@ from skyheed.broker.observation import Flag
 from skyheed.broker.packets import wcs
 from skyheed.broker.packets.inflate import GZIP, InflateError, TooLong, inflate
 from skyheed.broker.packets.wcs import Wcs
-from skyheed.classifier.stamp import Matrix, StampError, normalise_all
+from skyheed.classifier.stamp import Matrix, StampError, normalise_all, rounded
 
 MAX_STAMP_BYTES = 2**20  # Rubin's largest (93 x 93 pixels with variance and PSF) has 120 kB
 MAX_SIDE = 1024  # pixels
@@ -97,7 +97,7 @@ def model_stamps(
         place: of an image the (x, y) of the source and the matrix to the sky, as for `normalise`.
 
     Returns:
-        Stamps by kind, and the flags: those of the first, and which others were filled.
+        Stamps by kind, all but the first `rounded`, and the flags: those of the first, and which others were filled.
 
     Raises:
         PacketError: EMPTY_STAMP or BAD_FITS.
@@ -113,7 +113,8 @@ def model_stamps(
     if (first := made[main]) is None:
         _fail(Reason.EMPTY_STAMP, "the stamp has no finite pixel about the source")
     flags = sum(_FILLED[kind] for kind, own in made.items() if own and kind != main and own[1] & Flag.FILLED)
-    return {kind: own[0] for kind in images if (own := made[kind])}, flags | first[1]
+    further = {kind: rounded(own[0]) for kind in images if kind != main and (own := made[kind])}
+    return {main: first[0]} | further, flags | first[1]
 
 
 def _alike(

@@ -5,7 +5,7 @@ import math
 import struct
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from skyheed.broker.errors import PacketError, Reason, ServiceError
 from skyheed.broker.observation import BANDS, Observation
+from skyheed.broker.state import parts
 from skyheed.broker.state.client import Claim, Client
 from skyheed.broker.state.keys import MODEL_PARTS, SEGMENT_BITS, Keys, shard_of
+from skyheed.classifier.history import IMAGE_KINDS, MOST_POINTS, Photometry
 
 RECORD_VERSION = 1
 # How a stamp is kept: a header, and apart from it float16 [32, 32], so that a sequence whose tokens are cached is read
@@ -71,13 +73,25 @@ class Lane:
         model: its name among those that classify the survey's objects; "" while none has joined.
         kept_as: version of what it keeps of an object's epochs.
         span: neighbouring epochs that one kept thing (token) belongs to; 0: nothing is kept.
-        stamps: whether it looks at stamps.
+        images: kinds of stamps that it looks at.
+        photometry, context: whether it looks at these.
     """
 
     model: str = ""
     kept_as: str = ""
     span: int = 0
-    stamps: bool = True
+    images: tuple[str, ...] = ("science",)
+    photometry: bool = False
+    context: bool = False
+
+    @property
+    def wants(self) -> str:
+        """As `fetch.lua` takes it."""
+        wanted = bool(self.images), any(kind != "science" for kind in self.images), self.photometry, self.context
+        return "".join(letter for letter, yes in zip("sfpc", wanted, strict=True) if yes)
+
+
+EVERYTHING = Lane(images=IMAGE_KINDS, photometry=True, context=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +104,9 @@ class StoredSequence:
         tokens: index of a span of epochs -> token.
         span: epochs of a token.
         looked: whether the stamps were asked for; where not, there are none.
+        images: the further kinds that were asked for, in the form of `stamps`; zeros where an epoch has none.
+        photometry: None where it was not asked for.
+        context: of the newest epoch.
     """
 
     object_id: str
@@ -100,6 +117,9 @@ class StoredSequence:
     tokens: dict[int, bytes]
     span: int = 0
     looked: bool = True
+    images: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    photometry: Photometry | None = None
+    context: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +158,7 @@ def check(observation: Observation) -> None:
     observation.object_id.encode()
     _header(observation, 0, 0)
     _check_stamp(observation.stamp)
+    parts.check(observation)
 
 
 class SequenceStore:
@@ -184,8 +205,9 @@ class SequenceStore:
             base = self._keys.shard(shard)
             # first, because it makes room
             calls.append(("sweep", base, self._ttl_ms, len(members) + SWEEP_A_BATCH))
+            store = ("store", base, self._debounce_ms)
             for chunk in _chunks(members, deliveries):
-                calls.append(("store", base, self._debounce_ms, self._max_stamps, *_words(chunk, deliveries)))
+                calls.append((*store, self._max_stamps, MOST_POINTS, *_words(chunk, deliveries)))
                 indices += chunk
         replies = self._client.call_each(calls, durable=True)
         codes = [code for call, reply in zip(calls, replies, strict=True) if call[0] == "store" for code in reply]
@@ -245,11 +267,10 @@ class SequenceStore:
         return settled
 
     def sequence(self, object_id: str) -> StoredSequence | None:
-        """An object's whole sequence with all stamps, without claiming it."""
-        reply = self._read([object_id], Lane())[0]
-        return (
-            None if reply is None else _unpack(Claim(object_id, shard_of(object_id, self._shards), ""), reply, Lane())
-        )
+        """An object's whole sequence with all that is kept of it, without claiming it."""
+        reply = self._read([object_id], EVERYTHING)[0]
+        claim = Claim(object_id, shard_of(object_id, self._shards), "")
+        return None if reply is None else _unpack(claim, reply, EVERYTHING)
 
     def revision(self, object_id: str) -> int:
         """The object's revision, which every change of its sequence raises; 0 if there is none."""
@@ -326,7 +347,7 @@ class SequenceStore:
 
     def _read(self, object_ids: Sequence[str], lane: Lane) -> list[Any]:
         groups = self._by_shard(object_ids)
-        how = (self._keys.lane(lane.model), lane.kept_as, lane.span, "stamps" if lane.stamps else "")
+        how = (self._keys.lane(lane.model), lane.kept_as, lane.span, lane.wants)
         calls = [
             (self._keys.shard(shard), *how, *(object_ids[n] for n in members)) for shard, members in groups.items()
         ]
@@ -361,6 +382,7 @@ def _words(chunk: Iterable[int], deliveries: Sequence[Delivery]) -> list[Any]:
         header = _header(o, delivery.kafka_ms, delivery.ingest_ms)
         place = f"{delivery.partition}:{segment}"
         words += (place, bit, o.object_id, _SOURCE.pack(o.source_id), repr(float(o.mjd)), header, _pixels(o.stamp))
+        words += parts.words(o)
     return words
 
 
@@ -382,7 +404,7 @@ def _check_stamp(stamp: NDArray[np.float16]) -> None:
 
 
 def _unpack(claim: Claim, reply: Sequence[Any], lane: Lane) -> StoredSequence:
-    revision, headers, stamps, tokens = reply
+    revision, headers, stamps, tokens, further, templates, points, context = reply
     header = np.frombuffer(headers, HEADER)
     if (header["version"] != RECORD_VERSION).any():
         raise ServiceError(
@@ -397,7 +419,10 @@ def _unpack(claim: Claim, reply: Sequence[Any], lane: Lane) -> StoredSequence:
         stamps=np.frombuffer(stamps, "<f2").reshape(-1, *STAMP_SHAPE),
         tokens=dict(zip(tokens[::2], tokens[1::2], strict=True)),
         span=lane.span,
-        looked=lane.stamps,
+        looked=bool(lane.images),
+        images=parts.images_of(further, templates, lane.images),
+        photometry=parts.unpack_points(points) if lane.photometry else None,
+        context=parts.unpack_context(context),
     )
 
 

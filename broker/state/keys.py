@@ -7,6 +7,10 @@ and append the names below themselves, because one call serves many objects.
 sh:{survey:shard}:        of an object, until it was quiet for redis.ttl_days and nothing of it is pending (sweep.lua)
     headers:<object>      hash    source id (8 bytes, big endian) -> packed header (`sequences.HEADER`)
     stamps:<object>       hash    source id -> float16 [32, 32]
+    further:<object>      hash    source id -> digest of the template (8 bytes, 0 for none), difference (parts.py)
+    templates:<object>    hash    digest -> template; digest and "n" -> its uses, where it has several
+    points:<object>       string  photometry, 16 bytes each (parts.py), the newest 300
+    context:<object>      string  source id of the newest epoch, its context (parts.py)
     order:<object>        zset    source id by MJD; equal MJDs by source id, which is the order of its bytes
     meta:<object>         hash    rev, data, ans.<model>: revision now, last in which a stored stamp was replaced, last
                                   classified
@@ -53,7 +57,9 @@ from zlib import crc32
 
 # One bitmap covers this many offsets: 128 kB when full.
 SEGMENT_BITS = 2**20
-OBJECT_PARTS = ("headers", "stamps", "order", "meta", "latest", "history", "tokens")
+OBJECT_PARTS = (
+    "headers", "stamps", "further", "templates", "points", "context", "order", "meta", "latest", "history", "tokens",
+)  # fmt: skip
 MODEL_PARTS = ("latest", "history", "tokens")
 
 

@@ -6,7 +6,8 @@ An ingest records everything; a worker records and compares what it shares with 
 the shards alone is completed by the first ingest, if what stands in Redis agrees with its settings.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from skyheed.broker.observation import BANDS
 from skyheed.broker.state.client import Client
 from skyheed.broker.state.histories import HEADER, RECORD_VERSION
 from skyheed.broker.state.keys import Keys
+from skyheed.classifier.history import IMAGE_KINDS
 from skyheed.classifier.stamp import PREPROCESSING
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ ENTRIES = {
     "shards": Entry("redis.shards"),
     "max_stamps": Entry("redis.max_stamps", may_change=True),
     "stamp": Entry("ingest.stamp"),
+    "images": Entry("ingest.images", may_change=True),
     "bands": Entry("ingest.bands", may_change=True),
     "record_version": Entry(of_release="the record version"),
     "queues": Entry(of_release="queues of form"),
@@ -55,22 +58,26 @@ class Agreement:
         records: what it decides on, name -> value.
         compares: what it only has to find, where that is recorded.
         bands: that its model knows; None where it has none.
+        images: kinds of stamps that its model looks at.
     """
 
     records: Mapping[str, str]
     compares: Mapping[str, str]
     bands: str | None = None
+    images: tuple[str, ...] = ()
 
 
 def of_ingest(redis: RedisSettings, survey: "Survey") -> Agreement:
     """Of who writes histories: ingest and redrive."""
     bands = "".join(sorted(survey.bands, key=BANDS.index))
-    return Agreement({**_shared(redis), **_compared(redis), "stamp": survey.stamp, "bands": bands}, {})
+    images = ",".join(getattr(survey, "images", (survey.stamp,)))  # a survey of another package may have one kind
+    own = {"stamp": survey.stamp, "images": images, "bands": bands}
+    return Agreement({**_shared(redis), **_compared(redis), **own}, {})
 
 
-def of_worker(redis: RedisSettings, bands: str) -> Agreement:
-    """Of who reads them, with a model that knows `bands`."""
-    return Agreement(_shared(redis), _compared(redis), bands)
+def of_worker(redis: RedisSettings, bands: str, images: tuple[str, ...] = ()) -> Agreement:
+    """Of who reads them, with a model that knows `bands` and looks at `images`."""
+    return Agreement(_shared(redis), _compared(redis), bands, images)
 
 
 def _shared(redis: RedisSettings) -> dict[str, str]:
@@ -131,10 +138,12 @@ class Layout:
             raise ConfigError(
                 f"{name} cannot be changed: only {names} can; for anything else start with an empty Redis"
             )
-        good = value.isdigit() and 1 <= int(value) <= 99 if name == "max_stamps" else set(value) <= set(BANDS)
-        if not value or not good:
-            raise ConfigError(f"{name} cannot be {value!r}: write 1 to 99 for max_stamps, letters of bands for bands")
-        ordered = value if name == "max_stamps" else "".join(sorted(set(value), key=BANDS.index))
+        ordered = _CHANGES[name](value)
+        if not ordered:
+            raise ConfigError(
+                f"{name} cannot be {value!r}: write 1 to 99 for max_stamps, letters of bands for bands, and for images "
+                "science with what else is kept, such as science,difference,template"
+            )
         self._client.run([("HSET", self._keys.agreed, name, ordered)], durable=True)
 
     def _compare(self, own: Agreement, found: Mapping[str, str]) -> None:
@@ -147,6 +156,13 @@ class Layout:
                 f"Redis holds {self._survey} with bands {found['bands']}, and the model does not know "
                 f"{', '.join(sorted(unknown))}: run a model that does"
             )
+        kept = found.get("images", "").split(",")
+        if found.get("images") and found.get("stamp") == "science" and (missing := set(own.images) - set(kept)):
+            raise ConfigError(
+                f"Redis holds {self._survey} with images {found['images']}, and the model looks at "
+                f"{', '.join(sorted(missing))} as well: stop all daemons and let ingest keep them (ingest.images, "
+                "skyheed layout --set images=…), or run another model"
+            )
 
     def _sentence(self, name: str, recorded: str, own: str) -> str:
         entry = ENTRIES[name]
@@ -158,7 +174,7 @@ class Layout:
         other = f"or stop all daemons and run skyheed layout --set {name}={own}" if entry.may_change else ""
         return (
             f"Redis holds {self._survey} with {entry.setting} = {recorded} and it is {own} here: "
-            f"set {entry.setting} = {_toml(recorded)}, {other or 'or start with an empty Redis'}"
+            f"set {entry.setting} = {_toml(name, recorded)}, {other or 'or start with an empty Redis'}"
         )
 
     def _sample(self, own: Mapping[str, str]) -> None:
@@ -176,5 +192,26 @@ class Layout:
             raise ConfigError(self._sentence("bands", bands, own["bands"]))
 
 
-def _toml(value: str) -> str:
-    return value.removeprefix("at least ") if value.removeprefix("at least ").isdigit() else f'"{value}"'
+def _stamps(value: str) -> str:
+    return value if value.isdigit() and 1 <= int(value) <= 99 else ""
+
+
+def _bands(value: str) -> str:
+    return "".join(sorted(set(value), key=BANDS.index)) if set(value) <= set(BANDS) else ""
+
+
+def _images(value: str) -> str:
+    kinds = set(value.split(","))
+    return ",".join(k for k in IMAGE_KINDS if k in kinds) if {"science"} <= kinds <= set(IMAGE_KINDS) else ""
+
+
+# What may be changed -> the value as it is recorded, or nothing for one that cannot be.
+_CHANGES: Mapping[str, Callable[[str], str]] = {"max_stamps": _stamps, "bands": _bands, "images": _images}
+
+
+def _toml(name: str, value: str) -> str:
+    """As one writes it in the settings."""
+    if name == "images":
+        return json.dumps(value.split(","))
+    number = value.removeprefix("at least ")
+    return number if number.isdigit() else f'"{value}"'

@@ -1,10 +1,19 @@
 #!lua flags=no-writes
 -- Reads histories of one shard for one model, each with its revision.
 -- KEYS[1]: the shard's prefix. ARGV: model's suffix, version of what it keeps, epochs that one kept thing (token)
--- belongs to (0: none), "stamps" or "" without any, then the objects.
--- Returns for each object {revision, headers, stamps of the epochs without token, {span, token, …}}, headers and
--- stamps joined in the order of the history; or nothing where a part of the object is missing.
-local base, lane, version, span, wants_stamps = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == 'stamps'
+-- belongs to (0: none), what else it needs ("s" stamps, "f" further images, "p" points, "c" context, in one word), then
+-- the objects.
+-- Returns for each object {revision, headers, stamps of the epochs without token, {span, token, …}, {further images of
+-- the epochs without token}, {digest, template, …}, points, context}, headers and stamps joined in the order of the
+-- history; or nothing where a part of the object is missing.
+local base, lane, version, span, wants = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local NO_TEMPLATE = string.rep('\0', 8)
+
+local function needs(letter)
+  return string.find(wants, letter, 1, true) ~= nil
+end
+
+local wants_stamps, wants_further, wants_points, wants_context = needs('s'), needs('f'), needs('p'), needs('c')
 
 local function tokens_of(object, sources)
   local tokens = base .. 'tokens' .. lane .. ':' .. object
@@ -14,6 +23,31 @@ local function tokens_of(object, sources)
     fields[#fields + 1] = table.concat(sources, '', first, first + span - 1)
   end
   return redis.call('HMGET', tokens, unpack(fields))
+end
+
+-- The further images of epochs, and each template once; nothing where one is missing.
+local function further_of(object, sources)
+  local further, templates, known = {}, {}, {}
+  if not wants_further or #sources == 0 then return further, templates end
+  local found = redis.call('HMGET', base .. 'further:' .. object, unpack(sources))
+  for n = 1, #sources do
+    local digest = found[n] and string.sub(found[n], 1, 8) or NO_TEMPLATE
+    further[n] = found[n] or ''
+    if digest ~= NO_TEMPLATE and not known[digest] then
+      local template = redis.call('HGET', base .. 'templates:' .. object, digest)
+      if not template then return nil end
+      known[digest] = true
+      templates[#templates + 1] = digest
+      templates[#templates + 1] = template
+    end
+  end
+  return further, templates
+end
+
+-- The context, if it is the newest epoch's.
+local function context_of(object, newest)
+  local context = wants_context and redis.call('GET', base .. 'context:' .. object)
+  return context and string.sub(context, 1, 8) == newest and string.sub(context, 9) or ''
 end
 
 local function fetch(object)
@@ -37,7 +71,11 @@ local function fetch(object)
   for n = 1, wants_stamps and #wanted or 0 do
     if not stamps[n] then return false end
   end
-  return {revision, table.concat(headers), table.concat(stamps), cached}
+  local further, templates = further_of(object, wanted)
+  if not further then return false end
+  local points = wants_points and redis.call('GET', base .. 'points:' .. object) or ''
+  local context = context_of(object, sources[#sources])
+  return {revision, table.concat(headers), table.concat(stamps), cached, further, templates, points, context}
 end
 
 local found = {}

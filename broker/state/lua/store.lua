@@ -1,29 +1,123 @@
 #!lua
 -- Brings the deliveries of one shard into their sequences, the queue and the books: all of it, or nothing.
--- KEYS[1]: the shard's prefix (keys.py). ARGV: debounce (ms), longest sequence, then seven for each delivery:
--- "partition:segment", bit, object, source id (8 bytes), MJD, header, stamp.
+-- KEYS[1]: the shard's prefix (keys.py). ARGV: debounce (ms), longest sequence, most points, then twelve for each
+-- delivery: "partition:segment", bit, object, source id (8 bytes), MJD, header, stamp, difference, digest of the template
+-- (8 bytes), template, points, context; of the last five any may be empty.
 -- Returns one outcome for each delivery: 1 stored, 2 duplicate, 3 skipped (older than the window).
-local base, debounce, longest = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
+local base, debounce, longest, most_points = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local FIRST, WIDTH, POINT = 4, 12, 16  -- the first delivery's place, words of each, bytes of a point
+local NO_TEMPLATE = string.rep('\0', 8)
 local STORED, DUPLICATE, SKIPPED = 1, 2, 3
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- What a delivery is compared by: everything but its Kafka and ingest times (bytes 37 to 52 of the header).
-local function content(header, stamp)
-  return string.sub(header, 1, 36) .. string.sub(header, 53) .. stamp
+-- What a delivery is compared by: everything but its Kafka and ingest times (bytes 37 to 52 of the header), and but
+-- points and context, which are merged apart.
+local function content(header, stamp, further)
+  return string.sub(header, 1, 36) .. string.sub(header, 53) .. stamp .. further
+end
+
+-- Lua compares strings by the server's locale, hence a number.
+local function rank(text)
+  return tonumber(string.sub(redis.sha1hex(text), 1, 13), 16)
+end
+
+-- The digest of the template and the difference, as they are kept; empty where there is neither.
+local function further_of(d)
+  if d.difference == '' and d.digest == '' then return '' end
+  return (d.digest == '' and NO_TEMPLATE or d.digest) .. d.difference
 end
 
 -- Two payloads of one source: the later MJD stays, then the larger digest, so that the order of arrival cannot matter.
--- (Lua compares strings by the server's locale, hence a number. A source's place in the order only ever moves up;
--- otherwise what was trimmed meanwhile would depend on the order of arrival.)
-local function replaces(object, source, mjd, old_mjd, header, stamp)
-  if mjd ~= old_mjd then return mjd > old_mjd end
-  local old_header = redis.call('HGET', base .. 'headers:' .. object, source)
-  local old_stamp = redis.call('HGET', base .. 'stamps:' .. object, source)
-  if not old_header or not old_stamp then return true end
-  local new, old = content(header, stamp), content(old_header, old_stamp)
+-- (A source's place in the order only ever moves up; otherwise what was trimmed meanwhile would depend on the order of
+-- arrival.) Returns whether the new one replaces the old, and whether both are the same.
+local function replaces(d, old_mjd)
+  local mjd = tonumber(d.mjd)
+  if mjd ~= old_mjd then return mjd > old_mjd, false end
+  local old_header = redis.call('HGET', base .. 'headers:' .. d.object, d.source)
+  local old_stamp = redis.call('HGET', base .. 'stamps:' .. d.object, d.source)
+  if not old_header or not old_stamp then return true, false end
+  local old_further = redis.call('HGET', base .. 'further:' .. d.object, d.source) or ''
+  local new, old = content(d.header, d.stamp, further_of(d)), content(old_header, old_stamp, old_further)
+  if new == old then return false, true end
+  return rank(new) > rank(old), false
+end
+
+-- Drops the further images of an epoch, and the template that no other epoch uses.
+local function drop_images(object, source)
+  local further, templates = base .. 'further:' .. object, base .. 'templates:' .. object
+  local old = redis.call('HGET', further, source)
+  if not old then return end
+  redis.call('HDEL', further, source)
+  local digest = string.sub(old, 1, 8)
+  if digest == NO_TEMPLATE then return end
+  local uses = tonumber(redis.call('HGET', templates, digest .. 'n') or 1)
+  if uses > 2 then
+    redis.call('HSET', templates, digest .. 'n', uses - 1)
+  elseif uses == 2 then
+    redis.call('HDEL', templates, digest .. 'n')
+  else
+    redis.call('HDEL', templates, digest)
+  end
+end
+
+local function keep_images(d)
+  drop_images(d.object, d.source)  -- of the payload that this one replaces
+  local further, templates = further_of(d), base .. 'templates:' .. d.object
+  if further == '' then return end
+  redis.call('HSET', base .. 'further:' .. d.object, d.source, further)
+  if d.digest == '' then return end
+  if redis.call('HSETNX', templates, d.digest, d.template) == 0 then
+    redis.call('HSET', templates, d.digest .. 'n', tonumber(redis.call('HGET', templates, d.digest .. 'n') or 1) + 1)
+  end
+end
+
+-- Of two values of one point that with the smaller error stays, then that with the larger flux.
+local function better(new, old)
+  local flux, error = struct.unpack('<ff', string.sub(new, 9))
+  local old_flux, old_error = struct.unpack('<ff', string.sub(old, 9))
+  if error ~= old_error then return error < old_error end
+  return flux > old_flux
+end
+
+-- Both in the order of their keys, each key once.
+local function merged(old, new)
+  local points, i, j = {}, 1, 1
+  while i < #old or j < #new do
+    local a, b = string.sub(old, i, i + POINT - 1), string.sub(new, j, j + POINT - 1)
+    local key_a, key_b = a ~= '' and struct.unpack('<d', a), b ~= '' and struct.unpack('<d', b)
+    if key_a and (not key_b or key_a <= key_b) then i = i + POINT end
+    if key_b and (not key_a or key_b <= key_a) then j = j + POINT end
+    if key_a and key_b and key_a == key_b then
+      points[#points + 1] = better(b, a) and b or a
+    else
+      points[#points + 1] = key_a and (not key_b or key_a < key_b) and a or b
+    end
+  end
+  return table.concat(points, '', math.max(1, #points - most_points + 1))
+end
+
+-- Merges a packet's points with the object's; tells whether they changed.
+local function keep_points(d)
+  if d.points == '' then return false end
+  local key = base .. 'points:' .. d.object
+  local old = redis.call('GET', key) or ''
+  local new = old == d.points and old or merged(old, d.points)
   if new == old then return false end
-  return tonumber(string.sub(redis.sha1hex(new), 1, 13), 16) > tonumber(string.sub(redis.sha1hex(old), 1, 13), 16)
+  redis.call('SET', key, new)
+  return true
+end
+
+-- Keeps the context of the newest epoch; tells whether it changed. `same`: its payload is there already, so that of two
+-- contexts that with the larger digest stays, and one above none.
+local function keep_context(d, same)
+  local key = base .. 'context:' .. d.object
+  if redis.call('ZRANGE', base .. 'order:' .. d.object, -1, -1)[1] ~= d.source then return false end
+  local old, new = redis.call('GET', key), d.source .. d.context
+  if old == new or (not old and d.context == '') then return false end
+  if same and old and string.sub(old, 1, 8) == d.source and (d.context == '' or rank(new) < rank(old)) then return false end
+  if d.context == '' then redis.call('DEL', key) else redis.call('SET', key, new) end
+  return true
 end
 
 -- Drops the oldest beyond the window; tells whether `source` was among them and whether others were.
@@ -38,6 +132,7 @@ local function trim(object, source)
     else
       redis.call('HDEL', base .. 'headers:' .. object, oldest)
       redis.call('HDEL', base .. 'stamps:' .. object, oldest)
+      drop_images(object, oldest)
       others = true
     end
   end
@@ -78,29 +173,49 @@ local function changed(object)
   return revision
 end
 
-local function store(object, source, mjd, header, stamp)
-  local order = base .. 'order:' .. object
-  local old = redis.call('ZSCORE', order, source)
-  if old and not replaces(object, source, tonumber(mjd), tonumber(old), header, stamp) then return DUPLICATE end
-  redis.call('ZADD', order, mjd, source)
-  local own, others = trim(object, source)
-  if not own then
-    redis.call('HSET', base .. 'headers:' .. object, source, header)
-    redis.call('HSET', base .. 'stamps:' .. object, source, stamp)
+local function place(d)
+  local object = d.object
+  redis.call('ZADD', base .. 'order:' .. object, d.mjd, d.source)
+  local own, others = trim(object, d.source)
+  if own then
+    drop_images(object, d.source)
+    return SKIPPED, others
   end
-  if own and not others then return SKIPPED end
-  local revision = changed(object)
-  if old then  -- tokens know their epochs by their source ids only
-    for _, lane in ipairs(every) do redis.call('DEL', base .. 'tokens' .. lane .. ':' .. object) end
-    redis.call('HSET', base .. 'meta:' .. object, 'data', revision)
+  redis.call('HSET', base .. 'headers:' .. object, d.source, d.header)
+  redis.call('HSET', base .. 'stamps:' .. object, d.source, d.stamp)
+  keep_images(d)
+  return STORED, true
+end
+
+local function store(d)
+  local old = redis.call('ZSCORE', base .. 'order:' .. d.object, d.source)
+  local outcome, new, same = DUPLICATE, true, false
+  if old then new, same = replaces(d, tonumber(old)) end
+  local changes = false
+  if new then outcome, changes = place(d) end
+  -- whatever became of the stamps, so that the order of arrival cannot matter
+  local points = keep_points(d)
+  local context = (new or same) and keep_context(d, same)
+  if not (changes or points or context) then return outcome end
+  local revision = changed(d.object)
+  if old and new and changes then  -- tokens know their epochs by their source ids only
+    for _, lane in ipairs(every) do redis.call('DEL', base .. 'tokens' .. lane .. ':' .. d.object) end
+    redis.call('HSET', base .. 'meta:' .. d.object, 'data', revision)
   end
-  return own and SKIPPED or STORED
+  return outcome
+end
+
+local function delivery(i)
+  return {
+    object = ARGV[i + 2], source = ARGV[i + 3], mjd = ARGV[i + 4], header = ARGV[i + 5], stamp = ARGV[i + 6],
+    difference = ARGV[i + 7], digest = ARGV[i + 8], template = ARGV[i + 9], points = ARGV[i + 10], context = ARGV[i + 11],
+  }
 end
 
 -- A place in Kafka whose outcome is known was delivered again: nothing changes. Looked up for all before any is set,
 -- because one message may hold several records.
 local known = {}
-for i = 3, #ARGV, 7 do
+for i = FIRST, #ARGV, WIDTH do
   local place = ARGV[i] .. '/' .. ARGV[i + 1]
   if known[place] == nil then
     known[place] = (redis.call('GETBIT', base .. 'stored:' .. ARGV[i], ARGV[i + 1]) == 1 and STORED)
@@ -109,11 +224,11 @@ for i = 3, #ARGV, 7 do
 end
 
 local outcomes, bitmaps = {}, {}
-for i = 3, #ARGV, 7 do
+for i = FIRST, #ARGV, WIDTH do
   local segment, bit = ARGV[i], ARGV[i + 1]
   local outcome = known[segment .. '/' .. bit]
   if not outcome then
-    outcome = store(ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6])
+    outcome = store(delivery(i))
     if outcome ~= SKIPPED then
       local bitmap = base .. (outcome == STORED and 'stored:' or 'duplicate:') .. segment
       redis.call('SETBIT', bitmap, bit, 1)

@@ -55,8 +55,8 @@ def recorded(url: str) -> dict[str, str]:
 
 
 AGREED = {
-    "shards": "16", "max_stamps": "99", "stamp": "science", "bands": "ugriz", "record_version": "1",
-    "queues": "2", "preprocessing": "stamp-1",
+    "shards": "16", "max_stamps": "99", "stamp": "science", "images": "science", "bands": "ugriz",
+    "record_version": "1", "queues": "2", "preprocessing": "stamp-1",
 }  # fmt: skip
 
 
@@ -95,6 +95,42 @@ def test_other_stamps_are_refused(valkey: embedded.Server, monkeypatch: pytest.M
     science = daemon.survey_of(settings(valkey.url, survey="ztf"))
     with pytest.raises(ConfigError, match=r'= difference and it is science here: set ingest.stamp = "difference"'):
         found.agree(layout.of_ingest(given.redis, science))
+
+
+def ztf_ingest(url: str, **more: Any) -> None:
+    given = settings(url, survey="ztf", **more)
+    Layout(state.connect(url), "ztf").agree(layout.of_ingest(given.redis, daemon.survey_of(given)))
+
+
+def test_ingests_keep_the_same_images_and_workers_find_theirs(valkey: embedded.Server) -> None:
+    ztf_ingest(valkey.url, ingest__images=("science", "template"))
+    found = Layout(state.connect(valkey.url), "ztf")
+    assert found.recorded()["images"] == "science,template"
+    with pytest.raises(
+        ConfigError, match=r'set ingest.images = \["science", "template"\], or stop all daemons and run'
+    ):
+        ztf_ingest(valkey.url)
+    own = settings(valkey.url, survey="ztf").redis
+    found.agree(layout.of_worker(own, "gri", ("science", "template")))
+    with pytest.raises(
+        ConfigError, match="the model looks at difference as well: stop all daemons and let ingest keep"
+    ):
+        found.agree(layout.of_worker(own, "gri", ("science", "difference", "template")))
+    found.change("images", "template,science,difference")
+    ztf_ingest(valkey.url)
+    for wrong in ("", "template", "science,psf"):
+        with pytest.raises(ConfigError, match="such as science,difference,template"):
+            found.change("images", wrong)
+
+
+def test_images_of_the_release_before_are_completed(valkey: embedded.Server, admin: redis_py.Redis) -> None:
+    """It recorded everything but the images, and kept science alone; histories go on with what comes."""
+    ztf_ingest(valkey.url)
+    admin.hdel("sh:{ztf}:agreed", "images")
+    found = Layout(state.connect(valkey.url), "ztf")
+    found.agree(layout.of_worker(settings(valkey.url, survey="ztf").redis, "gri", ("science", "difference")))
+    ztf_ingest(valkey.url)
+    assert found.recorded()["images"] == "science,difference,template"
 
 
 @pytest.mark.parametrize("name", ["RECORD_VERSION", "QUEUES", "PREPROCESSING"])

@@ -1,0 +1,123 @@
+"""How Redis keeps what a packet brings beside its header and science stamp: further stamps, photometry, context.
+
+Nothing is lost by it. A further stamp comes with `stamp.SHARP` significant bits (`stamp.rounded`), so that its pixels
+are 12 bits, of which the noisy lower 4 stay as they are and the upper 8 are deflated; other stamps stay as they are.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+
+from skyheed.broker.observation import Observation
+from skyheed.broker.packets.inflate import RAW, inflate
+from skyheed.classifier import context as contexts
+from skyheed.classifier.history import STEPS_A_DAY, UPPER_LIMIT, Photometry
+from skyheed.classifier.stamp import STAMP_SIZE
+
+SHAPE = (STAMP_SIZE, STAMP_SIZE)
+_PIXELS = STAMP_SIZE**2
+_WHOLE = 2 * _PIXELS  # bytes of a stamp that is kept as it is
+DIGEST_BYTES = 8
+# A point: its time in steps, band and kind as one number, whose order is that of points, then flux and error in nJy.
+# store.lua merges points by this number and knows the three places.
+POINT = np.dtype([("key", "<f8"), ("flux", "<f4"), ("flux_error", "<f4")])
+_KINDS = UPPER_LIMIT + 1
+_PLACES = 32  # for band and kind in a key
+_NUMBER = np.dtype([("code", "u1"), ("value", "<f4")])
+_PAIR = struct.Struct("<Bf")
+
+
+def words(seen: Observation) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    """What `store.lua` takes of an observation: difference, digest of the template, template, points, context."""
+    difference, template = (pack_stamp(seen.images.get(kind)) for kind in ("difference", "template"))
+    digest = blake2b(template, digest_size=DIGEST_BYTES).digest() if template else b""
+    return difference, digest, template, pack_points(seen.photometry), pack_context(seen.context)
+
+
+def pack_stamp(stamp: NDArray[np.float16] | None) -> bytes:
+    """A further stamp; nothing for None."""
+    if stamp is None:
+        return b""
+    bits = np.ascontiguousarray(stamp, "<f2").view("<u2").ravel()
+    low = bits & 0xFF
+    if (low & 0xF).any():
+        return bits.tobytes()
+    nibbles = low[::2] | low[1::2] >> 4
+    packed: bytes = isal_zlib.compress((bits >> 8).astype(np.uint8).tobytes(), 1, RAW)
+    return nibbles.astype(np.uint8).tobytes() + packed
+
+
+def unpack_stamp(packed: bytes) -> NDArray[np.float16]:
+    """The stamp of `pack_stamp`; zeros for nothing."""
+    if not packed:
+        return np.zeros(SHAPE, np.float16)
+    if len(packed) == _WHOLE:
+        return np.frombuffer(packed, "<f2").reshape(SHAPE)
+    nibbles = np.frombuffer(packed, np.uint8, _PIXELS // 2)
+    bits = np.empty(_PIXELS, "<u2")
+    bits[::2], bits[1::2] = nibbles & 0xF0, nibbles << 4
+    bits |= np.frombuffer(inflate(packed[_PIXELS // 2 :], _PIXELS, RAW), np.uint8).astype("<u2") << 8
+    return bits.view("<f2").reshape(SHAPE)
+
+
+def pack_points(photometry: Photometry | None) -> bytes:
+    """Points as `Photometry.merged` returns them."""
+    if photometry is None or not len(photometry):
+        return b""
+    packed = np.empty(len(photometry), POINT)
+    steps = np.rint(photometry.mjd * STEPS_A_DAY)
+    packed["key"] = steps * _PLACES + photometry.band * float(_KINDS) + photometry.kind
+    packed["flux"], packed["flux_error"] = photometry.flux, photometry.flux_error
+    packed.sort(order="key")
+    return packed.tobytes()
+
+
+def unpack_points(packed: bytes) -> Photometry:
+    """The points of `pack_points`."""
+    points = np.frombuffer(packed, POINT)
+    steps, place = np.divmod(points["key"], _PLACES)
+    band, kind = np.divmod(place.astype(np.uint8), _KINDS)
+    return Photometry(steps / STEPS_A_DAY, band, points["flux"].copy(), points["flux_error"].copy(), kind)
+
+
+def pack_context(context: Mapping[str, float]) -> bytes:
+    """Numbers by their codes, which later releases know as well."""
+    return b"".join(_PAIR.pack(contexts.CODES[name], context[name]) for name in sorted(context, key=contexts.CODES.get))
+
+
+def unpack_context(packed: bytes) -> dict[str, float]:
+    """The numbers of `pack_context`; those of a later release are left out."""
+    numbers = np.frombuffer(packed, _NUMBER)
+    return {contexts.NAMES[n["code"]]: float(n["value"]) for n in numbers if n["code"] < len(contexts.NAMES)}
+
+
+def images_of(further: Sequence[bytes], templates: Sequence[bytes], kinds: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The further stamps of some epochs, float16 [m, 32, 32] by kind.
+
+    Args:
+        further: of each epoch the template's digest and the packed difference; nothing where the epoch has neither.
+        templates: digest, packed template, digest, …
+        kinds: those that are wanted.
+    """
+    known = {digest: unpack_stamp(packed) for digest, packed in zip(templates[::2], templates[1::2], strict=True)}
+    nothing = unpack_stamp(b"")
+    made: dict[str, list[NDArray[np.float16]]] = {}
+    if "difference" in kinds:
+        made["difference"] = [unpack_stamp(packed[DIGEST_BYTES:]) for packed in further]
+    if "template" in kinds:
+        made["template"] = [known.get(packed[:DIGEST_BYTES], nothing) for packed in further]
+    return {kind: np.stack(own) if own else np.empty((0, *SHAPE), np.float16) for kind, own in made.items()}
+
+
+def check(seen: Observation) -> None:
+    """Raise for what `words` or a reader could not take."""
+    for kind, stamp in seen.images.items():
+        if kind not in ("difference", "template") or stamp.shape != SHAPE or stamp.dtype != np.float16:
+            raise ValueError(f"a {kind} stamp is {stamp.dtype} {stamp.shape}, not float16 {SHAPE}")
+    contexts.check(seen.context)
+    words(seen)
