@@ -69,7 +69,7 @@ def survey_of(settings: config.Settings) -> Survey:
         raise ConfigError("no survey: add --survey, SKYHEED_SURVEY or survey = ... to the configuration")
     own = settings.ingest
     wanted = surveys.Wanted(
-        images=own.images or None, skip=own.skip,
+        images=own.images or None, photometry=own.photometry, context=own.context, skip=own.skip,
         least_score=None if own.least_score < 0 else own.least_score,
         solar_system_arcsec=None if own.solar_system_arcsec < 0 else own.solar_system_arcsec,
     )  # fmt: skip

@@ -61,6 +61,8 @@ class IngestSettings:
     batch_wait_s: float = 0.2
     stamp: str = ""  # science, difference or template; empty: the survey's default
     images: tuple[str, ...] = ()  # kinds of stamps to keep, science among them; empty: all that the survey sends
+    photometry: bool = True  # keep the points that packets bring of earlier times
+    context: bool = True  # keep what packets say of the surroundings
     skip: tuple[str, ...] = ("not_public", "artefact", "solar_system")  # sound packets to leave out; [] for none
     least_score: float = -1.0  # of being real, 0 to 1, below which a detection is an artefact; -1: the survey's own
     solar_system_arcsec: float = -1.0  # a detection this close to a known object is one; -1: the survey's own

@@ -19,6 +19,7 @@ BANDS = "ugrizy"  # a band's code is its index, in Redis, archives and models: a
 IMAGE_KINDS = ("science", "difference", "template")
 LONGEST = 99  # epochs that a stream keeps of an object
 DETECTION, FORCED, UPPER_LIMIT = 0, 1, 2  # kinds of photometry points
+POINT_KINDS = 3
 MOST_POINTS = 300  # of photometry that are kept of an object, the newest
 STEPS_A_DAY = 100_000  # points of one band and kind are the same point if their times, in these steps, round alike
 _EXPONENT = np.uint16(0x7C00)  # of a float16: all of it is set where a pixel is not finite

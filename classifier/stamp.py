@@ -141,7 +141,8 @@ def rounded(stamp: NDArray[np.float16]) -> NDArray[np.float16]:
     """
     bits = stamp.view(np.uint16)
     size = np.minimum(((bits & 0x7FFF) + _HALF_STEP) & ~_SPARE, _LARGEST_ROUND)
-    return (size | (bits & 0x8000)).astype(np.uint16).view(np.float16)
+    made: NDArray[np.float16] = (size | (bits & 0x8000)).astype(np.uint16).view(np.float16)
+    return made
 
 
 def _backgrounds(images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -204,7 +204,7 @@ class _Writer:
             self._take_union(plan, target)
         elif plan.take == "array":
             self._take_array(plan.parts[0], target)
-        elif plan.type.kind in ("string", "bytes"):
+        elif plan.type.kind in ("string", "bytes") and not self._simple(plan):
             self.flush()
             self.line(f"{target}, pos = take_{plan.take}(data, pos, end)")
         else:
@@ -212,12 +212,18 @@ class _Writer:
             self._pattern.append(pattern)
             self._after.append(f"{target} = {conversion}")
 
+    def _simple(self, plan: Plan) -> bool:
+        """Whether a pattern can follow the value: inside arrays that of a short text as well."""
+        return plan.type.kind in _FIXED_WIDTH or bool(self._short and plan.type.kind == plan.take == "string")
+
     def _number(self, plan: Plan) -> tuple[bytes, str]:
         """Pattern with a group for a value of simple form, and the expression that converts it."""
         if plan.type.kind == "null":
             return b"", "None"
         group = self.name("g")
         self._groups.append(group)
+        if plan.type.kind == "string":
+            return b"(" + _SHORT_TEXT + b")", f"{group}[1:].decode()"
         expression = {
             "boolean": f"{group} == ONE",
             "float": f"unpack_float({group})[0]",
@@ -241,12 +247,16 @@ class _Writer:
         self.line(f"{target} = {{{', '.join(f'{key!r}: {value}' for key, value in values.items())}}}")
 
     def _take_union(self, plan: Plan, target: str) -> None:
-        simple = all(part.error or part.type.kind in _FIXED_WIDTH for part in plan.parts)
+        simple = all(part.error or self._simple(part) or self._passes(part) for part in plan.parts)
         if simple and not all(part.error for part in plan.parts):
             self._take_simple_union(plan, target)
             return
         self.flush()
         self._branch(plan.parts, lambda part: self.take(part, target))
+
+    def _passes(self, part: Plan) -> bool:
+        """Whether a value that is not wanted can be passed over by a pattern."""
+        return not part.take and self._passing(part.type, self._short) is not None
 
     def _take_simple_union(self, plan: Plan, target: str) -> None:
         choices, value = [], "None"
@@ -254,7 +264,7 @@ class _Writer:
             if part.error:
                 continue  # the plain reader will say so when it comes up
             if not part.take:
-                choices.append(_literal(index) + _FIXED_WIDTH[part.type.kind])
+                choices.append(_literal(index) + (self._passing(part.type, self._short) or b""))
                 continue
             before = len(self._groups)
             pattern, conversion = self._number(part)
@@ -413,6 +423,10 @@ def _short_strings() -> bytes:
     return b"(?>" + b"|".join(_literal(size) + b".{%d}" % size for size in range(_SHORT)) + b")"
 
 
+# Texts of less than 64 bytes, whose length is one byte.
+_SHORT_TEXT = b"(?>" + b"|".join(_literal(size) + b".{%d}" % size for size in range(64)) + b")"
+
+
 # --- what the generated code calls -------------------------------------------------------------------------
 
 
@@ -453,6 +467,8 @@ def _take_string(data: bytes, pos: int, end: int) -> tuple[str, int]:
 
 
 def _zigzag(digits: bytes) -> int:
+    if len(digits) == 1:
+        return (digits[0] >> 1) ^ -(digits[0] & 1)
     number = 0
     for byte in reversed(digits):
         number = number << 7 | byte & 0x7F

@@ -113,7 +113,9 @@ def model_stamps(
     if (first := made[main]) is None:
         _fail(Reason.EMPTY_STAMP, "the stamp has no finite pixel about the source")
     flags = sum(_FILLED[kind] for kind, own in made.items() if own and kind != main and own[1] & Flag.FILLED)
-    further = {kind: rounded(own[0]) for kind in images if kind != main and (own := made[kind])}
+    further = {kind: own[0] for kind in images if kind != main and (own := made[kind])}
+    if further:
+        further = dict(zip(further, rounded(np.stack(list(further.values()))), strict=True))
     return {main: first[0]} | further, flags | first[1]
 
 

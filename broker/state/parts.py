@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from skyheed.broker.observation import Observation
 from skyheed.broker.packets.inflate import RAW, inflate
 from skyheed.classifier import context as contexts
-from skyheed.classifier.history import STEPS_A_DAY, UPPER_LIMIT, Photometry
+from skyheed.classifier.history import POINT_COLUMNS, POINT_KINDS, STEPS_A_DAY, Photometry
 from skyheed.classifier.stamp import STAMP_SIZE
 
 SHAPE = (STAMP_SIZE, STAMP_SIZE)
@@ -26,7 +26,6 @@ DIGEST_BYTES = 8
 # A point: its time in steps, band and kind as one number, whose order is that of points, then flux and error in nJy.
 # store.lua merges points by this number and knows the three places.
 POINT = np.dtype([("key", "<f8"), ("flux", "<f4"), ("flux_error", "<f4")])
-_KINDS = UPPER_LIMIT + 1
 _PLACES = 32  # for band and kind in a key
 _NUMBER = np.dtype([("code", "u1"), ("value", "<f4")])
 _PAIR = struct.Struct("<Bf")
@@ -71,7 +70,7 @@ def pack_points(photometry: Photometry | None) -> bytes:
         return b""
     packed = np.empty(len(photometry), POINT)
     steps = np.rint(photometry.mjd * STEPS_A_DAY)
-    packed["key"] = steps * _PLACES + photometry.band * float(_KINDS) + photometry.kind
+    packed["key"] = steps * _PLACES + photometry.band * float(POINT_KINDS) + photometry.kind
     packed["flux"], packed["flux_error"] = photometry.flux, photometry.flux_error
     packed.sort(order="key")
     return packed.tobytes()
@@ -81,13 +80,15 @@ def unpack_points(packed: bytes) -> Photometry:
     """The points of `pack_points`."""
     points = np.frombuffer(packed, POINT)
     steps, place = np.divmod(points["key"], _PLACES)
-    band, kind = np.divmod(place.astype(np.uint8), _KINDS)
+    band, kind = np.divmod(place.astype(np.uint8), POINT_KINDS)
     return Photometry(steps / STEPS_A_DAY, band, points["flux"].copy(), points["flux_error"].copy(), kind)
 
 
 def pack_context(context: Mapping[str, float]) -> bytes:
     """Numbers by their codes, which later releases know as well."""
-    return b"".join(_PAIR.pack(contexts.CODES[name], context[name]) for name in sorted(context, key=contexts.CODES.get))
+    return b"".join(
+        _PAIR.pack(contexts.CODES[name], context[name]) for name in sorted(context, key=contexts.CODES.__getitem__)
+    )
 
 
 def unpack_context(packed: bytes) -> dict[str, float]:
@@ -120,4 +121,5 @@ def check(seen: Observation) -> None:
         if kind not in ("difference", "template") or stamp.shape != SHAPE or stamp.dtype != np.float16:
             raise ValueError(f"a {kind} stamp is {stamp.dtype} {stamp.shape}, not float16 {SHAPE}")
     contexts.check(seen.context)
-    words(seen)
+    if seen.photometry is not None and len({len(getattr(seen.photometry, name)) for name in POINT_COLUMNS}) != 1:
+        raise ValueError("photometry whose columns differ in length")

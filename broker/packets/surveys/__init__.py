@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.observation import Observation
-from skyheed.broker.packets.surveys.base import Wanted
+from skyheed.broker.packets.surveys.base import Wanted as Wanted
 
 GROUP = "skyheed.surveys"
 

@@ -3,7 +3,7 @@ needs."""
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ import numpy as np
 
 from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
 from skyheed.broker.observation import BANDS
-from skyheed.classifier.history import IMAGE_KINDS, STEPS_A_DAY, Photometry
+from skyheed.classifier.history import IMAGE_KINDS, MOST_POINTS, POINT_KINDS, STEPS_A_DAY, Photometry
 
 AB_NJY = 3631e9  # nJy of magnitude 0 (Oke & Gunn 1983)
 ERROR_PER_MAG = 0.4 * math.log(10)
@@ -145,7 +145,7 @@ class BaseSurvey:
         if not self.wanted.photometry:
             return None
         bands, last = frozenset(self.bands), until + 1 / STEPS_A_DAY
-        return photometry_of([p for p in points if p[1] in bands and p[0] <= last])
+        return photometry_of(p for p in points if p[1] in bands and p[0] <= last)
 
     def further_images(self, record: Mapping[str, Any]) -> dict[str, bytes]:
         """The files of the wanted stamps by kind, the chosen one first; a missing one of another kind is left out.
@@ -165,22 +165,23 @@ def cutout_field(kind: str) -> str:
     return f"cutout{kind.capitalize()}"
 
 
-def photometry_of(points: Sequence[Point]) -> Photometry:
-    """Points in any order, each once; those that are damaged (no finite flux and positive error) are left out."""
-    good = [p for p in points if _is_point(p)]
-    columns = zip(*good, strict=True) if good else ([],) * 5
-    mjd, band, flux, error, kind = columns
-    return Photometry.merged([
-        Photometry(
-            np.array(mjd, np.float64), np.array([BANDS.index(b) for b in band], np.uint8),
-            np.array(flux, np.float32), np.array(error, np.float32), np.array(kind, np.uint8),
-        )
-    ])  # fmt: skip
+def photometry_of(points: Iterable[Point]) -> Photometry:
+    """Points in any order, each once; those that are damaged (no finite flux and positive error) are left out.
 
-
-def _is_point(point: Point) -> bool:
-    mjd, _, flux, error, _ = point
-    return _MJD_RANGE[0] < mjd < _MJD_RANGE[1] and abs(flux) < _MAX_FLUX_NJY and 0 < error < _MAX_FLUX_NJY
+    The same as `Photometry.merged`, in a third of the time for the few points of a packet.
+    """
+    best: dict[int, tuple[float, float]] = {}
+    for mjd, band, flux, error, kind in points:
+        if _MJD_RANGE[0] < mjd < _MJD_RANGE[1] and -_MAX_FLUX_NJY < flux < _MAX_FLUX_NJY and 0 < error < _MAX_FLUX_NJY:
+            key = (round(mjd * STEPS_A_DAY) * len(BANDS) + BANDS.index(band)) * POINT_KINDS + kind
+            value = error, -flux
+            if key not in best or value < best[key]:
+                best[key] = value
+    keys = np.array(sorted(best)[-MOST_POINTS:], np.int64)
+    errors, fluxes = np.array([best[key] for key in keys.tolist()], np.float32).reshape(-1, 2).T
+    places, kinds = np.divmod(keys, POINT_KINDS)
+    steps, bands = np.divmod(places, len(BANDS))
+    return Photometry(steps / STEPS_A_DAY, bands.astype(np.uint8), -fluxes, errors.copy(), kinds.astype(np.uint8))
 
 
 def object_id(value: str | int | None) -> str:
