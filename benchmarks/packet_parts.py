@@ -1,4 +1,4 @@
-"""What the further parts of a packet cost: intake rate and bytes an object. The last line of stdout is one JSON document.
+"""What the further parts of a packet cost: intake rate and bytes an object. The last line of stdout is JSON.
 
     python benchmarks/packet_parts.py [--alerts 3000] [--rounds 5]
 

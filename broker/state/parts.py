@@ -1,7 +1,7 @@
 """How Redis keeps what a packet brings beside its header and science stamp: further stamps, photometry, context.
 
 Nothing is lost by it. A further stamp comes with `stamp.SHARP` significant bits (`stamp.rounded`), so that its pixels
-are 12 bits, of which the noisy lower 4 stay as they are and the upper 8 are deflated; other stamps stay as they are.
+are 11 bits, of which the noisy lower 3 stay as they are and the upper 8 are deflated; other stamps stay as they are.
 """
 
 import struct
@@ -17,11 +17,14 @@ from skyheed.broker.observation import Observation
 from skyheed.broker.packets.inflate import RAW, inflate
 from skyheed.classifier import context as contexts
 from skyheed.classifier.history import POINT_COLUMNS, POINT_KINDS, STEPS_A_DAY, Photometry
-from skyheed.classifier.stamp import STAMP_SIZE
+from skyheed.classifier.stamp import SHARP, STAMP_SIZE
 
 SHAPE = (STAMP_SIZE, STAMP_SIZE)
 _PIXELS = STAMP_SIZE**2
 _WHOLE = 2 * _PIXELS  # bytes of a stamp that is kept as it is
+_LOW = SHARP - 3  # bits of a pixel's lower byte that are used: sign, exponent and 2 more are in the upper one
+_LOW_BITS = np.uint8(0xFF << (8 - _LOW) & 0xFF)
+_LOW_BYTES = _PIXELS * _LOW // 8
 DIGEST_BYTES = 8
 # A point: its time in steps, band and kind as one number, whose order is that of points, then flux and error in nJy.
 # store.lua merges points by this number and knows the three places.
@@ -43,12 +46,11 @@ def pack_stamp(stamp: NDArray[np.float16] | None) -> bytes:
     if stamp is None:
         return b""
     bits = np.ascontiguousarray(stamp, "<f2").view("<u2").ravel()
-    low = bits & 0xFF
-    if (low & 0xF).any():
+    low = bits.astype(np.uint8)
+    if (low & ~_LOW_BITS).any():
         return bits.tobytes()
-    nibbles = low[::2] | low[1::2] >> 4
     packed: bytes = isal_zlib.compress((bits >> 8).astype(np.uint8).tobytes(), 1, RAW)
-    return nibbles.astype(np.uint8).tobytes() + packed
+    return np.packbits(np.unpackbits(low.reshape(-1, 1), 1, _LOW)).tobytes() + packed
 
 
 def unpack_stamp(packed: bytes) -> NDArray[np.float16]:
@@ -57,11 +59,9 @@ def unpack_stamp(packed: bytes) -> NDArray[np.float16]:
         return np.zeros(SHAPE, np.float16)
     if len(packed) == _WHOLE:
         return np.frombuffer(packed, "<f2").reshape(SHAPE)
-    nibbles = np.frombuffer(packed, np.uint8, _PIXELS // 2)
-    bits = np.empty(_PIXELS, "<u2")
-    bits[::2], bits[1::2] = nibbles & 0xF0, nibbles << 4
-    bits |= np.frombuffer(inflate(packed[_PIXELS // 2 :], _PIXELS, RAW), np.uint8).astype("<u2") << 8
-    return bits.view("<f2").reshape(SHAPE)
+    low = np.unpackbits(np.frombuffer(packed, np.uint8, _LOW_BYTES)).reshape(_PIXELS, _LOW)
+    high = np.frombuffer(inflate(packed[_LOW_BYTES:], _PIXELS, RAW), np.uint8).astype("<u2") << 8
+    return (high | np.packbits(low, 1).ravel()).view("<f2").reshape(SHAPE)
 
 
 def pack_points(photometry: Photometry | None) -> bytes:
