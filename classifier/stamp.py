@@ -31,6 +31,7 @@ BORDER = 2  # pixels: width of the frame whose median is the background
 _EXACT = math.sin(math.radians(1.0))
 _LARGEST = float(np.finfo(np.float16).max)
 _NO_PIXEL = np.float32(-3.4e38)  # less, the lowest float32, stands for "no pixel" in ZTF's templates
+_SMALL_SUM = 1e36
 _CENTRE = STAMP_SIZE // 2
 SHARP = 6  # of the 11 significant bits of a float16, of stamps beside the science stamp
 _SPARE = np.uint16((1 << (11 - SHARP)) - 1)
@@ -97,6 +98,7 @@ def normalise(
     return made
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def normalise_all(
     images: NDArray[np.float32],
     njy_per_count: float,
@@ -114,23 +116,22 @@ def normalise_all(
         raise StampError(f"the source at ({x:.1f}, {y:.1f}) lies outside its {nx} x {ny} image")
     if not 0 < njy_per_count < math.inf:
         raise StampError(f"{njy_per_count} nJy per count")
-    if (no_pixel := images < _NO_PIXEL).any():
-        images = np.where(no_pixel, np.float32(np.nan), images)
+    if not _whole(images):
+        images = np.where(images < _NO_PIXEL, np.float32(np.nan), images)
     background = _backgrounds(images)[:, None, None]
     a, b, c, d = _pixels_of(NORTH_UP if to_sky is None else to_sky)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if _near_right_angle(a, b, c, d):
-            cut, inside = _crop(*_flip(images, x, y, a, b, c, d), background)
-            flags = 0
-        else:
-            cut, inside = _turn(images, x, y, a, b, c, d, background)
-            flags = ROTATED
-        if inside < STAMP_SIZE**2:
-            flags |= PADDED
-        filled = _fill(cut, background, inside)
-        cut -= background
-        cut *= njy_per_count / STAMP_UNIT_NJY
-        stamps = np.minimum(np.maximum(cut, -_LARGEST, out=cut), _LARGEST, out=cut).astype(np.float16)
+    if _near_right_angle(a, b, c, d):
+        cut, inside = _crop(*_flip(images, x, y, a, b, c, d), background)
+        flags = 0
+    else:
+        cut, inside = _turn(images, x, y, a, b, c, d, background)
+        flags = ROTATED
+    if inside < STAMP_SIZE**2:
+        flags |= PADDED
+    filled = _fill(cut, background, inside)
+    cut -= background
+    cut *= njy_per_count / STAMP_UNIT_NJY
+    stamps = np.minimum(np.maximum(cut, -_LARGEST, out=cut), _LARGEST, out=cut).astype(np.float16)
     return [None if how is None else (stamp, flags | how) for stamp, how in zip(stamps, filled, strict=True)]
 
 
@@ -145,10 +146,15 @@ def rounded(stamp: NDArray[np.float16]) -> NDArray[np.float16]:
     return made
 
 
+def _whole(images: NDArray[np.float32]) -> bool:
+    """Whether surely every pixel is one: a single look at all of them, because one that is none spoils the sum."""
+    return bool(abs(float(images.sum())) < _SMALL_SUM)
+
+
 def _backgrounds(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of each image the median (the upper of two middle values) of the good pixels of its border, else of the image."""
     borders = images.reshape(len(images), -1)[:, _border(images.shape[1:])]
-    if (np.isfinite(borders)).all():
+    if _whole(borders):
         middle = borders.shape[1] // 2
         borders.partition(middle, axis=1)
         return borders[:, middle]
@@ -251,9 +257,9 @@ def _turn(
 
 def _fill(cut: NDArray[np.float32], background: NDArray[np.float32], inside: int) -> list[int | None]:
     """Give pixels that are none the background; for each stamp FILLED or 0, None where no pixel is left."""
-    good = np.isfinite(cut)
-    if good.all():
+    if _whole(cut):
         return [0] * len(cut)
+    good = np.isfinite(cut)
     missing = STAMP_SIZE**2 - np.count_nonzero(good, axis=(1, 2))
     np.copyto(cut, background, where=~good)
     return [None if m >= inside else FILLED if m else 0 for m in missing.tolist()]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from skyheed.broker.observation import Observation
 from skyheed.broker.packets.inflate import RAW, inflate
 from skyheed.classifier import context as contexts
-from skyheed.classifier.history import POINT_COLUMNS, POINT_KINDS, STEPS_A_DAY, Photometry
+from skyheed.classifier.history import MOST_POINTS, POINT_COLUMNS, POINT_KINDS, STEPS_A_DAY, Photometry
 from skyheed.classifier.stamp import SHARP, STAMP_SIZE
 
 SHAPE = (STAMP_SIZE, STAMP_SIZE)
@@ -25,6 +25,7 @@ _WHOLE = 2 * _PIXELS  # bytes of a stamp that is kept as it is
 _LOW = SHARP - 3  # bits of a pixel's lower byte that are used: sign, exponent and 2 more are in the upper one
 _LOW_BITS = np.uint8(0xFF << (8 - _LOW) & 0xFF)
 _LOW_BYTES = _PIXELS * _LOW // 8
+_SHIFTS = (_LOW * np.arange(8)).astype("<u4")
 DIGEST_BYTES = 8
 # A point: its time in steps, band and kind as one number, whose order is that of points, then flux and error in nJy.
 # store.lua merges points by this number and knows the three places.
@@ -36,21 +37,37 @@ _PAIR = struct.Struct("<Bf")
 
 def words(seen: Observation) -> tuple[bytes, bytes, bytes, bytes, bytes]:
     """What `store.lua` takes of an observation: difference, digest of the template, template, points, context."""
-    difference, template = (pack_stamp(seen.images.get(kind)) for kind in ("difference", "template"))
+    packed = dict(zip(seen.images, pack_stamps(list(seen.images.values())), strict=True))
+    template = packed.get("template", b"")
     digest = blake2b(template, digest_size=DIGEST_BYTES).digest() if template else b""
-    return difference, digest, template, pack_points(seen.photometry), pack_context(seen.context)
+    points, context = pack_points(seen.photometry), pack_context(seen.context)
+    return packed.get("difference", b""), digest, template, points, context
 
 
-def pack_stamp(stamp: NDArray[np.float16] | None) -> bytes:
-    """A further stamp; nothing for None."""
-    if stamp is None:
-        return b""
-    bits = np.ascontiguousarray(stamp, "<f2").view("<u2").ravel()
-    low = bits.astype(np.uint8)
+def pack_stamps(stamps: Sequence[NDArray[np.float16]]) -> list[bytes]:
+    """Further stamps, each by itself."""
+    if not stamps:
+        return []
+    bits = np.array(stamps, "<f2").view("<u2").reshape(len(stamps), _PIXELS)
+    low, high = bits.astype(np.uint8), (bits >> 8).astype(np.uint8)
     if (low & ~_LOW_BITS).any():
-        return bits.tobytes()
-    packed: bytes = isal_zlib.compress((bits >> 8).astype(np.uint8).tobytes(), 1, RAW)
-    return np.packbits(np.unpackbits(low.reshape(-1, 1), 1, _LOW)).tobytes() + packed
+        return [row.tobytes() for row in bits]
+    noise = _three_bytes(low >> np.uint8(8 - _LOW))
+    return [a.tobytes() + isal_zlib.compress(b.tobytes(), 1, RAW) for a, b in zip(noise, high, strict=True)]
+
+
+def _three_bytes(low: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Eight numbers of three bits each as three bytes: [n, pixels] -> [n, pixels / 8, 3]."""
+    eight = low.reshape(len(low), -1, 8).astype("<u4")
+    joined = np.bitwise_or.reduce(eight << _SHIFTS, axis=2)
+    return np.ascontiguousarray(joined.astype("<u4")[:, :, None].view(np.uint8)[:, :, :3])
+
+
+def _eight_numbers(packed: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """The numbers of `_three_bytes`, of one stamp."""
+    joined = packed.reshape(-1, 3).astype("<u4") @ np.array([1, 1 << 8, 1 << 16], "<u4")
+    numbers: NDArray[np.uint32] = (joined[:, None] >> _SHIFTS & 7).ravel()
+    return numbers
 
 
 def unpack_stamp(packed: bytes) -> NDArray[np.float16]:
@@ -59,20 +76,20 @@ def unpack_stamp(packed: bytes) -> NDArray[np.float16]:
         return np.zeros(SHAPE, np.float16)
     if len(packed) == _WHOLE:
         return np.frombuffer(packed, "<f2").reshape(SHAPE)
-    low = np.unpackbits(np.frombuffer(packed, np.uint8, _LOW_BYTES)).reshape(_PIXELS, _LOW)
+    low = _eight_numbers(np.frombuffer(packed, np.uint8, _LOW_BYTES)).astype("<u2") << (8 - _LOW)
     high = np.frombuffer(inflate(packed[_LOW_BYTES:], _PIXELS, RAW), np.uint8).astype("<u2") << 8
-    return (high | np.packbits(low, 1).ravel()).view("<f2").reshape(SHAPE)
+    return (high | low).view("<f2").reshape(SHAPE)
 
 
 def pack_points(photometry: Photometry | None) -> bytes:
-    """Points as `Photometry.merged` returns them."""
+    """Points by their keys, each once."""
     if photometry is None or not len(photometry):
         return b""
+    keys = np.rint(photometry.mjd * STEPS_A_DAY) * _PLACES + (photometry.band * np.uint8(POINT_KINDS) + photometry.kind)
+    if not (keys[1:] > keys[:-1]).all() or len(keys) > MOST_POINTS:  # of a survey that did not merge them
+        return pack_points(Photometry.merged([photometry]))
     packed = np.empty(len(photometry), POINT)
-    steps = np.rint(photometry.mjd * STEPS_A_DAY)
-    packed["key"] = steps * _PLACES + photometry.band * float(POINT_KINDS) + photometry.kind
-    packed["flux"], packed["flux_error"] = photometry.flux, photometry.flux_error
-    packed.sort(order="key")
+    packed["key"], packed["flux"], packed["flux_error"] = keys, photometry.flux, photometry.flux_error
     return packed.tobytes()
 
 

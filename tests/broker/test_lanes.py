@@ -74,7 +74,7 @@ def test_a_model_keeps_its_own_tokens_of_its_own_width(valkey: embedded.Server) 
     assert (a.tokens, b.tokens) == ({0: b"three"}, {0: b"zero", 2: b"two"})
     assert [int(pixels[0, 0]) for pixels in a.stamps] == [3, 9]
     assert [int(pixels[0, 0]) for pixels in b.stamps] == [1, 3, 9]
-    (none,) = store.fetch([b.claim], replace(B, stamps=False))
+    (none,) = store.fetch([b.claim], replace(B, images=()))
     assert len(none.stamps) == 0
     assert len(none.header) == 5
 
