@@ -266,7 +266,8 @@ def test_three_images_of_every_real_ztf_packet() -> None:
             border = np.sort(pixels[frame & ~bad])
             expected = (np.where(bad, border[border.size // 2], pixels) - border[border.size // 2]) * njy(zero) / 100
             expected = expected[::-1][15:47, 15:47] * (-1 if kind == "difference" and fainter else 1)
-            np.testing.assert_allclose(stamp, np.clip(expected, -65504, 65504), rtol=2e-3, atol=0.05)
+            near = 2e-3 if kind == "science" else 2e-2  # further stamps keep six significant bits
+            np.testing.assert_allclose(stamp, np.clip(expected, -65504, 65504), rtol=near, atol=0.05)
             inside = bad[::-1][15:47, 15:47].any()
             bit = {"science": Flag.FILLED, "difference": Flag.DIFFERENCE_FILLED, "template": Flag.TEMPLATE_FILLED}[kind]
             assert bool(seen.flags & bit) == inside
