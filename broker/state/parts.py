@@ -14,7 +14,6 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from skyheed.broker.observation import Observation
-from skyheed.broker.packets.inflate import RAW, inflate
 from skyheed.classifier import context as contexts
 from skyheed.classifier.history import MOST_POINTS, POINT_COLUMNS, POINT_KINDS, STEPS_A_DAY, Photometry
 from skyheed.classifier.stamp import SHARP, STAMP_SIZE
@@ -26,6 +25,7 @@ _LOW = SHARP - 3  # bits of a pixel's lower byte that are used: sign, exponent a
 _LOW_BITS = np.uint8(0xFF << (8 - _LOW) & 0xFF)
 _LOW_BYTES = _PIXELS * _LOW // 8
 _SHIFTS = (_LOW * np.arange(8)).astype("<u4")
+RAW = -15  # window bits: bare deflate
 DIGEST_BYTES = 8
 # A point: its time in steps, band and kind as one number, whose order is that of points, then flux and error in nJy.
 # store.lua merges points by this number and knows the three places.
@@ -76,9 +76,11 @@ def unpack_stamp(packed: bytes) -> NDArray[np.float16]:
         return np.zeros(SHAPE, np.float16)
     if len(packed) == _WHOLE:
         return np.frombuffer(packed, "<f2").reshape(SHAPE)
-    low = _eight_numbers(np.frombuffer(packed, np.uint8, _LOW_BYTES)).astype("<u2") << (8 - _LOW)
-    high = np.frombuffer(inflate(packed[_LOW_BYTES:], _PIXELS, RAW), np.uint8).astype("<u2") << 8
-    return (high | low).view("<f2").reshape(SHAPE)
+    low = _eight_numbers(np.frombuffer(packed, np.uint8, _LOW_BYTES)).astype("<u2") << np.uint16(8 - _LOW)
+    inflated = isal_zlib.decompressobj(wbits=RAW).decompress(packed[_LOW_BYTES:], _PIXELS)
+    bits: NDArray[np.uint16] = np.frombuffer(inflated, np.uint8, _PIXELS).astype("<u2") << np.uint16(8) | low
+    stamp: NDArray[np.float16] = bits.view("<f2").reshape(SHAPE)
+    return stamp
 
 
 def pack_points(photometry: Photometry | None) -> bytes:
