@@ -6,6 +6,7 @@ from typing import Any
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.base import Network, parameters
 from skyheed.classifier.models.family import Preset, preset, presets
+from skyheed.classifier.names import printable
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.training import objectives
 
@@ -20,9 +21,20 @@ def listing() -> list[dict[str, Any]]:
 
 def _entry(name: str, own: Preset, weights: list[str]) -> dict[str, Any]:
     found = description(name)
-    return {key: found[key] for key in ("name", "family", "summary", "needs", "parameters_served", "updates")} | {
-        "weights": weights
+    told = {
+        key: found[key] for key in ("name", "family", "summary", "needs", "parameters", "parameters_served", "updates")
     }
+    return told | {"weights": weights, "trained": {survey: trained(f"{survey}/{name}") for survey in weights}}
+
+
+def trained(checkpoint_name: str) -> str:
+    """What shipped weights were learnt from, and where."""
+    info = checkpoint.read_info(checkpoint_name)
+    how, archive = info.training, info.training.get("archive", {})
+    return (
+        f"{info.name} {info.version}: {how.get('objects', '?')} objects of `{archive.get('command', '?')}`, "
+        f"on {how.get('device', '?')}"
+    )
 
 
 def _shipped() -> dict[str, list[str]]:
@@ -92,6 +104,7 @@ def text(found: list[dict[str, Any]]) -> str:
         shipped = f"  [weights: {', '.join(row['weights'])}]" if row["weights"] else ""
         lines.append(f"{row['name']:18}{row['parameters_served']:>12,}  {cost:44}{row['needs']}{shipped}")
         lines.append(f"{'':18}{row['summary']}")
+        lines += [f"{'':18}{survey}: {printable(how)}" for survey, how in row["trained"].items()]
     return "\n".join(lines)
 
 
