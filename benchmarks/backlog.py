@@ -1,7 +1,7 @@
 """A backlog: so many alerts that wait in Kafka are worked off. The last line of stdout is one JSON document.
 
-    python benchmarks/backlog.py --alerts 1000000        a long night's (about 25 minutes on two cores)
-    python benchmarks/backlog.py --alerts 20000          two minutes
+    python benchmarks/backlog.py --alerts 25000          three minutes on two busy cores
+    python benchmarks/backlog.py --alerts 1000000        a long night's: leave it two hours
 
 Small simulated SDSS packets (2.0 kB, one stamp each), 20 of each object, are published first; then one ingest and one
 worker start and run until nothing is left to read or to classify. The model is the shipped one, or

@@ -1,5 +1,7 @@
 """Every command, option, variable and setting in deploy/ exists in the program, in Valkey and in Kafka."""
 
+import copy
+import importlib.util
 import json
 import re
 import shlex
@@ -17,9 +19,11 @@ from conftest import HOME, NEEDS_APACHE
 from skyheed.broker import app as daemon
 from skyheed.broker import cli, config, metrics
 from skyheed.broker import health as check
+from skyheed.broker.kafka import client as kafka_client
 from skyheed.broker.kafka import topics
 from skyheed.broker.kafka.client import ensure_topics
 from skyheed.broker.local import embedded
+from skyheed.broker.local import processes as stack
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE_FILES = sorted(DEPLOY.glob("compose*.yaml"))
@@ -254,6 +258,30 @@ def test_kubernetes_takes_every_secret_from_the_secret_and_spreads_and_keeps_its
     work = next(c for d in found for c in containers(d) if c["name"] == "work")
     [text] = [d["data"]["skyheed.toml"] for d in found if d["kind"] == "ConfigMap"]
     assert work["resources"]["requests"]["cpu"] == str(tomllib.loads(text)["work"]["threads"])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("kubernetes_validate"), reason="needs kubernetes-validate")
+def test_manifests_are_what_kubernetes_takes() -> None:
+    import kubernetes_validate
+
+    found = [d for path in MANIFESTS for d in documents(path)]
+    version = kubernetes_validate.latest_version()
+    for document in found:
+        kubernetes_validate.validate(document, version, strict=True)
+    wrong = copy.deepcopy(next(d for d in found if d["kind"] == "Deployment"))
+    wrong["spec"]["template"]["spec"]["containers"][0]["readinessprobe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, version, strict=True)
+
+
+def test_daemons_have_more_time_to_end_than_they_need() -> None:
+    """Five seconds, and Kafka's own for a broker that is away."""
+    needed = 5.0 + kafka_client.CLOSE_S
+    for name in ("ingest", "work"):
+        assert int(services(DEPLOY / "compose.yaml")[name]["stop_grace_period"].removesuffix("s")) > 2 * needed
+    for document in (d for path in MANIFESTS for d in documents(path) if d["kind"] == "Deployment"):
+        assert document["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 2 * needed
+    assert needed < stack.STOP_S
 
 
 INPUT = {"SKYHEED_KAFKA_INPUT_USER", "SKYHEED_KAFKA_INPUT_PASSWORD"}
