@@ -21,13 +21,15 @@ import numpy as np
 import pytest
 from process_tools import Program, until
 from real_data import ztf_files
-from stream_tools import answers, publish, sdss_alert, settings_for
+from stream_tools import answers, publish, settings_for
+from ztf_sky import alerts, named
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config
 from skyheed.broker.local import embedded
 from skyheed.broker.work import history_of
 from skyheed.classifier.serving import load
+from skyheed.classifier.sky import simulate
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright for Python: pip install '.[dev]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -119,13 +121,14 @@ def fetched(url: str) -> Any:
     return urllib.request.urlopen(url, timeout=10)
 
 
-def start_stack(survey: str, kafka: embedded.Server, redis: embedded.Server, folder: Path) -> Stack:
-    topic = f"page-{survey}"
+def start_stack(
+    survey: str, kafka: embedded.Server, redis: embedded.Server, folder: Path, topic: str = "page-simulated"
+) -> Stack:
     settings = settings_for(
-        kafka.address, redis.url, survey, topic, **{"topics.classifications": f"page-{survey}-classifications"}
+        kafka.address, redis.url, survey, topic, **{"topics.classifications": f"{topic}-classifications"}
     )
     file = folder / "page.toml"
-    file.write_text(f'[topics]\nclassifications = "page-{survey}-classifications"\n[ingest]\ntopics = ["{topic}"]\n')
+    file.write_text(f'[topics]\nclassifications = "{topic}-classifications"\n[ingest]\ntopics = ["{topic}"]\n')
     words = ["--survey", survey, "--kafka", kafka.address, "--redis", redis.url, "--config", str(file)]
     index = ["--index", str(folder / "index.sqlite")]
     return Stack(settings, topic, folder, embedded.free_port(), words, index)
@@ -141,7 +144,7 @@ def page_redis() -> Iterator[embedded.Server]:
 def stack(
     kafka: embedded.Server, page_redis: embedded.Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    made = start_stack("sdss", kafka, page_redis, tmp_path_factory.mktemp("page"))
+    made = start_stack("ztf", kafka, page_redis, tmp_path_factory.mktemp("page"))
     with made.streaming():
         made.start()
         fill(made)
@@ -151,29 +154,17 @@ def stack(
 
 
 def fill(made: Stack) -> None:
-    alerts = simulated(made.folder / "sky")
-    for part in np.array_split(np.arange(len(alerts)), 5):
-        made.classify([alerts[n] for n in part])
-    hostile = [sdss_alert(name, n) for name in HOSTILE for n in range(1, 4)]
-    made.classify([*hostile, sdss_alert("too-few", 1), b"no packet at all"])
+    packets = simulated(made.folder / "sky")
+    for part in np.array_split(np.arange(len(packets)), 5):
+        made.classify([packets[n] for n in part])
+    hostile = [named(name, n) for name in HOSTILE for n in range(1, 4)]
+    made.classify([*hostile, named("too-few", 1), b"no packet at all"])
 
 
 def simulated(folder: Path) -> list[bytes]:
     """The first alerts of some simulated objects, in the order of time."""
-    from skyheed.broker.replay import _archive_alerts
-    from skyheed.classifier.sky import simulate
-
-    simulate("sdss", OBJECTS, 5, folder, seasons=1, balanced=True)
-    counts: dict[str, int] = {}
-    chosen = []
-    for mjd, packet in sorted(_archive_alerts("sdss", folder), key=lambda one: one[0]):
-        name = re.search(rb"sdss-sim\d+-\d+", packet)
-        assert name is not None
-        key = name.group().decode()
-        counts[key] = counts.get(key, 0) + 1
-        if counts[key] <= EPOCHS:
-            chosen.append((mjd, packet))
-    return [packet for _, packet in chosen]
+    simulate("ztf", OBJECTS, 8, folder, seasons=1, balanced=True, most=EPOCHS)
+    return alerts(folder, EPOCHS)
 
 
 # --- the browser ------------------------------------------------------------------------------------------------------
@@ -242,7 +233,7 @@ def reader(browser: Any) -> Iterator[Reader]:
 
 def an_object(stack: Stack) -> dict[str, Any]:
     """The whole answer about a simulated object with all its epochs."""
-    rows = stack.get("/api/v1/objects?q=sdss-sim&sort=epochs&declined=no&limit=50")["rows"]
+    rows = stack.get("/api/v1/objects?q=ztf-sim&sort=epochs&declined=no&limit=50")["rows"]
     return dict(stack.get(f"/api/v1/objects/{rows[0]['path']}"))
 
 
@@ -307,7 +298,8 @@ def test_an_object_page_is_light(reader: Reader, stack: Stack) -> None:
 
 
 def test_stamps_answer_to_kind_stretch_and_axis(reader: Reader, stack: Stack) -> None:
-    page = open_object(reader, stack, an_object(stack))
+    found = an_object(stack)
+    page = open_object(reader, stack, found)
     holds(page, f"({FILM})() !== ''")
 
     def changed_by(action: Callable[[], object]) -> None:
@@ -322,8 +314,11 @@ def test_stamps_answer_to_kind_stretch_and_axis(reader: Reader, stack: Stack) ->
     changed_by(lambda: page.get_by_role("button", name="Zoom in").click())
     page.get_by_text("mag", exact=True).click()
     assert "Magnitude" in page.locator("#light-label").inner_text()
-    missing = page.locator("input[value=template]")
-    assert missing.is_disabled(), "SDSS alerts carry no template"
+    for kind in ("difference", "template"):
+        switch = page.locator(f"input[value={kind}]")
+        assert switch.is_enabled() == bool(found["images"].get(kind))
+        if switch.is_enabled():
+            changed_by(switch.check)
 
 
 FILM = "() => document.querySelector('#film canvas').toDataURL()"
@@ -337,9 +332,9 @@ def test_what_if_is_what_the_worker_says_of_the_reduced_history(reader: Reader, 
     said = page.locator("#whatif-said")
     said.wait_for()
     store, _, _ = daemon.connect_store(stack.settings)
-    history = history_of(store.sequence(found["object_id"]), "sdss")
+    history = history_of(store.sequence(found["object_id"]), "ztf")
     keep = np.flatnonzero(np.array(found["epochs"]["band"]) != band)
-    [expected] = load(Path("sdss"), survey="sdss", threads=1).classify([history.take(keep)])
+    [expected] = load(Path("ztf"), survey="ztf", threads=1).classify([history.take(keep)])
     left = f"from {len(keep)} epochs"
     assert left in said.inner_text()
     shown = page.locator(".compare > span:nth-of-type(3n + 2)").all_inner_texts()
@@ -419,10 +414,10 @@ def test_filters_sort_and_export_show_the_same(reader: Reader, stack: Stack) -> 
 def test_the_live_page_filters_pauses_and_goes_on(reader: Reader, stack: Stack) -> None:
     page = reader.open(f"{stack.url}/")
     holds(page, "document.body.dataset.stream === 'open'")
-    stack.classify([sdss_alert("arrives", n) for n in range(1, 4)])
+    stack.classify([named("arrives", n) for n in range(1, 4)])
     page.get_by_role("link", name="arrives", exact=True).first.wait_for()
     page.get_by_role("button", name="Pause").click()
-    stack.classify([sdss_alert("waits", n) for n in range(1, 4)])
+    stack.classify([named("waits", n) for n in range(1, 4)])
     page.get_by_text("1 row waiting").wait_for()
     assert "waits" not in names(page)
     page.get_by_role("button", name="Resume").click()
@@ -442,7 +437,7 @@ def test_a_restart_of_the_server_loses_no_row(reader: Reader, stack: Stack) -> N
     stack.stop()
     page.get_by_text("The connection is lost").wait_for()
     assert names(page) == rows, "what was there stays"
-    stack.classify([sdss_alert(f"meanwhile-{k}", n) for k in range(3) for n in range(1, 4)])
+    stack.classify([named(f"meanwhile-{k}", n) for k in range(3) for n in range(1, 4)])
     stack.start()
     for k in range(3):
         page.get_by_role("link", name=f"meanwhile-{k}", exact=True).wait_for(timeout=40_000)
@@ -530,10 +525,10 @@ def test_every_page_looks_right_at_every_width(reader: Reader, stack: Stack, siz
 
 @pytest.mark.long
 def test_real_ztf_packets_are_shown(
-    reader: Reader, kafka: embedded.Server, page_redis: embedded.Server, tmp_path: Path
+    reader: Reader, kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path
 ) -> None:
     packets = [path.read_bytes() for path in ztf_files() if path.stat().st_size < 400_000][:12]
-    own = start_stack("ztf", kafka, page_redis, tmp_path)
+    own = start_stack("ztf", kafka, durable_valkey, tmp_path, "page-real")
     with own.streaming():
         own.classify(packets)
         own.start()
