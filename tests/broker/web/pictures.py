@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/broker/web/pictures.py
 
-Needs Playwright for Python (in the extra `dev`) and a chromium on the PATH; takes about two minutes.
+Needs Playwright for Python (in the extra `dev`) and a chromium on the PATH; takes a few minutes.
 """
 
 import sys
@@ -49,12 +49,13 @@ def chosen(stack: Stack) -> str:
 
 
 def everything(page: Any) -> None:
-    """Recomputed by the side of published would be two pictures: the influence bars, and an epoch near the peak."""
+    """The influence bars, and an epoch in the middle."""
     page.get_by_role("button", name="show the influence of each stamp").click()
     page.locator("#influence-row").wait_for(timeout=60_000)
     page.locator("#film").focus()
     for _ in range(page.evaluate("Math.round(document.querySelector('#film').getAttribute('aria-valuemax') * 0.6)")):
         page.keyboard.press("ArrowLeft")
+    page.evaluate("document.activeElement.blur()")
 
 
 def take(browser: Any, stack: Stack, name: str, path: str, width: int, height: int, scheme: str) -> None:
@@ -64,6 +65,8 @@ def take(browser: Any, stack: Stack, name: str, path: str, width: int, height: i
     page.wait_for_timeout(1500)
     if path.startswith("object"):
         everything(page)
+        if scheme == "dark":
+            page.get_by_text("recomputed now", exact=True).click()
         page.wait_for_timeout(1000)
         page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=FOLDER / f"{name}.png")
