@@ -70,6 +70,10 @@ class Dataset:
         """Stamps of an object."""
         return int(self.start[index + 1] - self.start[index])
 
+    def object_of(self, row: int) -> int:
+        """Whose stamp a row of the arrays is."""
+        return int(np.searchsorted(self.start, row, "right")) - 1
+
     def choose(self, split: str, confirmed: bool | None = None) -> NDArray[np.int64]:
         """Indices of the objects of a split (or of "all") that have stamps; of all labels, confirmed, or others."""
         keep = np.array([split in (s, "all") for s in self.split]) & (np.diff(self.start) > 0)

@@ -94,6 +94,10 @@ class Objective(nn.Module):
         """Numbers of the last step for the log."""
         return {}
 
+    def report(self, indices: NDArray[np.int64]) -> dict[str, Any]:
+        """What it measures of these objects when training is over, besides the scores of the class."""
+        return {}
+
     def alarm(self) -> str:
         """What is wrong with the last step, in words; "" if nothing is."""
         return ""
@@ -186,19 +190,34 @@ def _pretrained(setting: Setting, **settings: Any) -> Objective:
     return Pretrained(setting, **settings)
 
 
+def _multitask(setting: Setting, **settings: Any) -> Objective:
+    from skyheed.classifier.training.tasks import MultiTask
+
+    return MultiTask(setting, **settings)
+
+
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
-    "cross-entropy": _cross_entropy, "ict": _ict, "pretrained": _pretrained
+    "cross-entropy": _cross_entropy, "ict": _ict, "pretrained": _pretrained,
+    "multitask": _multitask,
 }  # fmt: skip
 
 
 # What an objective learns besides the network: name -> (network, settings) -> how many numbers.
-EXTRA: dict[str, Callable[..., int]] = {"ict": lambda network, **_: _ict_parameters(network)}
+EXTRA: dict[str, Callable[..., int]] = {
+    "ict": lambda network, **_: _ict_parameters(network), "multitask": lambda network, **_: _task_parameters(network)
+}  # fmt: skip
 
 
 def _ict_parameters(network: Network) -> int:
     from skyheed.classifier.training.ict import extra_parameters
 
     return extra_parameters(network.width)
+
+
+def _task_parameters(network: Network) -> int:
+    from skyheed.classifier.training.multitask import Heads
+
+    return sum(p.numel() for p in Heads(network.width).parameters())
 
 
 def extra_parameters(asked: Mapping[str, Any], network: Network) -> int:

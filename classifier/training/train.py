@@ -41,6 +41,7 @@ from skyheed.classifier.training.token_bank import Bank, TokenMaker
 SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
 FINE_SHARE = 0.15  # of the CPU time, where it is limited, goes to the stages on confirmed labels
 LOG, NOTES = "log.csv", "objective.jsonl"  # scores, and what the objective tells of itself
+REPORT = "objective.json"  # what the objective measured when training was over
 STATISTICS = 500  # objects that networks take statistics of their inputs from
 log = logging.getLogger("skyheed.train")
 NOTHING: Indices = np.empty(0, np.int64)
@@ -387,6 +388,8 @@ class Trainer:
         if self.best < 0:
             raise ModelError("no stage has any step: give short_steps, steps or head_steps")
         self.mean.load_state_dict(self.best_state)
+        if told := self.objective.report(self.validation):
+            (self.output / REPORT).write_text(json.dumps(told, indent=1) + "\n")
         labels = self.labels[self.validation]
         calibration = fit(self._candidate(Calibration()), self.data, self.validation, labels, self.protocol)
         metrics = evaluate.report(self._candidate(calibration), self.data, self.data.choose("test", True))

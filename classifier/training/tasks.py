@@ -1,0 +1,134 @@
+"""The objective multitask: class, peak flux, phase and redshift from one representation (`multitask`).
+
+Beginnings are classified as always; regressions are learnt from whole views. The heads are thrown away after training:
+what they do for the class stays, and how well they tell is written beside the checkpoint.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skyheed.classifier import checks
+from skyheed.classifier.archives.reader import Archive
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.evaluation import scores
+from skyheed.classifier.history import History
+from skyheed.classifier.training import multitask
+from skyheed.classifier.training.ict import follow, representations
+from skyheed.classifier.training.objectives import Objective, Setting, Views
+
+BALANCES = ("uncertainty", "fixed")
+FIXED = {"class": 1.0, **dict.fromkeys(multitask.REGRESSIONS, 0.3)}
+CUTS = (3, 6, 12, 30, 99)  # stamps after which the regressions are measured
+EDGES = (1, 4, 7, 13, 31, 100)  # bins of stamps that hold one cut each, or shorter wholes
+BATCH = 32
+Truth = Mapping[str, NDArray[np.float64]]
+
+
+class MultiTask(Objective):
+    """See the module.
+
+    Args:
+        balance: tasks are weighted by learnt uncertainties, or fixed: 1 for the class, 0.3 for the others.
+
+    Raises:
+        ModelError: a setting that cannot be.
+    """
+
+    def __init__(self, setting: Setting, balance: str = "uncertainty", **settings: Any) -> None:
+        super().__init__(setting)
+        if settings:
+            raise ModelError(f"the objective multitask has no setting {min(settings)}: it knows balance")
+        checks.choice("balance", balance, BALANCES)
+        self.heads = multitask.Heads(setting.network.width).to(setting.device)
+        self.mean_heads = copy.deepcopy(self.heads).eval().requires_grad_(False)
+        tasks = dict.fromkeys(("class", *multitask.REGRESSIONS), 1.0)
+        self.balance = multitask.Balance(tasks).to(setting.device) if balance == "uncertainty" else None
+        self.truth = truth_of(setting)
+        self._log: dict[str, float] = {}
+
+    def loss(self, views: Sequence[Views], generator: np.random.Generator) -> Tensor:
+        """See `Objective.loss`."""
+        network, (seen,) = self.setting.network, views
+        follow(self.mean_heads, self.heads, self.setting.protocol.average)
+        batch = self.setting.batch(seen.histories)
+        with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=self.setting.autocast):
+            encoded, rows, whole = representations(network, batch, self.setting.protocol.prefixes, generator)
+        encoded = encoded.float()
+        labels = self.setting.target(seen.labels)[rows]
+        wanted = {name: torch.from_numpy(v).to(encoded.device) for name, v in self.wanted(seen).items()}
+        made, present = multitask.losses(network.classify(encoded), labels, self.heads(encoded[whole]), wanted)
+        self._log = {name: float(loss.detach()) for name, loss in made.items()}
+        total = network.regularisation()
+        if self.balance is None:
+            return total + sum(FIXED[name] * loss for name, loss in made.items())
+        self._log |= self.balance.log()
+        balanced: Tensor = self.balance(made, present)
+        return total + balanced
+
+    def wanted(self, seen: Views) -> dict[str, NDArray[np.float32]]:
+        """What the heads are to tell of views, NaN where there is nothing to learn."""
+        index = np.array([self.setting.data.object_of(int(rows[0])) for rows in seen.rows])
+        last = np.array([h.mjd[-1] for h in seen.histories])
+        return self._wanted(index, last)
+
+    def _wanted(self, index: NDArray[np.int64], last: NDArray[np.float64]) -> dict[str, NDArray[np.float32]]:
+        known = {"flux": self.truth["flux"][index], "phase": last - self.truth["peak_mjd"][index]}
+        known["redshift"] = self.truth["redshift"][index]
+        return {name: multitask.transformed(name, values) for name, values in known.items()}
+
+    def log(self) -> dict[str, float]:
+        """The loss of every task and, where they are learnt, the logarithms of the uncertainties."""
+        return self._log
+
+    @torch.inference_mode()
+    def report(self, indices: NDArray[np.int64]) -> dict[str, Any]:
+        """Bias and resolution of each regression by number of stamps, in the units of `multitask.TRANSFORMS`."""
+        data = self.setting.data
+        pairs = [(int(i), min(cut, data.length(int(i)))) for i in indices for cut in CUTS]
+        pairs = sorted(set(pairs))
+        found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in multitask.REGRESSIONS}
+        last = []
+        for at in range(0, len(pairs), BATCH):
+            histories = [data.history(i).until(epochs=n) for i, n in pairs[at : at + BATCH]]
+            last += [h.mjd[-1] for h in histories]
+            for name, value in self._told(histories).items():
+                found[name].append(value)
+        wanted = self._wanted(np.array([i for i, _ in pairs]), np.array(last))
+        stamps = np.array([n for _, n in pairs])
+        curves = {
+            name: multitask.resolution(np.concatenate(found[name]), wanted[name], stamps, EDGES)
+            for name in multitask.REGRESSIONS
+        }
+        made: dict[str, Any] = scores.without_nan(curves)
+        return made
+
+    def _told(self, histories: Sequence[History]) -> dict[str, NDArray[np.float32]]:
+        encoded = self.setting.mean.encode(self.setting.batch(histories)).float()
+        return {name: value.cpu().numpy() for name, value in self.mean_heads.eval()(encoded).items()}
+
+
+def truth_of(setting: Setting) -> Truth:
+    """Peak flux (nJy, without noise), MJD of the peak and redshift of every object; NaN: unknown, or no peak.
+
+    Raises:
+        ModelError: the archive does not say.
+    """
+    data = setting.data
+    table = Archive(setting.protocol.archive).objects.to_pydict()
+    rows = {name: n for n, name in enumerate(table["object_id"])}
+    if not set(data.object_ids) <= set(rows):
+        raise ModelError(f"{setting.protocol.archive} says nothing of peaks and redshifts of these objects")
+    order = [rows[name] for name in data.object_ids]
+    peak, redshift = (np.array(table[key], np.float64)[order] for key in ("peak_mjd", "redshift"))
+    flux = np.full(len(order), np.nan)
+    for n, (a, b) in enumerate(zip(data.start[:-1], data.start[1:], strict=True)):
+        own = data.flux[a:b, 1]
+        if np.isfinite(peak[n]) and np.isfinite(own).any():
+            flux[n] = np.nanmax(own)
+    return {"flux": flux, "peak_mjd": peak, "redshift": redshift}

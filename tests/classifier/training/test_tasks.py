@@ -1,0 +1,93 @@
+"""The objective multitask in a run: what it wants of views, what it learns, and its curves."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from data_tools import made
+
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.training import multitask, objectives, tasks, train
+from skyheed.classifier.training.protocol import Protocol
+
+RUN = Protocol(
+    "none", model="lstm", objective={"name": "multitask"}, steps=6, batch=8, every=3, longest=6, threads=1,
+    autocast=False,
+)  # fmt: skip
+DATA = made([4 + n % 5 for n in range(32)])
+
+
+@pytest.fixture(autouse=True)
+def archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second object has a peak in the middle of its stamps and a redshift; in another order than the data."""
+    first = DATA.mjd[DATA.start[:-1]]
+    table = {
+        "object_id": DATA.object_ids[::-1],
+        "peak_mjd": [first[i] + 10 if i % 2 else math.nan for i in range(32)][::-1],
+        "redshift": [0.01 * i if i % 2 else math.nan for i in range(32)][::-1],
+    }
+    monkeypatch.setattr(tasks, "Archive", lambda _: SimpleNamespace(objects=SimpleNamespace(to_pydict=lambda: table)))
+
+
+def trainer(tmp_path: Path, **changes: Any) -> train.Trainer:
+    return train.Trainer(replace(RUN, **changes), DATA, tmp_path)
+
+
+def test_heads_are_to_tell_flux_phase_and_redshift_of_the_right_objects(tmp_path: Path) -> None:
+    own = trainer(tmp_path)
+    augmentation = train.Augmentation(6, 0.0, 0.4, 99)
+    seen = own.views(np.array([3, 4, 7]), augmentation, np.random.default_rng(0))
+    wanted = own.objective.wanted(seen)
+    assert np.isnan(wanted["phase"]).tolist() == np.isnan(wanted["redshift"]).tolist() == [False, True, False]
+    days = [seen.histories[n].mjd[-1] - DATA.mjd[DATA.start[i]] - 10 for n, i in ((0, 3), (2, 7))]
+    np.testing.assert_allclose(wanted["phase"][[0, 2]], np.arcsinh(np.array(days) / 10), rtol=1e-5)
+    np.testing.assert_allclose(wanted["redshift"][[0, 2]], np.log1p([0.03, 0.07]), rtol=1e-5)
+    peak = [np.nanmax(DATA.flux[DATA.start[i] : DATA.start[i + 1], 1]) for i in (3, 7)]
+    np.testing.assert_allclose(wanted["flux"][[0, 2]], np.log10(np.clip(peak, 1, None)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("balance", ["uncertainty", "fixed"])
+def test_a_run_learns_all_tasks_and_writes_bias_and_resolution(balance: str, tmp_path: Path) -> None:
+    run = replace(RUN, objective={"name": "multitask", "balance": balance})
+    info = train.run(run, tmp_path, "", DATA)
+    assert info.training["protocol"]["objective"]["name"] == "multitask"
+    notes = [json.loads(line) for line in (tmp_path / "objective.jsonl").read_text().splitlines()]
+    assert set(notes[0]) >= {"class", "flux", "phase", "redshift"}
+    assert ("s_phase" in notes[0]) == (balance == "uncertainty")
+    found = json.loads((tmp_path / "objective.json").read_text())
+    assert set(found) == set(multitask.REGRESSIONS)
+    first = found["phase"][0]
+    assert (first["low"], first["high"]) == (1, 4)
+    known = sum(bool(i % 2) for i in np.flatnonzero([s == "validation" for s in DATA.split]))
+    assert first["count"] == known > 0  # those with a peak, after three stamps
+    assert first["resolution"] > 0
+    saved = (tmp_path / "weights.safetensors").read_bytes()
+    assert b"heads" not in saved[:4000]
+
+
+def test_gradients_reach_heads_and_network_and_the_mean_heads_follow(tmp_path: Path) -> None:
+    own = trainer(tmp_path)
+    augmentation = train.Augmentation(6, 0.0, 0.4, 99)
+    objective: Any = own.objective
+    before = objective.mean_heads.phase.weight.clone()
+    objective.heads.phase.weight.data.add_(1.0)
+    views = [own.views(np.array([1, 3, 4, 7]), augmentation, np.random.default_rng(0))]
+    objective.loss(views, np.random.default_rng(0)).backward()
+    for module in (objective.heads, objective.balance, own.model):
+        assert sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None) > 0
+    assert all(p.grad is None for p in objective.mean_heads.parameters())
+    np.testing.assert_allclose(objective.mean_heads.phase.weight, before + 0.01, rtol=1e-3, atol=1e-5)
+
+
+def test_its_parameters_are_told_and_settings_checked(tmp_path: Path) -> None:
+    own = trainer(tmp_path, model="cnn-gru")  # 256 numbers describe a history
+    assert objectives.extra_parameters({"name": "multitask"}, own.model) == 51_703
+    with pytest.raises(ModelError, match="multitask has no setting tau: it knows balance"):
+        trainer(tmp_path / "a", objective={"name": "multitask", "tau": 1})
+    with pytest.raises(ModelError, match="balance is 'none': use uncertainty or fixed"):
+        trainer(tmp_path / "b", objective={"name": "multitask", "balance": "none"})
