@@ -138,8 +138,8 @@ def ingest(tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 SHORT_POLL = """\
 [kafka_input]
-"max.poll.interval.ms" = 1500
-"session.timeout.ms" = 1500
+"max.poll.interval.ms" = 5000
+"session.timeout.ms" = 5000
 "heartbeat.interval.ms" = 400
 """
 
