@@ -30,15 +30,9 @@ from skyheed.classifier import taxonomy
 from skyheed.classifier.history import History
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.checkpoint import Calibration, Info
+from skyheed.classifier.models.convention.counts import operations, sequence_operations
 from skyheed.classifier.models.convention.groups import GROUP, collate
-from skyheed.classifier.models.convention.network import (
-    Attention,
-    Config,
-    ConvEntion,
-    Features,
-    operations,
-    sequence_operations,
-)
+from skyheed.classifier.models.convention.network import Attention, Config, ConvEntion, Features
 from skyheed.classifier.models.convention.predictor import Predictor
 from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.serving import load

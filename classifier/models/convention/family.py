@@ -48,7 +48,7 @@ class Convention(Family):
 
     def facts(self, config: Config) -> dict[str, Any]:
         """The parameters that never matter, and the operations as published and as computed here."""
-        from skyheed.classifier.models.convention.network import dead_parameters, operations, sequence_operations
+        from skyheed.classifier.models.convention.counts import dead_parameters, operations, sequence_operations
 
         return {
             "dead_parameters": dead_parameters(config),
@@ -57,6 +57,6 @@ class Convention(Family):
 
     def operations(self, config: Config, stamps: int) -> int:
         """See `Family.operations`."""
-        from skyheed.classifier.models.convention.network import update_operations
+        from skyheed.classifier.models.convention.counts import update_operations
 
         return update_operations(config, stamps)

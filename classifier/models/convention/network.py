@@ -17,7 +17,7 @@ Two kinds of attention:
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -376,55 +376,6 @@ def positions(count: int, channels: int) -> Tensor:
     k = torch.arange(channels)
     angle = at / 10000 ** (2 * (k // 2) / channels)
     return torch.where(k % 2 == 0, angle.sin(), angle.cos()).float()
-
-
-def dead_parameters(config: Config) -> int:
-    """Parameters that provably never matter: Q and the biases of K and of the logits under linear attention."""
-    if config.attention != "linear":
-        return 0
-    d = config.channels
-    return config.layers * (d * d + 2 * d + config.heads)
-
-
-def operations(config: Config) -> dict[str, int]:
-    """Multiply-adds of one group: over all planes as a plain Conv3d computes them, and as `through_planes` does."""
-    inputs = 1 if config.band_embedding == "none" else 2
-    first, middle, last = ((config.map + more) ** 2 for more in (4, 2, 0))
-    # of one plane of input for one plane of output
-    plane = (
-        first * 64 * inputs * 121, first * 128 * 64 * 25, middle * 64 * 128 * 9, last * config.channels * 64 * 9,
-    )  # fmt: skip
-    plain, needed = ((9, 15, 9, 3), (5, 6, 6, 3)) if config.cnn == "3d" else ((1,) * 4,) * 2
-    return {
-        "plain": sum(p * n for p, n in zip(plane, plain, strict=True)),
-        "fast": sum(p * n for p, n in zip(plane, needed, strict=True)),
-    }
-
-
-def sequence_operations(config: Config) -> dict[str, int]:
-    """Multiply-adds of the longest sequence: every pair through the attention's network, and as it is computed here."""
-    d, pixels, n = config.channels, config.map**2, config.tokens
-    linear = config.attention == "linear"
-    maps = config.heads if linear else config.attention_hidden
-    rest = pixels * (3 * d * d + 9 * d * d + 2 * 9 * 2 * d * d)  # qkv, output and the feed-forward part
-    score = pixels * maps * 25 * d  # the 5x5 convolution
-    pair = pixels * (d + (0 if linear else maps * config.heads))
-    head = d * pixels * config.hidden + config.hidden * config.classes
-    group = operations(config)
-    fast = n * (rest + score + pixels * d) if linear else n * (rest + 2 * score + n * pair)
-    plain = n * (rest + n * (score + pair))
-    return {
-        "plain": n * group["plain"] + config.layers * plain + head,
-        "fast": n * group["fast"] + config.layers * fast + head,
-    }
-
-
-def update_operations(config: Config, stamps: int) -> int:
-    """Multiply-adds of one new stamp of a history that has come to so many: its group, and all behind the 3-D CNN."""
-    if config.variant == "paper":  # computed whole, padding included
-        return sequence_operations(config)["fast"]
-    whole = sequence_operations(replace(config, stamps=stamps))["fast"]
-    return whole - (-(-stamps // config.group) - 1) * operations(config)["fast"]
 
 
 def published(classes: int = 4) -> Config:

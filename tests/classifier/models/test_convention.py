@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from skyheed.classifier import listing
+from skyheed.classifier.models.convention import counts
 from skyheed.classifier.models.convention import network as convention
 from skyheed.classifier.models.convention.network import Attention, Block, Config, ConvEntion, Features
 
@@ -104,7 +105,7 @@ def test_the_dead_parameters_never_matter() -> None:
             block.attention.qkv.bias[:16].normal_()  # type: ignore[union-attr, index]
             block.attention.logits.bias.normal_()  # type: ignore[union-attr, operator]
     torch.testing.assert_close(model(given), before, rtol=1e-5, atol=1e-6)
-    assert convention.dead_parameters(Config()) == 2 * (64 + 8 + 8 + 4)
+    assert counts.dead_parameters(Config()) == 2 * (64 + 8 + 8 + 4)
 
 
 def plain_features(model: Features, pixels: Tensor, bands: Tensor) -> Tensor:
@@ -217,10 +218,10 @@ def test_band_embedding_switches(embedding: str) -> None:
 
 
 def test_operations_of_a_group_and_a_sequence() -> None:
-    group = convention.operations(Config())
+    group = counts.operations(Config())
     assert group["fast"] == pytest.approx(0.275e9, rel=0.02)
     assert group["plain"] == pytest.approx(0.63e9, rel=0.02)
-    sequence = convention.sequence_operations(Config())
+    sequence = counts.sequence_operations(Config())
     assert 0.9 < 33 * group["plain"] / sequence["plain"] < 1
     assert 0.97 < 33 * group["fast"] / sequence["fast"] < 1
 
@@ -229,4 +230,4 @@ def test_the_description_counts_what_the_model_has() -> None:
     found = listing.description("convention-paper")
     assert found["parameters"] == 1_253_108
     assert found["dead_parameters"] == 168
-    assert found["multiply_adds"]["group"] == convention.operations(Config())
+    assert found["multiply_adds"]["group"] == counts.operations(Config())
