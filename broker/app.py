@@ -11,7 +11,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from skyheed.broker import config, metrics, pulse, redrive
+from skyheed.broker import config, logs, metrics, pulse, redrive
 from skyheed.broker import waiting as patience
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.ingest import Budget, Ingest, Intake
@@ -200,13 +200,10 @@ def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
     """
     stop = stop_on_signal()
     topics = checked(settings).alerts
-    log.info(
-        "ingest survey=%s topics=%s group=%s redis=%s",
-        settings.survey,
-        ",".join(topics.topics),
-        settings.ingest.group,
-        config.redacted_url(settings.redis.url),
-    )
+    logs.event(
+        log, "ingest", survey=settings.survey, topics=",".join(topics.topics), group=settings.ingest.group,
+        redis=config.redacted_url(settings.redis.url),
+    )  # fmt: skip
     measured = metrics.IngestMetrics(settings.survey)
     metrics.serve(
         measured, settings.ingest.metrics_port, settings.ingest.metrics_host

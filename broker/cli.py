@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import click
 
-from skyheed.broker import config, terminal
+from skyheed.broker import config, logs, terminal
 from skyheed.broker.errors import ConfigError, SkyheedError, StreamError
 from skyheed.broker.waiting import Stopped
 from skyheed.classifier import outputs
 from skyheed.classifier.errors import ClassifierError
-from skyheed.classifier.names import printable, printable_lines
+from skyheed.classifier.keeper import nothing_asked
+from skyheed.classifier.names import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Verbs that live in the classifier: name -> (module, attribute, one line for --help)
@@ -98,35 +99,6 @@ def settings_from(given: dict[str, Any], **places: str) -> config.Settings:
     return config.load(given.get("config"), dotted)
 
 
-def set_up_logging(as_json: bool = False, level: int = logging.INFO) -> None:
-    """One line per event on stderr: time, level, logger and key=value pairs, or the same as JSON."""
-
-    class Json(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            entry = {
-                "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
-                "level": record.levelname.lower(),
-                "logger": record.name,
-                "message": record.getMessage(),
-            }
-            return json.dumps(entry)
-
-    class Text(logging.Formatter):
-        """Nothing from a packet can begin a line of its own, and a traceback is told from lines by its indent."""
-
-        def formatMessage(self, record: logging.LogRecord) -> str:
-            record.message = printable(record.message)
-            return super().formatMessage(record)
-
-        def formatException(self, ei: Any) -> str:
-            return printable_lines("    " + super().formatException(ei).replace("\n", "\n    "))
-
-    handler = logging.StreamHandler()
-    text = Text("%(asctime)s %(levelname)s %(name)s %(message)s")
-    handler.setFormatter(Json() if as_json else text)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-
-
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version("skyheed"), prog_name="skyheed")
 @click.option("--log-json", is_flag=True, help="Log as JSON, one object a line.")
@@ -139,7 +111,8 @@ def skyheed(log_json: bool, quiet: bool) -> None:
     Run it for real:      skyheed up --survey ztf
     Read what it says:    skyheed subscribe --topic skyheed.classifications.ztf
     """
-    set_up_logging(log_json, logging.WARNING if quiet else logging.INFO)
+    nothing_asked()
+    logs.set_up(log_json, logging.WARNING if quiet else logging.INFO)
 
 
 # --- the daemons ---------------------------------------------------------------------------------------------------
@@ -600,7 +573,7 @@ def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ..
     from skyheed.broker.local import demo as show
 
     outputs.check_picture(output, ConfigError)
-    set_up_logging(level=logging.WARNING)
+    logs.set_up(level=logging.WARNING)
     sys.exit(0 if show.run(objects, rate, seed, output, model) else 1)
 
 

@@ -25,6 +25,7 @@ from skyheed.broker.errors import PacketError, Reason, SkipPacket, SkyheedError
 from skyheed.broker.kafka.client import AlertConsumer, place_of, time_ms
 from skyheed.broker.kafka.deadletter import DeadLetters, Rejected
 from skyheed.broker.kafka.headers import headers_of
+from skyheed.broker.logs import event
 from skyheed.broker.metrics import IngestMetrics
 from skyheed.broker.packets.reader import Decodes, PacketReader
 from skyheed.broker.packets.surveys import Survey
@@ -216,7 +217,7 @@ class Ingest:
                 pass  # a drain is started once a night
         except Stopped as stopped:
             log.warning("stopped while waiting, the batch in hand will be delivered again: %s", stopped)
-        log.info("ingest ends: %s", _line(self.totals))
+        event(log, "ingest ends:", **dict(sorted(self.totals.items())))
         if drain and not done:
             raise Unfinished
         return self.totals
@@ -266,8 +267,4 @@ class Ingest:
         self.totals["consumed"] += consumed
         self.totals.update(counts)
         self.metrics.batch(consumed, counts, batch.skipped, batch.rejected, seconds, self.consumer.lag())
-        log.info("batch consumed=%d %s seconds=%.3f", consumed, _line(counts), seconds)
-
-
-def _line(counts: Counter[str]) -> str:
-    return " ".join(f"{name}={counts[name]}" for name in sorted(counts))
+        event(log, "batch", consumed=consumed, **dict(sorted(counts.items())), seconds=seconds)

@@ -31,7 +31,7 @@ from skyheed.broker.packets.surveys import Survey
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, patiently
 from skyheed.classifier import outputs
 from skyheed.classifier.bounded import read_file
-from skyheed.classifier.keeper import make_folder, remove_folder
+from skyheed.classifier.keeper import end_if_asked, make_folder, remove_folder
 from skyheed.classifier.names import printable
 from skyheed.classifier.progress import progress_bar
 
@@ -400,6 +400,7 @@ def _send_paced(
 ) -> None:
     began, position = time.monotonic(), 0
     while position < len(queue) and not stop.is_set():
+        end_if_asked()
         wait = due[position] - (time.monotonic() - began)
         if wait > 0:
             stop.wait(min(wait, LONGEST_SLEEP_S))

@@ -6,6 +6,8 @@ import io
 import os
 import signal
 import sys
+import threading
+from typing import Any
 
 from skyheed.classifier.keeper import interrupt
 
@@ -15,6 +17,7 @@ PLAIN = {
     "≥": ">=", "≤": "<=", "±": "+-", "µ": "u", "°": "deg", "’": "'", "“": '"', "”": '"', "█": "#",
 }  # fmt: skip
 ERRORS = "skyheed.plain"
+SOON_S = 0.02
 
 
 def prepare() -> None:
@@ -43,20 +46,46 @@ def end_on_signals() -> None:
     The daemons set handlers of their own. A hang-up that is ignored (nohup) stays ignored.
     """
 
-    def ended(number: int, _frame: object) -> None:
-        # a second signal must not cut the stopping short: `keeper` would finish it, but in a rougher way
-        signal.signal(number, signal.SIG_IGN)
-        interrupt(SystemExit(128 + number))
-
-    def interrupted(_number: int, _frame: object) -> None:
-        interrupt(KeyboardInterrupt())
-
+    sys.unraisablehook = _once_more(sys.unraisablehook)
     with contextlib.suppress(ValueError):  # not in the main thread: whoever called us decides
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_DFL:
-                signal.signal(number, ended)
+                signal.signal(number, _ended)
         if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-            signal.signal(signal.SIGINT, interrupted)
+            signal.signal(signal.SIGINT, _interrupted)
+
+
+def _ended(number: int, _frame: object) -> None:
+    # a second signal must not cut the stopping short: `keeper` would finish it, but in a rougher way
+    signal.signal(number, signal.SIG_IGN)
+    interrupt(SystemExit(128 + number))
+
+
+def _interrupted(_number: int, _frame: object) -> None:
+    interrupt(KeyboardInterrupt())
+
+
+def _once_more(shown: Any) -> Any:
+    """A hook for errors that the interpreter throws away, which sends a signal again whose error was among them.
+
+    A handler runs wherever the program is, also inside a destructor or the call-back of a weak reference (imports have
+    those); what is raised there goes no further, and the signal would be lost.
+    """
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if isinstance(error, KeyboardInterrupt):
+            number = signal.SIGINT
+        elif isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+            number = signal.Signals(error.code - 128)
+            signal.signal(number, _ended)
+        else:
+            shown(unraisable)
+            return
+        # from a thread: here its error would be lost once more
+        threading.Timer(SOON_S, os.kill, (os.getpid(), number)).start()
+
+    return hook
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:

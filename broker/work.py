@@ -25,6 +25,7 @@ import numpy as np
 
 from skyheed.broker.errors import ServiceUnavailable
 from skyheed.broker.kafka.client import Publisher
+from skyheed.broker.logs import event
 from skyheed.broker.metrics import WorkMetrics
 from skyheed.broker.portions import Hand, Portions
 from skyheed.broker.results.record import Classification, Form, Provenance, datum_of, encode_single
@@ -124,9 +125,7 @@ class Worker:
                     patiently(lambda: self._wait(stop), stop)
         except Stopped as stopped:
             log.warning("stopped while waiting, claimed objects return when their lease ends: %s", stopped)
-        log.info(
-            "worker of %s ends: %s", self.output.model, " ".join(f"{k}={v}" for k, v in sorted(self.totals.items()))
-        )
+        event(log, f"worker of {self.output.model} ends:", **dict(sorted(self.totals.items())))
         if drain and not done:
             raise Unfinished
         return self.totals
@@ -278,19 +277,11 @@ class Worker:
         self.totals.update(counts)
         fetch, classify, publish = np.diff(clock)
         self.metrics.batch(self.output.model, records, counts, fetch, classify, publish, depth)
-        log.info(
-            "batch model=%s objects=%d classified=%d declined=%d requeued=%d stale=%d "
-            "fetch=%.3f classify=%.3f publish=%.3f",
-            self.output.model,
-            len(answers),
-            counts["classified"],
-            counts["declined"],
-            counts["requeued"],
-            counts["stale"] + counts["lost_lease"],
-            fetch,
-            classify,
-            publish,
-        )
+        event(
+            log, "batch", model=self.output.model, objects=len(answers), classified=counts["classified"],
+            declined=counts["declined"], requeued=counts["requeued"], stale=counts["stale"] + counts["lost_lease"],
+            fetch=float(fetch), classify=float(classify), publish=float(publish),
+        )  # fmt: skip
 
 
 def history_of(stored: StoredSequence, survey: str) -> History:

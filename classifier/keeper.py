@@ -92,6 +92,7 @@ class Keeper:
 keeper = Keeper()
 _sections = 0
 _waiting: list[BaseException] = []
+_asked: list[BaseException] = []  # what a signal asked for, raised or about to be
 
 
 @contextlib.contextmanager
@@ -115,9 +116,25 @@ def undisturbed() -> Iterator[None]:
 
 def interrupt(error: BaseException) -> None:
     """Raise the error of a signal handler, at the end of `undisturbed` if we are in one."""
+    _asked.append(error)
     if not _sections:
         raise error
     _waiting.append(error)
+
+
+def nothing_asked() -> None:
+    """A verb begins: what was asked of one before it in this process is over."""
+    _asked.clear()
+
+
+def end_if_asked() -> None:
+    """Raise what `interrupt` raised, once more: call it in a verb's loop, not while it cleans up.
+
+    A signal's error comes wherever the program is, also inside extension modules that clear every error while they are
+    imported. It would be lost, and the verb go on to its end.
+    """
+    if _asked and not _sections:
+        raise _asked[-1]
 
 
 @contextlib.contextmanager

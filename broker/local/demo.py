@@ -29,7 +29,7 @@ from skyheed.broker.subscribe import Subscriber
 from skyheed.broker.work import history_of
 from skyheed.classifier import taxonomy
 from skyheed.classifier.archives import reader as archives
-from skyheed.classifier.keeper import temporary_folder
+from skyheed.classifier.keeper import end_if_asked, temporary_folder
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.base import Model
 from skyheed.classifier.names import printable
@@ -69,6 +69,7 @@ class Listener(threading.Thread):
                 seen[record.object_id] = max(seen.get(record.object_id, 0), record.revision)
             if all(seen.get(name, 0) >= revision for name, revision in revisions.items()):
                 break
+            end_if_asked()
             time.sleep(0.1)
         self._stream.stop()
         self.join(10)

@@ -19,7 +19,7 @@ from typing import IO
 from skyheed.broker import config
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.local import embedded
-from skyheed.classifier.keeper import DAEMON, keeper, undisturbed
+from skyheed.classifier.keeper import DAEMON, end_if_asked, keeper, undisturbed
 
 STOP_S = 20.0  # a daemon finishes the batch in hand within this, or is killed (which loses nothing)
 
@@ -134,4 +134,5 @@ def wait_until(ready: Callable[[], bool], what: str, daemons: Sequence[Daemon], 
             daemon.check()
         if time.monotonic() > deadline:
             raise ServiceError(f"{what} took longer than {limit_s:.0f} s; logs: {daemons[0].log_file.parent}")
+        end_if_asked()
         time.sleep(0.1)

@@ -250,16 +250,16 @@ class PlainReader:
             self._fail(Reason.BAD_BLOCK, "a block is not as long as it says")
 
     def long(self) -> int:
-        """A zig-zag number of at most ten bytes."""
+        """A zig-zag number of at most 64 bits."""
         number = shift = 0
         while True:
             byte = self.data[self._advance(1)]
             number |= (byte & 0x7F) << shift
-            if byte < 0x80:
+            if byte < 0x80 and not number >> 64:
                 return (number >> 1) ^ -(number & 1)
             shift += 7
             if shift > 63:
-                self._fail(Reason.WRONG_TYPE, "a number of more than ten bytes")
+                self._fail(Reason.WRONG_TYPE, "a number of more than 64 bits")
 
     def length(self) -> int:
         """A length that fits into what is left."""

@@ -29,7 +29,7 @@ CREDIT_PARTS, EARNED_PARTS = 40_000, 40  # compiled at once after the start, and
 _ARRAY_PARTS, _SHORT_PARTS = 100, 20
 _SHORT = 128  # bytes; longer strings inside arrays take the slow path
 _MAX_NESTING = 12  # of generated `if` blocks
-_VARINT = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
+_VARINT = rb"[\x80-\xff]{0,8}+(?:[\x00-\x7f]|[\x80-\xff][\x00\x01])"  # of 64 bits
 _FIXED_WIDTH = {
     "null": b"", "boolean": rb"[\x00\x01]", "int": _VARINT, "long": _VARINT, "enum": _VARINT,
     "float": b".{4}", "double": b".{8}",
@@ -437,6 +437,8 @@ def _long(data: bytes, pos: int, end: int) -> tuple[int, int]:
         pos += 1
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if number >> 64:
+                break
             return (number >> 1) ^ -(number & 1), pos
         shift += 7
     raise Mismatch

@@ -28,10 +28,11 @@ MAX_SIDE = 1024  # pixels
 
 _BLOCK, _CARD = 2880, 80  # bytes
 _MAX_HEADER = 20 * _BLOCK
+_TEXT = bytes(range(0x20, 0x7F))  # all that a header may hold
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIXELS = {-32: ">f4", -64: ">f8", 8: ">u1", 16: ">i2", 32: ">i4"}
-_VALUE = re.compile(rb"= +(?:'((?:[^']|'')*)'|([^ /]+))")
-_WANTED = frozenset(b"BITPIX NAXIS NAXIS1 NAXIS2 BUNIT BSCALE BZERO BLANK".split()) | wcs.KEYS
+_VALUE = re.compile(rb"= +(?:'((?:[^']|'')*)'|([^ /]+)) *(/|$)?")
+_WANTED = frozenset(b"SIMPLE BITPIX NAXIS NAXIS1 NAXIS2 BUNIT BSCALE BZERO BLANK".split()) | wcs.KEYS
 Cards = dict[bytes, bytes]
 _FILLED = {"science": Flag.FILLED, "difference": Flag.DIFFERENCE_FILLED, "template": Flag.TEMPLATE_FILLED}
 
@@ -174,6 +175,8 @@ def _header(data: bytes, start: int) -> _Header | None:
 
 @lru_cache(64)  # ZTF's stamps all have the same header; Rubin's are all different
 def _parse(header: bytes) -> _Header | None:
+    if header.translate(None, _TEXT):
+        _fail(Reason.BAD_FITS, "the header has bytes that are no text")
     try:
         return _interpret(_cards(header), len(header))
     except (ValueError, OverflowError, KeyError) as error:
@@ -195,11 +198,15 @@ def _cards(header: bytes) -> Cards:
         if key == b"END":
             break
         if (key in _WANTED or key[:2] in wcs.BENDS) and (value := _VALUE.match(header, at + 8, at + _CARD)):
+            if value[3] is None:
+                raise ValueError(f"{key.decode()} has more than a value")
             cards[key] = value[2] if value[1] is None else value[1].rstrip()
     return cards
 
 
 def _interpret(cards: Cards, size: int) -> _Header | None:
+    if cards.get(b"SIMPLE", b"T") != b"T":  # then nothing else that it says need be so
+        raise ValueError(f"SIMPLE is {cards[b'SIMPLE'][:20].decode('ascii', 'replace')!a}, not T")
     axes = int(cards[b"NAXIS"])
     if axes == 0:
         return None

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_subscribe import record
 
-from skyheed.broker import cli, config, subscribe
+from skyheed.broker import cli, config, logs, subscribe
 from skyheed.broker.errors import ConfigError, PacketError, Reason
 from skyheed.broker.kafka.deadletter import DeadLetter
 from skyheed.broker.local import demo_report
@@ -187,7 +187,7 @@ def test_logs_and_errors_escape(capsys: pytest.CaptureFixture[str], monkeypatch:
     shown = capsys.readouterr().err
     assert len(shown.splitlines()) == 1
     assert shown.rstrip("\n").isprintable()
-    cli.set_up_logging()
+    logs.set_up()
     try:
         raise ValueError(EVIL)
     except ValueError:

@@ -134,7 +134,7 @@ def test_a_replay_leaves_no_folder(start: Start, kafka: embedded.Server, tmp_pat
     (tmp_path / "alerts").mkdir()
     for n in range(4):
         (tmp_path / "alerts" / f"{n}.avro").write_bytes(sdss_alert("R", n))
-    words = [str(tmp_path / "alerts"), "--kafka", kafka.address, "--rate", "0.1", "--topic", "replayed"]
+    words = [str(tmp_path / "alerts"), "--kafka", kafka.address, "--rate", "0.001", "--topic", "replayed"]
     program = start("replay", "sdss", *words)
     until(lambda: list(program.temporary.iterdir()), what="its folder")
     expected = {KILL: -KILL, INTERRUPT: 1}.get(number, 128 + number)
@@ -167,6 +167,55 @@ def test_a_hang_up_that_is_ignored_stays_ignored(start: Start) -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert done.stdout == "still here False\n"
+
+
+@pytest.mark.parametrize("number", [INTERRUPT, END, HANG_UP])
+@pytest.mark.parametrize("place", ["destructor", "weak reference"])
+def test_a_signal_that_comes_where_errors_are_thrown_away_still_ends_the_program(number: int, place: str) -> None:
+    code = f"""
+        import os, signal, time, weakref
+        from skyheed.broker import terminal
+        terminal.prepare()
+        class Thing:
+            def __del__(self):
+                if {place!r} == "destructor":
+                    os.kill(os.getpid(), {int(number)})
+                    for _ in range(1000): pass  # the handler runs in here
+        thing = Thing()
+        def gone(_):
+            if {place!r} != "destructor":
+                os.kill(os.getpid(), {int(number)})
+                for _ in range(1000): pass
+        reference = weakref.ref(thing, gone)
+        del thing
+        time.sleep(30)
+        print("it went on")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert "it went on" not in done.stdout
+    assert done.returncode in ({-INTERRUPT, 1, 130} if number == INTERRUPT else {128 + number}), done.stderr
+
+
+@pytest.mark.parametrize("number", [INTERRUPT, END, HANG_UP])
+def test_a_signal_whose_error_was_cleared_is_asked_for_again(number: int) -> None:
+    """As extension modules do while they are imported: a replay went on to its end after a signal."""
+    code = f"""
+        import os, signal
+        from skyheed.broker import terminal
+        from skyheed.classifier import keeper
+        terminal.prepare()
+        keeper.end_if_asked()
+        try:
+            os.kill(os.getpid(), {int(number)})
+            for _ in range(1000): pass
+        except BaseException:
+            pass
+        keeper.end_if_asked()
+        print("it went on")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert "it went on" not in done.stdout
+    assert done.returncode in ({-INTERRUPT, 1, 130} if number == INTERRUPT else {128 + number}), done.stderr
 
 
 # --- the keeper ----------------------------------------------------------------------------------------------------

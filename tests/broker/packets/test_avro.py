@@ -506,3 +506,14 @@ def test_plain_reader_reads_longs_at_the_limits():
     for number in [0, 1, -1, 2**63 - 1, -(2**63)]:
         data = encode("long", number)
         assert PlainReader(data, 0, len(data)).long() == number
+
+
+@pytest.mark.parametrize("last", [2, 3, 64, 126, 127, 128])
+@pytest.mark.parametrize("wanted_too", [True, False])
+def test_numbers_of_more_than_64_bits_are_refused(last, wanted_too):
+    """fastavro lets them wrap round; a packet in which one stands is damaged."""
+    writer = record(("a", "long"), ("b", "long"))
+    reader = wanted(("a", "long")) if wanted_too else wanted(("b", "long"))
+    data = b"\xff" * 9 + bytes([last]) + b"\x02" * (2 if last > 127 else 1)
+    assert reason_of(writer, reader, data) is Reason.WRONG_TYPE
+    assert read(writer, reader, encode(writer, {"a": -(2**63), "b": 1})) == {"a": -(2**63)} if wanted_too else {"b": 1}

@@ -1,0 +1,63 @@
+"""Log lines on stderr: one a line for people, or one JSON object a line for machines (`--log-json`).
+
+JSON keeps what a line of text can only show: the fields of an event as values of their own, and a traceback as text.
+"""
+
+import json
+import logging
+from typing import Any
+
+from skyheed.classifier.names import printable, printable_lines
+
+_OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}  # what every record has
+
+
+class Json(logging.Formatter):
+    """One object: time, level, logger, message; `fields`, `error` and `stack` where there are any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        entry: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        extra = {key: value for key, value in record.__dict__.items() if key not in _OWN}
+        fields = extra.pop("fields", {})
+        if fields := {**extra, **fields}:
+            entry["fields"] = fields
+        if record.exc_info and record.exc_info[0] is not None:
+            kind, error, _ = record.exc_info
+            entry["error"] = {
+                "type": kind.__name__, "message": str(error), "traceback": self.formatException(record.exc_info),
+            }  # fmt: skip
+        if record.stack_info:
+            entry["stack"] = self.formatStack(record.stack_info)
+        return json.dumps(entry, default=str)
+
+
+class Text(logging.Formatter):
+    """Nothing from a packet can begin a line of its own, and a traceback is told from lines by its indent."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.formatMessage`."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """See `logging.Formatter.formatException`."""
+        return printable_lines("    " + super().formatException(ei).replace("\n", "\n    "))
+
+
+def set_up(as_json: bool = False, level: int = logging.INFO) -> None:
+    """Write what is logged to stderr: time, level, logger and message, or the same as JSON."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Json() if as_json else Text("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def event(log: logging.Logger, what: str, /, **fields: Any) -> None:
+    """Log `what key=value key=value`; in JSON the fields stand apart, too. Floats are written to three decimals."""
+    shown = (f"{key}={value:.3f}" if isinstance(value, float) else f"{key}={value}" for key, value in fields.items())
+    log.info("%s", " ".join([what, *shown]), extra={"fields": fields}, stacklevel=2)
