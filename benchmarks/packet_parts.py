@@ -4,7 +4,7 @@
 
 Intake: alerts/s of skyheed's ingest from Kafka to Valkey (see stream.py), ZTF-shaped packets with 20 earlier points, by
 turns with the science stamp alone and with three stamps, photometry and context; medians of the rounds, and the median
-of the ratios of neighbours.
+of the ratios of neighbours. On a busy machine look at the CPU time of an alert, of ingest and Valkey together, instead.
 Bytes: all keys of an object after 10, 30 and 99 epochs, for one, two and three kinds of stamps without photometry and
 context, and for everything. Stamps are noise of ZTF's size (13 units a pixel) with a source, the further kinds rounded
 as the adapters do it; every epoch has a template of its own, as real ZTF and Rubin packets have, or one for each band.
@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,17 +59,27 @@ def with_parts(settings: config.Settings, **changes: Any) -> config.Settings:
 def intake(settings: config.Settings, alerts: int, rounds: int) -> dict[str, Any]:
     """Alerts/s of both regimes, by turns."""
     rates: dict[str, list[float]] = {"science": [], "everything": []}
+    cpu: dict[str, list[float]] = {"science": [], "everything": []}
     for number in range(rounds):
         payloads = list(packets.packets(alerts // 5, 5, seed=number))
         for name, changes in (("science", SCIENCE), ("everything", {})):
             redis.Redis.from_url(settings.redis.url).flushdb()
             topic = f"bench.{name}.{number}"
             stream.send(settings, topic, payloads)
+            began = _cpu_s(settings)
             rates[name].append(stream._our_rate(with_parts(settings, **changes), topic, len(payloads)))
+            cpu[name].append((_cpu_s(settings) - began) / len(payloads) * 1e6)
         stream.say("  " + "  ".join(f"{name} {found[-1]:.0f}/s" for name, found in rates.items()))
     ratios = [b / a for a, b in zip(*rates.values(), strict=True)]
     medians = {f"{name}_per_s": round(statistics.median(found)) for name, found in rates.items()}
-    return medians | {"ratio": round(statistics.median(ratios), 3)}
+    times = {f"{name}_cpu_us": round(statistics.median(found)) for name, found in cpu.items()}
+    return medians | {"ratio": round(statistics.median(ratios), 3)} | times
+
+
+def _cpu_s(settings: config.Settings) -> float:
+    """CPU time of this process and of Valkey so far, seconds."""
+    used: Any = redis.Redis.from_url(settings.redis.url).info("cpu")
+    return time.process_time() + float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
 
 def memory(settings: config.Settings) -> dict[str, dict[str, int]]:
