@@ -4,17 +4,18 @@
     python benchmarks/sky_gap.py sky/ztf [--real ../shared/data/ztf ../shared/data/ztf-unlabelled] [--plot gap.png]
 
 Prints Markdown: for each quantity, band and class 16, 50 and 84 % of the real and of the simulated packets, how many
-they are, and the Kolmogorov-Smirnov distance (0: alike, 1: apart). Real and simulated stamps are measured by the same
-functions; real labels are those of `index.csv` in a folder of packets, where there is one. A detection that is in
-several files counts once, and of an object of either kind at most `--each` packets are taken. Without real packets the
-simulated ones are shown alone.
+they are, and the Kolmogorov-Smirnov distance (0: alike, 1: apart); then the same of the context and photometry of one
+packet an object. Real and simulated stamps are measured by the same functions; real labels are those of `index.csv` in
+a folder of packets, where there is one. A detection that is in several files counts once, and of an object of either
+kind at most `--each` packets are taken. Without real packets the simulated ones are shown alone.
 """
 
 import argparse
 import csv
 import io
 import math
-from collections import Counter
+import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from skyheed.broker.archive_packets import build
 from skyheed.broker.errors import PacketError
 from skyheed.broker.packets.fits import read_image
+from skyheed.classifier.archives.histories import history_of
 from skyheed.classifier.archives.reader import Archive
-from skyheed.classifier.sky.measured import SNR, gaussian, sky_noise, star_width
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.history import DETECTION, UPPER_LIMIT, History
+from skyheed.classifier.sky.measured import SNR, gaussian, peaks, sky_noise, star_width
 from skyheed.classifier.sky.render import noise_area
 from skyheed.classifier.sky.surveys import ZTF
 
@@ -42,6 +47,7 @@ CLASSES = {
     "Variable": "Variable",
 }  # fmt: skip
 ALL = "all"
+NEIGHBOUR = 5.0  # standard deviations of the science stamp's noise above which a source in the template counts
 BANDS = {1: "g", 2: "r", 3: "i"}
 QUANTITIES = {
     "fwhm": "FWHM of stars (pixels)",
@@ -187,6 +193,63 @@ def _measure(alert: Alert) -> tuple[float, float, tuple[float, float], float, fl
     return star_width(alert.science, noise), noise * alert.njy, place, alert.magnitude, alert.limit
 
 
+# --- what packets say beside their images ---------------------------------------------------------------------------
+
+
+def packets_archive(folders: Sequence[Path], out: Path) -> Archive:
+    """The real packets as `skyheed archive build-packets` keeps them."""
+    labels = next((folder / "index.csv" for folder in folders if (folder / "index.csv").is_file()), None)
+    build(out, "ztf", folders, labels=labels)
+    return Archive(out)
+
+
+def said(archive: Archive, seed: int = 0) -> dict[str, dict[str, list[float]]]:
+    """Quantity -> class -> values, of one packet an object: the only one, or one by chance."""
+    rng, found = np.random.default_rng(seed), defaultdict[str, dict[str, list[float]]](lambda: defaultdict(list))
+    for thing in archive.objects.to_pylist():
+        extras = archive.extras(thing["object_id"])
+        label = CLASSES.get(thing["true_class"] or thing["class"], "")
+        if extras is None or not label:
+            continue
+        try:
+            history = history_of(archive, thing["object_id"], epochs=1 + int(rng.integers(len(extras))))
+        except ArchiveError:
+            continue
+        for name, value in {**history.context, **_shown(history)}.items():
+            found[name][label].append(value)
+    return found
+
+
+def _shown(history: History) -> dict[str, float]:
+    """What an object's newest packet shows: counts of its photometry, neighbours, the template's noise."""
+    science, template = (history.images[kind][-1].astype(np.float32) for kind in ("science", "template"))
+    noise, points = sky_noise(science), history.photometry
+    assert points is not None
+    recent = points.kind[points.mjd > history.mjd[-1] - ZTF.history_days]
+    shown = {
+        "detections in 30 days": float((recent == DETECTION).sum()),
+        "upper limits in 30 days": float((recent == UPPER_LIMIT).sum()),
+        "negative differences": float(history.flux[-1] < 0),
+    }
+    if template.any():
+        shown["neighbours within 10 pixels in the template"] = float(len(peaks(template, noise, NEIGHBOUR)))
+        shown["noise of the template over that of the science stamp"] = sky_noise(template) / noise
+    return shown
+
+
+def context_table(
+    real: dict[str, dict[str, list[float]]] | None, simulated: dict[str, dict[str, list[float]]]
+) -> Iterator[str]:
+    """Lines of Markdown."""
+    yield "| quantity | class | real | simulated | KS distance |"
+    yield "|---|---|---|---|---|"
+    for name in simulated:
+        for label in ("AGN", "SN", "Variable"):
+            drawn = np.array(simulated[name].get(label, []))
+            seen = np.array(real[name].get(label, []) if real and name in real else [])
+            yield f"| {name} | {label} | {cell('', seen)} | {cell('', drawn)} | {distance(seen, drawn)} |"
+
+
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +329,11 @@ def main() -> None:
     if real is None:
         print("no real packets at", ", ".join(map(str, given.real)))
     for line in table(real, simulated):
+        print(line)
+    print()
+    with tempfile.TemporaryDirectory() as scratch:
+        packets = said(packets_archive(folders, Path(scratch) / "real")) if folders else None
+    for line in context_table(packets, said(Archive(given.archive))):
         print(line)
     if given.plot:
         plot(given.plot, real, simulated)

@@ -81,13 +81,20 @@ def test_report_without_real_packets(
     said = capsys.readouterr().out
     assert "no real packets" in said
     assert "| limiting magnitude, 5 sigma | r | all | none |" in said
+    assert "| detections in 30 days | AGN | none |" in said
+    assert "| noise of the template over that of the science stamp | Variable | none | 0." in said
     assert (tmp_path / "gap.png").stat().st_size > 10_000
 
 
-def test_real_packets_are_measured(gap: ModuleType) -> None:
+def test_real_packets_are_measured(gap: ModuleType, tmp_path: Path) -> None:
     """The published median seeing of ZTF is 2 arcsec of 1.01 arcsec a pixel; sources lie anywhere in their pixel."""
     real = gap.measure(gap.real_alerts([real_data("ztf")], 3))
     assert len(real.band) > 150
+    said = gap.said(gap.packets_archive([real_data("ztf")], tmp_path / "real"))
+    assert {label: len(said["galactic_latitude"][label]) for label in ("AGN", "SN", "Variable")} == {
+        "AGN": 13, "SN": 14, "Variable": 33,
+    }  # fmt: skip
+    assert np.median(said["catalogue_1_star"]["Variable"]) > 0.9 > np.median(said["catalogue_1_star"]["SN"])
     assert set(real.label) == {"", "AGN", "SN", "Variable"}
     assert 1.8 < np.median(np.concatenate([real.of("fwhm", band, "all") for band in "gr"])) < 3.5
     places = np.concatenate([real.of("phase", band, "all") for band in "gr"])
