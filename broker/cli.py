@@ -200,7 +200,8 @@ def work(drain: bool, **given: Any) -> None:
 @MODELS
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the models run.")
 @click.option("--data", type=click.Path(file_okay=False), help="Keep the embedded Valkey's state and the logs here.")
-def up(data: str | None, **given: Any) -> None:
+@click.option("--serve", "show_page", is_flag=True, help="Serve the page, too.")
+def up(data: str | None, show_page: bool, **given: Any) -> None:
     """Run everything on this machine: servers (embedded unless given), ingest and worker. Ctrl-C drains and stops.
 
     \b
@@ -212,7 +213,7 @@ def up(data: str | None, **given: Any) -> None:
     given["topics"] = list(given["topics"]) or None
     models = list(given["model"])
     settings = settings_from(given, topics="ingest.topics", device="work.device", model=_models_place(given))
-    stack.run(settings, settings_path=given.get("config"), data=data, models=models)
+    stack.run(settings, given.get("config"), data, models, show_page)
 
 
 @skyheed.command()
@@ -563,18 +564,20 @@ def redrive(reason: str | None, **given: Any) -> None:
 @click.option("--seed", type=int, default=2026, show_default=True)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default="demo.png", show_default=True)
 @MODELS
-def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ...]) -> None:
+@click.option("--serve", "show_page", is_flag=True, help="Show the page from the start; it stays until Ctrl-C.")
+def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ...], show_page: bool) -> None:
     """Simulate an SDSS season, stream it through embedded servers, classify it live and score the answers.
 
     \b
     Example:  skyheed demo
+              skyheed demo --serve
               skyheed demo --model convention --model vector --model supernnova
     """
     from skyheed.broker.local import demo as show
 
     outputs.check_picture(output, ConfigError)
     logs.set_up(level=logging.WARNING)
-    sys.exit(0 if show.run(objects, rate, seed, output, model) else 1)
+    sys.exit(0 if show.run(objects, rate, seed, output, model, show_page) else 1)
 
 
 def _sentence(error: OSError) -> str:

@@ -5,6 +5,7 @@ prints, and the scores. Accuracy after N stamps is what the served model says of
 stored of each object; accuracy at the end is the last published record of each object.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -20,7 +21,7 @@ from skyheed.broker import app as daemon
 from skyheed.broker import config
 from skyheed.broker import replay as player
 from skyheed.broker.errors import ConfigError
-from skyheed.broker.local import demo_report
+from skyheed.broker.local import demo_report, page
 from skyheed.broker.local import processes as stack
 from skyheed.broker.observation import BANDS
 from skyheed.broker.results.record import Classification
@@ -88,7 +89,9 @@ def _line(record: Classification, truth: str, name: str = "") -> str:
     return printable(line)
 
 
-def run(objects: int, rate: float, seed: int, output: str, models: Sequence[str] = ()) -> bool:
+def run(
+    objects: int, rate: float, seed: int, output: str, models: Sequence[str] = (), serve: bool = False
+) -> bool:  # fmt: skip
     """Run the demo; True if the books balance.
 
     Args:
@@ -96,6 +99,7 @@ def run(objects: int, rate: float, seed: int, output: str, models: Sequence[str]
         rate: alerts a second.
         output: where the picture goes.
         models: checkpoint directories or shipped weights, all served at once; the survey's default by default.
+        serve: show the page from the start, and keep it until Ctrl-C.
 
     Raises:
         ClassifierError: a model does not load.
@@ -110,7 +114,13 @@ def run(objects: int, rate: float, seed: int, output: str, models: Sequence[str]
         simulate(SURVEY, objects, seed, folder / "archive", seasons=1, balanced=True)
         click.echo("2/4  starting Kafka, Valkey, ingest and worker", err=True)
         with stack.servers(None, None) as servers:
-            return _stream(servers, servers.settings(settings), served, folder, rate, Path(output), began)
+            settings = servers.settings(settings)
+            arguments = stack.shared_arguments(settings, str(file))
+            shown = page.shown(arguments, folder, servers.secrets) if serve else contextlib.nullcontext()
+            with shown as viewer:
+                good = _stream(servers, settings, served, folder, rate, Path(output), began)
+                page.keep(viewer)
+            return good
 
 
 def _configuration(folder: Path, models: Sequence[str]) -> Path:
@@ -174,7 +184,7 @@ def _stream(
     click.echo("4/4  scoring", err=True)
     books = ledger.books()
     result = _score(store, truth, served, {name: one.records for name, one in listeners.items()}, output)
-    click.echo(f"\n{books.to_text()}\n\npicture: {output}")
+    click.echo(f"\n{books.to_text()}\n\npicture: {output}\npage:    skyheed demo --serve shows all of it in a browser")
     summary = {**books.summary(), **result, "seconds": round(time.monotonic() - began, 1)}
     click.echo(json.dumps(summary))
     return books.balanced

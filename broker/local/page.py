@@ -1,28 +1,32 @@
 """The page of a stack on this machine: a daemon like the others, started where --serve was given."""
 
+import contextlib
 import re
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import click
 
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.local.processes import Daemon
 
 _SAID = re.compile(r"the page is at (http://\S+)")
 START_S = 60.0
+PORT = 8010  # if it is free
 
 
-def start(arguments: Sequence[str], folder: Path, secrets: Mapping[str, str], port: int = 0) -> tuple[Daemon, str]:
+def start(arguments: Sequence[str], folder: Path, secrets: Mapping[str, str]) -> tuple[Daemon, str]:
     """Serve the page; gives the daemon and the page's address.
 
     Args:
         arguments: that bring a daemon to the servers, and those of the worker that say which models there are.
-        port: 0 takes 8010 if that is free, else any.
 
     Raises:
         ServiceError: it ended, or did not begin within a minute.
     """
-    words = [*arguments, "--index", str(folder / "index.sqlite"), "--port", str(port)]
+    words = [*arguments, "--index", str(folder / "index.sqlite"), "--port", str(_port())]
     daemon = Daemon("serve", words, folder / "serve.log", secrets)
     deadline = time.monotonic() + START_S
     try:
@@ -35,3 +39,42 @@ def start(arguments: Sequence[str], folder: Path, secrets: Mapping[str, str], po
         daemon.stop()
         raise
     return daemon, said[1]
+
+
+def _port() -> int:
+    """The usual port, or 0, which takes any."""
+    try:
+        socket.create_server(("127.0.0.1", PORT)).close()
+    except OSError:
+        return 0
+    return PORT
+
+
+@contextlib.contextmanager
+def shown(arguments: Sequence[str], folder: Path, secrets: Mapping[str, str]) -> Iterator[Daemon]:
+    """The page for as long as the block lasts; says where it is.
+
+    Raises:
+        ServiceError: as `start`.
+    """
+    viewer, address = start(arguments, folder, secrets)
+    click.echo(f"     the page is at {address}", err=True)
+    try:
+        yield viewer
+    finally:
+        viewer.stop()
+
+
+def keep(viewer: Daemon | None) -> None:
+    """Leave the page until Ctrl-C, if there is one.
+
+    Raises:
+        ServiceError: it ended by itself.
+    """
+    if viewer is None:
+        return
+    click.echo("the page stays until Ctrl-C", err=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        while viewer.process.poll() is None:
+            time.sleep(0.2)
+    viewer.check()

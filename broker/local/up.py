@@ -11,6 +11,7 @@ import click
 from skyheed.broker import app as daemon
 from skyheed.broker import config
 from skyheed.broker.errors import ServiceError, SkyheedError
+from skyheed.broker.local import page
 from skyheed.broker.local import processes as stack
 from skyheed.broker.state.ledger import Ledger
 from skyheed.classifier.keeper import temporary_folder
@@ -18,7 +19,10 @@ from skyheed.classifier.keeper import temporary_folder
 DRAIN_S = 120.0
 
 
-def run(settings: config.Settings, settings_path: str | None, data: str | None, models: Sequence[str] = ()) -> None:
+def run(
+    settings: config.Settings, settings_path: str | None, data: str | None, models: Sequence[str] = (),
+    serve: bool = False,
+) -> None:  # fmt: skip
     """Run until Ctrl-C, SIGTERM, a terminal that closes, or the end of a daemon.
 
     Args:
@@ -27,6 +31,7 @@ def run(settings: config.Settings, settings_path: str | None, data: str | None, 
         models: of the command line; those of the configuration file come with it.
         data: folder for the embedded Valkey's state and the logs, readable by us alone if it is made here; a temporary
             one by default, which is removed at the end.
+        serve: the page, too.
 
     Raises:
         ServiceError: a daemon ended by itself.
@@ -34,7 +39,7 @@ def run(settings: config.Settings, settings_path: str | None, data: str | None, 
     daemon.survey_of(settings)
     stop = daemon.stop_on_signal()
     with _folder(data) as folder:
-        _run(settings, settings_path, folder, keep=bool(data), stop=stop, models=models)
+        _run(settings, settings_path, folder, keep=bool(data), stop=stop, models=models, serve=serve)
 
 
 @contextlib.contextmanager
@@ -50,7 +55,7 @@ def _folder(data: str | None) -> Iterator[Path]:
 
 def _run(
     settings: config.Settings, settings_path: str | None, folder: Path, keep: bool, stop: threading.Event,
-    models: Sequence[str],
+    models: Sequence[str], serve: bool,
 ) -> None:  # fmt: skip
     given_kafka = settings.kafka["bootstrap.servers"] if settings.kafka_named else None
     given_redis = settings.redis.url if settings.redis_named else None
@@ -66,8 +71,14 @@ def _run(
         with contextlib.ExitStack() as children:
             children.callback(worker.stop)
             children.callback(ingest.stop)
-            _say(_addresses(settings, servers, folder))
-            _watch(stop, [ingest, worker])
+            daemons = [ingest, worker]
+            shown = ""
+            if serve:
+                viewer, shown = page.start([*arguments, *own], folder, servers.secrets)
+                children.callback(viewer.stop)
+                daemons.append(viewer)
+            _say(_addresses(settings, servers, folder, shown))
+            _watch(stop, daemons)
             stop.clear()  # the next Ctrl-C is the second one
             ingest.stop()
             _drain(daemon.read_store(settings)[2], worker, stop)
@@ -81,7 +92,7 @@ def _say(text: str, err: bool = False) -> None:
         click.echo(text, err=err)
 
 
-def _addresses(settings: config.Settings, servers: stack.Servers, folder: Path) -> str:
+def _addresses(settings: config.Settings, servers: stack.Servers, folder: Path, shown: str) -> str:
     survey, kafka = settings.survey, servers.kafka
     file = servers.redis_password_file
     password = f'SKYHEED_REDIS_PASSWORD="$(cat {shlex.quote(str(file))})" ' if file else ""
@@ -93,6 +104,7 @@ def _addresses(settings: config.Settings, servers: stack.Servers, folder: Path) 
             f"classifications  {settings.classification_topic}",
             f"dead letters     {settings.dead_letter_topic}",
             f"logs             {folder}/ingest.log, {folder}/work.log",
+            *([f"page             {shown}"] if shown else []),
             "",
             f"send alerts:     skyheed replay {survey} PATH --kafka {kafka}",
             f"read answers:    skyheed subscribe --survey {survey} --kafka {kafka}",
