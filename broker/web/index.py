@@ -26,7 +26,7 @@ from skyheed.broker.web.rows import DECLINED, night_of, row_of
 from skyheed.broker.web.search import Cone, Filters, SearchError
 
 log = logging.getLogger("skyheed.index")
-FORMAT = 1
+FORMAT = 2  # of the tables: another one is made anew
 HOUR_MS = 3_600_000
 COUNTED = 10_000  # matches that are counted; then "more"
 LONGEST_LIST = 500
@@ -41,10 +41,10 @@ CREATE TABLE IF NOT EXISTS latest (
     id INTEGER PRIMARY KEY, object_id TEXT NOT NULL, model TEXT NOT NULL, revision INTEGER, top_class TEXT,
     top_probability REAL, n_stamps INTEGER, days REAL, ra REAL, dec REAL, bands TEXT, first_mjd REAL, last_mjd REAL,
     night INTEGER, kafka_ms INTEGER, classified_ms INTEGER, row TEXT NOT NULL, UNIQUE (object_id, model));
-CREATE INDEX IF NOT EXISTS latest_newest ON latest (model, classified_ms, id);
+CREATE INDEX IF NOT EXISTS latest_list ON latest (
+    model, classified_ms, top_class, top_probability, n_stamps, days, night, first_mjd, bands, object_id, ra, dec);
 CREATE INDEX IF NOT EXISTS latest_time ON latest (classified_ms, id);
-CREATE INDEX IF NOT EXISTS latest_probability ON latest (model, top_class, top_probability, id);
-CREATE INDEX IF NOT EXISTS latest_dec ON latest (dec);
+CREATE INDEX IF NOT EXISTS latest_place ON latest (dec, ra, model, classified_ms);
 CREATE INDEX IF NOT EXISTS latest_night ON latest (night, model);
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, place TEXT NOT NULL, offset INTEGER NOT NULL, row TEXT NOT NULL,
@@ -268,8 +268,10 @@ class Index:
         after, more = _after(cursor, column, falls)
         base, way = self._reading(), "DESC" if falls else "ASC"
         found = base.execute(
-            f"SELECT id, {column}, row FROM latest WHERE {' AND '.join([*clauses, *after]) or '1'} "
-            f"ORDER BY {column} {way}, id {way} LIMIT ?",
+            # what decides stands in one index; the rows themselves are read of the page alone
+            f"SELECT id, {column}, row FROM latest WHERE id IN (SELECT id FROM latest "
+            f"WHERE {' AND '.join([*clauses, *after]) or '1'} ORDER BY {column} {way}, id {way} LIMIT ?) "
+            f"ORDER BY {column} {way}, id {way}",
             [*values, *more, SCANNED if filters.cone else limit + 1],
         ).fetchall()
         rows = [(key, value, json.loads(text)) for key, value, text in found]
@@ -452,9 +454,18 @@ def _where(filters: Filters, part: str) -> tuple[list[str], list[Any]]:
         clauses.append("dec BETWEEN ? AND ?")
         values += [low, high]
         if width < 180:  # the difference in right ascension, the short way round
-            clauses.append("min(abs(ra - ?), 360 - abs(ra - ?)) <= ?")
-            values += [f.cone.ra, f.cone.ra, width]
+            clause, places = _about(f.cone.ra, width)
+            clauses.append(clause)
+            values += places
     return clauses, values
+
+
+def _about(ra: float, width: float) -> tuple[str, list[float]]:
+    """Right ascensions about one, also where that is 0."""
+    low, high = ra - width, ra + width
+    if low < 0 or high > 360:
+        return "(ra >= ? OR ra <= ?)", [low % 360, high % 360]
+    return "ra BETWEEN ? AND ?", [low, high]
 
 
 def _escaped(text: str) -> str:

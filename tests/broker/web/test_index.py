@@ -1,0 +1,194 @@
+"""The index alone: what it keeps, what it forgets, how fast a page of it is, and what is typed into its search box."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from web_tools import news
+
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.results.record import Classification
+from skyheed.broker.web import sky
+from skyheed.broker.web.index import Index, Read
+from skyheed.broker.web.live import event_id, positions_of
+from skyheed.broker.web.paths import object_of, path_key
+from skyheed.broker.web.search import Cone, Filters, SearchError, understand
+
+PLACE = "topic@id/0"
+
+
+def reads(*records: Classification, first: int = 0) -> list[Read]:
+    return [Read(PLACE, first + n, record) for n, record in enumerate(records)]
+
+
+def fill(index: Index, count: int) -> None:
+    """`count` objects, all the same but for their names and numbers."""
+    index.add(reads(*(news("s", f"seed-{n}", 1 + n) for n in range(99))), {PLACE: 99})
+    base = index._connection()
+    names = "model, revision, top_class, top_probability, n_stamps, days, dec, bands, first_mjd, night, kafka_ms"
+    base.execute(
+        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
+        f"INSERT INTO latest (object_id, ra, classified_ms, last_mjd, row, {names}) "
+        f"SELECT 'object-' || i, 360.0 * i / {count}, classified_ms + i, last_mjd, "
+        f"json_set(row, '$.ra', 360.0 * i / {count}), {names} FROM n "
+        "JOIN latest ON latest.id = 1 + i % 99"
+    )
+
+
+def test_a_list_of_100_among_100000_objects(tmp_path: Path) -> None:
+    index = Index(tmp_path / "i", "s")
+    fill(index, 100_000)
+    asked: list[dict[str, Any]] = [
+        {"filters": Filters(model="test")},
+        {"filters": Filters(model="test", class_="SNIa", min_probability=0.6)},
+        {"filters": Filters(model="test", min_epochs=90, declined="no")},
+        {"filters": Filters(model="test"), "sort": "probability"},
+        {"filters": Filters(model="test"), "part": "99999"},
+        {"filters": Filters(cone=Cone(180, 0.5, 60))},
+    ]
+    for query in asked:
+        fastest = 1e9
+        for _ in range(7):  # the machine may be busy
+            began = time.perf_counter()
+            page = index.page(**query)
+            fastest = min(fastest, time.perf_counter() - began)
+        assert page.rows
+        assert fastest <= 0.15, (query, fastest)
+    index.close()
+
+
+def test_it_stays_bounded_and_says_what_is_gone(tmp_path: Path) -> None:
+    index = Index(tmp_path / "i", "s", most_objects=50, most_events=100)
+    for first in range(0, 10_200, 300):
+        index.add(reads(*(news("s", f"o{first + n}", 3) for n in range(300)), first=first), {PLACE: first + 300})
+    totals = index.totals()
+    assert totals["objects"] <= 5_000 + 50 + 300
+    assert totals["events"] <= 5_000 + 100 + 300
+    _, missed = index.seq_before({PLACE: 10})
+    assert missed > 1000
+    _, none = index.seq_before({PLACE: 10_100})
+    assert none == 0
+    index.close()
+
+
+def test_what_comes_again_changes_nothing(tmp_path: Path) -> None:
+    index = Index(tmp_path / "i", "s")
+    first = reads(news("s", "a", 3), news("s", "a", 5, revision=2))
+    assert len(index.add(first, {PLACE: 2})) == 2
+    assert index.add(first, {PLACE: 2}) == [], "read before"
+    assert index.add(reads(news("s", "a", 5, revision=2), first=2), {PLACE: 3}) == [], "published twice"
+    [row] = index.page(Filters()).rows
+    assert (row["n_stamps"], row["change"], row["previous_class"]) == (5, 0, "SNIa")
+    late = index.add(reads(news("s", "a", 4, revision=1), first=3), {PLACE: 4})
+    assert len(late) == 1, "an older one is an event"
+    assert index.page(Filters()).rows[0]["n_stamps"] == 5, "and does not become the latest"
+    assert sum(n for *_, n in index.shares()) == 3
+    index.close()
+
+
+def test_a_restart_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    index = Index(tmp_path / "i", "s")
+    index.add(reads(news("s", "a", 3)), {PLACE: 7})
+    index.close()
+    again = Index(tmp_path / "i", "s")
+    assert again.positions() == {PLACE: 7}
+    assert [row["object_id"] for row in again.page(Filters()).rows] == ["a"]
+    again.close()
+
+
+def test_an_index_of_another_survey_is_made_anew(tmp_path: Path) -> None:
+    index = Index(tmp_path / "i", "s")
+    index.add(reads(news("s", "a", 3)), {PLACE: 1})
+    index.close()
+    other = Index(tmp_path / "i", "t")
+    assert other.page(Filters()).rows == []
+    other.close()
+
+
+def test_a_place_where_none_can_be(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--index"):
+        Index(tmp_path / "no" / "such" / "folder", "s")
+
+
+@pytest.mark.parametrize("name", ["a", "", "..", ".", "~", "~a", "a/b", "\u202e", "é" * 100, "a b", "%2F", "\ud800"])
+def test_path_keys(name: str) -> None:
+    key = path_key(name)
+    assert key.isascii()
+    assert not set(key) & set("/?#%&<>\"' \\")
+    assert key.strip(".") or not key
+    if "\ud800" not in name:
+        assert object_of(key) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "ra", "dec", "radius"),
+    [
+        ("10 -5", 10, -5, 5), ("10.5,+41.2,30", 10.5, 41.2, 30), ("00:42:44.3 +41:16:09", 10.6845833, 41.2691667, 5),
+        ("00 42 44.3 +41 16 09 10", 10.6845833, 41.2691667, 10), ("12h30m00s −00d30m00s", 187.5, -0.5, 5),
+        ("23:59:59.999-89:59:59", 359.9999958, -89.9997222, 5),
+    ],
+)  # fmt: skip
+def test_positions(text: str, ra: float, dec: float, radius: float) -> None:
+    found = understand(text)
+    assert found.cone is not None
+    assert (found.cone.ra, found.cone.dec, found.cone.radius) == pytest.approx((ra, dec, radius), abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["ZTF20abc", "10", "10 a", "1 2 3 4 5", "12:34", "<script>", "170591443333333333"])
+def test_ids(text: str) -> None:
+    assert understand(text).kind == "id"
+
+
+@pytest.mark.parametrize("text", ["361 0", "0 91", "00:60:00 +00:00:00", "0 0 4000"])
+def test_positions_that_are_none(text: str) -> None:
+    with pytest.raises(SearchError):
+        understand(text)
+
+
+@pytest.mark.parametrize("ra", [0.0001, 359.9999, 180.0])
+@pytest.mark.parametrize("dec", [-89.9999, -45.0, 0.0, 89.9999])
+def test_a_cones_box_holds_the_cone(tmp_path: Path, ra: float, dec: float) -> None:
+    cone = Cone(ra, dec, 30)
+    index = Index(tmp_path / "i", "s")
+    near = news("s", "near", 3)
+    places = [(ra + dx / 3600, dec + dy / 3600) for dx in (-40, -20, 0, 20, 40) for dy in (-40, -20, 0, 20, 40)]
+    from dataclasses import replace
+
+    made = [replace(near, object_id=f"o{n}", ra=a % 360, dec=max(-90, min(90, d))) for n, (a, d) in enumerate(places)]
+    index.add(reads(*made), {PLACE: len(made)})
+    found = {row["object_id"] for row in index.page(Filters(cone=cone)).rows}
+    assert found == {r.object_id for r in made if cone.separation(r.ra, r.dec) <= 30}
+    index.close()
+
+
+def test_event_ids() -> None:
+    places = {"a.b@x/0": 5, "a.b@x/11": 0}
+    assert event_id(places) == "a.b@x/0:4,a.b@x/11:-1"
+    assert positions_of(event_id(places)) == places
+    for bad in ("x", "a:b", "a:1:c", ":4", "a:-2", "a:" + "9" * 30, "x" * 20_000):
+        with pytest.raises(ValueError, match=r"."):
+            positions_of(bad)
+
+
+def test_rows_are_json_whatever_the_numbers(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    index = Index(tmp_path / "i", "s")
+    index.add(reads(replace(news("s", "a", 3), ra=float("nan"), dec=float("inf"))), {PLACE: 1})
+    [row] = index.page(Filters()).rows
+    assert row["ra"] is None
+    json.dumps(row, allow_nan=False)
+    assert index.page(Filters(cone=Cone(0, 0, 10))).rows == []
+    index.close()
+
+
+def test_galactic_and_sexagesimal() -> None:
+    longitude, latitude = sky.galactic(192.85948, 27.12825)  # the pole
+    assert latitude == pytest.approx(90, abs=1e-4)
+    longitude, latitude = sky.galactic(266.40499, -28.93617)  # the centre
+    assert min(longitude, 360 - longitude) == pytest.approx(0, abs=1e-3)
+    assert latitude == pytest.approx(0, abs=1e-3)
+    assert sky.sexagesimal(359.9999999, -0.0000001) == {"ra": "00:00:00.000", "dec": "-00:00:00.00"}
+    assert sky.sexagesimal(10.6847083, 41.26875) == {"ra": "00:42:44.330", "dec": "+41:16:07.50"}
