@@ -58,17 +58,27 @@ _CURVES: dict[str, Any] = {
 }
 
 
+def kinds(history: History) -> list[str]:
+    """The kinds of images that some epoch was sent with."""
+    return [kind for kind, pixels in history.images.items() if _sent(kind, pixels).any()]
+
+
+def _sent(kind: str, pixels: NDArray[np.float16]) -> NDArray[np.bool_]:
+    """Which epochs have an image: one without any light was not sent."""
+    return np.asarray(pixels.reshape(len(pixels), -1).any(1) | (kind == "science"))
+
+
 def of_kind(history: History, kind: str) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
     """The epochs that have an image of a kind, and these.
 
     Raises:
         Problem: none has.
     """
-    pixels = history.images.get(kind)
-    if pixels is None or not len(pixels):
-        there = ", ".join(history.images) or "none"
-        raise Problem(404, f"this object has no {kind!a} stamps; its kinds: {there}")
-    sent = pixels.reshape(len(pixels), -1).any(1) | (kind == "science")
+    there = kinds(history)
+    if kind not in there:
+        raise Problem(404, f"this object has no {kind!a} stamps; its kinds: {', '.join(there) or 'none'}")
+    pixels = history.images[kind]
+    sent = _sent(kind, pixels)
     return history.shown[sent], pixels[sent]
 
 
@@ -91,7 +101,7 @@ def npz(history: History) -> bytes:
         "flux_error": history.flux_error, "source_id": history.source_id, "ra": history.ra, "dec": history.dec,
         "flags": history.flags, "object_id": np.array(history.object_id), "survey": np.array(history.survey),
     }  # fmt: skip
-    for kind in history.images:
+    for kind in kinds(history):
         epochs, pixels = of_kind(history, kind)
         columns |= {f"stamps_{kind}": pixels, f"epochs_{kind}": epochs}
     if history.photometry is not None:
@@ -112,7 +122,7 @@ def fits_cube(history: History) -> bytes:
     from astropy.io import fits
 
     parts: list[Any] = [fits.PrimaryHDU(header=_header(history))]
-    for kind in history.images:
+    for kind in kinds(history):
         epochs, pixels = of_kind(history, kind)
         cube = fits.ImageHDU(pixels.astype(np.float32), name=kind.upper())
         _place(cube.header, history, int(epochs[-1]))

@@ -13,6 +13,7 @@ from skyheed.broker.errors import ServiceError, ServiceUnavailable, StreamError
 from skyheed.broker.packets.surveys.elsewhere import PIXEL_ARCSEC
 from skyheed.broker.results.record import decode, utc_ms
 from skyheed.broker.state.histories import SequenceStore, StoredSequence
+from skyheed.broker.web import images as pictures
 from skyheed.broker.web import sky
 from skyheed.broker.web.cards import Cards
 from skyheed.broker.web.index import Index
@@ -250,13 +251,8 @@ def epochs(history: History, header: NDArray[Any]) -> dict[str, Any]:
 
 
 def images(history: History) -> dict[str, list[int]]:
-    """Kind of image -> the epochs that have one: a stamp without any light is none."""
-    found = {}
-    for kind, pixels in history.images.items():
-        there = pixels.reshape(len(pixels), -1).any(1) if kind != "science" else np.ones(len(pixels), bool)
-        if there.any():
-            found[kind] = [int(epoch) for epoch in history.shown[there]]
-    return found
+    """Kind of image -> the epochs that have one."""
+    return {kind: pictures.of_kind(history, kind)[0].tolist() for kind in pictures.kinds(history)}
 
 
 def photometry(points: Photometry | None) -> dict[str, Any] | None:

@@ -280,6 +280,8 @@ class Status(_Shape):
     latency_ms: dict[str, int | None]
     throughput: list[dict[str, Any]]
     shares: list[dict[str, Any]]
+    drift: list[dict[str, Any]]
+    drift_reference: dict[str, Any] | None
     dead_letters: dict[str, Any]
     models: list[Model]
 

@@ -20,7 +20,9 @@ from skyheed.broker.state.books import Books
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.keys import Keys
 from skyheed.broker.state.ledger import Ledger
+from skyheed.broker.web import drift
 from skyheed.broker.web.cards import Cards
+from skyheed.broker.web.drift import Drift
 from skyheed.broker.web.follow import Follower
 from skyheed.broker.web.index import Index, by_night, now_ms, percentiles
 from skyheed.broker.web.paths import path_key
@@ -63,6 +65,7 @@ class Status:
         self._s = sources
         self._kept: dict[str, _Kept] = {}
         self._lock = threading.Lock()
+        self._drift = Drift(sources.settings.survey, sources.store, sources.index)
 
     def state(self) -> dict[str, Any]:
         """Whether the servers are there, and how far the index has come."""
@@ -92,7 +95,8 @@ class Status:
             "daemons": self._try(notices, "daemons", self._daemons) or [],
             "lag": self._of_kafka(notices, "lag", self._lag) or [],
             "latency_ms": percentiles(self._s.index.latencies()), "throughput": self._throughput(),
-            "shares": by_night(self._s.index.shares()),
+            "shares": by_night(self._s.index.shares()), "drift": self._drift.rows(),
+            "drift_reference": drift.reference(next((m["card"] for m in self.models() if m["card"]), None)),
             "dead_letters": self._of_kafka(notices, "letters", self._letters) or {"reasons": {}, "letters": []},
             "models": self.models(),
         }  # fmt: skip

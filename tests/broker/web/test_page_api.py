@@ -431,6 +431,16 @@ class TestStatus:
         assert found["due"] == []
         assert all(entry["messages"] == 0 for entry in found["lag"])
 
+    def test_drift(self, page: httpx.Client) -> None:
+        found = eventually(lambda: page.get(f"{API}/status").json()["drift"])
+        newest = [entry for entry in found if entry["night"] == 54001]
+        assert {entry["band"] for entry in newest} == set("ugriz")
+        for entry in newest:
+            assert entry["flux"]["p50"] == pytest.approx(2e4)
+            assert entry["background"] == pytest.approx(1.0, rel=0.3), "100 nJy a pixel, which is the stamps' unit"
+            assert 3 < entry["width"] < 7, "a Gaussian with sigma 2 pixels has 4.7"
+        assert page.get(f"{API}/status").json()["drift_reference"]["bands"] == "ugriz"
+
     def test_models(self, page: httpx.Client) -> None:
         found = page.get(f"{API}/models").json()
         shapes.Models.model_validate(found)
