@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from real_data import real_data
 from state_tools import LANE, answer, answer_all, deliveries, delivery, observation, open_state
 
 from skyheed.broker.errors import PacketError
 from skyheed.broker.local import embedded
 from skyheed.broker.observation import Observation
+from skyheed.broker.packets.reader import read_packet
 from skyheed.broker.state import client as state
 from skyheed.broker.state import parts
 from skyheed.broker.state.histories import EVERYTHING, Outcome, SequenceStore, check
@@ -137,6 +139,21 @@ def test_everything_comes_back_as_from_the_packets(valkey: embedded.Server) -> N
     assert as_lists(streamed.photometry) == as_lists(direct.photometry)
     assert streamed.context == direct.context == {}
     streamed.check(99)
+
+
+def test_a_real_sequence_is_the_same_from_redis_and_from_its_packets(valkey: embedded.Server) -> None:
+    files = sorted(real_data("ztf", "sequence_tde_ZTF20abfcszi").glob("*.avro"))
+    packets = [o for path in files for o in read_packet(path.read_bytes(), "ztf")]
+    store, queue, _ = open_state(valkey.url)
+    store.store(deliveries(packets[::-1] + packets[:5]))
+    (found,) = store.fetch(queue.claim(1, 10.0), replace(EVERYTHING, kept_as="m"))
+    streamed, direct = history_of(found, "ztf"), History.by_object(packets)["ZTF20abfcszi"]
+    assert list(streamed.images) == ["science", "difference", "template"]
+    for kind, stamps in direct.images.items():
+        np.testing.assert_array_equal(streamed.images[kind], stamps)
+    assert as_lists(streamed.photometry) == as_lists(direct.photometry)
+    assert streamed.context == {name: pytest.approx(value, rel=1e-6) for name, value in direct.context.items()}
+    assert len(streamed.context) > 15
 
 
 def test_a_model_gets_what_it_needs_and_no_more(valkey: embedded.Server) -> None:
