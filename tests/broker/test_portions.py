@@ -27,7 +27,7 @@ def histories(*epochs: int) -> list[Any]:
 
 def test_what_is_fetched_fits_into_its_bytes_whatever_the_objects_are() -> None:
     three = Needs(images=("science", "difference", "template"))
-    for needs, lane in ((Needs(), Lane()), (three, Lane(span=1)), (Needs(images=()), Lane(stamps=False))):
+    for needs, lane in ((Needs(), Lane()), (three, Lane(span=1)), (Needs(images=()), Lane(images=()))):
         for mib in (1, 64):
             portions = Portions(Hand(mib * 2**20), 60.0, needs, lane)
             largest = 99 * (len(needs.images) * 2048 + (3_100 if lane.span else 0) + 100)
