@@ -99,7 +99,17 @@ def settings_from(given: dict[str, Any], **places: str) -> config.Settings:
     return config.load(given.get("config"), dotted)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def _archive_of_packets(survey: str, path: Path, out: Path) -> None:
+    """For verbs of the classifier, which does not read packets."""
+    from skyheed.broker.archive_packets import build
+
+    build(out, survey, [path])
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "obj": _archive_of_packets}
+
+
+@click.group(cls=Verbs, context_settings=CONTEXT)
 @click.version_option(version("skyheed"), prog_name="skyheed")
 @click.option("--log-json", is_flag=True, help="Log as JSON, one object a line.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings only.")

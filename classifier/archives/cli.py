@@ -1,6 +1,8 @@
 """`skyheed archive`: make, read and check archives of stamp sequences."""
 
 import json
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -31,13 +33,15 @@ def archive() -> None:
 )
 @click.option(
     "--scenes", type=click.Path(path_type=Path),
-    help="Archive of real packets (build-packets) on whose templates the objects are painted (ztf, lsst).",
+    help="Real packets, or their archive (build-packets), on whose templates the objects are painted (ztf, lsst).",
 )  # fmt: skip
 @click.option("--most", type=int, default=12, show_default=True, help="Alerts of an object (ztf, lsst).")
 @click.option("--processes", type=int, help="Processes; by default one per core.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.pass_obj
 def simulate(
+    reads_packets: Callable[[str, Path, Path], None] | None,
     survey: str,
     objects: int,
     seed: int,
@@ -57,11 +61,15 @@ def simulate(
     """
     from skyheed.classifier.sky import simulate as run
 
-    run(
-        survey, objects, seed, output,
-        seasons=seasons, balanced=balanced, template=template, most=most, scenes=scenes, processes=processes,
-        overwrite=overwrite,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        if scenes and reads_packets and not (scenes / "card.json").exists():
+            packets, scenes = scenes, Path(folder) / scenes.name
+            reads_packets(survey, packets, scenes)
+        run(
+            survey, objects, seed, output,
+            seasons=seasons, balanced=balanced, template=template, most=most, scenes=scenes, processes=processes,
+            overwrite=overwrite,
+        )  # fmt: skip
     click.echo(f"{output}: {Archive(output).card['stamps']} stamps of {objects} objects")
 
 

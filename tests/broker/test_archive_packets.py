@@ -99,6 +99,20 @@ def test_command(tmp_path: Path) -> None:
     assert "left out: 1 " in out.output
 
 
+def test_scenes_can_be_packets(tmp_path: Path) -> None:
+    """The command line makes their archive by itself, and says what is wrong with them."""
+    words = ["archive", "simulate", "--survey", "ztf", "--objects", "4", "--balanced", "--processes", "1", "--scenes"]
+    folder = lay(tmp_path / "p", packet())
+    out = CliRunner().invoke(skyheed, [*words, str(folder), "-o", str(tmp_path / "a")])
+    assert out.exit_code != 0
+    assert "no packet whose template can be painted on" in str(out.exception) + out.output  # flat stamps without noise
+    real = real_data("ztf-unlabelled")
+    out = CliRunner().invoke(skyheed, [*words, str(real / "from-parquet"), "-o", str(tmp_path / "b")])
+    assert out.exit_code == 0, out.output
+    assert {row["origin"] for row in Archive(tmp_path / "b").objects.to_pylist()} == {"painted"}
+    assert "--scenes from-parquet" in Archive(tmp_path / "b").card["command"]
+
+
 def test_real_packets(tmp_path: Path) -> None:
     folder = real_data("ztf")
     report = build(tmp_path / "a", "ztf", [folder / "kowalski", folder / "pipeline"], labels=folder / "index.csv")
