@@ -315,6 +315,7 @@ def subscribe(**given: Any) -> None:
               skyheed subscribe --survey ztf --group nightly --drain --format csv -o answers.csv
     """
     from skyheed.broker import subscribe as client
+    from skyheed.broker import written
 
     settings = settings_from(given)
     topic = given["topic"] or (settings.survey and settings.classification_topic)
@@ -330,7 +331,7 @@ def subscribe(**given: Any) -> None:
     )  # fmt: skip
     try:
         with stream:
-            client.write(stream, given["format_"], given["output"], raw_csv=given["raw_csv"])
+            written.write(stream, given["format_"], given["output"], raw_csv=given["raw_csv"])
     except StreamError as error:
         raise StreamError(f"{error}; --skip-bad passes over such records") from error
     if stream.bad:

@@ -123,12 +123,12 @@ def test_a_stream_on_which_nothing_comes_says_what_it_waits_for_and_ends_after_i
 
 UNCAUGHT = """
 import sys
-from skyheed.broker import subscribe
+from skyheed.broker import subscribe, written
 def broken(record):
     raise RuntimeError("an error of nobody's making")
-subscribe._row = broken
+written._row = broken
 with subscribe.Subscriber(sys.argv[1], topic=sys.argv[2], group="g") as stream:
-    subscribe.write(stream, "table")
+    written.write(stream, "table")
 """
 
 
