@@ -340,7 +340,7 @@ def test_the_group_moves_only_when_the_parquet_file_is_whole(
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(subscribe, "_write_rows", full_disk)
+        patch.setattr(written, "_write_rows", full_disk)
         with pytest.raises(OSError, match="no space"), topic.subscriber(group="files") as stream:
             written.write(stream, "parquet", tmp_path / "answers.parquet")
     with topic.subscriber(group="files") as stream:

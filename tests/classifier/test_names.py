@@ -114,7 +114,8 @@ def test_the_demo_draws_and_prints_any_name(tmp_path: Path) -> None:
     matrix = np.eye(2, dtype=np.int64)
     demo_report.plot(tmp_path / "demo.png", [track], matrix, [EVIL, "$\\frac{"], "a title")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-    shown = demo_report.text([demo_report.score("3 stamps", matrix)], matrix, [EVIL, "b"])
+    scores = [demo_report.score("3 stamps", matrix)]
+    shown = demo_report.text({EVIL: scores, "b": scores}) + demo_report.matrix_text(matrix, [EVIL, "b"], EVIL)
     assert all(line.isprintable() for line in shown.split("\n"))
 
 
