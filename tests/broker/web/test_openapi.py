@@ -56,7 +56,7 @@ def fuzz(page: httpx.Client, examples: int) -> int:
 
 def _check(case: Any, answer: Any) -> None:
     """The answer is one that the document tells of."""
-    where = f"{case.method} {answer.request.url}: {answer.status_code} {answer.text[:300]}"
+    where = f"{case.method} {answer.request.url}: {answer.status_code} {answer.content[:300]!r}"
     assert answer.status_code not in (500, 502), where
     case.validate_response(
         answer,
@@ -68,7 +68,7 @@ def _check(case: Any, answer: Any) -> None:
     )
     if answer.status_code >= 400:
         assert answer.headers["content-type"] == ["application/problem+json"], where
-        said = json.loads(answer.text)
+        said = json.loads(answer.content)
         assert said["status"] == answer.status_code, where
         assert said["detail"], where
 
