@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from stream_tools import save_checkpoint, sdss_alert
 
@@ -97,14 +98,14 @@ def alive(pids: set[int]) -> set[int]:
 def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
 
-    def run(debounce_s: float, interval_s: float) -> Up:
+    def run(debounce_s: float, interval_s: float, *words: str) -> Up:
         file = tmp_path / "skyheed.toml"
         model = save_checkpoint(tmp_path, "sdss")
         file.write_text(
             f'survey = "sdss"\n[ingest]\ndebounce_s = {debounce_s}\n'
             f'[work]\nmodel = "{model}"\ninterval_s = {interval_s}\nthreads = 1\n'
         )
-        up = Up("--config", str(file), "--data", str(tmp_path / "data"), "--device", "cpu")
+        up = Up("--config", str(file), "--data", str(tmp_path / "data"), "--device", "cpu", *words)
         started.append(up)
         return up
 
@@ -138,11 +139,13 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="re
 
 @needs_proc
 def test_ctrl_c_answers_what_is_pending_and_leaves_no_process(start: Callable[..., Up], tmp_path: Path) -> None:
-    up = start(debounce_s=3.0, interval_s=0.2)  # late enough for Ctrl-C to find something to finish
+    up = start(3.0, 0.2, "--serve")  # late enough for Ctrl-C to find something to finish
     address = up.until("Kafka ").split()[1]
+    page = up.until("page ").split()[1]
     up.until("Ctrl-C drains")
     family = children_of(up.process.pid)
-    assert len(family) >= 4, "Kafka, Valkey, ingest and worker"
+    assert len(family) >= 5, "Kafka, Valkey, ingest, worker and the page"
+    assert httpx.get(f"{page}api/v1/state", timeout=60).json()["survey"] == "sdss"
     send(address)
     until_consumed(tmp_path / "data" / "ingest.log", up)
     up.interrupt()

@@ -1,6 +1,7 @@
 """The OpenAPI document is what the server does: every operation fuzzed from it (schemathesis)."""
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from test_page_api import API, eventually
 from web_tools import keep, page_of, page_settings, publish_news
 
+from skyheed.broker import app as daemon
 from skyheed.broker.local import embedded
 
 schemathesis = pytest.importorskip("schemathesis")
@@ -23,6 +25,7 @@ ENDLESS = f"{API}/events"
 def page(kafka: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with embedded.start_valkey() as valkey:
         made = page_settings(kafka.address, valkey, tmp_path_factory.mktemp("model"))
+        daemon.prepare_topics(made, threading.Event())
         publish_news(made, {"a": 4, "b": 40})
         keep(made, {"a": 4, "b": 40})
         with page_of(made, tmp_path_factory.mktemp("page")) as client:
