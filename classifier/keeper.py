@@ -130,8 +130,8 @@ def nothing_asked() -> None:
 def end_if_asked() -> None:
     """Raise what `interrupt` raised, once more: call it in a verb's loop, not while it cleans up.
 
-    A signal's error comes wherever the program is, also inside extension modules that clear every error while they are
-    imported. It would be lost, and the verb go on to its end.
+    A signal's error comes wherever the program is, and a few in a hundred were lost somewhere in the first moments of a
+    run (which code drops them is not known): the verb would go on to its end.
     """
     if _asked and not _sections:
         raise _asked[-1]

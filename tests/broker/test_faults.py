@@ -107,7 +107,9 @@ def children(tmp_path: Path) -> Iterator[list[Child]]:
         child.stop()
 
 
-def slow_publish(settings: config.Settings, topic: str, payloads: list[bytes], failures: list[BaseException]) -> None:
+def slow_publish(
+    settings: config.Settings, topic: str, payloads: list[bytes], failures: list[BaseException], pause_s: float = 1.0
+) -> None:
     """Send for about a minute, whatever happens to Kafka meanwhile."""
     try:
         with kafka.Publisher(settings.kafka) as publisher:
@@ -121,13 +123,14 @@ def slow_publish(settings: config.Settings, topic: str, payloads: list[bytes], f
                         time.sleep(1)
                 else:
                     raise AssertionError("Kafka never came back")
-                time.sleep(1.0)
+                time.sleep(pause_s)
     except BaseException as error:
         failures.append(error)
 
 
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 def test_nothing_is_lost_whatever_is_killed(
-    apache_kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path, children: list[Child]
+    apache_kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path, children: list[Child], kills: int
 ) -> None:
     rng = random.Random(20)
     topic = "faults"
@@ -145,23 +148,24 @@ def test_nothing_is_lost_whatever_is_killed(
     work = Child("work", [*work_arguments, "--config", str(config_file)], tmp_path)
     children += [ingest, work]
     failures: list[BaseException] = []
-    sender = threading.Thread(target=slow_publish, args=(settings, topic, payloads, failures), daemon=True)
+    sending = settings, topic, payloads, failures, kills / KILLS
+    sender = threading.Thread(target=slow_publish, args=sending, daemon=True)
     sender.start()
-    for number in range(KILLS):
+    for number in range(kills):
         time.sleep(rng.uniform(0.3, 3.5))
         victim = rng.choice([ingest, work])
         victim.kill()
         victim.start()
-        if number == 7:
+        if number % 20 == 7:
             _restart(apache_kafka, rng)
-        if number == 13:
+        if number % 20 == 13:
             _restart(durable_valkey, rng)
     sender.join(200)
     assert not sender.is_alive()
     assert not failures, failures
     wait_for(lambda: settled(settings, _distinct_offsets(settings, topic)), 150, "settling")
     _judge(settings, topic, payloads)
-    assert ingest.kills + work.kills == KILLS
+    assert ingest.kills + work.kills == kills
 
 
 def _restart(server: embedded.Server, rng: random.Random) -> None:
