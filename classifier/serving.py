@@ -64,9 +64,13 @@ class Served:
         """
         reasons = [self.declines(h) for h in histories]
         wanted = [h.newest(self.needs.most) for h, why in zip(histories, reasons, strict=True) if why is None]
-        made = iter(self.classify(wanted))
+        made = iter(self.judge(wanted))
         found = [next(made) if why is None else Prediction.declined(why) for why in reasons]
         return [p if p.reason or np.isfinite(p.probabilities).all() else _not_finite() for p in found]
+
+    def judge(self, histories: Sequence[History]) -> list[Prediction]:
+        """What the model says of histories that it can take; a family may decline some for what it finds in them."""
+        return self.classify(histories)
 
     def declines(self, history: History) -> Declined | None:
         """Why a history cannot be classified, if it cannot."""

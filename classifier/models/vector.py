@@ -24,8 +24,8 @@ from skyheed.classifier.history import BANDS, IMAGE_KINDS, History
 from skyheed.classifier.models import base
 from skyheed.classifier.models.attention import Block, block_operations
 from skyheed.classifier.models.base import Arrays, Batch, Model, Network
-from skyheed.classifier.models.encoders import Encoder, PhysNet, RepVgg
-from skyheed.classifier.models.fusion import Context, Points, context_numbers, merged, point_features
+from skyheed.classifier.models.encoders import Encoder, PhysNet, RepVgg, Small
+from skyheed.classifier.models.fusion.parts import Context, Points, context_numbers, merged, point_features
 from skyheed.classifier.models.transformers import Swin, Vit
 from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Needs
@@ -54,7 +54,7 @@ class Config(base.Config):
         kept: precision in which things are kept; computed ones are rounded alike.
     """
 
-    encoder: Literal["repvgg", "physnet", "vit", "swin"] = "repvgg"
+    encoder: Literal["repvgg", "physnet", "vit", "swin", "small"] = "repvgg"
     images: Literal["science", "all"] = "science"
     band: Literal["embedding", "film", "image"] = "embedding"
     pooling: Literal["mean", "attention"] = "mean"
@@ -95,7 +95,9 @@ def encoder_of(config: Config) -> Encoder:
     """The encoder that a configuration names."""
     if config.encoder == "repvgg":
         return RepVgg(config.channels, config.band == "film")
-    kinds: dict[str, type[PhysNet | Vit | Swin]] = {"physnet": PhysNet, "vit": Vit, "swin": Swin}
+    kinds: dict[str, type[PhysNet | Vit | Swin | Small]] = {
+        "physnet": PhysNet, "vit": Vit, "swin": Swin, "small": Small,
+    }  # fmt: skip
     return kinds[config.encoder](config.channels)
 
 
@@ -144,7 +146,11 @@ class Vector(Network):
         }
         if self.config.photometry:
             batch |= self.photometry(histories, scaling)
-        return batch | ({"context": context_numbers(histories)} if self.config.context else {})
+        return batch | self.beside(histories)
+
+    def beside(self, histories: Sequence[History]) -> Arrays:
+        """What is known of histories as a whole."""
+        return {"context": context_numbers(histories)} if self.config.context else {}
 
     def photometry(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
         found = [point_features(h, scaling, self.config.points) for h in histories]

@@ -17,7 +17,6 @@ from skyheed.classifier.models import kept
 from skyheed.classifier.models.attention import Block
 from skyheed.classifier.models.base import Arrays, Batch
 from skyheed.classifier.models.checkpoint import Info
-from skyheed.classifier.models.fusion import context_numbers
 from skyheed.classifier.models.vector import Vector, layout
 from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Prediction
@@ -57,7 +56,12 @@ class Updates:
         self.network, self.config = network, network.config
 
     def __call__(self, histories: Sequence[History], scaling: Scaling) -> tuple[Tensor, list[dict[int, bytes]]]:
-        """Logits [b, classes] of histories that may hold what was kept, and what is to be kept of their new epochs.
+        """Logits [b, classes] of histories that may hold what was kept, and what is to be kept of their new epochs."""
+        encoded, keep = self.encoded(histories, scaling)
+        return self.network.classify(encoded), keep
+
+    def encoded(self, histories: Sequence[History], scaling: Scaling) -> tuple[Tensor, list[dict[int, bytes]]]:
+        """Representations [b, width] of histories that may hold what was kept, and what is to be kept of new epochs.
 
         Only stamps without a kept vector are encoded, and only epochs behind the first new one go through the blocks.
 
@@ -69,20 +73,18 @@ class Updates:
         missing = [~f.stamps for f in found]
         self._encode_missing(histories, found, scaling, device)
         changed = missing if self.config.photometry else [np.arange(len(f.own)) >= f.whole for f in found]
-        logits = torch.empty(len(histories), self.config.classes, device=device)
+        encoded = torch.empty(len(histories), self.network.width, device=device)
         for rows in _alike(changed):
             chosen = [histories[r] for r in rows]
             batch = {name: torch.from_numpy(a).to(device) for name, a in self._without_images(chosen, scaling).items()}
             y = self._continued([found[r] for r in rows], batch, device)
             last = batch["valid"].sum(1) - 1
-            logits[rows] = self.network.classify(
-                self.network.represent(y, batch)[torch.arange(len(rows), device=device), last]
-            )
-        return logits, [_new(f, c, dtype) for f, c in zip(found, changed, strict=True)]
+            encoded[rows] = self.network.represent(y, batch)[torch.arange(len(rows), device=device), last]
+        return encoded, [_new(f, c, dtype) for f, c in zip(found, changed, strict=True)]
 
     def _without_images(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
         batch = layout(histories) | (self.network.photometry(histories, scaling) if self.config.photometry else {})
-        return batch | ({"context": context_numbers(histories)} if self.config.context else {})
+        return batch | self.network.beside(histories)
 
     def _encode_missing(
         self, histories: Sequence[History], found: Sequence[kept.Found], scaling: Scaling, device: torch.device

@@ -17,7 +17,7 @@ KINDS = 3  # of points: detection, forced, upper limit
 POINT = 6 + KINDS  # numbers that describe a point
 # Names in `History.context` that a network looks at, all of which a simulation can make faithfully; what a survey does
 # not say is absent. No positions: they let a network remember fields.
-CONTEXT = ("reference_arcsec", "reference_mag", "galactic_latitude", "detections", "visits")
+CONTEXT = ("reference_distance", "reference_magnitude", "galactic_latitude", "detections", "visits")
 
 
 def point_features(history: History, scaling: Scaling, most: int) -> dict[str, NDArray[np.generic]]:

@@ -1,0 +1,39 @@
+"""How far an object is from all that was learnt from: a distance in the space of the hand-chosen numbers."""
+
+import torch
+from torch import Tensor, nn
+
+WIDEST = 8.0  # sigma: beyond, a single number tells no more
+
+
+class Familiar(nn.Module):
+    """Squared Mahalanobis distance to the nearest of some centres, over a limit; where nothing was fitted, always 0.
+
+    Statistics alone are stored, no objects. A number that is not known stands where the centre is.
+
+    Args:
+        inputs: numbers.
+        centres: one for each class.
+    """
+
+    centre: Tensor
+    precision: Tensor
+    limit: Tensor
+
+    def __init__(self, inputs: int, centres: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scatter", torch.ones(inputs))
+        self.register_buffer("centre", torch.zeros(centres, inputs))
+        self.register_buffer("precision", torch.zeros(inputs, inputs))
+        self.register_buffer("limit", torch.ones(1))
+
+    mean: Tensor
+    scatter: Tensor
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Numbers [b, inputs], NaN where unknown -> [b]; above 1 an object is unlike all that was learnt from."""
+        away = ((numbers - self.mean) / self.scatter)[:, None] - self.centre
+        away = away.nan_to_num(0.0).clamp(-WIDEST, WIDEST)
+        squared = ((away @ self.precision) * away).sum(2)
+        return squared.min(1).values / self.limit

@@ -1,0 +1,197 @@
+"""Images, light curve and surroundings of an alert, joined late: what is missing adds nothing, from the first alert on.
+
+A `vector` network sees stamps (science, difference, template) and points of photometry as tokens in the order of time;
+a small network for each kind of hand-chosen number (`numbers`) sees the light curve as a whole and the surroundings.
+Their logits are added. In training kinds are withheld, so that none is relied on. All this is learnt from a simulation.
+Heads fitted to a few labelled real objects may then decide between groups of classes (`fitted`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.history import History
+from skyheed.classifier.models import base, vector
+from skyheed.classifier.models.base import Arrays, Batch, Model, Network
+from skyheed.classifier.models.fusion.familiar import Familiar
+from skyheed.classifier.models.fusion.fitted import Fitted
+from skyheed.classifier.models.fusion.numbers import CURVE, NUMBERS, SURROUNDINGS, table
+from skyheed.classifier.prediction import Needs
+from skyheed.classifier.scaling import Scaling
+
+if TYPE_CHECKING:
+    from skyheed.classifier.models.checkpoint import Info
+    from skyheed.classifier.serving import Where
+
+
+@dataclass(frozen=True)
+class Config(vector.Config):
+    """What configures the network; see `vector.Config` for the part that sees stamps and points.
+
+    Attributes:
+        hidden: numbers in the middle of each small network.
+    """
+
+    encoder: Literal["small", "repvgg", "physnet", "vit", "swin"] = "small"
+    images: Literal["science", "all"] = "all"
+    width: int = 64
+    photometry: bool = True
+    context: bool = True
+    hidden: int = 32
+
+    def check(self) -> None:
+        """See `base.Config.check`."""
+        super().check()
+        if not (self.photometry and self.context):
+            raise ModelError("photometry and context are what fusion joins: leave both true, or use the model vector")
+
+
+class Late(nn.Module):
+    """Logits from numbers of one kind; 0 where none is known."""
+
+    def __init__(self, inputs: int, hidden: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2 * inputs, hidden), nn.Linear(hidden, classes, bias=False)
+        self.middle, self.dropout = nn.Linear(hidden, hidden), nn.Dropout(dropout)
+
+    def forward(self, numbers: Tensor, known: Tensor) -> Tensor:
+        """Standardised numbers [b, inputs] and which are known -> [b, classes]."""
+        x = torch.relu(self.inner(torch.cat([numbers, known.to(numbers.dtype)], 1)))
+        x = torch.relu(self.middle(self.dropout(x)))
+        out: Tensor = self.outer(x) * known.any(1, keepdim=True)
+        return out
+
+
+class Fusion(vector.Vector):
+    """See the module."""
+
+    config: Config
+    mean: Tensor
+    scatter: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.sequence_width = 2 * config.width
+        self.width = self.sequence_width + 2 * len(NUMBERS) + 1
+        self.late = nn.ModuleDict({
+            "curve": Late(len(CURVE), config.hidden, config.classes, config.dropout),
+            "surroundings": Late(len(SURROUNDINGS), config.hidden, config.classes, config.dropout),
+        })  # fmt: skip
+        self.register_buffer("mean", torch.zeros(len(NUMBERS)))
+        self.register_buffer("scatter", torch.ones(len(NUMBERS)))
+        self.fitted = Fitted(len(NUMBERS) + config.classes, config.classes)
+        self.familiar = Familiar(len(NUMBERS), config.classes)
+
+    def _options(self, config: vector.Config) -> None:
+        super()._options(config)
+        self.context = None  # the numbers stand for it
+
+    def fit_inputs(self, histories: Sequence[History], scaling: Scaling) -> None:
+        """See `Network.fit_inputs`."""
+        found = table(histories)
+        for n in range(len(NUMBERS)):
+            if len(known := found[np.isfinite(found[:, n]), n]):
+                self.mean[n], self.scatter[n] = float(known.mean()), max(float(known.std()), 1e-3)
+
+    def beside(self, histories: Sequence[History]) -> Arrays:
+        """The hand-chosen numbers [b, NUMBERS], NaN where unknown, and whether there are images [b, 1]."""
+        shown = [[float(any(len(h.images[k]) for k in h.images) or bool(h.kept))] for h in histories]
+        return {"numbers": table(histories), "imaged": np.array(shown, np.float32)}
+
+    def represent(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """See `Vector.represent`; the numbers are of the newest epoch, and stand behind each epoch's own."""
+        own = super().represent(outputs, batch)
+        numbers = batch["numbers"]
+        known = numbers.isfinite()
+        if self.training:
+            known = self._withheld_numbers(known)
+        standardised = ((numbers - self.mean) / self.scatter).clamp(-5, 5).nan_to_num(0.0) * known
+        beside = torch.cat([standardised, known.to(own.dtype), batch["imaged"].to(own.dtype)], 1)
+        return torch.cat([own, beside[:, None].expand(-1, own.shape[1], -1)], 2)
+
+    def _withheld_numbers(self, known: Tensor) -> Tensor:
+        """In training, without one of the kinds, or without some single numbers."""
+        b, n = len(known), len(SURROUNDINGS)
+        kinds = torch.rand(b, 2, device=known.device) >= self.config.missing
+        single = torch.rand(known.shape, device=known.device) >= self.config.missing / 4
+        shown = torch.cat([kinds[:, :1].expand(-1, n), kinds[:, 1:].expand(-1, known.shape[1] - n)], 1)
+        return known & shown & single
+
+    def parts(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of representations: the sequence's [b, 2 width], numbers and which are known [b, NUMBERS], images [b, 1]."""
+        sequence, numbers, known, imaged = encoded.split([self.sequence_width, len(NUMBERS), len(NUMBERS), 1], 1)
+        return sequence, numbers, known > 0.5, imaged > 0.5
+
+    def numbers(self, encoded: Tensor) -> Tensor:
+        """The hand-chosen numbers [b, NUMBERS] of representations, in their own units; NaN where unknown."""
+        _, numbers, known, _ = self.parts(encoded)
+        return torch.where(known, numbers * self.scatter + self.mean, torch.nan)
+
+    def simulated(self, encoded: Tensor) -> Tensor:
+        """Logits [b, classes] as learnt by gradients, without what was fitted."""
+        sequence, numbers, known, _ = self.parts(encoded)
+        n = len(SURROUNDINGS)
+        out: Tensor = self.head(self.dropout(sequence))
+        out = out + self.late["surroundings"](numbers[:, :n], known[:, :n])
+        return out + self.late["curve"](numbers[:, n:], known[:, n:])
+
+    def inputs_of_fitted(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers [b, NUMBERS + classes], NaN where unknown, and which kinds are known [b, MODALITIES]."""
+        sequence, _, known, imaged = self.parts(encoded)
+        n = len(SURROUNDINGS)
+        said = self.head(sequence).log_softmax(1)
+        said = said - said.mean(1, keepdim=True)
+        numbers = self.numbers(encoded)
+        kinds = torch.cat([imaged, known[:, n:].any(1, keepdim=True), known[:, :n].any(1, keepdim=True)], 1)
+        return torch.cat([numbers, torch.where(imaged, said, torch.nan)], 1), kinds
+
+    def classify(self, encoded: Tensor) -> Tensor:
+        """See `Network.classify`."""
+        logits = self.simulated(encoded)
+        if self.training or not bool(self.fitted.on):
+            return logits
+        return self.fitted(*self.inputs_of_fitted(encoded), logits)
+
+    def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
+        """See `Network.representations`: of whole histories, as the numbers are of the newest epoch."""
+        encoded = self.encode(batch)
+        return encoded, np.arange(len(encoded))
+
+    def beginnings(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
+        """See `Network.beginnings`; in training every beginning, too, told from its stamps and points alone."""
+        valid = batch["valid"]
+        encoded, last = self.represent(self.outputs(batch), batch), valid.sum(1) - 1
+        rows = torch.arange(len(last), device=last.device)
+        whole = self.classify(encoded[rows, last])
+        if not self.training:
+            return whole, rows.cpu().numpy()
+        early: Tensor = self.head(self.dropout(encoded[valid][:, : self.sequence_width]))
+        of = [valid.nonzero()[:, 0].cpu().numpy(), rows.cpu().numpy()]
+        return torch.cat([early, whole]), np.concatenate(of)
+
+
+class FusionFamily(vector.VectorFamily):
+    """Images, light curve and surroundings."""
+
+    name = "fusion"
+    summary = "stamps of all kinds, the packet's photometry and context, joined late; answers from the first alert on"
+    config = Config
+    network = Fusion
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"fusion": {}}
+
+    def needs(self, config: vector.Config) -> Needs:
+        """See `Family.needs`."""
+        return Needs(config.kinds, True, True, 1, config.stamps, span=1)
+
+    def serve(self, network: Network, info: "Info", where: "Where") -> Model:
+        """With what is kept of earlier predictions; declines what is unlike all that was learnt from."""
+        from skyheed.classifier.models.fusion.serving import FusionServed
+
+        assert isinstance(network, Fusion)
+        return FusionServed(network, info, where)

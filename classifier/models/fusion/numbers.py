@@ -1,0 +1,176 @@
+"""Numbers that sum up what an alert says beside its images: its surroundings, and its light curve so far.
+
+They are chosen by hand, few, and alike for all surveys, so that some dozens of labelled objects are enough to fit what
+stands behind them. A number that is not known is NaN. Numpy only.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyheed.classifier.history import DETECTION, FORCED, UPPER_LIMIT, History
+
+Floats = NDArray[np.float64]
+Values = dict[str, float]
+
+AB_NJY = 31.4  # magnitude of 1 nJy
+NEAR = 1.5  # arcsec: a catalogue source this close is taken for the object itself, or for the core of its host
+SIGNIFICANT = 3.0  # sigma, from which a forced point counts as a detection
+SAME = 1e-3  # days: an epoch and a point of one band this close together are one measurement
+LATELY = 8.0  # days
+COLOUR_WITHIN = 3.0  # days
+# Microns, about the middles of LSST's bands (Ivezic et al. 2019, ApJ 873, 111), of which other surveys' differ little.
+WAVELENGTH = np.array([0.37, 0.48, 0.62, 0.75, 0.87, 0.99])
+
+SURROUNDINGS = (
+    "reference_distance", "reference_magnitude", "reference_shape", "over_reference", "catalogue_distance", "on_star",
+    "on_galaxy", "catalogue_magnitude", "catalogue_gr", "catalogue_ri", "second_distance", "latitude", "detections",
+    "age", "detected_visits",
+)  # fmt: skip
+CURVE = (
+    "magnitude", "negative", "negative_share", "below_peak", "detected_share", "span", "fresh", "gap", "scatter",
+    "slope", "slope_lately", "residual", "since_peak", "rise", "colour", "colour_now", "reddening",
+)  # fmt: skip
+NUMBERS = SURROUNDINGS + CURVE
+
+
+def surroundings(context: Mapping[str, float]) -> Values:
+    """The `SURROUNDINGS` that are known, from a history's context (`classifier.context`)."""
+
+    def known(name: str, low: float = -np.inf, high: float = np.inf) -> float:
+        return float(np.clip(context.get(name, np.nan), low, high))
+
+    star, distance = known("catalogue_1_star"), known("catalogue_1_distance")
+    near = float(np.exp(-((distance / NEAR) ** 2)))
+    detections, visits = known("detections"), known("visits")
+    return {
+        "reference_distance": np.log1p(known("reference_distance", 0, 60)),
+        "reference_magnitude": known("reference_magnitude", 12, 23), "reference_shape": known("reference_shape", -1, 1),
+        "over_reference": known("magnitude_over_reference", -5, 4),
+        "catalogue_distance": np.log1p(known("catalogue_1_distance", 0, 60)),
+        "on_star": star * near, "on_galaxy": (1 - star) * near,
+        "catalogue_magnitude": known("catalogue_1_magnitude", 12, 23),
+        "catalogue_gr": known("catalogue_1_gr", -1, 2.5), "catalogue_ri": known("catalogue_1_ri", -1, 2.5),
+        "second_distance": np.log1p(known("catalogue_2_distance", 0, 60)),
+        "latitude": known("galactic_latitude", 0, 60),  # above, the Galaxy's stars hardly get fewer
+        "detections": np.log1p(detections), "age": np.log1p(known("age_days", 0)),
+        "detected_visits": np.log((detections + 0.5) / (visits + 1)),
+    }  # fmt: skip
+
+
+class Measured:
+    """All measurements of a history up to its newest epoch: epochs, and points that are no epoch's.
+
+    Attributes:
+        mjd, band, flux, error: [k], in the order of time; nJy.
+        detected: bool [k]; what is not is a limit.
+    """
+
+    def __init__(self, history: History) -> None:
+        points = history.photometry
+        known = np.isfinite(history.flux)
+        columns = [history.mjd[known], history.band[known], history.flux[known], history.flux_error[known]]
+        kind = np.full(known.sum(), DETECTION, np.uint8)
+        if points is not None and len(points):
+            points = points.until(float(history.mjd[-1]))
+            new = ~_measured(history, points.mjd, points.band)
+            more = (points.mjd, points.band, points.flux, points.flux_error)
+            columns = [np.concatenate([own, other[new]]) for own, other in zip(columns, more, strict=True)]
+            kind = np.concatenate([kind, points.kind[new]])
+        order = np.lexsort((kind, columns[1], columns[0]))
+        self.mjd, self.band, self.flux, self.error = (c[order].astype(np.float64) for c in columns)
+        self.band = self.band.astype(np.int64)
+        kind = kind[order]
+        self.error = np.maximum(np.nan_to_num(self.error, nan=0.0), 1e-3 + 0.01 * np.abs(self.flux))
+        strong = np.abs(self.flux) > SIGNIFICANT * self.error
+        self.detected = (kind == DETECTION) | ((kind == FORCED) & strong)
+        self._once(kind)
+
+    def _once(self, kind: NDArray[np.uint8]) -> None:
+        """Of several points of one exposure, keep the first: a detection before a forced one before a limit."""
+        keep = np.ones(len(self.mjd), bool)
+        for n in range(1, len(keep)):
+            before = n - 1
+            while before >= 0 and self.mjd[n] - self.mjd[before] < SAME:
+                keep[n] &= not (keep[before] and self.band[before] == self.band[n] and kind[before] <= kind[n])
+                before -= 1
+        for name in ("mjd", "band", "flux", "error", "detected"):
+            setattr(self, name, getattr(self, name)[keep])
+        assert UPPER_LIMIT > FORCED > DETECTION
+
+
+def _measured(history: History, mjd: Floats, band: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which points are of an epoch."""
+    near = np.abs(mjd[:, None] - history.mjd) < SAME
+    found: NDArray[np.bool_] = (near & (band[:, None] == history.band) & np.isfinite(history.flux)).any(1)
+    return found
+
+
+def light_curve(history: History) -> Values:
+    """The `CURVE` numbers that are known."""
+    seen = Measured(history)
+    if not seen.detected.any():
+        return {}
+    mjd, band, flux = (a[seen.detected] for a in (seen.mjd, seen.band, seen.flux))
+    now, limits = float(history.mjd[-1]), seen.mjd[~seen.detected]
+    before = limits[limits < mjd[0]]
+    strength = np.abs(flux)
+    peak = int(strength.argmax())
+    found = {
+        "magnitude": float(np.clip(AB_NJY - 2.5 * np.log10(max(strength[-1], 1.0)), 12, 24)),
+        "negative": float(flux[-1] < 0), "negative_share": float((flux < 0).mean()),
+        "below_peak": float(strength[-1] / strength[peak]),
+        "detected_share": len(mjd) / (len(mjd) + int((limits > mjd[0]).sum())),
+        "span": float(np.log1p(now - mjd[0])), "fresh": float(len(before) > 0),
+        "since_peak": float(np.log1p(now - mjd[peak])), "rise": float(np.log1p(mjd[peak] - mjd[0])),
+    }  # fmt: skip
+    if len(before):
+        found["gap"] = float(np.log1p(mjd[0] - before[-1]))
+    return found | _shape(mjd, band, flux) | _colours(mjd, band, flux)
+
+
+def _shape(mjd: Floats, band: NDArray[np.int64], flux: Floats) -> Values:
+    """How the bands change, their own median brightness being 1: mean over bands."""
+    found: dict[str, list[float]] = {}
+    for code in np.unique(band):
+        rows = band == code
+        days, curve = mjd[rows] - mjd[-1], flux[rows] / np.median(np.abs(flux[rows]))
+        curve = np.arcsinh(curve)
+        if len(days) > 1:
+            found.setdefault("scatter", []).append(float(curve.std()))
+        lately = days >= days[-1] - LATELY
+        for name, chosen in (("slope", np.ones(len(days), bool)), ("slope_lately", lately)):
+            if np.ptp(days[chosen]) > 0.5:
+                slope, middle = np.polyfit(days[chosen], curve[chosen], 1)
+                found.setdefault(name, []).append(float(np.clip(slope, -0.3, 0.3)))
+                if name == "slope" and len(days) > 2:
+                    found.setdefault("residual", []).append(float((curve - slope * days - middle).std()))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _colours(mjd: Floats, band: NDArray[np.int64], flux: Floats) -> Values:
+    """Colours as the slope of the magnitude over log wavelength: of medians, of the last days, and its change a day."""
+    positive = flux > 0
+    found = {"colour": _colour(band[positive], flux[positive])}
+    lately = positive & (mjd >= mjd[-1] - COLOUR_WITHIN)
+    found["colour_now"] = _colour(band[lately], flux[lately])
+    first = positive & (mjd <= mjd[0] + COLOUR_WITHIN)
+    days = mjd[-1] - mjd[0]
+    if days > 2 * COLOUR_WITHIN:
+        found["reddening"] = (found["colour_now"] - _colour(band[first], flux[first])) / days
+    return {name: float(np.clip(value, -6, 6)) for name, value in found.items() if np.isfinite(value)}
+
+
+def _colour(band: NDArray[np.int64], flux: Floats) -> float:
+    codes = np.unique(band)
+    if len(codes) < 2:
+        return np.nan
+    magnitudes = [-2.5 * np.log10(np.median(flux[band == code])) for code in codes]
+    return float(-np.polyfit(np.log(WAVELENGTH[codes]), magnitudes, 1)[0])
+
+
+def table(histories: Sequence[History]) -> NDArray[np.float32]:
+    """The `NUMBERS` of histories, float32 [b, NUMBERS]; NaN where unknown."""
+    rows = [surroundings(h.context) | light_curve(h) for h in histories]
+    return np.array([[row.get(name, np.nan) for name in NUMBERS] for row in rows], np.float32)
