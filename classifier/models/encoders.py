@@ -130,7 +130,7 @@ class RepVgg(Encoder):
 
 
 class Small(Encoder):
-    """Three convolutions, of 2.3 million multiply-adds a stamp with three channels, on the middle 24 x 24 pixels.
+    """Three convolutions, of 0.7 million multiply-adds a stamp with three kinds, on the middle 24 x 24 pixels.
 
     The middle holds what tells classes apart from the first alert on (Carrasco-Davis et al. 2021, AJ 162, 231, use
     21 x 21 of ZTF's 63 x 63 pixels). Group norm, because batch statistics of simulated and real stamps differ.

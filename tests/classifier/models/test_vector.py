@@ -233,7 +233,7 @@ def test_switched_on_but_not_used_says_what_the_plain_form_says() -> None:
 
 def test_context_is_scaled_and_may_be_missing() -> None:
     network = made(context=True)
-    seen = [replace(history(2, n), context={"reference_mag": 20.0 + n, "strange": 1.0}) for n in range(3)]
+    seen = [replace(history(2, n), context={"reference_magnitude": 20.0 + n, "strange": 1.0}) for n in range(3)]
     network.fit_inputs(seen, SCALING)
     assert network.context is not None
     assert network.context.mean.tolist() == [0, 21, 0, 0, 0]
