@@ -1,0 +1,257 @@
+"""Few labelled real objects: linear heads on what a network that learnt from simulations makes of them.
+
+Groups of classes (all supernovae are one) are what real labels are sure of and what few objects can decide; how a group
+is shared among its classes stays with the network. One head for each combination of images, light curve and
+surroundings, so that what is missing is not missed. Strengths and temperatures come from grouped cross-validation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.history import History
+from skyheed.classifier.models.fusion.familiar import WIDEST as FARTHEST
+from skyheed.classifier.models.fusion.fitted import COMBINATIONS, MODALITIES, WIDEST
+from skyheed.classifier.models.fusion.network import Fusion
+from skyheed.classifier.models.fusion.numbers import CURVE, NUMBERS, SURROUNDINGS
+from skyheed.classifier.scaling import Scaling
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+FOLDS = 5
+FEWEST = 3  # objects of each group
+FAMILIAR_SHARE = 0.99  # of held-out objects that the limit of `Familiar` lets pass
+SHRINKAGE = 0.3  # of the covariance towards its diagonal
+TEMPERATURES = np.exp(np.linspace(np.log(0.3), np.log(3), 60))
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a network makes of views of real objects: first alerts, whole sequences.
+
+    Attributes:
+        inputs: float64 [n, inputs] of `Fusion.inputs_of_fitted`, NaN where unknown.
+        kinds: bool [n, MODALITIES], what is known.
+        logits: float64 [n, classes] of the network.
+        group: int [n], labels; -1 where unknown.
+        objects: int [n], equal for views of one object.
+    """
+
+    inputs: Floats
+    kinds: NDArray[np.bool_]
+    logits: Floats
+    group: Indices
+    objects: Indices
+
+    def rows(self, chosen: Any) -> "Views":
+        """Some of the views."""
+        return Views(*(getattr(self, name)[chosen] for name in ("inputs", "kinds", "logits", "group", "objects")))
+
+    def seen(self, combination: int) -> "Views":
+        """The same views with only some kinds known."""
+        allowed = np.array([bool(combination >> bit & 1) for bit in range(len(MODALITIES))])
+        kinds = self.kinds & allowed
+        inputs = np.where(columns(kinds, self.inputs.shape[1]), self.inputs, np.nan)
+        return Views(inputs, kinds, self.logits, self.group, self.objects)
+
+
+def columns(kinds: NDArray[np.bool_], inputs: int) -> NDArray[np.bool_]:
+    """Which inputs [n, inputs] belong to kinds [n, MODALITIES] that are known."""
+    n = len(SURROUNDINGS)
+    parts = [np.repeat(kinds[:, [kind]], count, 1) for kind, count in ((2, n), (1, len(CURVE)))]
+    return np.concatenate([*parts, np.repeat(kinds[:, [0]], inputs - len(NUMBERS), 1)], 1)
+
+
+@torch.inference_mode()
+def look(network: Fusion, scaling: Scaling, histories: Sequence[History], group: Indices, objects: Indices) -> Views:
+    """What a network makes of histories."""
+    made: dict[str, list[NDArray[Any]]] = {"inputs": [], "kinds": [], "logits": []}
+    network.eval()
+    for at in range(0, len(histories), 32):
+        arrays = network.collate(histories[at : at + 32], scaling)
+        encoded = network.encode({name: torch.from_numpy(a) for name, a in arrays.items()})
+        inputs, kinds = network.inputs_of_fitted(encoded)
+        for name, value in (("inputs", inputs), ("kinds", kinds), ("logits", network.simulated(encoded))):
+            made[name].append(value.numpy())
+    inputs, kinds, logits = (np.concatenate(made[name]) for name in ("inputs", "kinds", "logits"))
+    return Views(inputs.astype(float), kinds, logits.astype(float), np.asarray(group), np.asarray(objects))
+
+
+@dataclass
+class Heads:
+    """Standardisation and weights as `models.fusion.fitted.Fitted` keeps them; groups are counted alike."""
+
+    mean: Floats
+    scatter: Floats
+    weight: Floats
+    bias: Floats
+    strength: float
+    temperature: float = 1.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def standardised(self, inputs: Floats) -> Floats:
+        """See `Fitted.standardised`."""
+        return np.nan_to_num(np.clip((inputs - self.mean) / self.scatter, -WIDEST, WIDEST))
+
+    def __call__(self, views: Views) -> Floats:
+        """Log-probabilities [n, groups]."""
+        row = views.kinds @ (1 << np.arange(len(MODALITIES)))
+        logits = (self.weight[row] * self.standardised(views.inputs)[:, None]).sum(2) + self.bias[row]
+        logits /= self.temperature
+        found: Floats = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        return found
+
+
+def weights_of(views: Views, groups: int) -> Floats:
+    """Of views: an object counts once, and every group as much as any other."""
+    each = 1 / np.bincount(views.objects, minlength=views.objects.max() + 1)[views.objects]
+    of_group = np.bincount(views.group, each, groups)
+    found: Floats = each / of_group[views.group]
+    return found * len(np.unique(views.objects)) / groups
+
+
+def fit(views: Views, groups: int, strength: float) -> Heads:
+    """A ridge of that inverse strength for every combination of kinds.
+
+    Args:
+        views: with labels.
+        strength: scikit-learn's C.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    weight = weights_of(views, groups)
+    mean, scatter = _moments(views.inputs, weight)
+    heads = Heads(mean, scatter, np.zeros((COMBINATIONS, groups, len(mean))), np.zeros((COMBINATIONS, groups)), strength)
+    for combination in range(1, COMBINATIONS):
+        x = heads.standardised(views.seen(combination).inputs)
+        ridge = LogisticRegression(C=strength, max_iter=2000).fit(x, views.group, weight)
+        if groups == 2:
+            heads.weight[combination, 1], heads.bias[combination, 1] = ridge.coef_[0], ridge.intercept_[0]
+        else:
+            heads.weight[combination], heads.bias[combination] = ridge.coef_, ridge.intercept_
+    return heads
+
+
+def _moments(inputs: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """Weighted means and scatters of what is known."""
+    known = np.isfinite(inputs)
+    w = known * weight[:, None]
+    total = np.maximum(w.sum(0), 1e-9)
+    mean = np.where(known, inputs, 0.0).T.__mul__(w.T).sum(1) / total
+    scatter = np.sqrt((np.where(known, inputs - mean, 0.0) ** 2 * w).sum(0) / total)
+    return mean, np.maximum(scatter, 1e-2)
+
+
+def folds(group: Indices, objects: Indices, count: int, seed: int) -> Indices:
+    """A fold for every view: those of one object in one, groups spread evenly."""
+    rng = np.random.default_rng(seed)
+    names, first = np.unique(objects, return_index=True)
+    order = rng.permutation(len(names))
+    order = order[np.argsort(group[first][order], kind="stable")]
+    fold = np.empty(len(names), np.int64)
+    fold[order] = np.arange(len(names)) % count
+    return fold[np.searchsorted(names, objects)]
+
+
+def held_out(views: Views, groups: int, strength: float, seed: int = 0, count: int = FOLDS) -> dict[int, Floats]:
+    """Log-probabilities of every view from heads that did not see its object, for every combination of kinds."""
+    fold = folds(views.group, views.objects, count, seed)
+    found = {c: np.empty((len(views.group), groups)) for c in range(COMBINATIONS)}
+    for n in range(count):
+        heads = fit(views.rows(fold != n), groups, strength)
+        for c, said in found.items():
+            said[fold == n] = heads(views.rows(fold == n).seen(c))
+    return found
+
+
+def temperature(said: Floats, views: Views, groups: int) -> float:
+    """What to divide logits by, from held-out log-probabilities."""
+    weight = weights_of(views, groups)
+
+    def loss(t: float) -> float:
+        scaled = said / t
+        scaled = scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)
+        return -float((weight * scaled[np.arange(len(scaled)), views.group]).sum())
+
+    return float(min(TEMPERATURES, key=loss))
+
+
+def check(views: Views, groups: int) -> None:
+    """Refuse too few labelled objects.
+
+    Raises:
+        ModelError
+    """
+    first = np.unique(views.objects, return_index=True)[1]
+    counts = np.bincount(views.group[first], minlength=groups)
+    if counts.min() < FEWEST:
+        raise ModelError(
+            f"there are {counts.min()} labelled objects of one group of classes: give {FEWEST} or more of each"
+        )
+
+
+def install(network: Fusion, heads: Heads, group_of_class: Sequence[int]) -> None:
+    """Put heads into a network; the class prior that it assumes is uniform over classes, as in training."""
+    fitted, groups = network.fitted, heads.bias.shape[1]
+    members = np.bincount(group_of_class, minlength=groups)
+    with torch.no_grad():
+        fitted.group.copy_(torch.tensor(list(group_of_class)))
+        fitted.mean.copy_(torch.from_numpy(heads.mean))
+        fitted.scatter.copy_(torch.from_numpy(heads.scatter))
+        fitted.weight.zero_()
+        fitted.weight[:, :groups] = torch.from_numpy(heads.weight / heads.temperature).float()
+        fitted.bias.zero_()
+        fitted.bias[:, :groups] = torch.from_numpy(heads.bias / heads.temperature + np.log(members)).float()
+        fitted.on.fill_(1)
+
+
+def install_familiar(network: Fusion, labelled: Views, others: Views, groups: int, seed: int = 0) -> float:
+    """Centres of the groups and a limit that lets pass nearly all held-out objects.
+
+    Args:
+        labelled: give centres and the covariance within groups; others: without labels, count for the limit.
+
+    Returns:
+        The share of held-out labelled views that are beyond the limit.
+    """
+    numbers = labelled.rows(slice(None))
+    fold = folds(numbers.group, numbers.objects, FOLDS, seed)
+    held, far = np.empty(len(fold)), []
+    for n in range(FOLDS):
+        parts = _familiar(numbers.rows(fold != n), groups)
+        held[fold == n] = _distance(numbers.inputs[fold == n], parts)
+        far.append(_distance(others.inputs, parts))
+    limit = float(np.quantile(held, FAMILIAR_SHARE))
+    mean, scatter, centre, precision = _familiar(numbers, groups)
+    target = network.familiar
+    with torch.no_grad():
+        target.mean.copy_(torch.from_numpy(mean))
+        target.scatter.copy_(torch.from_numpy(scatter))
+        target.centre.copy_(torch.from_numpy(np.concatenate([centre, np.repeat(centre[-1:], len(target.centre) - groups, 0)])))
+        target.precision.copy_(torch.from_numpy(precision))
+        target.limit.fill_(limit)
+    return float((held > limit).mean())
+
+
+def _familiar(views: Views, groups: int) -> tuple[Floats, Floats, Floats, Floats]:
+    inputs, weight = views.inputs[:, : len(NUMBERS)], weights_of(views, groups)
+    mean, scatter = _moments(inputs, weight)
+    z = (inputs - mean) / scatter
+    centre = np.stack([np.nan_to_num(np.nanmean(z[views.group == g], 0)) for g in range(groups)])
+    away = np.clip(np.nan_to_num(z - centre[views.group]), -FARTHEST, FARTHEST)
+    covariance = (away * weight[:, None]).T @ away / weight.sum()
+    diagonal = np.diag(np.diag(covariance) + 0.05)
+    return mean, scatter, centre, np.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal + 0.05 * np.eye(len(mean)))
+
+
+def _distance(inputs: Floats, parts: tuple[Floats, Floats, Floats, Floats]) -> Floats:
+    mean, scatter, centre, precision = parts
+    z = (inputs[:, : len(NUMBERS)] - mean) / scatter
+    away = np.clip(np.nan_to_num(z[:, None] - centre), -FARTHEST, FARTHEST)
+    found: Floats = ((away @ precision) * away).sum(2).min(1)
+    return found
