@@ -22,7 +22,6 @@ class Declined(StrEnum):
 
     TOO_FEW_STAMPS = "too_few_stamps"
     BANDS_UNKNOWN = "bands_unknown"  # it has epochs in a band that the model was not trained on
-    UNLIKE_TRAINING = "unlike_training"  # it is far from all that the model learnt from
     NOT_FINITE = "not_finite"  # some probability is not a number
     UNLIKE_TRAINING = "unlike_training"  # it looks like nothing that the model has learned from
 

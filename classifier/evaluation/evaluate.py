@@ -90,7 +90,8 @@ def _cut(data: Dataset, index: int, n: int, kept: Mapping[int, bytes], needs: Ne
     if not usable:
         return whole
     shown = np.array([step for step in range(len(whole)) if step // span not in usable], np.int64)
-    return replace(whole, images={"science": np.asarray(whole.images["science"])[shown]}, shown=shown, kept=usable)
+    images = {kind: np.asarray(pixels)[shown] for kind, pixels in whole.images.items()}
+    return replace(whole, images=images, shown=shown, kept=usable)
 
 
 def after_stamps(

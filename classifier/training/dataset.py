@@ -4,17 +4,18 @@ import hashlib
 import json
 import warnings
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier.archives.histories import model_stamp
+from skyheed.classifier.archives.extras import Extras
+from skyheed.classifier.archives.histories import KINDS, model_stamp
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.history import BANDS, LONGEST, History
+from skyheed.classifier.history import BANDS, LONGEST, History, Photometry
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.stamp import PREPROCESSING, STAMP_SIZE
@@ -22,7 +23,8 @@ from skyheed.classifier.stamp import PREPROCESSING, STAMP_SIZE
 QUIET = 1e-3  # sky noise that no real stamp has, in the stamps' units
 _RADIUS = np.hypot(*(np.indices((STAMP_SIZE, STAMP_SIZE)) - (STAMP_SIZE - 1) / 2))
 _RING = (_RADIUS > 10) & (_RADIUS < 14)  # within a turned stamp of 30x30 pixels, too
-CACHE = 4  # raised when the cached arrays change
+LOOKED_BACK = 31.0  # days that the photometry of a packet reaches back, about
+CACHE = 5  # raised when the cached arrays change
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Dataset:
         mjd, band: [stamps]; stamps: float16 [stamps, 32, 32] as `stamp.normalise` returns them.
         flux: float32 [stamps, 2], nJy: of the difference as measured, and of the source without noise (NaN: unknown).
         flux_error: float32 [stamps], nJy, of the measured one.
+        images: further kinds (difference, template) -> as `stamps`; zeros where a stamp has none.
+        extras: what each object's packets say beside their stamps, aligned with them; () where the archive has none.
     """
 
     object_ids: list[str]
@@ -52,19 +56,35 @@ class Dataset:
     survey: str
     flux_error: NDArray[np.float32]
     kind: list[str]
+    images: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    extras: Sequence[Extras] = ()
 
     def history(self, index: int, first: int = 0, last: int | None = None) -> History:
         """The epochs `first` to `last` of an object."""
         a, b = self.start[index], self.start[index + 1]
         rows = slice(a + first, b if last is None else min(a + last, b))
-        return self.rows(rows, self.stamps[rows], index)
+        return self.rows(np.arange(rows.start, rows.stop), self.pixels(rows), index)
 
-    def rows(self, rows: slice | NDArray[np.int64], stamps: NDArray[np.float16], index: int) -> History:
-        """Some of the stamps of an object, with these pixels."""
-        return History.of_stamps(
-            self.mjd[rows], self.band[rows], stamps, flux=self.flux[rows, 0], flux_error=self.flux_error[rows],
-            object_id=self.object_ids[index], survey=self.survey,
+    def pixels(self, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[np.float16]]:
+        """Images of some stamps, by kind."""
+        return {"science": self.stamps[rows], **{kind: pixels[rows] for kind, pixels in self.images.items()}}
+
+    def rows(self, rows: NDArray[np.int64], images: Mapping[str, NDArray[np.float16]], index: int) -> History:
+        """Some of the stamps of an object, in rising order, with these pixels; and what was known at the last."""
+        photometry, context = self._beside(index, int(rows[0]), int(rows[-1]))
+        return History(
+            self.mjd[rows], self.band[rows], images, flux=self.flux[rows, 0], flux_error=self.flux_error[rows],
+            photometry=photometry, context=context, object_id=self.object_ids[index], survey=self.survey,
         )  # fmt: skip
+
+    def _beside(self, index: int, first: int, last: int) -> tuple[Photometry | None, Mapping[str, float]]:
+        """Photometry and context as a stream has them that joined at the stamp `first` and has come to `last`."""
+        if not self.extras:
+            return None, {}
+        own, begin = self.extras[index], int(self.start[index])
+        points = own.until(last - begin)
+        late = points.mjd < self.mjd[first] - LOOKED_BACK
+        return points.take(np.flatnonzero(~late)) if first > begin else points, own.context[last - begin]
 
     def length(self, index: int) -> int:
         """Stamps of an object."""
@@ -102,39 +122,70 @@ def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") 
         _normalise(source, stamps, table)
     with np.load(table) as rows:
         mjd, band, start = rows["mjd"], rows["band"], rows["start"]
-        flux, flux_error = rows["flux"], rows["flux_error"]
+        flux, flux_error, kept = rows["flux"], rows["flux_error"], rows["kept"]
     objects = source.objects.to_pydict()
     found = Dataset(
         objects["object_id"], objects["class"], objects["true_class"], objects["split"], objects["origin"],
         np.array(objects["confirmed"]), start, mjd, band, np.load(stamps, mmap_mode="r"), flux,
         objects["survey"][0], flux_error, objects["type"],
+        {kind: np.load(_of_kind(stamps, kind), mmap_mode="r") for kind in _kinds(source)}, _extras(source, kept),
     )  # fmt: skip
     return only(found, bands) if bands else found
+
+
+def _kinds(source: Archive) -> list[str]:
+    """Of images beside the science stamp."""
+    return [kind for kind, name in KINDS.items() if kind != "science" and name in source.kinds]
+
+
+def _of_kind(stamps: Path, kind: str) -> Path:
+    return stamps.with_name(f"{stamps.stem}-{kind}.npy")
+
+
+def _extras(source: Archive, kept: NDArray[np.bool_]) -> list[Extras]:
+    """What packets say beside their stamps, of the alerts that have usable ones."""
+    found, at = [], 0
+    for name in source.object_ids:
+        own = source.extras(name, alerts_only=True)
+        if own is None:
+            return []
+        found.append(own.take(kept[at : at + len(own)]))
+        at += len(own)
+    return found
 
 
 def _normalise(source: Archive, stamps: Path, table: Path) -> None:
     counts = [len(rows) for _, rows in source.each(kinds=(), alerts_only=True)]
     if not sum(counts):
         raise ArchiveError(f"{source.path} holds no stamp that an alert stream would send")
-    out = np.lib.format.open_memmap(stamps, "w+", np.float16, (sum(counts), STAMP_SIZE, STAMP_SIZE))
+    names = {"science": KINDS["science"], **{kind: KINDS[kind] for kind in _kinds(source)}}
+    files = {kind: stamps if kind == "science" else _of_kind(stamps, kind) for kind in names}
+    shape = (sum(counts), STAMP_SIZE, STAMP_SIZE)
+    out = {kind: np.lib.format.open_memmap(path, "w+", np.float16, shape) for kind, path in files.items()}
+    kept = np.zeros(sum(counts), bool)
     mjd, band, start = np.empty(sum(counts)), np.empty(sum(counts), np.uint8), [0]
     flux = np.empty((sum(counts), 3))  # measured, without noise, error
     code = {letter: number for number, letter in enumerate(BANDS)}
-    at = 0
-    for _, rows in progress_bar(source.each(alerts_only=True), "normalising stamps", len(counts), unit=" objects"):
+    at = seen = 0
+    everything = source.each(kinds=tuple(names.values()), alerts_only=True)
+    for _, rows in progress_bar(everything, "normalising stamps", len(counts), unit=" objects"):
         for row in rows:
-            out[at] = model_stamp(row["stamp"], float(row["rotation"]), source.normalised)
-            if not out[at].any():  # off the edge of the chip: the stream sets it aside, too
+            seen += 1
+            for kind, name in names.items():
+                out[kind][at] = model_stamp(row[name], float(row["rotation"]), source.normalised)
+            if not out["science"][at].any():  # off the edge of the chip: the stream sets it aside, too
                 continue
+            kept[seen - 1] = True
             mjd[at], band[at] = row["mjd"], code[str(row["band"])]
             flux[at] = row["flux"], row["source_flux"], row["flux_error"]
             at += 1
         start.append(at)
-    out.flush()
+    for pixels in out.values():
+        pixels.flush()
     # the table comes last, and whole: without it the stamps are made again
     half = table.with_suffix(".half.npz")
     flux = flux[:at].astype(np.float32)
-    np.savez(half, mjd=mjd[:at], band=band[:at], flux=flux[:, :2], flux_error=flux[:, 2], start=np.array(start))
+    np.savez(half, mjd=mjd[:at], band=band[:at], flux=flux[:, :2], flux_error=flux[:, 2], start=np.array(start), kept=kept)
     half.replace(table)
 
 
@@ -144,9 +195,11 @@ def only(data: Dataset, bands: str) -> Dataset:
     if keep.all():  # the memory map stays one
         return data
     start = np.concatenate([[0], np.cumsum(keep)])[data.start]
-    return Dataset(
-        data.object_ids, data.label, data.true_class, data.split, data.origin, data.confirmed, start, data.mjd[keep],
-        data.band[keep], data.stamps[keep], data.flux[keep], data.survey, data.flux_error[keep], data.kind,
+    extras = [own.take(keep[data.start[i] : data.start[i + 1]]) for i, own in enumerate(data.extras)]
+    return replace(
+        data, start=start, mjd=data.mjd[keep], band=data.band[keep], stamps=data.stamps[keep], flux=data.flux[keep],
+        flux_error=data.flux_error[keep], images={kind: pixels[keep] for kind, pixels in data.images.items()},
+        extras=extras,
     )  # fmt: skip
 
 
@@ -226,7 +279,9 @@ class Augmentation:
     def view(self, data: Dataset, index: int, rng: np.random.Generator) -> tuple[History, NDArray[np.int64]]:
         """One random view of an object, and which of the data set's stamps it shows."""
         rows = self._rows(data.length(index), rng) + data.start[index]
-        return data.rows(rows, self._turn(data.stamps[rows], rng), index), rows
+        turns, mirrored, shift = self._turning(rng)
+        images = {kind: turned(pixels, turns, mirrored, shift) for kind, pixels in data.pixels(rows).items()}
+        return data.rows(rows, images, index), rows
 
     def _rows(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
         first = int(rng.integers(n)) if rng.random() < self.late else 0
@@ -246,9 +301,15 @@ class Augmentation:
             return rows[start : start + longest]
         return np.sort(rng.choice(rows, longest, replace=False))
 
-    def _turn(self, stamps: NDArray[np.float16], rng: np.random.Generator) -> NDArray[np.float16]:
-        stamps = np.rot90(stamps, int(rng.integers(4)), (1, 2))
-        if rng.random() < 0.5:
-            stamps = stamps[:, :, ::-1]
+    def _turning(self, rng: np.random.Generator) -> tuple[int, bool, tuple[int, int]]:
+        turns, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
         dy, dx = rng.integers(-self.shift, self.shift + 1, 2)
-        return np.ascontiguousarray(np.roll(stamps, (int(dy), int(dx)), (1, 2)))
+        return turns, mirrored, (int(dy), int(dx))
+
+
+def turned(stamps: NDArray[np.float16], turns: int, mirrored: bool, shift: tuple[int, int]) -> NDArray[np.float16]:
+    """Stamps [n, y, x] after quarter turns, a reflection, and a shift by pixels."""
+    stamps = np.rot90(stamps, turns, (1, 2))
+    if mirrored:
+        stamps = stamps[:, :, ::-1]
+    return np.ascontiguousarray(np.roll(stamps, shift, (1, 2)))
