@@ -26,6 +26,7 @@ CLASSIFIER_VERBS = {
     "archive": ("skyheed.classifier.archives.cli", "archive", "Make, read and check archives of stamp sequences."),
     "model": ("skyheed.classifier.cli", "model", "Describe the model: layers, parameters, operations."),
     "train": ("skyheed.classifier.cli", "train", "Train a model on an archive."),
+    "few-shot": ("skyheed.classifier.cli", "few_shot", "Fit a model to a few labelled real packets."),
     "evaluate": ("skyheed.classifier.cli", "evaluate", "Score a model on an archive, early and late."),
     "score": ("skyheed.classifier.cli", "score", "Classify every object of an archive, resumable and in shards."),
 }
@@ -41,7 +42,7 @@ GROUPS = {
     "Run": ("demo", "up", "ingest", "work", "serve", "replay", "redrive", "forward", "backfill", "retire"),
     "Look": ("subscribe", "check", "audit", "object", "deadletter", "layout"),
     "Data": ("archive",),
-    "Models": ("model", "train", "evaluate", "score"),
+    "Models": ("model", "train", "few-shot", "evaluate", "score"),
 }
 
 

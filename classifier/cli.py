@@ -112,6 +112,26 @@ def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run:
         click.echo(f"accuracy {end['accuracy']:.3f}, macro-F1 {end['macro_f1']:.3f} on {done.metrics['data']}")
 
 
+@click.command("few-shot")
+@click.argument("checkpoint")
+@click.argument("archive", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Directory of the fitted checkpoint.")
+@click.option("--version", default="", help="Of the fitted checkpoint; that of CHECKPOINT with -real by default.")
+def few_shot(checkpoint: str, archive: Path, output: Path, version: str) -> None:
+    """Fit a model of the family fusion to an archive of real packets, some of them with a class.
+
+    Scores are of grouped cross-validation: no object is judged by what was fitted to it.
+
+    \b
+    Example:  skyheed few-shot runs/fusion-ztf real-ztf -o runs/fusion-ztf-real
+    """
+    from skyheed.classifier.training import real_fit
+
+    outputs.check_folder(output, ModelError)
+    made = real_fit.run(checkpoint, archive, output, " ".join(["skyheed", *sys.argv[1:]]), version)
+    click.echo(json.dumps(made.metrics["real"], indent=1))
+
+
 @click.command()
 @click.argument("checkpoint")
 @click.argument("archive", type=PATH)

@@ -185,7 +185,9 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
     # the table comes last, and whole: without it the stamps are made again
     half = table.with_suffix(".half.npz")
     flux = flux[:at].astype(np.float32)
-    np.savez(half, mjd=mjd[:at], band=band[:at], flux=flux[:, :2], flux_error=flux[:, 2], start=np.array(start), kept=kept)
+    np.savez(
+        half, mjd=mjd[:at], band=band[:at], flux=flux[:, :2], flux_error=flux[:, 2], start=np.array(start), kept=kept
+    )
     half.replace(table)
 
 

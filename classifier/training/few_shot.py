@@ -26,6 +26,7 @@ Indices = NDArray[np.int64]
 FOLDS = 5
 FEWEST = 3  # objects of each group
 FAMILIAR_SHARE = 0.99  # of held-out objects that the limit of `Familiar` lets pass
+MARGIN = 1.25  # on that limit, which few objects fix badly: it must rather decline too little
 SHRINKAGE = 0.3  # of the covariance towards its diagonal
 TEMPERATURES = np.exp(np.linspace(np.log(0.3), np.log(3), 60))
 
@@ -91,8 +92,7 @@ class Heads:
     weight: Floats
     bias: Floats
     strength: float
-    temperature: float = 1.0
-    extra: dict[str, Any] = field(default_factory=dict)
+    temperature: Floats = field(default_factory=lambda: np.ones(COMBINATIONS))
 
     def standardised(self, inputs: Floats) -> Floats:
         """See `Fitted.standardised`."""
@@ -102,7 +102,7 @@ class Heads:
         """Log-probabilities [n, groups]."""
         row = views.kinds @ (1 << np.arange(len(MODALITIES)))
         logits = (self.weight[row] * self.standardised(views.inputs)[:, None]).sum(2) + self.bias[row]
-        logits /= self.temperature
+        logits /= self.temperature[row][:, None]
         found: Floats = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
         return found
 
@@ -126,7 +126,9 @@ def fit(views: Views, groups: int, strength: float) -> Heads:
 
     weight = weights_of(views, groups)
     mean, scatter = _moments(views.inputs, weight)
-    heads = Heads(mean, scatter, np.zeros((COMBINATIONS, groups, len(mean))), np.zeros((COMBINATIONS, groups)), strength)
+    heads = Heads(
+        mean, scatter, np.zeros((COMBINATIONS, groups, len(mean))), np.zeros((COMBINATIONS, groups)), strength
+    )
     for combination in range(1, COMBINATIONS):
         x = heads.standardised(views.seen(combination).inputs)
         ridge = LogisticRegression(C=strength, max_iter=2000).fit(x, views.group, weight)
@@ -204,9 +206,9 @@ def install(network: Fusion, heads: Heads, group_of_class: Sequence[int]) -> Non
         fitted.mean.copy_(torch.from_numpy(heads.mean))
         fitted.scatter.copy_(torch.from_numpy(heads.scatter))
         fitted.weight.zero_()
-        fitted.weight[:, :groups] = torch.from_numpy(heads.weight / heads.temperature).float()
+        fitted.weight[:, :groups] = torch.from_numpy(heads.weight / heads.temperature[:, None, None]).float()
         fitted.bias.zero_()
-        fitted.bias[:, :groups] = torch.from_numpy(heads.bias / heads.temperature + np.log(members)).float()
+        fitted.bias[:, :groups] = torch.from_numpy(heads.bias / heads.temperature[:, None] + np.log(members)).float()
         fitted.on.fill_(1)
 
 
@@ -214,28 +216,27 @@ def install_familiar(network: Fusion, labelled: Views, others: Views, groups: in
     """Centres of the groups and a limit that lets pass nearly all held-out objects.
 
     Args:
-        labelled: give centres and the covariance within groups; others: without labels, count for the limit.
+        labelled: give centres and the covariance within groups, and, held out, the limit.
+        others: without labels.
 
     Returns:
-        The share of held-out labelled views that are beyond the limit.
+        The share of the others that is beyond the limit.
     """
-    numbers = labelled.rows(slice(None))
-    fold = folds(numbers.group, numbers.objects, FOLDS, seed)
-    held, far = np.empty(len(fold)), []
+    fold = folds(labelled.group, labelled.objects, FOLDS, seed)
+    held = np.empty(len(fold))
     for n in range(FOLDS):
-        parts = _familiar(numbers.rows(fold != n), groups)
-        held[fold == n] = _distance(numbers.inputs[fold == n], parts)
-        far.append(_distance(others.inputs, parts))
-    limit = float(np.quantile(held, FAMILIAR_SHARE))
-    mean, scatter, centre, precision = _familiar(numbers, groups)
+        held[fold == n] = _distance(labelled.inputs[fold == n], _familiar(labelled.rows(fold != n), groups))
+    limit = float(np.quantile(held, FAMILIAR_SHARE)) * MARGIN
+    parts = _familiar(labelled, groups)
     target = network.familiar
+    mean, scatter, centre, precision = map(torch.from_numpy, parts)
     with torch.no_grad():
-        target.mean.copy_(torch.from_numpy(mean))
-        target.scatter.copy_(torch.from_numpy(scatter))
-        target.centre.copy_(torch.from_numpy(np.concatenate([centre, np.repeat(centre[-1:], len(target.centre) - groups, 0)])))
-        target.precision.copy_(torch.from_numpy(precision))
+        for name, value in (("mean", mean), ("scatter", scatter), ("precision", precision)):
+            getattr(target, name).copy_(value)
+        target.centre.copy_(centre[-1:])  # as many as classes; those that are no group's repeat the last
+        target.centre[:groups] = centre.float()
         target.limit.fill_(limit)
-    return float((held > limit).mean())
+    return float((_distance(others.inputs, parts) > limit).mean()) if len(others.group) else 0.0
 
 
 def _familiar(views: Views, groups: int) -> tuple[Floats, Floats, Floats, Floats]:
@@ -245,8 +246,8 @@ def _familiar(views: Views, groups: int) -> tuple[Floats, Floats, Floats, Floats
     centre = np.stack([np.nan_to_num(np.nanmean(z[views.group == g], 0)) for g in range(groups)])
     away = np.clip(np.nan_to_num(z - centre[views.group]), -FARTHEST, FARTHEST)
     covariance = (away * weight[:, None]).T @ away / weight.sum()
-    diagonal = np.diag(np.diag(covariance) + 0.05)
-    return mean, scatter, centre, np.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal + 0.05 * np.eye(len(mean)))
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance)) + 0.05 * np.eye(len(mean))
+    return mean, scatter, centre, np.linalg.inv(shrunk)
 
 
 def _distance(inputs: Floats, parts: tuple[Floats, Floats, Floats, Floats]) -> Floats:

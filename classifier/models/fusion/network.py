@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
-from skyheed.classifier.models import base, vector
+from skyheed.classifier.models import vector
 from skyheed.classifier.models.base import Arrays, Batch, Model, Network
 from skyheed.classifier.models.fusion.familiar import Familiar
 from skyheed.classifier.models.fusion.fitted import Fitted

@@ -24,9 +24,7 @@ class FusionServed(VectorServed):
             self.check(history)
         found = self._said(histories)
         unlike = Declined.UNLIKE_TRAINING
-        return [
-            Prediction(np.empty(0, np.float32), unlike, keep=p.keep) if far > 1 else p for p, far in found
-        ]
+        return [Prediction(np.empty(0, np.float32), unlike, keep=p.keep) if far > 1 else p for p, far in found]
 
     def _classify(self, histories: Sequence[History]) -> list[Prediction]:
         return [p for p, _ in self._said(histories)]

@@ -1,0 +1,190 @@
+"""`skyheed few-shot`: a `fusion` checkpoint that learnt from simulations, fitted to labelled real objects and measured.
+
+The first alert and the whole sequence of every object are views of it. Everything stated comes from heads that did not
+see the object (grouped cross-validation), with intervals by drawing objects again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyheed.classifier import taxonomy
+from skyheed.classifier.archives.histories import history_of
+from skyheed.classifier.archives.reader import UNLABELLED, Archive
+from skyheed.classifier.errors import ArchiveError, ModelError
+from skyheed.classifier.evaluation import scores
+from skyheed.classifier.history import History
+from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models.checkpoint import Calibration, Info
+from skyheed.classifier.models.fusion.fitted import COMBINATIONS, MODALITIES
+from skyheed.classifier.models.fusion.network import Fusion
+from skyheed.classifier.serving import load_network
+from skyheed.classifier.training import few_shot
+from skyheed.classifier.training.few_shot import Floats, Heads, Indices, Views
+
+STRENGTHS = (0.03, 0.1, 0.3)
+SEEDS = 5  # divisions into folds, over which held-out log-probabilities are averaged
+DRAWS = 1000
+EVERYTHING = COMBINATIONS - 1
+# How supernovae of a magnitude-limited survey divide, about (ZTF's: Fremling et al. 2020, ApJ 895, 32).
+WITHIN = {"SNIa": 0.72, "SNOther": 0.28}
+
+
+def run(name: str, archive: str | Path, output: str | Path, command: str = "", version: str = "") -> Info:
+    """Fit, measure, write a checkpoint.
+
+    Args:
+        name: of the checkpoint that learnt from simulations.
+        archive: of real packets, some of them with a class.
+
+    Raises:
+        ModelError: the checkpoint is of another family, or there are too few labelled objects.
+    """
+    info = checkpoint.read_info(name)
+    network = load_network(name, info)
+    if not isinstance(network, Fusion):
+        raise ModelError(f"{name} is of the family {info.family}: give a checkpoint of the family fusion")
+    groups, of_class = groups_of(info.classes)
+    views, first = views_of(network, info, Archive(archive), groups)
+    labelled = views.rows(views.group >= 0)
+    few_shot.check(labelled, len(groups))
+    said, strength, looked = chosen(labelled, len(groups))
+    heads = few_shot.fit(labelled, len(groups), strength)
+    heads.temperature = np.array([few_shot.temperature(said[c], labelled, len(groups)) for c in range(COMBINATIONS)])
+    few_shot.install(network, heads, of_class)
+    beyond = few_shot.install_familiar(network, labelled, views.rows(views.group < 0), len(groups))
+    found = {
+        "groups": list(groups), "strength": strength, "strengths_tried": looked,
+        "temperatures": heads.temperature.round(3).tolist(),
+        "unlabelled_unlike_training": round(beyond, 4), "archive": Archive(archive).card.get("command", ""),
+        "objects": _counts(labelled, groups), "held_out": report(said, labelled, first[views.group >= 0], heads),
+    }  # fmt: skip
+    made = replace(
+        info, version=version or f"{info.version}-real", calibration=Calibration(prior=prior_of(info.classes, groups)),
+        training={**info.training, "few_shot": found | {"command": command}},
+        metrics={**info.metrics, "real": found["held_out"]},
+    )  # fmt: skip
+    return checkpoint.save(output, network.state_dict(), made)
+
+
+def groups_of(classes: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
+    """Groups of classes that real labels tell apart, and the group of every class."""
+    names = tuple(dict.fromkeys(map(taxonomy.merge_supernovae, classes)))
+    return names, [names.index(taxonomy.merge_supernovae(c)) for c in classes]
+
+
+def prior_of(classes: Sequence[str], groups: Sequence[str]) -> tuple[float, ...]:
+    """Groups alike, supernovae divided as a survey finds them; relative to classes alike."""
+    shares = [WITHIN.get(c, 1.0) for c in classes]
+    whole = {
+        g: sum(s for c, s in zip(classes, shares, strict=True) if taxonomy.merge_supernovae(c) == g) for g in groups
+    }
+    made = [s / whole[taxonomy.merge_supernovae(c)] / len(groups) for c, s in zip(classes, shares, strict=True)]
+    return tuple(round(m * len(classes), 6) for m in made)
+
+
+def views_of(network: Fusion, info: Info, archive: Archive, groups: Sequence[str]) -> tuple[Views, NDArray[np.bool_]]:
+    """First alerts and whole sequences of an archive's objects, and which of them are first alerts."""
+    histories, group, objects, first = list[History](), list[int](), list[int](), list[bool]()
+    for number, name in enumerate(archive.object_ids):
+        label = archive.object(name)["class"]
+        known = groups.index(taxonomy.merge_supernovae(label)) if label != UNLABELLED else -1
+        for history, early in _views(archive, name):
+            histories.append(history)
+            group.append(known)
+            objects.append(number)
+            first.append(early)
+    found = few_shot.look(network, info.scaling, histories, np.array(group), np.array(objects))
+    return found, np.array(first)
+
+
+def _views(archive: Archive, name: str) -> list[tuple[History, bool]]:
+    try:
+        whole = history_of(archive, name)
+    except ArchiveError:  # no alert of it has a usable stamp: the stream sets them aside, too
+        return []
+    if len(whole) == 1:
+        return [(whole, True)]
+    return [(history_of(archive, name, epochs=1), True), (whole, False)]
+
+
+def chosen(views: Views, groups: int) -> tuple[dict[int, Floats], float, int]:
+    """Held-out log-probabilities for every combination of kinds, with the strength of the smallest loss.
+
+    Returns:
+        They, the strength, and how many were looked at.
+    """
+    found = {strength: _averaged(views, groups, strength) for strength in STRENGTHS}
+
+    def loss(strength: float) -> float:
+        said = found[strength][EVERYTHING]
+        said = said / few_shot.temperature(said, views, groups)
+        said = said - np.logaddexp.reduce(said, axis=1, keepdims=True)
+        return -float((few_shot.weights_of(views, groups) * said[np.arange(len(said)), views.group]).sum())
+
+    best = min(found, key=loss)
+    return found[best], best, len(found)
+
+
+def _averaged(views: Views, groups: int, strength: float) -> dict[int, Floats]:
+    runs = [few_shot.held_out(views, groups, strength, seed) for seed in range(SEEDS)]
+    return {c: np.mean([one[c] for one in runs], 0) for c in range(COMBINATIONS)}
+
+
+def _counts(views: Views, groups: Sequence[str]) -> dict[str, int]:
+    first = np.unique(views.objects, return_index=True)[1]
+    return {g: int((views.group[first] == n).sum()) for n, g in enumerate(groups)}
+
+
+def report(said: dict[int, Floats], views: Views, first: NDArray[np.bool_], heads: Heads) -> dict[str, Any]:
+    """Scores of first alerts and of whole sequences, for every combination of kinds."""
+    last = np.zeros(len(views.objects), bool)
+    last[[int(np.flatnonzero(views.objects == o)[-1]) for o in np.unique(views.objects)]] = True
+    found: dict[str, Any] = {}
+    for when, rows in (("first_alert", first), ("whole_sequence", last)):
+        found[when] = {
+            _named(c): _scores(values[rows] / heads.temperature[c], views.rows(rows)) for c, values in said.items() if c
+        }
+    full, without = said[EVERYTHING][first], said[EVERYTHING - 1][first]
+    found["gain_of_images_first_alert"] = paired(full, without, views.group[first])
+    return found
+
+
+def _named(combination: int) -> str:
+    return " + ".join(name for bit, name in enumerate(MODALITIES) if combination >> bit & 1)
+
+
+def _scores(said: Floats, views: Views) -> dict[str, Any]:
+    p, truth = np.exp(said - np.logaddexp.reduce(said, axis=1, keepdims=True)), views.group
+    recall = [round(float((p.argmax(1)[truth == g] == g).mean()), 4) for g in range(p.shape[1])]
+    draws = [_balanced(p[rows], truth[rows]) for rows in drawn(truth)]
+    return {
+        "objects": len(truth), "balanced_accuracy": round(_balanced(p, truth), 4),
+        "balanced_accuracy_95": [round(float(q), 4) for q in np.percentile(draws, (2.5, 97.5))],
+        "recall": recall, "log_loss": round(scores.log_loss(truth, p), 4),
+        "ece": round(scores.calibration_error(truth, p), 4), "ece_by_chance": round(scores.calibrated_error(p), 4),
+    }  # fmt: skip
+
+
+def _balanced(p: Floats, truth: Indices) -> float:
+    return scores.balanced_accuracy(scores.confusion(truth, p.argmax(1), p.shape[1]))
+
+
+def drawn(truth: Indices, seed: int = 0) -> list[Indices]:
+    """Objects drawn again within each group, DRAWS times."""
+    rng = np.random.default_rng(seed)
+    rows = [np.flatnonzero(truth == g) for g in np.unique(truth)]
+    return [np.concatenate([rng.choice(r, len(r)) for r in rows]) for _ in range(DRAWS)]
+
+
+def paired(one: Floats, other: Floats, truth: Indices) -> dict[str, Any]:
+    """Difference of balanced accuracies on the same objects, with its 95 % interval."""
+    draws = [_balanced(one[r], truth[r]) - _balanced(other[r], truth[r]) for r in drawn(truth)]
+    return {
+        "difference": round(_balanced(one, truth) - _balanced(other, truth), 4),
+        "difference_95": [round(float(q), 4) for q in np.percentile(draws, (2.5, 97.5))],
+    }
