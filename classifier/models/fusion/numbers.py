@@ -5,6 +5,7 @@ stands behind them. A number that is not known is NaN. Numpy only.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,7 @@ class Measured:
     def __init__(self, history: History) -> None:
         points = history.photometry
         known = np.isfinite(history.flux)
-        columns = [history.mjd[known], history.band[known], history.flux[known], history.flux_error[known]]
+        columns: list[NDArray[Any]] = [history.mjd[known], history.band[known], history.flux[known], history.flux_error[known]]
         kind = np.full(known.sum(), DETECTION, np.uint8)
         if points is not None and len(points):
             points = points.until(float(history.mjd[-1]))
