@@ -21,6 +21,7 @@ from skyheed.classifier.nights import nights
 COUNTS = {
     "lstm": 60_324, "cnn-gru": 1_993_140, "cnn-lstm": 2_190_260, "supernnova": 44_804, "supernnova-bayes": 89_604,
     "sits-bert": 596_036, "scone": 22_540, "vector": 683_660, "physnet": 767_774, "vit": 1_211_268, "swin": 548_464,
+    "fusion": 196_004,
     "convention": 1_087_276, "convention-2d": 489_996,
 }  # fmt: skip
 G_ONLY = {"cnn-gru": 1_992_564, "cnn-lstm": 2_189_684}
