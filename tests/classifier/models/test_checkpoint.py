@@ -256,9 +256,10 @@ def test_a_prior_is_not_counted_twice() -> None:
 
 
 def test_weights_are_named_by_survey_and_model() -> None:
-    assert checkpoint.resolve("ztf") == SHIPPED / "ztf" / "convention" == checkpoint.resolve("ztf/convention")
+    assert checkpoint.resolve("ztf") == SHIPPED / "ztf" / "fusion" == checkpoint.resolve("ztf/fusion")
+    assert checkpoint.resolve("sdss") == SHIPPED / "sdss" / "convention" == checkpoint.resolve("sdss/convention")
     assert checkpoint.resolve("convention", "lsst") == SHIPPED / "lsst" / "convention"
-    assert set(checkpoint.shipped_names()) >= {"lsst/convention", "sdss/convention", "ztf/convention"}
+    assert set(checkpoint.shipped_names()) >= {"lsst/convention", "sdss/convention", "ztf/convention", "ztf/fusion"}
     assert checkpoint.default("sdss") in {name.partition("/")[2] for name in checkpoint.shipped_names()}
 
 
