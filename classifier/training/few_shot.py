@@ -197,8 +197,12 @@ def check(views: Views, groups: int) -> None:
         )
 
 
-def install(network: Fusion, heads: Heads, group_of_class: Sequence[int]) -> None:
-    """Put heads into a network; the class prior that it assumes is uniform over classes, as in training."""
+def install(network: Fusion, heads: Heads, group_of_class: Sequence[int], sharpness: float = 1.0) -> None:
+    """Put heads into a network; the class prior that it assumes is uniform over classes, as in training.
+
+    Args:
+        sharpness: what calibration on the simulation multiplies the network's logits by.
+    """
     fitted, groups = network.fitted, heads.bias.shape[1]
     members = np.bincount(group_of_class, minlength=groups)
     with torch.no_grad():
@@ -209,6 +213,7 @@ def install(network: Fusion, heads: Heads, group_of_class: Sequence[int]) -> Non
         fitted.weight[:, :groups] = torch.from_numpy(heads.weight / heads.temperature[:, None, None]).float()
         fitted.bias.zero_()
         fitted.bias[:, :groups] = torch.from_numpy(heads.bias / heads.temperature[:, None] + np.log(members)).float()
+        fitted.sharpness.fill_(sharpness)
         fitted.on.fill_(1)
 
 

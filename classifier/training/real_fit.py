@@ -55,12 +55,13 @@ def run(name: str, archive: str | Path, output: str | Path, command: str = "", v
     said, strength, looked = chosen(labelled, len(groups))
     heads = few_shot.fit(labelled, len(groups), strength)
     heads.temperature = np.array([few_shot.temperature(said[c], labelled, len(groups)) for c in range(COMBINATIONS)])
-    few_shot.install(network, heads, of_class)
+    few_shot.install(network, heads, of_class, 1 / float(np.mean(info.calibration.temperatures)))
     beyond = few_shot.install_familiar(network, labelled, views.rows(views.group < 0), len(groups))
     found = {
         "groups": list(groups), "strength": strength, "strengths_tried": looked,
         "temperatures": heads.temperature.round(3).tolist(),
-        "unlabelled_unlike_training": round(beyond, 4), "archive": Archive(archive).card.get("command", ""),
+        "unlabelled_unlike_training": round(beyond, 4),
+        "archive": {key: Archive(archive).card.get(key) for key in ("objects", "stamps", "date")},
         "objects": _counts(labelled, groups), "held_out": report(said, labelled, first[views.group >= 0], heads),
     }  # fmt: skip
     made = replace(

@@ -28,11 +28,13 @@ class Fitted(nn.Module):
     scatter: Tensor
     weight: Tensor
     bias: Tensor
+    sharpness: Tensor
 
     def __init__(self, inputs: int, classes: int) -> None:
         super().__init__()
         self.register_buffer("on", torch.zeros(1))
         self.register_buffer("group", torch.arange(classes))
+        self.register_buffer("sharpness", torch.ones(1))  # of the network's logits within a group
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scatter", torch.ones(inputs))
         self.register_buffer("weight", torch.zeros(COMBINATIONS, classes, inputs))
@@ -51,6 +53,7 @@ class Fitted(nn.Module):
         """
         if not bool(self.on):
             return logits
+        logits = logits * self.sharpness
         bits = torch.tensor([1, 2, 4], device=known.device)
         row = (known.long() * bits).sum(1)
         # products and sums by element, so that an object gets the same bits in any batch

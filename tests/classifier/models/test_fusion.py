@@ -106,11 +106,11 @@ def test_a_fitted_head_decides_between_groups_and_leaves_shares_within() -> None
 
 
 def labelled(count: int = 60, seed: int = 0) -> few_shot.Views:
-    """Groups whose fourth number of the surroundings differs; each object twice."""
+    """Groups told by three numbers of the surroundings, among many of chance; each object twice."""
     rng = np.random.default_rng(seed)
     group = np.repeat(np.arange(count) % 3, 2)
     inputs = rng.normal(0, 1, (2 * count, len(NUMBERS) + 4))
-    inputs[:, 3] += 4 * group
+    inputs[np.arange(2 * count), 3 + group] += 5
     return few_shot.Views(
         inputs, np.ones((2 * count, 3), bool), rng.normal(0, 1, (2 * count, 4)), group, np.arange(2 * count) // 2
     )
