@@ -282,8 +282,8 @@ class VectorFamily(base.Family):
 
     name = "vector"
     summary = "one vector for every stamp, causal attention, an update costs one stamp"
-    config = Config
-    network = Vector
+    config: ClassVar[type[Any]] = Config
+    network: ClassVar[type[Any]] = Vector
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vector": {},
         "physnet": {"encoder": "physnet", "band": "image"},

@@ -76,11 +76,12 @@ def look(network: Fusion, scaling: Scaling, histories: Sequence[History], group:
     for at in range(0, len(histories), 32):
         arrays = network.collate(histories[at : at + 32], scaling)
         encoded = network.encode({name: torch.from_numpy(a) for name, a in arrays.items()})
-        inputs, kinds = network.inputs_of_fitted(encoded)
-        for name, value in (("inputs", inputs), ("kinds", kinds), ("logits", network.simulated(encoded))):
+        seen, kinds = network.inputs_of_fitted(encoded)
+        for name, value in (("inputs", seen), ("kinds", kinds), ("logits", network.simulated(encoded))):
             made[name].append(value.numpy())
-    inputs, kinds, logits = (np.concatenate(made[name]) for name in ("inputs", "kinds", "logits"))
-    return Views(inputs.astype(float), kinds, logits.astype(float), np.asarray(group), np.asarray(objects))
+    joined = {name: np.concatenate(values) for name, values in made.items()}
+    inputs, logits = joined["inputs"].astype(float), joined["logits"].astype(float)
+    return Views(inputs, joined["kinds"], logits, np.asarray(group), np.asarray(objects))
 
 
 @dataclass
@@ -248,11 +249,17 @@ def _familiar(views: Views, groups: int) -> tuple[Floats, Floats, Floats, Floats
     inputs, weight = views.inputs[:, : len(NUMBERS)], weights_of(views, groups)
     mean, scatter = _moments(inputs, weight)
     z = (inputs - mean) / scatter
-    centre = np.stack([np.nan_to_num(np.nanmean(z[views.group == g], 0)) for g in range(groups)])
+    centre = np.stack([_mean(z[views.group == g]) for g in range(groups)])
     away = np.clip(np.nan_to_num(z - centre[views.group]), -FARTHEST, FARTHEST)
     covariance = (away * weight[:, None]).T @ away / weight.sum()
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance)) + 0.05 * np.eye(len(mean))
     return mean, scatter, centre, np.linalg.inv(shrunk)
+
+
+def _mean(z: Floats) -> Floats:
+    """Of what is known; 0 where nothing is."""
+    found: Floats = np.nansum(z, 0) / np.maximum(np.isfinite(z).sum(0), 1)
+    return found
 
 
 def _distance(inputs: Floats, parts: tuple[Floats, Floats, Floats, Floats]) -> Floats:

@@ -125,7 +125,8 @@ class Fusion(vector.Vector):
 
     def parts(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of representations: the sequence's [b, 2 width], numbers and which are known [b, NUMBERS], images [b, 1]."""
-        sequence, numbers, known, imaged = encoded.split([self.sequence_width, len(NUMBERS), len(NUMBERS), 1], 1)
+        sizes = [self.sequence_width, len(NUMBERS), len(NUMBERS), 1]
+        sequence, numbers, known, imaged = torch.split(encoded, sizes, 1)
         return sequence, numbers, known > 0.5, imaged > 0.5
 
     def numbers(self, encoded: Tensor) -> Tensor:
@@ -139,7 +140,8 @@ class Fusion(vector.Vector):
         n = len(SURROUNDINGS)
         out: Tensor = self.head(self.dropout(sequence))
         out = out + self.late["surroundings"](numbers[:, :n], known[:, :n])
-        return out + self.late["curve"](numbers[:, n:], known[:, n:])
+        out = out + self.late["curve"](numbers[:, n:], known[:, n:])
+        return out
 
     def inputs_of_fitted(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers [b, NUMBERS + classes], NaN where unknown, and which kinds are known [b, MODALITIES]."""
@@ -156,7 +158,8 @@ class Fusion(vector.Vector):
         logits = self.simulated(encoded)
         if self.training or not bool(self.fitted.on):
             return logits
-        return self.fitted(*self.inputs_of_fitted(encoded), logits)
+        made: Tensor = self.fitted(*self.inputs_of_fitted(encoded), logits)
+        return made
 
     def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
         """See `Network.representations`: of whole histories, as the numbers are of the newest epoch."""

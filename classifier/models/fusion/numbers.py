@@ -71,12 +71,17 @@ class Measured:
     def __init__(self, history: History) -> None:
         points = history.photometry
         known = np.isfinite(history.flux)
-        columns: list[NDArray[Any]] = [history.mjd[known], history.band[known], history.flux[known], history.flux_error[known]]
+        columns: list[NDArray[Any]] = [
+            history.mjd[known],
+            history.band[known],
+            history.flux[known],
+            history.flux_error[known],
+        ]
         kind = np.full(known.sum(), DETECTION, np.uint8)
         if points is not None and len(points):
             points = points.until(float(history.mjd[-1]))
             new = ~_measured(history, points.mjd, points.band)
-            more = (points.mjd, points.band, points.flux, points.flux_error)
+            more: list[NDArray[Any]] = [points.mjd, points.band, points.flux, points.flux_error]
             columns = [np.concatenate([own, other[new]]) for own, other in zip(columns, more, strict=True)]
             kind = np.concatenate([kind, points.kind[new]])
         order = np.lexsort((kind, columns[1], columns[0]))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo_tools import SCALING, batch, count_by_name, history, learn, lively, nines
 
 from skyheed.classifier.errors import ModelError
-from skyheed.classifier.history import History
+from skyheed.classifier.history import IMAGE_KINDS, History
 from skyheed.classifier.models.base import Config, Network, parameters
 from skyheed.classifier.models.family import family, presets
 from skyheed.classifier.nights import nights
@@ -283,7 +283,7 @@ def test_what_a_family_says_of_itself(preset: str) -> None:
     needs = own.needs(config)
     assert needs.fewest == (3 if preset == "convention" else 1)
     assert needs.most == config.stamps
-    assert needs.images == (("science",) if preset in IMAGES else ())
+    assert needs.images == (IMAGE_KINDS if preset == "fusion" else ("science",) if preset in IMAGES else ())
     costs = [own.operations(config, n) for n in (3, 12, 48, 99)]
     assert costs == sorted(costs)
     assert costs[0] > 0
