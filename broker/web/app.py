@@ -66,8 +66,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _watch(web: Web) -> None:
     """Tell the readers of the stream when a server goes or comes back."""
     while True:
-        with contextlib.suppress(SkyheedError):
+        try:
             web.hub.tell_state(await asyncio.to_thread(web.status.state))
+        except SkyheedError as error:
+            log.warning("the state of the servers is not known: %s", error)
+        except Exception:
+            log.exception("an internal error while looking at the servers: looking again")
         await asyncio.sleep(STATE_S)
 
 
