@@ -25,6 +25,7 @@ from skyheed.classifier.stamp import STAMP_SIZE
 if TYPE_CHECKING:
     from skyheed.classifier.models.base import Model
 
+CONTEXT_NOTICE = "this model reads context, and every beginning is shown with the newest epoch's: hindsight in part"
 SURE = 0.8  # probability from which a class counts as recognised
 KEPT = 4_000  # kept things of epochs; a token of ConvEntion has 1.3 kB
 PATCH = 4  # pixels that are covered at a time
@@ -154,7 +155,9 @@ def prefixes(own: Explained, history: History, _given: Mapping[str, Any]) -> dic
         }
         for n, prediction in zip(counts, made, strict=True)
     ]  # fmt: skip
-    return {"model": own.brief(), "prefixes": rows, "turned": _turned(rows), "sure": _sure(rows)}
+    # Redis keeps the context of the newest epoch alone: an earlier one's is not known any more
+    notice = CONTEXT_NOTICE if own.model.needs.context and history.context else ""
+    return {"model": own.brief(), "notice": notice, "prefixes": rows, "turned": _turned(rows), "sure": _sure(rows)}
 
 
 def _turned(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -207,6 +207,7 @@ class Prefix(Result):
 
 
 class Prefixes(_Recomputed):
+    notice: str = Field(description="what is not as it was then; empty where all is")
     prefixes: list[Prefix]
     turned: dict[str, Any] | None
     sure: dict[str, Any] | None
