@@ -10,6 +10,7 @@ from web_tools import news
 
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.results.record import Classification
+from skyheed.broker.web import index as index_module
 from skyheed.broker.web import sky
 from skyheed.broker.web.index import Index, Read
 from skyheed.broker.web.live import event_id, positions_of
@@ -59,16 +60,17 @@ def test_a_list_of_100_among_100000_objects(tmp_path: Path) -> None:
     index.close()
 
 
-def test_it_stays_bounded_and_says_what_is_gone(tmp_path: Path) -> None:
+def test_it_stays_bounded_and_says_what_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "PRUNE_EVERY", 500)
     index = Index(tmp_path / "i", "s", most_objects=50, most_events=100)
-    for first in range(0, 10_200, 300):
+    for first in range(0, 2_100, 300):
         index.add(reads(*(news("s", f"o{first + n}", 3) for n in range(300)), first=first), {PLACE: first + 300})
     totals = index.totals()
-    assert totals["objects"] <= 5_000 + 50 + 300
-    assert totals["events"] <= 5_000 + 100 + 300
+    assert totals["objects"] <= 50 + 500 + 300
+    assert totals["events"] <= 100 + 500 + 300
     _, missed = index.seq_before({PLACE: 10})
     assert missed > 1000
-    _, none = index.seq_before({PLACE: 10_100})
+    _, none = index.seq_before({PLACE: 2_050})
     assert none == 0
     index.close()
 
