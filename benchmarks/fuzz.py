@@ -7,7 +7,7 @@ sorted, stored and booked as `skyheed ingest` does, in a Valkey of their own. Wh
 fastavro and astropy read. Bounded by --packets and --seconds; the same seed makes the same packets. The last line is
 JSON:
 
-    packets        mutants; accepted, skipped, rejected and of which origin they are stand beside it
+    packets        mutants; accepted, skipped, rejected and of which origin they are stand alongside it
     unaccounted    mutants without an outcome in the books, which must balance
     unexpected     errors other than those that a packet may have
     differ         accepted packets of which fastavro or astropy read something else

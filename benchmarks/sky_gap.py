@@ -193,7 +193,7 @@ def _measure(alert: Alert) -> tuple[float, float, tuple[float, float], float, fl
     return star_width(alert.science, noise), noise * alert.njy, place, alert.magnitude, alert.limit
 
 
-# --- what packets say beside their images ---------------------------------------------------------------------------
+# --- what packets say alongside their images -------------------------------------------------------------------------
 
 
 def packets_archive(folders: Sequence[Path], out: Path) -> Archive:

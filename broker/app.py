@@ -385,7 +385,7 @@ def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
     stop = stop_on_signal()
     with kafka.Publisher(checked(settings).kafka) as publisher:
         intake = make_intake(settings, publisher)
-        patience.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write beside everything
+        patience.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write alongside everything
         unreadable: Counter[str] = Counter()
         letters = deadletter.read(
             settings.kafka, settings.dead_letter_topic, reason, stop=stop.is_set,

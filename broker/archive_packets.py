@@ -207,7 +207,7 @@ def rows_of(group: Sequence[Observation]) -> NDArray[np.void]:
 
 
 def extras_of(group: Sequence[Observation]) -> Extras:
-    """What the packets say beside their stamps; of the photometry what each adds to those before it."""
+    """What the packets say alongside their stamps; of the photometry what each adds to those before it."""
     known: set[tuple[int, int, int]] = set()
     added = [_new(o.photometry.until(o.mjd) if o.photometry else no_points(), known) for o in group]
     return Extras(added, [dict(o.context) for o in group])

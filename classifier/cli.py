@@ -143,7 +143,7 @@ def few_shot(checkpoint: str, archive: Path, output: Path, version: str) -> None
     "of its classes, as 906,1988,3225,2130, or train: that of the archive's training objects with such labels.",
 )  # fmt: skip
 @click.option(
-    "--against", multiple=True, metavar="CHECKPOINT", help="Draw this one beside it, on the same objects with the same "
+    "--against", multiple=True, metavar="CHECKPOINT", help="Draw this one alongside, on the same objects with the same "
     "gaps: scores over stamps and over the share of missing observations. Can be given several times.",
 )  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")

@@ -1,4 +1,4 @@
-"""The one table of what a packet says of an object beside its images and fluxes, under names that all surveys share.
+"""The one table of what a packet says of an object alongside its images and fluxes, under names that all surveys share.
 
 A number that is not known is absent: never -999, never NaN. There is no right ascension and no declination, because a
 network would remember fields by them. Numpy only.

@@ -1,4 +1,4 @@
-"""Errors of the classifier; the broker's tree (broker/errors.py) shows them beside its own."""
+"""Errors of the classifier; the broker's tree (broker/errors.py) shows them alongside its own."""
 
 
 class ClassifierError(Exception):

@@ -55,7 +55,7 @@ PYTHON = """# Python
 
 
 def settings() -> str:
-    """Every key of the configuration file with its default and the comment that stands beside it in the code."""
+    """Every key of the configuration file with its default and the comment that stands alongside it in the code."""
     parts = ["# Settings\n", "One TOML file; see {doc}`../operating` for how they are given.\n"]
     for field in dataclasses.fields(config.Settings):
         value = getattr(config.Settings(), field.name)

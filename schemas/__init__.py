@@ -1,1 +1,1 @@
-"""Avro schemas as data: one directory per schema and version, a sample beside each."""
+"""Avro schemas as data: one directory per schema and version, a sample alongside each."""

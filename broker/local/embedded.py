@@ -50,7 +50,7 @@ class Server:
         port: where it listens on 127.0.0.1.
         answers: True once a real request is answered.
         log_file: its output.
-        environ: variables beside PATH, HOME and a locale in which Java finds files of any name.
+        environ: variables alongside PATH, HOME and a locale in which Java finds files of any name.
         folder: removed at the end, if given; it must come from `make_folder`.
     """
 

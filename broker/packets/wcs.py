@@ -33,7 +33,7 @@ _PLACED = frozenset((b"CRVAL1", b"CRVAL2", b"CTYPE1", b"CTYPE2"))
 _CD, *_ = _FORMS = tuple(
     tuple(form % at for at in ((1, 1), (1, 2), (2, 1), (2, 2))) for form in (b"CD%d_%d", b"PC%d_%d", b"PC%03d%03d")
 )
-_STEP = 1e-4  # degrees: short beside the image, long beside the rounding of positions
+_STEP = 1e-4  # degrees: short alongside the image, long alongside the rounding of positions
 
 
 class Unapplied(ValueError):

@@ -35,7 +35,7 @@ _SOURCE = struct.Struct(">Q")  # big endian: Redis orders equal MJDs by these by
 HISTORY = 99  # classifications kept of an object, of each model
 DELIVERIES_A_CALL = 250  # a script call of these takes a few milliseconds, during which the server does nothing else
 _LARGEST_FLUX = 3e38  # nJy; float32 ends at 3.4e38
-SWEEP_A_BATCH = 20  # objects to forget, beside one for each delivery, so that forgetting keeps up with storing
+SWEEP_A_BATCH = 20  # objects to forget, alongside one for each delivery, so that forgetting keeps up with storing
 
 
 class Outcome(Enum):

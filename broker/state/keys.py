@@ -69,7 +69,7 @@ def shard_of(object_id: str, shards: int) -> int:
 
 
 def waited(key: str) -> str:
-    """The counter beside `key`, in the same slot, that is raised before replicas are waited for."""
+    """The counter alongside `key`, in the same slot, that is raised before replicas are waited for."""
     return f"{key.partition('}:')[0]}}}:waited"
 
 

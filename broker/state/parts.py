@@ -1,4 +1,4 @@
-"""How Redis keeps what a packet brings beside its header and science stamp: further stamps, photometry, context.
+"""How Redis keeps what a packet brings alongside its header and science stamp: further stamps, photometry, context.
 
 Nothing is lost by it. A further stamp comes with `stamp.SHARP` significant bits (`stamp.rounded`), so that its pixels
 are 11 bits, of which the noisy lower 3 stay as they are and the upper 8 are deflated; other stamps stay as they are.

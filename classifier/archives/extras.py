@@ -1,4 +1,4 @@
-"""What packets say beside their stamps, as an archive keeps it: photometry and context, an epoch at a time.
+"""What packets say alongside their stamps, as an archive keeps it: photometry and context, an epoch at a time.
 
 Two further kinds of columns in the table of stamps, both optional:
 
@@ -30,7 +30,7 @@ _ARROW = {"<f8": pa.float64(), "<f4": pa.float32(), "u1": pa.uint8()}
 
 @dataclass(frozen=True)
 class Extras:
-    """What an object's packets say beside their stamps.
+    """What an object's packets say alongside their stamps.
 
     Attributes:
         photometry: [n], the points that each epoch's packet adds to those before it.

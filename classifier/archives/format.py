@@ -115,7 +115,7 @@ def stamp_rows(pixels: Mapping[str, NDArray[np.float32]], columns: Mapping[str, 
     return rows
 
 
-# An object, its stamps, and what its packets say beside them: all objects of an archive have that, or none has.
+# An object, its stamps, and what its packets say alongside them: all objects of an archive have that, or none has.
 Member = tuple[ArchiveObject, NDArray[np.void]] | tuple[ArchiveObject, NDArray[np.void], Extras | None]
 
 

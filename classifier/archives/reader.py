@@ -177,7 +177,7 @@ class Archive:
         return rows[rows["alert"]] if alerts_only else rows
 
     def extras(self, object_id: str, *, alerts_only: bool = False) -> Extras | None:
-        """What the packets of one object say beside their stamps, an epoch at a time as `stamps`; None if not kept."""
+        """What the packets of one object say alongside their stamps, one epoch each as `stamps`; None if not kept."""
         row = self.object(object_id)
         file, group = self._open(row["part"]), row["row_group"]
         found = read_extras(file, group)

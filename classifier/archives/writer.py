@@ -41,7 +41,7 @@ class ArchiveWriter:
         with ArchiveWriter(path, {"command": ...}) as writer:
             writer.add(thing, stamps)
 
-    Everything goes into a hidden directory beside the target; leaving the block without an exception writes the data
+    Everything goes into a hidden directory alongside the target; leaving the block without an exception writes the data
     card, waits until the disk has all of it, and renames it. After an exception, or a crash of the process or the
     machine, nothing new stands under the archive's name.
 
@@ -76,7 +76,7 @@ class ArchiveWriter:
         return self
 
     def add(self, thing: ArchiveObject, stamps: NDArray[np.void], extras: Extras | None = None) -> None:
-        """Append one object with its stamps (`stamp_rows`) and what its packets say beside them.
+        """Append one object with its stamps (`stamp_rows`) and what its packets say alongside them.
 
         Raises:
             ArchiveError: an object of that name was added before.

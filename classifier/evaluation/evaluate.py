@@ -291,7 +291,7 @@ def _thinned(data: Dataset, index: int, fraction: float, longest: int, rng: np.r
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to evaluate, the archive in its bands, what it is called beside others, and how it is computed."""
+    """A model to evaluate, the archive in its bands, what it is called alongside others, and how it is computed."""
 
     label: str
     model: Model

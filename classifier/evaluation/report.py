@@ -14,12 +14,12 @@ from skyheed.classifier.names import caption, printable, table_cell
 from skyheed.classifier.training.dataset import Dataset
 
 SHOWN = 10  # stamps of each object in the picture of failures
-EARLY, MIDDLE = 3, 12  # stamps after which the confusion is shown, beside that of all stamps
+EARLY, MIDDLE = 3, 12  # stamps after which the confusion is shown, alongside that of all stamps
 _WITH_INTERVAL = ("accuracy", "balanced_accuracy", "macro_f1")
 _COMPARED = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 _TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200)  # stamps or days
 _ECE = (
-    "In brackets beside ECE: what perfectly calibrated answers with the same probabilities would show, by chance. ECE "
+    "In brackets after ECE: what perfectly calibrated answers with the same probabilities would show, by chance. ECE "
     "tells of a bad calibration as far as it is larger."
 )
 _SAME = (
@@ -71,7 +71,7 @@ def text(found: dict[str, Any]) -> str:
     if "missing" in found:
         lines += ["", "## With missing observations (`missing.png`)", "", *_table(_gaps(found))]
     if found.get("against"):
-        lines += ["", "## Models beside each other (`comparison.png`)", "", *_comparison(_models(found))]
+        lines += ["", "## Models side by side (`comparison.png`)", "", *_comparison(_models(found))]
     if found.get("worst"):
         lines += ["", "## Most confidently wrong (`failures.png`)", ""]
         worst = {w["object_id"]: w for w in found["worst"]}

@@ -114,7 +114,7 @@ _OF_PROBABILITIES: dict[str, Callable[[Truth, Probabilities], float]] = {
 
 
 def scores(truth: Truth, p: Probabilities) -> dict[str, float]:
-    """Every score of one set of answers; beside `ece` what it would be of calibrated ones, `ece_expected`."""
+    """Every score of one set of answers; alongside `ece` what it would be of calibrated ones, `ece_expected`."""
     matrix = confusion(truth, p.argmax(1), p.shape[1])
     found: dict[str, float] = {"objects": len(truth)}
     found |= {name: round(score(matrix), 4) for name, score in _OF_MATRIX.items()}
@@ -123,7 +123,7 @@ def scores(truth: Truth, p: Probabilities) -> dict[str, float]:
 
 
 def with_intervals(truth: Truth, p: Probabilities, seed: int = 0) -> dict[str, Any]:
-    """`scores`, and beside each `<name>_68`: the central 68 % of bootstrap draws of the objects.
+    """`scores`, and alongside each `<name>_68`: the central 68 % of bootstrap draws of the objects.
 
     The interval of the calibration error is left out: resampling biases it upwards. `ece_expected` says how far to
     trust it.

@@ -60,6 +60,6 @@ def peaks(image: NDArray[np.float32], noise: float, height: float = SNR) -> list
 
 
 def star_width(image: NDArray[np.float32], noise: float) -> float:
-    """FWHM (pixels) of the sharpest bright source; NaN without any: galaxies are wider than the stars beside them."""
+    """FWHM (pixels) of the sharpest bright source; NaN without any: galaxies are wider than the stars near them."""
     found = (gaussian(image[y - 4 : y + 5, x - 4 : x + 5], noise) for y, x in peaks(image, noise))
     return min((fit[2] for fit in found if fit), default=math.nan)

@@ -1,4 +1,4 @@
-"""What else is in a stamp: the host, and stars and galaxies beside it."""
+"""What else is in a stamp: the host, and stars and galaxies alongside it."""
 
 from dataclasses import dataclass
 

@@ -121,7 +121,7 @@ def _balanced(objects: int) -> dict[tuple[str, bool], int]:
 def simulate_object(
     survey: Survey, seed: int, number: int, wish: Wish, seasons: int, template: IaTemplate = STANDARD, most: int = MOST
 ) -> Member:
-    """One object with its stamps, and what its packets say beside them; depends on nothing but its arguments."""
+    """One object with its stamps, and what its packets say alongside them; depends on nothing but its arguments."""
     rng = np.random.default_rng([seed, _code(survey.name), number])
     season = int(rng.integers(seasons))
     seen = observe(rng, survey, seed, season, wish, template)

@@ -44,7 +44,7 @@ class Cadence:
         seasons: first and last MJD of every season.
         clear: share of nights that are not lost to weather.
         memory: chance that a night is like the last one, beyond `clear` itself.
-        strips: parts of the sky that take turns; blocks: parts that lie beside each other, with turns of their own.
+        strips: parts of the sky that take turns; blocks: parts that lie side by side, with turns of their own.
         visits: chance that a clear night images, in a block, the strip that has waited longest.
         again: chance that it images another one.
         overlap: share of the sky that lies in two strips.

@@ -208,7 +208,7 @@ def build(
         "pixel": SDSS.pixel,
         "frames": len(paths),
     }
-    # The stamps of all candidates wait beside the archive, where there must be room for it anyway.
+    # The stamps of all candidates wait alongside the archive, where there must be room for it anyway.
     Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=Path(out).absolute().parent) as stream:
         spill = _Spill(stream)

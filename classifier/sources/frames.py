@@ -303,7 +303,7 @@ def _pick(image: Image, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> 
 
 
 def _ps_field(path: Path, name: FrameName) -> dict[str, float] | None:
-    """The frame's gain, dark variance and PSF width (arcsec) from its psField file beside it, None if there is none.
+    """The frame's gain, dark variance and PSF width (arcsec) from its psField file alongside it, None if there is none.
 
     Raises:
         ArchiveError: the file cannot be read, or holds no such numbers.

@@ -39,7 +39,7 @@ class Dataset:
         flux: float32 [stamps, 2], nJy: of the difference as measured, and of the source without noise (NaN: unknown).
         flux_error: float32 [stamps], nJy, of the measured one.
         images: further kinds (difference, template) -> as `stamps`; zeros where a stamp has none.
-        extras: what each object's packets say beside their stamps, aligned with them; () where the archive has none.
+        extras: what each object's packets say alongside their stamps, aligned with them; () where the archive has none.
     """
 
     object_ids: list[str]
@@ -106,7 +106,7 @@ def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") 
     """Normalise every alert stamp of an archive once; the second time the cache is read.
 
     Args:
-        cache: folder for the normalised stamps; beside the archive by default.
+        cache: folder for the normalised stamps; alongside the archive by default.
         bands: keep only these; empty for all.
 
     Raises:
@@ -134,7 +134,7 @@ def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") 
 
 
 def _kinds(source: Archive) -> list[str]:
-    """Of images beside the science stamp."""
+    """Of images alongside the science stamp."""
     return [kind for kind, name in KINDS.items() if kind != "science" and name in source.kinds]
 
 
@@ -143,7 +143,7 @@ def _of_kind(stamps: Path, kind: str) -> Path:
 
 
 def _extras(source: Archive, kept: NDArray[np.bool_]) -> list[Extras]:
-    """What packets say beside their stamps, of the alerts that have usable ones."""
+    """What packets say alongside their stamps, of the alerts that have usable ones."""
     found, at = [], 0
     for name in source.object_ids:
         own = source.extras(name, alerts_only=True)

@@ -1,6 +1,6 @@
 """Several tasks from one representation: class, peak flux, phase and redshift, balanced by learnt uncertainties.
 
-After gamma-PhysNet (Jacquemont et al. 2021, VISAPP), which tells energy, direction and impact beside the class, and
+After gamma-PhysNet (Jacquemont et al. 2021, VISAPP), which tells energy, direction and impact alongside the class, and
 Kendall et al. (2018, CVPR), after whom tasks are weighted. Regressions are learnt where there is something to learn: a
 peak where there is one, a redshift where it is known.
 """

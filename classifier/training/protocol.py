@@ -53,7 +53,7 @@ class Protocol:
         rate, head_rate: the highest learning rates; a quarter of them on confirmed labels.
         truncate, drop: of `dataset.Augmentation`.
         balanced: draw classes equally often (weighted random sampling), and correct the prior afterwards.
-        prefixes: beginnings of every view that are classified beside it.
+        prefixes: beginnings of every view that are classified alongside it.
         photometry: weight of the loss that has tokens tell fluxes; 0 as published.
         average: how slowly the weights that are measured follow those that learn, per step.
         prior: relative frequency of each class that the served probabilities assume; empty: equal.

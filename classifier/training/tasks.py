@@ -1,7 +1,7 @@
 """The objective multitask: class, peak flux, phase and redshift from one representation (`multitask`).
 
 Beginnings are classified as always; regressions are learnt from whole views. The heads are thrown away after training:
-what they do for the class stays, and how well they tell is written beside the checkpoint.
+what they do for the class stays, and how well they tell is written alongside the checkpoint.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The public face `skyheed`: its example, what it does not load, and a hostile neighbour beside the built wheel."""
+"""The public face `skyheed`: its example, what it does not load, and a hostile neighbour alongside the built wheel."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What packets say beside the science stamp, against values that are read with fastavro and astropy and worked out
+"""What packets say alongside the science stamp, against values that are read with fastavro and astropy and worked out
 here in another way."""
 
 import collections

@@ -1,4 +1,4 @@
-"""What is kept of an object beside headers and science stamps: exact, each thing once, the same in every order."""
+"""What is kept of an object alongside headers and science stamps: exact, each thing once, the same in every order."""
 
 import itertools
 from dataclasses import replace

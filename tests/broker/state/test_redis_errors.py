@@ -104,7 +104,7 @@ def test_a_failover_that_leaves_the_old_primary_as_a_replica() -> None:
 
 
 def test_a_primary_that_misses_its_replicas_and_one_that_is_busy(valkey: embedded.Server) -> None:
-    """The real thing, beside the replies above."""
+    """The real thing, alongside the replies above."""
     client, admin = state.connect(valkey.url), redis_py.Redis.from_url(valkey.url)
     with admin:
         admin.config_set("min-replicas-to-write", 1)

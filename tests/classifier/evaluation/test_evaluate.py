@@ -361,7 +361,7 @@ def test_models_are_drawn_beside_each_other(tmp_path: Path, monkeypatch: pytest.
     assert other["missing"]["0.0"]["log_loss"] != raw["missing"]["0.0"]["log_loss"]
     for name in (raw["label"], *raw["against"]):
         assert f"macro-F1, {name}" in done.output
-    assert f"{other['missing']['0.4']['macro_f1']:.3f}" in done.output.split("beside each other")[1]
+    assert f"{other['missing']['0.4']['macro_f1']:.3f}" in done.output.split("side by side")[1]
 
 
 def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

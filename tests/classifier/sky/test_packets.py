@@ -1,4 +1,4 @@
-"""What simulated packets say beside their stamps: photometry, catalogues, the past; and where on the sky they are."""
+"""What simulated packets say besides stamps: photometry, catalogues, the past; and where on the sky they are."""
 
 import numpy as np
 import pytest
