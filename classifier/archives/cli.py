@@ -1,7 +1,7 @@
 """`skyheed archive`: make, read and check archives of stamp sequences."""
 
+import contextlib
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from skyheed.classifier.archives.card import card_text
 from skyheed.classifier.archives.check import validate as validate_archive
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.keeper import temporary_folder
 from skyheed.classifier.names import printable, printable_lines
 
 
@@ -61,9 +62,9 @@ def simulate(
     """
     from skyheed.classifier.sky import simulate as run
 
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
         if scenes and reads_packets and not (scenes / "card.json").exists():
-            packets, scenes = scenes, Path(folder) / scenes.name
+            packets, scenes = scenes, stack.enter_context(temporary_folder("skyheed-scenes-")) / scenes.name
             reads_packets(survey, packets, scenes)
         run(
             survey, objects, seed, output,

@@ -1,12 +1,11 @@
 """`skyheed train --dry-run`: sizes, steps and time of a run, from a few of its steps."""
 
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
+from skyheed.classifier.keeper import temporary_folder
 from skyheed.classifier.models.base import parameters
 from skyheed.classifier.training import dataset, selection, train
 from skyheed.classifier.training.dataset import Augmentation
@@ -22,8 +21,8 @@ def text(protocol: Protocol) -> str:
         ModelError, ArchiveError: it could not be trained.
     """
     data = dataset.load(protocol.archive, bands=protocol.bands)
-    with tempfile.TemporaryDirectory(prefix="skyheed-dry-run-") as folder:
-        trainer = train.Trainer(protocol, data, Path(folder))
+    with temporary_folder("skyheed-dry-run-") as folder:
+        trainer = train.Trainer(protocol, data, folder)
         everything, confirmed = selection.stages(protocol, data)
         seconds = _step(trainer, everything)
     steps = {key: getattr(protocol, key) for key in STEPS if getattr(protocol, key)}
