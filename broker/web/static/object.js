@@ -349,7 +349,12 @@ class ObjectPage {
     box.addEventListener("pointerdown", (event) => {
       down = { x: event.clientX, range: this.axis.range };
     });
-    for (const end of ["pointerup", "pointercancel"]) box.addEventListener(end, () => (down = null));
+    for (const end of ["pointerup", "pointercancel"]) {
+      box.addEventListener(end, () => {
+        if (down?.panned) this.pin(this.selected);
+        down = null;
+      });
+    }
     box.addEventListener("click", (event) => this.click(event, box));
     box.addEventListener("dblclick", () => this.whole());
   }
@@ -368,6 +373,8 @@ class ObjectPage {
   /** A finger moves the strip under the cursor, which stays in the middle. */
   pan(event, down) {
     const [low, high] = down.range;
+    if (!down.panned && Math.abs(event.clientX - down.x) < 4) return;
+    down.panned = true;
     const moved = ((event.clientX - down.x) / (this.axis.width - LEFT)) * (high - low);
     this.axis.follow = true;
     this.axis.show(low - moved, high - moved);

@@ -44,7 +44,7 @@ HOSTILE = [
     "<script>window.hacked=1</script>", '"><img src=x onerror=window.hacked=1>', "../../etc/passwd", "..", "%2e%2e%2f",
     "x" * 150, "\u05e9\u05dc\u05d5\u05dd", "~tilde", "a/b?c#d&e", "{{7*7}}",
 ]  # fmt: skip
-EPOCHS, OBJECTS = 14, 6
+EPOCHS, OBJECTS = 24, 6
 WAIT_MS = 20_000
 SIZES = {"wide": (1440, 900), "middle": (1024, 800), "phone": (390, 844)}
 
@@ -361,6 +361,49 @@ def test_recomputed_and_published_are_never_mixed(reader: Reader, stack: Stack) 
     page.get_by_text("pixels that speak for").wait_for()
     page.get_by_text("as published", exact=True).first.click()
     assert label.all_inner_texts() == ["as published"]
+
+
+def test_on_a_phone_a_finger_moves_the_strip_under_the_cursor(reader: Reader, stack: Stack) -> None:
+    page = open_object(reader, stack, an_object(stack), "phone")
+    page.locator("#film").press("Home")
+    holds(page, "document.querySelector('#film').getAttribute('aria-valuenow') == '1'")
+    cursor = "() => Math.round(document.querySelector('.cursor').getBoundingClientRect().x)"
+    before = page.evaluate(cursor)
+    middle = page.evaluate("() => { const r = document.querySelector('#light .u-over').getBoundingClientRect(); return r.x + r.width / 2; }")  # fmt: skip  # noqa: E501
+    assert abs(before - middle) < 3, "the cursor stands in the middle"
+    page.evaluate(FINGER, -60)
+    holds(page, "Number(document.querySelector('#film').getAttribute('aria-valuenow')) > 1")
+    assert abs(page.evaluate(cursor) - middle) < 3, "and is still there"
+
+
+FINGER = """(by) => {
+  const film = document.querySelector('#film canvas');
+  const { x, y } = film.getBoundingClientRect();
+  const send = (type, dx) => film.dispatchEvent(new PointerEvent(type, {
+    bubbles: true, pointerType: 'touch', clientX: x + 200 + dx, clientY: y + 20 }));
+  send('pointerdown', 0);
+  for (let n = 1; n <= 10; n += 1) send('pointermove', (by * n) / 10);
+  send('pointerup', by);
+}"""
+
+
+def test_without_redis_the_object_page_keeps_what_was_published(reader: Reader, stack: Stack) -> None:
+    found = an_object(stack)
+    away = "Redis is away: stamps and fluxes come back with it"
+
+    def without_epochs(route: Any) -> None:
+        body = route.fetch().text()
+        data = json.loads(re.search(r'id="data">(.*?)</script>', body, re.S).group(1))  # type: ignore[union-attr]
+        data |= {"epochs": None, "images": {}, "photometry": None, "source": "index", "notice": away}
+        said = json.dumps(data).replace("<", "\\u003c")
+        route.fulfill(body=re.sub(r'(id="data">).*?(</script>)', lambda m: m[1] + said + m[2], body, flags=re.S), content_type="text/html")  # fmt: skip  # noqa: E501
+
+    page = reader.open("about:blank")
+    page.route("**/object/*", without_epochs)
+    visit(page, f"{stack.url}/object/{found['path']}")
+    assert away in page.locator("#message").inner_text()
+    assert page.locator("#panel").is_hidden()
+    assert "convention" in page.locator("#models").inner_text()
 
 
 def test_a_declined_object_says_why(reader: Reader, stack: Stack) -> None:
