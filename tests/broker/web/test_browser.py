@@ -312,7 +312,7 @@ def test_stamps_answer_to_kind_stretch_and_axis(reader: Reader, stack: Stack) ->
     changed_by(lambda: page.get_by_label("cuts").select_option("5-98"))
     changed_by(lambda: page.get_by_text("by epoch", exact=True).click())
     changed_by(lambda: page.get_by_role("button", name="Zoom in").click())
-    page.get_by_text("mag", exact=True).click()
+    page.get_by_role("group", name="Unit of the light curve").get_by_text("mag").click()
     assert "Magnitude" in page.locator("#light-label").inner_text()
     for kind in ("difference", "template"):
         switch = page.locator(f"input[value={kind}]")
