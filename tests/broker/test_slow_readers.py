@@ -64,7 +64,7 @@ def test_what_waited_in_a_partition_that_was_lost_is_left_to_its_new_owner(topic
         assert not any(stream._consumer.holds(m) for m in stream._waiting)
         waiting = len(stream._waiting)
         assert [stream._next() for _ in range(waiting)] == [None] * waiting
-        assert stream._done == []  # nor are they settled
+        assert not stream._done  # nor are they settled
 
 
 @apache_only
