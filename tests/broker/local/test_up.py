@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from process_tools import until
 from stream_tools import save_checkpoint, sdss_alert
 
 from skyheed.broker.kafka import client as kafka
@@ -154,7 +155,7 @@ def test_ctrl_c_answers_what_is_pending_and_leaves_no_process(start: Callable[..
     assert "not drained" not in up.text
     assert f"test-sdss: {OBJECTS} classified, 0 declined, 0 pending" in up.text
     assert "the books balance" in up.text
-    assert alive(family) == set()
+    until(lambda: not alive(family), 20, "processes that end after it")
 
 
 @needs_proc
@@ -172,4 +173,4 @@ def test_a_second_ctrl_c_ends_the_wait(start: Callable[..., Up], tmp_path: Path)
     assert up.wait() == 0, up.text
     assert time.monotonic() - began < 60
     assert "not drained: asked twice to stop" in up.text
-    assert alive(family) == set()
+    until(lambda: not alive(family), 20, "processes that end after it")
