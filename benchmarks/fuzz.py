@@ -159,7 +159,7 @@ class Watched(PacketReader):
         except fuzz_reference.Differs as error:
             self.findings.differ += 1
             self.findings.example(self.number, str(error))
-        except Exception as error:  # the comparison's own; not to be taken for the intake's
+        except Exception as error:  # the comparison's own; not the intake's
             self.findings.differ += 1
             self.findings.example(self.number, f"the comparison ended with {type(error).__name__}: {error}")
         else:

@@ -1,10 +1,35 @@
-"""The options of a plug-in's table in the settings, such as [sinks.lasair] or [providers.rubin]."""
+"""Plug-ins by name, and the options of their tables in the settings, such as [sinks.lasair] or [providers.rubin]."""
 
 from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
 
 from skyheed.broker.errors import ConfigError
 
 SECRETS = ("token", "secret", "password")
+
+
+def plugins(group: str) -> list[str]:
+    """The plug-ins of a group of entry points that are installed."""
+    return sorted(point.name for point in entry_points(group=group))
+
+
+def plugin(group: str, kind: str, name: str, options: Mapping[str, str]) -> Any:
+    """The plug-in of that name, made with its options.
+
+    Args:
+        kind: what it is, for messages: sink or provider.
+
+    Raises:
+        ConfigError: there is none, what it needs is not installed, or an option cannot work.
+    """
+    found = [point for point in entry_points(group=group) if point.name == name]
+    if not found:
+        raise ConfigError(f"there is no {kind} {name!r}: choose one of {', '.join(plugins(group))}")
+    try:
+        return found[0].load()(options)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the {kind} {name} needs {error.name}: pip install 'skyheed[forward]'") from error
 
 
 def take(options: Mapping[str, str], known: Mapping[str, str], table: str) -> dict[str, str]:

@@ -4,10 +4,9 @@ A provider returns a packet as the survey sent it, so that backfilled stamps tak
 """
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import ClassVar, Protocol
 
-from skyheed.broker.errors import ConfigError
+from skyheed.broker.options import plugin, plugins
 
 GROUP = "skyheed.providers"
 
@@ -37,7 +36,7 @@ class Provider(Protocol):
 
 def names() -> list[str]:
     """The providers that are installed."""
-    return sorted(point.name for point in entry_points(group=GROUP))
+    return plugins(GROUP)
 
 
 def load(name: str, options: Mapping[str, str]) -> Provider:
@@ -46,11 +45,5 @@ def load(name: str, options: Mapping[str, str]) -> Provider:
     Raises:
         ConfigError: there is none, what it needs is not installed, or an option cannot work.
     """
-    found = [point for point in entry_points(group=GROUP) if point.name == name]
-    if not found:
-        raise ConfigError(f"there is no provider {name!r}: choose one of {', '.join(names())}")
-    try:
-        provider: Provider = found[0].load()(options)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the provider {name} needs {error.name}: pip install 'skyheed[forward]'") from error
-    return provider
+    found: Provider = plugin(GROUP, "provider", name, options)
+    return found

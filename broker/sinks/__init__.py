@@ -7,10 +7,9 @@ the host in the same state when it sends the same classification again: forwardi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import entry_points
 from typing import Any, Protocol
 
-from skyheed.broker.errors import ConfigError
+from skyheed.broker.options import plugin, plugins
 from skyheed.broker.results.record import Classification
 
 GROUP = "skyheed.sinks"
@@ -69,7 +68,7 @@ class Sink(Protocol):
 
 def names() -> list[str]:
     """The sinks that are installed."""
-    return sorted(point.name for point in entry_points(group=GROUP))
+    return plugins(GROUP)
 
 
 def load(name: str, options: Mapping[str, str]) -> Sink:
@@ -78,11 +77,5 @@ def load(name: str, options: Mapping[str, str]) -> Sink:
     Raises:
         ConfigError: there is none, what it needs is not installed, or an option cannot work.
     """
-    found = [point for point in entry_points(group=GROUP) if point.name == name]
-    if not found:
-        raise ConfigError(f"there is no sink {name!r}: choose one of {', '.join(names())}")
-    try:
-        sink: Sink = found[0].load()(options)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the sink {name} needs {error.name}: pip install 'skyheed[forward]'") from error
-    return sink
+    found: Sink = plugin(GROUP, "sink", name, options)
+    return found
