@@ -28,7 +28,7 @@ from skyheed.broker.packets.reader import PacketReader
 from skyheed.broker.packets.surveys.earlier import NamesEarlier
 from skyheed.broker.providers import Provider
 from skyheed.broker.state.histories import SequenceStore
-from skyheed.broker.waiting import Stopped, patiently
+from skyheed.broker.waiting import patiently
 from skyheed.classifier.names import printable
 
 log = logging.getLogger("skyheed.backfill")
@@ -93,17 +93,13 @@ class Backfill:
         for object_id, sources in self.earlier.of(message.value()):
             wanted = [n for n in sources[-self.most :] if self.asked.get(object_id, str(n)) is None]
             if wanted:
-                kept = patiently(lambda name=object_id: self._kept(name), stop, self.consumer.keep_alive)  # type: ignore[misc]
+                kept = patiently(lambda name=object_id: self.store.sources(name), stop, self.consumer.keep_alive)  # type: ignore[misc]
                 found += [(object_id, n) for n in wanted if n not in kept]
         return found
 
-    def _kept(self, object_id: str) -> set[int]:
-        sequence = self.store.sequence(object_id)
-        return set() if sequence is None else set(sequence.header["source_id"].tolist())
-
     def _fetch(self, object_id: str, source_id: int, stop: threading.Event) -> str:
         """Ask for one detection and publish its packet; what became of it."""
-        self._pause(stop)
+        self.rate.pause(1, stop, self.consumer.keep_alive)
         try:
             packet = patiently(lambda: self.provider.packet(object_id, source_id), stop, self.consumer.keep_alive)
         except Refusal as refusal:
@@ -130,15 +126,6 @@ class Backfill:
         if [(seen.object_id, seen.source_id) for seen in found] != [(object_id, source_id)]:
             return "the provider sent the packet of another detection"
         return ""
-
-    def _pause(self, stop: threading.Event) -> None:
-        left = self.rate.wait_for(1)
-        while left > 0:
-            step = min(left, 1.0)
-            if stop.wait(step):
-                raise Stopped("stopped between two requests")
-            self.consumer.keep_alive()
-            left -= step
 
 
 class EarlierReader:

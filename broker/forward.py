@@ -62,6 +62,18 @@ class Rate:
         self._next = start + payloads * self._gap
         return start - now
 
+    def pause(self, payloads: int, stop: threading.Event, meanwhile: Callable[[], None]) -> None:
+        """Wait until so many may go; `meanwhile` runs every second.
+
+        Raises:
+            Stopped: `stop` was set before.
+        """
+        until = time.monotonic() + self.wait_for(payloads)
+        while (left := until - time.monotonic()) > 0:
+            if stop.wait(min(left, 1.0)):
+                raise Stopped("stopped between two payloads")
+            meanwhile()
+
 
 @dataclass
 class Forward:
@@ -112,17 +124,10 @@ class Forward:
         answers: list[Answer] = []
         for first in range(0, len(payloads), self.sink.batch):
             part = payloads[first : first + self.sink.batch]
-            self._pause(self.rate.wait_for(len(part)), stop)
+            self.rate.pause(len(part), stop, self.stream.keep_alive)
             answers += patiently(lambda part=part: self.sink.send(part), stop, self.stream.keep_alive)  # type: ignore[misc]
             self.stream.keep_alive()
         return answers
-
-    def _pause(self, seconds: float, stop: threading.Event) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            if stop.wait(min(left, 1.0)):
-                raise Stopped("stopped between two payloads")
-            self.stream.keep_alive()
 
     def _set_aside(self, refused: Sequence[tuple[Classification, str]], stop: threading.Event) -> None:
         if not refused:

@@ -358,7 +358,7 @@ def _unfolded(whole: bytes) -> tuple[bytes | None, list[tuple[str, bytes]], byte
     """Key, headers and value of a packet that was split.
 
     Raises:
-        Unreadable: it does not begin with a line of ours.
+        Unreadable: it does not begin as we begin one.
     """
     line, _, value = whole.partition(b"\n")
     if (syntax := sum(map(line.count, (b"[", b"{", b",")))) > MOST_SYNTAX:

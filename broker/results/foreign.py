@@ -1,4 +1,4 @@
-"""Records of our schema that somebody else wrote, or another version of ours: read within bounds.
+"""Records of our schema that somebody else, or another release, wrote: read within bounds.
 
 Anybody who may write to a topic of classifications decides on the bytes and, in an Avro container, on the schema. Both
 are measured before fastavro sees them: it would unpack a block to whatever size it has, read items of no bytes as

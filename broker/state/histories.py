@@ -272,6 +272,13 @@ class SequenceStore:
         claim = Claim(object_id, shard_of(object_id, self._shards), "")
         return None if reply is None else _unpack(claim, reply, EVERYTHING)
 
+    def sources(self, object_id: str) -> set[int]:
+        """The detections of an object that are kept; its stamps are not read."""
+        lane = Lane(images=())
+        reply = self._read([object_id], lane)[0]
+        claim = Claim(object_id, shard_of(object_id, self._shards), "")
+        return set() if reply is None else set(_unpack(claim, reply, lane).header["source_id"].tolist())
+
     def revision(self, object_id: str) -> int:
         """The object's revision, which every change of its sequence raises; 0 if there is none."""
         return int(self._client.run([("HGET", self._key("meta", object_id), "rev")])[0] or 0)

@@ -490,7 +490,7 @@ def _after(cursor: str, column: str, falls: bool) -> tuple[list[str], list[Any]]
     except (ValueError, TypeError):
         good = False
     if not good:
-        raise SearchError("this cursor is none of ours: begin at the first page")
+        raise SearchError("this cursor was not made here: begin at the first page")
     sign = "<" if falls else ">"
     if value is None:  # SQLite takes NULL for less than anything
         return ([f"{column} IS NULL AND id < ?"], [key]) if falls else ([f"({column} IS NOT NULL OR id > ?)"], [key])

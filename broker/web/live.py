@@ -38,7 +38,7 @@ def positions_of(text: str) -> Positions:
     """The positions in an event's id.
 
     Raises:
-        ValueError: it is none of ours.
+        ValueError: it was not made here.
     """
     if len(text) > LONGEST_ID:
         raise ValueError("too long")
@@ -189,7 +189,7 @@ class Hub:
         except ValueError:
             said: dict[str, Any] = {
                 "missed": None,
-                "sentence": "the place to go on from is none of ours: going on from now",
+                "sentence": "the place to go on from is unknown here: going on from now",
             }
             return now, retry + frame("gap", encode(said), event_id(now.positions))
         at, missed = await asyncio.to_thread(self._index.seq_before, positions)

@@ -49,12 +49,12 @@ def _environment() -> Environment:
 
 @functools.cache
 def digest(name: str) -> str:
-    """Of a file of ours, so that a browser asks for a changed one again."""
+    """Of one of our files, so that a browser asks for a changed one again."""
     return hashlib.sha256((HERE / "static" / name).read_bytes()).hexdigest()[:12]
 
 
 def static(name: str) -> str:
-    """The address of a file of ours."""
+    """The address of one of our files."""
     return f"/static/{name}?v={digest(name)}"
 
 
