@@ -152,9 +152,15 @@ def build_lightcurves(
 @archive.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the data card as JSON.")
-def info(path: Path, as_json: bool) -> None:
+@click.option("--croissant", "as_croissant", is_flag=True, help="Print Croissant metadata, which new archives hold.")
+def info(path: Path, as_json: bool, as_croissant: bool) -> None:
     """Print an archive's data card."""
     found = Archive(path)
+    if as_croissant:
+        from skyheed.classifier.archives.croissant import croissant
+
+        click.echo(json.dumps(croissant(found.card, found.path), indent=1))
+        return
     click.echo(json.dumps(found.card, indent=1) if as_json else _card(found))
 
 
@@ -179,7 +185,9 @@ def validate(path: Path) -> None:
 
 @archive.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--to", "form", type=click.Choice(["archive", "npz", "fits"]), required=True, help="Form to write.")
+@click.option(
+    "--to", "form", type=click.Choice(["archive", "npz", "fits", "hats"]), required=True, help="Form to write."
+)
 @click.option("--class", "labels", multiple=True, metavar="CLASS", help="AGN, SNIa, Variable or SNOther; repeatable.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only this split.")
 @click.option("--object", "objects", multiple=True, metavar="ID", help="Only this object; repeatable.")
@@ -194,7 +202,7 @@ def convert(
     alerts_only: bool,
     output: Path,
 ) -> None:
-    """Write an archive, or a part of it, as a smaller archive, as NumPy files or as FITS files with a WCS.
+    """Write an archive, or a part of it, as a smaller archive, NumPy files, FITS files with a WCS or a HATS catalogue.
 
     \b
     Example:  skyheed archive convert sky --to fits --object sdss-sim1-000007 -o look

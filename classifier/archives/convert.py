@@ -1,4 +1,4 @@
-"""Parts of an archive in other forms: a smaller archive, NumPy files, or FITS files to look at."""
+"""Parts of an archive in other forms: a smaller archive, NumPy files, FITS files to look at, or a HATS catalogue."""
 
 import json
 import shlex
@@ -12,14 +12,13 @@ from astropy.time import Time
 
 from skyheed.classifier import outputs
 from skyheed.classifier.archives.extras import arrays_of
-from skyheed.classifier.archives.format import kinds_of
+from skyheed.classifier.archives.format import FORMS, kinds_of
+from skyheed.classifier.archives.hats import write_hats
 from skyheed.classifier.archives.reader import Archive, ArchiveObject, ArchiveWriter
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.names import file_name, header_text, printable
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.stamp import middle, turned
-
-FORMS = ("archive", "npz", "fits")
 
 
 def convert(
@@ -37,7 +36,7 @@ def convert(
 
     Args:
         form: `archive`; `npz`: one file per object with an array per column; `fits`: one file per object with an
-            image extension per stamp and its WCS.
+            image extension per stamp and its WCS; `hats`: a catalogue of objects, see `archives.hats`.
         labels, split, objects: which; all by default.
         alerts_only: only what an alert stream would have sent.
 
@@ -57,6 +56,8 @@ def convert(
     chosen = _choose(archive, labels, split, objects)
     if form == "archive":
         return _subset(archive, out, chosen, alerts_only, _command(labels, split, objects, alerts_only), progress)
+    if form == "hats":
+        return write_hats(archive, out, chosen, alerts_only=alerts_only, progress=progress)
     out.mkdir(parents=True)
     write = _write_npz if form == "npz" else _write_fits
     for name in progress_bar(chosen, "converting", show=progress, unit=" objects"):

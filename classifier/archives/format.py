@@ -16,6 +16,7 @@ from skyheed.classifier.archives.extras import Extras, columns_of
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.names import printable
 
+FORMS = ("archive", "npz", "fits", "hats")  # that `convert` writes
 FORMAT = 1  # raised when a reader of the last version could not read the next
 CLASSES = ("AGN", "SNIa", "Variable", "SNOther")
 UNLABELLED = ""  # class of a real object of which nobody said what it is
@@ -131,7 +132,7 @@ def write_part(
     writer: pq.ParquetWriter | None = None
     try:
         for group, (thing, stamps, *more) in enumerate(sequences):
-            table = _stamp_table(thing.object_id, stamps, more[0] if more else None, normalised)
+            table = stamp_table(thing.object_id, stamps, more[0] if more else None, normalised)
             if writer is None:
                 writer = pq.ParquetWriter(
                     part_path(directory, number), table.schema, compression="zstd", compression_level=1,
@@ -147,7 +148,8 @@ def write_part(
     return rows
 
 
-def _stamp_table(object_id: str, stamps: NDArray[np.void], extras: Extras | None, normalised: bool) -> pa.Table:
+def stamp_table(object_id: str, stamps: NDArray[np.void], extras: Extras | None, normalised: bool) -> pa.Table:
+    """One object's stamps, in the order of time, as they are written; raises ArchiveError for what cannot be kept."""
     if not len(stamps):
         raise ArchiveError(f"object {printable(object_id)} has no stamps; leave it out of the archive")
     order = np.lexsort((stamps["source_id"], stamps["mjd"]))

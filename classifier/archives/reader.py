@@ -3,6 +3,7 @@
     DIR/
       README.md            the data card: how it was made, what is in it, what the columns mean
       card.json            the same for programs
+      croissant.json       the same for catalogues of data sets (Croissant)
       objects.parquet      one row per object
       stamps/part-*.parquet  one row per stamp; every object is one row group; may hold photometry and context
 

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from skyheed.classifier import outputs
 from skyheed.classifier.archives.card import card_text
+from skyheed.classifier.archives.croissant import FILE as CROISSANT
+from skyheed.classifier.archives.croissant import croissant
 from skyheed.classifier.archives.extras import Extras
 from skyheed.classifier.archives.format import (
     FORMAT,
@@ -129,6 +131,7 @@ class ArchiveWriter:
         card = {**self._card, **_facts(self.directory, objects)}
         (self.directory / "card.json").write_text(json.dumps(card, indent=1) + "\n")
         (self.directory / "README.md").write_text(card_text(card))
+        (self.directory / CROISSANT).write_text(json.dumps(croissant(card, self.directory), indent=1) + "\n")
         _flush_to_disk(self.directory)
         self._replace()
 
