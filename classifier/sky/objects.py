@@ -7,7 +7,8 @@ import numpy as np
 from skyheed.classifier.sky.conditions import Visits, fields_at, visits_at
 from skyheed.classifier.sky.makers import MAKERS
 from skyheed.classifier.sky.populations import dust, place, population_of
-from skyheed.classifier.sky.render import Source, noise_area
+from skyheed.classifier.sky.psf import noise_area
+from skyheed.classifier.sky.render import Source
 from skyheed.classifier.sky.scene import Content, contents, drawn
 from skyheed.classifier.sky.spectra import Array, njy_to_magnitude
 from skyheed.classifier.sky.stars import draw_kind

@@ -6,33 +6,18 @@ exact products; one inverse transform makes each stamp. All images of one object
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, optimize
+from scipy import fft
 
 from skyheed.classifier.sky.conditions import Visits
+from skyheed.classifier.sky.defects import add_defects
 from skyheed.classifier.sky.galaxies import Profile
-from skyheed.classifier.sky.surveys import AB_ZERO, Survey
+from skyheed.classifier.sky.psf import ELLIPTICITY, Array, Image, core_width, frequencies, optics, shift
+from skyheed.classifier.sky.surveys import Survey
 
-Array = NDArray[np.float64]
-Image = NDArray[np.float32]
-
-# SDSS's PSF (psField of run 1000, all bands): two Gaussians and a power-law wing (1 + r^2 / 3 s^2)^-1.5, of which the
-# Fourier transform is exp(-2 pi k sqrt(3) s) exactly.
-SECOND_SIZE = 2.0  # width of the second Gaussian relative to the first; `_optics` relies on the 2
-SECOND_FLUX = 0.37
-WING_FLUX = 0.028
-WING_SIZE = 1.65  # sqrt(3) s, in units of the FWHM
-# Of the PSF, scatter per component; like the numbers below, our choice.
-ELLIPTICITY = 0.03
 WORST_SKY = 2.0  # noise of a night that is still used, relative to a typical one
-MARGIN = 6  # FWHM by which the transform's period exceeds the stamp, so that wings hardly come back on the other side
-
-# Defects, chance per 64 x 64 pixels: cosmic rays that were not cleaned, bad columns, the edge of a chip.
-COSMIC_RAY, BAD_COLUMN, CHIP_EDGE = 0.03, 0.004, 0.006
-CLEAR = 6  # pixels about the source that defects leave free: the survey would have flagged the measurement
 
 
 @dataclass(frozen=True)
@@ -71,75 +56,16 @@ class Rendered:
         return replace(self, **{name: value[keep] for name, value in values.items() if value is not None})
 
 
-@lru_cache(1)
-def _core_width() -> float:
-    """Width (sigma) of the first Gaussian for a PSF of FWHM 1, wings included."""
-
-    def excess(sigma: float) -> float:
-        def light(r: float) -> float:
-            second, wing = SECOND_SIZE * sigma, WING_SIZE
-            gaussians = (1 - SECOND_FLUX) / sigma**2 * np.exp(-0.5 * (r / sigma) ** 2)
-            gaussians += SECOND_FLUX / second**2 * np.exp(-0.5 * (r / second) ** 2)
-            return float((1 - WING_FLUX) * gaussians + WING_FLUX / wing**2 * (1 + (r / wing) ** 2) ** -1.5)
-
-        return light(0.5) - 0.5 * light(0.0)
-
-    return float(optimize.brentq(excess, 0.2, 0.6))
-
-
-def noise_area(fwhm: Array | float, pixel: float) -> Array:
-    """Pixels of sky noise in the PSF flux of a faint source, 1 / sum(P^2) of this PSF, for FWHM in arcsec."""
-    sigma = _core_width() * np.asarray(fwhm) / pixel
-    a, b, s = 1 - SECOND_FLUX, SECOND_FLUX, SECOND_SIZE
-    inverse = (a**2 + b**2 / s**2 + 4 * a * b / (1 + s**2)) / (4 * np.pi * sigma**2)
-    return np.asarray(1 / (inverse * (1 - WING_FLUX) ** 2))
-
-
-@lru_cache(8)
-def _frequencies(survey: Survey) -> tuple[Image, Image, int]:
-    """Cycles per arcsec along x [1, K] and y [G, 1] of the image, and the grid's side G."""
-    wide = survey.size + MARGIN * max(band.seeing for band in survey.bands.values()) / survey.pixel
-    side = 4 * fft.next_fast_len(int(wide / 4 + 1), real=True) * survey.oversample
-    step = survey.pixel / survey.oversample
-    kx = np.fft.rfftfreq(side, step)[None, :]
-    ky = np.fft.fftfreq(side, step)[:, None]
-    return kx.astype(np.float32), ky.astype(np.float32), side
-
-
-def _optics(survey: Survey, fwhm: Array, e1: Array, e2: Array) -> Image:
-    """Transfer functions [n, G, K] of elliptical PSFs."""
-    kx, ky, _ = _frequencies(survey)
-    stretched = (
-        (1 + e1)[:, None, None].astype(np.float32) * kx**2
-        + (1 - e1)[:, None, None].astype(np.float32) * ky**2
-        + 2 * e2[:, None, None].astype(np.float32) * (kx * ky)
-    )
-    sigma = (_core_width() * fwhm).astype(np.float32)[:, None, None]
-    core = np.exp(-2 * np.pi**2 * sigma**2 * stretched)
-    second = np.square(np.square(core))  # twice as wide: the fourth power
-    wing = np.exp(-2 * np.pi * WING_SIZE * fwhm.astype(np.float32)[:, None, None] * np.sqrt(stretched))
-    result = np.float32(1 - WING_FLUX) * (np.float32(1 - SECOND_FLUX) * core + np.float32(SECOND_FLUX) * second)
-    return np.asarray(result + np.float32(WING_FLUX) * wing, np.float32)
-
-
-def _shift(survey: Survey, x: Array, y: Array) -> NDArray[np.complex64]:
-    """Phases [n, G, K] that put a source at (x, y) arcsec from pixel [0, 0]."""
-    kx, ky, _ = _frequencies(survey)
-    along = np.exp(-2j * np.pi * kx * x[:, None]).astype(np.complex64)
-    up = np.exp(-2j * np.pi * ky[:, 0] * y[:, None]).astype(np.complex64)
-    return np.asarray(up[:, :, None] * along[:, None, :])
-
-
 def _sky_frequencies(survey: Survey, rotation: float) -> tuple[Array, Array]:
     """Frequencies towards west and north for an image whose +y axis points `rotation` degrees east of north."""
-    kx, ky, _ = _frequencies(survey)
+    kx, ky, _ = frequencies(survey)
     cos, sin = np.cos(np.radians(rotation)), np.sin(np.radians(rotation))
     return np.asarray(cos * kx - sin * ky, float), np.asarray(sin * kx + cos * ky, float)
 
 
 def _scene(survey: Survey, sources: Sequence[Source], rotation: float) -> NDArray[np.complex64]:
     """Transforms [band, G, K] of everything that does not change, about the changing source."""
-    kx, ky, _ = _frequencies(survey)
+    kx, ky, _ = frequencies(survey)
     west, north = _sky_frequencies(survey, rotation)
     cos, sin = np.cos(np.radians(rotation)), np.sin(np.radians(rotation))
     total = np.zeros((len(survey.bands), *west.shape), np.complex64)
@@ -206,7 +132,7 @@ def _expose(
     if survey.whole_pixels:
         jitter += rng.uniform(-0.5, 0.5, jitter.shape) * survey.pixel * amount
     place = (survey.size // 2) * survey.pixel + jitter
-    beam = _optics(survey, visits.seeing, e1, e2) * _shift(survey, *place)
+    beam = optics(survey, visits.seeing, e1, e2) * shift(survey, *place)
     scenes = _scenes(survey, sources, visits)
     return _Exposures(_images(survey, beam), _images(survey, beam * scenes), beam, scenes, place)
 
@@ -220,7 +146,7 @@ def point_images(rng: np.random.Generator, survey: Survey, fwhm: Array, offset: 
     """
     e1, e2 = rng.normal(0, ELLIPTICITY, (2, len(fwhm)))
     place = (survey.size // 2) * survey.pixel + offset
-    return _images(survey, _optics(survey, fwhm, e1, e2) * _shift(survey, *place))
+    return _images(survey, optics(survey, fwhm, e1, e2) * shift(survey, *place))
 
 
 def _column(values: Array) -> Image:
@@ -352,8 +278,8 @@ def _template(
     blurred = 0.5 * _column(quiet) * rng.standard_normal(template.shape, dtype=np.float32)
     dx, dy = rng.normal(0, survey.registration * survey.pixel, (2, len(visits))) * amount
     wider = rng.normal(0, survey.match, len(visits)) * amount
-    kx, ky, _ = _frequencies(survey)
-    width = _column(wider * (2 * np.pi * _core_width() * visits.seeing) ** 2)
+    kx, ky, _ = frequencies(survey)
+    width = _column(wider * (2 * np.pi * core_width() * visits.seeing) ** 2)
     moved = 2j * np.pi * (_column(dx) * kx + _column(dy) * ky) + width * (kx**2 + ky**2)
     residual = _images(survey, (seen.beam * everything * moved).astype(np.complex64))
     return template, residual - blurred
@@ -367,7 +293,7 @@ def _sharp(
     middle = np.full((2, len(drawn)), (survey.size // 2) * survey.pixel)
     none = np.zeros(len(drawn))
     place = seen.place[:, drawn] if survey.whole_pixels else middle
-    return _images(survey, _optics(survey, sharp, none, none) * _shift(survey, *place) * everything[drawn])
+    return _images(survey, optics(survey, sharp, none, none) * shift(survey, *place) * everything[drawn])
 
 
 def _grain(rng: np.random.Generator, survey: Survey, n: int) -> Image:
@@ -388,60 +314,3 @@ def _template_of(visits: Visits) -> NDArray[np.int64]:
 
 def _first_of_each(visits: Visits) -> NDArray[np.intp]:
     return np.unique(_template_of(visits), return_index=True)[1]
-
-
-def add_defects(rng: np.random.Generator, survey: Survey, visits: Visits, images: Image) -> None:
-    """Saturation, cosmic rays, bad columns and chip edges, in place."""
-    n = len(images)
-    along_x = abs(survey.column_angle - 90) < 45
-    area = survey.size**2 / 64**2
-    _saturate(survey, visits, images, along_x)
-    for at in np.flatnonzero(rng.random(n) < COSMIC_RAY * area):
-        _cosmic_ray(rng, images[at], float(visits.noise[at]))
-    for at in np.flatnonzero(rng.random(n) < BAD_COLUMN * area):
-        line, level = _away_from_source(rng, survey), rng.normal(0, 8) * visits.noise[at]
-        (images[at].T if not along_x else images[at])[line] += np.float32(level)
-    for at in np.flatnonzero(rng.random(n) < CHIP_EDGE * area):
-        width = int(rng.integers(1, survey.size // 2 - CLEAR))
-        view = images[at].T if rng.random() < 0.5 else images[at]
-        beyond = slice(None, width) if rng.random() < 0.5 else slice(-width, None)
-        view[beyond] = np.nan if rng.random() < 0.5 else 0
-
-
-def _away_from_source(rng: np.random.Generator, survey: Survey) -> int:
-    """A line of pixels that leaves the source free."""
-    line = int(rng.integers(survey.size - 2 * CLEAR))
-    return line if line < survey.size // 2 - CLEAR else line + 2 * CLEAR
-
-
-def _saturate(survey: Survey, visits: Visits, images: Image, along_x: bool) -> None:
-    """Clip at the full well and let the charge bleed along the columns."""
-    bands = list(survey.bands.values())
-    full = np.array([_full_well(survey, band.seeing) for band in bands])[visits.band].astype(np.float32)
-    for at in np.flatnonzero(images.max(axis=(1, 2)) > full):
-        view = images[at] if along_x else images[at].T
-        for line in np.flatnonzero((view > full[at]).any(1)):
-            row = view[line]
-            over = row > full[at]
-            spilled = float((row[over] - full[at]).sum() / full[at])
-            middle = float(np.flatnonzero(over).mean())
-            reach = (over.sum() + min(spilled, 4 * len(row))) / 2
-            row[np.abs(np.arange(len(row)) - middle) <= reach] = full[at]
-
-
-def _full_well(survey: Survey, seeing: float) -> float:
-    """nJy in the middle pixel of a star that just saturates."""
-    sigma = _core_width() * seeing / survey.pixel
-    peak = (1 - SECOND_FLUX + SECOND_FLUX / SECOND_SIZE**2) / (2 * np.pi * sigma**2)
-    return float(10 ** (0.4 * (AB_ZERO - survey.saturation)) * min(peak, 0.7))
-
-
-def _cosmic_ray(rng: np.random.Generator, image: Image, noise: float) -> None:
-    """A straight track of sharp pixels, without those at the source."""
-    length, angle = rng.integers(1, 9), rng.uniform(0, 2 * np.pi)
-    steps = np.arange(length)
-    x = np.rint(rng.uniform(0, image.shape[1]) + steps * np.cos(angle)).astype(int)
-    y = np.rint(rng.uniform(0, image.shape[0]) + steps * np.sin(angle)).astype(int)
-    inside = (x >= 0) & (x < image.shape[1]) & (y >= 0) & (y < image.shape[0])
-    inside &= np.hypot(x - image.shape[1] // 2, y - image.shape[0] // 2) > CLEAR
-    image[y[inside], x[inside]] += np.float32(noise * 10 ** rng.uniform(1, 2.3)) * rng.uniform(0.5, 1, inside.sum())

@@ -7,7 +7,7 @@ import numpy as np
 
 from skyheed.classifier.sky.conditions import Visits
 from skyheed.classifier.sky.galaxies import Galaxy
-from skyheed.classifier.sky.render import noise_area
+from skyheed.classifier.sky.psf import noise_area
 from skyheed.classifier.sky.spectra import Array, njy_to_magnitude
 from skyheed.classifier.sky.surveys import Survey
 from skyheed.classifier.sky.type_ia import IaTemplate

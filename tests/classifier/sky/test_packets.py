@@ -143,7 +143,7 @@ def test_template_and_science_share_the_place_and_sources_lie_anywhere_in_their_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for defect in ("COSMIC_RAY", "BAD_COLUMN", "CHIP_EDGE"):
-        monkeypatch.setattr(f"skyheed.classifier.sky.render.{defect}", 0.0)
+        monkeypatch.setattr(f"skyheed.classifier.sky.defects.{defect}", 0.0)
     visits = exposures(ZTF, 40, noise=1e-3)
     n = len(visits)
     star = [Source(0, 0, np.full(3, 1e7))]

@@ -21,7 +21,8 @@ from skyheed.classifier.sky import SURVEYS, simulate
 from skyheed.classifier.sky.conditions import Visits, visits_at
 from skyheed.classifier.sky.galaxies import Profile
 from skyheed.classifier.sky.objects import Wish
-from skyheed.classifier.sky.render import Source, noise_area, psf_photometry, render, render_measured
+from skyheed.classifier.sky.psf import noise_area
+from skyheed.classifier.sky.render import Source, psf_photometry, render, render_measured
 from skyheed.classifier.sky.simulation import PUBLISHED, plan, simulate_object
 from skyheed.classifier.sky.surveys import Survey, survey_named
 from skyheed.classifier.training import dataset
@@ -316,7 +317,7 @@ def test_other_surveys_have_templates_and_differences(tmp_path: Path) -> None:
 
 
 def test_difference_is_empty_beyond_a_chips_edge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skyheed.classifier.sky.render.CHIP_EDGE", 0.5)
+    monkeypatch.setattr("skyheed.classifier.sky.defects.CHIP_EDGE", 0.5)
     survey = survey_named("ztf")
     visits = exposures(survey, 10)
     n = len(visits)
