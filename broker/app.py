@@ -21,6 +21,7 @@ from skyheed.broker.kafka.connection import check_options
 from skyheed.broker.packets import surveys
 from skyheed.broker.packets.container import Decoder, SchemaSource
 from skyheed.broker.packets.surveys import Survey, load_survey
+from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
 from skyheed.broker.rules import LONGEST_MODEL_NAME
 from skyheed.broker.state import client as state
@@ -399,16 +400,16 @@ def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
     return counts
 
 
-def output_form(settings: config.Settings, topic: str) -> records.Form:
+def output_form(settings: config.Settings, topic: str) -> formats.Form:
     """How a classification is published: container, Confluent wire where a registry is set, or ELAsTiCC."""
     if settings.work.format == "elasticc":
-        return records.Form(records.encode_elasticc, False)
+        return formats.Form(formats.encode_elasticc, False)
     registry = settings.registry
     if registry.output_url:
         client_of = registry.user, registry.password, registry.ca_file
-        schema_id = records.register(registry.output_url, f"{topic}-value", *client_of)
-        return records.Form(lambda record, datum: records.encode_wire(record, schema_id, datum), False)
-    return records.Form(records.encode, True)
+        schema_id = formats.register(registry.output_url, f"{topic}-value", *client_of)
+        return formats.Form(lambda record, datum: formats.encode_wire(record, schema_id, datum), False)
+    return formats.Form(formats.encode, True)
 
 
 def provenance_of(model: "Model") -> records.Provenance:

@@ -468,7 +468,7 @@ def object_(object_id: str, **given: Any) -> None:
     Example:  skyheed object ZTF20abfcszi --survey ztf
     """
     from skyheed.broker import health as health
-    from skyheed.broker.results import record as records
+    from skyheed.broker.results import formats
 
     store = health.reading(settings_from(given))[0]
     models = store.models() or [""]
@@ -478,7 +478,7 @@ def object_(object_id: str, **given: Any) -> None:
     for model, latest in found.items():
         if len(found) > 1:
             click.echo(f"# {printable(model)}")
-        click.echo(json.dumps(records.decode(latest).to_json(), indent=2))
+        click.echo(json.dumps(formats.decode(latest).to_json(), indent=2))
         for line in store.history(object_id, model):
             click.echo(printable(line))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.metrics import ForwardMetrics
-from skyheed.broker.results import record as records
+from skyheed.broker.results import formats
 from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import FILTERED, Answer, Outcome, Payload, Sink
 from skyheed.broker.subscribe import Subscriber
@@ -136,7 +136,7 @@ class Forward:
             log.warning("refused: object %s: %s", printable(record.object_id), words)
         now = str(time.time_ns() // 1_000_000).encode()
         messages = [
-            (self.refused_topic, record.object_id.encode(), records.encode(record), _headers(record, words, now))
+            (self.refused_topic, record.object_id.encode(), formats.encode(record), _headers(record, words, now))
             for record, words in refused
         ]
         patiently(lambda: self.publisher.publish_all(messages), stop, self.stream.keep_alive)

@@ -23,7 +23,8 @@ from skyheed.broker.errors import ConfigError, ServiceUnavailable, StreamError
 from skyheed.broker.kafka.client import BatchConsumer, place_of
 from skyheed.broker.kafka.connection import Place
 from skyheed.broker.lately import Lately
-from skyheed.broker.results.record import Classification, Schema, decode
+from skyheed.broker.results.formats import Schema, decode
+from skyheed.broker.results.record import Classification
 
 log = logging.getLogger("skyheed.subscribe")
 BATCH = 500

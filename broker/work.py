@@ -28,7 +28,8 @@ from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.logs import event
 from skyheed.broker.metrics import WorkMetrics
 from skyheed.broker.portions import Hand, Portions
-from skyheed.broker.results.record import Classification, Form, Provenance, datum_of, encode_single
+from skyheed.broker.results.formats import Form, datum_of, encode_single
+from skyheed.broker.results.record import Classification, Provenance
 from skyheed.broker.state.histories import (
     SOURCE_BYTES,
     Answer,

@@ -16,7 +16,7 @@ from skyheed.broker import app as daemon
 from skyheed.broker import config, metrics, serve
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import embedded
-from skyheed.broker.results import record
+from skyheed.broker.results import formats, record
 from skyheed.broker.state.histories import HEADER
 
 HOSTILE = (
@@ -66,7 +66,7 @@ def publish_news(settings: config.Settings, objects: dict[str, int]) -> None:
     """Classifications of objects with so many epochs, as a worker would publish them, without one."""
     kafka.ensure_topics(settings.kafka, {settings.classification_topic: {}}, 3, 1)
     messages = [
-        (settings.classification_topic, name.encode(), record.encode(news(settings.survey, name, epochs)), None)
+        (settings.classification_topic, name.encode(), formats.encode(news(settings.survey, name, epochs)), None)
         for name, epochs in objects.items()
     ]
     with kafka.Publisher(settings.kafka) as publisher:

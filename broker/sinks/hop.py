@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.options import required, take
-from skyheed.broker.results import record as records
+from skyheed.broker.results import formats
 from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused
 
@@ -44,7 +44,7 @@ class Hop:
     def send(self, payloads: Sequence[Payload]) -> list[Answer]:
         found = [Classification.from_dict(payload) for payload in payloads]
         messages = [
-            (self._topic, record.object_id.encode(), records.encode(record), self._headers(record)) for record in found
+            (self._topic, record.object_id.encode(), formats.encode(record), self._headers(record)) for record in found
         ]
         errors = self._publisher.publish(messages)
         return [DELIVERED if error is None else refused(error.str()) for error in errors]

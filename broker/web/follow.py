@@ -14,7 +14,7 @@ from typing import Any, cast
 from skyheed.broker import config
 from skyheed.broker.errors import SkyheedError, StreamError
 from skyheed.broker.kafka.client import BatchConsumer, place_of
-from skyheed.broker.results.record import decode
+from skyheed.broker.results.formats import decode
 from skyheed.broker.web.index import Event, Index, Read
 
 log = logging.getLogger("skyheed.follow")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from skyheed.broker.errors import ServiceError, ServiceUnavailable, StreamError
 from skyheed.broker.packets.surveys.elsewhere import PIXEL_ARCSEC
-from skyheed.broker.results.record import decode, utc_ms
+from skyheed.broker.results.formats import decode
+from skyheed.broker.results.record import utc_ms
 from skyheed.broker.state.histories import SequenceStore, StoredSequence
 from skyheed.broker.web import images as pictures
 from skyheed.broker.web import sky

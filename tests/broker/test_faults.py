@@ -33,6 +33,7 @@ from skyheed.broker import config
 from skyheed.broker.errors import ServiceUnavailable
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import embedded
+from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
 from skyheed.broker.results.record import Classification
 from skyheed.broker.state.histories import HEADER
@@ -190,7 +191,7 @@ def _judge(settings: config.Settings, topic: str, payloads: list[bytes]) -> None
     assert summary["stored"] + summary["duplicates"] + summary["rejected"] == summary["consumed"]
     assert summary["rejected"] >= BAD
     assert (summary["objects"], summary["classified"], summary["pending"]) == (OBJECTS, OBJECTS, 0)
-    published = [records.decode(message.value()) for message in raw_messages(settings, settings.classification_topic)]
+    published = [formats.decode(message.value()) for message in raw_messages(settings, settings.classification_topic)]
     by_id = keyed(published)
     last = last_answers(list(by_id.values()))
     # our own client leaves out late answers of older sequences, too; what it has at the end is the same

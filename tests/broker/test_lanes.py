@@ -14,6 +14,7 @@ from state_tools import SURVEY, answer, deliveries, observation, open_state
 from skyheed.broker import metrics
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.local import embedded
+from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
 from skyheed.broker.state import client as state
 from skyheed.broker.state.books import ModelBooks
@@ -177,11 +178,11 @@ class Slow:
 
 def worker_of(url: str, name: str, model: Slow, sent: list[tuple[float, str]], pace: Pace | None = None) -> Worker:
     def publish_all(messages: Sequence[tuple[str, bytes, bytes, Any]], _waiting: object) -> None:
-        sent.extend((time.monotonic(), records.decode(value).object_id) for _, _, value, _ in messages)
+        sent.extend((time.monotonic(), formats.decode(value).object_id) for _, _, value, _ in messages)
 
     store = open_state(url)[0]
     store.join(name)
-    output = Output(name, "topic", records.Form(records.encode, True), PROVENANCE)
+    output = Output(name, "topic", formats.Form(formats.encode, True), PROVENANCE)
     return Worker(
         SURVEY, queue_of(url, name), store, model, SimpleNamespace(publish_all=publish_all), output,  # type: ignore[arg-type]
         metrics.WorkMetrics(SURVEY), pace or Pace(32, 0.1, 60.0),

@@ -260,7 +260,7 @@ def test_two_workers_share_the_queue(stream: config.Settings, tmp_path: Path) ->
 
 
 def test_elasticc_messages(stream: config.Settings, tmp_path: Path) -> None:
-    from skyheed.broker.results.record import elasticc_schema
+    from skyheed.broker.results.formats import elasticc_schema
 
     settings = settings_for(
         stream.kafka["bootstrap.servers"], stream.redis.url, "sdss", stream.ingest.topics[0],

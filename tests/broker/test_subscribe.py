@@ -23,7 +23,7 @@ from skyheed.broker import subscribe, written
 from skyheed.broker.errors import ConfigError, ServiceError, StreamError
 from skyheed.broker.kafka.client import Publisher, ensure_topics
 from skyheed.broker.local import embedded
-from skyheed.broker.results import record as records
+from skyheed.broker.results import formats
 from skyheed.broker.results.record import Classification
 from skyheed.broker.subscribe import Subscriber
 
@@ -58,7 +58,7 @@ class Topic:
     def _outgoing(self, message: Classification | bytes) -> Any:
         if isinstance(message, bytes):
             return self.name, b"?", message, None
-        return self.name, message.object_id.encode(), records.encode(message), message.headers()
+        return self.name, message.object_id.encode(), formats.encode(message), message.headers()
 
     def subscriber(self, **options: Any) -> Subscriber:
         return Subscriber(self.kafka, topic=self.name, drain=True, options=QUICK, **options)
@@ -192,9 +192,9 @@ def test_confluent_wire_is_read_with_the_schema_of_its_id(topic: Topic) -> None:
 
     def schema(number: int) -> dict[str, Any]:
         asked.append(number)
-        return dict(json.loads(records.schema_text()))
+        return dict(json.loads(formats.schema_text()))
 
-    topic.publish(records.encode_wire(record(1), 12))
+    topic.publish(formats.encode_wire(record(1), 12))
     assert topic.read(writer_schema=schema) == [record(1)]
     assert asked == [12]
 
@@ -306,7 +306,7 @@ def test_parquet_keeps_types_and_values(answers: list[Classification], tmp_path:
         for name in ("survey_ms", "kafka_ms", "ingest_ms", "classified_ms"):
             row[name] = round(row[name].timestamp() * 1000)
     assert [Classification.from_dict(row) for row in rows] == answers
-    assert table.column_names == [f["name"] for f in json.loads(records.schema_text())["fields"]]
+    assert table.column_names == [f["name"] for f in json.loads(formats.schema_text())["fields"]]
     assert list(tmp_path.iterdir()) == [path]
 
 

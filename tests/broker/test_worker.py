@@ -15,7 +15,7 @@ from skyheed.broker import app as daemon
 from skyheed.broker import config, metrics
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.local import embedded
-from skyheed.broker.results import record as records
+from skyheed.broker.results import formats
 from skyheed.broker.results.record import Declined, Status
 from skyheed.broker.state import client as state
 from skyheed.broker.state.histories import SequenceStore, Settled
@@ -36,7 +36,7 @@ def predictor(tmp_path: Path) -> Predictor:
 
 
 def worker_of(predictor: Predictor, queue: DueQueue, store: SequenceStore) -> Worker:
-    output = Output("", "topic", records.Form(records.encode, True), daemon.provenance_of(predictor))
+    output = Output("", "topic", formats.Form(formats.encode, True), daemon.provenance_of(predictor))
     return Worker(
         "test",
         queue,
@@ -186,14 +186,14 @@ def test_a_record_is_encoded_once(
     worker = worker_of(predictor, queue, store)
     worker.publisher = publisher  # type: ignore[assignment]
     if form == "wire":
-        form_ = records.Form(lambda record, datum: records.encode_wire(record, 7, datum), False)
+        form_ = formats.Form(lambda record, datum: formats.encode_wire(record, 7, datum), False)
         worker.output = replace(worker.output, form=form_)
     encoded: list[str] = []
-    real = records._datum
-    monkeypatch.setattr(records, "_datum", lambda record: encoded.append(record.object_id) or real(record))
+    real = formats._datum
+    monkeypatch.setattr(formats, "_datum", lambda record: encoded.append(record.object_id) or real(record))
     assert worker._batch(threading.Event()) == 3
     assert sorted(encoded) == ["o0", "o1", "o2"]
-    kept = [records.decode(store.latest(f"o{n}") or b"") for n in range(3)]
+    kept = [formats.decode(store.latest(f"o{n}") or b"") for n in range(3)]
     monkeypatch.undo()
-    frame = records.encode if form == "container" else lambda record: records.encode_wire(record, 7)
+    frame = formats.encode if form == "container" else lambda record: formats.encode_wire(record, 7)
     assert sorted(sent) == sorted(map(frame, kept))

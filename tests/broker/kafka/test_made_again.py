@@ -28,7 +28,7 @@ from skyheed.broker.kafka.client import (
 from skyheed.broker.kafka.connection import Connection
 from skyheed.broker.kafka.connection import consumer as plain_consumer
 from skyheed.broker.local import embedded
-from skyheed.broker.results.record import encode
+from skyheed.broker.results.formats import encode
 from skyheed.broker.subscribe import Subscriber
 
 pytestmark = [pytest.mark.kafka, pytest.mark.skipif(not HOME, reason=NEEDS_APACHE)]

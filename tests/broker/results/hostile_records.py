@@ -15,6 +15,7 @@ from typing import Any
 import fastavro
 
 from skyheed.broker.errors import StreamError
+from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
 
 SYNC = bytes(range(16))
@@ -46,31 +47,31 @@ def bomb() -> bytes:
     """700 MiB in 715 kB."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = b"".join(packer.compress(bytes(1 << 20)) for _ in range(700)) + packer.flush()
-    return container(records.schema_text(), block, codec="deflate")
+    return container(formats.schema_text(), block, codec="deflate")
 
 
 def bombs_one_behind_another() -> bytes:
     """Blocks that hold no record, each of 8 MiB unpacked."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(8 << 20)) + packer.flush()
-    return header(records.schema_text(), "deflate") + (number(0) + sized(block) + SYNC) * 100
+    return header(formats.schema_text(), "deflate") + (number(0) + sized(block) + SYNC) * 100
 
 
 def five_blocks_of_two_mib() -> bytes:
     """Each below what a survey's container may hold, each with a record."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(2 << 20)) + packer.flush()
-    return header(records.schema_text(), "deflate") + (number(1) + sized(block) + SYNC) * 5
+    return header(formats.schema_text(), "deflate") + (number(1) + sized(block) + SYNC) * 5
 
 
 def one_block_of_two_mib() -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return container(records.schema_text(), packer.compress(bytes(2 << 20)) + packer.flush(), codec="deflate")
+    return container(formats.schema_text(), packer.compress(bytes(2 << 20)) + packer.flush(), codec="deflate")
 
 
 def more(*fields: dict[str, Any], first: bool = True) -> str:
     """Our schema with fields more, in front of ours."""
-    schema = json.loads(records.schema_text())
+    schema = json.loads(formats.schema_text())
     schema["fields"] = [*fields, *schema["fields"]] if first else [*schema["fields"], *fields]
     return json.dumps(schema)
 
@@ -91,7 +92,7 @@ def nothing_in_a_record() -> bytes:
 
 def nothing_where_ours_are() -> bytes:
     """The same in place of `sources`."""
-    schema = json.loads(records.schema_text())
+    schema = json.loads(formats.schema_text())
     for field in schema["fields"]:
         if field["name"] == "sources":
             field["type"] = {"type": "array", "items": "null"}
@@ -156,7 +157,7 @@ def many_entries() -> bytes:
 
 
 def too_large() -> bytes:
-    return records.encode(_record())[:-16] + bytes(2**20)
+    return formats.encode(_record())[:-16] + bytes(2**20)
 
 
 def a_later_time() -> bytes:
@@ -164,7 +165,7 @@ def a_later_time() -> bytes:
     record = _record().to_dict()
     record["kafka_ms"] = 2**62
     out = io.BytesIO()
-    schema = json.loads(records.schema_text())
+    schema = json.loads(formats.schema_text())
     plain = json.loads(json.dumps(schema).replace('"logicalType": "timestamp-millis"', '"x": ""'))
     fastavro.schemaless_writer(out, fastavro.parse_schema(plain, named_schemas={}), record)
     return container(json.dumps(schema), out.getvalue())
@@ -175,8 +176,8 @@ def many_probabilities() -> bytes:
     record = _record().to_dict()
     record["probabilities"] = [{"name": "", "taxonomy_id": 0, "probability": 0.5}] * 170_000
     out = io.BytesIO()
-    fastavro.schemaless_writer(out, fastavro.parse_schema(json.loads(records.schema_text()), named_schemas={}), record)
-    return container(records.schema_text(), out.getvalue())
+    fastavro.schemaless_writer(out, fastavro.parse_schema(json.loads(formats.schema_text()), named_schemas={}), record)
+    return container(formats.schema_text(), out.getvalue())
 
 
 def _record() -> records.Classification:
@@ -204,7 +205,7 @@ def main() -> None:
     for name, message in messages.items():
         began = time.process_time()
         try:
-            records.decode(message)
+            formats.decode(message)
             end = "taken"
         except StreamError as error:
             end = str(error)

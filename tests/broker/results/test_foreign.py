@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from test_records import classification
 
 from skyheed.broker.errors import StreamError
-from skyheed.broker.results import foreign
-from skyheed.broker.results import record as records
+from skyheed.broker.results import foreign, formats
 
 
 def test_hostile_records_cost_little_time_and_memory() -> None:
@@ -39,9 +38,9 @@ def test_hostile_records_cost_little_time_and_memory() -> None:
 def test_a_container_that_fastavro_wrote_is_read(codec: str) -> None:
     record = classification()
     out = io.BytesIO()
-    schema = fastavro.parse_schema(json.loads(records.schema_text()), named_schemas={})
+    schema = fastavro.parse_schema(json.loads(formats.schema_text()), named_schemas={})
     fastavro.writer(out, schema, [record.to_dict()], codec=codec)
-    assert records.decode(out.getvalue()) == record
+    assert formats.decode(out.getvalue()) == record
 
 
 def test_a_record_of_a_later_minor_version_is_read_in_every_envelope() -> None:
@@ -50,11 +49,11 @@ def test_a_record_of_a_later_minor_version_is_read_in_every_envelope() -> None:
     record = classification()
     out = io.BytesIO()
     fastavro.schemaless_writer(out, schema, record.to_dict() | {"later": [1.0, 2.0]})
-    assert records.decode(hostile.container(text, out.getvalue())) == record
+    assert formats.decode(hostile.container(text, out.getvalue())) == record
     wire = b"\0\0\0\0\x07" + out.getvalue()
     for given_schema in (json.loads(text), schema):
         asked: list[int] = []
-        assert records.decode(wire, lambda n, s=given_schema, a=asked: a.append(n) or s) == record
+        assert formats.decode(wire, lambda n, s=given_schema, a=asked: a.append(n) or s) == record
         assert asked == [7]
 
 
@@ -80,9 +79,9 @@ def test_a_record_of_a_later_minor_version_is_read_in_every_envelope() -> None:
     ],
 )
 def test_what_is_wrong_with_a_container_is_one_sentence(make: Any, sentence: str) -> None:
-    datum = records.encode_single(classification())[10:]
+    datum = formats.encode_single(classification())[10:]
     with pytest.raises(StreamError, match=sentence) as caught:
-        records.decode(make(records.schema_text(), datum))
+        formats.decode(make(formats.schema_text(), datum))
     assert str(caught.value).startswith("not a classification: ")
     assert len(str(caught.value)) < 400
 
@@ -90,21 +89,21 @@ def test_what_is_wrong_with_a_container_is_one_sentence(make: Any, sentence: str
 def test_a_registrys_schema_is_measured_too() -> None:
     schema = json.loads(hostile.more({"name": "x", "type": {"type": "array", "items": "null"}}))
     with pytest.raises(StreamError, match="few bytes are many values"):
-        records.decode(b"\0\0\0\0\x01" + hostile.number(2**60) + b"\0", lambda _: schema)
+        formats.decode(b"\0\0\0\0\x01" + hostile.number(2**60) + b"\0", lambda _: schema)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_no_bytes_end_in_anything_but_a_record_or_a_sentence(data: st.DataObject) -> None:
     good = data.draw(st.sampled_from([
-        records.encode(classification()), records.encode_single(classification()),
+        formats.encode(classification()), formats.encode_single(classification()),
         hostile.container(hostile.more({"name": "m", "type": {"type": "map", "values": ["null", "bytes"]}}), b"\0"),
     ]))  # fmt: skip
     message = bytearray(good)
     for _ in range(data.draw(st.integers(1, 4))):
         message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     try:
-        records.decode(bytes(message))
+        formats.decode(bytes(message))
         said = ""
     except StreamError as error:
         said = str(error)
@@ -112,7 +111,7 @@ def test_no_bytes_end_in_anything_but_a_record_or_a_sentence(data: st.DataObject
 
 
 def test_only_a_few_schemas_are_remembered() -> None:
-    datum = records.encode_single(classification())[10:]
+    datum = formats.encode_single(classification())[10:]
     for n in range(100):
-        records.decode(hostile.container(records.schema_text() + " " * n, datum))
+        formats.decode(hostile.container(formats.schema_text() + " " * n, datum))
     assert foreign.writer_schema.cache_info().currsize <= 16

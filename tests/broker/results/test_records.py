@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyheed.broker.errors import ServiceError, ServiceUnavailable, StreamError
+from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
 from skyheed.broker.results.record import Classification, Provenance, Status
 
@@ -130,14 +131,14 @@ def test_tai_to_utc_knows_the_leap_seconds(mjd_tai: float, seconds: int) -> None
 
 @pytest.mark.parametrize("record", [classification(), classification(header(2), None, "too_few_stamps")])
 def test_every_envelope_comes_back_equal(record: Classification) -> None:
-    assert records.decode(records.encode(record)) == record
-    assert records.decode(records.encode_wire(record, 42)) == record
-    assert records.decode(records.encode_single(record)) == record
+    assert formats.decode(formats.encode(record)) == record
+    assert formats.decode(formats.encode_wire(record, 42)) == record
+    assert formats.decode(formats.encode_single(record)) == record
 
 
 def test_fastavro_alone_reads_the_container() -> None:
     record = classification()
-    (read,) = fastavro.reader(io.BytesIO(records.encode(record)))
+    (read,) = fastavro.reader(io.BytesIO(formats.encode(record)))
     assert isinstance(read, dict)
     assert read["object_id"] == "ZTF18abc"
     assert {p["name"]: p["taxonomy_id"] for p in read["probabilities"]} == {n: i for n, i, _ in ANSWER}
@@ -145,21 +146,21 @@ def test_fastavro_alone_reads_the_container() -> None:
 
 
 def test_wire_is_magic_id_and_datum() -> None:
-    message = records.encode_wire(classification(), 901)
+    message = formats.encode_wire(classification(), 901)
     assert struct.unpack(">bI", message[:5]) == (0, 901)
-    schema = fastavro.parse_schema(json.loads(records.schema_text()), named_schemas={})
+    schema = fastavro.parse_schema(json.loads(formats.schema_text()), named_schemas={})
     read = fastavro.schemaless_reader(io.BytesIO(message[5:]), schema, None)
     assert isinstance(read, dict)
     assert read["revision"] == 7
 
 
 def test_two_workers_write_the_same_bytes() -> None:
-    assert records.encode(classification()) == records.encode(classification())
+    assert formats.encode(classification()) == formats.encode(classification())
 
 
 def rewritten(record: Classification, change: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The schema and the values of a record after `change(schema, values)`."""
-    schema, values = json.loads(records.schema_text()), record.to_dict()
+    schema, values = json.loads(formats.schema_text()), record.to_dict()
     change(schema, values)
     return schema, values
 
@@ -183,13 +184,13 @@ def test_other_minor_versions_decode(change: Any, flags: int) -> None:
     fastavro.writer(out, parsed, [values], codec="deflate")
     fastavro.schemaless_writer(bare, parsed, values)
     expected = replace(record, flags=flags)
-    assert records.decode(out.getvalue()) == expected
+    assert formats.decode(out.getvalue()) == expected
     wire = b"\x00" + struct.pack(">I", 5) + bare.getvalue()
-    assert records.decode(wire, {5: schema}.__getitem__) == expected
+    assert formats.decode(wire, {5: schema}.__getitem__) == expected
 
 
 def containers() -> Iterator[tuple[str, bytes]]:
-    whole = records.encode(classification())
+    whole = formats.encode(classification())
     yield "cut in the middle", whole[: len(whole) // 2]
     yield "cut at the end", whole[:-1]
     yield "wrong sync marker", whole[:-5] + b"12345"
@@ -197,11 +198,11 @@ def containers() -> Iterator[tuple[str, bytes]]:
     yield "empty", b""
     yield "text", b'{"object_id": "ZTF18abc"}'
     yield "wire without a record", b"\x00\x00\x00\x00\x01"
-    yield "wire cut", records.encode_wire(classification(), 1)[:-1]
-    yield "wire with more", records.encode_wire(classification(), 1) + b"x"
-    yield "single cut", records.encode_single(classification())[:-2]
+    yield "wire cut", formats.encode_wire(classification(), 1)[:-1]
+    yield "wire with more", formats.encode_wire(classification(), 1) + b"x"
+    yield "single cut", formats.encode_single(classification())[:-2]
     out = io.BytesIO()
-    schema = fastavro.parse_schema(json.loads(records.schema_text()), named_schemas={})
+    schema = fastavro.parse_schema(json.loads(formats.schema_text()), named_schemas={})
     fastavro.writer(out, schema, [classification().to_dict()] * 2)
     yield "two records", out.getvalue()
     other = io.BytesIO()
@@ -212,12 +213,12 @@ def containers() -> Iterator[tuple[str, bytes]]:
 @pytest.mark.parametrize("payload", [pytest.param(p, id=name) for name, p in containers()])
 def test_what_is_no_classification_is_a_stream_error(payload: bytes) -> None:
     with pytest.raises(StreamError, match=r".+"):
-        records.decode(payload)
+        formats.decode(payload)
 
 
 def test_elasticc_has_the_fields_of_the_desc() -> None:
     record = classification()
-    schema = records.load_schema("elasticc", "v0_9_1", "brokerClassification.avsc")
+    schema = formats.load_schema("elasticc", "v0_9_1", "brokerClassification.avsc")
     assert (schema["namespace"], schema["name"]) == ("elasticc.v0_9_1", "brokerClassfication")
     assert [f["name"] for f in schema["fields"]] == [
         "alertId", "diaSourceId", "elasticcPublishTimestamp", "brokerIngestTimestamp", "brokerName", "brokerVersion",
@@ -225,7 +226,7 @@ def test_elasticc_has_the_fields_of_the_desc() -> None:
     ]  # fmt: skip
     # bare Avro, as the DESC's own clients read it: schemaless_reader with the published schema
     read = fastavro.schemaless_reader(
-        io.BytesIO(records.encode_elasticc(record)), fastavro.parse_schema(schema, named_schemas={}), None
+        io.BytesIO(formats.encode_elasticc(record)), fastavro.parse_schema(schema, named_schemas={}), None
     )
     assert isinstance(read, dict)
     assert read["diaSourceId"] == record.triggering_source_id
@@ -245,7 +246,7 @@ RELEASED = files("skyheed.schemas").joinpath("classification", "v1", "released")
 def test_records_of_the_first_release_are_read() -> None:
     sample = json.loads(RELEASED.joinpath("1.0.json").read_text())
     old = RELEASED.joinpath("1.0.avro").read_bytes()
-    assert records.decode(old).to_json() == sample | {"model": "", "estimates": []}
+    assert formats.decode(old).to_json() == sample | {"model": "", "estimates": []}
     # as it was kept in Redis
     schema = fastavro.parse_schema(json.loads(RELEASED.joinpath("1.0.avsc").read_text()), named_schemas={})
     (record,) = fastavro.reader(io.BytesIO(old))
@@ -253,13 +254,13 @@ def test_records_of_the_first_release_are_read() -> None:
     fastavro.schemaless_writer(datum, schema, record)
     canonical = fastavro.schema.to_parsing_canonical_form(schema)
     fingerprint = bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
-    assert records.decode(b"\xc3\x01" + fingerprint + datum.getvalue()).to_json() == records.decode(old).to_json()
+    assert formats.decode(b"\xc3\x01" + fingerprint + datum.getvalue()).to_json() == formats.decode(old).to_json()
 
 
 def test_readers_of_the_first_release_read_our_records() -> None:
     record = replace(classification(), model="vector", estimates=(records.Estimate("phase_days", -3.5, 1.2),))
     reader = fastavro.parse_schema(json.loads(RELEASED.joinpath("1.0.avsc").read_text()), named_schemas={})
-    (found,) = fastavro.reader(io.BytesIO(records.encode(record)), reader)
+    (found,) = fastavro.reader(io.BytesIO(formats.encode(record)), reader)
     assert found["object_id"] == record.object_id
     assert "estimates" not in found
     assert found["provenance"]["schema_version"] == "1.1"
@@ -267,8 +268,8 @@ def test_readers_of_the_first_release_read_our_records() -> None:
 
 def test_a_record_names_its_model_and_carries_further_numbers() -> None:
     record = replace(classification(), model="vector", estimates=(records.Estimate("phase_days", -3.5, 1.2),))
-    assert records.decode(records.encode(record)) == record
-    assert records.decode(records.encode_single(record)) == record
+    assert formats.decode(formats.encode(record)) == record
+    assert formats.decode(formats.encode_single(record)) == record
     other = records.classification_id("ztf", "a", np.arange(3), PROVENANCE, "vector")
     assert other != records.classification_id("ztf", "a", np.arange(3), PROVENANCE, "convention")
 
@@ -311,7 +312,7 @@ def registry() -> Iterator[str]:
 
 
 def test_register_posts_the_schema_and_returns_its_id(registry: str) -> None:
-    assert records.register(registry, "topic-value", "me", "secret") == 17
+    assert formats.register(registry, "topic-value", "me", "secret") == 17
     path, body = Registry.seen[-1]
     assert path == "/subjects/topic-value/versions"
     assert json.loads(body["schema"])["name"] == "Classification"
@@ -319,13 +320,13 @@ def test_register_posts_the_schema_and_returns_its_id(registry: str) -> None:
 
 def test_a_registry_that_refuses_is_named_without_the_password(registry: str) -> None:
     with pytest.raises(ServiceError, match=r"refuses topic-value with 401.*registry\.user") as caught:
-        records.register(registry, "topic-value", "me", "hunter2")
+        formats.register(registry, "topic-value", "me", "hunter2")
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_registry_that_is_away_or_ill_can_be_asked_again(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ServiceUnavailable, match="does not answer"):
-        records.register("http://127.0.0.1:9", "topic-value")
+        formats.register("http://127.0.0.1:9", "topic-value")
     monkeypatch.setattr(Registry, "status", 503)
     with pytest.raises(ServiceUnavailable, match="503"):
-        records.register(registry, "topic-value", "me", "secret")
+        formats.register(registry, "topic-value", "me", "secret")
