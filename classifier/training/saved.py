@@ -1,5 +1,6 @@
 """What a run keeps of itself, so that an interrupted one goes on and another one is told apart."""
 
+import csv
 import hashlib
 import json
 import os
@@ -82,3 +83,13 @@ def card(path: str) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
     told = {key: known[key] for key in ("command", "seed", "objects", "stamps", "date") if key in known}
     return told | {"digest": digest}
+
+
+def add_row(path: Path, row: Mapping[str, Any]) -> None:
+    """One more line of a CSV file, which begins with the names of the columns."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

@@ -4,12 +4,10 @@ A run is a TOML file (`protocol.Protocol`); everything it used ends up in the ch
 """
 
 import copy
-import csv
 import json
 import logging
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +30,7 @@ from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.serving import Where, choose
 from skyheed.classifier.training import dataset, objectives, saved, selection
 from skyheed.classifier.training.calibration import fit
+from skyheed.classifier.training.clock import Clock
 from skyheed.classifier.training.dataset import Augmentation, Dataset
 from skyheed.classifier.training.objectives import Views
 from skyheed.classifier.training.protocol import Protocol
@@ -39,7 +38,6 @@ from skyheed.classifier.training.selection import Indices
 from skyheed.classifier.training.token_bank import Bank, TokenMaker
 
 SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
-FINE_SHARE = 0.15  # of the CPU time, where it is limited, goes to the stages on confirmed labels
 LOG, NOTES = "log.csv", "objective.jsonl"  # scores, and what the objective tells of itself
 REPORT = "objective.json"  # what the objective measured when training was over
 STATISTICS = 500  # objects that networks take statistics of their inputs from
@@ -104,9 +102,7 @@ class Trainer:
         self.averaged = 0  # steps in the mean
         self.best, self.best_state = -1.0, _copied(self.mean)
         self.done: dict[str, int] = {}
-        self.seconds, self._since = 0.0, time.monotonic()
-        self.cpu_seconds, self._cpu_since = 0.0, time.process_time()
-        self._begun: dict[str, float] = {}  # stage -> CPU seconds before it
+        self.clock = Clock(protocol)
         self._saved_optimiser: dict[str, Any] | None = None
         self._waited = 0  # measurements of the stage since the last better one
         self._bank: tuple[dict[str, Tensor], Indices, Bank] | None = None
@@ -215,7 +211,7 @@ class Trainer:
     def _learn(self, name: str, steps: int, rate: float, parameters: Iterable[Parameter], step: Step) -> None:
         """Steps of one stage, the learning rate rising and falling once."""
         begun = self.done.get(name, 0)
-        self._begun.setdefault(name, self._spent())
+        self.clock.begin(name)
         optimiser = torch.optim.AdamW(parameters, rate, weight_decay=self.protocol.weight_decay)
         if begun and self._saved_optimiser is not None:
             optimiser.load_state_dict(self._saved_optimiser)
@@ -226,11 +222,11 @@ class Trainer:
         loss_mean = math.nan
         for at in bar:
             for group in optimiser.param_groups:
-                group["lr"] = rate * _rise_and_fall(min(max(at / steps, self._share_of_time(name)), 1))
+                group["lr"] = rate * _rise_and_fall(min(max(at / steps, self.clock.share(name)), 1))
             loss = self._update(optimiser, step(self._generator(name, at)))
             loss_mean = loss if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss
             bar.set_postfix(loss=f"{loss_mean:.3f}", best=f"{self.best:.3f}", refresh=False)
-            out_of_time = self._share_of_time(name) >= 1
+            out_of_time = self.clock.share(name) >= 1
             if (at + 1) % self.protocol.every == 0 or at + 1 == steps or out_of_time:
                 self._waited = 0 if self._measure(name, at + 1, loss_mean) else self._waited + 1
                 enough = self._waited == self.protocol.patience > 0 or out_of_time
@@ -302,7 +298,7 @@ class Trainer:
         }
         mean = float(np.mean(list(f1.values())))
         row = {"stage": stage, "step": step, "loss": round(loss, 4), "macro_f1": round(mean, 4)}
-        _log(self.output / LOG, row | {f"at_{n}": round(f1.get(n, math.nan), 4) for n in SELECT_AT})
+        saved.add_row(self.output / LOG, row | {f"at_{n}": round(f1.get(n, math.nan), 4) for n in SELECT_AT})
         self._note(stage, step)
         better = mean > self.best or not step  # a stage that is measured by other labels begins with its own best
         if better:
@@ -336,12 +332,10 @@ class Trainer:
         return {"taxonomy": own.version, "class_ids": dict(own.ids), "members": dict(own.members)}
 
     def _keep(self, optimiser: torch.optim.Optimizer) -> None:
-        self._clock()
         state = {
             "waited": self._waited, "model": _copied(self.model), "mean": _copied(self.mean), "averaged": self.averaged,
             "best": self.best, "best_state": self.best_state, "objective": self.objective.state_dict(),
-            "done": self.done, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds,
-            "optimiser": optimiser.state_dict(), "begun": self._begun,
+            "done": self.done, "optimiser": optimiser.state_dict(), **self.clock.state_dict(),
         }  # fmt: skip
         saved.write(self.output, self.protocol, state)
 
@@ -355,29 +349,8 @@ class Trainer:
         self.mean.load_state_dict(found["mean"])
         self.objective.load_state_dict(found["objective"])
         self.averaged, self.best, self.best_state = found["averaged"], found["best"], found["best_state"]
-        self.done, self.seconds, self._saved_optimiser = found["done"], found["seconds"], found["optimiser"]
-        self._waited, self.cpu_seconds = found.get("waited", 0), found.get("cpu_seconds", 0.0)
-        self._begun = found.get("begun", {})
-
-    def _clock(self) -> None:
-        """All the time that the run has taken, measurements included."""
-        now, cpu = time.monotonic(), time.process_time()
-        self.seconds, self._since = self.seconds + now - self._since, now
-        self.cpu_seconds, self._cpu_since = self.cpu_seconds + cpu - self._cpu_since, cpu
-
-    def _share_of_time(self, stage: str) -> float:
-        """How much of a stage's CPU time is gone; the stages on confirmed labels have a part of it for themselves."""
-        p = self.protocol
-        if not p.cpu_seconds:
-            return 0.0
-        last = p.cpu_seconds * FINE_SHARE * bool(p.fine_steps or p.fine_head_steps)
-        if not stage.startswith("fine"):
-            return self._spent() / (p.cpu_seconds - last)
-        since = min(at for name, at in self._begun.items() if name.startswith("fine"))
-        return (self._spent() - since) / last
-
-    def _spent(self) -> float:
-        return self.cpu_seconds + time.process_time() - self._cpu_since
+        self.done, self._saved_optimiser, self._waited = found["done"], found["optimiser"], found.get("waited", 0)
+        self.clock.load_state_dict(found)
 
     def finish(self, command: str) -> Info:
         """Calibrate on the validation objects, score on the test objects, write the checkpoint.
@@ -393,10 +366,10 @@ class Trainer:
         labels = self.labels[self.validation]
         calibration = fit(self._candidate(Calibration()), self.data, self.validation, labels, self.protocol)
         metrics = evaluate.report(self._candidate(calibration), self.data, self.data.choose("test", True))
-        self._clock()
+        self.clock.count()
         training = {
-            "command": command, "protocol": saved.plain(self.protocol), "seconds": round(self.seconds),
-            "cpu_seconds": round(self.cpu_seconds),
+            "command": command, "protocol": saved.plain(self.protocol), "seconds": round(self.clock.seconds),
+            "cpu_seconds": round(self.clock.cpu_seconds),
             "device": self.chosen, "torch": torch.__version__, "skyheed": version("skyheed"),
             "objects": len(selection.stages(self.protocol, self.data)[0]), "selected_macro_f1": round(self.best, 4),
             "archive": saved.card(self.protocol.archive), "started_from": self.started_from,
@@ -418,12 +391,3 @@ def _copied(module: torch.nn.Module) -> dict[str, Tensor]:
 def _rise_and_fall(at: float) -> float:
     """One cycle: linear warm-up over a tenth, then a cosine to zero."""
     return (at / 0.1 if at < 0.1 else 0.5 * (1 + math.cos(math.pi * (at - 0.1) / 0.9))) + 1e-3
-
-
-def _log(path: Path, row: Mapping[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)

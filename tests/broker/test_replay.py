@@ -25,9 +25,10 @@ from skyheed.broker.errors import ConfigError
 from skyheed.broker.kafka.client import BatchConsumer, Publisher
 from skyheed.broker.local import embedded
 from skyheed.broker.packets.container import Decoder, SchemaSource
+from skyheed.broker.packets.index import PacketIndex
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.packets.surveys.sdss import alert_from_archive
-from skyheed.broker.replay import Shelf, due_times, order
+from skyheed.broker.replay import due_times, order
 from skyheed.classifier.archives.reader import ArchiveObject, ArchiveWriter, stamp_rows
 
 SDSS = load_survey("sdss")
@@ -81,10 +82,10 @@ def tarred(files: dict[str, bytes]) -> bytes:
 
 
 def sent_in_order(*paths: Path, survey: Any = SDSS) -> list[bytes]:
-    with Shelf(survey) as shelf:
+    with PacketIndex(survey) as index:
         for path in paths:
-            shelf.add(path)
-        return [shelf.payload(i) for i in order(shelf.mjd)]
+            index.add(path)
+        return [index.payload(i) for i in order(index.mjd)]
 
 
 # --- what is found -------------------------------------------------------------------------------------------------
@@ -148,11 +149,11 @@ def test_packets_that_name_their_schema_by_number_need_its_source(
         fastavro.schemaless_writer(out, schema, {**plain, "sourceId": i, "mjd": 53600.0 - i})
         (tmp_path / f"{i}.bin").write_bytes(out.getvalue())
     for schemas, unknown in ((None, 3), (SchemaSource(directory=tmp_path, package=""), 0)):
-        with Shelf(SDSS, schemas) as shelf:
-            shelf.add(tmp_path)
-            assert shelf.unknown_times == unknown
-            replay._warn(shelf)
-    assert shelf.mjd.tolist() == [53600.0, 53599.0, 53598.0]
+        with PacketIndex(SDSS, schemas) as index:
+            index.add(tmp_path)
+            assert index.unknown_times == unknown
+            replay._warn(index)
+    assert index.mjd.tolist() == [53600.0, 53599.0, 53598.0]
     assert [r.getMessage()[:32] for r in caplog.records] == ["3 of 3 packets have no time that"]
 
 
@@ -205,9 +206,9 @@ def test_what_is_no_tar_archive_is_an_error(tmp_path: Path) -> None:
 def test_unpacked_archives_leave_nothing_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tar(tmp_path / "a.tar.gz", {f"{i}.avro": packet(i, 53600.0 + i) for i in range(3)}, "w:gz")
     caplog.set_level(logging.WARNING, "skyheed.replay")
-    with Shelf(SDSS) as shelf:
-        shelf.add(path)
-        folder = shelf._folder
+    with PacketIndex(SDSS) as index:
+        index.add(path)
+        folder = index._folder
         assert f"unpacking {path}" in caplog.text
         assert len(list(folder.iterdir())) == 1
     assert not folder.exists()

@@ -51,7 +51,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         "skyheed.classifier.archives.convert.Archive",
         "skyheed.broker.local.demo.run",
         "skyheed.broker.subscribe.Subscriber",
-        "skyheed.broker.replay.Shelf",
+        "skyheed.broker.packets.index.PacketIndex",
         "skyheed.classifier.sky.simulation._each",
         "skyheed.classifier.training.protocol.read",
     ):  # fmt: skip

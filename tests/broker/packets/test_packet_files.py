@@ -18,7 +18,7 @@ from skyheed.broker.kafka.client import BatchConsumer
 from skyheed.broker.local import embedded
 from skyheed.broker.packets import files as packet_files
 from skyheed.broker.packets.files import DEEPEST, LARGEST
-from skyheed.broker.replay import Shelf
+from skyheed.broker.packets.index import PacketIndex
 
 APPLE = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(180)
 PACKETS = [packet(i, 53600.0 + i) for i in range(6)]
@@ -26,10 +26,10 @@ PACKETS = [packet(i, 53600.0 + i) for i in range(6)]
 
 def taken(*paths: Path) -> tuple[list[bytes], list[str]]:
     """The packets of these inputs, and what is said to be damaged."""
-    with Shelf(SDSS) as shelf:
+    with PacketIndex(SDSS) as index:
         for path in paths:
-            shelf.add(path)
-        return [shelf.payload(i) for i in range(len(shelf))], list(shelf.damaged)
+            index.add(path)
+        return [index.payload(i) for i in range(len(index))], list(index.damaged)
 
 
 def mac_tar() -> bytes:

@@ -10,8 +10,8 @@ import pytest
 from test_surveys import fits_file, lsst_packet, observe, ztf_packet
 
 from skyheed.broker.errors import PacketError, Reason
+from skyheed.broker.packets.index import ALERT_COLUMNS
 from skyheed.broker.packets.surveys.sdss import alert_from_archive
-from skyheed.broker.replay import ALERT_COLUMNS
 from skyheed.classifier.archives.reader import Archive, ArchiveObject, ArchiveWriter, stamp_rows
 from skyheed.classifier.sky import simulate
 from skyheed.classifier.sky.surveys import SURVEYS, Survey

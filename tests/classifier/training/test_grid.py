@@ -140,10 +140,10 @@ def test_a_second_stage_has_its_own_time_when_the_first_one_ended_early(tmp_path
         "none", model="lstm", steps=10**6, fine_steps=10**6, cpu_seconds=1000, batch=4, threads=1, autocast=False
     )
     trainer = train.Trainer(config, dataset.load(), tmp_path)
-    trainer.cpu_seconds = 100.0  # the first stage did not get better any more
-    assert trainer._share_of_time("whole") == pytest.approx(100 / 850, rel=0.05)
-    trainer._begun["fine"] = 100.0
-    trainer.cpu_seconds = 175.0
-    assert trainer._share_of_time("fine") == pytest.approx(0.5, abs=0.05)
-    trainer.cpu_seconds = 250.0
-    assert trainer._share_of_time("fine") >= 1
+    trainer.clock.cpu_seconds = 100.0  # the first stage did not get better any more
+    assert trainer.clock.share("whole") == pytest.approx(100 / 850, rel=0.05)
+    trainer.clock.begun["fine"] = 100.0
+    trainer.clock.cpu_seconds = 175.0
+    assert trainer.clock.share("fine") == pytest.approx(0.5, abs=0.05)
+    trainer.clock.cpu_seconds = 250.0
+    assert trainer.clock.share("fine") >= 1
