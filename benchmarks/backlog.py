@@ -32,6 +32,7 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import processes as stack
 from skyheed.broker.packets.container import _zigzag
 from skyheed.broker.packets.surveys.sdss import alert_from_archive
+from skyheed.broker.settings import Settings
 
 EPOCHS = 20  # of an object
 CHUNK = 5_000  # published at a time
@@ -70,7 +71,7 @@ def packets(count: int) -> Iterator[bytes]:
         yield before + name + _zigzag(FIRST_SOURCE + n) + mjd + after
 
 
-def publish(settings: config.Settings, count: int) -> None:
+def publish(settings: Settings, count: int) -> None:
     topic = settings.alert_topic
     kafka.ensure_topics(settings.kafka, {topic: daemon.ALERT_TOPIC}, 4, 1)
     chunk: list[kafka.Outgoing] = []
@@ -86,7 +87,7 @@ def publish(settings: config.Settings, count: int) -> None:
 class Watch:
     """Memory of daemons every second, and parts of `check` that are not well."""
 
-    def __init__(self, settings: config.Settings, daemons: dict[str, stack.Daemon]) -> None:
+    def __init__(self, settings: Settings, daemons: dict[str, stack.Daemon]) -> None:
         self.mib: dict[str, list[float]] = {verb: [] for verb in daemons}
         self.loud: list[str] = []
         self._settings, self._daemons, self._stop = settings, daemons, threading.Event()
@@ -127,7 +128,7 @@ def resident(pid: int) -> float:
         return 0.0
 
 
-def backlog(settings: config.Settings, folder: Path, count: int, model: str) -> dict[str, Any]:
+def backlog(settings: Settings, folder: Path, count: int, model: str) -> dict[str, Any]:
     """Publish, work off, look at the books."""
     began = time.monotonic()
     publish(settings, count)

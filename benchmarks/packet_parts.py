@@ -27,6 +27,7 @@ import stream
 from skyheed.broker import app as daemon
 from skyheed.broker import config
 from skyheed.broker.observation import Observation
+from skyheed.broker.settings import Settings
 from skyheed.broker.state.histories import Delivery
 from skyheed.classifier import context as contexts
 from skyheed.classifier.history import Photometry
@@ -50,13 +51,13 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def with_parts(settings: config.Settings, **changes: Any) -> config.Settings:
+def with_parts(settings: Settings, **changes: Any) -> Settings:
     """The settings of one regime, on the same servers."""
     made = config.load(overrides={"survey": stream.SURVEY, **changes}, environ={})
     return config.with_servers(made, settings.kafka["bootstrap.servers"], settings.redis.url)
 
 
-def intake(settings: config.Settings, alerts: int, rounds: int) -> dict[str, Any]:
+def intake(settings: Settings, alerts: int, rounds: int) -> dict[str, Any]:
     """Alerts/s of both regimes, by turns."""
     rates: dict[str, list[float]] = {"science": [], "everything": []}
     cpu: dict[str, list[float]] = {"science": [], "everything": []}
@@ -76,13 +77,13 @@ def intake(settings: config.Settings, alerts: int, rounds: int) -> dict[str, Any
     return medians | {"ratio": round(statistics.median(ratios), 3)} | times
 
 
-def _cpu_s(settings: config.Settings) -> float:
+def _cpu_s(settings: Settings) -> float:
     """CPU time of this process and of Valkey so far, seconds."""
     used: Any = redis.Redis.from_url(settings.redis.url).info("cpu")
     return time.process_time() + float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
 
-def memory(settings: config.Settings) -> dict[str, dict[str, int]]:
+def memory(settings: Settings) -> dict[str, dict[str, int]]:
     """Mean bytes of an object, by regime and epochs."""
     regimes: dict[str, tuple[tuple[str, ...], bool, bool]] = {
         "science": ((), False, False),
@@ -99,7 +100,7 @@ def memory(settings: config.Settings) -> dict[str, dict[str, int]]:
     return found
 
 
-def _bytes_of(settings: config.Settings, kinds: tuple[str, ...], shared: bool, more: bool, epochs: int) -> int:
+def _bytes_of(settings: Settings, kinds: tuple[str, ...], shared: bool, more: bool, epochs: int) -> int:
     redis.Redis.from_url(settings.redis.url).flushdb()
     store = daemon.connect_store(settings)[0]
     seen = list(_observations(kinds, shared, more, epochs))

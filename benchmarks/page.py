@@ -31,6 +31,7 @@ from web_tools import news
 from skyheed.broker import app as daemon
 from skyheed.broker import config, serve
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 from skyheed.broker.web.index import Index, Read
 
 API = "api/v1"
@@ -48,7 +49,7 @@ def fill(path: Path, objects: int) -> None:
     index.close()
 
 
-def keep_one(settings: config.Settings, name: str, epochs: int) -> None:
+def keep_one(settings: Settings, name: str, epochs: int) -> None:
     """An object in Redis whose stamps are noise, which does not compress."""
     rng = np.random.default_rng(1)
     seen = [
@@ -83,7 +84,7 @@ def lists(client: httpx.Client) -> dict[str, Any]:
     return {name: timed(client, f"{API}/objects?limit=100{query}") for name, query in queries.items()}
 
 
-def _server(pipe: Connection, settings: config.Settings, path: Path, rate: int, seconds: float) -> None:
+def _server(pipe: Connection, settings: Settings, path: Path, rate: int, seconds: float) -> None:
     """The page on one core, with news at a rate."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     options = serve.Options(port=0, index=path, limits=False)
@@ -145,7 +146,7 @@ async def _read(url: str, readers: int, wanted: int, limit_s: float, pipe: Conne
     }  # fmt: skip
 
 
-def stream(settings: config.Settings, path: Path, readers: int, rate: int, seconds: float) -> dict[str, Any]:
+def stream(settings: Settings, path: Path, readers: int, rate: int, seconds: float) -> dict[str, Any]:
     """Many readers of the stream."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

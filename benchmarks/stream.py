@@ -42,6 +42,7 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import embedded
 from skyheed.broker.local import processes as stack
 from skyheed.broker.observation import Observation
+from skyheed.broker.settings import Settings
 from skyheed.broker.state.histories import Delivery
 from skyheed.broker.subscribe import Subscriber
 from skyheed.classifier.progress import progress_bar
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 @contextmanager
-def servers(folder: Path) -> Iterator[config.Settings]:
+def servers(folder: Path) -> Iterator[Settings]:
     """Kafka, Valkey with an append-only file as operators run it, and the settings that name them."""
     home = os.environ.get("KAFKA_HOME")
     broker = embedded.start_apache_kafka(home, folder / "kafka") if home else embedded.start_kafka()
@@ -96,7 +97,7 @@ def say(text: str) -> None:
 # --- ingest --------------------------------------------------------------------------------------------------------
 
 
-def send(settings: config.Settings, topic: str, payloads: Sequence[bytes], rate: float = 0.0) -> None:
+def send(settings: Settings, topic: str, payloads: Sequence[bytes], rate: float = 0.0) -> None:
     """Publish all payloads without a key, at `rate` a second or flat out."""
     kafka.ensure_topics(settings.kafka, {topic: daemon.ALERT_TOPIC}, 4, 1)
     with kafka.Publisher(settings.kafka) as publisher:
@@ -108,7 +109,7 @@ def send(settings: config.Settings, topic: str, payloads: Sequence[bytes], rate:
                 time.sleep(max(0.0, began + (first + len(chunk)) / rate - time.monotonic()))
 
 
-def ingest(settings: config.Settings, ours: int, naive: int) -> dict[str, Any]:
+def ingest(settings: Settings, ours: int, naive: int) -> dict[str, Any]:
     """Alerts/s of both pipelines, in turn; medians, and the median of the ratios of neighbours."""
     say(f"ingest: {ROUNDS} rounds of {ours} alerts through skyheed and {naive} through the naive pipeline")
     rates: list[tuple[float, float]] = []
@@ -146,7 +147,7 @@ class _Timed:
         return messages
 
 
-def _our_rate(settings: config.Settings, topic: str, count: int) -> float:
+def _our_rate(settings: Settings, topic: str, count: int) -> float:
     with (
         kafka.Publisher(settings.kafka) as publisher,
         kafka.AlertConsumer(settings.kafka, [topic], f"group-{topic}", drain=True) as consumer,
@@ -159,7 +160,7 @@ def _our_rate(settings: config.Settings, topic: str, count: int) -> float:
         return count / (timed.ended - timed.began)
 
 
-def _naive_rate(settings: config.Settings, topic: str, count: int) -> float:
+def _naive_rate(settings: Settings, topic: str, count: int) -> float:
     client = redis.Redis.from_url(settings.redis.url)
     options = {"bootstrap.servers": settings.kafka["bootstrap.servers"], "group.id": f"naive-{topic}"}
     consumer = ck.Consumer({**options, "auto.offset.reset": "earliest", "enable.auto.commit": False})
@@ -211,7 +212,7 @@ def observations(objects: range, epochs: range) -> Iterator[Observation]:
             )  # fmt: skip
 
 
-def load(settings: config.Settings, objects: range, epochs: range, partition: str) -> None:
+def load(settings: Settings, objects: range, epochs: range, partition: str) -> None:
     """Put observations straight into the store."""
     store = daemon.connect_store(settings)[0]
     batch: list[Delivery] = []
@@ -225,7 +226,7 @@ def load(settings: config.Settings, objects: range, epochs: range, partition: st
             batch = []
 
 
-def memory(settings: config.Settings) -> dict[str, int]:
+def memory(settings: Settings) -> dict[str, int]:
     """Mean bytes of all keys of an object, measured on 20 objects."""
     store = daemon.connect_store(settings)[0]
     found = {}
@@ -244,7 +245,7 @@ def memory(settings: config.Settings) -> dict[str, int]:
 class Answers(threading.Thread):
     """Reads the classifications; knows the stamps of every object's newest answer and all latencies."""
 
-    def __init__(self, settings: config.Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(daemon=True)
         self.stamps: dict[str, int] = {}
         self.latencies: list[int] = []
@@ -269,7 +270,7 @@ class Answers(threading.Thread):
         raise SystemExit(f"only {done} of {len(objects)} objects were answered in {limit_s:.0f} s")
 
 
-def stream(settings: config.Settings, folder: Path, visit: int, steady: int) -> dict[str, Any]:
+def stream(settings: Settings, folder: Path, visit: int, steady: int) -> dict[str, Any]:
     """The visit and the steady stream through both daemons."""
     known = 9
     say(f"visit: {visit} objects with {known} stamps each, then {visit} alerts at once")
@@ -306,7 +307,7 @@ def stream(settings: config.Settings, folder: Path, visit: int, steady: int) -> 
     }
 
 
-def _steady(settings: config.Settings, answers: Answers, count: int) -> dict[str, float]:
+def _steady(settings: Settings, answers: Answers, count: int) -> dict[str, float]:
     say(f"steady: {count} alerts at 100/s")
     payloads = list(packets.packets(count, 2, seed=5))[count:]
     answers.latencies.clear()

@@ -24,6 +24,7 @@ from skyheed.broker.packets.surveys import Survey, load_survey
 from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
 from skyheed.broker.rules import LONGEST_MODEL_NAME
+from skyheed.broker.settings import ModelSettings, Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.state import layout
 from skyheed.broker.state.histories import SequenceStore
@@ -60,7 +61,7 @@ def stop_on_signal() -> threading.Event:
     return stop
 
 
-def survey_of(settings: config.Settings) -> Survey:
+def survey_of(settings: Settings) -> Survey:
     """The survey of the settings, with their choice of stamp and bands.
 
     Raises:
@@ -77,13 +78,13 @@ def survey_of(settings: config.Settings) -> Survey:
     return load_survey(settings.survey, own.stamp or None, own.bands or None, wanted)
 
 
-def with_survey(settings: config.Settings) -> config.Settings:
+def with_survey(settings: Settings) -> Settings:
     """The same settings, once it is sure that they name a known survey."""
     survey_of(settings)
     return settings
 
 
-def checked(settings: config.Settings) -> config.Settings:
+def checked(settings: Settings) -> Settings:
     """The same settings, once it is sure that the survey is known and that librdkafka takes the options.
 
     Raises:
@@ -96,13 +97,13 @@ def checked(settings: config.Settings) -> config.Settings:
     return settings
 
 
-def alert_topics(settings: config.Settings) -> list[str]:
+def alert_topics(settings: Settings) -> list[str]:
     """The topics to read; one of our own by default, which `replay` writes to."""
     return list(settings.alerts.topics)
 
 
 def connect_store(
-    settings: config.Settings, model: str = "", agreement: layout.Agreement | None = None
+    settings: Settings, model: str = "", agreement: layout.Agreement | None = None
 ) -> tuple[SequenceStore, DueQueue, Ledger]:
     """The three views of the state in Redis, for one who writes.
 
@@ -120,12 +121,12 @@ def connect_store(
     return _views(client, settings, model)
 
 
-def read_store(settings: config.Settings, model: str = "") -> tuple[SequenceStore, DueQueue, Ledger]:
+def read_store(settings: Settings, model: str = "") -> tuple[SequenceStore, DueQueue, Ledger]:
     """The same for one who only reads, and needs no setting but the shards."""
     return _views(state.connect_as(settings.redis), settings, model)
 
 
-def _views(client: state.Client, settings: config.Settings, model: str) -> tuple[SequenceStore, DueQueue, Ledger]:
+def _views(client: state.Client, settings: Settings, model: str) -> tuple[SequenceStore, DueQueue, Ledger]:
     store = SequenceStore(
         client,
         settings.survey,
@@ -148,7 +149,7 @@ def _views(client: state.Client, settings: config.Settings, model: str) -> tuple
     )
 
 
-def schema_source(settings: config.Settings) -> SchemaSource:
+def schema_source(settings: Settings) -> SchemaSource:
     """Where writer schemas come from: registry, then local directory, then the installed LSST package."""
     registry = settings.registry
     return SchemaSource(
@@ -160,7 +161,7 @@ def schema_source(settings: config.Settings) -> SchemaSource:
     )
 
 
-def make_intake(settings: config.Settings, publisher: kafka.Publisher) -> Intake:
+def make_intake(settings: Settings, publisher: kafka.Publisher) -> Intake:
     """Everything between a message and Redis."""
     survey = survey_of(settings)
     decoder = Decoder(
@@ -170,12 +171,12 @@ def make_intake(settings: config.Settings, publisher: kafka.Publisher) -> Intake
     return Intake(survey, decoder, store, ledger, deadletter.DeadLetters(publisher, settings.dead_letter_topic))
 
 
-def budget_of(settings: config.Settings) -> Budget:
+def budget_of(settings: Settings) -> Budget:
     """What ingest and redrive decode before they store it."""
     return Budget(settings.ingest.batch_records, settings.ingest.batch_s)
 
 
-def own_topics(settings: config.Settings) -> dict[str, dict[str, str]]:
+def own_topics(settings: Settings) -> dict[str, dict[str, str]]:
     """The topics that we write, with their configuration."""
     topics = {
         settings.classification_topic: CLASSIFICATION_TOPIC,
@@ -186,13 +187,13 @@ def own_topics(settings: config.Settings) -> dict[str, dict[str, str]]:
     return topics
 
 
-def prepare_topics(settings: config.Settings, stop: threading.Event, more: Sequence[str] = ()) -> None:
+def prepare_topics(settings: Settings, stop: threading.Event, more: Sequence[str] = ()) -> None:
     """Create what is missing of `own_topics` and of `more` topics of classifications; waits for Kafka if it is away."""
     topics, wanted = settings.topics, {**own_topics(settings), **dict.fromkeys(more, CLASSIFICATION_TOPIC)}
     patience.patiently(lambda: kafka.ensure_topics(settings.kafka, wanted, topics.partitions, topics.replication), stop)
 
 
-def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
+def run_ingest(settings: Settings, drain: bool) -> Counter[str]:
     """The ingest daemon.
 
     Raises:
@@ -224,7 +225,7 @@ def run_ingest(settings: config.Settings, drain: bool) -> Counter[str]:
                 return daemon.run(stop, drain)
 
 
-def run_work(settings: config.Settings, drain: bool) -> Counter[str]:
+def run_work(settings: Settings, drain: bool) -> Counter[str]:
     """The worker daemon.
 
     Raises:
@@ -275,7 +276,7 @@ class ServedModel:
     backlog: bool
 
 
-def load_models(settings: config.Settings) -> list[ServedModel]:
+def load_models(settings: Settings) -> list[ServedModel]:
     """The models of the settings, ready to compute.
 
     Raises:
@@ -300,7 +301,7 @@ def load_models(settings: config.Settings) -> list[ServedModel]:
     ]
 
 
-def _load_model(settings: config.Settings, survey: Survey, asked: config.ModelSettings) -> "Model":
+def _load_model(settings: Settings, survey: Survey, asked: ModelSettings) -> "Model":
     from skyheed.classifier.serving import load
 
     work = settings.work
@@ -327,7 +328,7 @@ def name_of(asked: str, called: str, surveys: Sequence[str]) -> str:
     return cleaned[:LONGEST_MODEL_NAME] or "model"
 
 
-def join(settings: config.Settings, models: Sequence[ServedModel], stop: threading.Event) -> None:
+def join(settings: Settings, models: Sequence[ServedModel], stop: threading.Event) -> None:
     """Make the models known to the survey's queues; waits for Redis if it is away."""
     store = connect_store(settings)[0]
     backlog = [served.name for served in models if served.backlog]
@@ -338,7 +339,7 @@ def join(settings: config.Settings, models: Sequence[ServedModel], stop: threadi
 
 
 def make_worker(
-    settings: config.Settings, served: ServedModel, publisher: kafka.Publisher, measured: metrics.WorkMetrics
+    settings: Settings, served: ServedModel, publisher: kafka.Publisher, measured: metrics.WorkMetrics
 ) -> "Worker":
     """The worker of one model."""
     from skyheed.broker.portions import Hand
@@ -355,14 +356,12 @@ def make_worker(
     return Worker(settings.survey, queue, store, served.model, publisher, output, measured, pace)
 
 
-def _depth_of(
-    client: state.Client, settings: config.Settings, name: str, measured: metrics.WorkMetrics
-) -> Callable[[], None]:
+def _depth_of(client: state.Client, settings: Settings, name: str, measured: metrics.WorkMetrics) -> Callable[[], None]:
     queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=name)
     return lambda: measured.queue(name, queue.depth())
 
 
-def check_fit(settings: config.Settings, survey: Survey, model: "Model") -> None:
+def check_fit(settings: Settings, survey: Survey, model: "Model") -> None:
     """Refuse a model that cannot take what ingest keeps.
 
     Raises:
@@ -376,7 +375,7 @@ def check_fit(settings: config.Settings, survey: Survey, model: "Model") -> None
         )
 
 
-def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
+def run_redrive(settings: Settings, reason: str | None) -> Counter[str]:
     """Send what was set aside through again, once.
 
     Raises:
@@ -400,7 +399,7 @@ def run_redrive(settings: config.Settings, reason: str | None) -> Counter[str]:
     return counts
 
 
-def output_form(settings: config.Settings, topic: str) -> formats.Form:
+def output_form(settings: Settings, topic: str) -> formats.Form:
     """How a classification is published: container, Confluent wire where a registry is set, or ELAsTiCC."""
     if settings.work.format == "elasticc":
         return formats.Form(formats.encode_elasticc, False)

@@ -14,6 +14,7 @@ import click
 
 from skyheed.broker import config, logs, terminal
 from skyheed.broker.errors import ConfigError, SkyheedError, StreamError
+from skyheed.broker.settings import Settings
 from skyheed.broker.waiting import Stopped
 from skyheed.classifier import outputs
 from skyheed.classifier.errors import ClassifierError
@@ -93,7 +94,7 @@ def options(*names: str) -> Callable[[F], F]:
     return add
 
 
-def settings_from(given: dict[str, Any], **places: str) -> config.Settings:
+def settings_from(given: dict[str, Any], **places: str) -> Settings:
     """Settings from the shared options in `given` and the verb's own, each with its dotted place."""
     shared = {"survey": "survey", "kafka": "kafka.bootstrap.servers", "redis": "redis.url"}
     dotted = {place: given.get(name) for name, place in {**shared, **places}.items()}

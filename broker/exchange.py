@@ -4,18 +4,19 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping
 
-from skyheed.broker import app, backfill, config, forward, metrics, providers, sinks
+from skyheed.broker import app, backfill, forward, metrics, providers, sinks
 from skyheed.broker import waiting as patience
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.packets.container import Decoder
 from skyheed.broker.packets.reader import PacketReader
 from skyheed.broker.packets.surveys.earlier import NamesEarlier
+from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 
 
 def run_forward(
-    settings: config.Settings, name: str, topic: str, wanted: forward.Wanted, drain: bool, dry_run: bool
+    settings: Settings, name: str, topic: str, wanted: forward.Wanted, drain: bool, dry_run: bool
 ) -> Counter[str]:
     """Send classifications on to a host.
 
@@ -47,7 +48,7 @@ def run_forward(
             return counts
 
 
-def run_backfill(settings: config.Settings, name: str, drain: bool) -> Counter[str]:
+def run_backfill(settings: Settings, name: str, drain: bool) -> Counter[str]:
     """Ask a provider for the packets of earlier detections.
 
     Raises:
@@ -81,7 +82,7 @@ def run_backfill(settings: config.Settings, name: str, drain: bool) -> Counter[s
         return daemon.run(stop, drain)
 
 
-def _ensure(settings: config.Settings, topic: str, how: dict[str, str]) -> None:
+def _ensure(settings: Settings, topic: str, how: dict[str, str]) -> None:
     kafka.ensure_topics(settings.kafka, {topic: how}, settings.topics.partitions, settings.topics.replication)
 
 

@@ -20,6 +20,7 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.kafka import connection, topics
 from skyheed.broker.kafka.selection import Selection
 from skyheed.broker.packets.surveys import Survey
+from skyheed.broker.settings import RedisSettings, Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.state import queue as schedule
 from skyheed.broker.state.histories import SequenceStore
@@ -46,23 +47,23 @@ class Line:
     sentence: str
 
 
-def check(settings: config.Settings, only: Sequence[str] = PARTS) -> list[Line]:
+def check(settings: Settings, only: Sequence[str] = PARTS) -> list[Line]:
     """Look at every part named in `only`."""
-    looks: dict[str, Callable[[config.Settings], Line]] = {
+    looks: dict[str, Callable[[Settings], Line]] = {
         "kafka": _kafka, "redis": _redis, "schema": _schema, "model": _model,
         "lag": _lag, "queue": _queue, "oldest": _oldest, "daemons": _daemons,
     }  # fmt: skip
     return [_safely(part, looks[part], settings) for part in PARTS if part in only]
 
 
-def _safely(part: str, look: Callable[[config.Settings], Line], settings: config.Settings) -> Line:
+def _safely(part: str, look: Callable[[Settings], Line], settings: Settings) -> Line:
     try:
         return look(settings)
     except (SkyheedError, ClassifierError) as error:
         return Line(part, False, str(error))
 
 
-def _kafka(settings: config.Settings) -> Line:
+def _kafka(settings: Settings) -> Line:
     connection.check_options(settings.kafka)
     cluster = kafka.ping(settings.kafka)
     places = [f"{settings.kafka['bootstrap.servers']} answers (cluster {cluster})"]
@@ -73,11 +74,11 @@ def _kafka(settings: config.Settings) -> Line:
     return Line("kafka", True, ", ".join(places))
 
 
-def _client(settings: config.Settings) -> state.Client:
+def _client(settings: Settings) -> state.Client:
     return state.connect_as(settings.redis)
 
 
-def _redis(settings: config.Settings) -> Line:
+def _redis(settings: Settings) -> Line:
     """Memory decides: a full Redis stops the intake, and one that evicts loses stamps in silence."""
     client, address = _client(settings), config.redacted_url(settings.redis.url)
     client.ping()
@@ -96,7 +97,7 @@ def _memory(health: state.Health) -> str:
     return f"{used / 2**20:.0f} MiB used" + (f" of {limit / 2**20:.0f} MiB" if limit else "")
 
 
-def _trouble(redis: config.RedisSettings, health: state.Health) -> str:
+def _trouble(redis: RedisSettings, health: state.Health) -> str:
     """What stops the daemons, or loses data; empty if nothing does."""
     used, limit = health.used_memory, health.max_memory
     if health.read_only:
@@ -114,7 +115,7 @@ def _trouble(redis: config.RedisSettings, health: state.Health) -> str:
     return ""
 
 
-def _schema(settings: config.Settings) -> Line:
+def _schema(settings: Settings) -> Line:
     survey: Survey = daemon.survey_of(settings)
     sentence = f"{survey.name} reader schema is valid, stamps: {survey.stamp}, bands: {survey.bands}"
     source = daemon.schema_source(settings)
@@ -125,7 +126,7 @@ def _schema(settings: config.Settings) -> Line:
     return Line("schema", True, f"{sentence}; {source.describe()}")
 
 
-def _model(settings: config.Settings) -> Line:
+def _model(settings: Settings) -> Line:
     from skyheed.classifier.models.checkpoint import describe
 
     asked = [describe(m.model or settings.survey, settings.survey, m.prior) for m in settings.models]
@@ -138,7 +139,7 @@ def _model(settings: config.Settings) -> Line:
     return Line("model", True, f"{sentence}; a worker here computes on {chosen}")
 
 
-def _lag(settings: config.Settings) -> Line:
+def _lag(settings: Settings) -> Line:
     """A backlog is well as long as it is worked on: an ingest that hangs or is gone leaves the group where it is."""
     options, group = settings.input_options, settings.ingest.group
     lags = kafka.group_lag(options, group, settings.alerts)
@@ -194,7 +195,7 @@ def _committed(client: Consumer, places: Sequence[connection.Place]) -> list[int
     return [at.offset for at in topics.committed(client, places)]
 
 
-def reading(settings: config.Settings) -> tuple[SequenceStore, schedule.DueQueue, Ledger]:
+def reading(settings: Settings) -> tuple[SequenceStore, schedule.DueQueue, Ledger]:
     """The three views of the state in Redis, for one who only reads.
 
     Raises:
@@ -208,13 +209,13 @@ def reading(settings: config.Settings) -> tuple[SequenceStore, schedule.DueQueue
     return store, queue, ledger
 
 
-def queues(settings: config.Settings) -> dict[str, schedule.DueQueue]:
+def queues(settings: Settings) -> dict[str, schedule.DueQueue]:
     """The due queue of every model; one without a name while none has joined."""
     models = reading(settings)[0].models() or [""]
     return {model: daemon.read_store(settings, model)[1] for model in models}
 
 
-def _queue(settings: config.Settings) -> Line:
+def _queue(settings: Settings) -> Line:
     found = {model: queue.depth() for model, queue in queues(settings).items()}
     said = [
         _of(model) + ", ".join(f"{name} {count}" for name, count in depth.items()) for model, depth in found.items()
@@ -222,7 +223,7 @@ def _queue(settings: config.Settings) -> Line:
     return Line("queue", True, "; ".join(said))
 
 
-def _oldest(settings: config.Settings) -> Line:
+def _oldest(settings: Settings) -> Line:
     """A backlog is well as long as it is worked on, as in `_lag`."""
     found = queues(settings)
     ages = {model: age for model, queue in found.items() if (age := queue.waiting_s()) is not None}
@@ -254,7 +255,7 @@ def _of(model: str) -> str:
     return f"{model}: " if model else ""
 
 
-def _daemons(settings: config.Settings) -> Line:
+def _daemons(settings: Settings) -> Line:
     """What every daemon says of itself; one that cannot reach Redis says nothing any more."""
     found = pulse.beats(_client(settings), daemon.with_survey(settings).survey)
     for beat in found:

@@ -8,7 +8,7 @@ from skyheed.broker.kafka.selection import check_name, internal
 from skyheed.broker.urls import http_fault, redis_fault, servers_fault, splits_well
 
 if TYPE_CHECKING:
-    from skyheed.broker.config import Settings, WorkSettings
+    from skyheed.broker.settings import Settings, WorkSettings
 
 LONGEST_DAYS = 36_500.0  # a century; the server counts lifetimes in milliseconds and must not overflow
 SHORTEST_TTL_DAYS = 0.01  # below that, sequences are forgotten between two visits: surely a slip

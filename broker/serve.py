@@ -16,6 +16,7 @@ import uvicorn
 from skyheed.broker import app as daemon
 from skyheed.broker import config
 from skyheed.broker.errors import ConfigError
+from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.web import app as page
 from skyheed.broker.web.cards import Cards
@@ -94,7 +95,7 @@ def own_address(host: str) -> bool:
         return False
 
 
-def index_path(settings: config.Settings) -> Path:
+def index_path(settings: Settings) -> Path:
     """Where the index of a survey and a Kafka is kept by default.
 
     Raises:
@@ -110,7 +111,7 @@ def index_path(settings: config.Settings) -> Path:
 
 
 @contextlib.contextmanager
-def parts(settings: config.Settings, options: Options) -> Iterator[Web]:
+def parts(settings: Settings, options: Options) -> Iterator[Web]:
     """Everything that a page needs, running: the index, who fills it, and the processes that recompute.
 
     Raises:
@@ -188,7 +189,7 @@ def server_of(web: Web) -> Server:
     return Server(made, web)
 
 
-def run(settings: config.Settings, options: Options, say: Callable[[str], None]) -> None:
+def run(settings: Settings, options: Options, say: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
@@ -206,7 +207,7 @@ def run(settings: config.Settings, options: Options, say: Callable[[str], None])
 
 
 @contextlib.contextmanager
-def serving(settings: config.Settings, options: Options) -> Iterator[str]:
+def serving(settings: Settings, options: Options) -> Iterator[str]:
     """Serve in a thread for as long as the block lasts; gives the address."""
     check(options)
     with listen(options) as listening, parts(settings, options) as web:

@@ -11,6 +11,7 @@ from typing import Any
 
 from skyheed.broker import config, metrics
 from skyheed.broker.errors import Reason
+from skyheed.broker.settings import ModelSettings, Settings
 from skyheed.classifier import context
 from skyheed.classifier.prediction import Declined
 
@@ -57,11 +58,11 @@ PYTHON = """# Python
 def settings() -> str:
     """Every key of the configuration file with its default and the comment that stands alongside it in the code."""
     parts = ["# Settings\n", "One TOML file; see {doc}`../operating` for how they are given.\n"]
-    for field in dataclasses.fields(config.Settings):
-        value = getattr(config.Settings(), field.name)
+    for field in dataclasses.fields(Settings):
+        value = getattr(Settings(), field.name)
         if dataclasses.is_dataclass(value):
             parts.append(f"## [{field.name}]\n\n{_table(type(value))}")
-    parts.append("## [[work.models]]\n\n" + _table(config.ModelSettings))
+    parts.append("## [[work.models]]\n\n" + _table(ModelSettings))
     rows = "\n".join(f"| `{name}` | `{'.'.join(place)}` |" for name, place in config.ENVIRONMENT.items())
     parts.append(f"## Environment\n\n| variable | setting |\n|---|---|\n{rows}\n")
     return "\n".join(parts)

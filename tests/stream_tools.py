@@ -23,6 +23,7 @@ from skyheed.broker.packets import container as wire
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.packets.surveys.sdss import alert_from_archive
 from skyheed.broker.results.record import Classification
+from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 from skyheed.broker.work import Output, Pace, Worker
 from skyheed.classifier import taxonomy
@@ -139,14 +140,14 @@ def hash_of(object_id: str) -> int:
     return int.from_bytes(object_id.encode()[-5:], "big")
 
 
-def settings_for(kafka_address: str, redis_url: str, survey: str, topic: str, **options: str) -> config.Settings:
+def settings_for(kafka_address: str, redis_url: str, survey: str, topic: str, **options: str) -> Settings:
     """Settings for one stream, quick to join and without debounce."""
     overrides = {"survey": survey, "ingest.topics": [topic], "ingest.debounce_s": 0.0, "ingest.group": f"group-{topic}"}
     loaded = config.load(overrides={**overrides, **options}, environ={})
     return config.with_servers(loaded, kafka_address, redis_url)
 
 
-def publish(settings: config.Settings, topic: str, payloads: Iterable[bytes], partitions: int = 3) -> int:
+def publish(settings: Settings, topic: str, payloads: Iterable[bytes], partitions: int = 3) -> int:
     """Send payloads without a key, as surveys do; returns how many."""
     given = list(payloads)
     kafka.ensure_topics(settings.kafka, {topic: daemon.ALERT_TOPIC}, partitions, 1)
@@ -156,7 +157,7 @@ def publish(settings: config.Settings, topic: str, payloads: Iterable[bytes], pa
     return len(given)
 
 
-def ingest_all(settings: config.Settings) -> Counter[str]:
+def ingest_all(settings: Settings) -> Counter[str]:
     """Run the ingest in this process until its topics are read."""
     daemon.prepare_topics(settings, threading.Event())
     with (
@@ -170,9 +171,7 @@ def ingest_all(settings: config.Settings) -> Counter[str]:
 
 
 @contextlib.contextmanager
-def worker_for(
-    settings: config.Settings, model: Path, min_stamps: int | None = None, batch: int = 32
-) -> Iterator[Worker]:
+def worker_for(settings: Settings, model: Path, min_stamps: int | None = None, batch: int = 32) -> Iterator[Worker]:
     """A worker in this process."""
     predictor = load(model, survey=settings.survey, device="cpu", precision="float32", threads=1, fewest=min_stamps)
     store, queue, _ = daemon.connect_store(settings)
@@ -185,13 +184,13 @@ def worker_for(
         )  # fmt: skip
 
 
-def work_all(settings: config.Settings, model: Path, min_stamps: int | None = None) -> Counter[str]:
+def work_all(settings: Settings, model: Path, min_stamps: int | None = None) -> Counter[str]:
     """Answer everything that is due."""
     with worker_for(settings, model, min_stamps) as worker:
         return worker.run(threading.Event(), drain=True)
 
 
-def answers(settings: config.Settings) -> list[Classification]:
+def answers(settings: Settings) -> list[Classification]:
     """Every record on the classification topic, repeats dropped."""
     with Subscriber(
         settings.kafka["bootstrap.servers"], topic=settings.classification_topic, options=settings.kafka, drain=True
@@ -208,7 +207,7 @@ def last_answers(records: Sequence[Classification]) -> dict[str, Classification]
     return last
 
 
-def raw_messages(settings: config.Settings, topic: str) -> list[ck.Message]:
+def raw_messages(settings: Settings, topic: str) -> list[ck.Message]:
     """Every message of a topic, with no help of ours but the consumer."""
     with kafka.BatchConsumer(settings.kafka, [topic], group=None, drain=True) as consumer:
         found: list[Any] = []

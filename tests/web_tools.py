@@ -13,10 +13,11 @@ from state_tools import deliveries, observation
 from stream_tools import altered, ingest_all, publish, save_checkpoint, sdss_alert, settings_for
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, metrics, serve
+from skyheed.broker import metrics, serve
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import embedded
 from skyheed.broker.results import formats, record
+from skyheed.broker.settings import Settings
 from skyheed.broker.state.histories import HEADER
 
 HOSTILE = (
@@ -35,7 +36,7 @@ HOSTILE = (
 )
 
 
-def page_settings(kafka_address: str, redis: embedded.Server, folder: Path, **options: Any) -> config.Settings:
+def page_settings(kafka_address: str, redis: embedded.Server, folder: Path, **options: Any) -> Settings:
     """Settings of a stream with topics of its own."""
     prefix = f"web{uuid.uuid4().hex[:10]}"
     model = str(save_checkpoint(folder, "sdss"))
@@ -44,13 +45,13 @@ def page_settings(kafka_address: str, redis: embedded.Server, folder: Path, **op
     return settings_for(kafka_address, redis.url, "sdss", f"{prefix}.alerts.sdss", **own)
 
 
-def send(settings: config.Settings, objects: dict[str, Sequence[int]]) -> None:
+def send(settings: Settings, objects: dict[str, Sequence[int]]) -> None:
     """Alerts of objects, by their numbers; ids that no archive would take, too."""
     alerts = [altered(sdss_alert("plain", n), objectId=name) for name, numbers in objects.items() for n in numbers]
     publish(settings, settings.alert_topic, alerts)
 
 
-def classify(settings: config.Settings) -> None:
+def classify(settings: Settings) -> None:
     """Store what was sent and classify what is due, as the daemons do."""
     ingest_all(settings)
     stop = threading.Event()
@@ -62,7 +63,7 @@ def classify(settings: config.Settings) -> None:
             worker.run(stop, drain=True)
 
 
-def publish_news(settings: config.Settings, objects: dict[str, int]) -> None:
+def publish_news(settings: Settings, objects: dict[str, int]) -> None:
     """Classifications of objects with so many epochs, as a worker would publish them, without one."""
     kafka.ensure_topics(settings.kafka, {settings.classification_topic: {}}, 3, 1)
     messages = [
@@ -88,7 +89,7 @@ def news(survey: str, name: str, epochs: int, revision: int = 1, model: str = "t
     )  # fmt: skip
 
 
-def keep(settings: config.Settings, objects: dict[str, int]) -> None:
+def keep(settings: Settings, objects: dict[str, int]) -> None:
     """Put histories of objects with so many epochs into Redis, without any packet."""
     seen = [
         observation(name, source_id=n + 1, mjd=60000.0 + n, band="gri"[n % 3])
@@ -99,7 +100,7 @@ def keep(settings: config.Settings, objects: dict[str, int]) -> None:
 
 
 @contextlib.contextmanager
-def page_of(settings: config.Settings, folder: Path, **options: Any) -> Iterator[httpx.Client]:
+def page_of(settings: Settings, folder: Path, **options: Any) -> Iterator[httpx.Client]:
     """A client of a page of its own."""
     chosen = serve.Options(**{"port": 0, "index": folder / "index.sqlite", "limits": False, **options})
     with serve.serving(settings, chosen) as url, httpx.Client(base_url=url, timeout=60) as client:

@@ -25,6 +25,7 @@ from skyheed.broker.local import demo_report, page
 from skyheed.broker.local import processes as stack
 from skyheed.broker.observation import BANDS
 from skyheed.broker.results.record import Classification
+from skyheed.broker.settings import Settings
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.subscribe import Subscriber
 from skyheed.broker.work import history_of
@@ -148,7 +149,7 @@ def _configuration(folder: Path, models: Sequence[str]) -> Path:
 
 
 def _stream(
-    servers: stack.Servers, settings: config.Settings, served: Sequence[daemon.ServedModel], folder: Path, rate: float,
+    servers: stack.Servers, settings: Settings, served: Sequence[daemon.ServedModel], folder: Path, rate: float,
     output: Path, began: float,
 ) -> bool:  # fmt: skip
     archive = archives.Archive(folder / "archive")

@@ -19,6 +19,7 @@ from typing import IO
 from skyheed.broker import config
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 from skyheed.classifier.keeper import DAEMON, end_if_asked, keeper, undisturbed
 
 STOP_S = 20.0  # a daemon finishes the batch in hand within this, or is killed (which loses nothing)
@@ -38,7 +39,7 @@ class Servers:
     redis_password: str = field(default="", repr=False)
     redis_password_file: Path | None = None
 
-    def settings(self, given: config.Settings) -> config.Settings:
+    def settings(self, given: Settings) -> Settings:
         """The given settings on these servers."""
         return config.with_servers(given, self.kafka, self.redis, self.redis_password)
 
@@ -70,7 +71,7 @@ def servers(kafka: str | None, redis: str | None, data: Path | None = None) -> I
         yield Servers(kafka, redis, kafka_origin, redis_origin, password, file)
 
 
-def shared_arguments(settings: config.Settings, settings_path: str | None) -> list[str]:
+def shared_arguments(settings: Settings, settings_path: str | None) -> list[str]:
     """Options that bring a daemon to the same servers, survey and file; secrets travel by environment and file."""
     words = ["--survey", settings.survey, "--kafka", settings.kafka["bootstrap.servers"]]
     if config.redacted_url(settings.redis.url) == settings.redis.url:  # else file or environment name it there, too

@@ -13,6 +13,7 @@ from skyheed.broker import config
 from skyheed.broker.errors import ServiceError, SkyheedError
 from skyheed.broker.local import page
 from skyheed.broker.local import processes as stack
+from skyheed.broker.settings import Settings
 from skyheed.broker.state.ledger import Ledger
 from skyheed.classifier.keeper import temporary_folder
 
@@ -20,7 +21,7 @@ DRAIN_S = 120.0
 
 
 def run(
-    settings: config.Settings, settings_path: str | None, data: str | None, models: Sequence[str] = (),
+    settings: Settings, settings_path: str | None, data: str | None, models: Sequence[str] = (),
     serve: bool = False,
 ) -> None:  # fmt: skip
     """Run until Ctrl-C, SIGTERM, a terminal that closes, or the end of a daemon.
@@ -54,7 +55,7 @@ def _folder(data: str | None) -> Iterator[Path]:
 
 
 def _run(
-    settings: config.Settings, settings_path: str | None, folder: Path, keep: bool, stop: threading.Event,
+    settings: Settings, settings_path: str | None, folder: Path, keep: bool, stop: threading.Event,
     models: Sequence[str], serve: bool,
 ) -> None:  # fmt: skip
     given_kafka = settings.kafka["bootstrap.servers"] if settings.kafka_named else None
@@ -92,7 +93,7 @@ def _say(text: str, err: bool = False) -> None:
         click.echo(text, err=err)
 
 
-def _addresses(settings: config.Settings, servers: stack.Servers, folder: Path, shown: str) -> str:
+def _addresses(settings: Settings, servers: stack.Servers, folder: Path, shown: str) -> str:
     survey, kafka = settings.survey, servers.kafka
     file = servers.redis_password_file
     password = f'SKYHEED_REDIS_PASSWORD="$(cat {shlex.quote(str(file))})" ' if file else ""

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from redis import connection as redis_connection
 from redis import exceptions as failure
 
-from skyheed.broker.config import RedisSettings
 from skyheed.broker.errors import ConfigError, ServiceUnavailable, SkyheedError
+from skyheed.broker.settings import RedisSettings
 from skyheed.broker.state.errors import NotReplicated, in_our_words
 from skyheed.broker.state.nodes import Cluster, Command, One, Replicas, Servers
 from skyheed.broker.urls import redacted_url, redis_hosts

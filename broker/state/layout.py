@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skyheed.broker.config import RedisSettings
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.observation import BANDS
+from skyheed.broker.settings import RedisSettings
 from skyheed.broker.state.client import Client
 from skyheed.broker.state.histories import HEADER, RECORD_VERSION
 from skyheed.broker.state.keys import Keys

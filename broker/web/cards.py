@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config
+from skyheed.broker.settings import Settings
 from skyheed.classifier.bounded import read_file
 from skyheed.classifier.errors import ClassifierError, ModelError
 from skyheed.classifier.models import checkpoint
@@ -20,7 +20,7 @@ log = logging.getLogger("skyheed.web")
 class Cards:
     """The models of the settings, by their names among the survey's."""
 
-    def __init__(self, settings: config.Settings, can_compute: bool) -> None:
+    def __init__(self, settings: Settings, can_compute: bool) -> None:
         self._survey = settings.survey
         self._known: dict[str, dict[str, Any]] = {}
         for asked in settings.models:

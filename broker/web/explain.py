@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config
+from skyheed.broker.settings import Settings
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.rows import reason_text
 from skyheed.classifier.history import History
@@ -43,7 +43,7 @@ class Models:
         SkyheedError, ClassifierError: one does not load.
     """
 
-    def __init__(self, settings: config.Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         quick = replace(settings, work=replace(settings.work, batch_size=1))  # warmed up for one history
         self._served = {served.name: Explained(served.model) for served in daemon.load_models(quick)}
 

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from skyheed.broker import config
 from skyheed.broker.errors import SkyheedError, StreamError
 from skyheed.broker.kafka.client import BatchConsumer, place_of
 from skyheed.broker.results.formats import decode
+from skyheed.broker.settings import Settings
 from skyheed.broker.web.index import Event, Index, Read
 
 log = logging.getLogger("skyheed.follow")
@@ -24,7 +24,7 @@ AGAIN_S = 5.0  # after a refusal
 OURS = "skyheed-classification-id"
 
 
-def topics_of(settings: config.Settings) -> list[str]:
+def topics_of(settings: Settings) -> list[str]:
     """The topics that the survey's classifications are published to: the first model's, and other models' behind it."""
     own = settings.classification_topic
     named = [model.topic for model in settings.models if model.topic]
@@ -39,7 +39,7 @@ class Follower(threading.Thread):
         behind: offsets not yet read; None while it is not known.
     """
 
-    def __init__(self, settings: config.Settings, index: Index, news: Callable[[Sequence[Event]], None]) -> None:
+    def __init__(self, settings: Settings, index: Index, news: Callable[[Sequence[Event]], None]) -> None:
         super().__init__(name="follow", daemon=True)
         self._settings, self._index, self._news = settings, index, news
         self._stop_asked = threading.Event()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from skyheed.broker import config
+from skyheed.broker.settings import Settings
 from skyheed.broker.web.problems import Problem
 from skyheed.classifier.history import History
 
@@ -47,7 +47,7 @@ class Pool:
         missing: why nothing can be computed here; empty if it can.
     """
 
-    def __init__(self, settings: config.Settings, processes: int = 1, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, settings: Settings, processes: int = 1, limit_s: float = LIMIT_S) -> None:
         self._settings, self._limit_s = settings, limit_s
         self.missing = "" if _torch_is_there() else MISSING
         self._free: queue.LifoQueue[_Process] = queue.LifoQueue()
@@ -95,7 +95,7 @@ class Pool:
 class _Process:
     """One process, started when it is needed and again after it was ended."""
 
-    def __init__(self, settings: config.Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._process: Any = None
         self._pipe: Connection | None = None
@@ -166,7 +166,7 @@ class _Process:
             pipe.close()
 
 
-def _serve(pipe: Connection, settings: config.Settings) -> None:
+def _serve(pipe: Connection, settings: Settings) -> None:
     """The process: load, then answer tasks until the other end is gone."""
     import signal
 
@@ -183,7 +183,7 @@ def _serve(pipe: Connection, settings: config.Settings) -> None:
         pipe.send(_safely(lambda task=task: models.run(task)))  # type: ignore[misc]
 
 
-def _models(settings: config.Settings) -> Any:
+def _models(settings: Settings) -> Any:
     from skyheed.broker.web.explain import Models
 
     return Models(settings)

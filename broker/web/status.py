@@ -11,10 +11,11 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, pulse
+from skyheed.broker import pulse
 from skyheed.broker.errors import ServiceUnavailable, SkyheedError
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.kafka import deadletter
+from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as redis
 from skyheed.broker.state.books import Books
 from skyheed.broker.state.histories import SequenceStore
@@ -41,7 +42,7 @@ DUE_SHOWN = 50
 class Sources:
     """What the status is made of."""
 
-    settings: config.Settings
+    settings: Settings
     index: Index
     follower: Follower
     pool: Pool

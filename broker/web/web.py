@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from skyheed.broker import config
+from skyheed.broker.settings import Settings
 from skyheed.broker.web.guard import Token
 from skyheed.broker.web.index import Index
 from skyheed.broker.web.live import Hub
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 class Web:
     """The parts of a page of one survey."""
 
-    settings: config.Settings
+    settings: Settings
     index: Index
     hub: Hub
     objects: Objects

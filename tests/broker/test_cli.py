@@ -23,6 +23,7 @@ from skyheed.broker import health as check
 from skyheed.broker.config import ENVIRONMENT
 from skyheed.broker.errors import Reason
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,7 +159,7 @@ def test_replay_takes_schemas_and_topic_from_the_settings(tmp_path: Path, monkey
 # --- looking after it ----------------------------------------------------------------------------------------------
 
 
-def line_of(settings: config.Settings, part: str) -> check.Line:
+def line_of(settings: Settings, part: str) -> check.Line:
     [line] = check.check(settings, [part])
     return line
 

@@ -29,13 +29,13 @@ from stream_tools import (
 )
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config
 from skyheed.broker.errors import ServiceUnavailable
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import embedded
 from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
 from skyheed.broker.results.record import Classification
+from skyheed.broker.settings import Settings
 from skyheed.broker.state.histories import HEADER
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(600)]
@@ -76,7 +76,7 @@ class Child:
         return int(self._process.returncode)
 
 
-def arguments_for(settings: config.Settings, topic: str) -> list[str]:
+def arguments_for(settings: Settings, topic: str) -> list[str]:
     return [
         "--survey", settings.survey, "--kafka", settings.kafka["bootstrap.servers"], "--redis", settings.redis.url,
         "--topic", topic,
@@ -95,7 +95,7 @@ def wait_for(done: object, limit_s: float, what: str) -> None:
     pytest.fail(f"{what} took longer than {limit_s} s")
 
 
-def settled(settings: config.Settings, sent: int) -> bool:
+def settled(settings: Settings, sent: int) -> bool:
     books = daemon.connect_store(settings)[2].books()
     return books.consumed == sent and books.pending == 0 and books.balanced
 
@@ -109,7 +109,7 @@ def children(tmp_path: Path) -> Iterator[list[Child]]:
 
 
 def slow_publish(
-    settings: config.Settings, topic: str, payloads: list[bytes], failures: list[BaseException], pause_s: float = 1.0
+    settings: Settings, topic: str, payloads: list[bytes], failures: list[BaseException], pause_s: float = 1.0
 ) -> None:
     """Send for about a minute, whatever happens to Kafka meanwhile."""
     try:
@@ -175,12 +175,12 @@ def _restart(server: embedded.Server, rng: random.Random) -> None:
     server.restart()
 
 
-def _distinct_offsets(settings: config.Settings, topic: str) -> int:
+def _distinct_offsets(settings: Settings, topic: str) -> int:
     # no transactions and no compaction here: end offsets are counts
     return sum(kafka.end_offsets(settings.kafka, [topic]).values())
 
 
-def _judge(settings: config.Settings, topic: str, payloads: list[bytes]) -> None:
+def _judge(settings: Settings, topic: str, payloads: list[bytes]) -> None:
     store, _, ledger = daemon.connect_store(settings)
     books = ledger.books()
     summary = books.summary()

@@ -16,6 +16,7 @@ from skyheed.broker import health as check
 from skyheed.broker import waiting as patience
 from skyheed.broker.errors import ServiceUnavailable
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.state.queue import DueQueue
 
@@ -26,7 +27,7 @@ def value(measured: metrics.IngestMetrics | metrics.WorkMetrics, name: str, **la
     return measured.registry.get_sample_value(f"skyheed_{name}", {"survey": "sdss", **labels})
 
 
-def settings_of(url: str) -> config.Settings:
+def settings_of(url: str) -> Settings:
     return config.load(overrides={"survey": "sdss", "redis.url": url}, environ={})
 
 

@@ -19,6 +19,7 @@ from skyheed.broker import config, metrics, pulse
 from skyheed.broker import health as check
 from skyheed.broker.errors import MissingRight
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.keys import SEGMENT_BITS
@@ -135,7 +136,7 @@ def test_every_program_works_with_its_own_user(
 ) -> None:
     topic = "rights"
 
-    def settings(user: str, **more: Any) -> config.Settings:
+    def settings(user: str, **more: Any) -> Settings:
         return settings_for(kafka.address, url_of(valkey, user), SURVEY, topic, **more)
 
     publish(settings("ingest"), topic, [sdss_alert(f"A{i}", n) for i in range(3) for n in range(4)])

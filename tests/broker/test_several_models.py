@@ -16,6 +16,7 @@ from skyheed.broker import config
 from skyheed.broker.local import embedded
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.results import record as records
+from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 from skyheed.classifier import taxonomy
 from skyheed.classifier.models import checkpoint
@@ -48,7 +49,7 @@ def children() -> Iterator[list[Child]]:
         child.stop()
 
 
-def records_of(settings: config.Settings, topic: str) -> list[records.Classification]:
+def records_of(settings: Settings, topic: str) -> list[records.Classification]:
     with Subscriber(settings.kafka["bootstrap.servers"], topic=topic, options=settings.kafka, drain=True) as stream:
         return list(stream)
 

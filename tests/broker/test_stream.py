@@ -25,20 +25,20 @@ from stream_tools import (
 from test_registry import Server as Registry
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config
 from skyheed.broker.errors import SkipPacket
 from skyheed.broker.kafka import deadletter
 from skyheed.broker.local import embedded
 from skyheed.broker.packets import container as wire
 from skyheed.broker.packets.reader import read_packet
 from skyheed.broker.redrive import redrive
+from skyheed.broker.settings import Settings
 from skyheed.broker.state.books import Books
 from skyheed.classifier import taxonomy
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 
-def books_of(settings: config.Settings) -> Books:
+def books_of(settings: Settings) -> Books:
     return daemon.connect_store(settings)[2].books()
 
 
@@ -102,11 +102,11 @@ def test_every_real_rubin_packet_is_accounted_for(
 
 
 @pytest.fixture
-def stream(kafka: embedded.Server, valkey: embedded.Server, request: pytest.FixtureRequest) -> config.Settings:
+def stream(kafka: embedded.Server, valkey: embedded.Server, request: pytest.FixtureRequest) -> Settings:
     return settings_for(kafka.address, valkey.url, "sdss", f"alerts-{request.node.name[:60]}")
 
 
-def test_the_way_of_an_alert(stream: config.Settings, tmp_path: Path) -> None:
+def test_the_way_of_an_alert(stream: Settings, tmp_path: Path) -> None:
     [topic] = stream.ingest.topics
     sent = publish(stream, topic, [sdss_alert(f"O{i}", n) for n in range(5) for i in range(8)])
     # one object stays too short to be classified
@@ -127,7 +127,7 @@ def test_the_way_of_an_alert(stream: config.Settings, tmp_path: Path) -> None:
     assert books_of(stream).balanced
 
 
-def test_a_stranger_reads_the_topic_with_fastavro_alone(stream: config.Settings, tmp_path: Path) -> None:
+def test_a_stranger_reads_the_topic_with_fastavro_alone(stream: Settings, tmp_path: Path) -> None:
     publish(stream, stream.ingest.topics[0], [sdss_alert("stranger", n) for n in range(3)])
     ingest_all(stream)
     work_all(stream, save_checkpoint(tmp_path, "sdss"))
@@ -139,7 +139,7 @@ def test_a_stranger_reads_the_topic_with_fastavro_alone(stream: config.Settings,
     assert record["n_stamps"] == 3
 
 
-def test_every_bad_packet_gets_its_own_reason_and_the_stream_goes_on(stream: config.Settings) -> None:
+def test_every_bad_packet_gets_its_own_reason_and_the_stream_goes_on(stream: Settings) -> None:
     [topic] = stream.ingest.topics
     limit, known_id, away_id = 300_000, 7, 8
     bad, schema = bad_packets(limit, known_id, away_id)
@@ -169,7 +169,7 @@ def test_every_bad_packet_gets_its_own_reason_and_the_stream_goes_on(stream: con
     assert rejected == Counter(str(reason) for _, reason in bad.values())
 
 
-def test_redrive_after_a_fix(stream: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redrive_after_a_fix(stream: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     [topic] = stream.ingest.topics
     publish(stream, topic, [sdss_alert("mended", n) for n in range(4)] + [b"still bad"], partitions=1)
     tight = settings_for(
@@ -240,7 +240,7 @@ def _flush(valkey: embedded.Server) -> None:
         client.flushall()
 
 
-def test_two_workers_share_the_queue(stream: config.Settings, tmp_path: Path) -> None:
+def test_two_workers_share_the_queue(stream: Settings, tmp_path: Path) -> None:
     import threading
 
     from stream_tools import worker_for
@@ -259,7 +259,7 @@ def test_two_workers_share_the_queue(stream: config.Settings, tmp_path: Path) ->
     assert books_of(stream).summary()["classified"] == 60
 
 
-def test_elasticc_messages(stream: config.Settings, tmp_path: Path) -> None:
+def test_elasticc_messages(stream: Settings, tmp_path: Path) -> None:
     from skyheed.broker.results.formats import elasticc_schema
 
     settings = settings_for(

@@ -17,6 +17,7 @@ from skyheed.broker.errors import ConfigError
 from skyheed.broker.local import embedded
 from skyheed.broker.results import formats
 from skyheed.broker.results.record import Declined, Status
+from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.state.histories import SequenceStore, Settled
 from skyheed.broker.state.queue import Claim, DueQueue
@@ -125,7 +126,7 @@ def test_a_drain_that_was_stopped_before_its_end_is_an_error(drain: bool, pendin
 
 
 def test_a_model_that_cannot_take_what_ingest_keeps_is_refused(predictor: Predictor) -> None:
-    def settings(**redis: int) -> config.Settings:
+    def settings(**redis: int) -> Settings:
         return config.load(overrides={"survey": "sdss", **{f"redis.{k}": v for k, v in redis.items()}}, environ={})
 
     survey = daemon.survey_of(settings())

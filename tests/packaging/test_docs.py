@@ -13,6 +13,7 @@ import yaml
 
 from skyheed.broker import config, metrics
 from skyheed.broker.errors import Reason
+from skyheed.broker.settings import IngestSettings, ModelSettings, RedisSettings, WorkSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def generate() -> ModuleType:
 def test_the_reference_names_everything_and_shows_no_secret(generate: ModuleType, tmp_path: Path) -> None:
     generate.write(tmp_path)
     text = {path.stem: path.read_text() for path in tmp_path.iterdir()}
-    for table in (config.RedisSettings, config.IngestSettings, config.WorkSettings, config.ModelSettings):
+    for table in (RedisSettings, IngestSettings, WorkSettings, ModelSettings):
         assert all(
             f"| `{field.name}` |" in text["settings"] for field in dataclasses.fields(table) if field.name != "models"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from skyheed.broker import config
+from skyheed.broker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 UNITS = {"": 1, "s": 1, "days": 1, "KiB": 2**10, "MiB": 2**20}
@@ -32,7 +32,7 @@ def value_of(where: str) -> Any:
     if " " in where:
         path, name = where.split(" ")
         return getattr(importlib.import_module("skyheed." + path.removesuffix(".py").replace("/", ".")), name)
-    found: Any = config.Settings()
+    found: Any = Settings()
     for part in where.split("."):
         found = getattr(found, part)
     return found
@@ -71,7 +71,7 @@ def test_every_limit_of_the_broker_stands_in_a_table() -> None:
 def test_every_setting_that_bounds_something_stands_in_a_table() -> None:
     named = {row[1].strip("`") for row in rows()}
     sizes = re.compile(r"(max_|batch_(size|bytes|records|s)$|_days$|^lease_s$)")
-    settings = config.Settings()
+    settings = Settings()
     tables = [field.name for field in fields(settings) if is_dataclass(getattr(settings, field.name))]
     bounds = {
         f"{table}.{field.name}"

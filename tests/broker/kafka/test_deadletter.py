@@ -26,6 +26,7 @@ from skyheed.broker.kafka.deadletter import DeadLetter, DeadLetters, Rejected
 from skyheed.broker.local import embedded
 from skyheed.broker.observation import Observation
 from skyheed.broker.redrive import redrive
+from skyheed.broker.settings import Settings
 from skyheed.broker.state.ledger import Ledger
 
 pytestmark = pytest.mark.kafka
@@ -250,7 +251,7 @@ def _signals() -> Iterator[None]:
 @pytest.mark.redis
 @pytest.mark.usefixtures("_signals")
 def test_redrive_with_another_number_of_shards_is_refused(kafka: embedded.Server, valkey: embedded.Server) -> None:
-    def settings(shards: int) -> config.Settings:
+    def settings(shards: int) -> Settings:
         loaded = config.load(overrides={"survey": "sdss", "redis.shards": shards}, environ={})
         return config.with_servers(loaded, kafka.address, valkey.url)
 

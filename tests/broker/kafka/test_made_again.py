@@ -14,7 +14,7 @@ from test_kafka import numbered, options, publish, until
 from test_subscribe import record
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, metrics
+from skyheed.broker import metrics
 from skyheed.broker.ingest import Ingest
 from skyheed.broker.kafka import client as clients
 from skyheed.broker.kafka import deadletter
@@ -29,6 +29,7 @@ from skyheed.broker.kafka.connection import Connection
 from skyheed.broker.kafka.connection import consumer as plain_consumer
 from skyheed.broker.local import embedded
 from skyheed.broker.results.formats import encode
+from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 
 pytestmark = [pytest.mark.kafka, pytest.mark.skipif(not HOME, reason=NEEDS_APACHE)]
@@ -61,7 +62,7 @@ def send(server: embedded.Server, topic: str, payloads: list[bytes]) -> None:
 
 
 @contextmanager
-def ingesting(settings: config.Settings) -> Iterator[Ingest]:
+def ingesting(settings: Settings) -> Iterator[Ingest]:
     """The daemon's loop in a thread of this process."""
     daemon.prepare_topics(settings, threading.Event())
     stop = threading.Event()

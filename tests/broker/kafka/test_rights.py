@@ -11,10 +11,10 @@ from conftest import SCRAM_USERS
 from stream_tools import answers, ingest_all, publish, save_checkpoint, sdss_alert, settings_for, work_all
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
@@ -50,7 +50,7 @@ def test_every_program_works_with_the_rights_that_are_listed(
 ) -> None:
     assert set(rights()) == {"ingest", "work", "subscribe"}
 
-    def settings(user: str) -> config.Settings:
+    def settings(user: str) -> Settings:
         scram = embedded.scram_options(user, SCRAM_USERS[user])
         plain = settings_for(kafka_scram.address, valkey.url, "sdss", ALERTS, **{"ingest.group": GROUP})
         return replace(plain, kafka={**plain.kafka, **scram})

@@ -18,7 +18,7 @@ from process_tools import Program, until
 from stream_tools import ingest_all, publish, raw_messages, record_of, settings_for
 from test_surveys import ztf_packet
 
-from skyheed.broker import app, config, providers
+from skyheed.broker import app, providers
 from skyheed.broker.backfill import EarlierReader
 from skyheed.broker.cli import skyheed
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
@@ -28,6 +28,7 @@ from skyheed.broker.packets.container import Decoder, SchemaSource
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.packets.surveys.earlier import NamesEarlier
 from skyheed.broker.providers.rubin import Rubin
+from skyheed.broker.settings import Settings
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 JD = 2_459_000.5
@@ -69,11 +70,11 @@ class AlerceRules:
 
 
 @pytest.fixture
-def stream(kafka: embedded.Server, valkey: embedded.Server) -> config.Settings:
+def stream(kafka: embedded.Server, valkey: embedded.Server) -> Settings:
     return settings_for(kafka.address, valkey.url, "ztf", f"alerts-{uuid.uuid4().hex[:8]}")
 
 
-def written(folder: Path, settings: config.Settings, url: str) -> str:
+def written(folder: Path, settings: Settings, url: str) -> str:
     path = folder / "backfill.toml"
     path.write_text(
         f'survey = "ztf"\n[kafka]\n"bootstrap.servers" = "{settings.kafka["bootstrap.servers"]}"\n'
@@ -90,13 +91,13 @@ def backfill(path: str) -> dict[str, int]:
     return {key: int(value) for key, value in (part.split("=") for part in ran.stdout.split())}
 
 
-def fetched(settings: config.Settings, name: str) -> set[int]:
+def fetched(settings: Settings, name: str) -> set[int]:
     """Detections of an object on the topic of backfilled packets, which other tests write to as well."""
     found = [record_of(message.value() or b"")[1] for message in raw_messages(settings, settings.backfill_topic)]
     return {record["candid"] for record in found if record["objectId"] == name}
 
 
-def test_a_history_is_whole_after_its_first_packet(stream: config.Settings, tmp_path: Path) -> None:
+def test_a_history_is_whole_after_its_first_packet(stream: Settings, tmp_path: Path) -> None:
     one, two = f"ZTF{uuid.uuid4().hex[:8]}", f"ZTF{uuid.uuid4().hex[:8]}"
     publish(stream, stream.ingest.topics[0], [packet(one, 9, 4), packet(two, 3)])
     ingest_all(stream)
@@ -118,7 +119,7 @@ def test_a_history_is_whole_after_its_first_packet(stream: config.Settings, tmp_
     assert kept.header["source_id"].tolist() == [5, 8, 9]
 
 
-def test_what_is_stored_or_was_asked_for_is_not_asked_for_again(stream: config.Settings, tmp_path: Path) -> None:
+def test_what_is_stored_or_was_asked_for_is_not_asked_for_again(stream: Settings, tmp_path: Path) -> None:
     name = f"ZTF{uuid.uuid4().hex[:8]}"
     publish(stream, stream.ingest.topics[0], [packet(name, 3), packet(name, 4, 3), packet(name, 5, 4)])
     ingest_all(stream)
@@ -128,7 +129,7 @@ def test_what_is_stored_or_was_asked_for_is_not_asked_for_again(stream: config.S
     assert rules.asked == {(name, 1): 1, (name, 2): 1}
 
 
-def test_a_damaged_packet_is_not_passed_on(stream: config.Settings, tmp_path: Path) -> None:
+def test_a_damaged_packet_is_not_passed_on(stream: Settings, tmp_path: Path) -> None:
     name = f"ZTF{uuid.uuid4().hex[:8]}"
     publish(stream, stream.ingest.topics[0], [packet(name, 4, 3)])
     cut = packet(name, 2)[:-900]
@@ -139,7 +140,7 @@ def test_a_damaged_packet_is_not_passed_on(stream: config.Settings, tmp_path: Pa
     assert not fetched(stream, name)
 
 
-def test_a_busy_provider_is_waited_for(stream: config.Settings, tmp_path: Path) -> None:
+def test_a_busy_provider_is_waited_for(stream: Settings, tmp_path: Path) -> None:
     name = f"ZTF{uuid.uuid4().hex[:8]}"
     publish(stream, stream.ingest.topics[0], [packet(name, 4, 2)])
     with standing(AlerceRules({(name, n): packet(name, n) for n in (2, 3)})) as host:
@@ -147,7 +148,7 @@ def test_a_busy_provider_is_waited_for(stream: config.Settings, tmp_path: Path) 
         assert backfill(written(tmp_path, stream, host.url))["fetched"] == 2
 
 
-def test_a_killed_backfill_goes_on(stream: config.Settings, tmp_path: Path) -> None:
+def test_a_killed_backfill_goes_on(stream: Settings, tmp_path: Path) -> None:
     name = f"ZTF{uuid.uuid4().hex[:8]}"
     publish(stream, stream.ingest.topics[0], [packet(name, 13, 12)])
     rules = AlerceRules({(name, n): packet(name, n) for n in range(1, 13)}, delay=0.3)

@@ -21,6 +21,7 @@ from skyheed.broker import config
 from skyheed.broker.errors import ServiceUnavailable
 from skyheed.broker.kafka import topics
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.state.histories import Delivery, SequenceStore, Settled
 from skyheed.broker.state.nodes import Replicas
@@ -146,11 +147,11 @@ def test_what_was_committed_survives_the_primary_only_if_replicas_were_waited_fo
         assert (books.consumed, books.balanced) == (kept, True)
 
 
-def _at(settings: config.Settings, server: embedded.Server) -> config.Settings:
+def _at(settings: Settings, server: embedded.Server) -> Settings:
     return config.with_servers(settings, settings.kafka["bootstrap.servers"], server.url)
 
 
-def _committed(settings: config.Settings, topic: str) -> int:
+def _committed(settings: Settings, topic: str) -> int:
     from skyheed.broker.kafka import connection
 
     client = connection.consumer(settings.kafka, settings.ingest.group, connection.Connection(settings.kafka))

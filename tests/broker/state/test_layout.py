@@ -17,6 +17,7 @@ from skyheed.broker import config
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.state import histories as sequences
 from skyheed.broker.state import layout
@@ -33,7 +34,7 @@ def admin(valkey: embedded.Server) -> Iterator[redis_py.Redis]:
         yield client
 
 
-def settings(url: str, **more: Any) -> config.Settings:
+def settings(url: str, **more: Any) -> Settings:
     dotted = {name.replace("__", "."): value for name, value in more.items()}
     return config.load(overrides={"survey": "sdss", "redis.url": url, **dotted}, environ={})
 

@@ -25,8 +25,8 @@ from stream_tools import answers, publish, settings_for
 from ztf_sky import alerts, named
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 from skyheed.broker.work import history_of
 from skyheed.classifier.serving import load
 from skyheed.classifier.sky import simulate
@@ -54,7 +54,7 @@ SIZES = {"wide": (1440, 900), "middle": (1024, 800), "phone": (390, 844)}
 class Stack:
     """A survey's stream, and the page of it."""
 
-    settings: config.Settings
+    settings: Settings
     topic: str
     folder: Path
     port: int

@@ -15,8 +15,8 @@ import pytest
 from web_tools import HOSTILE, classify, page_of, page_settings, send
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 from skyheed.broker.web import shapes
 from skyheed.broker.web.paths import object_of, path_key
 from skyheed.broker.work import history_of
@@ -36,7 +36,7 @@ def eventually(found: Callable[[], Any], limit_s: float = 60.0) -> Any:
 
 
 @pytest.fixture(scope="module")
-def stream(kafka: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[config.Settings]:
+def stream(kafka: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Objects of several lengths, one of which is declined, and hostile ids."""
     with embedded.start_valkey() as valkey:
         settings = page_settings(kafka.address, valkey, tmp_path_factory.mktemp("model"))
@@ -47,7 +47,7 @@ def stream(kafka: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def page(stream: config.Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def page(stream: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with page_of(stream, tmp_path_factory.mktemp("page")) as client:
         eventually(lambda: client.get(f"{API}/state").json()["index"]["objects"] == 3 + len(HOSTILE))
         yield client
@@ -151,7 +151,7 @@ class TestLists:
 
 
 class TestObject:
-    def test_epochs_and_what_was_published(self, page: httpx.Client, stream: config.Settings) -> None:
+    def test_epochs_and_what_was_published(self, page: httpx.Client, stream: Settings) -> None:
         found = page.get(f"{API}/objects/long").json()
         shapes.Object.model_validate(found)
         stored = daemon.read_store(stream)[0].sequence("long")
@@ -216,7 +216,7 @@ class TestObject:
             assert "set-cookie" not in answer.headers
         assert page.get(f"{API}/objects", params={"q": name}).status_code in (200, 422)
 
-    def test_atlas(self, page: httpx.Client, stream: config.Settings) -> None:
+    def test_atlas(self, page: httpx.Client, stream: Settings) -> None:
         raw = page.get(f"{API}/objects/long/atlas/science").content
         [length] = struct.unpack("<I", raw[:4])
         head = json.loads(raw[4 : 4 + length])
@@ -228,7 +228,7 @@ class TestObject:
         assert head["source_id"] == [str(s) for s in stored.header["source_id"].tolist()]
         assert page.get(f"{API}/objects/long/atlas/difference").status_code == 404
 
-    def test_files(self, page: httpx.Client, stream: config.Settings) -> None:
+    def test_files(self, page: httpx.Client, stream: Settings) -> None:
         from astropy.io import fits
         from PIL import Image
 
@@ -284,7 +284,7 @@ class TestRecomputed:
         ],
     )  # fmt: skip
     def test_what_if_is_the_workers_classification_of_the_reduced_history(
-        self, page: httpx.Client, stream: config.Settings, off: dict[str, Any]
+        self, page: httpx.Client, stream: Settings, off: dict[str, Any]
     ) -> None:
         stored = daemon.read_store(stream)[0].sequence("long")
         assert stored is not None
@@ -409,7 +409,7 @@ class TestHttp:
         assert page.get("/object/nobody", headers={"accept": "text/html"}).status_code == 404
         assert page.get(f"{API}/nothing").headers["content-type"] == "application/problem+json"
 
-    def test_no_secret_in_any_answer(self, page: httpx.Client, stream: config.Settings) -> None:
+    def test_no_secret_in_any_answer(self, page: httpx.Client, stream: Settings) -> None:
         urls = [f"{API}/{name}" for name in ("state", "status", "models", "books", "openapi.json")]
         for url in [*urls, "/status"]:
             text = page.get(url).text

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from test_page_api import API, eventually
 from web_tools import keep, page_of, page_settings, publish_news
 
-from skyheed.broker import cli, config, serve
+from skyheed.broker import cli, serve
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.local import embedded
+from skyheed.broker.settings import Settings
 from skyheed.broker.web import recompute
 from skyheed.broker.web.guard import COSTLY_BURST, Rates
 from skyheed.broker.web.problems import Problem
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 
 @pytest.fixture(scope="module")
-def settings(kafka: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[config.Settings]:
+def settings(kafka: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A stream that the tests add objects to."""
     with embedded.start_valkey() as valkey:
         made = page_settings(kafka.address, valkey, tmp_path_factory.mktemp("model"))
@@ -66,7 +67,7 @@ def stream_of(url: str, last: str | None = None, query: str = "", stop: Any = No
 
 class TestStream:
     def test_a_reader_that_comes_back_misses_nothing_also_over_a_restart(
-        self, settings: config.Settings, tmp_path: Path
+        self, settings: Settings, tmp_path: Path
     ) -> None:
         with page_of(settings, tmp_path) as client:
             eventually(lambda: objects(client) >= {"a", "b"})
@@ -95,9 +96,7 @@ class TestStream:
             reader.join(60)
             assert live == ["f"], "filters hold in the stream"
 
-    def test_an_index_that_is_made_anew_repeats_nothing_to_a_reader(
-        self, settings: config.Settings, tmp_path: Path
-    ) -> None:
+    def test_an_index_that_is_made_anew_repeats_nothing_to_a_reader(self, settings: Settings, tmp_path: Path) -> None:
         with page_of(settings, tmp_path) as client:
             before = eventually(lambda: (found := objects(client)) >= {"a", "b"} and found)
             eventually(lambda: client.get(f"{API}/state").json()["index"]["behind"] == 0)
@@ -110,14 +109,14 @@ class TestStream:
             assert [row["object_id"] for row in rows] == ["g"]
             assert eventually(lambda: objects(client) == before | {"g"}), "the topics have all of it"
 
-    def test_a_strange_place_to_go_on_from(self, settings: config.Settings, tmp_path: Path) -> None:
+    def test_a_strange_place_to_go_on_from(self, settings: Settings, tmp_path: Path) -> None:
         with page_of(settings, tmp_path) as client:
             with client.stream("GET", f"{API}/events", headers={"Last-Event-ID": "x"}) as answer:
                 lines = answer.iter_lines()
                 assert any(line == "event: gap" for _, line in zip(range(10), lines, strict=False))
             assert client.get(f"{API}/events", headers={"Last-Event-ID": "y" * 20_000}).status_code == 422
 
-    def test_a_damaged_index_is_made_anew(self, settings: config.Settings, tmp_path: Path) -> None:
+    def test_a_damaged_index_is_made_anew(self, settings: Settings, tmp_path: Path) -> None:
         (tmp_path / "index.sqlite").write_bytes(b"no database at all" * 1000)
         with page_of(settings, tmp_path) as client:
             eventually(lambda: objects(client) >= {"a", "b"})
@@ -157,7 +156,7 @@ class TestAway:
 
 
 class TestWho:
-    def test_a_token_opens_the_page(self, settings: config.Settings, tmp_path: Path) -> None:
+    def test_a_token_opens_the_page(self, settings: Settings, tmp_path: Path) -> None:
         with page_of(settings, tmp_path, token=TOKEN) as client:
             assert client.get(f"{API}/state").status_code == 401
             assert client.get(f"{API}/state", headers={"authorization": "Bearer wrong"}).status_code == 401
@@ -196,14 +195,14 @@ class TestWho:
         refused = CliRunner().invoke(cli.skyheed, [*words, "--token-file", str(short)])
         assert "fewer than 16" in str(refused.exception)
 
-    def test_a_port_that_is_taken(self, settings: config.Settings, tmp_path: Path) -> None:
+    def test_a_port_that_is_taken(self, settings: Settings, tmp_path: Path) -> None:
         with page_of(settings, tmp_path) as client:
             port = client.base_url.port
             chosen = serve.Options(port=port or 0, index=tmp_path / "other.sqlite")
             with pytest.raises(ConfigError, match="choose another"), serve.serving(settings, chosen):
                 pass
 
-    def test_too_many_requests(self, settings: config.Settings, tmp_path: Path) -> None:
+    def test_too_many_requests(self, settings: Settings, tmp_path: Path) -> None:
         with page_of(settings, tmp_path, limits=True) as client:
             codes = [client.get(f"{API}/objects/nobody/prefixes").status_code for _ in range(int(2 * COSTLY_BURST))]
             assert codes[0] == 404
@@ -221,7 +220,7 @@ class TestWho:
 
 class TestPool:
     def test_without_torch_the_rest_works(
-        self, settings: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(recompute, "_torch_is_there", lambda: False)
         with page_of(settings, tmp_path) as client:
@@ -234,7 +233,7 @@ class TestPool:
             assert "torch is not installed" in refused.json()["detail"]
             assert client.get("/object/a", headers={"accept": "text/html"}).status_code == 200
 
-    def test_a_computation_that_takes_too_long_is_ended_and_the_next_one_works(self, settings: config.Settings) -> None:
+    def test_a_computation_that_takes_too_long_is_ended_and_the_next_one_works(self, settings: Settings) -> None:
         pytest.importorskip("torch")
         history = History(np.arange(40.0), np.zeros(40, np.uint8), {"science": np.zeros((40, 32, 32), np.float16)})
         task = Task("prefixes", "", history, {})
@@ -248,7 +247,7 @@ class TestPool:
         finally:
             pool.close()
 
-    def test_only_so_many_wait(self, settings: config.Settings) -> None:
+    def test_only_so_many_wait(self, settings: Settings) -> None:
         pool = Pool(settings, processes=1, limit_s=0.2)
         if pool.missing:
             pytest.skip(pool.missing)

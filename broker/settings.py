@@ -1,0 +1,189 @@
+"""Every setting, with its default and what it means. `config` reads them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from skyheed.broker.kafka.selection import Outputs, Selection
+
+Options = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RedisSettings:
+    url: str = "redis://127.0.0.1:6379/0"
+    cluster: bool = False
+    password: str = field(default="", repr=False)  # SKYHEED_REDIS_PASSWORD or password_file
+    ca_file: str = ""  # rediss://: PEM of the authority that signed the server's certificate; empty: the system's
+    certificate_file: str = ""  # rediss://: our own certificate and its key, where the server asks for them
+    key_file: str = ""
+    wait_replicas: int = 0  # offsets are committed only after so many replicas have the stamps; 0: the primary alone
+    wait_s: float = 5.0  # how long the replicas have; then the batch waits and is repeated
+    shards: int = 16  # fixed for the life of a data set: part of every key
+    max_stamps: int = 99  # the model's longest sequence
+    ttl_days: float = 180.0  # an object without a new stamp for this long is forgotten
+    books_idle_days: float = 2.0  # the books of a partition that nothing came to for this long are closed
+    books_days: float = 14.0  # how long a finished segment's bitmaps stay after they were folded
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    topics: tuple[str, ...] = ()  # names, or patterns that begin with ^
+    group: str = "skyheed"
+    batch_size: int = 500  # messages fetched at a time
+    batch_bytes: int = 64 * 2**20  # fetched at a time: values, keys and headers; one message more may be in hand
+    batch_records: int = 2_000  # decoded before they are stored and committed; a whole message is in hand at least
+    batch_s: float = 2.0  # of decoding, likewise
+    batch_wait_s: float = 0.2
+    stamp: str = ""  # science, difference or template; empty: the survey's default
+    images: tuple[str, ...] = ()  # kinds of stamps to keep, science among them; empty: all that the survey sends
+    photometry: bool = True  # keep the points that packets bring of earlier times
+    context: bool = True  # keep what packets say of the surroundings
+    skip: tuple[str, ...] = ("not_public", "artefact", "solar_system")  # sound packets to leave out; [] for none
+    least_score: float = -1.0  # of being real, 0 to 1, below which a detection is an artefact; -1: the survey's own
+    solar_system_arcsec: float = -1.0  # a detection this close to a known object is one; -1: the survey's own
+    bands: str = ""  # bands to keep; empty: all of the survey's
+    debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
+    max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
+    metrics_port: int = 0  # 0: no endpoint
+    metrics_host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for all, as in a container
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    model: str = ""  # checkpoint directory, or shipped weights: SURVEY, SURVEY/MODEL, MODEL of the survey
+    name: str = ""  # among the survey's models, in topics, keys and metrics; empty: as the model is called
+    prior: str = ""  # class prior of the stream, as "906,1988,3225,2130"; empty: the checkpoint's
+    topic: str = ""  # empty: topics.classifications for the first model, that and .<name> for others
+    backlog: bool = False  # a model that joins others also classifies the objects that are there already
+
+
+@dataclass(frozen=True)
+class WorkSettings:
+    model: str = ""  # as in [[work.models]], for one model
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int = 0  # 0: all cores
+    batch_size: int = 64  # objects claimed at a time
+    batch_bytes: int = 64 * 2**20  # of histories fetched at a time, by each model; one object is at least
+    batch_s: float = 2.0  # of classifying before it is published and settled, likewise; at most a quarter of lease_s
+    interval_s: float = 0.5  # look for due objects at least this often; at once when a batch is full
+    lease_s: float = 120.0  # a claimed object returns to the queue after this long
+    prior: str = ""  # of that model
+    models: tuple[ModelSettings, ...] = ()  # [[work.models]], for several
+    min_stamps: int = 0  # fewer are declined (too_few_stamps); 0: as few as the model needs
+    format: str = "avro"  # avro or elasticc
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class RegistrySettings:
+    url: str = ""  # schema registry to read alert schemas from
+    user: str = ""
+    password: str = field(default="", repr=False)  # SKYHEED_REGISTRY_PASSWORD or password_file
+    directory: str = ""  # local copies of the writer schemas, used when the registry is away
+    ca_file: str = ""  # PEM certificates that sign the registry's; empty: those that the system trusts
+    output_url: str = ""  # registry to write the classification schema to; empty: self-describing containers
+
+
+@dataclass(frozen=True)
+class TopicSettings:
+    prefix: str = "skyheed"
+    classifications: str = ""  # empty: <prefix>.classifications.<survey>
+    dead_letters: str = ""  # empty: <prefix>.deadletter.<survey>
+    partitions: int = 4
+    replication: int = -1  # the cluster's default
+
+
+@dataclass(frozen=True)
+class ForwardSettings:
+    group: str = ""  # Kafka group that remembers the position; empty: skyheed-forward-<sink>
+    rate: float = 0.0  # payloads a second; 0: as the host takes them
+    batch: int = 100  # classifications read at a time; their position is committed together
+    token: str = field(default="", repr=False)  # SKYHEED_FORWARD_TOKEN, where sinks.<sink> has none
+    secret: str = field(default="", repr=False)  # SKYHEED_FORWARD_SECRET, likewise
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class BackfillSettings:
+    group: str = "skyheed-backfill"
+    rate: float = 0.0  # requests a second; 0: as the provider takes them
+    most: int = 30  # earlier detections asked for of one packet, the newest
+    token: str = field(default="", repr=False)  # SKYHEED_BACKFILL_TOKEN, where providers.<name> has none
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a daemon needs to know; `load` makes one."""
+
+    survey: str = ""
+    kafka: Options = field(default_factory=dict, repr=False)
+    kafka_input: Options = field(default_factory=dict, repr=False)
+    redis: RedisSettings = RedisSettings()
+    ingest: IngestSettings = IngestSettings()
+    work: WorkSettings = WorkSettings()
+    registry: RegistrySettings = RegistrySettings()
+    topics: TopicSettings = TopicSettings()
+    forward: ForwardSettings = ForwardSettings()
+    sinks: Mapping[str, Options] = field(default_factory=dict, repr=False)  # [sinks.lasair] and so on
+    backfill: BackfillSettings = BackfillSettings()
+    providers: Mapping[str, Options] = field(default_factory=dict, repr=False)  # [providers.rubin] and so on
+    kafka_named: bool = False  # set by `load`: somebody named a Kafka, so `up` starts none
+    redis_named: bool = False
+
+    @property
+    def input_options(self) -> dict[str, str]:
+        """librdkafka options of the cluster that the alerts come from."""
+        return {**self.kafka, **self.kafka_input}
+
+    @property
+    def alert_topic(self) -> str:
+        """Our own topic of alerts: what `replay` writes to, and ingest reads unless it is told otherwise."""
+        return f"{self.topics.prefix}.alerts.{self.survey}"
+
+    @property
+    def classification_topic(self) -> str:
+        return self.topics.classifications or f"{self.topics.prefix}.classifications.{self.survey}"
+
+    @property
+    def models(self) -> tuple[ModelSettings, ...]:
+        """The models that a worker runs."""
+        return self.work.models or (ModelSettings(self.work.model, prior=self.work.prior),)
+
+    def topic_of(self, number: int, name: str) -> str:
+        """Where the classifications of the model of that place go."""
+        own = self.models[number].topic
+        return own or (self.classification_topic if not number else f"{self.classification_topic}.{name}")
+
+    @property
+    def dead_letter_topic(self) -> str:
+        return self.topics.dead_letters or f"{self.topics.prefix}.deadletter.{self.survey}"
+
+    @property
+    def backfill_topic(self) -> str:
+        """Where the packets of earlier detections go, for an ingest to read."""
+        return f"skyheed.alerts.{self.survey}.backfill"
+
+    def refused_topic(self, sink: str) -> str:
+        """Where classifications go that a host refuses."""
+        return f"{self.topics.prefix}.refused.{self.survey}.{sink}"
+
+    @property
+    def outputs(self) -> Outputs:
+        """The topics that skyheed writes, which hold no alerts."""
+        own = tuple(name for name in (self.topics.classifications, self.topics.dead_letters) if name)
+        own += tuple(model.topic for model in self.work.models if model.topic)
+        return Outputs(("skyheed", self.topics.prefix), own)
+
+    @property
+    def alerts(self) -> Selection:
+        """The topics to read alerts from; one of our own by default, which `replay` writes to.
+
+        Raises:
+            ConfigError: a name or pattern that cannot work.
+        """
+        return Selection(self.ingest.topics or (self.alert_topic,), self.outputs.never)
