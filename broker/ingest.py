@@ -8,13 +8,14 @@ A consumer offset moves only after its packet is stored in Redis, recognised as 
 acknowledged by the dead-letter topic; every write is idempotent, so that redelivery is always safe.
 """
 
+import contextlib
 import logging
 import math
 import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -27,7 +28,9 @@ from skyheed.broker.kafka.deadletter import DeadLetters, Rejected
 from skyheed.broker.kafka.headers import headers_of
 from skyheed.broker.logs import event
 from skyheed.broker.metrics import IngestMetrics
-from skyheed.broker.packets.reader import Decodes, PacketReader
+from skyheed.broker.observation import Observation
+from skyheed.broker.packets.reader import Begun, Decodes, PacketReader
+from skyheed.broker.packets.stamps import Waiting
 from skyheed.broker.packets.surveys import Survey
 from skyheed.broker.state.histories import Delivery, Outcome, SequenceStore, check
 from skyheed.broker.state.ledger import Ledger
@@ -107,33 +110,27 @@ class Intake:
             ServiceError: the schema registry refuses us; nothing is known of the packets.
             ServiceUnavailable: a server is away; sort the same messages again later.
         """
-        batch = Batch()
-        faults: list[str] = []
-        spending = budget.begin() if budget else Spending()
-        for partition, offset, message in messages:
-            if batch.taken and spending.over(len(batch.deliveries)):
+        batch, sorting = Batch(), _Sorting(self.survey.name, now_ms)
+        spending, waiting = budget.begin() if budget else Spending(), Waiting()
+        begun: list[tuple[Keyed, list[Begun]]] = []
+        records = 0
+        for keyed in messages:
+            if batch.taken and spending.over(records):
                 break
+            message = keyed[2]
             try:
                 meanwhile()
-                found = self.reader.observations(message.value(), headers_of(message), meanwhile)
+                with sorting.judging(keyed):
+                    begun.append((keyed, self.reader.begin(message.value(), headers_of(message), meanwhile, waiting)))
+                    records += len(begun[-1][1])
             except Stopped:  # nothing is known of this message
                 break
-            except SkipPacket as skip:
-                batch.skipped.append((partition, offset, skip.reason))
-            except PacketError as error:
-                batch.rejected.append(Rejected.of(message, partition, error, self.survey.name, now_ms))
-            except SkyheedError:  # a server, not the packet: setting it aside would empty the whole stream
-                raise
-            except Exception as error:  # a fault of ours: the stream goes on, the packet can be sent through again
-                fault = fault_of(error)
-                faults.append(f"{partition} offset {offset}: {fault.detail}")
-                batch.rejected.append(Rejected.of(message, partition, fault, self.survey.name, now_ms))
-            else:
-                kafka_ms = time_ms(message, now_ms)
-                batch.deliveries.extend(Delivery(partition, offset, kafka_ms, now_ms, o) for o in found)
             batch.taken += 1
-        if faults:
-            log.error("%d packets set aside for a fault of ours, the first is %s", len(faults), faults[0])
+        waiting.make()
+        for keyed, records_of in begun:
+            with sorting.judging(keyed):
+                batch.deliveries += _deliveries(keyed, self.reader.finish(records_of), now_ms)
+        batch.skipped, batch.rejected = sorting.results()
         return batch
 
     def settle(self, batch: Batch, meanwhile: Callable[[], None] = lambda: None) -> Counter[str]:
@@ -156,6 +153,50 @@ class Intake:
         counts["skipped"] = len(skipped)
         counts["rejected"] = len(batch.rejected)
         return counts
+
+
+class _Sorting:
+    """What becomes of messages that bring no observation."""
+
+    def __init__(self, survey: str, now_ms: int) -> None:
+        self._survey, self._now_ms = survey, now_ms
+        self._skipped: list[Mark] = []
+        self._rejected: list[tuple[Keyed, PacketError]] = []
+        self._faults: list[str] = []
+
+    @contextlib.contextmanager
+    def judging(self, keyed: Keyed) -> Iterator[None]:
+        """What the block raises of a message says what becomes of it; of a server, it is raised further."""
+        try:
+            yield
+        except Stopped:
+            raise
+        except SkipPacket as skip:
+            self._skipped.append((*keyed[:2], skip.reason))
+        except PacketError as error:
+            self._rejected.append((keyed, error))
+        except SkyheedError:  # a server, not the packet: setting it aside would empty the whole stream
+            raise
+        except Exception as error:  # a fault of ours: the stream goes on, the packet can be sent through again
+            fault = fault_of(error)
+            self._rejected.append((keyed, fault))
+            self._faults.append(f"{keyed[0]} offset {keyed[1]}: {fault.detail}")
+
+    def results(self) -> tuple[list[Mark], list[Rejected]]:
+        """What was skipped and what is to be set aside, in the order of offsets."""
+        if self._faults:
+            log.error("%d packets set aside for a fault of ours, the first is %s", len(self._faults), self._faults[0])
+        rejected = sorted(self._rejected, key=lambda item: item[0][:2])
+        return self._skipped, [
+            Rejected.of(message, partition, error, self._survey, self._now_ms)
+            for (partition, _, message), error in rejected
+        ]
+
+
+def _deliveries(keyed: Keyed, found: Iterable[Observation], now_ms: int) -> list[Delivery]:
+    partition, offset, message = keyed
+    kafka_ms = time_ms(message, now_ms)
+    return [Delivery(partition, offset, kafka_ms, now_ms, seen) for seen in found]
 
 
 def fault_of(error: Exception) -> PacketError:

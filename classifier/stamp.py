@@ -10,6 +10,7 @@ background. Everything that depends on the model (asinh, standardisation) is the
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,6 @@ def normalise(
     return made
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def normalise_all(
     images: NDArray[np.float32],
     njy_per_count: float,
@@ -110,16 +110,76 @@ def normalise_all(
     Raises:
         StampError
     """
-    ny, nx = images.shape[1:]
-    x, y = middle((ny, nx)) if centre is None else centre
+    _, ny, nx = images.shape
+    how = place((ny, nx), njy_per_count, centre, to_sky)
+    return normalise_at(images, np.full(len(images), njy_per_count), how)
+
+
+class Place(NamedTuple):
+    """Where in its image a stamp is, and how the image is turned: what may differ between stamps made at once.
+
+    Attributes:
+        shape: (ny, nx) of the image.
+        x, y: of the source, pixels from 0.
+        a, b, c, d: steps to the west and north -> steps in the image, x = a u + b v, y = c u + d v.
+    """
+
+    shape: tuple[int, int]
+    x: float
+    y: float
+    a: float
+    b: float
+    c: float
+    d: float
+
+
+def place(
+    shape: tuple[int, int], njy_per_count: float, centre: tuple[float, float] | None, to_sky: Matrix | None
+) -> Place:
+    """The place of a stamp, as for `normalise`, once it is sure that one can be made there.
+
+    Raises:
+        StampError
+    """
+    ny, nx = shape
+    x, y = middle(shape) if centre is None else centre
     if not (-0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5):
         raise StampError(f"the source at ({x:.1f}, {y:.1f}) lies outside its {nx} x {ny} image")
     if not 0 < njy_per_count < math.inf:
         raise StampError(f"{njy_per_count} nJy per count")
-    if not _whole(images):
+    to_sky = NORTH_UP if to_sky is None else to_sky
+    # a survey whose stamps all lie alike has one tuple for all
+    a, b, c, d = _pixels_of_alike(to_sky) if isinstance(to_sky, tuple) else _pixels_of(to_sky)
+    if min(ny, nx) < 2 and not _near_right_angle(a, b, c, d):
+        raise StampError(f"an image of {nx} x {ny} pixels cannot be turned")
+    return Place((ny, nx), x, y, a, b, c, d)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def normalise_at(images: NDArray[np.float32], njy_per_count: NDArray[np.float64], where: Place) -> list[Stamp | None]:
+    """`normalise` for images of one place, [n, ny, nx], each with its own scale [n], at once.
+
+    An image with pixels that are none takes much longer than others and does not slow them: those are made apart. The
+    result does not depend on which images are made together.
+    """
+    whole = np.abs(images.sum(axis=(1, 2))) < _SMALL_SUM
+    if whole.all() or not whole.any():
+        return _normalise(images, njy_per_count, where, bool(whole.all()))
+    made: list[Stamp | None] = [None] * len(images)
+    for kind in (True, False):
+        rows = np.flatnonzero(whole == kind)
+        for n, stamp in zip(rows.tolist(), _normalise(images[rows], njy_per_count[rows], where, kind), strict=True):
+            made[n] = stamp
+    return made
+
+
+def _normalise(
+    images: NDArray[np.float32], scales: NDArray[np.float64], where: Place, whole: bool
+) -> list[Stamp | None]:
+    _, x, y, a, b, c, d = where
+    if not whole:
         images = np.where(images < _NO_PIXEL, np.float32(np.nan), images)
     background = _backgrounds(images)[:, None, None]
-    a, b, c, d = _pixels_of(NORTH_UP if to_sky is None else to_sky)
     if _near_right_angle(a, b, c, d):
         cut, inside = _crop(*_flip(images, x, y, a, b, c, d), background)
         flags = 0
@@ -130,7 +190,7 @@ def normalise_all(
         flags |= PADDED
     filled = _fill(cut, background, inside)
     cut -= background
-    cut *= njy_per_count / STAMP_UNIT_NJY
+    cut *= (scales / STAMP_UNIT_NJY).astype(np.float32)[:, None, None]
     stamps = np.minimum(np.maximum(cut, -_LARGEST, out=cut), _LARGEST, out=cut).astype(np.float16)
     return [None if how is None else (stamp, flags | how) for stamp, how in zip(stamps, filled, strict=True)]
 
@@ -192,6 +252,11 @@ def _pixels_of(to_sky: Matrix) -> tuple[float, float, float, float]:
     return turned
 
 
+@lru_cache(64)
+def _pixels_of_alike(to_sky: tuple[tuple[float, float], ...]) -> tuple[float, float, float, float]:
+    return _pixels_of(to_sky)
+
+
 def _near_right_angle(a: float, b: float, c: float, d: float) -> bool:
     return max(abs(b), abs(c)) < _EXACT or max(abs(a), abs(d)) < _EXACT
 
@@ -239,8 +304,6 @@ def _turn(
 ) -> tuple[NDArray[np.float32], int]:
     """The stamps interpolated (bilinear), the source exactly in their middle pixel."""
     n, ny, nx = images.shape
-    if min(ny, nx) < 2:
-        raise StampError(f"an image of {nx} x {ny} pixels cannot be turned")
     column = _U * np.float32(a) + _V * np.float32(b) + np.float32(x)
     row = _U * np.float32(c) + _V * np.float32(d) + np.float32(y)
     inside = (column >= 0) & (column <= nx - 1) & (row >= 0) & (row <= ny - 1)

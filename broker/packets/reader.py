@@ -8,9 +8,12 @@ from typing import Any, Protocol
 from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
 from skyheed.broker.observation import Observation
 from skyheed.broker.packets.container import Decoder, Headers
+from skyheed.broker.packets.stamps import Unfinished, Waiting
 from skyheed.broker.packets.surveys import Survey, load_survey
-from skyheed.broker.packets.surveys.base import FILTERS, Wanted
+from skyheed.broker.packets.surveys.base import FILTERS, InSteps, Wanted
 from skyheed.broker.registry.schemas import SchemaSource
+
+Begun = Observation | Unfinished
 
 
 class Check(Protocol):
@@ -38,6 +41,8 @@ class PacketReader:
         self.survey = survey
         self.decoder = decoder
         self._check = check
+        # a subclass of one of our surveys may have an `observation` of its own
+        self._in_steps = getattr(type(survey), "observation", None) is InSteps.observation
 
     def observations(
         self, value: bytes | None, headers: Headers | None = None, meanwhile: Callable[[], None] = lambda: None
@@ -53,17 +58,41 @@ class PacketReader:
             PacketError: some record cannot be used.
             ServiceError: the schema registry refuses us.
         """
-        kept: list[Observation] = []
+        return self.finish(self.begin(value, headers, meanwhile, Waiting()))
+
+    def begin(
+        self, value: bytes | None, headers: Headers | None, meanwhile: Callable[[], None], waiting: Waiting
+    ) -> list[Begun]:
+        """The same without the stamps, which wait to be made together with others; for `finish`.
+
+        Raises:
+            As `observations`.
+        """
+        begun: list[Begun] = []
         skip: SkipPacket | None = None
         for record in self._records(value, headers):
             meanwhile()
             try:
-                kept.append(self._observation(record))
+                begun.append(self._begin(record, waiting))
             except SkipPacket as reason:
                 skip = reason
-        if not kept:
+            except Exception:
+                self.finish(begun)  # what is wrong with an earlier record is told first
+                raise
+        if not begun:
             raise skip or PacketError(Reason.EMPTY, "the container holds no record")
-        return kept
+        return begun
+
+    def finish(self, begun: Sequence[Begun]) -> list[Observation]:
+        """The observations of what was begun; stamps that still wait are made.
+
+        Raises:
+            PacketError: as `observations`.
+        """
+        found = [one if isinstance(one, Observation) else one.observation() for one in begun]
+        for seen in found if self._check else ():
+            self._check(seen)  # type: ignore[misc]  # a survey may come from another package
+        return found
 
     def good(self, value: bytes, errors: list[Exception]) -> list[Observation]:
         """The observations of the good records of one message; why the others are none is added to `errors`.
@@ -74,7 +103,7 @@ class PacketReader:
         kept: list[Observation] = []
         for record in self._records(value, None):
             try:
-                kept.append(self._observation(record))
+                kept += self.finish([self._begin(record, Waiting())])
             except (SkipPacket, PacketError) as error:
                 errors.append(error)
         return kept
@@ -84,11 +113,12 @@ class PacketReader:
             raise PacketError(Reason.EMPTY, "the message has no value")
         return self.decoder.decode(value, headers) if headers else self.decoder.decode(value)
 
-    def _observation(self, record: Mapping[str, Any]) -> Observation:
-        seen = self.survey.observation(dict(record))
-        if self._check:
-            self._check(seen)  # a survey may come from another package
-        return seen
+    def _begin(self, record: Mapping[str, Any], waiting: Waiting) -> Begun:
+        if not self._in_steps:
+            return self.survey.observation(dict(record))
+        begun: Unfinished = self.survey.begin(dict(record))  # type: ignore[attr-defined]
+        waiting.add(begun.wanted)
+        return begun
 
 
 def read_packet(

@@ -1,6 +1,7 @@
 """What the surveys share: the choice of stamps, bands and further parts, and the checks of values that every packet
 needs."""
 
+import abc
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -11,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
-from skyheed.broker.observation import BANDS
+from skyheed.broker.observation import BANDS, Observation
+from skyheed.broker.packets.stamps import Unfinished
 from skyheed.classifier.history import IMAGE_KINDS, MOST_POINTS, POINT_KINDS, STEPS_A_DAY, Photometry
 
 AB_NJY = 3631e9  # nJy of magnitude 0 (Oke & Gunn 1983)
@@ -50,6 +52,22 @@ class Wanted:
             raise ConfigError(f"ingest.skip: {unknown[0]!r} is no filter; choose from {', '.join(FILTERS)}")
         if unknown := [kind for kind in self.images or () if kind not in IMAGE_KINDS]:
             raise ConfigError(f"ingest.images: {unknown[0]!r} is no kind; choose from {', '.join(IMAGE_KINDS)}")
+
+
+class InSteps(abc.ABC):
+    """A survey whose stamps can be made together with those of other packets."""
+
+    @abc.abstractmethod
+    def begin(self, record: dict[str, Any]) -> Unfinished:
+        """What a record says, but for its stamps.
+
+        Raises:
+            SkipPacket, PacketError: as `broker.surveys.Survey.observation`.
+        """
+
+    def observation(self, record: dict[str, Any]) -> Observation:
+        """See `broker.surveys.Survey.observation`."""
+        return self.begin(record).observation()
 
 
 class BaseSurvey:

@@ -11,7 +11,8 @@ from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason, SkipPacket
 from skyheed.broker.observation import Flag, Observation
-from skyheed.broker.packets.fits import Image, model_stamps, on_sky, read_image
+from skyheed.broker.packets.fits import Image, on_sky, read_image
+from skyheed.broker.packets.stamps import Stamps, Unfinished, wanted_of
 from skyheed.broker.packets.surveys import base
 from skyheed.broker.packets.surveys.earlier import EarlierSchema, Named, named
 from skyheed.classifier import context
@@ -20,7 +21,7 @@ from skyheed.classifier.history import DETECTION, FORCED
 _LEAST_SIGNAL = 3.0  # of a reference flux against its error, from which on it has a magnitude
 
 
-class Lsst(EarlierSchema, base.BaseSurvey):
+class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
     """The Vera C. Rubin Observatory's Legacy Survey of Space and Time."""
 
     name = "lsst"
@@ -31,8 +32,8 @@ class Lsst(EarlierSchema, base.BaseSurvey):
     history_fields = ("prvDiaSources", "prvDiaForcedSources")
     least_score = 0.05  # the lowest of the real packets at hand is 0.11
 
-    def observation(self, record: dict[str, Any]) -> Observation:
-        """See `broker.surveys.Survey.observation`."""
+    def begin(self, record: dict[str, Any]) -> Unfinished:
+        """See `InSteps.begin`."""
         source = record["diaSource"] or {}
         source_id = base.source_id(source.get("diaSourceId"))
         object_id = _object_id(record, source)
@@ -43,23 +44,27 @@ class Lsst(EarlierSchema, base.BaseSurvey):
         score = 0.0 if source.get("glint_trail") else source.get("reliability")
         self.check_filters(public=True, score=score, solar_system=0.0 if _is_solar_system(record, source) else None)
         images = {kind: _image(data) for kind, data in self.further_images(record).items()}
-        stamps, flags = model_stamps(images, 1.0, lambda image: on_sky(image, ra, dec))
-        own: base.Point = (mjd, band, flux, flux_error, DETECTION)
-        return Observation(
-            object_id=object_id,
-            source_id=source_id,
-            mjd=mjd,
-            band=band,
-            ra=ra,
-            dec=dec,
-            flux=flux,
-            flux_error=flux_error,
-            stamp=stamps.pop(self.stamp),
-            flags=int(flags | (Flag.NEGATIVE if flux < 0 else 0)),
-            images=stamps,
-            photometry=self.photometry(_points(record, own), mjd),
-            context=_context(record, source, mjd, (ra, dec)) if self.wanted.context else {},
-        )
+        wanted = wanted_of(images, 1.0, lambda image: on_sky(image, ra, dec))
+
+        def finish(stamps: Stamps, flags: int) -> Observation:
+            own: base.Point = (mjd, band, flux, flux_error, DETECTION)
+            return Observation(
+                object_id=object_id,
+                source_id=source_id,
+                mjd=mjd,
+                band=band,
+                ra=ra,
+                dec=dec,
+                flux=flux,
+                flux_error=flux_error,
+                stamp=stamps.pop(self.stamp),
+                flags=int(flags | (Flag.NEGATIVE if flux < 0 else 0)),
+                images=stamps,
+                photometry=self.photometry(_points(record, own), mjd),
+                context=_context(record, source, mjd, (ra, dec)) if self.wanted.context else {},
+            )
+
+        return Unfinished(wanted, finish)
 
     def time(self, record: dict[str, Any]) -> float:
         """Mid-exposure, MJD TAI."""

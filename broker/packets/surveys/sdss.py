@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag, Observation
 from skyheed.broker.packets.container import container_block, container_header
-from skyheed.broker.packets.fits import read_image, sky_stamp
+from skyheed.broker.packets.fits import on_sky, read_image
+from skyheed.broker.packets.stamps import Stamps, Unfinished, wanted_of
 from skyheed.broker.packets.surveys import base
 from skyheed.classifier import context
 
@@ -30,7 +31,7 @@ CENTRE = STAMP_SIDE // 2  # the object's column and row, counted from 0, as in c
 _BLOCK, _CARD = 2880, 80
 
 
-class Sdss(base.BaseSurvey):
+class Sdss(base.InSteps, base.BaseSurvey):
     """The SDSS-II Supernova Survey and Stripe 82."""
 
     name = "sdss"
@@ -38,8 +39,8 @@ class Sdss(base.BaseSurvey):
     stamp_kinds = ("science",)
     schema_file = "sdss_alert/v1/reader.avsc"
 
-    def observation(self, record: dict[str, Any]) -> Observation:
-        """See `broker.surveys.Survey.observation`."""
+    def begin(self, record: dict[str, Any]) -> Unfinished:
+        """See `InSteps.begin`."""
         object_id = base.object_id(record["objectId"])
         source_id = base.source_id(record["sourceId"])
         mjd = self.time(record)
@@ -49,22 +50,26 @@ class Sdss(base.BaseSurvey):
         image = read_image(base.stamp_bytes(record[base.cutout_field(self.stamp)], self.stamp))
         if image.unit != "nJy":
             raise PacketError(Reason.BAD_FITS, f"the stamp's unit is {image.unit[:20]!r}, not nJy")
-        stamp, flags = sky_stamp(image, 1.0, ra, dec)
-        return Observation(
-            object_id=object_id,
-            source_id=source_id,
-            mjd=mjd,
-            band=band,
-            ra=ra,
-            dec=dec,
-            flux=flux,
-            flux_error=base.flux(record["fluxError"]),
-            stamp=stamp,
-            flags=int(flags | (Flag.NEGATIVE if flux < 0 else 0)),
-            context=context.known({"galactic_latitude": context.galactic_latitude(ra, dec)})
-            if self.wanted.context
-            else {},
-        )
+        wanted = wanted_of({self.stamp: image}, 1.0, lambda one: on_sky(one, ra, dec))
+
+        def finish(stamps: Stamps, flags: int) -> Observation:
+            return Observation(
+                object_id=object_id,
+                source_id=source_id,
+                mjd=mjd,
+                band=band,
+                ra=ra,
+                dec=dec,
+                flux=flux,
+                flux_error=base.flux(record["fluxError"]),
+                stamp=stamps[self.stamp],
+                flags=int(flags | (Flag.NEGATIVE if flux < 0 else 0)),
+                context=context.known({"galactic_latitude": context.galactic_latitude(ra, dec)})
+                if self.wanted.context
+                else {},
+            )
+
+        return Unfinished(wanted, finish)
 
     def time(self, record: dict[str, Any]) -> float:
         """Mid-exposure, MJD TAI."""

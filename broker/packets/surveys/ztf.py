@@ -17,12 +17,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag, Observation
-from skyheed.broker.packets.fits import Image, model_stamps, on_sky, read_image
+from skyheed.broker.packets.fits import Image, on_sky, read_image
+from skyheed.broker.packets.stamps import Stamps, Unfinished, WantedStamps, wanted_of
 from skyheed.broker.packets.surveys import base
 from skyheed.broker.packets.surveys.earlier import EarlierSchema, Named, named
 from skyheed.classifier import context
@@ -42,12 +40,13 @@ _TO_SKY = ((-1.0, 0.0), (0.0, -1.0))
 _HALF = 31  # pixels: a whole stamp has 63, the source in the middle one
 _PIXEL_ARCSEC = 1.0125  # as distnr counts: 3.75 degrees / 13,333 pixels; Dekany+2020 (PASP 132, 038001), table 1
 _PUBLIC = (None, 1)  # programid
+_NEGATIVE = int(Flag.NEGATIVE)
 _CHIP_MIDDLE = 1540.0  # a readout quadrant has 3072 x 3080 pixels
 # ZTF writes t and f; brokers that write packets again also 1, 0 and -1, booleans, and all of these as text.
 _BRIGHTER, _FAINTER = frozenset(("t", "true", "1", "+1", "1.0")), frozenset(("f", "false", "0", "-1", "0.0", "-1.0"))
 
 
-class Ztf(EarlierSchema, base.BaseSurvey):
+class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
     """The Zwicky Transient Facility."""
 
     name = "ztf"
@@ -60,8 +59,8 @@ class Ztf(EarlierSchema, base.BaseSurvey):
     least_score = 0.1
     solar_system_arcsec = 5.0
 
-    def observation(self, record: dict[str, Any]) -> Observation:
-        """See `broker.surveys.Survey.observation`."""
+    def begin(self, record: dict[str, Any]) -> Unfinished:
+        """See `InSteps.begin`."""
         candidate = record["candidate"] or {}
         object_id = base.object_id(record["objectId"])
         top_level = record["candid"]
@@ -74,23 +73,29 @@ class Ztf(EarlierSchema, base.BaseSurvey):
         flux = sign * base.flux_of(candidate.get("magpsf"))
         flux_error = base.flux_error_of(flux, candidate.get("sigmapsf"))
         self._filter(candidate)
-        stamps, flags = self._stamps(record, candidate, band, (ra, dec), sign)
-        own: base.Point = (mjd, band, flux, flux_error, DETECTION)
-        return Observation(
-            object_id=object_id,
-            source_id=source_id,
-            mjd=mjd,
-            band=band,
-            ra=ra,
-            dec=dec,
-            flux=flux,
-            flux_error=flux_error,
-            stamp=stamps.pop(self.stamp),
-            flags=int(flags | (Flag.NEGATIVE if sign < 0 else 0)),
-            images=stamps,
-            photometry=self.photometry(self._points(record, own), mjd),
-            context=_context(candidate, ra, dec) if self.wanted.context else {},
-        )
+        wanted, nominal = self._wanted_stamps(record, candidate, band, (ra, dec))
+
+        def finish(stamps: Stamps, flags: int) -> Observation:
+            if sign < 0 and "difference" in stamps:
+                stamps["difference"] = -stamps["difference"]
+            own: base.Point = (mjd, band, flux, flux_error, DETECTION)
+            return Observation(
+                object_id=object_id,
+                source_id=source_id,
+                mjd=mjd,
+                band=band,
+                ra=ra,
+                dec=dec,
+                flux=flux,
+                flux_error=flux_error,
+                stamp=stamps.pop(self.stamp),
+                flags=flags | nominal | (_NEGATIVE if sign < 0 else 0),
+                images=stamps,
+                photometry=self.photometry(self._points(record, own), mjd),
+                context=_context(candidate, ra, dec) if self.wanted.context else {},
+            )
+
+        return Unfinished(wanted, finish)
 
     def _filter(self, candidate: Mapping[str, Any]) -> None:
         score = candidate.get("drb") or candidate.get("rb")  # brokers that write packets again have 0 for none
@@ -100,9 +105,10 @@ class Ztf(EarlierSchema, base.BaseSurvey):
             public=candidate.get("programid") in _PUBLIC, score=score, solar_system=near if known else None
         )
 
-    def _stamps(
-        self, record: Mapping[str, Any], candidate: dict[str, Any], band: str, place: tuple[float, float], sign: int
-    ) -> tuple[dict[str, NDArray[np.float16]], int]:
+    def _wanted_stamps(
+        self, record: Mapping[str, Any], candidate: dict[str, Any], band: str, place: tuple[float, float]
+    ) -> tuple[WantedStamps, int]:
+        """The stamps, and the flag of a nominal zero point."""
         images = {kind: read_image(data) for kind, data in self.further_images(record).items()}
         counts, nominal = _njy_per_count(candidate.get("magzpsci"), band)
 
@@ -111,10 +117,7 @@ class Ztf(EarlierSchema, base.BaseSurvey):
                 return on_sky(image, *place)
             return _centre(image, candidate), _TO_SKY
 
-        stamps, flags = model_stamps(images, counts, where)
-        if sign < 0 and "difference" in stamps:
-            stamps["difference"] = -stamps["difference"]
-        return stamps, flags | nominal
+        return wanted_of(images, counts, where), nominal
 
     def _points(self, record: Mapping[str, Any], own: base.Point) -> Iterator[base.Point]:
         public = Reason.NOT_PUBLIC in self.wanted.skip
@@ -225,7 +228,7 @@ def _njy_per_count(zero_point: float | None, band: str) -> tuple[float, int]:
     """nJy of one count, and the flag of a nominal zero point."""
     if zero_point is not None and _ZERO_POINTS[0] < zero_point < _ZERO_POINTS[1]:
         return base.flux_of(zero_point), 0
-    return base.flux_of(_NOMINAL_ZERO_POINT[band]), Flag.NOMINAL_ZERO_POINT
+    return base.flux_of(_NOMINAL_ZERO_POINT[band]), int(Flag.NOMINAL_ZERO_POINT)
 
 
 def _centre(image: Image, candidate: dict[str, Any]) -> tuple[float, float]:

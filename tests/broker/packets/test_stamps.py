@@ -13,8 +13,9 @@ from real_data import rubin_files, ztf_files
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets import fits as stamps
 from skyheed.broker.packets.container import Decoder
-from skyheed.broker.packets.fits import model_stamps, read_image, sky_stamp
+from skyheed.broker.packets.fits import read_image
 from skyheed.broker.packets.inflate import RAW, InflateError, TooLong, inflate
+from skyheed.broker.packets.stamps import model_stamps, sky_stamp
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.registry.schemas import SchemaSource
 

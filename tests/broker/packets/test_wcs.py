@@ -14,7 +14,8 @@ from test_stamps import make_fits
 from test_surveys import observe, reason_of, ztf_packet
 
 from skyheed.broker.errors import PacketError, Reason
-from skyheed.broker.packets.fits import read_image, sky_stamp
+from skyheed.broker.packets.fits import read_image
+from skyheed.broker.packets.stamps import sky_stamp
 
 SCALE, TURN = 0.2 / 3600, math.radians(40)
 COS, SIN = math.cos(TURN), math.sin(TURN)

@@ -1,0 +1,153 @@
+"""Stamps of many packets made together: the same bits as alone, and what is wrong stays with its packet."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skyheed.broker.errors import PacketError, Reason
+from skyheed.broker.observation import Observation
+from skyheed.broker.packets import stamps
+from skyheed.broker.packets.fits import Image
+from skyheed.broker.packets.reader import PacketReader
+from skyheed.broker.packets.stamps import Unfinished, Waiting, WantedStamps, wanted_of
+from skyheed.broker.packets.surveys import base
+from skyheed.classifier.stamp import NORTH_UP, normalise, normalise_at, place, rounded
+
+RNG = np.random.default_rng(11)
+TURNED = ((0.7, 0.7), (-0.7, 0.7))
+
+
+def image_of(kind: str, side: int = 63) -> np.ndarray:
+    """Noise, or noise with what real stamps have: NaN, ZTF's lowest float32, very large values."""
+    pixels = RNG.normal(100, 5, (side, side)).astype(np.float32)
+    if kind == "nan":
+        pixels[RNG.integers(0, side, 200), RNG.integers(0, side, 200)] = np.nan
+    if kind == "lowest":
+        pixels[3, 4] = -3.40282347e38
+    if kind == "large":
+        pixels[20:40, 20:40] = 3e38
+    if kind == "empty":
+        pixels[:] = np.nan
+    if kind == "no border":
+        pixels[[0, 1, -2, -1]] = np.nan
+        pixels[:, [0, 1, -2, -1]] = np.inf
+    return pixels
+
+
+@pytest.mark.parametrize("to_sky", [NORTH_UP, ((-1.0, 0.0), (0.0, -1.0)), TURNED])
+@pytest.mark.parametrize("centre", [None, (3.0, 60.0)])
+def test_the_same_bits_as_alone(to_sky: Any, centre: Any) -> None:
+    kinds = ["whole", "nan", "whole", "lowest", "large", "empty", "no border", "whole"] * 3
+    images = np.stack([image_of(kind) for kind in kinds])
+    scales = RNG.uniform(0.01, 90, len(kinds))
+    made = normalise_at(images, scales, place((63, 63), 1.0, centre, to_sky))
+    assert [one is None for one in made] == [kind == "empty" for kind in kinds]
+    for pixels, scale, one in zip(images, scales, made, strict=True):
+        if one is not None:
+            stamp, flags = normalise(pixels, float(scale), centre, to_sky)
+            assert one[1] == flags
+            assert one[0].tobytes() == stamp.tobytes()
+
+
+def packet_of(*kinds: str, side: int = 63) -> WantedStamps:
+    names = ("science", "difference", "template")
+    images = {name: Image(image_of(kind, side), "", None) for name, kind in zip(names, kinds, strict=False)}
+    return wanted_of(images, 2.5, lambda _: (None, NORTH_UP))
+
+
+def test_packets_of_many_kinds_wait_and_are_made_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stamps, "MOST_BYTES", 10**9)
+    packets = [
+        packet_of("whole", "nan", "whole"), packet_of("empty", "whole"), packet_of("nan", side=40),
+        packet_of("whole", "empty", "lowest"), packet_of("large"),
+    ]  # fmt: skip
+    alone = []
+    for wanted in packets:
+        single = replace(wanted)
+        try:
+            alone.append(single.result())
+        except PacketError as error:
+            alone.append(error.reason)  # type: ignore[arg-type]
+    waiting = Waiting()
+    for wanted in packets:
+        waiting.add(wanted)
+    waiting.make()
+    assert all(not wanted.images for wanted in packets), "their images are let go"
+    for wanted, expected in zip(packets, alone, strict=True):
+        if isinstance(expected, Reason):
+            with pytest.raises(PacketError) as refused:
+                wanted.result()
+            assert refused.value.reason is expected is Reason.EMPTY_STAMP
+            continue
+        found, flags = wanted.result()
+        assert flags == expected[1]
+        assert list(found) == list(expected[0])
+        assert all(found[kind].tobytes() == expected[0][kind].tobytes() for kind in found)
+        further = list(found)[1:]
+        assert all(np.array_equal(rounded(found[kind]), found[kind]) for kind in further)
+
+
+def test_what_waits_is_bounded() -> None:
+    waiting, most = Waiting(), 0
+    for _ in range(200):
+        waiting.add(packet_of("whole", "whole", "whole"))
+        most = max(most, waiting._size)
+    assert most <= stamps.MOST_BYTES + 3 * 63 * 63 * 4
+
+
+class Numbers(base.InSteps, base.BaseSurvey):
+    """A survey of records that say what becomes of them."""
+
+    name = "numbers"
+    all_bands = "r"
+    schema_file = "sdss_alert/v1/reader.avsc"
+
+    def begin(self, record: dict[str, Any]) -> Unfinished:
+        if record["is"] == "damaged":
+            raise PacketError(Reason.NO_TIME, "damaged")
+        if record["is"] == "fault":
+            raise ZeroDivisionError
+        wanted = packet_of(record["is"])
+        return Unfinished(wanted, lambda made, flags: observation(made["science"], flags))
+
+
+def observation(stamp: np.ndarray, flags: int) -> Observation:
+    return Observation("object", 1, 60000.0, "r", 10.0, 20.0, 1.0, 1.0, stamp, flags)
+
+
+class Listed:
+    """A decoder whose messages are lists of records already."""
+
+    def decode(self, payload: Any, headers: Any = None) -> list[dict[str, Any]]:
+        return [{"is": kind} for kind in payload]
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        (("whole", "empty", "damaged"), Reason.EMPTY_STAMP),
+        (("whole", "damaged", "empty"), Reason.NO_TIME),
+        (("empty", "fault"), Reason.EMPTY_STAMP),
+        (("damaged", "fault"), Reason.NO_TIME),
+    ],
+)
+def test_of_several_records_the_first_fault_is_told(records: Any, reason: Reason) -> None:
+    reader = PacketReader(Numbers(), Listed())  # type: ignore[arg-type]
+    waiting = Waiting()
+    with pytest.raises(PacketError) as refused:
+        reader.finish(reader.begin(records, None, lambda: None, waiting))
+    assert refused.value.reason is reason
+
+
+class Other(Numbers):
+    """A survey of another package that made one of ours into its own."""
+
+    def observation(self, record: dict[str, Any]) -> Observation:
+        return replace(super().observation(record), object_id="other")
+
+
+def test_a_subclass_with_an_observation_of_its_own_is_asked() -> None:
+    reader = PacketReader(Other(), Listed())  # type: ignore[arg-type]
+    assert [seen.object_id for seen in reader.observations(["whole"])] == ["other"]  # type: ignore[arg-type]
