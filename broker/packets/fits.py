@@ -60,6 +60,11 @@ class _Header:
     wcs: Wcs | None
     no_wcs: str
 
+    @property
+    def bytes(self) -> int:
+        """Of the pixels."""
+        return self.shape[0] * self.shape[1] * np.dtype(self.dtype).itemsize
+
 
 def read_image(data: bytes, max_bytes: int = MAX_STAMP_BYTES) -> Image:
     """The first image of a FITS file, gzipped or not.
@@ -80,7 +85,9 @@ def read_image(data: bytes, max_bytes: int = MAX_STAMP_BYTES) -> Image:
         if not data.startswith(b"XTENSION= 'IMAGE   '", start):
             _fail(Reason.BAD_FITS, "no image in the first two units")
         header = _header(data, start)
-    return Image(_pixels(data, start + header.size, header), header.unit, header.wcs, header.no_wcs)
+    pixels = _pixels(data, start + header.size, header)
+    _check_rest(data, start + header.size + -(-header.bytes // _BLOCK) * _BLOCK)
+    return Image(pixels, header.unit, header.wcs, header.no_wcs)
 
 
 def on_sky(image: Image, ra: float, dec: float) -> tuple[tuple[float, float], Matrix]:
@@ -148,11 +155,21 @@ def _cards(header: bytes) -> Cards:
         key = header[at : at + 8].rstrip()
         if key == b"END":
             break
-        if (key in _WANTED or key[:2] in wcs.BENDS) and (value := _VALUE.match(header, at + 8, at + _CARD)):
-            if value[3] is None:
-                raise ValueError(f"{key.decode()} has more than a value")
-            cards[key] = value[2] if value[1] is None else value[1].rstrip()
+        if key in _WANTED or (key[:2] in wcs.BENDS and wcs.BEND.fullmatch(key)):
+            value = _value(header, at, key)
+            # readers differ in which of two they take
+            if cards.setdefault(key, value) != value and key[:2] not in wcs.RECORDS:
+                raise ValueError(f"{key.decode()} stands there twice, with different values")
     return cards
+
+
+def _value(header: bytes, at: int, key: bytes) -> bytes:
+    found = _VALUE.match(header, at + 8, at + _CARD)
+    if found is None:
+        raise ValueError(f"{key.decode()} has no value")
+    if found[3] is None:
+        raise ValueError(f"{key.decode()} has more than a value")
+    return found[2] if found[1] is None else found[1].rstrip()
 
 
 def _interpret(cards: Cards, size: int) -> _Header | None:
@@ -194,7 +211,7 @@ def _wcs(cards: Cards) -> tuple[Wcs | None, str]:
 
 def _pixels(data: bytes, start: int, header: _Header) -> NDArray[np.float32]:
     ny, nx = header.shape
-    if start + ny * nx * np.dtype(header.dtype).itemsize > len(data):
+    if start + header.bytes > len(data):
         _fail(Reason.BAD_FITS, f"ends inside its {nx} x {ny} pixels")
     raw = np.frombuffer(data, header.dtype, ny * nx, start).reshape(ny, nx)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -204,6 +221,12 @@ def _pixels(data: bytes, start: int, header: _Header) -> NDArray[np.float32]:
     if header.blank is not None:
         pixels[raw == header.blank] = np.nan
     return pixels
+
+
+def _check_rest(data: bytes, at: int) -> None:
+    """What stands behind the image is another unit, or padding; else the header gives the image another size."""
+    if len(data) > at and not data.startswith(b"XTENSION", at) and data.count(0, at) < len(data) - at:
+        _fail(Reason.BAD_FITS, "bytes behind the image that begin no further unit")
 
 
 def _fail(reason: Reason, detail: str) -> NoReturn:

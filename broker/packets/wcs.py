@@ -8,6 +8,7 @@ Calabretta & Greisen 2002, A&A 395, 1077 (paper II); Greisen & Calabretta 2002, 
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,8 +20,10 @@ KEYS = frozenset(
     b" CD1_1 CD1_2 CD2_1 CD2_2 PC1_1 PC1_2 PC2_1 PC2_2 PC001001 PC001002 PC002001 PC002002"
     b" RADESYS RADECSYS EQUINOX EPOCH".split()
 )
-# Beginnings of keywords of distortions and parameters: SIP (A_1_0), PV1_1, distortion tables (CPDIS1, DP1, D2IMDIS1).
-BENDS = frozenset(b"PV PS A_ B_ CP CQ D2 DP DQ".split())
+# Keywords of distortions and parameters: SIP (A_1_0), PV1_1, distortion tables (CPDIS1, DP1, D2IMDIS1).
+BEND = re.compile(rb"P[VS]\d+_\d+|[AB]_(ORDER|DMAX|\d_\d)|C[PQ](DIS|ERR)\d|D[PQ]\d|D2IM(DIS|ERR|ARR)\d?")
+BENDS = frozenset(b"PV PS A_ B_ CP CQ D2 DP DQ".split())  # what they begin with: asked first, of every card
+RECORDS = frozenset((b"DP", b"DQ"))  # keywords that may be repeated: each card is one field of a record
 _UNITS = {
     b"": 1.0, b"deg": 1.0, b"degree": 1.0, b"degrees": 1.0, b"arcmin": 1 / 60, b"arcsec": 1 / 3600,
     b"mas": 1 / 3.6e6, b"rad": 180 / math.pi,
@@ -159,7 +162,7 @@ def _refuse_bends(cards: Cards, projection: bytes, longitude: int) -> None:
     else:
         plain = {b"PV%d_2" % longitude: 90.0, b"PV%d_3" % longitude: math.nan, b"PV%d_4" % longitude: math.nan}
     for key in cards:
-        if key[:2] not in BENDS:
+        if not BEND.fullmatch(key):
             continue
         if key[:2] in (b"A_", b"B_", b"PV"):
             least = plain.get(key, 0.0)

@@ -258,6 +258,55 @@ def test_what_stands_behind_a_value_is_not_passed_over(card):
     assert reason_of(read_image, bad) is Reason.BAD_FITS
 
 
+def header_with(*cards):
+    plain = f"{HEADER}NAXIS1  =                    8\nNAXIS2  =                    8\n"
+    return header("\n".join([plain.rstrip(), *cards]))
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        ["NAXIS1  =                    4"],  # a second one: astropy takes the first, others the last
+        ["NAXIS1  =                    /"],
+        ["BSCALE  = 2.0", "BSCALE  = 1.0"],
+        ["CRVAL1  = 5.0", "CRVAL1  = F"],
+        ["BSCALE  ="],
+        ["BZERO   = / not known"],
+        ["BLANK     0"],
+        ["CTYPE2   'RA---TAN'"],
+        ["CD1_2     5"],
+        ["A_2_0     5"],
+    ],
+)
+def test_keywords_without_a_value_or_with_two_are_refused(cards):
+    assert reason_of(read_image, header_with(*cards)) is Reason.BAD_FITS
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        ["BSCALE  = 2.0", "BSCALE  = 2.0 / said twice"],
+        ["COMMENT = 5", "OBJECT", "OBJECT  ="],
+        ["PSFSIGMA= 1.3", "PVERSION= 4.1", "DQMASK  = 3", "A_RATIO = 0.9", "CPUSEC  = 1", "D2GRID  = 2"],
+        ["DP1     = 'EXTVER: 1'", "DP1     = 'NAXES: 2'"],
+    ],
+)
+def test_keywords_that_say_nothing_of_the_image_do_not_matter(cards):
+    cards = [*cards, *(f"{key:<8}= {value!r}" for key, value in sky_cards().items())]
+    image = read_image(header_with(*cards))
+    assert image.pixels.shape == (8, 8)
+    assert bool(image.wcs) != cards[0].startswith("DP1"), image.no_wcs
+
+
+def test_an_image_that_is_smaller_than_its_data_is_refused():
+    """A damaged NAXIS2: rows that the header leaves out stand where the next unit should begin."""
+    data = make_fits(RNG.normal(0, 1, (63, 63)).astype("f4"))
+    assert read_image(data + bytes(2880)).pixels.shape == (63, 63)  # padding
+    assert reason_of(read_image, data + b"x") is Reason.BAD_FITS
+    fewer = data.replace(b"NAXIS2  =                   63", b"NAXIS2  =                    6")
+    assert reason_of(read_image, fewer) is Reason.BAD_FITS
+
+
 @pytest.mark.parametrize("data", [b"", b"SIMPLE", b"SIMPLE  = T", b"\x89PNG\r\n", bytes(6000), b"SIMPLE  " * 20_000])
 def test_not_fits(data):
     assert reason_of(read_image, data) is Reason.BAD_FITS
