@@ -266,18 +266,16 @@ class SequenceStore:
                 settled[n] = Settled(code)
         return settled
 
-    def sequence(self, object_id: str) -> StoredSequence | None:
-        """An object's whole sequence with all that is kept of it, without claiming it."""
-        reply = self._read([object_id], EVERYTHING)[0]
+    def sequence(self, object_id: str, lane: Lane = EVERYTHING) -> StoredSequence | None:
+        """An object's whole sequence with all that is kept of it, or with what a lane wants, without claiming it."""
+        reply = self._read([object_id], lane)[0]
         claim = Claim(object_id, shard_of(object_id, self._shards), "")
-        return None if reply is None else _unpack(claim, reply, EVERYTHING)
+        return None if reply is None else _unpack(claim, reply, lane)
 
     def sources(self, object_id: str) -> set[int]:
         """The detections of an object that are kept; its stamps are not read."""
-        lane = Lane(images=())
-        reply = self._read([object_id], lane)[0]
-        claim = Claim(object_id, shard_of(object_id, self._shards), "")
-        return set() if reply is None else set(_unpack(claim, reply, lane).header["source_id"].tolist())
+        found = self.sequence(object_id, Lane(images=()))
+        return set() if found is None else set(found.header["source_id"].tolist())
 
     def revision(self, object_id: str) -> int:
         """The object's revision, which every change of its sequence raises; 0 if there is none."""

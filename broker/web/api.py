@@ -8,9 +8,9 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from skyheed.broker.web import lists, shapes
-from skyheed.broker.web.answers import as_json, respond
-from skyheed.broker.web.asked import Search, Text, Wanted
-from skyheed.broker.web.index import COUNTED, LONGEST_LIST
+from skyheed.broker.web.answers import as_json, encode, respond
+from skyheed.broker.web.asked import Cursor, Limit, Model, Night, Search, Sort, Wanted
+from skyheed.broker.web.index import COUNTED
 from skyheed.broker.web.live import LONGEST_ID, event_id
 from skyheed.broker.web.paths import object_of
 from skyheed.broker.web.problems import Problem
@@ -21,8 +21,6 @@ from skyheed.broker.web.web import Here
 router = APIRouter(prefix=PREFIX, responses=shapes.PROBLEMS)
 SKY_POINTS = 5_000
 MOST_READERS = 1_000
-Sort = Annotated[str, Query(max_length=20, pattern="^-?(newest|probability|epochs|days|first|id)$")]
-Limit = Annotated[int, Query(ge=1, le=LONGEST_LIST)]
 
 
 @router.get("/state", response_model=shapes.State, summary="Whether the servers are there")
@@ -40,7 +38,7 @@ def models(request: Request, web: Here) -> Response:
 @router.get("/objects", response_model=shapes.Objects, summary="List and search")
 def objects(
     request: Request, web: Here, wanted: Wanted, typed: Search, sort: Sort = "newest", limit: Limit = 100,
-    cursor: Text = "",
+    cursor: Cursor = "",
 ) -> Response:  # fmt: skip
     """The latest classification of each object; `next` of the answer is the `cursor` of the next page."""
     began = time.perf_counter()
@@ -57,13 +55,15 @@ def objects(
 
 @router.get("/objects.{form}", response_class=Response, summary="What is listed, as a file", responses=shapes.FILES)
 def export(
-    request: Request, web: Here, wanted: Wanted, typed: Search, form: Annotated[Literal["csv", "parquet"], Path()],
-    sort: Sort = "newest",
+    request: Request, web: Here, wanted: Wanted, typed: Search,
+    form: Annotated[Literal["csv", "json", "parquet"], Path()], sort: Sort = "newest",
 ) -> Response:  # fmt: skip
     """At most 10,000 rows."""
     rows = lists.everything(web, wanted, typed, sort)
     if form == "csv":
         return respond(request, lists.as_csv(rows), "text/csv; charset=utf-8", name=f"{web.settings.survey}.csv")
+    if form == "json":
+        return respond(request, encode({"rows": rows}), name=f"{web.settings.survey}.json")
     content = lists.as_parquet(rows)
     return respond(request, content, "application/vnd.apache.parquet", name=f"{web.settings.survey}.parquet")
 
@@ -71,7 +71,7 @@ def export(
 @router.get("/classifications", response_model=shapes.Classifications, summary="The newest classifications")
 def classifications(request: Request, web: Here, wanted: Wanted, limit: Limit = 100) -> Response:
     """Every one, newest first, and where the stream goes on behind them (`last_event_id`)."""
-    wanted = lists.of_one_model(web.index, wanted) if wanted.model else wanted
+    wanted = lists.of_one_model(web, wanted) if wanted.model else wanted
     rows, positions = web.index.recent(wanted, limit)
     return as_json(request, {"rows": rows, "last_event_id": event_id(positions)})
 
@@ -87,16 +87,14 @@ async def events(
     """Events `classifications`, `state` and `gap`; goes on behind Last-Event-ID."""
     if web.hub.readers >= MOST_READERS:
         raise Problem(503, "too many readers of the stream: try again later", {"Retry-After": "30"})
-    wanted = lists.of_one_model(web.index, wanted) if wanted.model else wanted
+    wanted = lists.of_one_model(web, wanted) if wanted.model else wanted
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     stream = web.hub.stream(wanted, last or last_event_id)
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
 @router.get("/sky", response_model=shapes.Sky, summary="A night's objects on the sky")
-def sky(
-    request: Request, web: Here, night: Annotated[int | None, Query(ge=0, le=100_000)] = None, model: Text = ""
-) -> Response:
+def sky(request: Request, web: Here, night: Night = None, model: Model = "") -> Response:
     """Positions of the objects whose last epoch is in a night (whole MJD; the newest by default)."""
     return as_json(request, sky_of(web, night, model))
 
@@ -105,7 +103,7 @@ def sky_of(web: Here, night: int | None, model: str = "") -> dict[str, Any]:
     """The answer of `/sky`."""
     nights = web.index.nights()
     at = night if night is not None else (nights[0][0] if nights else None)
-    names = web.index.models()
+    names = web.status.published()
     chosen = model or (names[0] if names else "")
     rows = web.index.sky(at, chosen, SKY_POINTS) if at is not None else []
     points = [
@@ -116,7 +114,14 @@ def sky_of(web: Here, night: int | None, model: str = "") -> dict[str, Any]:
         for row in rows
     ]  # fmt: skip
     listed = [{"night": number, "objects": count} for number, count in nights]
-    return {"night": at, "model": chosen, "nights": listed, "points": points, "capped": len(points) >= SKY_POINTS}
+    return {
+        "night": at,
+        "model": chosen,
+        "models": names,
+        "nights": listed,
+        "points": points,
+        "capped": len(points) >= SKY_POINTS,
+    }
 
 
 @router.get("/status", response_model=shapes.Status, summary="Books, queues, lag, dead letters, latency")

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from skyheed.broker.observation import BANDS
 from skyheed.broker.web import images, lists, shapes
 from skyheed.broker.web.answers import as_json, respond
-from skyheed.broker.web.asked import Bands, Kind, Looking, Text
+from skyheed.broker.web.asked import Bands, Class, Kind, Looking, Model
 from skyheed.broker.web.paths import LONGEST, object_of
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.recompute import Task
@@ -118,7 +118,7 @@ def _ask(web: Here, name: str, task: str, model: str, given: dict[str, Any]) -> 
 
 
 @router.get("/{key}/prefixes", response_model=shapes.Prefixes, summary="After every epoch, recomputed now")
-def prefixes(request: Request, web: Here, name: Name, model: Text = "") -> Response:
+def prefixes(request: Request, web: Here, name: Name, model: Model = "") -> Response:
     """What today's model says of the first epoch, the first two, and so on."""
     return as_json(request, _ask(web, name, "prefixes", model, {}))
 
@@ -134,8 +134,8 @@ def what_if(request: Request, web: Here, name: Name, asked: shapes.WhatIfBody) -
 
 @router.get("/{key}/influence", response_model=shapes.Influence, summary="Of every epoch, recomputed now")
 def influence(
-    request: Request, web: Here, name: Name, model: Text = "",
-    class_: Annotated[str, Query(alias="class", max_length=200)] = "",
+    request: Request, web: Here, name: Name, model: Model = "",
+    class_: Class = "",
 ) -> Response:  # fmt: skip
     """Log-odds of a class with every epoch minus those without it; of the top class by default."""
     return as_json(request, _ask(web, name, "influence", model, {"class": class_}))
@@ -144,7 +144,7 @@ def influence(
 @router.get("/{key}/saliency", response_model=shapes.Saliency, summary="Of one epoch's pixels, recomputed now")
 def saliency(
     request: Request, web: Here, name: Name, source_id: Annotated[str, Query(pattern=r"^\d{1,20}$")],
-    model: Text = "", class_: Annotated[str, Query(alias="class", max_length=200)] = "",
+    model: Model = "", class_: Class = "",
 ) -> Response:  # fmt: skip
     """How much patches of the stamp speak for a class."""
     history, revision = web.objects.history(name)

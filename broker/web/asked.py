@@ -5,14 +5,30 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query
 
 from skyheed.broker.web.images import Look
+from skyheed.broker.web.index import LONGEST_LIST
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.search import Filters, SearchError, Typed, cone_of, understand
 
 LONGEST = 512  # characters of a text in a query
-Text = Annotated[str, Query(max_length=LONGEST)]
-Count = Annotated[int | None, Query(ge=0, le=10_000)]
-Share = Annotated[float | None, Query(ge=0, le=1, allow_inf_nan=False)]
-Days = Annotated[float | None, Query(ge=0, le=100_000, allow_inf_nan=False)]
+Cursor = Annotated[str, Query(max_length=LONGEST, description="`next` of the page before; empty for the first one")]
+Sort = Annotated[
+    str,
+    Query(
+        max_length=20, pattern="^-?(newest|probability|epochs|days|first|id)$",
+        description="newest, probability, epochs, days, first or id; with a - in front, the other way round",
+    ),
+]  # fmt: skip
+Limit = Annotated[int, Query(ge=1, le=LONGEST_LIST, description="rows of a page, at most 500")]
+Night = Annotated[int | None, Query(ge=0, le=100_000, description="whole MJD; the newest night by default")]
+Model = Annotated[str, Query(max_length=LONGEST, description="a model's name; the first one by default")]
+Class = Annotated[
+    str, Query(alias="class", max_length=200, description="a class of the model; its top class by default")
+]
+Count = Annotated[int | None, Query(ge=0, le=10_000, description="number of epochs")]
+Share = Annotated[float | None, Query(ge=0, le=1, allow_inf_nan=False, description="of the top class")]
+Days = Annotated[
+    float | None, Query(ge=0, le=100_000, allow_inf_nan=False, description="from the first epoch to the last")
+]
 
 
 def filters(
@@ -24,7 +40,9 @@ def filters(
     max_epochs: Count = None,
     min_days: Days = None,
     max_days: Days = None,
-    declined: Literal["yes", "no", "all"] = "all",
+    declined: Annotated[
+        Literal["yes", "no", "all"], Query(description="only declined objects, none of them, or all")
+    ] = "all",
     model: Annotated[str, Query(max_length=LONGEST, description="a model's name, or * for all")] = "",
     cone: Annotated[str, Query(max_length=100, description="ra,dec,radius: degrees, degrees, arcseconds")] = "",
     night: Annotated[int | None, Query(ge=0, le=100_000, description="whole MJD of the last epoch")] = None,
@@ -57,7 +75,9 @@ def typed(q: Annotated[str, Query(max_length=LONGEST, description="id, part of o
 
 
 def look(
-    stretch: Literal["linear", "asinh", "log", "sqrt"] = "linear",
+    stretch: Annotated[
+        Literal["linear", "asinh", "log", "sqrt"], Query(description="curve between the cuts")
+    ] = "linear",
     low: Annotated[float, Query(ge=0, le=100, allow_inf_nan=False, description="percentile that becomes white")] = 1.0,
     high: Annotated[float, Query(ge=0, le=100, allow_inf_nan=False, description="percentile that is black")] = 99.5,
     scale: Annotated[int, Query(ge=1, le=16, description="picture pixels for each pixel")] = 1,
@@ -69,5 +89,5 @@ def look(
 Wanted = Annotated[Filters, Depends(filters)]
 Search = Annotated[Typed, Depends(typed)]
 Looking = Annotated[Look, Depends(look)]
-Kind = Annotated[Literal["science", "difference", "template"], Query()]
-Bands = Annotated[str, Query(max_length=6, pattern="^[ugrizy]*$")]
+Kind = Annotated[Literal["science", "difference", "template"], Query(description="of image")]
+Bands = Annotated[str, Query(max_length=6, pattern="^[ugrizy]*$", description="letters; all bands by default")]

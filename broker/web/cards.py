@@ -5,7 +5,7 @@ A card is read as JSON, without torch and without its weights, which the worker 
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skyheed.broker import app as daemon
@@ -36,6 +36,10 @@ class Cards:
     def names(self) -> list[str]:
         """Of those whose cards are here."""
         return list(self._known)
+
+    def ordered(self, published: Sequence[str]) -> list[str]:
+        """Models that have published: those of the settings in their order, then others."""
+        return [n for n in self._known if n in published] + [n for n in published if n not in self._known]
 
     def entry(self, name: str, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A model; of one that is not here, what its classifications said of it.

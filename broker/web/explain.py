@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from skyheed.broker import app as daemon
 from skyheed.broker.settings import Settings
+from skyheed.broker.web.images import missing, without
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.rows import reason_text
 from skyheed.classifier.history import History
@@ -56,7 +57,21 @@ class Models:
         name = task.model or next(iter(self._served))
         if name not in self._served:
             raise Problem(404, f"this server does not run the model {name!a}; it runs {', '.join(self._served)}")
-        return {"kind": "recomputed", **TASKS[task.name](self._served[name], task.history, task.given)}
+        own = self._served[name]
+        return {"kind": "recomputed", **TASKS[task.name](own, seen_by(own, task.history), task.given)}
+
+
+def seen_by(own: "Explained", history: History) -> History:
+    """The history as the model needs it.
+
+    Raises:
+        Problem: it needs images, and some are not kept any more.
+    """
+    if not own.model.needs.images:
+        return replace(history, images={}, shown=np.arange(len(history)))
+    if gone := without(missing(history), len(history)):
+        raise Problem(422, f"{own.model.info.name} looks at images, and {gone}: what it published before is shown")
+    return history
 
 
 class Explained:

@@ -58,6 +58,19 @@ _CURVES: dict[str, Any] = {
 }
 
 
+def missing(history: History) -> int:
+    """Of how many epochs the images are not kept any more."""
+    return len(history) - (len(history.shown) if "science" in history.images else 0)
+
+
+def without(count: int, epochs: int) -> str:
+    """The same as a sentence; empty where nothing is missing."""
+    if not count:
+        return ""
+    which = "the images of this object are" if count == epochs else f"the images of {count} of its {epochs} epochs are"
+    return f"{which} not kept any more (redis.keep_pixels)"
+
+
 def kinds(history: History) -> list[str]:
     """The kinds of images that some epoch was sent with."""
     return [kind for kind, pixels in history.images.items() if _sent(kind, pixels).any()]
@@ -76,7 +89,9 @@ def of_kind(history: History, kind: str) -> tuple[NDArray[np.int64], NDArray[np.
     """
     there = kinds(history)
     if kind not in there:
-        raise Problem(404, f"this object has no {kind!a} stamps; its kinds: {', '.join(there) or 'none'}")
+        gone = without(missing(history), len(history))
+        why = f": {gone}" if gone else f"; its kinds: {', '.join(there) or 'none'}"
+        raise Problem(404, f"this object has no {kind!a} stamps{why}")
     pixels = history.images[kind]
     sent = _sent(kind, pixels)
     return history.shown[sent], pixels[sent]

@@ -5,61 +5,29 @@ what it read (so that a restart neither misses nor repeats), is bounded, and is 
 not there. The topics stay the only truth; Redis has what is known of each object.
 """
 
-import base64
-import contextlib
 import json
-import logging
 import math
 import sqlite3
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skyheed.broker.errors import ConfigError
 from skyheed.broker.results.record import Classification
 from skyheed.broker.web.answers import plain
+from skyheed.broker.web.index_file import IndexFile
+from skyheed.broker.web.index_query import after_cursor, cursor_of, order_of, storable, where
 from skyheed.broker.web.rows import DECLINED, night_of, row_of
-from skyheed.broker.web.search import Cone, Filters, SearchError
+from skyheed.broker.web.search import Cone, Filters
 
-log = logging.getLogger("skyheed.index")
-FORMAT = 2  # of the tables: another one is made anew
 HOUR_MS = 3_600_000
 COUNTED = 10_000  # matches that are counted; then "more"
 LONGEST_LIST = 500
 NIGHTS, HOURS = 400, 24 * 14  # that are kept
 PRUNE_EVERY = 5_000  # classifications
 SCANNED = 20_000  # rows that a page of a cone looks through at most
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS positions (place TEXT PRIMARY KEY, next INTEGER NOT NULL, pruned INTEGER NOT NULL DEFAULT -1)
-    WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS latest (
-    id INTEGER PRIMARY KEY, object_id TEXT NOT NULL, model TEXT NOT NULL, revision INTEGER, top_class TEXT,
-    top_probability REAL, n_stamps INTEGER, days REAL, ra REAL, dec REAL, bands TEXT, first_mjd REAL, last_mjd REAL,
-    night INTEGER, kafka_ms INTEGER, classified_ms INTEGER, row TEXT NOT NULL, UNIQUE (object_id, model));
-CREATE INDEX IF NOT EXISTS latest_list ON latest (
-    model, classified_ms, top_class, top_probability, n_stamps, days, night, first_mjd, bands, object_id, ra, dec);
-CREATE INDEX IF NOT EXISTS latest_time ON latest (classified_ms, id);
-CREATE INDEX IF NOT EXISTS latest_place ON latest (dec, ra, model, classified_ms);
-CREATE INDEX IF NOT EXISTS latest_night ON latest (night, model);
-CREATE TABLE IF NOT EXISTS events (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, place TEXT NOT NULL, offset INTEGER NOT NULL, row TEXT NOT NULL,
-    UNIQUE (place, offset));
-CREATE TABLE IF NOT EXISTS shares (
-    night INTEGER, model TEXT, label TEXT, n INTEGER NOT NULL, PRIMARY KEY (night, model, label)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS hours (
-    hour_ms INTEGER, model TEXT, classified INTEGER NOT NULL, declined INTEGER NOT NULL, PRIMARY KEY (hour_ms, model))
-    WITHOUT ROWID;
-"""
-# what a list can be sorted by: the column, and whether its largest come first
-SORTS = {
-    "newest": ("classified_ms", True), "probability": ("top_probability", True), "epochs": ("n_stamps", True),
-    "days": ("days", True), "first": ("first_mjd", True), "id": ("object_id", False),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,44 +69,13 @@ class Index:
     """
 
     def __init__(self, path: Path, survey: str, most_objects: int = 1_000_000, most_events: int = 200_000) -> None:
-        self.path, self.survey = path, survey
+        self._file = IndexFile(path, survey)
         self._most_objects, self._most_events = most_objects, most_events
-        self._own = threading.local()
-        self._open: list[sqlite3.Connection] = []
-        self._lock = threading.Lock()
         self._since_pruned = 0
-        try:
-            self._prepare()
-        except sqlite3.DatabaseError as error:
-            self._begin_anew(error)
-
-    def _prepare(self) -> None:
-        with self._writing() as base:
-            base.executescript(_TABLES)
-            known = dict(base.execute("SELECT name, value FROM meta").fetchall())
-            wanted = {"format": FORMAT, "survey": self.survey}
-            if known and known != wanted:
-                raise sqlite3.DatabaseError(f"it is of {known}")
-            base.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(wanted.items()))
-
-    def _begin_anew(self, error: Exception) -> None:
-        """The file is damaged, or of another release or survey: all of it is on the topics."""
-        log.warning("the index %s cannot be used (%s): made anew from the topics", self.path, error)
-        self.close()
-        try:
-            for path in (self.path, *(self.path.with_name(self.path.name + end) for end in ("-wal", "-shm"))):
-                path.unlink(missing_ok=True)
-            self._prepare()
-        except (OSError, sqlite3.Error) as failed:
-            raise ConfigError(f"the index {self.path} cannot be written ({failed}): give another --index") from failed
 
     def close(self) -> None:
         """Close every connection."""
-        with self._lock:
-            for base in self._open:
-                base.close()
-            self._open.clear()
-            self._own = threading.local()
+        self._file.close()
 
     # --- writing
 
@@ -151,7 +88,7 @@ class Index:
         Returns:
             Those that are news.
         """
-        with self._writing() as base:
+        with self._file.writing() as base:
             known = dict(base.execute("SELECT place, next FROM positions").fetchall())
             events = [self._take(base, read) for read in found if read.offset >= known.get(read.place, 0)]
             base.executemany(
@@ -167,7 +104,7 @@ class Index:
     def _take(self, base: sqlite3.Connection, read: Read) -> Event | None:
         record = read.record
         before = base.execute(
-            "SELECT row FROM latest WHERE object_id = ? AND model = ?", (_text(record.object_id), record.model)
+            "SELECT row FROM latest WHERE object_id = ? AND model = ?", (storable(record.object_id), record.model)
         ).fetchone()
         last = json.loads(before[0]) if before else None
         if last and _is_repeat(record, last):
@@ -185,7 +122,7 @@ class Index:
     @staticmethod
     def _keep(base: sqlite3.Connection, record: Classification, row: Mapping[str, Any], text: str) -> None:
         values = (
-            _text(record.object_id), record.model, record.revision, record.top_class, row["top_probability"],
+            storable(record.object_id), record.model, record.revision, record.top_class, row["top_probability"],
             record.n_stamps, row["days"], _number(record.ra), _number(record.dec),
             "".join(sorted(record.stamps_per_band)), record.first_mjd, record.last_mjd, night_of(record.last_mjd),
             record.kafka_ms, record.classified_ms, text,
@@ -225,11 +162,11 @@ class Index:
 
     def positions(self) -> dict[str, int]:
         """Place -> next offset to read."""
-        return dict(self._reading().execute("SELECT place, next FROM positions").fetchall())
+        return dict(self._file.reading().execute("SELECT place, next FROM positions").fetchall())
 
     def totals(self) -> dict[str, int]:
         """How many classifications and objects there are, about."""
-        base = self._reading()
+        base = self._file.reading()
         [kept] = base.execute("SELECT count(*) FROM latest").fetchone()
         [events] = base.execute("SELECT count(*) FROM events").fetchone()
         [objects] = base.execute("SELECT count(DISTINCT object_id) FROM latest").fetchone()
@@ -237,7 +174,7 @@ class Index:
 
     def models(self) -> list[str]:
         """The models that have published, by name."""
-        base, found, after = self._reading(), [], ""
+        base, found, after = self._file.reading(), [], ""
         # one look at the index for each: SELECT DISTINCT would go through all of it
         while (row := base.execute("SELECT min(model) FROM latest WHERE model > ?", (after,)).fetchone()) and row[0]:
             after = row[0]
@@ -247,7 +184,9 @@ class Index:
 
     def classes(self) -> list[str]:
         """The classes that were published in the nights that are kept, by name."""
-        found = self._reading().execute("SELECT DISTINCT label FROM shares WHERE label != ? LIMIT 200", (DECLINED,))
+        found = self._file.reading().execute(
+            "SELECT DISTINCT label FROM shares WHERE label != ? LIMIT 200", (DECLINED,)
+        )
         return sorted(str(label) for [label] in found)
 
     def page(
@@ -263,10 +202,10 @@ class Index:
         Raises:
             SearchError: no such order, or a cursor that is none.
         """
-        column, falls = _order(sort)
-        clauses, values = _where(filters, part)
-        after, more = _after(cursor, column, falls)
-        base, way = self._reading(), "DESC" if falls else "ASC"
+        column, falls = order_of(sort)
+        clauses, values = where(filters, part)
+        after, more = after_cursor(cursor, column, falls)
+        base, way = self._file.reading(), "DESC" if falls else "ASC"
         found = base.execute(
             # what decides stands in one index; the rows themselves are read of the page alone
             f"SELECT id, {column}, row FROM latest WHERE id IN (SELECT id FROM latest "
@@ -277,24 +216,25 @@ class Index:
         rows = [(key, value, json.loads(text)) for key, value, text in found]
         if filters.cone:
             rows = [row for row in rows if filters.cone.separation(row[2]["ra"], row[2]["dec"]) <= filters.cone.radius]
-        count = len(rows) if filters.cone else self._counted(clauses, values)
+        all_here = filters.cone or (not cursor and len(rows) <= limit)
+        count = len(rows) if all_here else self._counted(clauses, values)
         last = rows[limit - 1] if len(rows) > limit else None
         return Page(
             [_with_distance(row, filters.cone) for _, _, row in rows[:limit]],
-            _cursor(last[1], last[0]) if last else None,
+            cursor_of(last[1], last[0]) if last else None,
             count,
         )
 
     def _counted(self, clauses: Sequence[str], values: Sequence[Any]) -> int:
         where = " AND ".join(clauses) or "1"
         query = f"SELECT count(*) FROM (SELECT 1 FROM latest WHERE {where} LIMIT {COUNTED})"
-        [count] = self._reading().execute(query, values).fetchone()
+        [count] = self._file.reading().execute(query, values).fetchone()
         return int(count)
 
     def of_object(self, object_id: str) -> list[dict[str, Any]]:
         """The latest row of each model."""
         query = "SELECT row FROM latest WHERE object_id = ? ORDER BY model"
-        return [json.loads(text) for [text] in self._reading().execute(query, (_text(object_id),))]
+        return [json.loads(text) for [text] in self._file.reading().execute(query, (storable(object_id),))]
 
     def near(self, cone: Cone, most: int = 20) -> list[dict[str, Any]]:
         """Objects in a cone, the nearest first."""
@@ -303,7 +243,7 @@ class Index:
 
     def recent(self, filters: Filters, limit: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """The newest classifications, newest first, and the positions behind all of them."""
-        base = self._reading()
+        base = self._file.reading()
         base.execute("BEGIN")
         try:
             positions = dict(base.execute("SELECT place, next FROM positions").fetchall())
@@ -322,11 +262,11 @@ class Index:
     def events_after(self, seq: int, limit: int) -> list[Event]:
         """Events behind one, oldest first."""
         query = "SELECT seq, place, offset, row FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
-        return [Event(*row) for row in self._reading().execute(query, (seq, limit))]
+        return [Event(*row) for row in self._file.reading().execute(query, (seq, limit))]
 
     def last_seq(self) -> int:
         """Of the newest event."""
-        [seq] = self._reading().execute("SELECT max(seq) FROM events").fetchone()
+        [seq] = self._file.reading().execute("SELECT max(seq) FROM events").fetchone()
         return int(seq or 0)
 
     def seq_before(self, positions: Mapping[str, int]) -> tuple[int, int]:
@@ -335,7 +275,7 @@ class Index:
         Returns:
             The event behind which everything that they miss stands, and how many offsets of it are no longer kept.
         """
-        base = self._reading()
+        base = self._file.reading()
         first, missed = self.last_seq(), 0
         for place, pruned in base.execute("SELECT place, pruned FROM positions").fetchall():
             at = positions.get(place, 0)
@@ -348,12 +288,12 @@ class Index:
     def nights(self, most: int = 60) -> list[tuple[int, int]]:
         """(night, objects whose last epoch is in it), newest first."""
         query = "SELECT night, count(DISTINCT object_id) FROM latest GROUP BY night ORDER BY night DESC LIMIT ?"
-        return [(int(night), int(n)) for night, n in self._reading().execute(query, (most,))]
+        return [(int(night), int(n)) for night, n in self._file.reading().execute(query, (most,))]
 
     def sky(self, night: int, model: str, most: int) -> list[dict[str, Any]]:
         """Positions of a night's objects."""
         query = "SELECT row FROM latest WHERE night = ? AND model = ? ORDER BY classified_ms DESC LIMIT ?"
-        return [json.loads(text) for [text] in self._reading().execute(query, (night, model, most))]
+        return [json.loads(text) for [text] in self._file.reading().execute(query, (night, model, most))]
 
     def shares(self, most: int = 30) -> list[tuple[int, str, str, int]]:
         """(night, model, class or declined, classifications), newest nights first."""
@@ -361,7 +301,7 @@ class Index:
             "SELECT night, model, label, n FROM shares WHERE night IN "
             "(SELECT DISTINCT night FROM shares ORDER BY night DESC LIMIT ?) ORDER BY night DESC, model, label"
         )
-        return [(int(a), str(b), str(c), int(d)) for a, b, c, d in self._reading().execute(query, (most,))]
+        return [(int(a), str(b), str(c), int(d)) for a, b, c, d in self._file.reading().execute(query, (most,))]
 
     def hours(self, most: int = 48) -> list[tuple[int, str, int, int]]:
         """(hour, model, classified, declined), newest hours first."""
@@ -369,44 +309,12 @@ class Index:
             "SELECT hour_ms, model, classified, declined FROM hours WHERE hour_ms IN "
             "(SELECT DISTINCT hour_ms FROM hours ORDER BY hour_ms DESC LIMIT ?) ORDER BY hour_ms DESC, model"
         )
-        return [(int(a), str(b), int(c), int(d)) for a, b, c, d in self._reading().execute(query, (most,))]
+        return [(int(a), str(b), int(c), int(d)) for a, b, c, d in self._file.reading().execute(query, (most,))]
 
     def latencies(self, most: int = 5_000) -> list[int]:
         """Milliseconds from the newest alert's Kafka time to the classification, of the newest ones."""
         query = "SELECT classified_ms - kafka_ms FROM latest WHERE kafka_ms >= 0 ORDER BY classified_ms DESC LIMIT ?"
-        return [int(ms) for [ms] in self._reading().execute(query, (most,))]
-
-    # --- connections
-
-    def _connection(self) -> sqlite3.Connection:
-        base: sqlite3.Connection | None = getattr(self._own, "base", None)
-        if base is None:
-            try:
-                base = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
-            except sqlite3.Error as error:
-                raise ConfigError(f"the index {self.path} cannot be opened ({error}): give another --index") from error
-            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "cache_size = -16000", "temp_store = MEMORY"):
-                base.execute(f"PRAGMA {pragma}")
-            self._own.base = base
-            with self._lock:
-                self._open.append(base)
-        return base
-
-    def _reading(self) -> sqlite3.Connection:
-        return self._connection()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        base = self._connection()
-        base.execute("BEGIN IMMEDIATE")
-        try:
-            yield base
-        except BaseException:
-            if base.in_transaction:
-                base.execute("ROLLBACK")
-            raise
-        if base.in_transaction:
-            base.execute("COMMIT")
+        return [int(ms) for [ms] in self._file.reading().execute(query, (most,))]
 
 
 def _is_repeat(record: Classification, last: Mapping[str, Any]) -> bool:
@@ -429,77 +337,8 @@ def _count(base: sqlite3.Connection, record: Classification) -> None:
     )
 
 
-def _order(sort: str) -> tuple[str, bool]:
-    if sort.removeprefix("-") not in SORTS:
-        raise SearchError(f"lists are sorted by {', '.join(SORTS)}, with a - in front the other way round")
-    column, falls = SORTS[sort.removeprefix("-")]
-    return column, falls != sort.startswith("-")
-
-
-def _where(filters: Filters, part: str) -> tuple[list[str], list[Any]]:
-    f = filters
-    given: Iterable[tuple[str, Any]] = (
-        ("model = ?", f.model or None), ("top_class = ?", f.class_ or None),
-        ("top_probability >= ?", f.min_probability), ("top_probability <= ?", f.max_probability),
-        ("n_stamps >= ?", f.min_epochs), ("n_stamps <= ?", f.max_epochs),
-        ("days >= ?", f.min_days), ("days <= ?", f.max_days), ("night = ?", f.night),
-        ("classified_ms >= ?", f.since_ms), *(("instr(bands, ?)", band) for band in f.bands),
-        ("object_id LIKE ? ESCAPE '\\'", f"%{_escaped(part)}%" if part else None),
-    )  # fmt: skip
-    wanted = [(clause, value) for clause, value in given if value is not None]
-    clauses, values = [clause for clause, _ in wanted], [value for _, value in wanted]
-    clauses += {"yes": ["top_class IS NULL"], "no": ["top_class IS NOT NULL"]}.get(f.declined, [])
-    if f.cone:
-        low, high, width = f.cone.box
-        clauses.append("dec BETWEEN ? AND ?")
-        values += [low, high]
-        if width < 180:  # the difference in right ascension, the short way round
-            clause, places = _about(f.cone.ra, width)
-            clauses.append(clause)
-            values += places
-    return clauses, values
-
-
-def _about(ra: float, width: float) -> tuple[str, list[float]]:
-    """Right ascensions about one, also where that is 0."""
-    low, high = ra - width, ra + width
-    if low < 0 or high > 360:
-        return "(ra >= ? OR ra <= ?)", [low % 360, high % 360]
-    return "ra BETWEEN ? AND ?", [low, high]
-
-
-def _escaped(text: str) -> str:
-    return _text(text).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-
-
-def _text(text: str) -> str:
-    """SQLite takes no lone surrogate."""
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-
-
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _after(cursor: str, column: str, falls: bool) -> tuple[list[str], list[Any]]:
-    if not cursor:
-        return [], []
-    try:
-        at, value, key = json.loads(base64.urlsafe_b64decode(cursor.encode() + b"=="))
-        good = at == 1 and isinstance(key, int) and isinstance(value, int | float | str | None)
-    except (ValueError, TypeError):
-        good = False
-    if not good:
-        raise SearchError("this cursor was not made here: begin at the first page")
-    sign = "<" if falls else ">"
-    if value is None:  # SQLite takes NULL for less than anything
-        return ([f"{column} IS NULL AND id < ?"], [key]) if falls else ([f"({column} IS NOT NULL OR id > ?)"], [key])
-    tail = f" OR {column} IS NULL" if falls else ""
-    return [f"({column} {sign} ? OR ({column} = ? AND id {sign} ?){tail})"], [value, value, key]
-
-
-def _cursor(value: Any, key: int) -> str:
-    return base64.urlsafe_b64encode(json.dumps([1, value, key]).encode()).decode().rstrip("=")
 
 
 def _with_distance(row: dict[str, Any], cone: Cone | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from skyheed.broker.web.index import Index, Page
+from skyheed.broker.web.index import Page
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.search import Filters, SearchError, Typed
 from skyheed.broker.web.web import Web
@@ -20,13 +20,13 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def of_one_model(index: Index, filters: Filters) -> Filters:
+def of_one_model(web: Web, filters: Filters) -> Filters:
     """Filters that name a model: `*` is all of them, none is the first one."""
     if filters.model == ALL:
         return replace(filters, model="")
     if filters.model:
         return filters
-    models = index.models()
+    models = web.status.published()
     return replace(filters, model=models[0]) if models else filters
 
 
@@ -36,7 +36,7 @@ def page(web: Web, filters: Filters, typed: Typed, sort: str, limit: int, cursor
     Raises:
         Problem: no such order or cursor.
     """
-    wanted = of_one_model(web.index, filters)
+    wanted = of_one_model(web, filters)
     if typed.cone:
         wanted = replace(wanted, cone=typed.cone)
     try:

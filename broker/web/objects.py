@@ -13,7 +13,7 @@ from skyheed.broker.errors import ServiceError, ServiceUnavailable, StreamError
 from skyheed.broker.packets.surveys.elsewhere import PIXEL_ARCSEC
 from skyheed.broker.results.formats import decode
 from skyheed.broker.results.record import utc_ms
-from skyheed.broker.state.histories import SequenceStore, StoredSequence
+from skyheed.broker.state.histories import Lane, SequenceStore, StoredSequence
 from skyheed.broker.web import images as pictures
 from skyheed.broker.web import sky
 from skyheed.broker.web.cards import Cards
@@ -29,6 +29,7 @@ from skyheed.classifier.stamp import STAMP_SIZE, STAMP_UNIT_NJY
 
 AB_ZERO = 31.4  # magnitude of 1 nJy: -2.5 log10(1e-9 / 3631)
 LIMIT_SIGMA = 5.0
+WITHOUT_IMAGES = Lane(images=(), photometry=True, context=True)
 SPLIT_ARCSEC = 2.0  # other ids this near may be the same object
 MOST_MODELS = 20
 KINDS = {DETECTION: "detection", FORCED: "forced", UPPER_LIMIT: "upper_limit"}
@@ -47,6 +48,10 @@ class Objects:
     def __init__(self, survey: str, store: SequenceStore, index: Index, cards: Cards) -> None:
         self.survey, self._store, self._index, self._cards = survey, store, index, cards
 
+    def _sequence(self, object_id: str) -> StoredSequence | None:
+        """Its sequence; without images where any of them are not kept any more."""
+        return self._store.sequence(object_id) or self._store.sequence(object_id, WITHOUT_IMAGES)
+
     def stored(self, object_id: str) -> StoredSequence:
         """Its sequence.
 
@@ -54,7 +59,7 @@ class Objects:
             Problem: there is none.
             ServiceUnavailable, ServiceError: Redis is away, or refuses us.
         """
-        found = self._store.sequence(object_id)
+        found = self._sequence(object_id)
         if found is None:
             raise Problem(404, "Redis keeps no such object: it is unknown, or was quiet for longer than redis.ttl_days")
         return found
@@ -76,7 +81,7 @@ class Objects:
         """
         rows = self._index.of_object(object_id)
         try:
-            stored = self._store.sequence(object_id)
+            stored = self._sequence(object_id)
             models = self._models(rows)
             if stored is not None:
                 return self._of_redis(stored, models, rows)
@@ -127,6 +132,7 @@ class Objects:
         return self._head(stored.object_id, ra, dec) | {
             "revision": stored.revision, "source": "redis", "notice": "",
             "epochs": epochs(history, stored.header), "images": images(history),
+            "images_missing": pictures.missing(history),
             "photometry": photometry(history.photometry), "context": context(history),
             "models": self._cards.all({m: (latest[m] or {}).get("provenance") for m in said}),
             "published": {m: published[m] for m in said}, "latest": said,
@@ -138,6 +144,7 @@ class Objects:
         published = {row["model"]: [_published(row)] for row in rows}
         return self._head(object_id, _known(newest["ra"]), _known(newest["dec"])) | {
             "revision": newest["revision"], "source": "index", "notice": notice, "epochs": None, "images": {},
+            "images_missing": 0,
             "photometry": None, "context": [], "models": self._cards.all(dict.fromkeys(published)),
             "published": published, "latest": dict.fromkeys(published),
             "turned": dict.fromkeys(published), "rows": list(rows),

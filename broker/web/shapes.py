@@ -258,6 +258,8 @@ class WhatIfBody(BaseModel):
 
 class Sky(_Shape):
     night: int | None
+    model: str
+    models: list[str]
     nights: list[dict[str, int]]
     points: list[dict[str, Any]]
     capped: bool
@@ -281,7 +283,7 @@ class Status(_Shape):
     latency_ms: dict[str, int | None]
     throughput: list[dict[str, Any]]
     shares: list[dict[str, Any]]
-    drift: list[dict[str, Any]]
+    drift: list[dict[str, Any]] | None = Field(description="null until the stamps have been looked at")
     drift_reference: dict[str, Any] | None
     dead_letters: dict[str, Any]
     models: list[Model]

@@ -83,7 +83,7 @@ class Status:
                 "objects": totals["objects"], "classifications": totals["events"], "behind": behind,
                 "sentence": _index_sentence(behind, trouble),
             },
-            "recompute": {"ok": not missing, "sentence": missing or "today's models can be asked again"},
+            "recompute": {"ok": not missing, "sentence": missing or "models can be run here"},
         }  # fmt: skip
 
     def whole(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Status:
             "lag": self._of_kafka(notices, "lag", self._lag) or [],
             "latency_ms": percentiles(self._s.index.latencies()), "throughput": self._throughput(),
             "shares": by_night(self._s.index.shares()), "drift": self._drift.rows(),
-            "drift_reference": drift.reference(next((m["card"] for m in self.models() if m["card"]), None)),
+            "drift_reference": drift.reference(self.models()),
             "dead_letters": self._of_kafka(notices, "letters", self._letters) or {"reasons": {}, "letters": []},
             "models": self.models(),
         }  # fmt: skip
@@ -105,6 +105,10 @@ class Status:
     def models(self) -> list[dict[str, Any]]:
         """Those of the settings, then others that have published."""
         return self._s.cards.all(dict.fromkeys(self._s.index.models()))
+
+    def published(self) -> list[str]:
+        """Names of the models that have published, the survey's first one first."""
+        return self._s.cards.ordered(self._s.index.models())
 
     def books(self) -> dict[str, Any]:
         """The books with a sentence for each count.
@@ -217,8 +221,8 @@ class Status:
 _STATES = {"fresh": "new", "due": "due", "inflight": "in_flight"}
 _WHY = {
     "fresh": "never classified by this model",
-    "due": "changed since its last classification",
-    "inflight": "claimed by a worker; comes back when the lease ends",
+    "due": "has changed since its last classification",
+    "inflight": "claimed by a worker; due again if its lease ends",
 }
 
 
@@ -239,16 +243,16 @@ def _index_sentence(behind: int | None, trouble: str) -> str:
 
 _SENTENCES = {
     "consumed": "alerts read from the topics",
-    "stored": "alerts whose stamp was kept",
-    "duplicates": "alerts that were there already",
-    "skipped": "sound alerts of no use here, by reason",
-    "rejected": "packets set aside on the dead-letter topic, by reason",
-    "objects": "objects that are kept now",
-    "classified": "objects whose last word is a classification, of all models together",
-    "declined": "objects whose last word is a decline, of all models together",
-    "pending": "objects that wait to be classified, of all models together",
-    "expired": "objects that were quiet for too long and are forgotten",
-    "lost": "objects of which Redis lost a part",
+    "stored": "alerts whose measurements were added to a history",
+    "duplicates": "alerts that had been stored before",
+    "skipped": "valid alerts that are not used here, such as other programmes' and other bands'",
+    "rejected": "packets that could not be used, set aside on the dead-letter topic",
+    "objects": "objects with a history in Redis now",
+    "classified": "objects whose latest result is a classification, summed over all models",
+    "declined": "objects that the model declined to classify, summed over all models",
+    "pending": "objects that wait to be classified, summed over all models",
+    "expired": "objects without alerts for longer than redis.ttl_days, whose history was removed",
+    "lost": "objects of which Redis has lost a part",
 }
 
 

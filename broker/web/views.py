@@ -4,10 +4,10 @@ import asyncio
 import functools
 import hashlib
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -15,8 +15,8 @@ from markupsafe import Markup
 from skyheed.broker.observation import BANDS
 from skyheed.broker.web import lists
 from skyheed.broker.web.answers import encode, respond
-from skyheed.broker.web.api import Limit, Sort, sky_of
-from skyheed.broker.web.asked import Search, Text, Wanted
+from skyheed.broker.web.api import sky_of
+from skyheed.broker.web.asked import Cursor, Limit, Model, Night, Search, Sort, Wanted
 from skyheed.broker.web.guard import COOKIE
 from skyheed.broker.web.index import COUNTED
 from skyheed.broker.web.live import event_id
@@ -89,7 +89,7 @@ def error_page(request: Request, web: Web, problem: Problem) -> Response:
 
 def _choices(web: Web) -> dict[str, Any]:
     cards = {entry["name"]: entry for entry in web.status.models()}
-    models = web.index.models() or list(cards)
+    models = web.status.published() or list(cards)
     classes = list(dict.fromkeys(name for entry in cards.values() for name in entry["classes"]))
     classes += [name for name in web.index.classes() if name not in classes]
     bands = "".join(b for b in BANDS if any(b in entry["bands"] for entry in cards.values())) or BANDS
@@ -106,7 +106,7 @@ def live(request: Request, web: Here) -> Response:
 @router.get("/objects")
 def objects(
     request: Request, web: Here, wanted: Wanted, typed: Search, sort: Sort = "newest", limit: Limit = 100,
-    cursor: Text = "",
+    cursor: Cursor = "",
 ) -> Response:  # fmt: skip
     """The list; a search that names one object leads to it."""
     found = lists.page(web, wanted, typed, sort, limit, cursor)
@@ -121,9 +121,9 @@ def objects(
 
 
 @router.get("/sky")
-def sky(request: Request, web: Here, night: Annotated[int | None, Query(ge=0, le=100_000)] = None) -> Response:
+def sky(request: Request, web: Here, night: Night = None, model: Model = "") -> Response:
     """A night's objects on the sky."""
-    return page(request, web, "sky", sky_of(web, night))
+    return page(request, web, "sky", sky_of(web, night, model))
 
 
 @router.get("/object/{key}")

@@ -153,7 +153,21 @@ def save(directory: str | Path, state: Mapping[str, Any], info: Info) -> Info:
     directory.mkdir(parents=True, exist_ok=True)
     weights = directory / WEIGHTS
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights)
-    complete = json.loads(json.dumps({**asdict(info), "digest": _digest(weights)}))
+    return _write_card(directory, info, _digest(weights))
+
+
+def describe_training(directory: str | Path, **said: Any) -> Info:
+    """Add what became known of a checkpoint's training to its card; the weights stay as they are.
+
+    Raises:
+        ModelError: as `read_info`.
+    """
+    info = read_info(directory)
+    return _write_card(Path(directory), replace(info, training={**info.training, **said}), info.digest)
+
+
+def _write_card(directory: Path, info: Info, digest: str) -> Info:
+    complete = json.loads(json.dumps({**asdict(info), "digest": digest}))
     complete[CARD_DIGEST] = _card_digest(complete)
     temporary = directory / f".{MODEL}"
     temporary.write_text(json.dumps(complete, indent=1) + "\n")

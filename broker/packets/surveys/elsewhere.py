@@ -14,7 +14,7 @@ _BROKERS = {
         ("Babamul", "https://babamul.caltech.edu/objects/ZTF/{}"),
     ),
     "lsst": (
-        ("ALeRCE", "https://lsst.alerce.online/object/{}"),
+        ("ALeRCE", "https://lsst.alerce.online/object/{}?survey=lsst"),
         ("Fink", "https://lsst.fink-portal.org/{}"),
         ("Lasair", "https://lasair.lsst.ac.uk/objects/{}/"),
         ("Babamul", "https://babamul.caltech.edu/objects/LSST/{}"),

@@ -39,6 +39,7 @@ function summary(data) {
     parts.push(plural(epochs.mjd.length, "epoch"), `${fixed(epochs.mjd.at(-1) - epochs.mjd[0], 0)} d`, counts.map(([band, n]) => `${band} ${n}`).join("  "));
     const flags = [...new Set(epochs.flags.flat())];
     if (flags.length) parts.push(`flags: ${flags.join(", ")}`);
+    if (data.images_missing) parts.push(`images of ${plural(data.images_missing, "epoch")} are not kept any more`);
   }
   if (record?.classified_ms && record.kafka_ms) parts.push(`classified ${duration((record.classified_ms - record.kafka_ms) / 1000)} after the alert`);
   return parts.join(" · ");
@@ -78,8 +79,9 @@ function downloads(data) {
   const file = (rest, text) => h("a", { href: apiUrl(data.path, rest), download: "" }, text);
   const kinds = Object.keys(data.images ?? {});
   return h("p", { class: "links" },
-    file("", "JSON"), file("/light-curve.csv", "light curve (CSV)"), file("/stamps.npz", "stamps (NPZ)"), file("/stamps.fits", "stamps (FITS cubes)"),
-    kinds.map((kind) => file(`/stamps.gif?kind=${kind}`, `${kind} (GIF)`)), file("/strip.png?last=12&scale=3", "strip (PNG)"));
+    file("", "JSON"), file("/light-curve.csv", "light curve (CSV)"), file("/stamps.npz", "stamps (NPZ)"),
+    kinds.length ? file("/stamps.fits", "stamps (FITS cubes)") : null,
+    kinds.map((kind) => [file(`/stamps.gif?kind=${kind}&scale=4`, `${kind} film (GIF)`), file(`/strip.png?kind=${kind}&last=12&scale=3`, `${kind} strip (PNG)`)]));
 }
 
 function code(data) {

@@ -16,11 +16,13 @@ function ticks(low, high, wanted = 3) {
 
 const short = (value) => (Math.abs(value) >= 1e6 ? `${value / 1e6}M` : Math.abs(value) >= 1e4 ? `${value / 1e3}k` : String(value).replace("-", "−"));
 
-function frame(label, low, high, xs, xText, wide) {
-  const x = (value) => LEFT + ((value - xs[0]) / (xs.at(-1) - xs[0] || 1)) * (wide - LEFT - 8);
+function frame(label, low, high, xs, xText, wide, room = 0) {
+  const x = (value) => LEFT + ((value - xs[0]) / (xs.at(-1) - xs[0] || 1)) * (wide - LEFT - 8 - room);
   const y = (value) => TALL - BOTTOM - ((value - low) / (high - low || 1)) * (TALL - BOTTOM - TOP);
-  const lines = ticks(low, high).map((value) => [svg("line", { x1: LEFT, x2: wide - 8, y1: y(value), y2: y(value), class: "axis" }), svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, short(value))]);
-  const shown = xs.length > 1 ? [xs[0], xs[Math.floor(xs.length / 2)], xs.at(-1)] : xs;
+  const lines = ticks(low, high).map((value) => [svg("line", { x1: LEFT, x2: wide - 8 - room, y1: y(value), y2: y(value), class: "axis" }), svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, short(value))]);
+  const [first, middle, last] = [xs[0], xs[Math.floor(xs.length / 2)], xs.at(-1)];
+  // the middle one only where it does not touch the others
+  const shown = Math.min(x(middle) - x(first), x(last) - x(middle)) > 100 ? [first, middle, last] : [first, last];
   const texts = [...new Set(shown)].map((value, n, all) => svg("text", { x: x(value), y: TALL - 6, "text-anchor": all.length < 2 ? "start" : ["start", "middle", "end"][n * (all.length === 2 ? 2 : 1)] }, xText(value)));
   return { x, y, root: svg("svg", { viewBox: `0 0 ${wide} ${TALL}`, class: "chart", role: "img", "aria-label": label, style: { maxWidth: `${wide * 1.1}px` } }, lines, texts) };
 }
@@ -41,23 +43,36 @@ export function stackedBars(label, rows, paint, xText, wide = 1200) {
   return root;
 }
 
-/** Lines of {name, points: [{at, value, low, high}]} over time; `reference` {low, high} is a band behind them. */
-export function lines(label, series, paint, xText, { reference = null, wide = 400, floor = null } = {}) {
+const MARGIN = 54; // px at the right, for the training data
+
+/** Lines of {name, points: [{at, value, low, high}]} over time; `reference`, [{name, value, low, high}], stands to their right. */
+export function lines(label, series, paint, xText, { reference = [], wide = 400, floor = null } = {}) {
   const all = series.flatMap((one) => one.points).filter((p) => Number.isFinite(p.value));
   if (!all.length) return h("p", { class: "muted small" }, "nothing yet");
   const xs = [...new Set(all.map((p) => p.at))].sort((a, b) => a - b);
-  const values = [...all.flatMap((p) => [p.low ?? p.value, p.high ?? p.value]), ...(reference ? [reference.low, reference.high] : [])];
-  const { x, y, root } = frame(label, floor ?? Math.min(...values), Math.max(...values), xs, xText, wide);
-  if (reference) root.append(svg("rect", { x: LEFT, width: wide - LEFT - 8, y: y(reference.high), height: Math.max(1, y(reference.low) - y(reference.high)), style: { fill: "var(--edge)", fillOpacity: 0.2 } }, svg("title", {}, "what the model was trained on")));
+  const values = [...all, ...reference].flatMap((p) => [p.low ?? p.value, p.high ?? p.value]);
+  const room = reference.length ? MARGIN : 0;
+  const { x, y, root } = frame(label, floor ?? Math.min(...values), Math.max(...values), xs, xText, wide, room);
   for (const { name, points } of series) {
     const good = points.filter((p) => Number.isFinite(p.value));
     root.append(svg("polyline", { points: good.map((p) => `${x(p.at).toFixed(1)},${y(p.value).toFixed(1)}`).join(" "), style: { fill: "none", stroke: paint(name), strokeWidth: 1.5 } }));
-    for (const p of good) {
-      if (p.low !== undefined) root.append(svg("line", { x1: x(p.at), x2: x(p.at), y1: y(p.low), y2: y(p.high), style: { stroke: paint(name), strokeOpacity: 0.35 } }));
-      root.append(svg("circle", { cx: x(p.at), cy: y(p.value), r: 2, style: { fill: paint(name) } }, svg("title", {}, `${xText(p.at)}, ${name}: ${fixed(p.value, 2)}`)));
-    }
+    for (const p of good) spread(root, x(p.at), y, p, paint(name), `${xText(p.at)}, ${name}`);
   }
+  if (room) trained(root, reference, wide, y, paint);
   return root;
+}
+
+/** A value with its range. */
+function spread(root, at, y, { value, low, high }, tint, text, wide = 1.5) {
+  if (low !== undefined) root.append(svg("line", { x1: at, x2: at, y1: y(low), y2: y(high), style: { stroke: tint, strokeOpacity: 0.4, strokeWidth: wide } }));
+  root.append(svg("circle", { cx: at, cy: y(value), r: 2, style: { fill: tint } }, svg("title", {}, `${text}: ${fixed(value, 2)}`)));
+}
+
+/** What the model was trained on, behind the last night. */
+function trained(root, reference, wide, y, paint) {
+  const first = wide - MARGIN + 6;
+  root.append(svg("line", { x1: first - 4, x2: first - 4, y1: TOP, y2: TALL - BOTTOM, class: "ideal" }), svg("text", { x: wide, y: TALL - 6, "text-anchor": "end" }, "training"));
+  reference.forEach((one, n) => spread(root, first + (n + 0.5) * ((MARGIN - 8) / reference.length), y, one, paint(one.name), `training, ${one.name}`, 4));
 }
 
 /** Accuracy against confidence: points of [confidence, accuracy, objects], on the line where the model is calibrated. */

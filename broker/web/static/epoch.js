@@ -7,7 +7,7 @@ export class EpochCard {
   constructor(page) {
     this.page = page;
     // kinds that no packet of the object carried have no place
-    this.kinds = KINDS.filter((kind) => page.data.images[kind]?.length);
+    this.kinds = KINDS.filter((kind) => page.images.has(kind));
     this.figures = Object.fromEntries(this.kinds.map((kind) => [kind, this.figure(kind)]));
     this.facts = h("dl", { class: "facts" });
     this.leave = h("input", { type: "checkbox", onchange: () => page.whatIf.toggle(page.shown) });
@@ -22,10 +22,10 @@ export class EpochCard {
   }
 
   figure(kind) {
-    const canvas = h("canvas", { width: 256, height: 256, role: "img" });
+    const canvas = h("canvas", { width: 512, height: 512, role: "img" });
     const caption = h("figcaption", {}, kind);
     const press = h("button", { type: "button", onclick: () => this.page.chooseKind(kind) }, canvas);
-    return { canvas, caption, press, figure: h("figure", {}, press, caption) };
+    return { canvas, caption, figure: h("figure", {}, press, caption) };
   }
 
   show(epoch) {
@@ -49,20 +49,29 @@ export class EpochCard {
     return flux === null ? "flux unknown" : `${withError(flux / njy, error === null ? null : error / njy)} ${unit.njy ? unit.text : "nJy"}`;
   }
 
+  there(kind, epoch) {
+    return this.page.data.images[kind]?.includes(epoch) ?? false;
+  }
+
+  /** Why an epoch has no image: every packet brings a science image, the others not always. */
+  absent(kind) {
+    return kind === "science" ? "not kept any more" : "not sent";
+  }
+
   draw(kind, epoch) {
-    const { canvas, caption, press, figure } = this.figures[kind];
-    const image = this.page.image(kind, epoch);
-    const there = this.page.data.images[kind]?.includes(epoch);
-    figure.className = kind === this.page.kind ? "large" : "";
-    press.disabled = !this.page.data.images[kind]?.length;
-    caption.textContent = there ? kind : `no ${kind}`;
-    canvas.setAttribute("aria-label", there ? `${kind} stamp of epoch ${epoch + 1}, north up, east left` : `no ${kind} stamp`);
-    if (there && image === undefined) this.page.load(kind);
+    const { canvas, caption, figure } = this.figures[kind];
+    const { images } = this.page;
+    const image = images.of(kind, epoch);
+    const there = this.there(kind, epoch);
+    figure.className = kind === images.kind ? "large" : "";
+    caption.textContent = there ? kind : `${kind}: ${this.absent(kind)}`;
+    canvas.setAttribute("aria-label", there ? `${kind} stamp of epoch ${epoch + 1}, north up, east left` : `${kind} stamp: ${this.absent(kind)}`);
+    if (there && image === undefined) images.load(kind);
     if (!image) {
-      canvas.width = canvas.height = 256;
+      canvas.width = canvas.height = 512;
       return;
     }
-    enlarge(canvas, this.layered(kind, image), { pixelArcsec: this.page.data.stamp.pixel_arcsec, marks: kind === this.page.kind });
+    enlarge(canvas, this.layered(kind, image), { pixelArcsec: this.page.data.stamp.pixel_arcsec, marks: kind === images.kind });
   }
 
   /** The stamp, with the saliency map over it where it was asked for. */
@@ -84,16 +93,18 @@ export class EpochCard {
     const { epochs, path, stamp } = this.page.data;
     const source = epochs.source_id[epoch];
     const mag = epochs.mag[epoch];
-    const file = (kind) => h("a", { href: apiUrl(path, `/stamps/${source}.${kind}?kind=${this.page.kind}`), download: "" }, kind.toUpperCase());
+    const { kind, view } = this.page.images;
+    const look = { png: new URLSearchParams({ kind, scale: 8, ...view }), fits: new URLSearchParams({ kind }) }; // as it is shown; as it is
+    const file = (form) => h("a", { href: apiUrl(path, `/stamps/${source}.${form}?${look[form]}`), download: "" }, form.toUpperCase());
     return [
       ["time", `${String(epochs.utc[epoch]).slice(0, 19).replace("T", " ")} UTC`],
       ["MJD (TAI)", fixed(epochs.mjd[epoch], 5)],
-      ["night of", dateOf(epochs.night[epoch])],
+      ["night (UTC date)", dateOf(epochs.night[epoch])],
       ["magnitude", mag === null ? "none (flux is not positive)" : `${withError(mag, epochs.mag_error[epoch])} AB`],
       ["source", h("span", {}, source, copyButton(source, "source id"))],
       ["flags", epochs.flags[epoch].join(", ") || "none"],
       ["pixels", stamp.pixel_arcsec ? `${SIZE} × ${SIZE}, ${fixed(stamp.pixel_arcsec, 2)}″ each` : `${SIZE} × ${SIZE}, scale unknown`],
-      ["stamp as", h("span", {}, file("png"), " · ", file("fits"))],
+      ["stamp", this.there(kind, epoch) ? h("span", {}, file("png"), " · ", file("fits")) : this.absent(kind)],
     ];
   }
 

@@ -7,8 +7,9 @@ const TYPED_MS = 350;
 
 export class Filters {
   /** `changed` is called when the query has changed; `fields` are further ones, [name, label, attributes] of an input. */
-  constructor(form, { models, classes, bands }, changed, fields = []) {
+  constructor(form, { models, classes, bands }, changed, { fields = [], everyModel = false } = {}) {
     Object.assign(this, { form, changed });
+    const named = models.filter(Boolean).map((name) => [name, name]);
     form.append(
       ...fields.map(([name, label, attributes]) => this.input(name, label, attributes, "wide")),
       this.select("class", "class", [["", "all"], ...classes.map((name) => [name, className(name)])]),
@@ -16,7 +17,7 @@ export class Filters {
       ...NUMBERS.map(([name, label, attributes]) => this.input(name, label, { type: "number", inputmode: "decimal", ...attributes })),
       this.input("bands", "bands, all of", { size: 4, maxlength: 6, pattern: "[ugrizy]*", placeholder: [...bands].join("") }),
       this.select("declined", "declined", [["", "with"], ["no", "without"], ["yes", "only"]]),
-      this.select("model", "model", [["", "first"], ...models.map((name) => [name, name]), ["*", "all"]]),
+      this.select("model", "model", everyModel ? [["", "all"], ...named] : [["", `first: ${models[0] ?? "none yet"}`], ...named, ["*", "all"]]),
       this.input("cone", "cone: ra, dec, radius″", { placeholder: "150.1, 2.2, 600", maxlength: 80, pattern: "[-+0-9.eE,\\s]*" }),
       h("button", { type: "button", onclick: () => this.clear() }, "clear"),
     );

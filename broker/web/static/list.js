@@ -3,11 +3,11 @@
 import { className, classColour, dateOf, fixed, h, objectUrl, shares } from "./lib.js";
 
 const COLUMNS = [
-  ["object", "id"], ["last stamps"], ["class", "class"], ["p", "probability"], ["shares"], ["change"], ["epochs", "epochs"], ["bands"], ["days", "days"], ["last night", "newest"], ["model"],
+  ["object", "id"], ["last stamps"], ["class", "class"], ["p", "probability"], ["probabilities"], ["change"], ["epochs", "epochs"], ["bands"], ["days", "days"], ["last night", "newest"], ["model"],
 ];
-const LEFT_COLUMNS = new Set(["object", "class", "last stamps", "shares", "bands", "model"]);
+const LEFT_COLUMNS = new Set(["object", "class", "last stamps", "probabilities", "bands", "model"]);
 
-const LESS = new Set(["shares", "bands", "last night", "model", "days"]); // left out on a phone
+const LESS = new Set(["probabilities", "bands", "last night", "model", "days"]); // left out on a phone
 const LEAST = new Set(["last night", "model"]); // left out on a small screen
 
 /** The head of the table; `sort` is {by, onsort} where columns can be sorted by. */
@@ -29,7 +29,7 @@ export function rowOf(row, classes) {
   const bands = Object.entries(row.stamps_per_band ?? {}).map(([band, n]) => [h("span", { class: `band-${band}` }, band), `${n} `]);
   return h("tr", {},
     h("th", { scope: "row", class: "l name" }, h("a", { href: objectUrl(row.path), title: row.object_id }, row.object_id)),
-    h("td", { class: "l strip" }, row.strip ? h("img", { src: row.strip, alt: "", loading: "lazy", decoding: "async", width: 204, height: 34 }) : null),
+    h("td", { class: "l strip" }, row.strip ? h("img", { src: row.strip, alt: "", loading: "lazy", decoding: "async", width: 204, height: 34, onerror: (event) => event.target.remove() }) : null),
     h("td", { class: "l class" }, name), h("td", { class: "p" }, fixed(row.top_probability)), h("td", { class: "l less" }, shares(row.probabilities, classes)),
     h("td", { class: "change" }, change(row)), h("td", { class: "epochs" }, row.n_stamps), h("td", { class: "l less" }, bands), h("td", { class: "less" }, fixed(row.days, 1)), h("td", { class: "less least" }, dateOf(Math.floor(row.last_mjd))), h("td", { class: "l less least" }, row.model));
 }

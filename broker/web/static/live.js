@@ -20,7 +20,7 @@ class Live {
   start() {
     this.body = h("tbody", {});
     byId("rows").append(head(), this.body);
-    this.filters = new Filters(byId("filters"), this.data, () => this.again());
+    this.filters = new Filters(byId("filters"), this.data, () => this.again(), { everyModel: true });
     byId("pause").addEventListener("click", () => this.pause());
     document.addEventListener("keydown", (event) => event.key === "p" && !typing(event) && this.pause());
     addEventListener("popstate", () => location.reload());
@@ -45,6 +45,7 @@ class Live {
     try {
       const found = await getJson(`/api/v1/classifications?limit=50&${this.filters.query}`);
       report(null);
+      this.lastEventId = found.last_event_id;
       this.add(found.rows, false);
       this.connect();
     } catch (error) {

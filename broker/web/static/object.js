@@ -1,10 +1,11 @@
 // The object page: one epoch is current, and everything on the page is about it.
 
-import { apiUrl, byId, className, classVariable, fixed, getBytes, getJson, h, KINDS, onTheme, plural, report, segments, typing, withError } from "./lib.js";
+import { apiUrl, byId, className, classVariable, fixed, getJson, h, KINDS, onTheme, plural, report, segments, withError } from "./lib.js";
 import { Axis, LEFT } from "./timeline.js";
 import { Film } from "./film.js";
 import { ClassPanel, Influence, LightCurve } from "./rows.js";
-import { readAtlas, render } from "./stamps.js";
+import { Images } from "./images.js";
+import { Steering } from "./steering.js";
 import { EpochCard } from "./epoch.js";
 import { WhatIf } from "./whatif.js";
 import { fillHead, fillModels, fillMore } from "./about.js";
@@ -15,11 +16,8 @@ const NARROW = 560;
 class ObjectPage {
   constructor(data) {
     this.data = data;
-    this.kind = "science";
+    this.images = new Images(data, () => this.update());
     this.source = "published"; // or "recomputed": which probabilities the class panels show
-    this.view = { stretch: "asinh", low: 1, high: 99.7 };
-    this.atlases = new Map(); // kind -> Map of source id -> pixels; a missing key is on its way
-    this.rendered = new Map();
     this.recomputed = new Map(); // model -> steps
     this.off = new Set();
   }
@@ -42,9 +40,10 @@ class ObjectPage {
     this.whatIf = new WhatIf(this);
     fillModels(this.data);
     fillMore(this.data, this);
-    this.listen();
+    new Steering(this);
+    new ResizeObserver(() => this.resize()).observe(byId("film"));
     this.resize();
-    this.load(this.kind);
+    this.images.load(this.images.kind);
     byId("panel").setAttribute("aria-busy", "false");
   }
 
@@ -55,11 +54,17 @@ class ObjectPage {
     fillModels(this.data);
   }
 
+  withoutImages() {
+    const text = "No image of this object is kept any more. Its fluxes and what was published are.";
+    byId("film").append(h("div", { class: "note" }, text));
+  }
+
   // --- rows -----------------------------------------------------------------------------------------------------
 
   rows() {
     this.light = new LightCurve(byId("light"), this.axis, this.data);
-    this.film = new Film(byId("film"), this.axis, this.data.epochs.band, (epoch) => this.image(this.kind, epoch));
+    this.film = new Film(byId("film"), this.axis, this.data.epochs.band, (epoch) => this.images.of(this.images.kind, epoch));
+    if (!KINDS.some((kind) => this.images.has(kind))) this.withoutImages();
     this.influence = new Influence(byId("influence"), this.axis);
     const box = byId("classes");
     box.replaceChildren();
@@ -118,50 +123,15 @@ class ObjectPage {
     this.whatIf.sayRecomputed(name, this.recomputed.get(name));
   }
 
-  // --- stamps ---------------------------------------------------------------------------------------------------
-
-  async load(kind) {
-    if (this.atlases.has(kind)) return;
-    this.atlases.set(kind, null);
-    try {
-      const url = apiUrl(this.data.path, `/atlas/${kind}?revision=${this.data.revision}`);
-      this.atlases.set(kind, readAtlas(await getBytes(url)));
-    } catch (error) {
-      this.atlases.delete(kind);
-      report(error);
-    }
-    this.update();
-  }
-
-  pixels(kind, epoch) {
-    const atlas = this.atlases.get(kind);
-    return atlas ? (atlas.get(this.data.epochs.source_id[epoch]) ?? null) : undefined;
-  }
-
-  /** The rendered stamp of an epoch, null where it has none of this kind, undefined while it is on its way. */
-  image(kind, epoch) {
-    const pixels = this.pixels(kind, epoch);
-    if (!pixels) return pixels;
-    const key = `${kind}/${epoch}/${this.view.stretch}/${this.view.low}/${this.view.high}`;
-    if (!this.rendered.has(key)) this.rendered.set(key, render(pixels, this.view));
-    return this.rendered.get(key);
-  }
-
-  setView(change) {
-    Object.assign(this.view, change);
-    this.rendered.clear();
-    this.update();
-  }
-
   // --- controls -------------------------------------------------------------------------------------------------
 
   bars() {
-    const kinds = KINDS.map((kind) => ({ value: kind, text: kind, disabled: !this.data.images[kind]?.length, title: this.data.images[kind]?.length ? null : `The packets carried no ${kind} image` }));
+    const kinds = KINDS.map((kind) => ({ value: kind, text: kind, disabled: !this.images.has(kind), title: this.images.has(kind) ? null : `No ${kind} image is here` }));
     this.counter = h("output", { class: "count" });
     this.playButton = h("button", { type: "button", "aria-pressed": "false", "aria-keyshortcuts": "Space", onclick: () => this.play() }, "▶ play");
     const step = (by, text, label) => h("button", { type: "button", "aria-label": label, onclick: () => this.step(by) }, text);
     byId("bar").replaceChildren(
-      segments("Kind of stamp", kinds, this.kind, (kind) => this.setKind(kind)),
+      segments("Kind of stamp", kinds, this.images.kind, (kind) => this.images.choose(kind)),
       segments("Probabilities", [{ value: "published", text: "as published" }, { value: "recomputed", text: "recomputed now" }], this.source, (source) => {
         this.source = source;
         this.showSource();
@@ -182,10 +152,10 @@ class ObjectPage {
     return [
       segments("Unit of the light curve", [{ value: "flux", text: this.light.unit.text }, { value: "mag", text: "mag" }], "flux", (unit) => this.setUnit(unit)),
       segments("Axis", [{ value: "time", text: "by time" }, { value: "even", text: "by epoch" }], "time", (mode) => this.setAxis(mode)),
-      select("stretch", ["linear", "sqrt", "asinh", "log"].map((s) => [s, s]), this.view.stretch, (stretch) => this.setView({ stretch })),
+      select("stretch", ["linear", "sqrt", "asinh", "log"].map((s) => [s, s]), this.images.view.stretch, (stretch) => this.images.setView({ stretch })),
       select("cuts", cutsOf, "1-99.7", (text) => {
         const [low, high] = text.split("-").map(Number);
-        this.setView({ low, high });
+        this.images.setView({ low, high });
       }),
       h("span", { class: "right" }, h("span", { class: "keys" }, "drag to zoom"), button("−", "Zoom out", () => this.axis.zoom(1.5, this.axis.of(this.shown))), button("+", "Zoom in", () => this.axis.zoom(1 / 1.5, this.axis.of(this.shown))), button("whole", "Show the whole axis", () => this.whole())),
     ];
@@ -194,12 +164,6 @@ class ObjectPage {
   /** As if the switch of kinds had been used. */
   chooseKind(kind) {
     byId("bar").querySelector(`input[value="${kind}"]`).click();
-  }
-
-  setKind(kind) {
-    this.kind = kind;
-    this.load(kind);
-    this.update();
   }
 
   setUnit(unit) {
@@ -307,80 +271,6 @@ class ObjectPage {
       return `${panel.model.name}: ${top ? `${className(top[0])} ${fixed(top[1])}` : (step?.reason_text ?? "nothing yet")}`;
     });
     return `Epoch ${epoch + 1} of ${this.n}, band ${epochs.band[epoch]}, day ${fixed(epochs.mjd[epoch] - epochs.mjd[0], 1)}, flux ${withError(epochs.flux[epoch], epochs.flux_error[epoch])} nJy. ${said.join(". ")}.`;
-  }
-
-  // --- events ---------------------------------------------------------------------------------------------------
-
-  listen() {
-    const slider = byId("film");
-    for (const [key, value] of Object.entries({ role: "slider", tabindex: 0, "aria-label": "Epoch", "aria-valuemin": 1, "aria-valuemax": this.n })) slider.setAttribute(key, value);
-    document.addEventListener("keydown", (event) => this.key(event));
-    new ResizeObserver(() => this.resize()).observe(byId("film"));
-    for (const box of [byId("light"), byId("film"), byId("influence"), byId("classes")]) this.pointer(box);
-  }
-
-  key(event) {
-    if (typing(event)) return;
-    const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -this.n, End: this.n };
-    const onSlider = event.target === byId("film");
-    if ((event.key.startsWith("Arrow") && event.target.closest("[type=radio], summary, .scroll, .tall")) || (!onSlider && ["PageUp", "PageDown", "Home", "End"].includes(event.key))) return;
-    if (steps[event.key]) this.step(steps[event.key]);
-    else if (event.key === " " && (onSlider || event.target === document.body || event.target.id === "main")) this.play();
-    else if (event.key === "x") this.whatIf.toggle(this.selected);
-    else return;
-    event.preventDefault();
-  }
-
-  epochAt(event, box) {
-    const plot = event.target.closest(".plot");
-    if (!plot) return -1;
-    const place = plot.getBoundingClientRect();
-    const [x, y] = [event.clientX - place.left, event.clientY - place.top];
-    return box.id === "film" ? this.film.hit(x, y) : this.axis.nearest(x);
-  }
-
-  pointer(box) {
-    let down = null;
-    box.addEventListener("pointermove", (event) => {
-      if (event.pointerType === "mouse") this.hover(this.epochAt(event, box));
-      else if (down) this.pan(event, down);
-    });
-    box.addEventListener("pointerleave", () => this.hover(undefined));
-    box.addEventListener("pointerdown", (event) => {
-      down = { x: event.clientX, range: this.axis.range };
-    });
-    for (const end of ["pointerup", "pointercancel"]) {
-      box.addEventListener(end, () => {
-        if (down?.panned) this.pin(this.selected);
-        down = null;
-      });
-    }
-    box.addEventListener("click", (event) => this.click(event, box));
-    box.addEventListener("dblclick", () => this.whole());
-  }
-
-  click(event, box) {
-    const plot = event.target.closest(".plot");
-    if (plot?.dataset.dragged) {
-      delete plot.dataset.dragged;
-      return;
-    }
-    const epoch = this.epochAt(event, box);
-    if (epoch >= 0) this.pin(epoch);
-    if (epoch >= 0 && box.id === "film" && (event.shiftKey || event.altKey)) this.whatIf.toggle(epoch);
-  }
-
-  /** A finger moves the strip under the cursor, which stays in the middle. */
-  pan(event, down) {
-    const [low, high] = down.range;
-    if (!down.panned && Math.abs(event.clientX - down.x) < 4) return;
-    down.panned = true;
-    const moved = ((event.clientX - down.x) / (this.axis.width - LEFT)) * (high - low);
-    this.axis.follow = true;
-    this.axis.show(low - moved, high - moved);
-    const epoch = this.axis.nearest(this.axis.px((this.axis.range[0] + this.axis.range[1]) / 2));
-    this.selected = epoch;
-    this.update();
   }
 
   resize() {

@@ -13,8 +13,8 @@ class Objects {
   }
 
   start() {
-    const search = ["q", "id, part of an id, or position: ra dec [radius″]", { type: "search", maxlength: 200, placeholder: "ZTF18…, 150.1 2.2 60, 10:00:24 +02:12:00" }];
-    this.filters = new Filters(byId("filters"), this.data, () => this.again(), [search]);
+    const search = ["q", "id or position", { type: "search", maxlength: 200, placeholder: "ZTF18…, 150.1 2.2 60, 10:00:24 +02:12:00" }];
+    this.filters = new Filters(byId("filters"), this.data, () => this.again(), { fields: [search] });
     addEventListener("popstate", () => location.reload());
     this.show(this.data);
   }
@@ -60,7 +60,7 @@ class Objects {
 
   nothing(found) {
     const searched = found.understood && found.understood.as !== "all";
-    if (searched) return "Nothing here. Ids are the survey's own; a part of one is enough. A position is ra and dec in degrees or as 10:00:24 +02:12:00, with a radius in arcseconds behind it if you like.";
+    if (searched) return "Nothing found. Ids are the survey's own, and a part of one is enough. A position is right ascension and declination, in degrees or as 10:00:24 +02:12:00; a radius in arcseconds may follow.";
     return this.filters.any ? "No object passes these filters: clear some of them." : "The index is empty. Objects appear as soon as a worker has published classifications; Status says what is due.";
   }
 
@@ -71,14 +71,15 @@ class Objects {
 
   exports() {
     const link = (kind, url) => h("a", { href: url, download: "" }, kind);
-    byId("exports").replaceChildren("this list as", link("CSV", `/api/v1/objects.csv?${this.query}`), link("JSON", `/api/v1/objects?${this.query}&limit=500`), link("Parquet", `/api/v1/objects.parquet?${this.query}`));
+    byId("exports").replaceChildren("this list as", link("CSV", `/api/v1/objects.csv?${this.query}`), link("JSON", `/api/v1/objects.json?${this.query}`), link("Parquet", `/api/v1/objects.parquet?${this.query}`));
   }
 
   pages(found, rows) {
     const turn = (text, cursor, disabled, before) => h("button", { type: "button", disabled, onclick: () => this.turn(cursor, before) }, text);
     const first = this.trail.length === 0 && !this.cursor;
+    byId("pages").hidden = first && !found.next;
     byId("pages").replaceChildren(
-      turn("◂ before", this.trail.at(-1) ?? "", first, true), h("span", { class: "muted" }, `page ${this.trail.length + 1} · ${plural(rows.length, "row")}`), turn("next ▸", found.next, !found.next, false),
+      turn("◂ previous", this.trail.at(-1) ?? "", first, true), h("span", { class: "muted" }, `page ${this.trail.length + 1} · ${plural(rows.length, "row")}`), turn("next ▸", found.next, !found.next, false),
     );
   }
 

@@ -67,7 +67,7 @@ export class LightCurve {
     if (!this.points.length) return [0, 1];
     // errors of single points must not squeeze all others: they may leave the plot
     const [low, high] = span(this.points.map((p) => p.value));
-    return this.unit.name === "mag" ? [high, low] : [Math.min(low, 0), high];
+    return this.unit.name === "mag" ? [high, low] : [Math.min(low, -0.06 * high), high];
   }
 
   text(value) {
@@ -167,6 +167,7 @@ export class ClassPanel {
       steps.forEach((step, n) => (base[n] += step.probabilities[name] ?? 0));
     }
     this.drawDeclined(context, starts, ends, y);
+    this.drawBefore(context, starts[0], y);
   }
 
   /** The class's name on its area, where it fits best; nowhere if it does not fit. */
@@ -195,6 +196,25 @@ export class ClassPanel {
     context.fillText(className(name), x, middle + 0.5);
   }
 
+  /** What the empty part in front of the first step means. */
+  drawBefore(context, start, y) {
+    const text = this.steps[0].mjd > this.axis.first + 1e-6 ? "nothing published before" : "before the first stamp";
+    this.caption(context, text, LEFT, start, y);
+  }
+
+  /** A text in the middle of a part of the panel, where there is room for it. */
+  caption(context, text, left, right, y) {
+    context.font = FONT;
+    const [x, middle, half] = [(left + right) / 2, (y(0) + y(1)) / 2, context.measureText(text).width / 2 + 6];
+    if (2 * half > right - left) return;
+    context.fillStyle = colour("--card");
+    context.fillRect(x - half, middle - 8, 2 * half, 16);
+    context.fillStyle = colour("--soft");
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillText(text, x, middle);
+  }
+
   drawDeclined(context, starts, ends, y) {
     context.setLineDash([3, 3]);
     context.strokeStyle = colour("--edge");
@@ -202,12 +222,8 @@ export class ClassPanel {
     for (const [first, last] of runs(this.steps.map((step) => step.status !== "CLASSIFIED"))) {
       const wide = Math.max(6, ends[last] - starts[first]);
       context.strokeRect(starts[first] + 0.5, y(1) + 0.5, wide - 1, y(0) - y(1) - 1);
-      context.fillStyle = colour("--soft");
-      context.font = FONT;
       const text = this.steps[last].reason_text ?? this.steps[last].reason ?? "declined";
-      context.textAlign = "center";
-      context.textBaseline = "middle";
-      if (context.measureText(text).width < wide - 8) context.fillText(text, starts[first] + wide / 2, (y(0) + y(1)) / 2);
+      this.caption(context, text, starts[first], starts[first] + wide, y);
     }
     context.setLineDash([]);
   }

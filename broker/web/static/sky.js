@@ -64,27 +64,30 @@ function legend(points) {
 }
 
 function show(found) {
-  const { night, points, capped } = found;
-  byId("summary").textContent = points.length ? `${capped ? "The first " : ""}${plural(points.length, "object")} whose last epoch is of the night of ${dateOf(night)}.` : "";
+  const { night, model, points, capped } = found;
+  byId("summary").textContent = points.length ? `${capped ? "The first " : ""}${plural(points.length, "object")} whose last epoch was in the night of ${dateOf(night)}, classes by ${model}.` : "";
   byId("empty").hidden = points.length > 0;
-  byId("empty").textContent = "No object had its last epoch in this night. Choose another night; the list has only those with classifications.";
+  byId("empty").textContent = "No object that this model has classified had its last epoch in this night: choose another night or model.";
   const map = svg("svg", { viewBox: `0 0 ${WIDE} ${TALL}`, role: "group", "aria-label": `Sky map, right ascension increasing to the left, ${plural(points.length, "object")}` }, grid(), points.map(point));
-  const table = h("p", { class: "muted small" }, h("a", { href: `/objects?night=${night}` }, "The same as a list"));
+  const table = h("p", { class: "muted small" }, h("a", { href: `/objects?${new URLSearchParams({ night, model })}` }, "The same as a list"));
   byId("sky").replaceChildren(legend(points), map, table);
 }
 
 export function start(data) {
-  const select = h("select", { name: "night" }, (data.nights ?? []).map(({ night, objects }) => h("option", { value: night }, `${dateOf(night)} (${plural(objects, "object")})`)));
-  select.value = data.night;
-  select.addEventListener("change", async () => {
-    history.replaceState(null, "", `?night=${select.value}`);
+  const nights = h("select", { name: "night" }, (data.nights ?? []).map(({ night, objects }) => h("option", { value: night }, `${dateOf(night)} (${plural(objects, "object")})`)));
+  nights.value = data.night;
+  const models = h("select", { name: "model" }, (data.models ?? []).map((name) => h("option", { value: name }, name || "unnamed")));
+  models.value = data.model;
+  byId("filters").addEventListener("change", async () => {
+    const query = new URLSearchParams({ night: nights.value, model: models.value });
+    history.replaceState(null, "", `?${query}`);
     try {
-      show(await getJson(`/api/v1/sky?night=${select.value}`));
+      show(await getJson(`/api/v1/sky?${query}`));
       report(null);
     } catch (error) {
       report(error);
     }
   });
-  byId("filters").append(h("label", {}, "night of", select));
+  byId("filters").append(h("label", {}, "night (UTC date)", nights), h("label", {}, "classes by", models));
   show(data);
 }

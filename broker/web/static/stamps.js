@@ -83,7 +83,7 @@ export function renderMap(rows, positive, negative) {
 
 /** Draws a rendered stamp large, with crosshair, compass and scale bar. */
 export function enlarge(canvas, stamp, { pixelArcsec = null, marks = true } = {}) {
-  const side = 256;
+  const side = 512; // twice what is shown, for sharp marks on any screen
   canvas.width = canvas.height = side;
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
@@ -104,26 +104,27 @@ export function enlarge(canvas, stamp, { pixelArcsec = null, marks = true } = {}
     context.stroke();
   };
   const drawTwice = (points) => {
-    line(points, "rgba(255,255,255,.85)", 4);
-    line(points, "#1d4fd7", 1.6);
+    line(points, "rgba(255,255,255,.85)", 8);
+    line(points, "#1d4fd7", 3.2);
   };
-  drawTwice([[x - 40, y, x - 18, y], [x, y - 40, x, y - 18]]);
-  drawTwice([[24, 44, 24, 16], [24, 44, 8, 44], [24, 16, 20, 22], [24, 16, 28, 22]]);
-  context.font = "600 15px sans-serif";
-  context.lineWidth = 3;
-  context.strokeStyle = "rgba(255,255,255,.9)";
+  drawTwice([[x - 80, y, x - 36, y], [x, y - 80, x, y - 36]]);
+  drawTwice([[48, 88, 48, 32], [48, 88, 16, 88], [48, 32, 40, 44], [48, 32, 56, 44]]);
+  context.font = "600 30px sans-serif";
+  context.lineJoin = "round";
   context.fillStyle = "#1d4fd7";
   const write = (text, at, baseline, align = "left") => {
     context.textAlign = align;
+    context.lineWidth = 6;
+    context.strokeStyle = "rgba(255,255,255,.9)";
     context.strokeText(text, at, baseline);
     context.fillText(text, at, baseline);
   };
-  write("N", 32, 22);
-  write("E", 4, 62);
+  write("N", 64, 44);
+  write("E", 8, 124);
   if (pixelArcsec) {
     const arcsec = [1, 2, 5, 10, 20].findLast((length) => (length / pixelArcsec) * unit < side / 2.4) ?? 1;
     const wide = (arcsec / pixelArcsec) * unit;
-    drawTwice([[side - 12 - wide, side - 14, side - 12, side - 14]]);
-    write(`${arcsec}″`, side - 12, side - 22, "right");
+    drawTwice([[side - 24 - wide, side - 28, side - 24, side - 28]]);
+    write(`${arcsec}″`, side - 24, side - 44, "right");
   }
 }

@@ -29,7 +29,7 @@ function fillBooks(status) {
 function fillDue({ queues, due }) {
   const rows = Object.entries(queues ?? {}).map(([name, q]) => [name, count(q.due), count(q.new), count(q.in_flight), duration(q.oldest_s)]);
   byId("due").replaceChildren(
-    rows.length ? table("Objects that wait, by model", [["model", "l"], ["due"], ["later"], ["in work"], ["oldest"]], rows) : nothing("Nothing is known of the queues now."),
+    rows.length ? table("Objects that wait, by model", [["model", "l"], ["changed"], ["new"], ["in progress"], ["waiting since"]], rows) : nothing("Nothing is known of the queues now."),
     due?.length ? h("details", {}, h("summary", {}, `Which and why: ${plural(due.length, "object")}`), h("ul", {}, due.map((one) => h("li", {}, h("a", { href: objectUrl(one.path) }, one.object_id), ` · ${one.model} · ${one.why}`)))) : "");
 }
 
@@ -42,7 +42,7 @@ function fillSpeed(status) {
   byId("speed").replaceChildren(
     h("dl", { class: "facts" }, [
       ["alert to classification, median", duration(latency?.p50 / 1000)], ["90 %", duration(latency?.p90 / 1000)], ["99 %", duration(latency?.p99 / 1000)], ["of", plural(latency?.n ?? 0, "classification")],
-      ["packets not yet read", lag?.length ? count(behind) : "–"],
+      ["alerts not yet read", lag?.length ? count(behind) : "–"],
     ].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
     h("h3", {}, "Classifications an hour"),
     hours.length ? stackedBars("Classifications an hour", hours, (name) => (name === "declined" ? DECLINED : "var(--focus)"), (ms) => clock(ms).slice(5, 16), 340) : nothing("None yet."));
@@ -50,8 +50,8 @@ function fillSpeed(status) {
 
 function fillParts({ state, daemons }) {
   const part = (name, { ok, sentence }) => [name, h("span", { class: ok ? "good" : "bad" }, ok ? "runs" : "away"), sentence];
-  const rows = [part("Kafka", state.kafka), part("Redis", state.redis), ["index", count(state.index.objects), state.index.sentence], ["recompute", h("span", { class: state.recompute.ok ? "good" : "bad" }, state.recompute.ok ? "runs" : "off"), state.recompute.sentence]];
-  const alive = (daemons ?? []).map((one) => [one.name, duration(one.age_s), Object.entries(one.waiting ?? {}).map(([on, s]) => `waits for ${on} ${typeof s === "number" ? duration(s) : ""}`).join(", ") || "at work"]);
+  const rows = [part("Kafka", state.kafka), part("Redis", state.redis), ["index", count(state.index.objects), state.index.sentence], ["recomputing", h("span", { class: state.recompute.ok ? "good" : "bad" }, state.recompute.ok ? "runs" : "off"), state.recompute.sentence]];
+  const alive = (daemons ?? []).map((one) => [one.name, duration(one.age_s), Object.entries(one.waiting ?? {}).map(([on, s]) => `waits for ${on} ${typeof s === "number" ? duration(s) : ""}`).join(", ") || "working"]);
   byId("parts").replaceChildren(table("What this page reads", [["part", "l"], ["state", "l"], ["says", "l"]], rows), alive.length ? table("Daemons, and when they last reported", [["daemon", "l"], ["ago"], ["doing", "l"]], alive) : nothing("No daemon has reported: skyheed ingest and skyheed work do so every few seconds while they run."));
 }
 
@@ -72,26 +72,31 @@ function fillNights({ shares: nights, models }) {
 const order = (classes, name) => (name === "declined" ? 99 : classes.indexOf(name));
 
 function fillDrift({ drift, drift_reference: reference }) {
-  byId("drift").closest("section").hidden = drift === undefined;
   const bands = [..."ugrizy"].filter((band) => (drift ?? []).some((one) => one.band === band));
   if (!bands.length) {
-    byId("drift").replaceChildren(nothing("No stamps yet."));
+    byId("drift").replaceChildren(nothing(drift ? "No stamps yet." : "The stamps of the last nights are being looked at; this takes some seconds."));
     return;
   }
   const paint = (band) => `var(--band-${band})`;
   const series = (value) => bands.map((band) => ({ name: band, points: drift.filter((one) => one.band === band).sort((a, b) => a.night - b.night).map((one) => ({ at: one.night, ...value(one) })) }));
-  const figure = (title, value, key) => h("div", {}, h("h3", {}, title), lines(title, series(value), paint, dateOf, { reference: bandOf(reference?.[key]), wide: 300 }));
+  const trained = (value) => bands.filter((band) => reference?.bands?.[band]).map((band) => ({ name: band, ...value(reference.bands[band]) })).filter((one) => Number.isFinite(one.value));
+  const figure = (title, value, compared = true) => h("div", {}, h("h3", {}, title), lines(title, series(value), paint, dateOf, { reference: compared ? trained(value) : [], wide: 300 }));
   const legend = bands.map((band) => h("span", { class: `band-${band}` }, band));
   byId("drift").replaceChildren(
-    h("div", { class: "legend" }, legend, h("span", {}, reference ? "grey: what the model was trained on" : "The model's card does not say what its training data looked like, so that there is nothing to compare with.")),
+    h("div", { class: "legend" }, legend, h("span", {}, reference?.sentence ?? "No model's card is here: there is nothing to compare with.")),
     h("div", { class: "figures" },
-      figure("Flux, median and 68 % (log nJy)", (one) => ({ value: log(one.flux?.p50), low: log(one.flux?.p16), high: log(one.flux?.p84) }), "flux"),
-      figure("Width of the source (pixels)", (one) => ({ value: one.width ?? NaN }), "width"),
-      figure("Background noise (100 nJy a pixel)", (one) => ({ value: one.background ?? NaN }), "background"),
-      figure("Stamps a night", (one) => ({ value: one.n }), "n")));
+      figure("Flux of the difference, log nJy", ({ flux }) => range(flux, log)),
+      figure("Width of the source, pixels", (one) => ({ value: one.width ?? NaN })),
+      figure("Background noise, 100 nJy a pixel", ({ background }) => range(background, (value) => value ?? NaN)),
+      figure("Stamps looked at", (one) => ({ value: one.n }), false)),
+    h("p", { class: "muted small" }, "Median and the range of 68 % of a sample of each night's stamps."));
 }
-const log = (flux) => (flux > 0 ? Math.log10(flux) : undefined);
-const bandOf = (given) => (Array.isArray(given) && given.length === 2 ? { low: given[0], high: given[1] } : null);
+const log = (flux) => (flux > 0 ? Math.log10(flux) : NaN);
+/** A median with the range of 68 %, whose ends may be unknown. */
+function range(given, to) {
+  const [low, value, high] = ["p16", "p50", "p84"].map((name) => to(given?.[name]));
+  return { value, low: Number.isFinite(low) ? low : value, high: Number.isFinite(high) ? high : value };
+}
 
 function fillDead({ dead_letters: dead }) {
   const letters = dead?.letters ?? [];
@@ -101,7 +106,7 @@ function fillDead({ dead_letters: dead }) {
     return;
   }
   const rows = letters.map((letter) => [letter.reason.replaceAll("_", " "), letter.error, h("span", { class: "mono" }, letter.source), bytes(letter.bytes), clock(letter.time_ms), h("button", { type: "button", "aria-label": `Look into the packet ${letter.source}`, onclick: () => look(letter.place) }, "look")]);
-  byId("dead").replaceChildren(h("p", { class: "muted" }, `Packets that could not be used, with their reasons: ${reasons.join(", ")}. After a fix, `, h("code", {}, "skyheed redrive"), " sends them through again."), table("Newest dead letters", [["reason", "l"], ["what was wrong", "l"], ["packet", "l"], ["size"], ["when", "l"], ["look", "l"]], rows), h("div", { id: "letter", tabindex: -1 }));
+  byId("dead").replaceChildren(h("p", { class: "muted" }, `Packets that could not be used, with their reasons: ${reasons.join(", ")}. After a fix, `, h("code", {}, "skyheed redrive"), " sends them through again."), table("Newest dead letters", [["reason", "l"], ["what is wrong", "l"], ["packet", "l"], ["size"], ["when", "l"], ["look", "l"]], rows), h("div", { id: "letter", tabindex: -1 }));
 }
 
 async function look(place) {

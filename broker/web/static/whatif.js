@@ -207,6 +207,6 @@ export class WhatIf {
   }
 
   epochLink(epoch) {
-    return h("button", { type: "button", onclick: () => this.page.pin(epoch) }, `epoch ${epoch + 1}`);
+    return h("button", { type: "button", class: "inline", onclick: () => this.page.pin(epoch) }, `epoch ${epoch + 1}`);
   }
 }

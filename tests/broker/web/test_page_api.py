@@ -437,9 +437,13 @@ class TestStatus:
         assert {entry["band"] for entry in newest} == set("ugriz")
         for entry in newest:
             assert entry["flux"]["p50"] == pytest.approx(2e4)
-            assert entry["background"] == pytest.approx(1.0, rel=0.3), "100 nJy a pixel, which is the stamps' unit"
+            assert entry["background"]["p50"] == pytest.approx(1.0, rel=0.3), (
+                "100 nJy a pixel, which is the stamps' unit"
+            )
             assert 3 < entry["width"] < 7, "a Gaussian with sigma 2 pixels has 4.7"
-        assert page.get(f"{API}/status").json()["drift_reference"]["bands"] == "ugriz"
+        reference = page.get(f"{API}/status").json()["drift_reference"]
+        assert reference["bands"] is None
+        assert "does not describe its training data" in reference["sentence"], "of a card without these numbers"
 
     def test_models(self, page: httpx.Client) -> None:
         found = page.get(f"{API}/models").json()

@@ -1,0 +1,31 @@
+"""What a model's card says of its training stamps: a sample of the archive, in the numbers of `classifier.inputs`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from skyheed.classifier import inputs
+from skyheed.classifier.archives.histories import history_of
+from skyheed.classifier.archives.reader import Archive
+from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.history import History
+
+MOST_OBJECTS = 400  # that are looked at
+TRAIN = "train"
+
+
+def of_archive(archive: Archive, most: int = MOST_OBJECTS) -> dict[str, Any]:
+    """Numbers by band of some training objects, spread over the archive, and what they are of."""
+    names = [name for name in archive.object_ids if archive.object(name)["split"] == TRAIN]
+    chosen = names[:: max(1, len(names) // most)][:most]
+    bands = inputs.summary(inputs.gather(_histories(archive, chosen)))
+    stamps = sum(numbers["n"] for numbers in bands.values())
+    made = archive.card.get("command") or archive.path.name
+    return {"bands": bands, "objects": len(chosen), "of": f"{stamps:,} stamps of {len(chosen)} objects from: {made}"}
+
+
+def _histories(archive: Archive, names: list[str]) -> Iterator[History]:
+    for name in names:
+        try:
+            yield history_of(archive, name)
+        except ArchiveError:  # no stamp of it can be used, so that training left it out, too
+            continue
