@@ -11,7 +11,7 @@ JSON:
     unaccounted    mutants without an outcome in the books, which must balance
     unexpected     errors other than those that a packet may have
     differ         accepted packets of which fastavro or astropy read something else
-    slowest_s      CPU seconds of the slowest packet
+    slowest_s      CPU seconds of the slowest packet, without its share of the making of stamps, which many share
     stamps         mutants of which a stamp was decoded, well or not
     reference      accepted packets that fastavro or astropy do not read, by their error
 """
@@ -114,6 +114,17 @@ class Recording:
         return self.last
 
 
+@dataclass
+class Begun:
+    """A message whose reading was begun; its stamps are made together with those of others."""
+
+    number: int
+    way: str
+    value: bytes
+    records: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
 class Watched(PacketReader):
     """A reader that measures, and compares what it accepts with the reference."""
 
@@ -121,47 +132,69 @@ class Watched(PacketReader):
         self.findings, self.recording, self.schemas = findings, decoder, schemas
         self.number = 0
         self.way = ""
+        self.begun: dict[int, Begun] = {}
 
-    def observations(self, value: bytes | None, *more: Any) -> list[Any]:
+    def begin(self, value: bytes | None, *more: Any) -> list[Any]:
         """As the reader that is watched."""
         assert value is not None
-        before, began = _Stamps.decoded, time.thread_time()
+        one, stamps = Begun(self.number, self.way, value), _Stamps.decoded
         try:
-            found = super().observations(value, *more)
-        except (SkipPacket, PacketError) as error:
-            self.findings.outcomes[f"{type(error).__name__} {error.reason}"] += 1
-            raise
-        except Exception as error:
-            self.findings.example(self.number, f"{type(error).__name__}: {error}")
-            raise
+            with self._judging(one):
+                found = super().begin(value, *more)
         finally:
-            self._measure(time.thread_time() - began)
-            self.findings.stamps += _Stamps.decoded > before
-        self.findings.outcomes["accepted"] += 1
-        self._compare(value)
+            self.findings.stamps += _Stamps.decoded > stamps
+        one.records = self.recording.last
+        self.begun[id(found)] = one
         return found
 
-    def _measure(self, seconds: float) -> None:
-        if seconds > self.findings.slowest_s:
-            self.findings.slowest_s = seconds
-            self.findings.slowest = f"mutant {self.number} ({self.survey.name}, {self.way})"
+    def finish(self, begun: Any) -> list[Any]:
+        """As the reader that is watched, which also finishes what came before a bad record, when it begins."""
+        one = self.begun.pop(id(begun), None)
+        if one is None:
+            return super().finish(begun)
+        with self._judging(one):
+            found = super().finish(begun)
+        self._measure(one)
+        self.findings.outcomes["accepted"] += 1
+        self._compare(one)
+        return found
 
-    def _compare(self, value: bytes) -> None:
+    @contextlib.contextmanager
+    def _judging(self, one: Begun) -> Iterator[None]:
+        began = time.thread_time()
+        try:
+            yield
+        except (SkipPacket, PacketError) as error:
+            self.findings.outcomes[f"{type(error).__name__} {error.reason}"] += 1
+            self._measure(one, time.thread_time() - began)
+            raise
+        except Exception as error:
+            self.findings.example(one.number, f"{type(error).__name__}: {error}")
+            raise
+        one.seconds += time.thread_time() - began
+
+    def _measure(self, one: Begun, more: float = 0.0) -> None:
+        if one.seconds + more > self.findings.slowest_s:
+            self.findings.slowest_s = one.seconds + more
+            self.findings.slowest = f"mutant {one.number} ({self.survey.name}, {one.way})"
+
+    def _compare(self, one: Begun) -> None:
+        value = one.value
         container = value.startswith(b"Obj\x01")
         schema = None if container else self.schemas.get(int.from_bytes(value[1:5], "big"))
         if not container and schema is None:
             self.findings.reference["no schema for fastavro"] += 1
             return
         try:
-            fuzz_reference.compare(self.survey, value, schema, self.recording.last)
+            fuzz_reference.compare(self.survey, value, schema, one.records)
         except fuzz_reference.ReferenceFailed as error:
             self.findings.reference[str(error)] += 1
         except fuzz_reference.Differs as error:
             self.findings.differ += 1
-            self.findings.example(self.number, str(error))
+            self.findings.example(one.number, str(error))
         except Exception as error:  # the comparison's own; not the intake's
             self.findings.differ += 1
-            self.findings.example(self.number, f"the comparison ended with {type(error).__name__}: {error}")
+            self.findings.example(one.number, f"the comparison ended with {type(error).__name__}: {error}")
         else:
             self.findings.reference["agrees"] += 1
 
