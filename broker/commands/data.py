@@ -1,0 +1,28 @@
+"""Verbs of the classifier's groups that need to read packets."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("build-packets")
+@click.argument("survey")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--labels", type=click.Path(path_type=Path), help="CSV: objectId, class (or coarse).")
+@click.option("--schemas", metavar="FOLDER", help="Writer schemas of Rubin's packets; those installed by default.")
+@click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+def build_packets(
+    survey: str, paths: tuple[Path, ...], labels: Path | None, schemas: str | None, overwrite: bool, output: Path
+) -> None:
+    """Make an archive of real alert packets (files, folders, tar archives): all stamps, photometry and context.
+
+    \b
+    Example:  skyheed archive build-packets ztf packets --labels index.csv -o real
+    """
+    from skyheed.broker.archive_packets import build
+
+    report = build(output, survey, paths, labels=labels, overwrite=overwrite, schemas=schemas)
+    click.echo(f"{output}: {report.stamps} stamps of {report.objects} objects, {report.labelled} of them with a class")
+    for reason, count in report.reasons.most_common():
+        click.echo(f"left out: {count} {reason}")
