@@ -32,7 +32,7 @@ def test_packets_of_the_benchmark_are_sound_and_differ(monkeypatch: pytest.Monke
 
     survey = load_survey("sdss", None, None)
     decoder = Decoder(survey.reader_schema)
-    seen = [survey.observation(record) for packet in benchmark.packets(60) for record in decoder.decode(packet)]
+    seen = [survey.observation(record) for packet in benchmark.packets(60, 20) for record in decoder.decode(packet)]
     assert len({o.source_id for o in seen}) == 60
     assert {o.object_id: 20 for o in seen} == {f"B{n:08}": 20 for n in range(3)}
     assert len({(o.object_id, o.mjd) for o in seen}) == 60
