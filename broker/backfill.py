@@ -28,11 +28,12 @@ from skyheed.broker.packets.reader import PacketReader
 from skyheed.broker.packets.surveys.earlier import NamesEarlier
 from skyheed.broker.providers import Provider
 from skyheed.broker.state.histories import SequenceStore
-from skyheed.broker.waiting import patiently
+from skyheed.broker.waiting import Meanwhile, apart, patiently
 from skyheed.classifier.names import printable
 
 log = logging.getLogger("skyheed.backfill")
 BATCH, WAIT_S = 100, 0.5
+BATCH_BYTES = 16 * 2**20  # read at a time, and the messages of one fetch more
 REMEMBERED = 200_000  # detections that were asked for lately
 
 
@@ -68,8 +69,10 @@ class Backfill:
         """
         counts: Counter[str] = Counter(asked=0, fetched=0, unknown=0, refused=0, wrong=0)
         while not stop.is_set():
-            messages = self.consumer.consume(BATCH, WAIT_S)
+            messages = self.consumer.consume(BATCH, WAIT_S, BATCH_BYTES)
             for message in messages:
+                if stop.is_set():
+                    break
                 if message.topic() != self.topic:
                     counts.update(self._complete(message, stop))
                 self.consumer.commit([message])
@@ -79,46 +82,45 @@ class Backfill:
 
     def _complete(self, message: Message, stop: threading.Event) -> Counter[str]:
         counts: Counter[str] = Counter()
-        for object_id, source_id in self._missing(message, stop):
-            self.consumer.keep_alive()
-            outcome = self._fetch(object_id, source_id, stop)
+        look = Meanwhile(stop, self.consumer.keep_alive)
+        for object_id, source_id in self._missing(message, stop, look):
+            look()
+            outcome = self._fetch(object_id, source_id, stop, look)
             self.asked.put(object_id, str(source_id))
             counts.update({"asked": 1, outcome: 1})
             self.metrics.asked(outcome)
         return counts
 
-    def _missing(self, message: Message, stop: threading.Event) -> list[tuple[str, int]]:
+    def _missing(self, message: Message, stop: threading.Event, look: Meanwhile) -> Iterator[tuple[str, int]]:
         """Detections that a packet names, that Redis does not hold, and that were not asked for lately."""
-        found = []
         for object_id, sources in self.earlier.of(message.value()):
-            wanted = [n for n in sources[-self.most :] if self.asked.get(object_id, str(n)) is None]
+            look()
+            newest = dict.fromkeys(sources[-self.most :])
+            wanted = [n for n in newest if self.asked.get(object_id, str(n)) is None]
             if wanted:
-                kept = patiently(lambda name=object_id: self.store.sources(name), stop, self.consumer.keep_alive)  # type: ignore[misc]
-                found += [(object_id, n) for n in wanted if n not in kept]
-        return found
+                kept = patiently(lambda name=object_id: self.store.sources(name), stop, look)  # type: ignore[misc]
+                yield from ((object_id, n) for n in wanted if n not in kept)
 
-    def _fetch(self, object_id: str, source_id: int, stop: threading.Event) -> str:
+    def _fetch(self, object_id: str, source_id: int, stop: threading.Event, look: Meanwhile) -> str:
         """Ask for one detection and publish its packet; what became of it."""
-        self.rate.pause(1, stop, self.consumer.keep_alive)
+        self.rate.pause(1, stop, look)
         try:
-            packet = patiently(lambda: self.provider.packet(object_id, source_id), stop, self.consumer.keep_alive)
+            packet = patiently(lambda: apart(lambda: self.provider.packet(object_id, source_id), look), stop, look)
         except Refusal as refusal:
             log.warning("%s refuses detection %d: %s", type(self.provider).__name__, source_id, refusal)
             return "refused"
         if packet is None:
             return "unknown"
-        if fault := self._fault(packet, object_id, source_id):
+        if fault := self._fault(packet, object_id, source_id, look):
             log.warning("detection %d of %s: %s", source_id, printable(object_id), fault)
             return "wrong"
-        patiently(
-            lambda: self.publisher.publish_all([(self.topic, None, packet, None)]), stop, self.consumer.keep_alive
-        )
+        patiently(lambda: self.publisher.publish_all([(self.topic, None, packet, None)], look), stop, look)
         return "fetched"
 
-    def _fault(self, packet: bytes, object_id: str, source_id: int) -> str:
+    def _fault(self, packet: bytes, object_id: str, source_id: int, look: Meanwhile) -> str:
         """What is wrong with a packet that came for a detection; empty if it is the right one and whole."""
         try:
-            found = self.reader.observations(packet)
+            found = self.reader.observations(packet, None, look)
         except SkipPacket:  # sound: ingest says so in its books
             return ""
         except PacketError as error:

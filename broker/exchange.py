@@ -24,6 +24,9 @@ def run_forward(
         SkyheedError, Stopped: as `run_ingest`.
     """
     stop, own = app.stop_on_signal(), settings.forward
+    refused = settings.refused_topic(name)
+    if topic == refused and not (drain or dry_run):
+        raise ConfigError(f"{topic} is where forward puts what the host refuses, again and again: read it with --drain")
     sink = sinks.load(name, table_options(settings.sinks, name, {"token": own.token, "secret": own.secret}))
     group = None if dry_run else own.group or f"skyheed-forward-{name}"
     servers = settings.kafka["bootstrap.servers"]
@@ -35,7 +38,6 @@ def run_forward(
     ):
         if dry_run:
             return forward.dry_run(stream, sink, wanted, lambda line: print(line, flush=True))
-        refused = settings.refused_topic(name)
         measured = metrics.ForwardMetrics(settings.survey, name)
         metrics.serve(measured, own.metrics_port, own.metrics_host)
         with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:

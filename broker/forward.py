@@ -19,7 +19,7 @@ from skyheed.broker.results import formats
 from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import FILTERED, Answer, Outcome, Payload, Sink
 from skyheed.broker.subscribe import Subscriber
-from skyheed.broker.waiting import Stopped, patiently
+from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, apart, patiently
 from skyheed.classifier.names import printable
 
 log = logging.getLogger("skyheed.forward")
@@ -122,11 +122,12 @@ class Forward:
 
     def _send(self, payloads: Sequence[Payload], stop: threading.Event) -> list[Answer]:
         answers: list[Answer] = []
+        look = Meanwhile(stop, self.stream.keep_alive, GRACE_S)
         for first in range(0, len(payloads), self.sink.batch):
             part = payloads[first : first + self.sink.batch]
             self.rate.pause(len(part), stop, self.stream.keep_alive)
-            answers += patiently(lambda part=part: self.sink.send(part), stop, self.stream.keep_alive)  # type: ignore[misc]
-            self.stream.keep_alive()
+            answers += patiently(lambda part=part: apart(lambda: self.sink.send(part), look), stop, look)  # type: ignore[misc]
+            look()
         return answers
 
     def _set_aside(self, refused: Sequence[tuple[Classification, str]], stop: threading.Event) -> None:
@@ -139,7 +140,8 @@ class Forward:
             (self.refused_topic, record.object_id.encode(), formats.encode(record), _headers(record, words, now))
             for record, words in refused
         ]
-        patiently(lambda: self.publisher.publish_all(messages), stop, self.stream.keep_alive)
+        look = Meanwhile(stop, self.stream.keep_alive, GRACE_S)
+        patiently(lambda: self.publisher.publish_all(messages, look), stop, look)
 
 
 def _headers(record: Classification, words: str, now: bytes) -> list[tuple[str, bytes]]:

@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,16 +38,18 @@ class Host:
 
     Args:
         name: of the table in the settings, such as sinks.lasair, for messages.
-        url: base URL, http:// or https://.
+        url: base URL, http:// or https://; of it messages show the host alone, because paths of webhooks are secrets.
         headers: of every request; with the token, never logged or shown.
 
     Raises:
-        ConfigError: a URL that cannot work or holds a password.
+        ConfigError: a URL that cannot work or holds a password, a token that is none, or a proxy that cannot be used.
     """
 
     def __init__(self, name: str, url: str, headers: Mapping[str, str] | None = None) -> None:
-        self.name, self.where = name, _checked(url, name)
-        self._client = httpx.Client(headers=dict(headers or {}), timeout=TIMEOUT_S, follow_redirects=False)
+        self.name, self._base = name, _checked(url, name)
+        parts = urlsplit(self._base)
+        self.where = f"{parts.scheme}://{parts.netloc}"
+        self._client = _client({**_sendable(headers or {}, name), "Accept-Encoding": "identity"}, name)
         self._not_before = 0.0  # the host asked us to wait until then
 
     def get(self, path: str) -> Any:
@@ -90,8 +93,10 @@ class Host:
     def _exchange(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> bytes:
         self._wait_as_asked()
         try:
-            with self._client.stream(method, self.where + path, content=body, headers=dict(headers)) as response:
+            with self._client.stream(method, self._base + path, content=body, headers=dict(headers)) as response:
                 found = _read(response)
+        except httpx.DecodingError as error:
+            raise self._away(str(error)) from error
         except httpx.HTTPError as error:
             raise self._away(f"{type(error).__name__}") from error
         self._judge(response, found)
@@ -135,10 +140,27 @@ def _checked(url: str, name: str) -> str:
     return url.rstrip("/")
 
 
+def _sendable(headers: Mapping[str, str], name: str) -> dict[str, str]:
+    for value in headers.values():
+        if not (value.isascii() and value.isprintable()):
+            raise ConfigError(f"{name}: its token holds characters that no HTTP header can have: is it the right file?")
+    return dict(headers)
+
+
+def _client(headers: Mapping[str, str], name: str) -> httpx.Client:
+    try:
+        return httpx.Client(headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
+    except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:  # their words may hold a proxy's password
+        raise ConfigError(
+            f"{name}: a proxy or certificate of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE) "
+            f"cannot be used ({type(error).__name__})"
+        ) from None
+
+
 def _read(response: httpx.Response) -> bytes:
     """The body, or a little more than `MOST_BYTES` of one that is too long to be an answer."""
     parts, size, deadline = [], 0, time.monotonic() + ANSWER_S
-    for part in response.iter_bytes():
+    for part in _unpacked(response):
         parts.append(part)
         size += len(part)
         if size > MOST_BYTES:
@@ -146,6 +168,24 @@ def _read(response: httpx.Response) -> bytes:
         if time.monotonic() > deadline:  # in drops, each within the time-out of one read
             raise httpx.ReadTimeout(f"no whole answer within {ANSWER_S:g} s")
     return b"".join(parts)
+
+
+def _unpacked(response: httpx.Response) -> Iterator[bytes]:
+    """The body as it comes; httpx itself would unpack what was packed twice, a million times over."""
+    packed = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if packed in ("", "identity"):
+        yield from response.iter_raw()
+    elif packed == "gzip":  # although none was asked for
+        unpacker = zlib.decompressobj(31)
+        try:
+            for part in response.iter_raw():
+                yield unpacker.decompress(part, MOST_BYTES + 1)
+        except zlib.error:
+            raise httpx.DecodingError("its answer does not unpack") from None
+        if not unpacker.eof:
+            raise httpx.DecodingError("its answer does not unpack")
+    else:
+        raise httpx.DecodingError(f"its answer is packed as {printable(packed)[:40]}, which nobody asked for")
 
 
 def _words(text: str) -> str:
@@ -159,7 +199,7 @@ def _words(text: str) -> str:
 def _json_or_text(text: str) -> Any:
     try:
         return json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -22,6 +22,7 @@ from confluent_kafka import Message
 from skyheed.broker.errors import ConfigError, ServiceUnavailable, StreamError
 from skyheed.broker.kafka.client import BatchConsumer, place_of
 from skyheed.broker.kafka.connection import Place
+from skyheed.broker.kafka.selection import no_classifications, selection
 from skyheed.broker.lately import Lately
 from skyheed.broker.results.formats import Schema, decode
 from skyheed.broker.results.record import Classification
@@ -42,7 +43,7 @@ class Subscriber:
 
     Args:
         kafka: servers, "host:port,host:port".
-        topic: name or names.
+        topic: name or names, or patterns that begin with ^, which match no topic of dead letters or refusals.
         group: remember the position under this Kafka consumer group; None reads all from `start`.
         start: "beginning" or "latest", where nothing is remembered.
         options: any librdkafka options, such as those of SASL and TLS.
@@ -81,8 +82,9 @@ class Subscriber:
         if start not in START:
             raise ConfigError(f"start must be {' or '.join(START)}, not {start!r}")
         topics = [topic] if isinstance(topic, str) else list(topic)
+        chosen = selection(topics, no_classifications)
         self._consumer = BatchConsumer(
-            {**(options or {}), "bootstrap.servers": kafka}, topics, group, START[start], drain
+            {**(options or {}), "bootstrap.servers": kafka}, chosen, group, START[start], drain
         )
         self._classes, self._least, self._drain = frozenset(classes), min_probability, drain
         self._models = frozenset(models)

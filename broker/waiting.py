@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
@@ -20,6 +21,7 @@ FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 LOOK_S = 1.0  # a wait is cut into pieces of this length where something is to be done meanwhile
 GRACE_S = 2.0  # what takes a moment while its server is well is not broken off at once
+APART_S = 0.2  # between two looks at what is done apart
 JITTER = 0.5  # of a wait: daemons that lost a server at the same moment must not all come back at the same moment
 
 
@@ -123,6 +125,26 @@ def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callabl
         else:
             waiting.ends()
             return result
+
+
+def apart(action: Callable[[], T], look: Callable[[], None]) -> T:
+    """Do `action`, which may be silent for long, in a thread of its own; `look`, a `Meanwhile`, until it is done.
+
+    Raises:
+        Stopped: by `look`. The action is left; whether it succeeds nobody hears, so it must be safe to repeat.
+    """
+    done: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(action())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, name="apart", daemon=True).start()
+    while not wait([done], APART_S).done:
+        look()
+    return done.result()
 
 
 def _pause(seconds: float, stop: threading.Event, meanwhile: Callable[[], None]) -> bool:

@@ -29,7 +29,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _SET = re.compile(r"\[\^?(?:[A-Za-z0-9._]-[A-Za-z0-9._]|[A-Za-z0-9._]|\\[dw._-]|-(?=\]))+\]")
 _COUNT = re.compile(r"\{(\d{1,3})(,?)(\d{0,3})\}")
 _ESCAPED = {"d": "[0-9]", "w": "[A-Za-z0-9_]", ".": r"\.", "_": "_", "-": "-"}
-_ANYONES = re.compile(r"\.(classifications|deadletter)\.")
+_ANYONES = re.compile(r"\.(classifications|deadletter|refused)\.")
+_SET_ASIDE = re.compile(r"\.(deadletter|refused)\.")
 _WHERE = "docs/operating.md says what a topic pattern may hold"
 
 
@@ -165,6 +166,11 @@ class _Parser:
 def internal(name: str) -> bool:
     """Whether a topic is Kafka's own."""
     return name.startswith("__")
+
+
+def no_classifications(name: str) -> bool:
+    """Whether no pattern of a reader of classifications may match `name`: refusals that are read are refused again."""
+    return internal(name) or bool(_SET_ASIDE.search(name))
 
 
 @dataclass(frozen=True)

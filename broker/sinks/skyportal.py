@@ -102,7 +102,8 @@ def _data(record: Classification) -> dict[str, Any]:
 def _data_of(answer: Any) -> list[dict[str, Any]]:
     """The rows in SkyPortal's envelope {"status": "success", "data": …}."""
     data = answer.get("data") if isinstance(answer, dict) else None
-    return [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
+    rows = data if isinstance(data, list) else []
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), int)]
 
 
 def _number(text: str, name: str) -> int:

@@ -19,6 +19,7 @@ from skyheed.broker.web.index import Event, Index, Read
 
 log = logging.getLogger("skyheed.follow")
 BATCH = 500
+BATCH_BYTES = 16 * 2**20  # read at a time, and the messages of one fetch more
 WAIT_S = 0.2
 AGAIN_S = 5.0  # after a refusal
 OURS = "skyheed-classification-id"
@@ -75,7 +76,7 @@ class Follower(threading.Thread):
                     self._look(consumer)
 
     def _batch(self, consumer: BatchConsumer) -> None:
-        messages = consumer.consume(BATCH, WAIT_S)
+        messages = consumer.consume(BATCH, WAIT_S, BATCH_BYTES)
         if not messages:
             return
         found: list[Read] = []
