@@ -210,9 +210,7 @@ def backlog(settings: Settings, folder: Path, given: argparse.Namespace) -> dict
     }  # fmt: skip
 
 
-def work_off(
-    settings: Settings, daemons: dict[str, stack.Daemon], count: int, limit_s: float
-) -> tuple[float, float]:
+def work_off(settings: Settings, daemons: dict[str, stack.Daemon], count: int, limit_s: float) -> tuple[float, float]:
     """Wait; the seconds until all was read (0: it was not) and until all was classified or the time was over."""
     ledger = daemon.read_store(settings)[2]
     began = said = time.monotonic()
