@@ -5,10 +5,8 @@ import logging
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from skyheed.broker import config, logs, metrics, pulse, redrive
@@ -21,10 +19,7 @@ from skyheed.broker.kafka.connection import check_options
 from skyheed.broker.packets import surveys
 from skyheed.broker.packets.container import Decoder, SchemaSource
 from skyheed.broker.packets.surveys import Survey, load_survey
-from skyheed.broker.results import formats
-from skyheed.broker.results import record as records
-from skyheed.broker.rules import LONGEST_MODEL_NAME
-from skyheed.broker.settings import ModelSettings, Settings
+from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.state import layout
 from skyheed.broker.state.histories import SequenceStore
@@ -32,11 +27,9 @@ from skyheed.broker.state.ledger import Ledger
 from skyheed.broker.state.queue import DueQueue
 
 if TYPE_CHECKING:
-    from skyheed.broker.work import Worker
-    from skyheed.classifier.models.base import Model
+    pass
 
 log = logging.getLogger("skyheed.daemon")
-WARM_UP = 256  # objects at most, of the largest batch that a model computes at the start
 MILLISECONDS_A_DAY = 86_400_000
 # A dead letter must outlive every holiday; classifications are for readers who come every few days.
 DEAD_LETTER_TOPIC = {"retention.ms": "-1", "max.message.bytes": str(kafka.MAX_MESSAGE_BYTES)}
@@ -232,11 +225,12 @@ def run_work(settings: Settings, drain: bool) -> Counter[str]:
         SkyheedError, Stopped: as `run_ingest`.
         ClassifierError: a model does not load or does not run here.
     """
-    from skyheed.broker.work import run_all  # torch takes seconds: only this verb pays
+    from skyheed.broker import models as running  # torch takes seconds: only this verb pays
+    from skyheed.broker.work import run_all
 
     stop = stop_on_signal()
     checked(settings)
-    models = load_models(settings)
+    models = running.load_models(settings)
     measured = metrics.WorkMetrics(settings.survey)
     metrics.serve(
         measured, settings.work.metrics_port, settings.work.metrics_host
@@ -247,132 +241,16 @@ def run_work(settings: Settings, drain: bool) -> Counter[str]:
         publishers = [stack.enter_context(kafka.Publisher(settings.kafka)) for _ in models]
         prepare_topics(settings, stop, [served.topic for served in models])
         patience.patiently(read_store(settings)[2].ping, stop)
-        join(settings, models, stop)
+        running.join(settings, models, stop)
         workers = [
-            make_worker(settings, served, publisher, measured)
+            running.make_worker(settings, served, publisher, measured)
             for served, publisher in zip(models, publishers, strict=True)
         ]
         own = state.connect_as(settings.redis)
-        looks = [_depth_of(own, settings, served.name, measured) for served in models]
+        looks = [running.depth_of(own, settings, served.name, measured) for served in models]
         alive = pulse.Pulse(own, settings.survey, "work", measured, looks, publishers[0].connection.gone)
         with pulse.beating(alive):
             return run_all(workers, stop, drain)
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A model that a worker runs.
-
-    Attributes:
-        name: among the survey's models.
-        shared: whether others of them publish to the topic as well.
-        backlog: whether it also classifies the objects that are there when it joins.
-    """
-
-    name: str
-    model: "Model"
-    topic: str
-    shared: bool
-    backlog: bool
-
-
-def load_models(settings: Settings) -> list[ServedModel]:
-    """The models of the settings, ready to compute.
-
-    Raises:
-        ClassifierError: one does not load or does not run here.
-        ConfigError: two have the same name, or one cannot take what ingest keeps.
-    """
-    survey = survey_of(settings)
-    loaded = [_load_model(settings, survey, asked) for asked in settings.models]
-    names = [
-        asked.name or model_name(asked.model or settings.survey, model)
-        for asked, model in zip(settings.models, loaded, strict=True)
-    ]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"two models are called {twice[0]}: give one of them another name in [[work.models]]")
-    topics = [settings.topic_of(number, name) for number, name in enumerate(names)]
-    for name, topic, model in zip(names, topics, loaded, strict=True):
-        info = model.info
-        log.info("work model=%s topic=%s: %s %s, %s", name, topic, info.name, info.version, model.chosen)
-    return [
-        ServedModel(name, model, topic, topics.count(topic) > 1, asked.backlog)
-        for name, model, topic, asked in zip(names, loaded, topics, settings.models, strict=True)
-    ]
-
-
-def _load_model(settings: Settings, survey: Survey, asked: ModelSettings) -> "Model":
-    from skyheed.classifier.serving import load
-
-    work = settings.work
-    model = load(
-        asked.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
-        threads=work.threads or None, prior=asked.prior, fewest=work.min_stamps or None,
-    )  # fmt: skip
-    check_fit(settings, survey, model)
-    model.warm_up(min(work.batch_size, WARM_UP))
-    return model
-
-
-def model_name(asked: str, model: "Model") -> str:
-    """What a model is called among the survey's: as in SURVEY/MODEL, or as its checkpoint says."""
-    return name_of(asked, str(model.info.name), model.info.surveys)
-
-
-def name_of(asked: str, called: str, surveys: Sequence[str]) -> str:
-    """The same of a model that is not loaded: what was asked for, the name on its card, and its surveys."""
-    from skyheed.classifier.models.checkpoint import shipped_name
-
-    name = shipped_name(asked, surveys) or called
-    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)
-    return cleaned[:LONGEST_MODEL_NAME] or "model"
-
-
-def join(settings: Settings, models: Sequence[ServedModel], stop: threading.Event) -> None:
-    """Make the models known to the survey's queues; waits for Redis if it is away."""
-    store = connect_store(settings)[0]
-    backlog = [served.name for served in models if served.backlog]
-    left = patience.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog), stop)
-    for name, objects in left.items():
-        if objects:
-            log.info("model %s: %d objects that were there before it are due for it once they change", name, objects)
-
-
-def make_worker(
-    settings: Settings, served: ServedModel, publisher: kafka.Publisher, measured: metrics.WorkMetrics
-) -> "Worker":
-    """The worker of one model."""
-    from skyheed.broker.portions import Hand
-    from skyheed.broker.work import Output, Pace, Worker
-
-    agreement = layout.of_worker(settings.redis, served.model.info.bands, served.model.needs.images)
-    store, queue, _ = connect_store(settings, served.name, agreement)
-    measured.begin(served.name)
-    output = Output(
-        served.name, served.topic, output_form(settings, served.topic), provenance_of(served.model), served.shared
-    )
-    work = settings.work
-    pace = Pace(work.batch_size, work.interval_s, work.lease_s, Hand(work.batch_bytes, work.batch_s))
-    return Worker(settings.survey, queue, store, served.model, publisher, output, measured, pace)
-
-
-def _depth_of(client: state.Client, settings: Settings, name: str, measured: metrics.WorkMetrics) -> Callable[[], None]:
-    queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=name)
-    return lambda: measured.queue(name, queue.depth())
-
-
-def check_fit(settings: Settings, survey: Survey, model: "Model") -> None:
-    """Refuse a model that cannot take what ingest keeps.
-
-    Raises:
-        ConfigError: it does not know a band.
-    """
-    info = model.info
-    if unknown := set(survey.bands) - set(info.bands):
-        raise ConfigError(
-            f"the model {info.name} does not know band {', '.join(sorted(unknown))}: "
-            f'set ingest.bands = "{"".join(b for b in survey.bands if b in info.bands)}"'
-        )
 
 
 def run_redrive(settings: Settings, reason: str | None) -> Counter[str]:
@@ -397,29 +275,3 @@ def run_redrive(settings: Settings, reason: str | None) -> Counter[str]:
         log.warning("redrive stopped: %s", " ".join(f"{name}={count}" for name, count in sorted(counts.items())))
         raise patience.Unfinished
     return counts
-
-
-def output_form(settings: Settings, topic: str) -> formats.Form:
-    """How a classification is published: container, Confluent wire where a registry is set, or ELAsTiCC."""
-    if settings.work.format == "elasticc":
-        return formats.Form(formats.encode_elasticc, False)
-    registry = settings.registry
-    if registry.output_url:
-        client_of = registry.user, registry.password, registry.ca_file
-        schema_id = formats.register(registry.output_url, f"{topic}-value", *client_of)
-        return formats.Form(lambda record, datum: formats.encode_wire(record, schema_id, datum), False)
-    return formats.Form(formats.encode, True)
-
-
-def provenance_of(model: "Model") -> records.Provenance:
-    """Where an answer came from."""
-    info = model.info
-    return records.Provenance(
-        skyheed_version=version("skyheed"),
-        model_name=info.name,
-        model_version=info.version,
-        weights_digest=info.digest,
-        preprocessing=info.preprocessing,
-        taxonomy=info.taxonomy,
-        device=model.chosen,
-    )

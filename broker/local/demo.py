@@ -110,7 +110,7 @@ def run(
     with temporary_folder("skyheed-demo-") as folder:
         file = _configuration(folder, models or (SURVEY,))
         settings = config.load(str(file), overrides={"survey": SURVEY})
-        served = daemon.load_models(settings)
+        served = load_models(settings)
         click.echo(f"1/4  simulating {objects} SDSS objects over one season (seed {seed})", err=True)
         simulate(SURVEY, objects, seed, folder / "archive", seasons=1, balanced=True)
         click.echo("2/4  starting Kafka, Valkey, ingest and worker", err=True)
@@ -149,7 +149,7 @@ def _configuration(folder: Path, models: Sequence[str]) -> Path:
 
 
 def _stream(
-    servers: stack.Servers, settings: Settings, served: Sequence[daemon.ServedModel], folder: Path, rate: float,
+    servers: stack.Servers, settings: Settings, served: Sequence[ServedModel], folder: Path, rate: float,
     output: Path, began: float,
 ) -> bool:  # fmt: skip
     archive = archives.Archive(folder / "archive")
@@ -197,7 +197,7 @@ def _called(truth: Mapping[str, str], classes: Sequence[str]) -> dict[str, str]:
 
 
 def _score(
-    store: SequenceStore, truth: Mapping[str, str], served: Sequence[daemon.ServedModel],
+    store: SequenceStore, truth: Mapping[str, str], served: Sequence[ServedModel],
     records: Mapping[str, Sequence[Classification]], output: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Scores of every model in one table; the picture and the latency are those of the first."""

@@ -1,0 +1,172 @@
+"""The models that a worker runs: loaded as the settings ask, checked against what ingest keeps, made known in Redis."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from skyheed.broker import metrics
+from skyheed.broker import waiting as patience
+from skyheed.broker.app import connect_store, survey_of
+from skyheed.broker.errors import ConfigError
+from skyheed.broker.kafka import client as kafka
+from skyheed.broker.packets.surveys import Survey
+from skyheed.broker.results import formats
+from skyheed.broker.results import record as records
+from skyheed.broker.rules import LONGEST_MODEL_NAME
+from skyheed.broker.settings import ModelSettings, Settings
+from skyheed.broker.state import client as state
+from skyheed.broker.state import layout
+from skyheed.broker.state.queue import DueQueue
+
+if TYPE_CHECKING:
+    from skyheed.broker.work import Worker
+    from skyheed.classifier.models.base import Model
+
+log = logging.getLogger("skyheed.daemon")
+WARM_UP = 256  # objects at most, of the largest batch that a model computes at the start
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that a worker runs.
+
+    Attributes:
+        name: among the survey's models.
+        shared: whether others of them publish to the topic as well.
+        backlog: whether it also classifies the objects that are there when it joins.
+    """
+
+    name: str
+    model: "Model"
+    topic: str
+    shared: bool
+    backlog: bool
+
+
+def load_models(settings: Settings) -> list[ServedModel]:
+    """The models of the settings, ready to compute.
+
+    Raises:
+        ClassifierError: one does not load or does not run here.
+        ConfigError: two have the same name, or one cannot take what ingest keeps.
+    """
+    survey = survey_of(settings)
+    loaded = [_load_model(settings, survey, asked) for asked in settings.models]
+    names = [
+        asked.name or model_name(asked.model or settings.survey, model)
+        for asked, model in zip(settings.models, loaded, strict=True)
+    ]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two models are called {twice[0]}: give one of them another name in [[work.models]]")
+    topics = [settings.topic_of(number, name) for number, name in enumerate(names)]
+    for name, topic, model in zip(names, topics, loaded, strict=True):
+        info = model.info
+        log.info("work model=%s topic=%s: %s %s, %s", name, topic, info.name, info.version, model.chosen)
+    return [
+        ServedModel(name, model, topic, topics.count(topic) > 1, asked.backlog)
+        for name, model, topic, asked in zip(names, loaded, topics, settings.models, strict=True)
+    ]
+
+
+def _load_model(settings: Settings, survey: Survey, asked: ModelSettings) -> "Model":
+    from skyheed.classifier.serving import load
+
+    work = settings.work
+    model = load(
+        asked.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
+        threads=work.threads or None, prior=asked.prior, fewest=work.min_stamps or None,
+    )  # fmt: skip
+    check_fit(settings, survey, model)
+    model.warm_up(min(work.batch_size, WARM_UP))
+    return model
+
+
+def model_name(asked: str, model: "Model") -> str:
+    """What a model is called among the survey's: as in SURVEY/MODEL, or as its checkpoint says."""
+    return name_of(asked, str(model.info.name), model.info.surveys)
+
+
+def name_of(asked: str, called: str, surveys: Sequence[str]) -> str:
+    """The same of a model that is not loaded: what was asked for, the name on its card, and its surveys."""
+    from skyheed.classifier.models.checkpoint import shipped_name
+
+    name = shipped_name(asked, surveys) or called
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)
+    return cleaned[:LONGEST_MODEL_NAME] or "model"
+
+
+def join(settings: Settings, models: Sequence[ServedModel], stop: threading.Event) -> None:
+    """Make the models known to the survey's queues; waits for Redis if it is away."""
+    store = connect_store(settings)[0]
+    backlog = [served.name for served in models if served.backlog]
+    left = patience.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog), stop)
+    for name, objects in left.items():
+        if objects:
+            log.info("model %s: %d objects that were there before it are due for it once they change", name, objects)
+
+
+def make_worker(
+    settings: Settings, served: ServedModel, publisher: kafka.Publisher, measured: metrics.WorkMetrics
+) -> "Worker":
+    """The worker of one model."""
+    from skyheed.broker.portions import Hand
+    from skyheed.broker.work import Output, Pace, Worker
+
+    agreement = layout.of_worker(settings.redis, served.model.info.bands, served.model.needs.images)
+    store, queue, _ = connect_store(settings, served.name, agreement)
+    measured.begin(served.name)
+    output = Output(
+        served.name, served.topic, output_form(settings, served.topic), provenance_of(served.model), served.shared
+    )
+    work = settings.work
+    pace = Pace(work.batch_size, work.interval_s, work.lease_s, Hand(work.batch_bytes, work.batch_s))
+    return Worker(settings.survey, queue, store, served.model, publisher, output, measured, pace)
+
+
+def depth_of(client: state.Client, settings: Settings, name: str, measured: metrics.WorkMetrics) -> Callable[[], None]:
+    """What tells the metrics how deep a model's queue is."""
+    queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=name)
+    return lambda: measured.queue(name, queue.depth())
+
+
+def check_fit(settings: Settings, survey: Survey, model: "Model") -> None:
+    """Refuse a model that cannot take what ingest keeps.
+
+    Raises:
+        ConfigError: it does not know a band.
+    """
+    info = model.info
+    if unknown := set(survey.bands) - set(info.bands):
+        raise ConfigError(
+            f"the model {info.name} does not know band {', '.join(sorted(unknown))}: "
+            f'set ingest.bands = "{"".join(b for b in survey.bands if b in info.bands)}"'
+        )
+
+
+def output_form(settings: Settings, topic: str) -> formats.Form:
+    """How a classification is published: container, Confluent wire where a registry is set, or ELAsTiCC."""
+    if settings.work.format == "elasticc":
+        return formats.Form(formats.encode_elasticc, False)
+    registry = settings.registry
+    if registry.output_url:
+        client_of = registry.user, registry.password, registry.ca_file
+        schema_id = formats.register(registry.output_url, f"{topic}-value", *client_of)
+        return formats.Form(lambda record, datum: formats.encode_wire(record, schema_id, datum), False)
+    return formats.Form(formats.encode, True)
+
+
+def provenance_of(model: "Model") -> records.Provenance:
+    """Where an answer came from."""
+    info = model.info
+    return records.Provenance(
+        skyheed_version=version("skyheed"),
+        model_name=info.name,
+        model_version=info.version,
+        weights_digest=info.digest,
+        preprocessing=info.preprocessing,
+        taxonomy=info.taxonomy,
+        device=model.chosen,
+    )
