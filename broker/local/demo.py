@@ -23,6 +23,7 @@ from skyheed.broker import replay as player
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.local import demo_report, page
 from skyheed.broker.local import processes as stack
+from skyheed.broker.models import ServedModel, load_models
 from skyheed.broker.observation import BANDS
 from skyheed.broker.results.record import Classification
 from skyheed.broker.settings import Settings
