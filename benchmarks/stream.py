@@ -35,6 +35,10 @@ import packets
 import redis
 from astropy.io import fits
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from server_tools import start_apache_kafka
+
 from skyheed.broker import app as daemon
 from skyheed.broker import config, metrics
 from skyheed.broker.ingest import Ingest
@@ -69,7 +73,7 @@ def main() -> None:
 def servers(folder: Path) -> Iterator[Settings]:
     """Kafka, Valkey with an append-only file as operators run it, and the settings that name them."""
     home = os.environ.get("KAFKA_HOME")
-    broker = embedded.start_apache_kafka(home, folder / "kafka") if home else embedded.start_kafka()
+    broker = start_apache_kafka(home, folder / "kafka") if home else embedded.start_kafka()
     with broker as kafka_server, embedded.start_valkey(data_dir=folder / "valkey", appendonly=True) as valkey:
         settings = config.load(overrides={"survey": SURVEY}, environ={})
         yield config.with_servers(settings, kafka_server.address, valkey.url)

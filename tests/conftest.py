@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import redis as redis_py
+from server_tools import ValkeyCluster, start_apache_kafka, start_valkey_cluster
 
 from skyheed.broker.local import embedded
 
@@ -28,13 +29,13 @@ def valkey(_valkey: embedded.Server) -> embedded.Server:
 
 
 @pytest.fixture(scope="session")
-def _valkey_cluster() -> Iterator[embedded.ValkeyCluster]:
-    with embedded.start_valkey_cluster(3) as cluster:
+def _valkey_cluster() -> Iterator[ValkeyCluster]:
+    with start_valkey_cluster(3) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def valkey_cluster(_valkey_cluster: embedded.ValkeyCluster) -> embedded.ValkeyCluster:
+def valkey_cluster(_valkey_cluster: ValkeyCluster) -> ValkeyCluster:
     """Three Valkey nodes with nothing in them."""
     for node in _valkey_cluster.nodes:
         with redis_py.Redis.from_url(node.url) as client:
@@ -45,7 +46,7 @@ def valkey_cluster(_valkey_cluster: embedded.ValkeyCluster) -> embedded.ValkeyCl
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[embedded.Server]:
     """A Kafka for the whole session: Apache's where KAFKA_HOME names one, else the embedded one."""
-    with embedded.start_apache_kafka(HOME, settings=QUICK_GROUPS) if HOME else embedded.start_kafka() as server:
+    with start_apache_kafka(HOME, settings=QUICK_GROUPS) if HOME else embedded.start_kafka() as server:
         yield server
 
 
@@ -54,7 +55,7 @@ def apache_kafka(tmp_path: Path) -> Iterator[embedded.Server]:
     """An Apache Kafka of one's own, to kill and start again."""
     if not HOME:
         pytest.skip(NEEDS_APACHE)
-    with embedded.start_apache_kafka(HOME, tmp_path / "apache-kafka") as server:
+    with start_apache_kafka(HOME, tmp_path / "apache-kafka") as server:
         yield server
 
 
@@ -74,7 +75,7 @@ def kafka_scram() -> Iterator[embedded.Server]:
     """An Apache Kafka with SASL/SCRAM users (`SCRAM_USERS`) and ACLs; only `admin` has rights at the start."""
     if not HOME:
         pytest.skip(NEEDS_APACHE)
-    with embedded.start_apache_kafka(HOME, users=SCRAM_USERS) as server:
+    with start_apache_kafka(HOME, users=SCRAM_USERS) as server:
         yield server
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import redis as redis_py
+from server_tools import CLUSTER_SLOTS, ValkeyCluster
 
 from skyheed.broker.local import embedded
 
@@ -173,7 +174,7 @@ def pair() -> Iterator[Pair]:
             yield both
 
 
-class ClusterWithReplicas(embedded.ValkeyCluster):
+class ClusterWithReplicas(ValkeyCluster):
     """Three primaries with a replica each; a replica takes over about two seconds after its primary is gone."""
 
     PRIMARIES = 3
@@ -183,9 +184,9 @@ class ClusterWithReplicas(embedded.ValkeyCluster):
 
     def _join(self) -> None:
         clients: list[Any] = [redis_py.Redis.from_url(node.url) for node in self.nodes]
-        share = -(-embedded.CLUSTER_SLOTS // self.PRIMARIES)
+        share = -(-CLUSTER_SLOTS // self.PRIMARIES)
         for number, client in enumerate(clients[: self.PRIMARIES]):
-            last = min((number + 1) * share, embedded.CLUSTER_SLOTS) - 1
+            last = min((number + 1) * share, CLUSTER_SLOTS) - 1
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, last)
         for client in clients:
             for port, bus in self._ports:

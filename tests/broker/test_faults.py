@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SCRAM_USERS
+from server_tools import scram_options
 from stream_tools import (
     answers,
     hash_of,
@@ -317,7 +318,7 @@ def run_ingest(config_file: Path, environ: dict[str, str], *words: str) -> subpr
 def test_scram_right_password_wrong_password_and_missing_right(
     kafka_scram: embedded.Server, valkey: embedded.Server, tmp_path: Path
 ) -> None:
-    admin = embedded.scram_options("admin", SCRAM_USERS["admin"])
+    admin = scram_options("admin", SCRAM_USERS["admin"])
     options = {**admin, "bootstrap.servers": kafka_scram.address}
     topics = {name: {} for name in ("secret", "skyheed.classifications.sdss", "skyheed.deadletter.sdss")}
     kafka.ensure_topics(options, topics, 1, 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import HOME, NEEDS_APACHE
 from process_tools import until
+from server_tools import start_apache_kafka
 from stream_tools import answers, ingest_all, last_answers, publish, save_checkpoint, sdss_alert, settings_for
 from test_faults import Child, arguments_for, children
 
@@ -95,7 +96,7 @@ def test_a_full_disk_under_kafka_makes_the_worker_wait_and_loses_nothing(
     valkey: embedded.Server, tmp_path: Path, children: list[Child]
 ) -> None:
     """Kafka itself ends on a full disk; it is started again when there is room."""
-    with small_disk(tmp_path / "disk", 64) as disk, embedded.start_apache_kafka(HOME, disk / "kafka") as kafka:
+    with small_disk(tmp_path / "disk", 64) as disk, start_apache_kafka(HOME, disk / "kafka") as kafka:
         settings = settings_for(kafka.address, valkey.url, "sdss", "disk")
         names = [f"K{n}" for n in range(150)]
         sent = publish(settings, "disk", [sdss_alert(name, 1) for name in names])

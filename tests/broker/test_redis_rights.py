@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import redis as redis_py
+from server_tools import ValkeyCluster
 from state_tools import deliveries, observation
 from stream_tools import ingest_all, publish, save_checkpoint, sdss_alert, settings_for, work_all
 
@@ -206,7 +207,7 @@ def test_who_looks_can_change_nothing_and_others_surveys_are_out_of_reach(
             ingest.run([command])
 
 
-def test_the_rights_are_enough_on_a_cluster(valkey_cluster: embedded.ValkeyCluster) -> None:
+def test_the_rights_are_enough_on_a_cluster(valkey_cluster: ValkeyCluster) -> None:
     admins = [redis_py.Redis.from_url(node.url) for node in valkey_cluster.nodes]
     for client in admins:
         with_rights(client)

@@ -15,6 +15,7 @@ import click
 import pytest
 import yaml
 from conftest import HOME, NEEDS_APACHE
+from server_tools import start_apache_kafka
 
 from skyheed.broker import app as daemon
 from skyheed.broker import cli, config, metrics
@@ -151,8 +152,8 @@ def test_valkey_starts_with_the_options_of_compose_and_loses_nothing(tmp_path: P
     program, *options = map(with_defaults, services(DEPLOY / "compose.yaml")["valkey"]["command"])
     assert program == "valkey-server"
     port = embedded.free_port()
-    command = [embedded._valkey_binary(), *options, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(tmp_path)]
-    with embedded.Server("Valkey", command, port, embedded._answers_redis, tmp_path / "log") as server:
+    command = [embedded.valkey_binary(), *options, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(tmp_path)]
+    with embedded.Server("Valkey", command, port, embedded.answers_redis, tmp_path / "log") as server:
         health = check.state.health(check.state.connect(server.url))
     assert (health.eviction_policy, health.append_only, health.max_memory) == ("noeviction", True, 4 * 2**30)
 
@@ -186,7 +187,7 @@ def test_kafka_knows_the_settings_of_compose_and_starts_with_them(tmp_path: Path
     command = ["java", "-XX:+UseSerialGC", "-cp", f"{HOME}/libs/*", "kafka.server.KafkaConfig"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert set(properties) <= set(re.findall(r'id="([\w.]+)"', listed))
-    server = embedded.start_apache_kafka(HOME, tmp_path)
+    server = start_apache_kafka(HOME, tmp_path)
     here = {"9092": server.address.rpartition(":")[2], "19092": str(embedded.free_port())}
     here["9093"] = str(embedded.free_port())
     lines = [f"{name}={value}" for name, value in properties.items()]

@@ -13,6 +13,7 @@ import confluent_kafka as ck
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition, admin
 from conftest import HOME, NEEDS_APACHE, SCRAM_USERS
+from server_tools import scram_options
 
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
 from skyheed.broker.kafka import topics
@@ -516,7 +517,7 @@ def consume_a_while(settings: dict[str, Any], topic: str, group: str | None) -> 
 
 
 def scram(server: embedded.Server, user: str, password: str) -> dict[str, str]:
-    return {**options(server), **embedded.scram_options(user, password)}
+    return {**options(server), **scram_options(user, password)}
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import admin
 from conftest import SCRAM_USERS
+from server_tools import scram_options
 from stream_tools import answers, ingest_all, publish, save_checkpoint, sdss_alert, settings_for, work_all
 
 from skyheed.broker import app as daemon
@@ -51,7 +52,7 @@ def test_every_program_works_with_the_rights_that_are_listed(
     assert set(rights()) == {"ingest", "work", "subscribe"}
 
     def settings(user: str) -> Settings:
-        scram = embedded.scram_options(user, SCRAM_USERS[user])
+        scram = scram_options(user, SCRAM_USERS[user])
         plain = settings_for(kafka_scram.address, valkey.url, "sdss", ALERTS, **{"ingest.group": GROUP})
         return replace(plain, kafka={**plain.kafka, **scram})
 

@@ -10,6 +10,7 @@ import confluent_kafka as ck
 import pytest
 from confluent_kafka.admin import AdminClient
 from conftest import HOME, NEEDS_APACHE, SCRAM_USERS
+from server_tools import ValkeyCluster, scram_options, start_apache_kafka
 
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.local import embedded
@@ -79,7 +80,7 @@ def test_only_we_can_read_the_file_that_holds_the_password(tmp_path: Path) -> No
         state.connect(server.url, "pw-4417").ping()
 
 
-def test_a_cluster_answers_for_every_slot(valkey_cluster: embedded.ValkeyCluster) -> None:
+def test_a_cluster_answers_for_every_slot(valkey_cluster: ValkeyCluster) -> None:
     client = state.connect(valkey_cluster.url, cluster=True)
     client.run([("SET", f"key{n}", n) for n in range(300)])
     held = [_client(node.url).run([("DBSIZE",)])[0] for node in valkey_cluster.nodes]
@@ -163,7 +164,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, and th
 
 @pytest.mark.kafka
 def test_nobody_outside_this_machine_can_connect_to_an_embedded_server(
-    kafka: embedded.Server, valkey: embedded.Server, valkey_cluster: embedded.ValkeyCluster
+    kafka: embedded.Server, valkey: embedded.Server, valkey_cluster: ValkeyCluster
 ) -> None:
     with embedded.start_kafka() as memory_only:
         for server in (kafka, valkey, memory_only, *valkey_cluster.nodes):
@@ -182,7 +183,7 @@ def test_passwords_of_kafkas_users_stand_in_no_command_line_and_in_no_file_that_
     started: list[list[str]] = []
     run = embedded.subprocess.run
     monkeypatch.setattr(embedded.subprocess, "run", lambda words, **more: started.append(words) or run(words, **more))
-    server = embedded.start_apache_kafka(HOME, tmp_path, users={"admin": 'a "quoted" \\ pw-7712'})
+    server = start_apache_kafka(HOME, tmp_path, users={"admin": 'a "quoted" \\ pw-7712'})
     assert len(started) == 1
     assert "pw-7712" not in " ".join([*started[0], *server._command])
     holding = [f for f in tmp_path.rglob("*") if f.is_file() and b"pw-7712" in f.read_bytes()]
@@ -215,19 +216,19 @@ def test_apache_kafka_keeps_what_it_acknowledged_across_kill_and_restart(apache_
 
 def test_apache_kafka_without_its_jars(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="needs java on the PATH and its jars"):
-        embedded.start_apache_kafka(tmp_path)
+        start_apache_kafka(tmp_path)
 
 
 @pytest.fixture
 def scram(kafka_scram: embedded.Server) -> dict[str, Any]:
-    return {"bootstrap.servers": kafka_scram.address, **embedded.scram_options("admin", SCRAM_USERS["admin"])}
+    return {"bootstrap.servers": kafka_scram.address, **scram_options("admin", SCRAM_USERS["admin"])}
 
 
 @pytest.mark.kafka
 def test_scram_users_have_no_rights_until_they_are_given(scram: dict[str, Any]) -> None:
     _create(scram, "embedded-guarded")
     assert _produce(scram, "embedded-guarded", 1) == [""]
-    alice = {**scram, **embedded.scram_options("alice", SCRAM_USERS["alice"])}
+    alice = {**scram, **scram_options("alice", SCRAM_USERS["alice"])}
     assert _produce(alice, "embedded-guarded", 1) == ["TOPIC_AUTHORIZATION_FAILED"]
-    wrong = {**scram, **embedded.scram_options("alice", "wrong")}
+    wrong = {**scram, **scram_options("alice", "wrong")}
     assert _produce(wrong, "embedded-guarded", 1) == ["_MSG_TIMED_OUT"]

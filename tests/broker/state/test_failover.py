@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 from redis_tools import ClusterWithReplicas, Pair, follow, pair, until
+from server_tools import ValkeyCluster
 from state_tools import LANE, SURVEY, answer, content, deliveries, observation
 from stream_tools import answers, ingest_all, last_answers, publish, save_checkpoint, sdss_alert, settings_for
 from test_faults import Child, arguments_for, wait_for
@@ -231,7 +232,7 @@ def _is_primary(node: embedded.Server) -> bool:
         return bool(client.info("replication")["role"] == "master" and client.cluster("info")["cluster_state"] == "ok")
 
 
-def test_a_slot_that_is_on_its_way_is_waited_for(valkey_cluster: embedded.ValkeyCluster) -> None:
+def test_a_slot_that_is_on_its_way_is_waited_for(valkey_cluster: ValkeyCluster) -> None:
     """Our scripts do not declare their keys: run on the receiving node they would see half of an object."""
     store, idle = (store_of(valkey_cluster.url, 0, cluster=True) for _ in range(2))
     store.store(batch(0, 40))

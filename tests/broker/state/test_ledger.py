@@ -4,6 +4,7 @@ import threading
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from server_tools import ValkeyCluster
 from state_tools import SURVEY, deliveries, delivery, observation, open_state
 
 from skyheed.broker.errors import ConfigError
@@ -238,7 +239,7 @@ def test_another_number_of_shards_is_refused(valkey: embedded.Server) -> None:
     Ledger(client, "another", shards=8).ping()
 
 
-def test_the_books_of_a_cluster(valkey_cluster: embedded.ValkeyCluster) -> None:
+def test_the_books_of_a_cluster(valkey_cluster: ValkeyCluster) -> None:
     store, _, ledger = open_state(valkey_cluster.url, cluster=True)
     partitions = [f"alerts@id/{n}" for n in range(9)]
     ledger.consumed({p: range(20) for p in partitions})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from server_tools import ValkeyCluster
 from state_tools import LANE, SURVEY, answer, answer_all, content, deliveries, delivery, names, observation, open_state
 
 from skyheed.broker.errors import ServiceUnavailable
@@ -485,7 +486,7 @@ def test_a_killed_server_keeps_what_it_acknowledged(durable_valkey: embedded.Ser
     assert answer_all(store, queue) == 6
 
 
-def test_on_a_cluster(valkey_cluster: embedded.ValkeyCluster) -> None:
+def test_on_a_cluster(valkey_cluster: ValkeyCluster) -> None:
     store, queue, ledger = open_state(valkey_cluster.url, cluster=True)
     ledger.ping()
     seen = [observation(f"o{n % 40}", n) for n in range(400)]

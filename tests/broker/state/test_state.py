@@ -2,6 +2,7 @@ import time
 from pathlib import Path
 
 import pytest
+from server_tools import ValkeyCluster, start_valkey_cluster
 
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
 from skyheed.broker.local import embedded
@@ -18,7 +19,7 @@ def test_scripts_are_loaded_where_they_are_unknown(valkey: embedded.Server) -> N
         client.run([("SCRIPT", "FLUSH")])
 
 
-def test_scripts_on_a_cluster(valkey_cluster: embedded.ValkeyCluster) -> None:
+def test_scripts_on_a_cluster(valkey_cluster: ValkeyCluster) -> None:
     client = state.connect(valkey_cluster.url, cluster=True)
     calls = [(f"sh:{{t:{n}}}:",) for n in range(32)]
     assert client.call("objects", calls) == [NO_OBJECTS] * 32
@@ -68,7 +69,7 @@ def valkey_of_our_own():  # type: ignore[no-untyped-def]
 
 
 def test_a_cluster_of_which_a_node_is_away_and_comes_back() -> None:
-    with embedded.start_valkey_cluster(3) as cluster:
+    with start_valkey_cluster(3) as cluster:
         client = state.connect(cluster.url, cluster=True)
         calls = [(f"sh:{{t:{n}}}:",) for n in range(16)]
         client.call("objects", calls)
@@ -112,9 +113,7 @@ def test_a_user_without_rights(valkey_of_our_own: embedded.Server) -> None:
         client.call("objects", [("sh:{t:0}:",)])
 
 
-def test_a_cluster_that_is_none_and_the_other_way(
-    valkey: embedded.Server, valkey_cluster: embedded.ValkeyCluster
-) -> None:
+def test_a_cluster_that_is_none_and_the_other_way(valkey: embedded.Server, valkey_cluster: ValkeyCluster) -> None:
     with pytest.raises(ServiceError, match=r"redis\.cluster = false"):
         state.connect(valkey.url, cluster=True).ping()
     keys = [("GET", f"key{n}") for n in range(20)]
@@ -149,7 +148,7 @@ def test_health_of_a_server_that_evicts(durable_valkey: embedded.Server) -> None
     assert health.append_only
 
 
-def test_health_of_a_cluster_is_its_fullest_node(valkey_cluster: embedded.ValkeyCluster) -> None:
+def test_health_of_a_cluster_is_its_fullest_node(valkey_cluster: ValkeyCluster) -> None:
     full = state.connect(valkey_cluster.nodes[2].url)
     full.run([("CONFIG SET", "maxmemory", "10mb")])
     try:
