@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from skyheed.broker import config, logs, metrics, pulse, redrive
+from skyheed.broker import config, logs, metrics, pulse, redrive, several
 from skyheed.broker import waiting as patience
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.ingest import Budget, Ingest, Intake
@@ -127,6 +127,7 @@ def _views(client: state.Client, settings: Settings, model: str) -> tuple[Sequen
         max_stamps=settings.redis.max_stamps,
         ttl_s=settings.redis.ttl_days * 86_400,
         debounce_s=settings.ingest.debounce_s,
+        quiet_s=settings.ingest.quiet_s,
     )
     queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=model)
     return (
@@ -199,6 +200,8 @@ def run_ingest(settings: Settings, drain: bool) -> Counter[str]:
         log, "ingest", survey=settings.survey, topics=",".join(topics.topics), group=settings.ingest.group,
         redis=config.redacted_url(settings.redis.url),
     )  # fmt: skip
+    if settings.ingest.processes > 1:
+        return several.run(run_ingest, settings, drain, stop)
     measured = metrics.IngestMetrics(settings.survey)
     metrics.serve(
         measured, settings.ingest.metrics_port, settings.ingest.metrics_host

@@ -133,16 +133,17 @@ class Intake:
         batch.skipped, batch.rejected = sorting.results()
         return batch
 
-    def settle(self, batch: Batch, meanwhile: Callable[[], None] = lambda: None) -> Counter[str]:
+    def settle(self, batch: Batch, meanwhile: Callable[[], None] = lambda: None, behind: bool = False) -> Counter[str]:
         """Store, mark and set aside; afterwards every message of the batch is accounted for. Safe to repeat.
 
         Args:
             meanwhile: done while we wait for Kafka; what it raises ends that.
+            behind: more messages are there already (`SequenceStore.store`).
 
         Raises:
             ServiceUnavailable: Redis or Kafka is away; repeat with the same batch.
         """
-        outcomes = self.store.store(batch.deliveries)
+        outcomes = self.store.store(batch.deliveries, behind)
         skipped = [*batch.skipped, *_beyond(batch.deliveries, outcomes)]
         if skipped:
             self.ledger.skipped(skipped)
@@ -298,7 +299,8 @@ class Ingest:
             offsets[partition].append(offset)
         # consumed is marked of the messages, before and apart from any outcome, so that the books can fail to balance
         patiently(lambda: self.intake.ledger.consumed(offsets), stop, alive)
-        counts = patiently(lambda: self.intake.settle(batch, settling), stop, alive)
+        behind = batch.taken < len(messages) or any(self.consumer.lag().values())
+        counts = patiently(lambda: self.intake.settle(batch, settling, behind), stop, alive)
         self.consumer.commit(messages[: batch.taken])
         alive()
         self._report(batch.taken, counts, batch, time.monotonic() - began)

@@ -18,6 +18,7 @@ LARGEST_MESSAGE = 64 * 2**20  # what our own topics take
 LONGEST_GROUP = 249
 LARGEST_ARCSEC = 30  # as far as ZTF looks for solar-system objects
 LONGEST_MODEL_NAME = 48
+MOST_PROCESSES = 64
 Rule = tuple[bool, str]
 
 # What our promises rest on: librdkafka would take another value, and ours would overrule it in silence.
@@ -102,6 +103,12 @@ def _stream_rules(settings: "Settings") -> list[Rule]:
     ingest, topics = settings.ingest, settings.topics
     return [
         (0 <= ingest.debounce_s <= DAY_S, "ingest.debounce_s must not be negative, and at most 86400"),
+        (0 <= ingest.quiet_s <= DAY_S, "ingest.quiet_s must not be negative, and at most 86400"),
+        (1 <= ingest.processes <= MOST_PROCESSES, f"ingest.processes must be 1 to {MOST_PROCESSES}"),
+        (
+            not ingest.metrics_port or ingest.metrics_port + ingest.processes <= 65_536,
+            "ingest.metrics_port leaves no ports for all ingest.processes: each has the next one",
+        ),
         (
             bool(ingest.group) and ingest.group.isprintable() and len(ingest.group) <= LONGEST_GROUP,
             f"ingest.group must not be empty: 1 to {LONGEST_GROUP} characters that can be printed",

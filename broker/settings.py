@@ -29,6 +29,7 @@ class RedisSettings:
 class IngestSettings:
     topics: tuple[str, ...] = ()  # names, or patterns that begin with ^
     group: str = "skyheed"
+    processes: int = 1  # of one command, each a member of the group; of more than the topics have partitions, some idle
     batch_size: int = 500  # messages fetched at a time
     batch_bytes: int = 64 * 2**20  # fetched at a time: values, keys and headers; one message more may be in hand
     batch_records: int = 2_000  # decoded before they are stored and committed; a whole message is in hand at least
@@ -43,6 +44,7 @@ class IngestSettings:
     solar_system_arcsec: float = -1.0  # a detection this close to a known object is one; -1: the survey's own
     bands: str = ""  # bands to keep; empty: all of the survey's
     debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
+    quiet_s: float = 0.2  # due earlier, when nothing came of it for this long and the intake is not behind
     max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
     metrics_port: int = 0  # 0: no endpoint
     metrics_host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for all, as in a container

@@ -45,6 +45,7 @@ def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ..
 @click.option("--stamp", type=click.Choice(["science", "difference", "template"]), help="Which stamp to keep.")
 @click.option("--debounce", type=float, metavar="SECONDS", help="Let a visit's stamps gather for this long.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
+@click.option("--processes", type=int, help="Read in so many processes, each a member of the group.")
 @click.option("--drain", is_flag=True, help="End when everything that was there at the start was read.")
 def ingest(drain: bool, **given: Any) -> None:
     """Read alert packets from Kafka and keep each object's stamps in Redis.
@@ -62,6 +63,7 @@ def ingest(drain: bool, **given: Any) -> None:
             group="ingest.group",
             stamp="ingest.stamp",
             debounce="ingest.debounce_s",
+            processes="ingest.processes",
             metrics_port="ingest.metrics_port",
         ),
         drain,

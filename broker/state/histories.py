@@ -168,7 +168,8 @@ class SequenceStore:
         shards: fixed for the life of the data.
         max_stamps: longest sequence; the newest stay.
         ttl_s: an object without a new stamp for this long is forgotten, unless it still waits for an answer.
-        debounce_s: an object becomes ready this long after its first new stamp.
+        debounce_s: an object becomes ready this long after its first new stamp, at the latest.
+        quiet_s: and earlier, when nothing came of it for this long, as far as the caller of `store` is not behind.
     """
 
     def __init__(
@@ -180,6 +181,7 @@ class SequenceStore:
         max_stamps: int = 99,
         ttl_s: float = 180 * 86_400.0,
         debounce_s: float = 1.0,
+        quiet_s: float = math.inf,
     ) -> None:
         self._client = client
         self._keys = Keys(survey)
@@ -187,12 +189,16 @@ class SequenceStore:
         self._max_stamps = max_stamps
         self._ttl_ms = round(ttl_s * 1000)
         self._debounce_ms = round(debounce_s * 1000)
+        self._quiet_ms = round(min(quiet_s, debounce_s) * 1000)
 
-    def store(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
+    def store(self, deliveries: Sequence[Delivery], behind: bool = False) -> list[Outcome]:
         """Store each delivery, queue its object and mark its place in the books, in one round trip. Safe to repeat.
 
         A delivery whose place in Kafka is already marked changes nothing and has its first outcome. All records of
         one message have to be in the same call.
+
+        Args:
+            behind: there is more to store at once, perhaps of the same objects: they wait for the whole debounce.
 
         Raises:
             ServiceUnavailable: Redis is away or full; some shards may have been stored: repeat all.
@@ -205,7 +211,7 @@ class SequenceStore:
             base = self._keys.shard(shard)
             # first, because it makes room
             calls.append(("sweep", base, self._ttl_ms, len(members) + SWEEP_A_BATCH))
-            store = ("store", base, self._debounce_ms)
+            store = ("store", base, self._debounce_ms, self._debounce_ms if behind else self._quiet_ms)
             for chunk in _chunks(members, deliveries):
                 calls.append((*store, self._max_stamps, MOST_POINTS, *_words(chunk, deliveries)))
                 indices += chunk
@@ -379,15 +385,16 @@ def _chunks(members: Sequence[int], deliveries: Sequence[Delivery]) -> Iterable[
         yield chunk
 
 
-def _words(chunk: Iterable[int], deliveries: Sequence[Delivery]) -> list[Any]:
+def _words(chunk: Sequence[int], deliveries: Sequence[Delivery]) -> list[Any]:
     words: list[Any] = []
-    for n in chunk:
+    further = parts.words([deliveries[n].observation for n in chunk])
+    for n, more in zip(chunk, further, strict=True):
         delivery, o = deliveries[n], deliveries[n].observation
         segment, bit = divmod(delivery.offset, SEGMENT_BITS)
         header = _header(o, delivery.kafka_ms, delivery.ingest_ms)
         place = f"{delivery.partition}:{segment}"
         words += (place, bit, o.object_id, _SOURCE.pack(o.source_id), repr(float(o.mjd)), header, _pixels(o.stamp))
-        words += parts.words(o)
+        words += more
     return words
 
 

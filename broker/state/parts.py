@@ -24,6 +24,7 @@ _WHOLE = 2 * _PIXELS  # bytes of a stamp that is kept as it is
 _LOW = SHARP - 3  # bits of a pixel's lower byte that are used: sign, exponent and 2 more are in the upper one
 _LOW_BITS = np.uint8(0xFF << (8 - _LOW) & 0xFF)
 _LOW_BYTES = _PIXELS * _LOW // 8
+_U8 = np.uint64
 _SHIFTS = (_LOW * np.arange(8)).astype("<u4")
 RAW = -15  # window bits: bare deflate
 DIGEST_BYTES = 8
@@ -35,13 +36,19 @@ _NUMBER = np.dtype([("code", "u1"), ("value", "<f4")])
 _PAIR = struct.Struct("<Bf")
 
 
-def words(seen: Observation) -> tuple[bytes, bytes, bytes, bytes, bytes]:
-    """What `store.lua` takes of an observation: difference, digest of the template, template, points, context."""
-    packed = dict(zip(seen.images, pack_stamps(list(seen.images.values())), strict=True))
+Words = tuple[bytes, bytes, bytes, bytes, bytes]
+
+
+def words(seen: Sequence[Observation]) -> list[Words]:
+    """What `store.lua` takes of observations: difference, digest of the template, template, points, context."""
+    packed = iter(pack_stamps([stamp for one in seen for stamp in one.images.values()]))
+    return [_words(one, {kind: next(packed) for kind in one.images}) for one in seen]
+
+
+def _words(seen: Observation, packed: Mapping[str, bytes]) -> Words:
     template = packed.get("template", b"")
     digest = blake2b(template, digest_size=DIGEST_BYTES).digest() if template else b""
-    points, context = pack_points(seen.photometry), pack_context(seen.context)
-    return packed.get("difference", b""), digest, template, points, context
+    return packed.get("difference", b""), digest, template, pack_points(seen.photometry), pack_context(seen.context)
 
 
 def pack_stamps(stamps: Sequence[NDArray[np.float16]]) -> list[bytes]:
@@ -50,17 +57,24 @@ def pack_stamps(stamps: Sequence[NDArray[np.float16]]) -> list[bytes]:
         return []
     bits = np.array(stamps, "<f2").view("<u2").reshape(len(stamps), _PIXELS)
     low, high = bits.astype(np.uint8), (bits >> 8).astype(np.uint8)
-    if (low & ~_LOW_BITS).any():
-        return [row.tobytes() for row in bits]
+    whole: NDArray[np.bool_] = (low & ~_LOW_BITS).max(axis=1) > 0  # not rounded by its survey
     noise = _three_bytes(low >> np.uint8(8 - _LOW))
-    return [a.tobytes() + isal_zlib.compress(b.tobytes(), 1, RAW) for a, b in zip(noise, high, strict=True)]
+    return [
+        bits[n].tobytes() if whole[n] else noise[n].tobytes() + isal_zlib.compress(high[n].tobytes(), 1, RAW)
+        for n in range(len(stamps))
+    ]
 
 
 def _three_bytes(low: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Eight numbers of three bits each as three bytes: [n, pixels] -> [n, pixels / 8, 3]."""
-    eight = low.reshape(len(low), -1, 8).astype("<u4")
-    joined = np.bitwise_or.reduce(eight << _SHIFTS, axis=2)
-    return np.ascontiguousarray(joined.astype("<u4")[:, :, None].view(np.uint8)[:, :, :3])
+    """Eight numbers of three bits each as three bytes: [n, pixels] -> [n, pixels / 8, 3].
+
+    Neighbours move together within each 8 bytes: two numbers in 16 bits, four in 32, eight in 64.
+    """
+    eight = low.view("<u8")
+    eight = eight & _U8(0x0007000700070007) | eight >> _U8(5) & _U8(0x0038003800380038)
+    eight = eight & _U8(0x0000003F0000003F) | eight >> _U8(10) & _U8(0x00000FC000000FC0)
+    eight = eight & _U8(0xFFF) | eight >> _U8(20) & _U8(0xFFF000)
+    return np.ascontiguousarray(eight.view(np.uint8).reshape(len(low), -1, 8)[:, :, :3])
 
 
 def _eight_numbers(packed: NDArray[np.uint8]) -> NDArray[np.uint32]:

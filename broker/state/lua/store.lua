@@ -1,11 +1,12 @@
 #!lua
 -- Brings the deliveries of one shard into their sequences, the queue and the books: all of it, or nothing.
--- KEYS[1]: the shard's prefix (keys.py). ARGV: debounce (ms), longest sequence, most points, then twelve for each
--- delivery: "partition:segment", bit, object, source id (8 bytes), MJD, header, stamp, difference, digest of the template
--- (8 bytes), template, points, context; of the last five any may be empty.
+-- KEYS[1]: the shard's prefix (keys.py). ARGV: debounce (ms), quiet time (ms, at most the debounce), longest sequence, most
+-- points, then twelve for each delivery: "partition:segment", bit, object, source id (8 bytes), MJD, header, stamp,
+-- difference, digest of the template (8 bytes), template, points, context; of the last five any may be empty.
 -- Returns one outcome for each delivery: 1 stored, 2 duplicate, 3 skipped (older than the window).
-local base, debounce, longest, most_points = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local FIRST, WIDTH, POINT = 4, 12, 16  -- the first delivery's place, words of each, bytes of a point
+local base, debounce, quiet = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
+local longest, most_points = tonumber(ARGV[3]), tonumber(ARGV[4])
+local FIRST, WIDTH, POINT = 5, 12, 16  -- the first delivery's place, words of each, bytes of a point
 local NO_TEMPLATE = string.rep('\0', 8)
 local STORED, DUPLICATE, SKIPPED = 1, 2, 3
 local time = redis.call('TIME')
@@ -152,13 +153,18 @@ local every = lanes()
 local function queue_for(lane, object, meta)
   -- an object in flight is queued again when it is settled
   if redis.call('ZSCORE', base .. 'inflight' .. lane, object) then return end
-  local queue = redis.call('HEXISTS', meta, 'ans' .. lane) == 1 and 'due' or 'fresh'
-  -- NX: the first stamp sets the ready time, later ones do not postpone it
-  if redis.call('ZADD', base .. queue .. lane, 'NX', now + debounce, object) == 1 then
+  local queue = base .. (redis.call('HEXISTS', meta, 'ans' .. lane) == 1 and 'due' or 'fresh') .. lane
+  -- NX: the first stamp sets the latest time from which the object is ready; later ones do not postpone that
+  if redis.call('ZADD', queue, 'NX', now + quiet, object) == 1 then
+    if quiet < debounce then redis.call('HSET', meta, 'until' .. lane, now + debounce) end
     redis.call('SREM', base .. 'classified' .. lane, object)
     redis.call('SREM', base .. 'declined' .. lane, object)
     redis.call('ZREM', base .. 'unasked' .. lane, object)
+    return
   end
+  local ready = tonumber(redis.call('ZSCORE', queue, object))
+  local latest = ready > now and tonumber(redis.call('HGET', meta, 'until' .. lane))
+  if latest and latest >= ready then redis.call('ZADD', queue, 'XX', math.min(latest, now + quiet), object) end
 end
 
 -- A revision is Unix milliseconds, but always above the one before: it goes on rising after the object expired or

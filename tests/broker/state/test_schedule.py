@@ -4,6 +4,7 @@ import time
 from collections import Counter
 
 import pytest
+from process_tools import until
 from state_tools import LANE, answer, deliveries, names, observation, open_state
 
 from skyheed.broker import config
@@ -84,6 +85,45 @@ def test_an_object_is_ready_after_the_debounce(valkey: embedded.Server) -> None:
     assert queue.ready() == 1
     assert 0.05 <= (queue.waiting_s() or 0) < 10
     assert names(queue.claim(1, 10.0)) == {"a"}
+
+
+def test_a_quiet_object_is_ready_before_the_debounce_is_over(valkey: embedded.Server) -> None:
+    store, _, _ = open_state(valkey.url, debounce_s=60.0, quiet_s=10.0)
+    began = time.time()
+    store.store(deliveries([observation("a", 1)]))
+    first = ready_ms(valkey.url, "a") / 1000
+    assert 9 < first - began < 20
+    until(lambda: time.time() > began + 0.5)
+    store.store(deliveries([observation("a", 2)], first=1))
+    second = ready_ms(valkey.url, "a") / 1000
+    assert second - first >= 0.4, "another stamp of the visit: the object waits until that is quiet, too"
+    store.store(deliveries([observation("a", 3)], first=2), behind=True)
+    assert ready_ms(valkey.url, "a") / 1000 - began > 55, "more is to come at once: as long as the debounce"
+    store.store(deliveries([observation("a", 4)], first=3))
+    assert ready_ms(valkey.url, "a") / 1000 - began < 30, "the intake has caught up"
+
+
+def test_an_intake_that_is_behind_lets_objects_wait_for_the_whole_debounce(valkey: embedded.Server) -> None:
+    store, _, _ = open_state(valkey.url, debounce_s=60.0, quiet_s=1.0)
+    store.store(deliveries([observation("a", 1)]), behind=True)
+    first = ready_ms(valkey.url, "a")
+    assert first / 1000 - time.time() > 50
+    store.store(deliveries([observation("a", 2)], first=1))
+    assert ready_ms(valkey.url, "a") == first
+
+
+def test_bands_of_a_visit_never_make_more_than_one_answer_of_a_revision(valkey: embedded.Server) -> None:
+    store, queue, _ = open_state(valkey.url, debounce_s=1.0, quiet_s=0.05)
+    revisions = []
+    for band in range(5):
+        store.store(deliveries([observation("a", band + 1)], first=band))
+        until(lambda: queue.ready() == 1)
+        claims = queue.claim(1, 60.0)
+        sequences = store.fetch(claims, LANE)
+        revisions += [s.revision for s in sequences]
+        assert store.settle([answer(s) for s in sequences], LANE) == [Settled.ACKED]
+        assert queue.claim(1, 60.0) == []
+    assert len(set(revisions)) == 5
 
 
 def test_an_expired_lease_returns(valkey: embedded.Server) -> None:
