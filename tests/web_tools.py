@@ -89,14 +89,18 @@ def news(survey: str, name: str, epochs: int, revision: int = 1, model: str = "t
     )  # fmt: skip
 
 
-def keep(settings: Settings, objects: dict[str, int]) -> None:
-    """Put histories of objects with so many epochs into Redis, without any packet."""
+def keep(settings: Settings, objects: dict[str, int], partition: str = "alerts/0") -> None:
+    """Put histories of objects with so many epochs into Redis, without any packet.
+
+    Args:
+        partition: a new one for each call; what stood at an offset is stored once.
+    """
     seen = [
         observation(name, source_id=n + 1, mjd=60000.0 + n, band="gri"[n % 3])
         for name, epochs in objects.items()
         for n in range(epochs)
     ]
-    daemon.connect_store(settings)[0].store(deliveries(seen))
+    daemon.connect_store(settings)[0].store(deliveries(seen, partition))
 
 
 @contextlib.contextmanager

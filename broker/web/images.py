@@ -133,11 +133,15 @@ def npz(history: History) -> bytes:
 
 
 def fits_cube(history: History) -> bytes:
-    """A cube [epoch, y, x] for each kind, and a table of the epochs."""
+    """A cube [epoch, y, x] for each kind, and a table of the epochs.
+
+    Raises:
+        Problem: there are no stamps.
+    """
     from astropy.io import fits
 
     parts: list[Any] = [fits.PrimaryHDU(header=_header(history))]
-    for kind in kinds(history):
+    for kind in kinds(history) or ("science",):
         epochs, pixels = of_kind(history, kind)
         cube = fits.ImageHDU(pixels.astype(np.float32), name=kind.upper())
         _place(cube.header, history, int(epochs[-1]))

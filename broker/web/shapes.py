@@ -172,7 +172,8 @@ class Object(_Shape):
     ra: float | None
     dec: float | None
     epochs: Epochs | None
-    images: dict[str, list[int]]
+    images: dict[str, list[int]] = Field(description="kind of image: the epochs that have one")
+    images_missing: int = Field(description="epochs whose images are not kept any more")
     photometry: dict[str, list[Any]] | None
     context: list[dict[str, Any]]
     models: list[Model]

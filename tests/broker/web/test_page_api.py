@@ -142,6 +142,9 @@ class TestLists:
         table = pq.read_table(io.BytesIO(page.get(f"{API}/objects.parquet").content))
         assert set(table["object_id"].to_pylist()) == {"long", "middle", "short", *HOSTILE}
         assert len(page.get(f"{API}/objects.csv", params={"declined": "yes"}).text.splitlines()) == 2
+        listed = page.get(f"{API}/objects.json", params={"sort": "id"})
+        assert "attachment" in listed.headers["content-disposition"]
+        assert [row["object_id"] for row in listed.json()["rows"]] == sorted(["long", "middle", "short", *HOSTILE])
 
     def test_sky(self, page: httpx.Client) -> None:
         found = page.get(f"{API}/sky").json()

@@ -1,5 +1,6 @@
 """Who may see the page, and what happens to it while servers, tokens, clients and models misbehave."""
 
+import io
 import json
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import redis as redis_py
 from click.testing import CliRunner
 from test_page_api import API, eventually
 from web_tools import keep, page_of, page_settings, publish_news
@@ -18,7 +20,8 @@ from skyheed.broker import cli, serve
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.local import embedded
 from skyheed.broker.settings import Settings
-from skyheed.broker.web import recompute
+from skyheed.broker.state.keys import Keys, shard_of
+from skyheed.broker.web import images, recompute, shapes
 from skyheed.broker.web.guard import COSTLY_BURST, Rates
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.recompute import Pool, Task
@@ -269,3 +272,41 @@ class TestPool:
         assert {problem.status for problem in refused} == {429}
         assert time.monotonic() - began < 20
         pool._free.put(busy)
+
+
+class TestImagesThatAreNotKept:
+    def test_everything_else_is_shown(self, settings: Settings, tmp_path: Path) -> None:
+        keep(settings, {"faded": 5}, "alerts/1")
+        publish_news(settings, {"faded": 5})
+        with redis_py.Redis.from_url(settings.redis.url) as redis, page_of(settings, tmp_path) as client:
+            eventually(lambda: "faded" in objects(client))
+            assert client.get(f"{API}/objects/faded").json()["images_missing"] == 0
+            shard = shard_of("faded", settings.redis.shards)
+            assert redis.delete(f"{Keys(settings.survey).shard(shard)}stamps:faded") == 1
+            found = client.get(f"{API}/objects/faded").json()
+            shapes.Object.model_validate(found)
+            assert len(found["epochs"]["mjd"]) == found["images_missing"] == 5
+            assert found["images"] == {}
+            assert client.get("/object/faded", headers={"accept": "text/html"}).status_code == 200
+            assert len(client.get(f"{API}/objects/faded/light-curve.csv").text.splitlines()) == 6
+            assert "stamps_science" not in np.load(io.BytesIO(client.get(f"{API}/objects/faded/stamps.npz").content))
+            source = found["epochs"]["source_id"][0]
+            for part in ("strip.png", "stamps.gif", "stamps.fits", "atlas/science", f"stamps/{source}.png"):
+                refused = client.get(f"{API}/objects/faded/{part}")
+                assert refused.status_code == 404, part
+                assert "not kept any more" in refused.json()["detail"]
+            if Pool(settings, 0).missing:
+                return
+            refused = client.get(f"{API}/objects/faded/prefixes")
+            assert refused.status_code == 422
+            assert "the images of this object are not kept any more" in refused.json()["detail"]
+
+    def test_some_epochs_have_theirs(self) -> None:
+        stamps = np.arange(2 * 32 * 32, dtype=np.float16).reshape(2, 32, 32)
+        history = History(np.arange(5.0), np.zeros(5, np.uint8), {"science": stamps}, shown=np.array([1, 4]))
+        assert images.missing(history) == 3
+        epochs, pixels = images.of_kind(history, "science")
+        assert epochs.tolist() == [1, 4]
+        assert (pixels == stamps).all()
+        assert json.loads(images.atlas(history, "science", 1)[4:].split(b"}")[0] + b"}")["source_id"] == ["1", "4"]
+        assert "3 of its 5 epochs" in images.without(images.missing(history), len(history))
