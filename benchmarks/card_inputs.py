@@ -9,7 +9,6 @@ one of the same command: the card says how many objects were looked at, and whic
 import argparse
 import json
 
-from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.training import inputs
 
@@ -21,7 +20,7 @@ def main() -> None:
     parser.add_argument("archive")
     parser.add_argument("--objects", type=int, default=inputs.MOST_OBJECTS)
     asked = parser.parse_args()
-    found = inputs.of_archive(Archive(asked.archive), asked.objects)
+    found = inputs.of_archive(asked.archive, asked.objects)
     info = checkpoint.describe_training(checkpoint.resolve(asked.checkpoint), inputs=found)
     print(json.dumps({"model": info.name, "digest": info.digest, "inputs": found}))
 

@@ -15,8 +15,10 @@ from skyheed.classifier.stamp import BORDER, STAMP_SIZE
 _SIGMA = 1.4826  # of a normal distribution, in median absolute deviations
 _MIDDLE = STAMP_SIZE // 2
 _PERCENTILES = {"p16": 16, "p50": 50, "p84": 84}
-_FRAME = np.ones((STAMP_SIZE, STAMP_SIZE), bool)
-_FRAME[BORDER:-BORDER, BORDER:-BORDER] = False
+# Four pixels wide, inside of the border, which is padding where a survey's stamps are smaller (Rubin: 30 pixels).
+_RING = np.zeros((STAMP_SIZE, STAMP_SIZE), bool)
+_RING[BORDER:-BORDER, BORDER:-BORDER] = True
+_RING[BORDER + 4 : -BORDER - 4, BORDER + 4 : -BORDER - 4] = False
 
 Seen = dict[str, list[tuple[float, NDArray[np.float32]]]]  # band -> (flux in nJy, science stamp) of epochs
 
@@ -58,8 +60,8 @@ def _percentiles(values: NDArray[Any]) -> dict[str, float | None]:
 
 
 def noise(stamps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scatter of the border's pixels of stamps [n, 32, 32], in the stamps' unit (100 nJy)."""
-    edge = stamps[:, _FRAME]
+    """Scatter of the outer pixels of stamps [n, 32, 32], in the stamps' unit (100 nJy)."""
+    edge = stamps[:, _RING]
     found: NDArray[np.float32] = _SIGMA * np.median(np.abs(edge - np.median(edge, 1, keepdims=True)), 1)
     return found
 

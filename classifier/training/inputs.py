@@ -1,6 +1,7 @@
 """What a model's card says of its training stamps: a sample of the archive, in the numbers of `classifier.inputs`."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from skyheed.classifier import inputs
@@ -13,8 +14,11 @@ MOST_OBJECTS = 400  # that are looked at
 TRAIN = "train"
 
 
-def of_archive(archive: Archive, most: int = MOST_OBJECTS) -> dict[str, Any]:
-    """Numbers by band of some training objects, spread over the archive, and what they are of."""
+def of_archive(path: str | Path, most: int = MOST_OBJECTS) -> dict[str, Any]:
+    """Numbers by band of some training objects, and what they are of; empty where there is no archive."""
+    if not Path(path).is_dir():
+        return {}
+    archive = Archive(path)
     names = [name for name in archive.object_ids if archive.object(name)["split"] == TRAIN]
     chosen = names[:: max(1, len(names) // most)][:most]
     bands = inputs.summary(inputs.gather(_histories(archive, chosen)))

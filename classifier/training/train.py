@@ -28,7 +28,7 @@ from skyheed.classifier.models.convention.fast import CpuTokens, CudaTokens, Fol
 from skyheed.classifier.models.convention.network import ConvEntion
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.serving import Where, choose
-from skyheed.classifier.training import dataset, objectives, saved, selection
+from skyheed.classifier.training import dataset, inputs, objectives, saved, selection
 from skyheed.classifier.training.calibration import fit
 from skyheed.classifier.training.clock import Clock
 from skyheed.classifier.training.dataset import Augmentation, Dataset
@@ -372,7 +372,8 @@ class Trainer:
             "cpu_seconds": round(self.clock.cpu_seconds),
             "device": self.chosen, "torch": torch.__version__, "skyheed": version("skyheed"),
             "objects": len(selection.stages(self.protocol, self.data)[0]), "selected_macro_f1": round(self.best, 4),
-            "archive": saved.card(self.protocol.archive), "started_from": self.started_from,
+            "archive": saved.card(self.protocol.archive), "inputs": inputs.of_archive(self.protocol.archive),
+            "started_from": self.started_from,
         }  # fmt: skip
         info = replace(self._info(calibration), training=training, metrics=metrics)
         made = checkpoint.save(self.output, self.best_state, info)
