@@ -70,12 +70,14 @@ class Backfill:
         counts: Counter[str] = Counter(asked=0, fetched=0, unknown=0, refused=0, wrong=0)
         while not stop.is_set():
             messages = self.consumer.consume(BATCH, WAIT_S, BATCH_BYTES)
-            for message in messages:
+            for number, message in enumerate(messages):
                 if stop.is_set():
                     break
+                self.metrics.lag(sum(self.consumer.lag().values()) + len(messages) - number)
                 if message.topic() != self.topic:
                     counts.update(self._complete(message, stop))
                 self.consumer.commit([message])
+                self.metrics.read()
             if drain and not messages and self.consumer.drained():
                 break
         return counts

@@ -60,7 +60,7 @@ def run_backfill(settings: Settings, name: str, drain: bool) -> Counter[str]:
     if not isinstance(survey, NamesEarlier):
         raise ConfigError(f"packets of {survey.name} do not name earlier detections: there is nothing to backfill")
     provider = providers.load(name, table_options(settings.providers, name, {"token": own.token}))
-    measured = metrics.BackfillMetrics(settings.survey)
+    measured = metrics.BackfillMetrics(settings.survey, name)
     metrics.serve(measured, own.metrics_port, own.metrics_host)
     if provider.survey != settings.survey:
         raise ConfigError(f"{name} has packets of {provider.survey}, not of {settings.survey}: choose another provider")

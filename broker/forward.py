@@ -103,6 +103,7 @@ class Forward:
         counts: Counter[str] = Counter(read=0, **dict.fromkeys(map(str, Outcome), 0))
         while not stop.is_set() and not self.stream.ended:
             batch = self.stream.take(self.batch, WAIT_S)
+            self.metrics.lag(self.stream.lag() + len(batch))
             if batch:
                 counts.update(self._forward(batch, stop))
             self.stream.settle()

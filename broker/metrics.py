@@ -26,13 +26,13 @@ class _Rejected(Protocol):
 class _Metrics:
     """What both daemons export; every sample carries the survey. Is told of every wait (`patience.Observer`)."""
 
-    def __init__(self, survey: str) -> None:
+    def __init__(self, survey: str, host: str = "") -> None:
         self.registry = CollectorRegistry()
         self._survey = survey
         self._since: dict[tuple[str, str], float] = {}  # server, who waits -> monotonic seconds
         self._lock = threading.Lock()
         seconds = self._gauge("waiting_seconds", "how long the daemon has been waiting for a server", "server")
-        for server in SERVERS:
+        for server in (*SERVERS, *([host] if host else [])):
             seconds.labels(survey, server).set_function(partial(self._waited, server))
         for server, name in (("kafka", "Kafka"), ("redis", "Redis")):
             up = self._gauge(f"{server}_up", f"1 while {name} answers, 0 while the daemon waits for it")
@@ -171,11 +171,13 @@ class ForwardMetrics(_Metrics):
     """Of `skyheed forward`: read = delivered + filtered + refused."""
 
     def __init__(self, survey: str, sink: str) -> None:
-        super().__init__(survey)
+        super().__init__(survey, f"sinks.{sink}")
         self._sink = sink
         self._read = self._counter("forward_read", "classifications read, to be sent to a host", "sink")
         self._outcomes = self._counter("forward_outcomes", "classifications by what the host did", "sink", "outcome")
+        self._lag = self._gauge("forward_lag_messages", "classifications not yet read", "sink")
         self._read.labels(survey, sink)
+        self._lag.labels(survey, sink)
         for outcome in ("delivered", "filtered", "refused"):
             self._outcomes.labels(survey, sink, outcome)
 
@@ -185,14 +187,22 @@ class ForwardMetrics(_Metrics):
         for outcome, number in counts.items():
             self._outcomes.labels(self._survey, self._sink, outcome).inc(number)
 
+    def lag(self, messages: int) -> None:
+        """Classifications not yet read."""
+        self._lag.labels(self._survey, self._sink).set(messages)
+
 
 class BackfillMetrics(_Metrics):
-    """Of `skyheed backfill`: requests by what became of them."""
+    """Of `skyheed backfill`: messages looked at, and requests by what became of them."""
 
     OUTCOMES = ("fetched", "unknown", "refused", "wrong")
 
-    def __init__(self, survey: str) -> None:
-        super().__init__(survey)
+    def __init__(self, survey: str, provider: str) -> None:
+        super().__init__(survey, f"providers.{provider}")
+        self._read = self._counter("backfill_messages", "alerts looked at")
+        self._lag = self._gauge("backfill_lag_messages", "alerts not yet looked at")
+        self._read.labels(survey)
+        self._lag.labels(survey)
         self._asked = self._counter("backfill_requests", "earlier detections asked for, by outcome", "outcome")
         for outcome in self.OUTCOMES:
             self._asked.labels(survey, outcome)
@@ -200,6 +210,14 @@ class BackfillMetrics(_Metrics):
     def asked(self, outcome: str) -> None:
         """One request and what became of it."""
         self._asked.labels(self._survey, outcome).inc()
+
+    def read(self) -> None:
+        """One message, all of whose earlier detections have been asked for."""
+        self._read.labels(self._survey).inc()
+
+    def lag(self, messages: int) -> None:
+        """Alerts not yet looked at."""
+        self._lag.labels(self._survey).set(messages)
 
 
 def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1") -> int:
@@ -213,7 +231,7 @@ def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1") -> int:
 def names() -> set[str]:
     """Every sample name that a daemon can export, as queries use them."""
     found = set()
-    for metrics in (IngestMetrics("x"), WorkMetrics("x"), ForwardMetrics("x", "y"), BackfillMetrics("x")):
+    for metrics in (IngestMetrics("x"), WorkMetrics("x"), ForwardMetrics("x", "y"), BackfillMetrics("x", "y")):
         for family in metrics.registry.collect():
             suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
             found |= {family.name + suffix for suffix in suffixes}

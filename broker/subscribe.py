@@ -176,6 +176,10 @@ class Subscriber:
         self._consumer.commit([*self._done.values()])
         self._done.clear()
 
+    def lag(self) -> int:
+        """Messages that are there and were not yet handed out."""
+        return sum(self._consumer.lag().values()) + len(self._waiting)
+
     def keep_alive(self) -> None:
         """Stay a member of the group while records are being handled; call it as often as you like."""
         self._consumer.keep_alive()

@@ -18,7 +18,7 @@ from skyheed.broker.packets.avro_schema import Schema as Measured
 from skyheed.broker.packets.avro_schema import Type
 
 MAX_MESSAGE_BYTES = 2**20  # of a message, and unpacked of the record in it; one with 99 sources has 3 kB
-MAX_SCHEMA_BYTES = 2**16  # ours has 2 kB
+MAX_SCHEMA_BYTES = 2**15  # ours has 2 kB
 MAX_VALUES = 10_000  # in a record, but for items; ours has 60
 VALUES_A_BYTE = 8  # in an item, at its smallest; real ones have up to 3
 MAGIC = b"Obj\x01"

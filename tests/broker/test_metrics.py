@@ -85,7 +85,7 @@ def test_a_scrape_shows_every_name() -> None:
     both = [classification(), classification(header(1), None, "x")]
     work.batch("vector", both, {"acked": 1}, 0.1, 0.1, 0.1, {"due": 1})
     seen = set()
-    for measured in (ingest, work, metrics.ForwardMetrics("ztf", "lasair"), metrics.BackfillMetrics("ztf")):
+    for measured in (ingest, work, metrics.ForwardMetrics("ztf", "lasair"), metrics.BackfillMetrics("ztf", "alerce")):
         port = free_port()
         assert metrics.serve(measured, port, "127.0.0.1") == port
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()

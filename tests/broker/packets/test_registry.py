@@ -17,7 +17,7 @@ from skyheed.broker.errors import (
 )
 from skyheed.broker.packets.avro import Schema
 from skyheed.broker.registry import schemas as registry
-from skyheed.broker.registry.schemas import SchemaSource
+from skyheed.broker.registry.schemas import KEPT, SchemaSource
 
 ALERT = {"type": "record", "name": "alert", "fields": [{"name": "id", "type": "long"}]}
 SECRET = "correct horse battery"
@@ -351,3 +351,11 @@ def test_the_cache_of_unknown_ids_is_bounded():
     for schema_id in range(3000):
         assert reason_of(schemas, schema_id) is Reason.UNKNOWN_SCHEMA
     assert len(schemas._recent) <= 1001
+
+
+def test_schemas_that_are_remembered_are_bounded(server):
+    schemas = source(server)
+    for number in range(KEPT + 20):
+        server.answers[f"/schemas/ids/{number}"] = schema_answer()
+        schemas.get(number)
+    assert len(schemas._known) == KEPT

@@ -377,3 +377,11 @@ def test_the_bytes_of_a_message_are_counted_over_its_blocks():
     with pytest.raises(PacketError) as caught:
         Decoder(WANTED).decode(head + block * (enough + 1))
     assert caught.value.reason is Reason.BOMB
+
+
+def test_readers_by_id_are_bounded():
+    books = avro_readers.Readers(None)
+    schema = Schema(b'"long"')
+    for number in range(avro_readers.KEPT_IDS + 20):
+        books.of_schema(number, schema)
+    assert len(books._by_id) == avro_readers.KEPT_IDS

@@ -218,3 +218,14 @@ def test_real_packets_name_their_earlier_detections(survey: str, files: Callable
             assert detections
             named += len(detections)
     assert named
+
+
+def test_so_many_detections_of_a_packet_are_asked_for(stream: Settings, tmp_path: Path) -> None:
+    name = f"ZTF{uuid.uuid4().hex[:8]}"
+    publish(stream, stream.ingest.topics[0], [packet(name, 300, 200)])
+    rules = AlerceRules({})
+    with standing(rules) as host:
+        path = Path(written(tmp_path, stream, host.url))
+        path.write_text(path.read_text().replace("[backfill]", "[backfill]\nmost = 7"))
+        assert backfill(str(path))["asked"] == 7
+    assert set(rules.asked) == {(name, n) for n in range(293, 300)}
