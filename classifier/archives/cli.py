@@ -36,6 +36,17 @@ def archive() -> None:
     "--scenes", type=click.Path(path_type=Path),
     help="Real packets, or their archive (build-packets), on whose templates the objects are painted (ztf, lsst).",
 )  # fmt: skip
+@click.option(
+    "--shift",
+    metavar="NAME=NUMBER,...",
+    help="Other conditions than the survey's: noise and seeing are factors, "
+    "zero_point an added scatter; noise=1.4,seeing=1.3,zero_point=0.05.",
+)
+@click.option(
+    "--mixture",
+    metavar="CLASS=SHARE,...",
+    help="Shares of the classes, no wrong labels: AGN=0.2,SNIa=0.1,Variable=0.6,SNOther=0.1.",
+)
 @click.option("--most", type=int, default=12, show_default=True, help="Alerts of an object (ztf, lsst).")
 @click.option("--processes", type=int, help="Processes; by default one per core.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
@@ -50,6 +61,8 @@ def simulate(
     balanced: bool,
     template: Path | None,
     scenes: Path | None,
+    shift: str | None,
+    mixture: str | None,
     most: int,
     processes: int | None,
     overwrite: bool,
@@ -61,15 +74,17 @@ def simulate(
     Example:  skyheed archive simulate --survey sdss --objects 8249 --seed 1 -o sky
     """
     from skyheed.classifier.sky import simulate as run
+    from skyheed.classifier.sky.shifted import NO_SHIFT, read_mixture, read_shift
 
+    conditions, shares = read_shift(shift) if shift else NO_SHIFT, read_mixture(mixture) if mixture else None
     with contextlib.ExitStack() as stack:
         if scenes and reads_packets and not (scenes / "card.json").exists():
             packets, scenes = scenes, stack.enter_context(temporary_folder("skyheed-scenes-")) / scenes.name
             reads_packets(survey, packets, scenes)
         run(
             survey, objects, seed, output,
-            seasons=seasons, balanced=balanced, template=template, most=most, scenes=scenes, processes=processes,
-            overwrite=overwrite,
+            seasons=seasons, balanced=balanced, template=template, most=most, scenes=scenes, shift=conditions,
+            mixture=shares, processes=processes, overwrite=overwrite,
         )  # fmt: skip
     click.echo(f"{output}: {Archive(output).card['stamps']} stamps of {objects} objects")
 

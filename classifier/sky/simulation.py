@@ -33,7 +33,8 @@ from skyheed.classifier.sky.objects import Observed, Wish, observe
 from skyheed.classifier.sky.packets import alerts_of
 from skyheed.classifier.sky.painted import TRIES, Scene, name_in, painted, scaled, scenes_of, suited
 from skyheed.classifier.sky.render import Rendered, render
-from skyheed.classifier.sky.surveys import AB_ZERO, Survey, survey_named
+from skyheed.classifier.sky.shifted import NO_SHIFT, Shift, counts, survey_under
+from skyheed.classifier.sky.surveys import AB_ZERO, Survey
 from skyheed.classifier.sky.targets import DETECTION
 from skyheed.classifier.sky.templates import load_template
 from skyheed.classifier.sky.type_ia import STANDARD, IaTemplate
@@ -80,20 +81,31 @@ PAINTED = (
     "catalogues, turned and flipped; an object is in the split of its packet's object (`scene` in its parameters)."
 )
 
+SHIFTED = " Conditions are not the survey's own, but shifted as the command says, for experiments."
 
-def plan(objects: int, seed: int, *, balanced: bool) -> list[Wish]:
-    """Which objects to make, in a shuffled order."""
+
+def plan(objects: int, seed: int, *, balanced: bool, mixture: Mapping[str, float] | None = None) -> list[Wish]:
+    """Which objects to make, in a shuffled order.
+
+    Args:
+        balanced: equal classes and no wrong labels, instead of the published mixture.
+        mixture: shares of the classes, with no wrong labels.
+    """
     if objects < 1:
         raise ArchiveError("an archive needs at least one object")
+    if mixture and balanced:
+        raise ArchiveError("a mixture of classes is asked for, and equal classes: give either")
     rng = np.random.default_rng([seed, 0xA11])
-    counts = _balanced(objects) if balanced else _in_proportion(objects)
-    wishes = [_wish(rng, label, confirmed, balanced) for (label, confirmed), n in counts.items() for _ in range(n)]
+    sure = balanced or mixture is not None
+    shares = mixture or dict.fromkeys(CLASSES, 1 / len(CLASSES))
+    each = _half_confirmed(counts(objects, shares)) if sure else _in_proportion(objects)
+    wishes = [_wish(rng, label, confirmed, sure) for (label, confirmed), n in each.items() for _ in range(n)]
     return [wishes[i] for i in rng.permutation(len(wishes))]
 
 
-def _wish(rng: np.random.Generator, label: str, confirmed: bool, balanced: bool) -> Wish:
+def _wish(rng: np.random.Generator, label: str, confirmed: bool, sure: bool) -> Wish:
     other = {"SNIa": "SNOther", "SNOther": "SNIa"}.get(label, label)
-    mistaken = not confirmed and not balanced and rng.random() < MISTAKES[label]
+    mistaken = not confirmed and not sure and rng.random() < MISTAKES[label]
     return Wish(label, other if mistaken else label, confirmed)
 
 
@@ -101,21 +113,20 @@ def _in_proportion(objects: int) -> dict[tuple[str, bool], int]:
     """The published counts scaled to a total, by largest remainder."""
     total = sum(PUBLISHED.values())
     exact = {key: count * objects / total for key, count in PUBLISHED.items()}
-    counts = {key: int(value) for key, value in exact.items()}
-    for key in sorted(exact, key=lambda k: counts[k] - exact[k])[: objects - sum(counts.values())]:
-        counts[key] += 1
-    return counts
+    found = {key: int(value) for key, value in exact.items()}
+    for key in sorted(exact, key=lambda k: found[k] - exact[k])[: objects - sum(found.values())]:
+        found[key] += 1
+    return found
 
 
-def _balanced(objects: int) -> dict[tuple[str, bool], int]:
-    """Equal classes; supernovae half confirmed."""
-    counts: dict[tuple[str, bool], int] = {}
-    for number, label in enumerate(CLASSES):
-        n = objects // len(CLASSES) + (number < objects % len(CLASSES))
+def _half_confirmed(each: Mapping[str, int]) -> dict[tuple[str, bool], int]:
+    """So many of each class; supernovae half confirmed."""
+    found: dict[tuple[str, bool], int] = {}
+    for label, n in each.items():
         photometric = n // 2 if label.startswith("SN") else 0
-        counts[label, True] = n - photometric
-        counts[label, False] = photometric
-    return counts
+        found[label, True] = n - photometric
+        found[label, False] = photometric
+    return found
 
 
 def simulate_object(
@@ -228,11 +239,12 @@ def _simulate_part(
     directory: Path,
     most: int,
     scenes: Path | None,
+    shift: Shift,
     task: tuple[int, list[tuple[int, Wish]]],
 ) -> list[dict[str, Any]]:
     """Runs in a worker: simulate the objects of one part and write them."""
     part, wishes = task
-    survey, ia = survey_named(survey_name), load_template(template)
+    survey, ia = survey_under(survey_name, shift), load_template(template)
     if scenes is not None:
         real = scenes_of(scenes, survey)
         made = (paint_object(survey, seed, number, wish, seasons, ia, most, real) for number, wish in wishes)
@@ -252,6 +264,8 @@ def simulate(
     template: Path | None = None,
     most: int = MOST,
     scenes: str | Path | None = None,
+    shift: Shift = NO_SHIFT,
+    mixture: Mapping[str, float] | None = None,
     processes: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
@@ -268,12 +282,14 @@ def simulate(
         template: a spectral template of SNe Ia (`templates.load_template`) instead of our own light curves.
         most: alerts of an object, where the survey sends alerts for detections alone.
         scenes: an archive of real packets on whose templates the objects are painted (`painted`).
+        shift: conditions other than the survey's own.
+        mixture: shares of the classes, with no wrong labels, instead of the published mixture.
         processes: by default one per core.
 
     Raises:
         ArchiveError: unknown survey, impossible numbers, scenes that cannot be used, or `out` exists.
     """
-    sky = survey_named(survey)
+    sky = survey_under(survey, shift)
     if not 1 <= seasons <= len(sky.cadence.seasons):
         raise ArchiveError(f"{survey} has 1 to {len(sky.cadence.seasons)} seasons, not {seasons}")
     if not 0 <= seed < 2**23:
@@ -283,15 +299,17 @@ def simulate(
     if scenes is not None:
         if not sky.detections_only:
             raise ArchiveError(f"{survey} sends no templates: --scenes is for ztf and lsst")
+        if shift != NO_SHIFT:
+            raise ArchiveError("--scenes takes the conditions of its packets, so --shift would do nothing: give either")
         scenes_of(scenes, sky)  # what is wrong is said before the work
-    wishes = list(enumerate(plan(objects, seed, balanced=balanced)))
+    wishes = list(enumerate(plan(objects, seed, balanced=balanced, mixture=mixture)))
     tasks = [
         (part, wishes[start : start + OBJECTS_PER_PART])
         for part, start in enumerate(range(0, len(wishes), OBJECTS_PER_PART))
     ]
-    card = _card(sky, objects, seed, seasons, balanced, ia, most, scenes)
+    card = _card(sky, objects, seed, seasons, balanced, ia, most, scenes, shift, mixture)
     with ArchiveWriter(out, card, overwrite=overwrite) as writer:
-        work = partial(_simulate_part, survey, seed, seasons, template, writer.directory, most, scenes)
+        work = partial(_simulate_part, survey, seed, seasons, template, writer.directory, most, scenes, shift)
         with progress_bar(None, "simulating", objects, show=progress, unit=" objects") as bar:
             each = _each(work, tasks, processes or len(os.sched_getaffinity(0)))
             with contextlib.closing(each):  # its processes end with us
@@ -344,27 +362,35 @@ def _card(
     template: IaTemplate,
     most: int,
     scenes: Path | None,
+    shift: Shift,
+    mixture: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    mixture = (" --balanced" if balanced else "") + (f" --most {most}" if survey.detections_only else "")
+    classes = " --balanced" if balanced else ""
+    if mixture:
+        classes = " --mixture " + ",".join(f"{label}={share:g}" for label, share in mixture.items())
+    classes += f" --most {most}" if survey.detections_only else ""
     other = "" if template is STANDARD else f" --template {template.name}"
     # without its folders: where a user keeps it is nobody's business
     other += "" if scenes is None else f" --scenes {scenes.name}"
+    other += f" --shift {shift}" if str(shift) else ""
     share = ", ".join(f"{label} {share:.0%}" for label, share in MISTAKES.items())
     labels = (
         "all classes equally often, no label is wrong"
         if balanced
+        else "the mixture of the command, no label is wrong"
+        if mixture
         else f"the published mixture; of the photometric supernova labels these shares are wrong: {share}"
     )
     return {
         "command": f"skyheed archive simulate --survey {survey.name} --objects {objects} --seed {seed} "
-        f"--seasons {seasons}{mixture}{other}",
+        f"--seasons {seasons}{classes}{other}",
         "seed": seed,
         "made": MADE.format(
             survey=survey.name,
             detection=DETECTION,
             search=survey.search,
             alerts=survey.alert_rule,
-            kept=KEPT[survey.detections_only] + ("" if scenes is None else PAINTED),
+            kept=KEPT[survey.detections_only] + ("" if scenes is None else PAINTED) + (SHIFTED if str(shift) else ""),
             labels=labels,
             ia=template.name,
         ),
