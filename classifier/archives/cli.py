@@ -10,6 +10,7 @@ import click
 from skyheed.classifier import outputs
 from skyheed.classifier.archives.card import card_text
 from skyheed.classifier.archives.check import validate as validate_archive
+from skyheed.classifier.archives.mixture import read_mixture
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.keeper import temporary_folder
@@ -74,7 +75,7 @@ def simulate(
     Example:  skyheed archive simulate --survey sdss --objects 8249 --seed 1 -o sky
     """
     from skyheed.classifier.sky import simulate as run
-    from skyheed.classifier.sky.shifted import NO_SHIFT, read_mixture, read_shift
+    from skyheed.classifier.sky.shifted import NO_SHIFT, read_shift
 
     conditions, shares = read_shift(shift) if shift else NO_SHIFT, read_mixture(mixture) if mixture else None
     with contextlib.ExitStack() as stack:
@@ -206,7 +207,12 @@ def validate(path: Path) -> None:
 @click.option("--class", "labels", multiple=True, metavar="CLASS", help="AGN, SNIa, Variable or SNOther; repeatable.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only this split.")
 @click.option("--object", "objects", multiple=True, metavar="ID", help="Only this object; repeatable.")
+@click.option("--every", type=click.IntRange(1), default=1, help="Only one in so many objects.")
+@click.option(
+    "--mixture", metavar="CLASS=SHARE,...", help="Leave out objects until the classes of each split have these shares."
+)
 @click.option("--alerts-only", is_flag=True, help="Only what an alert stream would have sent.")
+@click.option("--most", type=click.IntRange(1), help="Only the first so many stamps of each object.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
 def convert(
     path: Path,
@@ -214,7 +220,10 @@ def convert(
     labels: tuple[str, ...],
     split: str | None,
     objects: tuple[str, ...],
+    every: int,
+    mixture: str | None,
     alerts_only: bool,
+    most: int | None,
     output: Path,
 ) -> None:
     """Write an archive, or a part of it, as a smaller archive, NumPy files, FITS files with a WCS or a HATS catalogue.
@@ -224,5 +233,17 @@ def convert(
     """
     from skyheed.classifier.archives.convert import convert as run
 
-    count = run(path, output, form, labels=labels, split=split, objects=objects, alerts_only=alerts_only)
+    shares = read_mixture(mixture) if mixture else None
+    count = run(
+        path,
+        output,
+        form,
+        labels=labels,
+        split=split,
+        objects=objects,
+        every=every,
+        mixture=shares,
+        alerts_only=alerts_only,
+        most=most,
+    )
     click.echo(f"{output}: {count} objects")

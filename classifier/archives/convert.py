@@ -2,23 +2,40 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy.io import fits
 from astropy.time import Time
+from numpy.typing import NDArray
 
 from skyheed.classifier import outputs
-from skyheed.classifier.archives.extras import arrays_of
+from skyheed.classifier.archives.extras import Extras, arrays_of
 from skyheed.classifier.archives.format import FORMS, kinds_of
 from skyheed.classifier.archives.hats import write_hats
+from skyheed.classifier.archives.mixture import thinned, written
 from skyheed.classifier.archives.reader import Archive, ArchiveObject, ArchiveWriter
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.names import file_name, header_text, printable
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.stamp import middle, turned
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which stamps of an object are written: alerts alone, and the first ones of those."""
+
+    alerts_only: bool
+    most: int | None
+
+    def read(self, archive: Archive, name: str) -> tuple[NDArray[np.void], Extras | None]:
+        """An object's stamps, and what its packets say alongside them."""
+        stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=self.alerts_only)[: self.most]
+        extras = archive.extras(name, alerts_only=self.alerts_only)
+        return stamps, None if extras is None else extras.take(np.arange(len(stamps)))
 
 
 def convert(
@@ -29,7 +46,10 @@ def convert(
     labels: tuple[str, ...] = (),
     split: str | None = None,
     objects: tuple[str, ...] = (),
+    every: int = 1,
+    mixture: Mapping[str, float] | None = None,
     alerts_only: bool = False,
+    most: int | None = None,
     progress: bool = True,
 ) -> int:
     """Write the chosen objects of an archive in another form.
@@ -38,7 +58,10 @@ def convert(
         form: `archive`; `npz`: one file per object with an array per column; `fits`: one file per object with an
             image extension per stamp and its WCS; `hats`: a catalogue of objects, see `archives.hats`.
         labels, split, objects: which; all by default.
+        every: of these one in so many.
+        mixture: of these the most that have such shares of the classes.
         alerts_only: only what an alert stream would have sent.
+        most: stamps of each object, the first ones; all by default.
 
     Returns:
         the number of objects written.
@@ -52,47 +75,55 @@ def convert(
     outputs.check_folder(out)
     if out.exists():
         raise ArchiveError(f"{out} exists; choose another name")
-    archive = Archive(source)
-    chosen = _choose(archive, labels, split, objects)
+    archive, cut = Archive(source), Cut(alerts_only, most)
+    chosen = _choose(archive, labels, split, objects, every, mixture)
     if form == "archive":
-        return _subset(archive, out, chosen, alerts_only, _command(labels, split, objects, alerts_only), progress)
+        return _subset(archive, out, chosen, cut, _command(labels, split, objects, every, mixture, cut), progress)
     if form == "hats":
+        if most is not None:
+            raise ArchiveError("a catalogue of objects holds all stamps: make a smaller archive with --most first")
         return write_hats(archive, out, chosen, alerts_only=alerts_only, progress=progress)
     out.mkdir(parents=True)
     write = _write_npz if form == "npz" else _write_fits
     for name in progress_bar(chosen, "converting", show=progress, unit=" objects"):
-        write(out, archive, name, alerts_only)
+        write(out, archive, name, cut)
     return len(chosen)
 
 
-def _choose(archive: Archive, labels: tuple[str, ...], split: str | None, objects: tuple[str, ...]) -> list[str]:
-    rows = [archive.object(name) for name in (objects or archive.object_ids)]
-    chosen = [
-        str(row["object_id"])
-        for row in rows
-        if (not labels or row["class"] in labels) and (split is None or row["split"] == split)
-    ]
-    if not chosen:
+def _choose(
+    archive: Archive, labels: tuple[str, ...], split: str | None, objects: tuple[str, ...], every: int,
+    mixture: Mapping[str, float] | None,
+) -> list[str]:  # fmt: skip
+    rows: Sequence[Mapping[str, Any]] = [archive.object(name) for name in (objects or archive.object_ids)]
+    rows = [row for row in rows if (not labels or row["class"] in labels) and (split is None or row["split"] == split)]
+    rows = rows[::every]
+    if not rows:
         raise ArchiveError("no object of the archive is of that class and split")
-    return chosen
+    return [str(row["object_id"]) for row in (thinned(rows, mixture) if mixture else rows)]
 
 
-def _command(labels: tuple[str, ...], split: str | None, objects: tuple[str, ...], alerts_only: bool) -> str:
+def _command(
+    labels: tuple[str, ...], split: str | None, objects: tuple[str, ...], every: int,
+    mixture: Mapping[str, float] | None, cut: Cut,
+) -> str:  # fmt: skip
     """The command that makes such a part, for its data card."""
     words = ["skyheed archive convert --to archive", *(f"--class {label}" for label in labels)]
     words += [f"--split {split}"] if split else []
     words += [f"--object {shlex.quote(name)}" for name in objects]
-    return " ".join([*words, "--alerts-only"] if alerts_only else words)
+    words += [f"--every {every}"] if every > 1 else []
+    words += [f"--mixture {written(mixture)}"] if mixture else []
+    words += ["--alerts-only"] if cut.alerts_only else []
+    return " ".join([*words, f"--most {cut.most}"] if cut.most else words)
 
 
-def _subset(archive: Archive, out: Path, chosen: list[str], alerts_only: bool, command: str, progress: bool) -> int:
+def _subset(archive: Archive, out: Path, chosen: list[str], cut: Cut, command: str, progress: bool) -> int:
     card = {**archive.card, "command": f"{archive.card.get('command', '')} | {command}"}
     written = 0
     with ArchiveWriter(out, card, normalised=archive.normalised) as writer:
         for name in progress_bar(chosen, "converting", show=progress, unit=" objects"):
-            stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
+            stamps, extras = cut.read(archive, name)
             if len(stamps):
-                writer.add(_object(archive.object(name)), stamps, archive.extras(name, alerts_only=alerts_only))
+                writer.add(_object(archive.object(name)), stamps, extras)
                 written += 1
     return written
 
@@ -106,17 +137,16 @@ def _object(row: Mapping[str, Any]) -> ArchiveObject:
     return ArchiveObject(label=row["class"], parameters=parameters, **{name: row[name] for name in same})
 
 
-def _write_npz(out: Path, archive: Archive, name: str, alerts_only: bool) -> None:
-    row, stamps = archive.object(name), archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
+def _write_npz(out: Path, archive: Archive, name: str, cut: Cut) -> None:
+    row, (stamps, extras) = archive.object(name), cut.read(archive, name)
     columns: dict[str, Any] = {column: stamps[column] for column in stamps.dtype.names or ()}
-    extras = archive.extras(name, alerts_only=alerts_only)
     if extras is not None:
         columns |= arrays_of(extras)
     np.savez_compressed(out / f"{file_name(name)}.npz", label=row["class"], ra=row["ra"], dec=row["dec"], **columns)
 
 
-def _write_fits(out: Path, archive: Archive, name: str, alerts_only: bool) -> None:
-    row, stamps = archive.object(name), archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
+def _write_fits(out: Path, archive: Archive, name: str, cut: Cut) -> None:
+    row, (stamps, _) = archive.object(name), cut.read(archive, name)
     primary = fits.PrimaryHDU()
     for key in ("class", "type", "survey", "origin"):
         primary.header[key.upper()] = header_text(row[key])

@@ -1,5 +1,7 @@
 """Convolutional encoders: a stamp -> its features. Each stamp by itself, so that its features never change."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -134,16 +136,21 @@ class Small(Encoder):
 
     The middle holds what tells classes apart from the first alert on (Carrasco-Davis et al. 2021, AJ 162, 231, use
     21 x 21 of ZTF's 63 x 63 pixels). Group norm, because batch statistics of simulated and real stamps differ.
+
+    Args:
+        channels: of the images.
+        batch_norm: instead of group norm, for what adapts its statistics.
     """
 
     features = 32 * 6**2
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, batch_norm: bool = False) -> None:
         super().__init__()
+        norm = nn.BatchNorm2d if batch_norm else partial(nn.GroupNorm, 4)
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, 16, 5, 2, 2), nn.GroupNorm(4, 16), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, 2, 1), nn.GroupNorm(4, 32), nn.ReLU(),
-            nn.Conv2d(32, 32, 3, 1, 1), nn.GroupNorm(4, 32), nn.ReLU(),
+            nn.Conv2d(channels, 16, 5, 2, 2), norm(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, 2, 1), norm(32), nn.ReLU(),
+            nn.Conv2d(32, 32, 3, 1, 1), norm(32), nn.ReLU(),
         )  # fmt: skip
         self.operations = 12**2 * 25 * channels * 16 + 6**2 * 9 * (16 * 32 + 32 * 32)
 

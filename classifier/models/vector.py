@@ -43,6 +43,7 @@ class Config(base.Config):
 
     Attributes:
         encoder: of a stamp.
+        norm: of the encoder small: of groups of channels, or of batches (for adaptation; others have what they have).
         images: science stamps alone, or all kinds as channels of one image.
         band: how a stamp tells its band: added to its vector, by scales and shifts of the first layer, or as a second
             image.
@@ -55,6 +56,7 @@ class Config(base.Config):
     """
 
     encoder: Literal["repvgg", "physnet", "vit", "swin", "small"] = "repvgg"
+    norm: Literal["group", "batch"] = "group"
     images: Literal["science", "all"] = "science"
     band: Literal["embedding", "film", "image"] = "embedding"
     pooling: Literal["mean", "attention"] = "mean"
@@ -74,6 +76,8 @@ class Config(base.Config):
             raise ModelError(f"width is {self.width}: give a multiple of heads, which is {self.heads}")
         if self.band == "film" and self.encoder != "repvgg":
             raise ModelError(f"band is film, which the encoder {self.encoder} does not know: use embedding or image")
+        if self.norm == "batch" and self.encoder != "small":
+            raise ModelError(f"norm is batch, which the encoder {self.encoder} does not know: leave it out")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -95,9 +99,9 @@ def encoder_of(config: Config) -> Encoder:
     """The encoder that a configuration names."""
     if config.encoder == "repvgg":
         return RepVgg(config.channels, config.band == "film")
-    kinds: dict[str, type[PhysNet | Vit | Swin | Small]] = {
-        "physnet": PhysNet, "vit": Vit, "swin": Swin, "small": Small,
-    }  # fmt: skip
+    if config.encoder == "small":
+        return Small(config.channels, config.norm == "batch")
+    kinds: dict[str, type[PhysNet | Vit | Swin]] = {"physnet": PhysNet, "vit": Vit, "swin": Swin}
     return kinds[config.encoder](config.channels)
 
 

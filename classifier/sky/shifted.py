@@ -1,14 +1,13 @@
-"""Another sky of the same survey: what a model meets that was trained on conditions, or class shares, other than real.
+"""Another sky of the same survey: what a model meets that was trained on conditions other than those it is used in.
 
 For experiments in which the truth is known: train on one sky, and be measured on a shifted one.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 
-from skyheed.classifier.archives.format import CLASSES
+from skyheed.classifier.archives.mixture import pairs
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.sky.surveys import Survey, survey_named
 
@@ -63,7 +62,7 @@ def read_shift(text: str) -> Shift:
     Raises:
         ArchiveError: it is not of that form, or a number cannot be.
     """
-    made = Shift(**_pairs(text, ("noise", "seeing", "zero_point"), _HOW))
+    made = Shift(**pairs(text, ("noise", "seeing", "zero_point"), _HOW))
     low, high = FACTORS
     if not (low <= made.noise <= high and low <= made.seeing <= high and 0 <= made.zero_point <= MOST_ZERO_POINT):
         raise ArchiveError(
@@ -71,40 +70,3 @@ def read_shift(text: str) -> Shift:
             f"{MOST_ZERO_POINT:g}"
         )
     return made
-
-
-def read_mixture(text: str) -> dict[str, float]:
-    """Shares of the classes, of sum 1, from what `--mixture` was given; classes that are not named have none.
-
-    Raises:
-        ArchiveError: it is not of that form, or a number cannot be.
-    """
-    given = _pairs(text, CLASSES, "write --mixture AGN=0.2,SNIa=0.1,Variable=0.6,SNOther=0.1")
-    total = sum(given.values())
-    if not (0 < total < float("inf")) or min(given.values()) < 0:
-        raise ArchiveError(f"--mixture {text}: give numbers that are not negative, and not all 0")
-    return {label: given.get(label, 0.0) / total for label in CLASSES}
-
-
-def counts(objects: int, mixture: Mapping[str, float]) -> dict[str, int]:
-    """How many objects of every class, by largest remainder."""
-    exact = {label: objects * share for label, share in mixture.items()}
-    made = {label: int(value) for label, value in exact.items()}
-    for label in sorted(exact, key=lambda k: made[k] - exact[k])[: objects - sum(made.values())]:
-        made[label] += 1
-    return made
-
-
-def _pairs(text: str, known: tuple[str, ...], how: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        name = name.strip()
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if name not in known or name in found or number != number:
-            raise ArchiveError(f"{part!r} is not understood: {how}")
-        found[name] = number
-    return found

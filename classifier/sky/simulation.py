@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.classifier.archives.format import Member
+from skyheed.classifier.archives.mixture import counts, written
 from skyheed.classifier.archives.reader import (
     CLASSES,
     OBJECTS_PER_PART,
@@ -33,7 +34,7 @@ from skyheed.classifier.sky.objects import Observed, Wish, observe
 from skyheed.classifier.sky.packets import alerts_of
 from skyheed.classifier.sky.painted import TRIES, Scene, name_in, painted, scaled, scenes_of, suited
 from skyheed.classifier.sky.render import Rendered, render
-from skyheed.classifier.sky.shifted import NO_SHIFT, Shift, counts, survey_under
+from skyheed.classifier.sky.shifted import NO_SHIFT, Shift, survey_under
 from skyheed.classifier.sky.surveys import AB_ZERO, Survey
 from skyheed.classifier.sky.targets import DETECTION
 from skyheed.classifier.sky.templates import load_template
@@ -367,7 +368,7 @@ def _card(
 ) -> dict[str, Any]:
     classes = " --balanced" if balanced else ""
     if mixture:
-        classes = " --mixture " + ",".join(f"{label}={share:g}" for label, share in mixture.items())
+        classes = f" --mixture {written(mixture)}"
     classes += f" --most {most}" if survey.detections_only else ""
     other = "" if template is STANDARD else f" --template {template.name}"
     # without its folders: where a user keeps it is nobody's business

@@ -15,7 +15,7 @@ from skyheed.classifier import checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.names import file_name
-from skyheed.classifier.training import dataset, grid_table, protocol, train
+from skyheed.classifier.training import adapt_table, dataset, grid_table, protocol, train
 from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.protocol import Protocol
 
@@ -140,6 +140,8 @@ def _in_order(every: Sequence[Row]) -> list[_Run]:
 def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str) -> str:
     """Every run of a table that is not there yet; `table.md`, `table.json` and `table.png` are written after each.
 
+    Where runs adapt to another sky, `adaptation.md` and `adaptation.png` are, too.
+
     Returns:
         The table.
 
@@ -150,6 +152,7 @@ def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str
     todo = _in_order(every)
     output.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Any]] = {}
+    folders: dict[str, list[Path]] = {}
     failed: dict[str, str] = {}
     clock = _Clock(len(todo))
     for number, one in enumerate(todo, 1):
@@ -163,7 +166,9 @@ def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str
             continue
         clock.add(time.monotonic() - began)
         found.setdefault(one.row.name, []).extend(grid_table.facts(info, one.row.published) for info in made)
+        folders.setdefault(one.row.name, []).append(output / one.folder)
         _write({row.name: found[row.name] for row in every if row.name in found}, output, failed)
+        adapt_table.write({row.name: folders[row.name] for row in every if row.name in folders}, output)
     if failed:
         raise ModelError(f"{len(failed)} of {len(todo)} runs failed: {failed}; the others stand in {output}/table.md")
     return (output / "table.md").read_text()

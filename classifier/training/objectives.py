@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
-from skyheed.classifier.models.base import Batch, Network
+from skyheed.classifier.models.base import Batch, Model, Network
 from skyheed.classifier.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -98,6 +98,13 @@ class Objective(nn.Module):
         """What it measures of these objects when training is over, besides the scores of the class."""
         return {}
 
+    def finish(self) -> None:
+        """Change the mean network a last time before it is calibrated and measured; most leave it as it is."""
+
+    def measure(self, model: Model) -> dict[str, Any]:
+        """What it measures of the calibrated model, besides the scores of the class; it joins the report."""
+        return {}
+
     def alarm(self) -> str:
         """What is wrong with the last step, in words; "" if nothing is."""
         return ""
@@ -170,7 +177,12 @@ def prefixes(valid: Tensor, count: int, generator: np.random.Generator) -> Tenso
     return torch.arange(valid.shape[1], device=valid.device) < limit[:, None]
 
 
-def _cross_entropy(setting: Setting, **settings: Any) -> Objective:
+def cross_entropy(setting: Setting, **settings: Any) -> Objective:
+    """What the class alone is learnt by.
+
+    Raises:
+        ModelError: it has no settings.
+    """
     if settings:
         raise ModelError(f"the objective cross-entropy has no setting {min(settings)}: leave it out")
     if setting.protocol.family.name == "convention":
@@ -196,9 +208,15 @@ def _multitask(setting: Setting, **settings: Any) -> Objective:
     return MultiTask(setting, **settings)
 
 
+def _adapt(setting: Setting, **settings: Any) -> Objective:
+    from skyheed.classifier.training.adaptation import Adaptation
+
+    return Adaptation(setting, **settings)
+
+
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
-    "cross-entropy": _cross_entropy, "ict": _ict, "pretrained": _pretrained,
-    "multitask": _multitask,
+    "cross-entropy": cross_entropy, "ict": _ict, "pretrained": _pretrained,
+    "multitask": _multitask, "adapt": _adapt,
 }  # fmt: skip
 
 

@@ -361,11 +361,14 @@ class Trainer:
         if self.best < 0:
             raise ModelError("no stage has any step: give short_steps, steps or head_steps")
         self.mean.load_state_dict(self.best_state)
-        if told := self.objective.report(self.validation):
-            (self.output / REPORT).write_text(json.dumps(told, indent=1) + "\n")
+        self.objective.finish()
+        self.best_state = _copied(self.mean)
+        told = self.objective.report(self.validation)
         labels = self.labels[self.validation]
         calibration = fit(self._candidate(Calibration()), self.data, self.validation, labels, self.protocol)
         metrics = evaluate.report(self._candidate(calibration), self.data, self.data.choose("test", True))
+        if told := told | self.objective.measure(self._candidate(calibration)):
+            (self.output / REPORT).write_text(json.dumps(told, indent=1) + "\n")
         self.clock.count()
         training = {
             "command": command, "protocol": saved.plain(self.protocol), "seconds": round(self.clock.seconds),

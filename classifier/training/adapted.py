@@ -1,0 +1,152 @@
+"""What an adapted model is worth on an archive: scores, how far apart the domains still are, class shares of a target.
+
+Scores use labels of objects that nothing was adapted to; everything that may choose between models uses none.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skyheed.classifier.archives.reader import UNLABELLED
+from skyheed.classifier.evaluation import evaluate, scores
+from skyheed.classifier.history import History
+from skyheed.classifier.models.base import Model
+from skyheed.classifier.training import adapt, dataset, label_shift
+from skyheed.classifier.training.dataset import Dataset
+from skyheed.classifier.training.objectives import Setting
+
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float64]
+MOST = 512  # objects whose features are compared
+FEWEST = 10  # of a class, to tell its domains apart
+SEEDS = 3
+SHARP = 0.05  # temperature of similarities
+BATCH = 64
+
+
+def members_of(data: Dataset) -> tuple[Indices, Indices]:
+    """Which objects of a target are adapted to, and which have labels and are kept apart to be measured on."""
+    every = data.choose("all")
+    labelled = np.array([data.label[i] != UNLABELLED for i in every], bool)
+    if not labelled.all():
+        return every[~labelled], every[labelled]
+    return data.choose("train"), np.concatenate([data.choose("validation"), data.choose("test")])
+
+
+def measure(setting: Setting, model: Model, path: str) -> dict[str, Any]:
+    """A finished model on an archive.
+
+    Returns:
+        whether they are `real`; objects, truth, and the probabilities of `first` alerts and of the `whole`, of the
+        objects that have labels and were not adapted to; `a_distance` (all, by class, control); `unsupervised`, of
+        those that were; the `prior` that probabilities assume, and the `shares` of classes that follow from them.
+    """
+    data = dataset.load(path, bands=model.info.bands)
+    members, held = members_of(data)
+    truth = evaluate.truth_of(data, held, model.info)
+    _, first = evaluate.after_stamps(model, data, held, [1])[1]
+    _, others = evaluate.after_stamps(model, data, members, [1])[1]
+    prior = np.array(model.info.calibration.prior or np.ones(len(model.info.classes)), np.float64)
+    return {
+        "archive": Path(path).name, "survey": data.survey, "real": any(data.origin[i] == "real" for i in held),
+        "classes": list(model.info.classes),
+        "objects": [data.object_ids[i] for i in held], "truth": truth.tolist(),
+        "first": first.round(5).tolist(), "whole": evaluate.at_the_end(model, data, held).round(5).tolist(),
+        "a_distance": a_distances(setting, data, held, members, truth),
+        "unsupervised": unsupervised(others, features(setting, data, members[:MOST])),
+        "adapted_to": len(members), "prior": (prior / prior.sum()).round(5).tolist(),
+        "shares": label_shift.expectation_maximisation(others, prior / prior.sum()).round(4).tolist(),
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def features(setting: Setting, data: Dataset, indices: Indices) -> Floats:
+    """Representations [n, width] of the first alerts of some objects, by the network that is served."""
+    network = setting.mean.eval()
+    histories: list[History] = [data.history(int(i), 0, 1) for i in indices]
+    parts = [histories[at : at + BATCH] for at in range(0, len(histories), BATCH)]
+    made = [network.encode(setting.batch(part)).float().cpu().numpy() for part in parts]
+    return np.concatenate(made).astype(np.float64) if made else np.empty((0, network.width))
+
+
+def a_distances(
+    setting: Setting, data: Dataset, held: Indices, members: Indices, truth: Indices
+) -> dict[str, list[float]]:
+    """A-distance and 1-sigma error of source and target: over all objects, within each class, and of a control.
+
+    Over all objects it holds the difference of class shares, too. The control is the source against itself, by as many
+    objects; it should be 0 within its error.
+    """
+    source = setting.data.choose("test")[:MOST]
+    own, target = features(setting, setting.data, source), features(setting, data, held[:MOST])
+    adapted = features(setting, data, members[:MOST])
+    labels = np.array([_class(setting, i) for i in source])
+    found = {"all": _mean_distance(own, target), "adapted to": _mean_distance(own, adapted)}
+    for number, name in enumerate(setting.protocol.classes):
+        one, other = own[labels == name], target[truth[:MOST] == number]
+        if min(len(one), len(other)) >= FEWEST:
+            found[name] = _mean_distance(one, other)
+    half = min(len(own), 2 * len(target)) // 2
+    return {**found, "control": _mean_distance(own[:half], own[half : 2 * half])}
+
+
+def _class(setting: Setting, index: int) -> str:
+    from skyheed.classifier.training import selection
+
+    return selection.label(setting.data, index, setting.protocol)
+
+
+def _mean_distance(one: Floats, other: Floats) -> list[float]:
+    """Over seeds: the mean, and the larger of its scatter and its binomial error."""
+    runs = [adapt.a_distance(one, other, seed) for seed in range(SEEDS)]
+    values = [value for value, _ in runs]
+    return [round(float(np.mean(values)), 3), round(float(max(np.std(values), np.mean([e for _, e in runs]))), 3)]
+
+
+def unsupervised(probabilities: NDArray[np.floating[Any]], found: Floats) -> dict[str, float]:
+    """Scores that need no labels, by which models may be chosen.
+
+    Mean entropy of the probabilities rewards a collapse to one class; soft neighbourhood density (Saito et al. 2021,
+    ICCV), the entropy of similarities between features, is larger where objects lie in dense groups.
+    """
+    p = np.clip(np.asarray(probabilities, np.float64), 1e-9, 1)
+    return {
+        "entropy": round(float(-(p * np.log(p)).sum(1).mean()), 4),
+        "neighbourhood_density": round(neighbourhood_density(found), 4),
+    }
+
+
+def neighbourhood_density(found: Floats) -> float:
+    """Mean entropy of every object's similarities [n, d] to all others."""
+    unit = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    similar = unit @ unit.T / SHARP
+    np.fill_diagonal(similar, -1e9)  # nobody is its own neighbour
+    log_p = similar - np.logaddexp.reduce(similar, axis=1, keepdims=True)
+    return float(-(np.exp(log_p) * log_p).sum(1).mean())
+
+
+def groups_of(classes: Sequence[str]) -> tuple[list[str], list[int]]:
+    """AGN, supernovae and variables, which real labels are sure of, and the group of every class."""
+    from skyheed.classifier import taxonomy
+
+    names = list(dict.fromkeys(map(taxonomy.merge_supernovae, classes)))
+    return names, [names.index(taxonomy.merge_supernovae(c)) for c in classes]
+
+
+def summary(measured: dict[str, Any], when: str, grouped: bool) -> tuple[Indices, Floats]:
+    """Truth [n] and probabilities [n, classes] of what `measure` returned, of classes or of groups."""
+    truth, p = np.array(measured["truth"], np.int64), np.array(measured[when], np.float64)
+    if not grouped:
+        return truth, p
+    names, of = groups_of(measured["classes"])
+    joined = np.stack([p[:, np.array(of) == g].sum(1) for g in range(len(names))], 1)
+    return np.array(of)[truth], joined
+
+
+def balanced_accuracy(truth: Indices, p: Floats) -> float:
+    """Mean recall of the classes that occur."""
+    return scores.balanced_accuracy(scores.confusion(truth, p.argmax(1), p.shape[1]))

@@ -1,0 +1,217 @@
+"""The objective adapt in a run: every method, what it may see of a target, and what it measures."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_tools import made
+from safetensors.torch import load_file
+from torch import nn
+
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.training import adaptation, adapted, dataset, train
+from skyheed.classifier.training.adaptation import METHODS, Adaptation, Pair
+from skyheed.classifier.training.dataset import Dataset
+from skyheed.classifier.training.protocol import Protocol
+
+NETWORK = {"encoder": "small", "norm": "batch", "width": 16, "layers": 1}
+RUN = Protocol("none", model="vector", network=NETWORK, steps=6, batch=8, every=6, longest=3, threads=1, autocast=False)
+DATA = made([2 + n % 3 for n in range(64)])
+TARGET = made([1 + n % 2 for n in range(64)], seed=5)
+BRIGHT = replace(TARGET, stamps=(np.asarray(TARGET.stamps, np.float32) * 1.5 + 1).astype(np.float16))
+
+
+@pytest.fixture(autouse=True)
+def archives(monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset]:
+    """What lies under the names that the runs here give."""
+    known = {"target": BRIGHT, "other": TARGET}
+    monkeypatch.setattr(dataset, "load", lambda path, **_: known[Path(path).name])
+    return known
+
+
+def run(tmp_path: Path, **settings: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and report of a run."""
+    train.run(replace(RUN, objective={"name": "adapt", **settings}), tmp_path, "", DATA)
+    return load_file(tmp_path / "weights.safetensors"), json.loads((tmp_path / "objective.json").read_text())
+
+
+def objective(**settings: Any) -> Adaptation:
+    trainer = train.Trainer(replace(RUN, objective={"name": "adapt", **settings}), DATA, Path("/nonexistent"))
+    found = trainer.objective
+    assert isinstance(found, Adaptation)
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_is_measured_on_what_it_was_not_adapted_to(method: str, tmp_path: Path) -> None:
+    weights, report = run(tmp_path, method=method, target="target", measure_on=["other"], silent=0.0)
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+    assert [m["archive"] for m in report["measured"]] == ["target", "other"]
+    own = report["measured"][0]
+    held = {name for name, split in zip(TARGET.object_ids, TARGET.split, strict=True) if split != "train"}
+    assert set(own["objects"]) == held
+    assert np.array(own["first"]).shape == np.array(own["whole"]).shape == (len(held), 4)
+    assert sum(own["shares"]) == pytest.approx(1, abs=1e-3)
+    assert own["a_distance"]["control"][0] <= 2
+    notes = [json.loads(line) for line in (tmp_path / "objective.jsonl").read_text().splitlines()]
+    assert ("domain" in notes[-1]) == (method not in ("none", "adabn"))
+
+
+@pytest.mark.parametrize("method", ["dann", "dann-class", "cdan", "jdot"])
+def test_labels_of_the_target_change_nothing_that_is_learnt(
+    method: str, archives: dict[str, Dataset], tmp_path: Path
+) -> None:
+    plain, _ = run(tmp_path / "a", method=method, target="target", classes=["AGN"], silent=0.0)
+    order = np.random.default_rng(0).permutation(64)
+    lied = [BRIGHT.label[i] for i in order]
+    archives["target"] = replace(BRIGHT, label=lied, true_class=lied, kind=[BRIGHT.kind[i] for i in order])
+    other, _ = run(tmp_path / "b", method=method, target="target", classes=["AGN"], silent=0.0)
+    assert all(plain[name].equal(other[name]) for name in plain)
+
+
+def test_adabn_changes_batch_statistics_and_nothing_else(tmp_path: Path) -> None:
+    plain, _ = run(tmp_path / "a", method="none")
+    adapted_, _ = run(tmp_path / "b", method="adabn", target="target")
+    changed = {name for name in plain if not plain[name].equal(adapted_[name])}
+    assert changed
+    assert {name.rsplit(".", 1)[1] for name in changed} == {"running_mean", "running_var"}
+
+
+def test_apart_each_domain_has_its_own_batch_statistics_and_the_sources_are_kept() -> None:
+    own = objective(method="dann", target="target")
+    network = own.setting.network.train()
+    norm: Any = network.encoder.layers[1]  # type: ignore[union-attr, index]
+    rng = np.random.default_rng(0)
+    target = own._drawn(8, rng)
+    with adaptation._statistics_kept(network):
+        before = norm.running_mean.clone()
+        network.encode(own.setting.batch(target))
+        assert norm.running_mean.equal(before)
+    network.encode(own.setting.batch(target))
+    assert not norm.running_mean.equal(before)
+    both = [objective(method="dann", target="target", domains=d) for d in adaptation.DOMAINS]
+    for one in both:
+        one.setting.network.load_state_dict(network.state_dict())
+    histories = [DATA.history(i, 0, 1) for i in range(8)]
+    apart, together = (one._encoded(histories, target)[0] for one in both)
+    assert not torch.allclose(apart, together, atol=1e-3)
+
+
+def test_single_stamps_are_aligned_in_the_same_band() -> None:
+    own = objective(method="dann", target="target")
+    rng = np.random.default_rng(0)
+    assert all(len(h) == 1 for h in own._drawn(16, rng))
+    history = DATA.history(2)
+    for band in range(5):
+        one = adaptation._one(history, band, rng)
+        assert len(one) == 1
+        assert one.band[0] == band or band not in history.band
+
+
+def test_injected_samples_are_of_the_classes_that_the_target_lacks() -> None:
+    own = objective(method="dann-class", target="target", classes=["AGN", "Variable"], inject=0.25)
+    source, labels = torch.arange(16.0)[:, None].repeat(1, 3), torch.arange(16) % 4
+    made_ = own._injected(source, torch.full((8, 3), -1.0), labels, np.random.default_rng(0))
+    assert (made_[:6] == -1).all()
+    listed = {own.setting.protocol.classes.index(c) for c in ("AGN", "Variable")}
+    assert {int(v) % 4 for v in made_[6:, 0]} <= set(range(4)) - listed
+
+
+def test_a_balanced_domain_loss_never_outweighs_the_classes_sixteenfold() -> None:
+    pair = Pair()
+    optimiser = torch.optim.SGD(pair.parameters(), 0.1)
+    for _ in range(600):
+        optimiser.zero_grad()
+        pair(torch.tensor(0.5), torch.tensor(1e-6)).backward()
+        optimiser.step()
+    found = pair.log()
+    assert found["s_supervised"] == pytest.approx(math.log(0.5), abs=0.02)  # e^-a L + a is least at a = log L
+    assert found["s_domain"] == pytest.approx(found["s_supervised"] - math.log(16), abs=1e-3)
+    for _ in range(600):
+        optimiser.zero_grad()
+        pair(torch.tensor(0.5), torch.tensor(0.7)).backward()
+        optimiser.step()
+    assert pair.log()["s_domain"] == pytest.approx(math.log(0.7), abs=0.02)  # it comes back from its bound
+
+
+def test_balanced_inside_and_with_all_tasks_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _, report = run(tmp_path, method="dann", target="target", balance_domain=True, silent=0.0)
+    note = json.loads((tmp_path / "objective.jsonl").read_text().splitlines()[-1])
+    assert {"s_supervised", "s_domain"} <= set(note)
+    assert report["measured"]
+    from skyheed.classifier.training import tasks
+
+    unknown = np.full(64, np.nan)
+    truth = {"flux": unknown, "peak_mjd": unknown, "redshift": unknown}
+    monkeypatch.setattr(tasks, "truth_of", lambda _: truth)
+    own = objective(method="dann", target="target", tasks="multitask", silent=0.0)
+    own.steps += 3
+    views = train.Trainer(RUN, DATA, Path("/nonexistent")).views(
+        np.arange(8), dataset.Augmentation(3, 0.0, 0.4, 99), np.random.default_rng(0)
+    )
+    own.loss([views], np.random.default_rng(0)).backward()  # type: ignore[no-untyped-call]
+    assert {"class", "supervised", "domain", "s_class"} <= set(own.log())
+    assert "s_domain" not in own.log()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "magic", "target": "target"}, "method"),
+        ({"method": "dann"}, "needs a target"),
+        ({"method": "dann", "target": "target", "classes": ["Comet"]}, "Comet"),
+        ({"method": "dann", "target": "target", "shares": [1, 2]}, "one number"),
+        ({"method": "dann", "target": "target", "strenght": 1}, "strenght"),
+        ({"method": "dann", "target": "target", "domains": "both"}, "domains"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        objective(**settings)
+
+
+def test_where_labels_are_missing_those_objects_are_the_target(archives: dict[str, Dataset]) -> None:
+    label = ["" if i % 3 else name for i, name in enumerate(TARGET.label)]
+    some = replace(TARGET, label=label, true_class=label)
+    members, held = adapted.members_of(some)
+    assert {i % 3 for i in members} == {1, 2}
+    assert (held % 3 == 0).all()
+    assert len(members) + len(held) == 64
+    every, rest = adapted.members_of(TARGET)
+    assert {TARGET.split[i] for i in every} == {"train"}
+    assert {TARGET.split[i] for i in rest} == {"validation", "test"}
+    archives["target"] = replace(TARGET, split=["test"] * 64)
+    with pytest.raises(ModelError, match="no objects to adapt to"):
+        objective(method="dann", target="target")
+
+
+def test_unsupervised_scores_of_known_features() -> None:
+    same = np.ones((9, 4))
+    assert adapted.neighbourhood_density(same) == pytest.approx(math.log(8))
+    pairs = np.repeat(np.eye(4), 2, 0)
+    assert adapted.neighbourhood_density(pairs) == pytest.approx(0, abs=1e-3)
+    found = adapted.unsupervised(np.full((5, 4), 0.25), same)
+    assert found["entropy"] == pytest.approx(math.log(4), abs=1e-3)
+
+
+def test_groups_add_the_probabilities_of_supernovae() -> None:
+    measured = {"classes": ["AGN", "SNIa", "Variable", "SNOther"], "truth": [1, 3, 0], "first": [
+        [0.4, 0.3, 0.0, 0.3], [0.1, 0.2, 0.6, 0.1], [0.7, 0.1, 0.1, 0.1]]}  # fmt: skip
+    truth, p = adapted.summary(measured, "first", True)
+    assert truth.tolist() == [1, 1, 0]
+    np.testing.assert_allclose(p[0], [0.4, 0.6, 0.0])
+    assert adapted.balanced_accuracy(truth, p) == 0.75
+
+
+def test_batch_norm_is_a_choice_of_the_small_encoder_alone() -> None:
+    from skyheed.classifier.models.family import preset
+
+    family = preset("vector").family
+    assert any(isinstance(m, nn.BatchNorm2d) for m in family.build(family.configure(NETWORK)).modules())
+    with pytest.raises(ModelError, match="norm is batch"):
+        family.configure({"norm": "batch"})
