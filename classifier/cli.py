@@ -146,11 +146,15 @@ def few_shot(checkpoint: str, archive: Path, output: Path, version: str) -> None
     "--against", multiple=True, metavar="CHECKPOINT", help="Draw this one alongside, on the same objects with the same "
     "gaps: scores over stamps and over the share of missing observations. Can be given several times.",
 )  # fmt: skip
+@click.option(
+    "--estimate-prior", is_flag=True, help="Report how often the classes occur among all objects of the split, labels "
+    "or not, by EM and BBSE with intervals. It is never applied: pass it to --prior if you believe it.",
+)  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
 def evaluate(
     checkpoint: str, archive: Path, output: Path, split: str, confirmed: bool, prior: str | None,
-    against: tuple[str, ...], device: str, precision: str,
+    against: tuple[str, ...], estimate_prior: bool, device: str, precision: str,
 ) -> None:  # fmt: skip
     """Score a model on an archive, early and late; everything lands in one folder.
 
@@ -170,6 +174,10 @@ def evaluate(
 
     outputs.check_folder(output, ModelError)
     entries = evaluation.entries((checkpoint, *against), archive, device, precision)
+    shares = evaluation.estimated_shares(entries[0], split) if estimate_prior else None
+    if shares and not evaluation.any_label(entries[0], split):
+        click.echo(report.write_shares(shares, output), nl=False)
+        return
     chosen = evaluation.common(entries, split, confirmed)
     for entry in entries:
         click.echo(f"{entry.label}: {entry.how}")
@@ -178,6 +186,7 @@ def evaluate(
             entry.model.info = checkpoints.assuming(entry.model.info, counts)
     found = evaluation.compare(entries, chosen)
     found["command"] = " ".join(["skyheed", *sys.argv[1:]])
+    found |= {"shares": shares} if shares else {}
     report.write(found, output, entries[0].data)
     click.echo(report.text(found))
 

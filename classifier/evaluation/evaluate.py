@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from skyheed.classifier import taxonomy
 from skyheed.classifier.errors import ModelError
-from skyheed.classifier.evaluation import scores
+from skyheed.classifier.evaluation import scores, shares
 from skyheed.classifier.history import History
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.base import Model
@@ -348,6 +348,30 @@ def common(found: Sequence[Entry], split: str, confirmed: bool) -> Indices:
             + (", or take --all-labels" if confirmed else "")
         )
     return chosen
+
+
+def any_label(entry: Entry, split: str) -> bool:
+    """Whether anything is known of a split's objects; real packets often have no label."""
+    return any(entry.data.true_class[i] or entry.data.label[i] for i in entry.data.choose(split))
+
+
+def estimated_shares(entry: Entry, split: str) -> dict[str, Any]:
+    """Class shares of a split's objects, whatever is known of their labels, from what the model says of them.
+
+    Probabilities assume what they assume now; the model's own confusion is used where that is the prior that it was
+    counted with.
+
+    Raises:
+        ModelError: there are too few objects.
+    """
+    model, data = entry.model, entry.data
+    indices = data.choose(split)
+    p = at_the_end(model, data, indices) if len(indices) else np.empty((0, len(model.info.classes)), np.float32)
+    named = [data.true_class[i] or data.label[i] for i in indices]
+    truth = truth_of(data, indices, model.info) if named and all(named) else None
+    own = checkpoint.PRIOR not in model.info.version
+    confusion = model.info.metrics.get("confusion") if own else None
+    return shares.estimate(p, model.info.classes, model.info.calibration.prior, confusion, truth)
 
 
 def compare(found: Sequence[Entry], indices: Indices) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skyheed.classifier.evaluation import scores
+from skyheed.classifier.evaluation import scores, shares
 from skyheed.classifier.history import BANDS
 from skyheed.classifier.names import caption, printable, table_cell
 from skyheed.classifier.training.dataset import Dataset
@@ -49,6 +49,15 @@ def write(found: dict[str, Any], folder: Path, data: Dataset | None = None) -> N
         _plot_failures(found, data, folder / "failures.png")
 
 
+def write_shares(found: dict[str, Any], folder: Path) -> str:
+    """`shares.json` and `README.md` of class shares alone, where no object has a label; returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "shares.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    page = "\n".join([f"# {shares.TITLE}", "", *shares.lines(found)]) + "\n"
+    (folder / "README.md").write_text(page)
+    return page
+
+
 def _models(found: Mapping[str, Any]) -> dict[str, Any]:
     """All models that were compared, the reported one first."""
     return {found.get("label", found["model"]): found, **found.get("against", {})}
@@ -72,6 +81,8 @@ def text(found: dict[str, Any]) -> str:
         lines += ["", "## With missing observations (`missing.png`)", "", *_table(_gaps(found))]
     if found.get("against"):
         lines += ["", "## Models side by side (`comparison.png`)", "", *_comparison(_models(found))]
+    if "shares" in found:
+        lines += ["", f"## {shares.TITLE}", "", *shares.lines(found["shares"])]
     if found.get("worst"):
         lines += ["", "## Most confidently wrong (`failures.png`)", ""]
         worst = {w["object_id"]: w for w in found["worst"]}

@@ -21,7 +21,7 @@ from skyheed.classifier.training.objectives import Setting
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
-MOST = 512  # objects whose features are compared
+MOST = 300  # objects whose features are compared
 FEWEST = 10  # of a class, to tell its domains apart
 SEEDS = 3
 SHARP = 0.05  # temperature of similarities

@@ -23,7 +23,7 @@ from skyheed.classifier.models.checkpoint import Calibration, Info
 from skyheed.classifier.models.fusion.fitted import COMBINATIONS, MODALITIES
 from skyheed.classifier.models.fusion.network import Fusion
 from skyheed.classifier.serving import load_network
-from skyheed.classifier.training import few_shot
+from skyheed.classifier.training import few_shot, learning_curve
 from skyheed.classifier.training.few_shot import Floats, Heads, Indices, Views
 
 STRENGTHS = (0.03, 0.1, 0.3)
@@ -62,7 +62,8 @@ def run(name: str, archive: str | Path, output: str | Path, command: str = "", v
         "temperatures": heads.temperature.round(3).tolist(),
         "unlabelled_unlike_training": round(beyond, 4),
         "archive": {key: Archive(archive).card.get(key) for key in ("objects", "stamps", "date")},
-        "objects": _counts(labelled, groups), "held_out": report(said, labelled, first[views.group >= 0], heads),
+        "objects": _counts(labelled, groups), "held_out": report(said, labelled, first[views.group >= 0], heads)
+        | {"learning_curve": learning_curve.curve(labelled, first[views.group >= 0], of_class)},
     }  # fmt: skip
     made = replace(
         info, version=version or f"{info.version}-real", calibration=Calibration(prior=prior_of(info.classes, groups)),

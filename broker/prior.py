@@ -1,0 +1,101 @@
+"""`skyheed prior`: how often classes occur in a running stream, as far as our own classifications tell.
+
+A report and nothing else: what the worker assumes changes by `work.prior` alone. It reads the newest classification of
+each of the newest objects on the output topic, and knows no tensors.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from skyheed.broker import config
+from skyheed.broker.results.record import Classification
+from skyheed.broker.subscribe import Subscriber
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.evaluation import shares
+from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models.checkpoint import Info
+from skyheed.classifier.names import printable
+
+LAST = 5000
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model of a record: one prior, one confusion."""
+
+    model: str
+    version: str
+    digest: str
+
+
+def report(settings: config.Settings, topics: Sequence[str], last: int, timeout: float | None) -> list[dict[str, Any]]:
+    """Estimates for every model whose classifications are on these topics, newest version alone.
+
+    Args:
+        last: objects of each model, the newest.
+        timeout: seconds to wait for Kafka; None: for ever.
+
+    Raises:
+        ServiceUnavailable, StreamError: Kafka cannot be read.
+        ModelError: a checkpoint of the settings cannot be read.
+    """
+    known = {info.digest: info for info in _infos(settings)}
+    with Subscriber(
+        settings.kafka["bootstrap.servers"], topic=list(topics), options=settings.kafka, drain=True, timeout=timeout
+    ) as stream:
+        return [_of_model(*own, known) for own in newest(stream, last).items()]
+
+
+def _infos(settings: config.Settings) -> list[Info]:
+    return [checkpoint.read_info(m.model or settings.survey) for m in settings.models]
+
+
+def newest(records: Iterable[Classification], last: int) -> dict[Served, list[Classification]]:
+    """The newest classification of each of the `last` objects of every model, of the version that came last.
+
+    Declined objects count as the newest word on them, so that an old classification of theirs is not used.
+    """
+    found: dict[str, OrderedDict[str, Classification]] = {}
+    served: dict[str, Served] = {}
+    for record in records:
+        name = record.model or record.provenance.model_name
+        own = Served(name, record.provenance.model_version, record.provenance.weights_digest)
+        if served.get(name) != own:  # another prior or other weights: what was before says something else
+            served[name], found[name] = own, OrderedDict()
+        found[name].pop(record.object_id, None)
+        found[name][record.object_id] = record
+        if len(found[name]) > last:
+            found[name].popitem(last=False)
+    return {served[name]: [r for r in own.values() if r.probabilities] for name, own in found.items()}
+
+
+def _of_model(served: Served, records: Sequence[Classification], known: dict[str, Info]) -> dict[str, Any]:
+    found: dict[str, Any] = {"model": served.model, "version": served.version, "objects": len(records)}
+    info = known.get(served.digest)
+    _, changed, written = served.version.partition(checkpoint.PRIOR)
+    if info is None and not changed:
+        return {**found, "refused": "the prior that its probabilities assume is not known here: name its checkpoint "
+                "with --model"}  # fmt: skip
+    classes = [p.name for p in records[0].probabilities] if records else []
+    prior = tuple(map(float, written.split("-"))) if changed else info.calibration.prior if info else ()
+    confusion = info.metrics.get("confusion") if info and not changed else None
+    p = np.array([[c.probability for c in r.probabilities] for r in records]).reshape(-1, len(classes))
+    try:
+        return {**found, **shares.estimate(p, classes, prior, confusion)}
+    except ModelError as error:
+        return {**found, "refused": str(error)}
+
+
+def text(found: Sequence[dict[str, Any]]) -> str:
+    """The report for a person."""
+    if not found:
+        return "no classification is on the topic yet"
+    made = [shares.TITLE]
+    for own in found:
+        made += ["", f"{printable(own['model'])} {printable(own['version'])}"]
+        made += [f"not estimated: {own['refused']}"] if "refused" in own else shares.lines(own)
+    return "\n".join(made)
