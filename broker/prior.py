@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from skyheed.broker import config
 from skyheed.broker.results.record import Classification
+from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import shares
@@ -32,7 +32,7 @@ class Served:
     digest: str
 
 
-def report(settings: config.Settings, topics: Sequence[str], last: int, timeout: float | None) -> list[dict[str, Any]]:
+def report(settings: Settings, topics: Sequence[str], last: int, timeout: float | None) -> list[dict[str, Any]]:
     """Estimates for every model whose classifications are on these topics, newest version alone.
 
     Args:
@@ -50,7 +50,7 @@ def report(settings: config.Settings, topics: Sequence[str], last: int, timeout:
         return [_of_model(*own, known) for own in newest(stream, last).items()]
 
 
-def _infos(settings: config.Settings) -> list[Info]:
+def _infos(settings: Settings) -> list[Info]:
     return [checkpoint.read_info(m.model or settings.survey) for m in settings.models]
 
 

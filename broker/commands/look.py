@@ -98,6 +98,31 @@ def audit(as_json: bool, **given: Any) -> None:
     sys.exit(0 if books.balanced else 1)
 
 
+@click.command()
+@options("config", "survey", "kafka")
+@click.option("--topic", "topics", multiple=True, metavar="NAME", help="Classification topic; repeatable.")
+@click.option("--model", metavar="MODEL", help="Checkpoint, or shipped weights, whose classifications they are.")
+@click.option("--last", type=click.IntRange(1), default=5000, show_default=True, help="Objects of each model, newest.")
+@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds to wait for Kafka.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def prior(topics: tuple[str, ...], last: int, timeout: float, as_json: bool, **given: Any) -> None:
+    """Report how often the classes occur in the stream, estimated from its classifications without labels.
+
+    Nothing is changed: what probabilities assume is set by work.prior (`skyheed work --prior`) alone.
+
+    \b
+    Example:  skyheed prior --survey ztf --kafka host:9092 --last 2000
+    """
+    from skyheed.broker import prior as shares
+
+    settings = settings_from(given, model="work.model")
+    wanted = topics or (settings.survey and (settings.classification_topic,))
+    if not wanted:
+        raise click.UsageError("which topic? add --topic NAME or --survey NAME")
+    found = shares.report(settings, wanted, last, timeout)
+    click.echo(json.dumps(found) if as_json else shares.text(found))
+
+
 @click.command("object")
 @options("config", "survey", "redis")
 @click.argument("object_id")
@@ -177,4 +202,4 @@ def deadletter_list(reason: str | None, limit: int, **given: Any) -> None:
         click.echo(f"passed over {sum(passed_over)} messages that are no letters", err=True)
 
 
-VERBS = (subscribe, check, audit, object_, deadletter, layout_)
+VERBS = (subscribe, check, audit, prior, object_, deadletter, layout_)
