@@ -93,7 +93,7 @@ def _table(archive: str, rows: Sequence[Row]) -> str:
     names = adapted.groups_of(one.measured[0]["classes"])[0] if one.grouped else one.measured[0]["classes"]
     columns = [
         "run", "balanced accuracy, first alert [95 %]", f"recall {' / '.join(names)}", "difference [95 %]",
-        "other seeds", "log-loss", "A-distance, all; within classes", "neighbourhood density", "class shares by EM",
+        "other seeds", "log-loss", "A-distance", "neighbourhood density", "class shares by EM",
     ]  # fmt: skip
     head = (
         f"**{table_cell(archive)}**: {len(one.measured[0]['truth'])} objects with labels that nothing was adapted to."
@@ -108,18 +108,24 @@ def _line(row: Row, reference: Row | None) -> str:
     recall = [(p.argmax(1)[truth == c] == c).mean() for c in range(p.shape[1]) if (truth == c).any()]
     others = [adapted.balanced_accuracy(*row.said(n)) for n in range(1, len(row.measured))]
     own = row.measured[0]
-    apart = own["a_distance"]
-    within = [apart[c] for c in own["classes"] if c in apart]
     cells = [
         table_cell(row.name), f"{value:.3f} [{low:.2f}, {high:.2f}]", " / ".join(f"{r:.2f}" for r in recall),
         "" if reference is None or reference is row else _difference(row, reference),
         ", ".join(f"{o:.3f}" for o in others),
         f"{-np.log(np.clip(p[np.arange(len(truth)), truth], 1e-9, 1)).mean():.2f}",
-        f"{apart['all'][0]:.2f} ± {apart['all'][1]:.2f}; "
-        + " / ".join(f"{v:.2f} ± {e:.2f}" for v, e in within),
+        _apart(own),
         f"{own['unsupervised']['neighbourhood_density']:.2f}", " / ".join(f"{s:.2f}" for s in own["shares"]),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def _apart(own: Mapping[str, Any]) -> str:
+    """A-distances over all objects and within those classes that have enough."""
+    found = own["a_distance"]
+    if not found:
+        return ""
+    within = [f"{c} {found[c][0]:.2f} ± {found[c][1]:.2f}" for c in own["classes"] if c in found]
+    return f"{found['all'][0]:.2f} ± {found['all'][1]:.2f}; {', '.join(within)}"
 
 
 def interval(truth: NDArray[np.int64], p: Floats) -> tuple[float, float, float]:

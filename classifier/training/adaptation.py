@@ -206,8 +206,10 @@ class Adaptation(Objective):
         return [self.setting.batch(own) for own in batches if len(own) == BATCH or len(batches) == 1]
 
     def measure(self, model: Model) -> dict[str, Any]:
-        """See `Objective.measure`: `adapted.measure` of the target and all other archives."""
-        return {"measured": [adapted.measure(self.setting, model, name) for name in self.measured]}
+        """See `Objective.measure`: `adapted.measure` of the target and all other archives; how far domains are apart is
+        told of the target, and of all where there is none."""
+        apart = self.measured[:1] if self.target else self.measured
+        return {"measured": [adapted.measure(self.setting, model, name, name in apart) for name in self.measured]}
 
 
 class Pair(nn.Module):
