@@ -25,7 +25,7 @@ from confluent_kafka import Message
 from skyheed.broker.errors import PacketError, Reason, SkipPacket, SkyheedError
 from skyheed.broker.kafka.client import AlertConsumer, place_of, time_ms
 from skyheed.broker.kafka.deadletter import DeadLetters, Rejected
-from skyheed.broker.kafka.headers import headers_of
+from skyheed.broker.kafka.messages import headers_of
 from skyheed.broker.logs import event
 from skyheed.broker.metrics import IngestMetrics
 from skyheed.broker.observation import Observation

@@ -4,44 +4,34 @@ import contextlib
 import logging
 import threading
 import time
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Self, cast
 
-import confluent_kafka as ck
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from skyheed.broker.errors import ServiceError, ServiceUnavailable
+from skyheed.broker.kafka.assignment import Assignment
 from skyheed.broker.kafka.connection import (
-    AWAY,
     MAX_MESSAGE_BYTES,
     NO_TOPIC,
     REFUSED_AGAIN_S,
     REFUSED_RIGHT,
     REFUSED_USER,
-    Connection,
     Options,
     Place,
-    consumer,
     fatal,
-    rebalances_in_steps,
     right,
 )
-from skyheed.broker.kafka.headers import make_readable, size_of
 from skyheed.broker.kafka.members import OtherMembers
-from skyheed.broker.kafka.partitions import UNKNOWN, Partition
+from skyheed.broker.kafka.messages import make_readable, place_of, size_of, time_ms
 from skyheed.broker.kafka.producer import Outgoing, Publisher
 from skyheed.broker.kafka.selection import Outputs, Selection, selection
 from skyheed.broker.kafka.topics import (
-    TopicIds,
-    commit_note,
-    committed,
     end_offsets,
     ensure_topics,
     group_lag,
-    is_of_another,
     partition_key,
     ping,
     topic_ids,
@@ -68,33 +58,13 @@ log = logging.getLogger("skyheed.kafka")
 FETCHED = 100  # messages that are asked of librdkafka at a time, so that their bytes can be counted
 PROBE_EVERY_S = 5.0
 CLOSE_S = 10.0
-LOOK_EVERY = "topic.metadata.refresh.interval.ms"
-LOOK_EVERY_MS = 30_000  # for topics that a pattern matches; as often as librdkafka asks for those that it knows
 ASSIGN_S = 300.0  # a drain that got no partition by then, or waits for a member that does not come on, gives up
 KEEP_ALIVE_S = 1.0
-NEW_PARTITIONS_S = 10.0  # without a group nobody tells us of new ones
 IDENTITY_S = 5.0  # without messages, too, topics are looked at: one may have been made again
 TRANSACTION_S = 30.0  # a drain waits so long for one to end
 
 
-def place_of(message: Message) -> Place:
-    """Topic and partition of a message."""
-    return cast(Place, (message.topic(), message.partition()))
-
-
-class Timed(Protocol):
-    """What `time_ms` needs of a message."""
-
-    def timestamp(self) -> Any: ...
-
-
-def time_ms(message: Timed, otherwise: int) -> int:
-    """Kafka's time of a message, Unix ms; `otherwise` where it has none (-1 is no time)."""
-    kind, when = message.timestamp()
-    return int(when) if kind != ck.TIMESTAMP_NOT_AVAILABLE and when >= 0 else otherwise
-
-
-class BatchConsumer:
+class BatchConsumer(Assignment):
     """Reads topics in batches, with or without a group, and knows when it has reached the end.
 
     Args:
@@ -112,35 +82,15 @@ class BatchConsumer:
         start: str = "earliest",
         drain: bool = False,
     ) -> None:
-        self.connection = Connection(options)
-        self._topics, self._group, self._start, self._drain = selection(topics), group, start, drain
-        self._subscribed: list[str] = []
-        self._look_at = 0.0  # when to ask again which topics the patterns match
-        name = group or f"skyheed-reader-{uuid.uuid4()}"
-        self._probed = self._polled = self._looked = time.monotonic()
-        self._parts: dict[Place, Partition] = {}  # what is assigned to us; all that is known of a place lives here
-        self._known: set[Place] | None = None  # partitions that were there at the first assignment
-        self._kept: list[Message] = []
-        self._missing: set[str] = set()  # patterns without a topic, said once
-        self._began, self._joined = time.monotonic(), False  # the group has given us partitions, or none for now
+        super().__init__(options, topics, group, start, drain)
+        self._probed = self._polled = self._began = time.monotonic()
         self._held = False  # the caller is busy: every partition is paused
         self._closed = False
         self._named = bool(options.get("group.instance.id"))
-        self._incremental = rebalances_in_steps(options)
-        self._consumer = consumer(
-            options, name, self.connection, **{"auto.offset.reset": start, "on_commit": self._on_commit}
-        )
-        self._topic_ids = TopicIds(options)
-        self._ids: dict[str, str] = {}  # as last seen
         self._handed_ids: dict[str, str] = {}  # of the messages that `consume` returned last
         self._identified = time.monotonic()
         self._asking_since: float | None = None  # ids were asked for in vain
-        self._astray: set[Place] = set()  # of a topic made again, still to be set to its beginning
-        self.on_made_again: Callable[[str], None] = lambda _topic: None  # a topic is another one: forget the old one's
-        self.begin_at: Mapping[str, int] = {}  # without a group: partition key -> offset, instead of `start`
-        self._others = OtherMembers(self._consumer, self._topics, name)
-        # asked after librdkafka has judged it; it takes -1 for never
-        self._look_every_s = max(1, int(options.get(LOOK_EVERY, LOOK_EVERY_MS))) / 1000
+        self._others = OtherMembers(self._consumer, self._topics, self._name)
         if group is not None and not self._topics.patterns:
             self._subscribe(self._topics.names)
 
@@ -306,14 +256,6 @@ class BatchConsumer:
                 if not came and (self._named or not self._parts):
                     return
 
-    @contextlib.contextmanager
-    def _refused(self) -> Iterator[None]:
-        """librdkafka's fatal errors come out of its calls as exceptions."""
-        try:
-            yield
-        except KafkaException as error:  # fatal: another member took our group.instance.id, say
-            raise self.connection.refusal(error.args[0], right(error.args[0], "", self._group or "")) from None
-
     def _set_pauses(self) -> None:
         """Make librdkafka pause what should be paused, and nothing else. Only this and `_on_assign` touch its pauses.
 
@@ -329,119 +271,6 @@ class BatchConsumer:
                 tell(_partitions(places))
             for place in places:
                 self._parts[place].paused = pause
-
-    # --- which partitions are ours
-
-    def _subscribe(self, topics: list[str]) -> None:
-        self._subscribed = topics
-        self._consumer.subscribe(
-            topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )  # fmt: skip
-
-    def _look(self) -> None:
-        """Subscribe to what the patterns match by now: we match them, so that they mean the same everywhere."""
-        if self._group is None or not self._topics.patterns or time.monotonic() < self._look_at:
-            return
-        self._look_at = time.monotonic() + self._look_every_s
-        existing = self._existing()
-        found = self._topics.among(existing or [])
-        if existing is not None and found and found != self._subscribed:
-            self._subscribe(found)
-        for pattern in self._topics.patterns if existing is not None else ():
-            if not self._parts and not self._topics.matched(pattern, existing or []):
-                self._no_match(pattern)
-
-    def _existing(self) -> list[str] | None:
-        """The names of the broker's topics; None while it does not say: `_watch` judges why."""
-        try:
-            found = self._consumer.list_topics(timeout=1.0).topics
-        except KafkaException:
-            self._look_at = 0.0
-            return None
-        return [name for name, topic in found.items() if topic.error is None]
-
-    def _find_partitions(self) -> None:
-        """Without a group: take every partition, and from time to time those that have appeared since."""
-        now = time.monotonic()
-        if self._group is not None or (self._parts and (self._drain or now - self._looked < NEW_PARTITIONS_S)):
-            return
-        self._looked = now
-        if self._parts and self.connection.away():
-            return
-        offset = ck.OFFSET_END if not self._parts and self._start == "latest" else ck.OFFSET_BEGINNING
-        new = sorted(self._listed() - set(self._parts))
-        if new:
-            ids = self._ask_ids({topic for topic, _ in new})
-            keys = [partition_key(topic, ids.get(topic, ""), number) for topic, number in new]
-            firsts = [self.begin_at.get(key, offset) for key in keys]
-            partitions = [TopicPartition(*place, first) for place, first in zip(new, firsts, strict=True)]
-            self._consumer.incremental_assign(partitions)
-            self._take(partitions, ids)
-
-    def _listed(self) -> set[Place]:
-        """Every partition of our topics; none while the broker does not say: `_watch` judges why.
-
-        Raises:
-            ServiceError: a topic is not there or may not be read, and nothing was ever read.
-        """
-        places: set[Place] = set()
-        existing = self._existing() if self._topics.patterns else []
-        for topic in self._topics.among(existing) if existing is not None else ():
-            try:
-                found = self._consumer.list_topics(topic, timeout=1.0).topics[topic]
-            except KafkaException:
-                return set()
-            if found.error is not None and not self._parts and found.error.code() not in AWAY:
-                raise self.connection.refusal(found.error, right(found.error, topic))
-            places |= {(topic, number) for number in found.partitions}
-        for pattern in self._topics.patterns if existing is not None and not self._parts else ():
-            if not self._topics.matched(pattern, existing or []):
-                self._no_match(pattern)
-        return places
-
-    def _on_assign(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        ids = self._ask_ids({p.topic for p in partitions})  # before anything is fetched
-        begin: set[Place] = set()
-        with contextlib.suppress(KafkaException):  # no answer: new ones begin at the latest, too
-            begin |= self._new_ones(client, partitions) if self._start == "latest" else set()
-        try:
-            begin |= self._of_earlier_topics([(p.topic, p.partition) for p in partitions], ids)
-        except KafkaException:
-            ids = {}  # looked at again with the first message
-        if begin:
-            places = [(p.topic, p.partition) for p in partitions]
-            offsets = [TopicPartition(*p, ck.OFFSET_BEGINNING) if p in begin else TopicPartition(*p) for p in places]
-            (client.incremental_assign if self._incremental else client.assign)(offsets)
-        self._joined = True
-        self._take(partitions, ids)
-
-    def _take(self, partitions: list[TopicPartition], ids: Mapping[str, str]) -> None:
-        # librdkafka keeps a pause of ours while a partition is with someone else
-        self._consumer.resume(partitions)
-        self._parts |= {(p.topic, p.partition): Partition(ids.get(p.topic)) for p in partitions}
-        self._learn(ids)
-        self.connection.works()
-
-    def _new_ones(self, client: ck.Consumer, partitions: list[TopicPartition]) -> set[Place]:
-        """Partitions that appeared while we read, to read from their beginning: `latest` would pass over its first
-        messages. Only where the group has no position yet.
-        """
-        if self._known is None:
-            metadata = client.list_topics(timeout=5.0).topics
-            self._known = {(topic, number) for topic, found in metadata.items() for number in found.partitions}
-        new = [p for p in partitions if (p.topic, p.partition) not in self._known]
-        self._known |= {(p.topic, p.partition) for p in new}
-        return {(p.topic, p.partition) for p in client.committed(new, timeout=5.0) if p.offset < 0} if new else set()
-
-    def _on_revoke(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        self._commit_now({(p.topic, p.partition) for p in partitions})
-        self._on_lost(client, partitions)
-
-    def _on_lost(self, _client: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        for p in partitions:
-            self._parts.pop((p.topic, p.partition), None)
-        self._astray &= set(self._parts)
-        self._kept = [m for m in self._kept if place_of(m) in self._parts]
 
     # --- which topics they are of
 
@@ -473,67 +302,6 @@ class BatchConsumer:
         if every:
             self._identified = now
         return [m for m in messages if place_of(m) not in begun]
-
-    def _named_so_far(self, topic: str) -> str:
-        """The id of a topic that has just been deleted: what is in hand is still of it."""
-        if topic not in self._ids:
-            error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
-            raise self.connection.refusal(error, right(error, topic))
-        return self._ids[topic]
-
-    def _identify(self, ids: Mapping[str, str]) -> set[Place]:
-        """Compare the partitions with what their topics are now; those of another topic begin anew: which."""
-        ours = {place: part.topic_id for place, part in self._parts.items() if place[0] in ids}
-        unknown = [place for place, id_ in ours.items() if id_ is None]
-        begin = self._of_earlier_topics(unknown, ids) if unknown else set()
-        begin |= {place for place, id_ in ours.items() if id_ and ids[place[0]] and id_ != ids[place[0]]}
-        for place in set(ours) - begin:
-            self._parts[place].topic_id = ids[place[0]]
-        for place in begin:
-            self._parts[place] = Partition(ids[place[0]], paused=self._parts[place].paused)
-        self._astray |= begin
-        self._learn(ids)
-        self._set_straight()
-        return begin
-
-    def _of_earlier_topics(self, places: Sequence[Place], ids: Mapping[str, str]) -> set[Place]:
-        """Places where the group's position is of an earlier topic of that name, or was lost with it.
-
-        Raises:
-            KafkaException: the broker does not say.
-        """
-        if self._group is None:
-            return set()
-        renamed = {topic for topic, id_ in ids.items() if id_ and self._ids.get(topic, id_) not in ("", id_)}
-        return {
-            (at.topic, at.partition)
-            for at in committed(self._consumer, places)
-            if is_of_another(at, ids.get(at.topic)) or (at.offset < 0 and at.topic in renamed)
-        }
-
-    def _learn(self, ids: Mapping[str, str]) -> None:
-        for topic, id_ in ids.items():
-            before, self._ids[topic] = self._ids.get(topic, id_), id_
-            if before and id_ and before != id_:
-                log.warning("topic %s was deleted and made again: reading it from its beginning", topic)
-                self._kept = [m for m in self._kept if place_of(m)[0] != topic]
-                # what the same call has fetched by now may be of either
-                self._astray |= {place for place in self._parts if place[0] == topic}
-                self.on_made_again(topic)
-
-    def _set_straight(self) -> None:
-        """Set partitions of a topic made again to its beginning; librdkafka drops what it fetched before."""
-        for place in sorted(self._astray):
-            with contextlib.suppress(KafkaException):  # not yet fetched from: the next call tries again
-                self._consumer.seek(TopicPartition(*place, ck.OFFSET_BEGINNING))
-                self._astray.discard(place)
-
-    def _ask_ids(self, topics: set[str]) -> dict[str, str]:
-        """The ids of topics, without those that the broker does not tell now; they are asked for again."""
-        try:
-            return {topic: id_ for topic, id_ in self._topic_ids.ask(topics).items() if id_ is not None}
-        except (ServiceError, ServiceUnavailable):
-            return {}
 
     def _wait(self, error: Exception, messages: list[Message], wait_s: float) -> list[Message]:
         """Keep the messages and say once that ids are missing. A refusal passes too: we have read these topics."""
@@ -583,14 +351,6 @@ class BatchConsumer:
             log.warning("Kafka at %s: %s", self.connection.hosts, self.connection.redact(error.str()))
         return True
 
-    def _no_match(self, pattern: str) -> None:
-        if self._drain:
-            error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
-            raise self.connection.refusal(error, f"topic that matches {pattern}")
-        if pattern not in self._missing:  # surveys make a topic a night: the first may be still to come
-            self._missing.add(pattern)
-            log.warning("Kafka at %s has no topic that matches %s yet: waiting for one", self.connection.hosts, pattern)
-
     def _watch(self, answered: bool) -> None:
         if answered:
             self.connection.works()
@@ -620,46 +380,6 @@ class BatchConsumer:
             f"has not ended for {TRANSACTION_S:.0f} s, and it and what stands behind it ({part.unreadable} offsets) "
             "are unread; end it (kafka-transactions.sh abort), or set isolation.level = read_uncommitted"
         )
-
-    def _watermark(self, place: Place) -> int:
-        with contextlib.suppress(KafkaException):  # librdkafka knows nothing of it yet
-            marks = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
-            return int(marks[1]) if marks else UNKNOWN
-        return UNKNOWN
-
-    # --- commits
-
-    def _uncommitted(self, places: set[Place]) -> list[TopicPartition]:
-        offsets = {place: self._parts[place].to_commit() for place in sorted(places & set(self._parts))}
-        return [
-            TopicPartition(*place, offset, commit_note(self._parts[place].topic_id))
-            for place, offset in offsets.items()
-            if offset is not None
-        ]
-
-    def _commit_again(self) -> None:
-        offsets = self._uncommitted(set(self._parts)) if self._group else []
-        if offsets:
-            for p in offsets:  # counted as committed until the callback says otherwise, so that each goes out once
-                self._parts[p.topic, p.partition].committed = p.offset
-            self._consumer.commit(offsets=offsets, asynchronous=True)
-
-    def _commit_now(self, places: set[Place]) -> None:
-        for place in places & set(self._parts):
-            self._parts[place].committed = UNKNOWN
-        offsets = self._uncommitted(places) if self._group and not self.connection.away() else []
-        if not offsets:
-            return
-        try:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:  # harmless: these messages come again
-            log.warning("offsets not committed, messages come again: %s", self.connection.redact(str(error)))
-
-    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        for p in partitions:
-            part = self._parts.get((p.topic, p.partition))
-            if (error or p.error) and part is not None and part.committed == p.offset:
-                part.committed = UNKNOWN
 
 
 def _partitions(places: Iterable[Place]) -> list[TopicPartition]:

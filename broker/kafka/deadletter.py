@@ -31,7 +31,7 @@ from skyheed.broker.kafka.client import (
     place_of,
     time_ms,
 )
-from skyheed.broker.kafka.headers import Headers, headers_of
+from skyheed.broker.kafka.messages import Headers, headers_of
 from skyheed.broker.lately import Lately
 from skyheed.classifier.names import printable
 

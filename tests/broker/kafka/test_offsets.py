@@ -299,7 +299,7 @@ def grow(server: embedded.Server, topic: str, partitions: int) -> None:
 def test_partitions_that_appear_later_are_read_from_their_beginning(
     kafka: embedded.Server, monkeypatch: pytest.MonkeyPatch, start: str, protocol: str | None
 ) -> None:
-    monkeypatch.setattr("skyheed.broker.kafka.client.NEW_PARTITIONS_S", 0.5)
+    monkeypatch.setattr("skyheed.broker.kafka.assignment.NEW_PARTITIONS_S", 0.5)
     topic = make_topic(kafka)
     settings = options(kafka, **{"topic.metadata.refresh.interval.ms": "1000", "heartbeat.interval.ms": "300"})
     if protocol == "eager":

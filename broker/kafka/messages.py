@@ -1,4 +1,4 @@
-"""The headers of Kafka messages, which anybody may have written.
+"""What is asked of one Kafka message: its place, time and size, and its headers, which anybody may have written.
 
 A header's name need not be UTF-8 for a broker. confluent_kafka then raises a SystemError, and the next look at the same
 message ends the process: its list of headers has holes. So every message is looked at once, where it is fetched.
@@ -6,9 +6,12 @@ message ends the process: its list of headers has holes. So every message is loo
 
 import logging
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, Protocol, cast
 
+import confluent_kafka as ck
 from confluent_kafka import Message
+
+from skyheed.broker.kafka.connection import Place
 
 log = logging.getLogger("skyheed.kafka")
 Headers = Sequence[tuple[str, bytes | None]]
@@ -36,3 +39,20 @@ def size_of(message: Message) -> int:
     """Bytes of a message that was made readable, or of what librdkafka says in its place."""
     size = sum(len(name) + len(value or b"") for name, value in headers_of(message))
     return size + len(message.value() or b"") + len(message.key() or b"")
+
+
+def place_of(message: Message) -> Place:
+    """Topic and partition of a message."""
+    return cast(Place, (message.topic(), message.partition()))
+
+
+class Timed(Protocol):
+    """What `time_ms` needs of a message."""
+
+    def timestamp(self) -> Any: ...
+
+
+def time_ms(message: Timed, otherwise: int) -> int:
+    """Kafka's time of a message, Unix ms; `otherwise` where it has none (-1 is no time)."""
+    kind, when = message.timestamp()
+    return int(when) if kind != ck.TIMESTAMP_NOT_AVAILABLE and when >= 0 else otherwise
