@@ -45,7 +45,7 @@ def light_curves_per_second(survey: Survey, count: int) -> dict[str, float]:
 
 
 def objects_per_second(survey: Survey, count: int) -> tuple[float, float]:
-    """Whole objects with stamps per second of CPU, and stamps per object; the published mixture."""
+    """Whole objects with stamps per second of CPU, and stamps per object; the published class counts."""
     wishes = plan(count, 2, balanced=False)
     simulate_object(survey, 2, 0, wishes[0], 1)  # tables and plans
     start, stamps = time.process_time(), 0

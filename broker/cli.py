@@ -84,7 +84,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "obj
 
 @click.group(cls=Verbs, context_settings=CONTEXT)
 @click.version_option(version("skyheed"), prog_name="skyheed")
-@click.option("--log-json", is_flag=True, help="Log as JSON, one object a line.")
+@click.option("--log-json", is_flag=True, help="Log as JSON, one object per line.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings only.")
 def skyheed(log_json: bool, quiet: bool) -> None:
     """Early classification of astronomical alert streams from sequences of image stamps.
@@ -92,7 +92,7 @@ def skyheed(log_json: bool, quiet: bool) -> None:
     \b
     Watch it work:        skyheed demo
     Run it for real:      skyheed up --survey ztf
-    Read what it says:    skyheed subscribe --topic skyheed.classifications.ztf
+    Read the results:     skyheed subscribe --topic skyheed.classifications.ztf
     """
     nothing_asked()
     logs.set_up(log_json, logging.WARNING if quiet else logging.INFO)

@@ -43,7 +43,7 @@ class Reason(StrEnum):
     BAD_POSITION = "bad_position"
     UNKNOWN_BAND = "unknown_band"
     BAD_FLUX = "bad_flux"
-    UNEXPECTED = "unexpected_error"  # a fault of ours
+    UNEXPECTED = "unexpected_error"  # an internal error
     # skipped
     NO_STAMP = "no_stamp"
     SOLAR_SYSTEM = "solar_system"

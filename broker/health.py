@@ -149,7 +149,9 @@ def _lag(settings: Settings) -> Line:
         behind = topics.unread(options, group, behind)
     sentence = f"{sum(lags[place] for place in behind)} alerts not yet read in {len(lags)} partitions"
     if stands and behind:
-        return Line("lag", False, f"{sentence}, and group {group} stands still: is an ingest running? Look at its log")
+        return Line(
+            "lag", False, f"{sentence}, and group {group} is not advancing: is an ingest running? Look at its log"
+        )
     hidden = _hidden(options, settings.alerts)
     return Line("lag", not hidden, f"{sentence}{hidden}")
 
@@ -235,7 +237,7 @@ def _oldest(settings: Settings) -> Line:
     if standing := [name for name in late if not _is_worked_on(found[name])]:
         sentence = f"{_of(standing[0])}the oldest due object has been waiting for {ages[standing[0]]:.0f} s"
         return Line("oldest", False, f"{sentence} and none is claimed: is a worker running? Look at its log; {_RETIRE}")
-    return Line("oldest", True, sentence + (", and the queue is being worked off" if late else ""))
+    return Line("oldest", True, sentence + (", and the queue is being worked through" if late else ""))
 
 
 def _is_worked_on(queue: schedule.DueQueue) -> bool:

@@ -181,11 +181,11 @@ def _unpacked(response: httpx.Response) -> Iterator[bytes]:
             for part in response.iter_raw():
                 yield unpacker.decompress(part, MOST_BYTES + 1)
         except zlib.error:
-            raise httpx.DecodingError("its answer does not unpack") from None
+            raise httpx.DecodingError("its response cannot be decompressed") from None
         if not unpacker.eof:
-            raise httpx.DecodingError("its answer does not unpack")
+            raise httpx.DecodingError("its response cannot be decompressed")
     else:
-        raise httpx.DecodingError(f"its answer is packed as {printable(packed)[:40]}, which nobody asked for")
+        raise httpx.DecodingError(f"its response is compressed as {printable(packed)[:40]}, which nobody asked for")
 
 
 def _words(text: str) -> str:

@@ -178,7 +178,7 @@ class _Sorting:
             self._rejected.append((keyed, error))
         except SkyheedError:  # a server, not the packet: setting it aside would empty the whole stream
             raise
-        except Exception as error:  # a fault of ours: the stream goes on, the packet can be sent through again
+        except Exception as error:  # an internal error: the stream goes on, the packet can be redriven
             fault = fault_of(error)
             self._rejected.append((keyed, fault))
             self._faults.append(f"{keyed[0]} offset {keyed[1]}: {fault.detail}")
@@ -186,7 +186,9 @@ class _Sorting:
     def results(self) -> tuple[list[Mark], list[Rejected]]:
         """What was skipped and what is to be set aside, in the order of offsets."""
         if self._faults:
-            log.error("%d packets set aside for a fault of ours, the first is %s", len(self._faults), self._faults[0])
+            log.error(
+                "%d packets set aside because of an internal error, the first: %s", len(self._faults), self._faults[0]
+            )
         rejected = sorted(self._rejected, key=lambda item: item[0][:2])
         return self._skipped, [
             Rejected.of(message, partition, error, self._survey, self._now_ms)
@@ -201,7 +203,7 @@ def _deliveries(keyed: Keyed, found: Iterable[Observation], now_ms: int) -> list
 
 
 def fault_of(error: Exception) -> PacketError:
-    """A fault of ours as what is wrong with a packet, with its place in the code: nothing else is kept of it."""
+    """An internal error as the reason to set a packet aside: its kind and place in the code, and nothing else."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     detail = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
     return PacketError(Reason.UNEXPECTED, detail)

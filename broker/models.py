@@ -105,7 +105,11 @@ def join(settings: Settings, models: Sequence[ServedModel], stop: threading.Even
     left = patience.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog), stop)
     for name, objects in left.items():
         if objects:
-            log.info("model %s: %d objects that were there before it are due for it once they change", name, objects)
+            log.info(
+                "model %s: %d objects that were stored before it joined become due for it when they change",
+                name,
+                objects,
+            )
 
 
 def make_worker(

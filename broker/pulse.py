@@ -91,7 +91,7 @@ class Pulse:
             self._waits.waits("redis", SOURCE)
         except SkyheedError as error:  # the daemon itself stops with it; without this right it works on
             if not self._refused:
-                log.warning("no sign of life can be given: %s", error)
+                log.warning("cannot record that this daemon is alive: %s", error)
             self._refused = True
         else:
             self._waits.goes_on("redis", SOURCE)

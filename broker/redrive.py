@@ -103,7 +103,7 @@ def _sort(intake: Intake, letters: Sequence[DeadLetter], budget: Budget, meanwhi
             found.passed.append(letter)
         found.taken += 1
     if faults:
-        log.error("%d letters failed by a fault of ours, the first is %s", len(faults), faults[0])
+        log.error("%d dead letters failed because of an internal error, the first: %s", len(faults), faults[0])
     return found
 
 

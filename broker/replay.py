@@ -109,10 +109,10 @@ class Progress:
             if sent < 0:
                 raise ValueError(sent)
         except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-            raise ConfigError(f"{self._path} is no state of a replay: give another --state") from error
+            raise ConfigError(f"{self._path} is not the state file of a replay: give another --state") from error
         if fingerprint != self._fingerprint:
             raise ConfigError(
-                f"{self._path} is of another replay (other files, --topic, --shuffle or --duplicate): "
+                f"{self._path} belongs to another replay (other files, --topic, --shuffle or --duplicate): "
                 "remove it, or give another --state"
             )
         return sent
@@ -208,7 +208,7 @@ def _warn(index: PacketIndex) -> None:
     if unknown := index.unknown_times:
         log.warning(
             "%d of %d packets have no time that can be read (damaged, or of an unknown schema): "
-            "each goes out behind the one before it",
+            "each is sent after the one before it",
             unknown,
             len(index),
         )

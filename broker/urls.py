@@ -64,9 +64,7 @@ def redis_fault(url: str, cluster: bool = False) -> str:
 
 
 def _redis_fault(url: str) -> str:
-    form = (
-        f"{redacted_url(url)} is no Redis URL: write redis://host:port/0 (rediss:// for TLS, unix:///path for a socket)"
-    )
+    form = f"{redacted_url(url)} is not a Redis URL: write redis://host:port/0 (rediss://: TLS, unix:///path: a socket)"
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -70,7 +70,7 @@ def info(checkpoint: str, as_json: bool) -> None:
 @click.option(
     "--to", "form", type=click.Choice(["hf"]), default="hf", show_default=True, help="hf: a Hugging Face folder."
 )
-@click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to create.")
 def export(checkpoint: str, form: str, output: Path) -> None:
     """Write a checkpoint in another system's form.
 
@@ -87,7 +87,7 @@ def export(checkpoint: str, form: str, output: Path) -> None:
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the checkpoint (or of the grid's runs).")
 @click.option("--archive", type=PATH, help="Learn from this archive instead of the configuration's.")
 @click.option("--grid", is_flag=True, help="CONFIG holds many runs; finished ones are kept, the table is written.")
-@click.option("--dry-run", is_flag=True, help="Say what would be trained, how long it would take, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print what would be trained and how long it would take, and stop.")
 def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run: bool) -> None:
     """Train a model as a configuration file says; an interrupted run goes on where it stopped.
 
@@ -182,7 +182,7 @@ def evaluate(
     for entry in entries:
         click.echo(f"{entry.label}: {entry.how}")
         if prior:
-            counts = evaluation.mixture(prior, entry.data, confirmed, entry.model.info)
+            counts = evaluation.class_prior(prior, entry.data, confirmed, entry.model.info)
             entry.model.info = checkpoints.assuming(entry.model.info, counts)
     found = evaluation.compare(entries, chosen)
     found["command"] = " ".join(["skyheed", *sys.argv[1:]])
@@ -196,14 +196,16 @@ def evaluate(
 @click.option("--out", "output", type=PATH, required=True, help="Folder for the scores, a Parquet part for each part.")
 @click.option("--model", "name", help="Checkpoint directory, or shipped weights; the survey's default otherwise.")
 @click.option("--epochs", default="last", show_default=True, help="all, last, or numbers such as 1,3,6,last.")
-@click.option("--shard", default="1/1", metavar="I/N", help="Every N-th part from the I-th on: one machine's share.")
+@click.option("--shard", default="1/1", metavar="I/N", help="Every Nth part from the Ith on: one machine's share.")
 @click.option(
-    "--prior", default="", help="Class prior, numbers in the order of the classes, instead of the checkpoint's."
+    "--prior",
+    default="",
+    help="Class prior in the order of the classes, instead of the checkpoint's; 1,1,1,1 is uniform.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
-@click.option("--threads", type=int, help="CPU threads; all cores by default.")
-@click.option("--check", is_flag=True, help="Only see whether the folder holds the scores of the whole archive.")
+@click.option("--threads", type=int, help="CPU threads; by default all cores.")
+@click.option("--check", is_flag=True, help="Only check whether the folder holds the scores of the whole archive.")
 def score(archive: Path, output: Path, name: str | None, epochs: str, shard: str, check: bool, **given: Any) -> None:
     """Classify every object of an archive; a run that was interrupted goes on where it stopped.
 

@@ -159,7 +159,7 @@ def load(
         threads: of the CPU; None for all cores.
         any_survey: serve stamps of a survey that the model was not trained for.
         fewest: epochs below which a history is declined; None for as few as the model needs.
-        prior: class prior that probabilities assume instead of the checkpoint's, as for `checkpoint.mixture`.
+        prior: class prior that probabilities assume instead of the checkpoint's, as for `checkpoint.class_prior`.
 
     Raises:
         ModelError: the checkpoint, survey, device, precision or prior cannot be used.
@@ -167,7 +167,7 @@ def load(
     info = checkpoint.read_info(model, survey)
     checkpoint.check_survey(info, survey, any_survey=any_survey)
     if prior:
-        info = checkpoint.assuming(info, checkpoint.mixture(prior, info.classes))
+        info = checkpoint.assuming(info, checkpoint.class_prior(prior, info.classes))
     if threads:
         torch.set_num_threads(threads)
     made: Model = family(info.family).serve(load_network(model, info, survey), info, choose(device, precision))

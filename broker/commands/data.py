@@ -11,7 +11,7 @@ import click
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV: objectId, class (or coarse).")
 @click.option("--schemas", metavar="FOLDER", help="Writer schemas of Rubin's packets; those installed by default.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 def build_packets(
     survey: str, paths: tuple[Path, ...], labels: Path | None, schemas: str | None, overwrite: bool, output: Path
 ) -> None:

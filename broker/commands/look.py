@@ -15,28 +15,30 @@ from skyheed.classifier.names import printable
 @click.command()
 @options("config", "survey", "kafka")
 @click.option("--topic", metavar="NAME", help="Classification topic; skyheed.classifications.SURVEY by default.")
-@click.option("--class", "classes", multiple=True, metavar="NAME", help="Only this top class; repeatable.")
-@click.option("--model", "models", multiple=True, metavar="NAME", help="Only this model's; repeatable.")
+@click.option("--class", "classes", multiple=True, metavar="NAME", help="Only records with this top class; repeatable.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Only records of this model; repeatable.")
 @click.option("--min-probability", type=float, default=0.0, help="Only if the top class is at least this probable.")
 @click.option("--format", "format_", type=click.Choice(["table", "json", "csv", "parquet"]), default="table")
-@click.option("--group", metavar="NAME", help="Remember the place under this Kafka group.")
+@click.option("--group", metavar="NAME", help="Remember the position under this Kafka group.")
 @click.option("--from", "start", type=click.Choice(["beginning", "latest"]), default="beginning", show_default=True)
-@click.option("--drain", is_flag=True, help="End when everything that was there at the start was read.")
+@click.option("--drain", is_flag=True, help="End once everything that was there at the start has been read.")
 @click.option(
-    "--timeout", type=float, metavar="SECONDS", help="Give up when neither Kafka nor a record came for so long."
+    "--timeout", type=float, metavar="SECONDS", help="Give up after this long without Kafka or without a record."
 )
-@click.option("--skip-bad", is_flag=True, help="Pass over records that are no classifications, with a warning.")
-@click.option("--raw-csv", is_flag=True, help="CSV texts as they came, also what a spreadsheet would run.")
+@click.option("--skip-bad", is_flag=True, help="Skip records that are not classifications, with a warning.")
+@click.option(
+    "--raw-csv", is_flag=True, help="Keep CSV text as it came, even what a spreadsheet would execute as a formula."
+)
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False),
-    help="Write here instead of to the screen; with --group the file is added to.",
+    help="Write to this file instead of the screen; with --group, append to it.",
 )  # fmt: skip
 def subscribe(**given: Any) -> None:
-    """Read classifications.
+    """Read classifications as a table, JSON, CSV or Parquet.
 
     \b
     Example:  skyheed subscribe --topic skyheed.classifications.ztf --class SNIa --min-probability 0.8
-              skyheed subscribe --survey ztf --group nightly --drain --format csv -o answers.csv
+              skyheed subscribe --survey ztf --group nightly --drain --format csv -o classifications.csv
     """
     from skyheed.broker import subscribe as client
     from skyheed.broker import written
@@ -44,7 +46,7 @@ def subscribe(**given: Any) -> None:
     settings = settings_from(given)
     topic = given["topic"] or (settings.survey and settings.classification_topic)
     if not topic:
-        raise click.UsageError("which topic? add --topic NAME or --survey NAME")
+        raise click.UsageError("no topic given: add --topic NAME or --survey NAME")
     if given["output"]:
         outputs.check_file(given["output"], ConfigError)
     stream = client.Subscriber(
@@ -57,16 +59,16 @@ def subscribe(**given: Any) -> None:
         with stream:
             written.write(stream, given["format_"], given["output"], raw_csv=given["raw_csv"])
     except StreamError as error:
-        raise StreamError(f"{error}; --skip-bad passes over such records") from error
+        raise StreamError(f"{error}; --skip-bad skips such records") from error
     if stream.bad:
-        click.echo(f"skipped {stream.bad} records that are no classifications", err=True)
+        click.echo(f"skipped {stream.bad} records that are not classifications", err=True)
 
 
 @click.command()
 @options("config", "survey", "kafka", "redis")
 @click.option("--only", metavar="PART,…", help="Some of: kafka, redis, schema, model, lag, queue, oldest, daemons.")
 def check(only: str | None, **given: Any) -> None:
-    """Say how every part is, one line each; exit status 1 if any is not well.
+    """Report the health of every part, one line each; exit status 1 if any is unhealthy.
 
     \b
     Example:  skyheed check --survey ztf --kafka host:9092 --redis redis://host
@@ -118,7 +120,7 @@ def prior(topics: tuple[str, ...], last: int, timeout: float, as_json: bool, **g
     settings = settings_from(given, model="work.model")
     wanted = topics or (settings.survey and (settings.classification_topic,))
     if not wanted:
-        raise click.UsageError("which topic? add --topic NAME or --survey NAME")
+        raise click.UsageError("no topic given: add --topic NAME or --survey NAME")
     found = shares.report(settings, wanted, last, timeout)
     click.echo(json.dumps(found) if as_json else shares.text(found))
 
@@ -127,7 +129,7 @@ def prior(topics: tuple[str, ...], last: int, timeout: float, as_json: bool, **g
 @options("config", "survey", "redis")
 @click.argument("object_id")
 def object_(object_id: str, **given: Any) -> None:
-    """Print what is known of an object: its latest classification and how the answers changed.
+    """Print an object's latest classification and how its classifications changed.
 
     \b
     Example:  skyheed object ZTF20abfcszi --survey ztf
@@ -139,7 +141,7 @@ def object_(object_id: str, **given: Any) -> None:
     models = store.models() or [""]
     found = {model: latest for model in models if (latest := store.latest(object_id, model)) is not None}
     if not found:
-        raise click.ClickException(f"nothing is known of {printable(object_id)}")
+        raise click.ClickException(f"no classification of {printable(object_id)} is stored")
     for model, latest in found.items():
         if len(found) > 1:
             click.echo(f"# {printable(model)}")
@@ -181,7 +183,7 @@ def deadletter() -> None:
 
 @deadletter.command("list")
 @options("config", "survey", "kafka")
-@click.option("--reason", metavar="CODE", help="Only those set aside for this reason.")
+@click.option("--reason", metavar="CODE", help="Only packets set aside for this reason.")
 @click.option("--limit", type=int, default=50, show_default=True)
 def deadletter_list(reason: str | None, limit: int, **given: Any) -> None:
     """List packets that were set aside, with reason, place and exception.
@@ -199,7 +201,7 @@ def deadletter_list(reason: str | None, limit: int, **given: Any) -> None:
     ):
         click.echo(letter.line())
     if any(passed_over):
-        click.echo(f"passed over {sum(passed_over)} messages that are no letters", err=True)
+        click.echo(f"passed over {sum(passed_over)} messages that are not dead letters", err=True)
 
 
 VERBS = (subscribe, check, audit, prior, object_, deadletter, layout_)

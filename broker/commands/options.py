@@ -14,8 +14,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def options(*names: str) -> Callable[[F], F]:
     """The options that several verbs share, by name; the function gets one `settings` argument from them."""
     known = {
-        "config": click.option("--config", metavar="FILE", help="TOML file with any setting."),
-        "survey": click.option("--survey", metavar="NAME", help="sdss, ztf, lsst or a plug-in's name."),
+        "config": click.option("--config", metavar="FILE", help="TOML configuration file."),
+        "survey": click.option("--survey", metavar="NAME", help="sdss, ztf, lsst, or the name of a plug-in."),
         "kafka": click.option("--kafka", metavar="HOST:PORT,…", help="Kafka servers."),
         "redis": click.option("--redis", metavar="URL", help="Redis or Valkey, redis://host:port/db."),
     }

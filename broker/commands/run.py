@@ -20,9 +20,9 @@ from skyheed.classifier.names import printable
 @click.option("--seed", type=int, default=2026, show_default=True)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default="demo.png", show_default=True)
 @MODELS
-@click.option("--serve", "show_page", is_flag=True, help="Show the page from the start; it stays until Ctrl-C.")
+@click.option("--serve", "show_page", is_flag=True, help="Show the page from the start and keep it until Ctrl-C.")
 def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ...], show_page: bool) -> None:
-    """Simulate an SDSS season, stream it through embedded servers, classify it live and score the answers.
+    """Simulate an SDSS season, stream it through embedded servers, classify it live and score the classifications.
 
     \b
     Example:  skyheed demo
@@ -43,10 +43,10 @@ def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ..
 )
 @click.option("--group", metavar="NAME", help="Kafka consumer group.")
 @click.option("--stamp", type=click.Choice(["science", "difference", "template"]), help="Which stamp to keep.")
-@click.option("--debounce", type=float, metavar="SECONDS", help="Let a visit's stamps gather for this long.")
+@click.option("--debounce", type=float, metavar="SECONDS", help="Wait this long for the other stamps of a visit.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
-@click.option("--processes", type=int, help="Read in so many processes, each a member of the group.")
-@click.option("--drain", is_flag=True, help="End when everything that was there at the start was read.")
+@click.option("--processes", type=int, help="Number of reading processes, each a member of the group.")
+@click.option("--drain", is_flag=True, help="End once everything that was there at the start has been read.")
 def ingest(drain: bool, **given: Any) -> None:
     """Read alert packets from Kafka and keep each object's stamps in Redis.
 
@@ -73,21 +73,29 @@ def ingest(drain: bool, **given: Any) -> None:
 @click.command()
 @options("config", "survey", "kafka", "redis")
 @MODELS
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="cuda without a GPU stops at the start.")
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Arithmetic; auto asks the CPU.")
-@click.option("--threads", type=int, help="CPU threads; all cores by default.")
 @click.option(
-    "--prior", metavar="N,N,…", help="How often the model's classes occur in this stream, in their order, instead of "
-    "the checkpoint's mixture: 1,1,1,1 for equally often. `skyheed check` names the classes."
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Where the models run; cuda without a GPU is refused at the start.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Arithmetic; auto takes what the CPU does best.",
+)
+@click.option("--threads", type=int, help="CPU threads; by default all cores.")
+@click.option(
+    "--prior", metavar="N,N,…", help="Class prior of this stream, in the order of the model's classes, instead of the "
+    "checkpoint's; 1,1,1,1 is uniform. `skyheed check` names the classes."
 )  # fmt: skip
-@click.option("--batch-size", type=int, help="Objects a batch.")
+@click.option("--batch-size", type=int, help="Objects per batch.")
 @click.option("--interval", type=float, metavar="SECONDS", help="Look for due objects at least this often.")
 @click.option("--min-stamps", type=int, help="Decline objects with fewer stamps.")
 @click.option("--format", "format_", type=click.Choice(["avro", "elasticc"]), help="What to publish.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
 @click.option("--drain", is_flag=True, help="End when no object is pending.")
 def work(drain: bool, **given: Any) -> None:
-    """Classify the objects that are due and publish the answers.
+    """Classify the objects that are due and publish the classifications.
 
     \b
     Example:  skyheed work --survey ztf --device cuda --kafka host:9092 --redis redis://host
@@ -126,13 +134,17 @@ def up(data: str | None, show_page: bool, **given: Any) -> None:
 @click.command()
 @options("config", "survey", "kafka", "redis")
 @MODELS
-@click.option("--prior", metavar="N,N,…", help="As the worker's, for what is recomputed.")
+@click.option("--prior", metavar="N,N,…", help="Class prior for what the page recomputes, as for `work`.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need --token-file.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8010, show_default=True, help="0 takes a free one.")
-@click.option("--token-file", type=click.Path(dir_okay=False), help="The token that opens the page, one line.")
-@click.option("--name", "names", multiple=True, metavar="HOST", help="Another name of this page, as behind a proxy.")
-@click.option("--index", type=click.Path(dir_okay=False), help="The index; in the user's cache by default.")
-@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="That recompute.")
+@click.option(
+    "--token-file", type=click.Path(dir_okay=False), help="File with the token that opens the page, one line."
+)
+@click.option(
+    "--name", "names", multiple=True, metavar="HOST", help="Another host name of this page, such as that of a proxy."
+)
+@click.option("--index", type=click.Path(dir_okay=False), help="The page's index file; in the user's cache by default.")
+@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that recompute.")
 def serve(**given: Any) -> None:
     """Serve the page: live classifications, objects with their stamps, search, status, and a JSON API. Read-only.
 
@@ -153,10 +165,12 @@ def serve(**given: Any) -> None:
 @options("config", "kafka")
 @click.argument("survey")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
-@click.option("--topic", metavar="NAME", help="Where to; skyheed.alerts.SURVEY by default.")
-@click.option("--speed", type=float, metavar="FACTOR", help="Times real time: 3600 plays an hour in a second.")
-@click.option("--rate", type=float, metavar="ALERTS/S", help="So many alerts a second.")
-@click.option("--state", type=click.Path(dir_okay=False), help="Remember the place here and go on from it.")
+@click.option("--topic", metavar="NAME", help="Topic to write to; skyheed.alerts.SURVEY by default.")
+@click.option(
+    "--speed", type=float, metavar="FACTOR", help="Speed relative to real time: 3600 replays an hour in a second."
+)
+@click.option("--rate", type=float, metavar="ALERTS/S", help="Alerts per second.")
+@click.option("--state", type=click.Path(dir_okay=False), help="Remember the position in this file and resume from it.")
 @click.option("--shuffle", type=int, metavar="SEED", help="Send in random order (for tests).")
 @click.option("--duplicate", type=float, default=0.0, metavar="FRACTION", help="Send some twice (for tests).")
 def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any) -> None:
@@ -184,7 +198,7 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
 
 @click.command()
 @options("config", "survey", "kafka", "redis")
-@click.option("--reason", metavar="CODE", help="Only those set aside for this reason.")
+@click.option("--reason", metavar="CODE", help="Only packets set aside for this reason.")
 def redrive(reason: str | None, **given: Any) -> None:
     """Send set-aside packets through again after a fix; what still fails stays set aside.
 
@@ -200,17 +214,17 @@ def redrive(reason: str | None, **given: Any) -> None:
 @click.command()
 @options("config", "survey", "kafka")
 @click.option(
-    "--to", "sink", required=True, metavar="SINK", help="lasair, skyportal, hop, webhook or a plug-in's name."
+    "--to", "sink", required=True, metavar="SINK", help="lasair, skyportal, hop, webhook, or the name of a plug-in."
 )
 @click.option("--topic", metavar="NAME", help="Classification topic; skyheed.classifications.SURVEY by default.")
-@click.option("--class", "classes", multiple=True, metavar="NAME", help="Only this top class; repeatable.")
-@click.option("--model", "models", multiple=True, metavar="NAME", help="Only this model's; repeatable.")
+@click.option("--class", "classes", multiple=True, metavar="NAME", help="Only records with this top class; repeatable.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Only records of this model; repeatable.")
 @click.option("--min-probability", type=float, default=0.0, help="Only if the top class is at least this probable.")
-@click.option("--rate", type=float, metavar="N/S", help="At most so many a second.")
+@click.option("--rate", type=float, metavar="N/S", help="At most this many per second.")
 @click.option("--group", metavar="NAME", help="Remember the position under this Kafka group.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, as JSON, and send nothing.")
-@click.option("--drain", is_flag=True, help="End when everything that was there at the start was sent.")
+@click.option("--drain", is_flag=True, help="End once everything that was there at the start has been sent.")
 def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: Any) -> None:
     """Send classifications on to another system. Its options are in [sinks.NAME] of the configuration.
 
@@ -224,20 +238,20 @@ def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: A
     wanted = Wanted(given.pop("classes"), given.pop("models"), given.pop("min_probability"))
     settings = settings_from(given, **places)
     if not (topic or settings.survey):
-        raise click.UsageError("which topic? add --topic NAME or --survey NAME")
+        raise click.UsageError("no topic given: add --topic NAME or --survey NAME")
     counts = exchange.run_forward(settings, sink, topic or settings.classification_topic, wanted, drain, dry_run)
     click.echo(" ".join(f"{name}={count}" for name, count in counts.items()), err=dry_run)
 
 
 @click.command()
 @options("config", "survey", "kafka", "redis")
-@click.option("--from", "provider", required=True, metavar="PROVIDER", help="alerce, rubin or a plug-in's name.")
+@click.option("--from", "provider", required=True, metavar="PROVIDER", help="alerce, rubin, or the name of a plug-in.")
 @click.option("--topic", "topics", multiple=True, metavar="NAME", help="Alert topic or pattern, as for ingest.")
-@click.option("--rate", type=float, metavar="N/S", help="At most so many requests a second.")
-@click.option("--most", type=int, help="Earlier detections asked for of one packet, the newest.")
+@click.option("--rate", type=float, metavar="N/S", help="At most this many requests per second.")
+@click.option("--most", type=int, help="Ask for at most this many earlier detections of a packet, newest first.")
 @click.option("--group", metavar="NAME", help="Kafka consumer group.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
-@click.option("--drain", is_flag=True, help="End when everything that was there at the start was looked at.")
+@click.option("--drain", is_flag=True, help="End once everything that was there at the start has been examined.")
 def backfill(provider: str, drain: bool, **given: Any) -> None:
     """Complete histories: ask a provider for the packets of earlier detections that have no stamps here.
 

@@ -279,7 +279,9 @@ class Assignment:
         try:
             self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:  # harmless: these messages come again
-            log.warning("offsets not committed, messages come again: %s", self.connection.redact(str(error)))
+            log.warning(
+                "offsets not committed, the messages will be delivered again: %s", self.connection.redact(str(error))
+            )
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         for p in partitions:

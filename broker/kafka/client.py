@@ -236,7 +236,7 @@ class BatchConsumer(Assignment):
         closing.start()
         closing.join(CLOSE_S)
         if closing.is_alive():
-            log.warning("Kafka at %s does not answer: left without a goodbye", self.connection.hosts)
+            log.warning("Kafka at %s does not answer: left without closing the session", self.connection.hosts)
 
     def _give_back(self) -> None:
         """Let the group have our partitions before the client is closed, whose `close` must meet no rebalance.
@@ -344,8 +344,9 @@ class BatchConsumer(Assignment):
             raise self.connection.refusal(error, f"topic {event.topic()}")
         if code == KafkaError._MAX_POLL_EXCEEDED:
             log.warning(
-                "group %s went on without us: handling took longer than max.poll.interval.ms; joining again, and what "
-                "was not committed comes again. Raise max.poll.interval.ms if this happens often", self._group,
+                "group %s removed us: handling took longer than max.poll.interval.ms; joining again; what "
+                "was not committed will be delivered again. Raise max.poll.interval.ms if this happens often",
+                self._group,
             )  # fmt: skip
         else:
             log.warning("Kafka at %s: %s", self.connection.hosts, self.connection.redact(error.str()))
@@ -377,7 +378,7 @@ class BatchConsumer(Assignment):
         (topic, number), part = unfinished[0], self._parts[unfinished[0]]
         raise ServiceError(
             f"{topic} partition {number} cannot be read to its end: a transaction that began at offset {part.position} "
-            f"has not ended for {TRANSACTION_S:.0f} s, and it and what stands behind it ({part.unreadable} offsets) "
+            f"has not ended for {TRANSACTION_S:.0f} s, and it and what follows it ({part.unreadable} offsets) "
             "are unread; end it (kafka-transactions.sh abort), or set isolation.level = read_uncommitted"
         )
 

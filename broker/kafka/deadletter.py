@@ -259,9 +259,9 @@ class Assembler:
     def _pass_over(self, what: str, why: str) -> None:
         self.unreadable += 1
         if self.unreadable <= SAID:
-            log.warning("passed over, no letter of ours: %s: %s", what, printable(why, 200))
+            log.warning("skipped, not one of our dead letters: %s: %s", what, printable(why, 200))
         if self.unreadable == SAID:
-            log.warning("further messages that are no letters are counted only")
+            log.warning("further messages that are not dead letters are only counted")
 
 
 def read(

@@ -49,7 +49,7 @@ class OtherMembers:
         if left and now - self._since > patience_s:
             raise ServiceError(
                 f"another member of group {self._group} has {left} messages of {', '.join(self._topics.topics)} still "
-                f"to read, and has not come on for {patience_s:.0f} s: end it, or look at its log"
+                f"to read, and has made no progress for {patience_s:.0f} s: end it, or look at its log"
             )
         return not left
 

@@ -130,13 +130,13 @@ class _Parser:
             self._fail("the { begins no count such as {8} or {1,3}")
         least, comma, most = int(found[1]), found[2], found[3]
         if (most and int(most) < least) or (most and not comma):
-            self._fail(f"{found[0]} is no count")
+            self._fail(f"{found[0]} is not a count")
         self._repeat(found[0], bool(comma))
 
     def _repeat(self, mark: str, many: bool) -> None:
         if not self._last or (self._last == "group" and mark != "?"):
             thing = "a group" if self._last else "nothing that could be repeated"
-            self._fail(f"{mark} stands behind {thing}")
+            self._fail(f"{mark} follows {thing}")
         self._repeats += many
         self._optional += mark == "?"
         if self._repeats > MOST_REPEATS or self._optional > MOST_OPTIONAL:
@@ -155,7 +155,7 @@ class _Parser:
 
     def _or(self) -> None:
         if not self._open:
-            self._fail("alternatives stand in parentheses, as in ^(this|that)")
+            self._fail("put alternatives in parentheses, as in ^(this|that)")
         self._put("|", "|")
 
     def _fail(self, why: str) -> NoReturn:

@@ -138,7 +138,7 @@ def _configuration(folder: Path, models: Sequence[str]) -> Path:
         classes = checkpoint.read_info(path).classes
         if {taxonomy.among(own, classes) for own in taxonomy.CLASSES} != set(classes):
             raise ConfigError(
-                f"{name} tells {', '.join(classes)} apart, the demo's sky holds {', '.join(taxonomy.CLASSES)}: choose "
+                f"{name} knows {', '.join(classes)}, the demo's sky holds {', '.join(taxonomy.CLASSES)}: choose "
                 "another model"
             )
         prior = ",".join("1" * len(classes))

@@ -21,7 +21,7 @@ from typing import Any, Self
 from skyheed.broker.errors import ServiceError
 from skyheed.classifier.keeper import SERVER, keeper, make_folder, remove_folder, undisturbed
 
-START_S = 60.0
+START_S = 120.0  # on a busy machine; a server alone takes a few seconds
 STOP_S = 5.0
 
 

@@ -132,6 +132,6 @@ def _drain(ledger: Ledger, worker: stack.Daemon, stop: threading.Event) -> None:
     try:
         stack.wait_until(lambda: stop.is_set() or ledger.books().pending == 0, "draining", [worker], DRAIN_S)
         if stop.is_set():
-            _say("not drained: asked twice to stop", err=True)
+            _say("not drained: interrupted twice", err=True)
     except SkyheedError as error:
         _say(f"not drained: {error}", err=True)

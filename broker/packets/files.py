@@ -77,7 +77,7 @@ class PacketFiles:
         found = [p for p in found if not _is_hidden(str(p.relative_to(folder)))]
         inside = [p for p in found if within(p, folder)]
         if len(inside) < len(found):
-            log.warning("%d links in %s lead out of it: left out", len(found) - len(inside), printable(folder))
+            log.warning("%d links in %s lead outside it: left out", len(found) - len(inside), printable(folder))
         return inside
 
     def _file(self, path: Path) -> Iterator[Place]:
@@ -101,7 +101,7 @@ class PacketFiles:
                 return
             fault = fault or printable(error, 200)
         if fault:
-            self._say(f"{shown} is damaged or no tar archive: {fault}; {found} packets before that are kept")
+            self._say(f"{shown} is damaged or not a tar archive: {fault}; {found} packets before that are kept")
 
     def _members(self, plain: Path, shown: str, depth: int) -> Iterator[Place]:
         with open_regular(plain, ConfigError) as file:

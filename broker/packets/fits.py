@@ -134,7 +134,7 @@ def _ends(block: bytes) -> bool:
 @lru_cache(64)  # ZTF's stamps all have the same header; Rubin's are all different
 def _parse(header: bytes) -> _Header | None:
     if header.translate(None, _TEXT):
-        _fail(Reason.BAD_FITS, "the header has bytes that are no text")
+        _fail(Reason.BAD_FITS, "the header has bytes that are not text")
     try:
         return _interpret(_cards(header), len(header))
     except (ValueError, OverflowError, KeyError) as error:
@@ -159,7 +159,7 @@ def _cards(header: bytes) -> Cards:
             value = _value(header, at, key)
             # readers differ in which of two they take
             if cards.setdefault(key, value) != value and key[:2] not in wcs.RECORDS:
-                raise ValueError(f"{key.decode()} stands there twice, with different values")
+                raise ValueError(f"{key.decode()} is given twice, with different values")
     return cards
 
 

@@ -167,7 +167,7 @@ def _archive_alerts(survey: str, folder: Path) -> Iterator[tuple[float, bytes]]:
         raise ConfigError(f"{folder} is an archive of stamp sequences: replay it as {Sdss.name}, not as {survey}")
     for thing, stamps in Archive(folder).each(alerts_only=True):
         if thing["survey"] != survey:
-            raise ConfigError(f"{folder} holds {thing['survey']} stamps, which have no packets of our own making")
+            raise ConfigError(f"{folder} holds {thing['survey']} stamps, which cannot be made into packets")
         where = {name: thing[name] for name in ("object_id", "ra", "dec")}
         for row in stamps:
             try:

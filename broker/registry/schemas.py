@@ -107,7 +107,7 @@ class SchemaSource:
                 f"the schema registry {self._registry.url} does not answer: {away}", server="registry"
             ) from None
         except PacketError:
-            raise ServiceError(f"{self._registry.url} is no schema registry: it knows no /subjects") from None
+            raise ServiceError(f"{self._registry.url} is not a schema registry: it has no /subjects") from None
 
     def describe(self) -> str:
         """Where schemas are looked for, in order."""
@@ -272,7 +272,7 @@ class _Registry:
 
 def _text(answer: dict[str, Any]) -> str:
     if not isinstance(answer["schema"], str):
-        raise TypeError("a schema that is no text")
+        raise TypeError("a schema that is not text")
     return answer["schema"]
 
 

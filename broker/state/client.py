@@ -283,7 +283,9 @@ class Client:
                 return Cluster(self._url, self._others, **self._options)
             return One(self._url, **self._options)
         except ValueError as error:
-            raise ConfigError(f"{self.where} is no Redis URL: write redis://host:port/0 (rediss:// for TLS)") from error
+            raise ConfigError(
+                f"{self.where} is not a Redis URL: write redis://host:port/0 (rediss:// for TLS)"
+            ) from error
 
     def _pipeline(self, commands: Sequence[Command], durable: bool) -> list[Any]:
         if not commands:

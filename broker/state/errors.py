@@ -109,13 +109,13 @@ def _of_tls(error: Exception, where: str) -> SkyheedError | None:
         verified = _VERIFY.search(text)
         reason = verified[1] if verified else "not verified"
         return ServiceError(
-            f"Redis at {where} shows a certificate that cannot be trusted ({reason}): {_advice(reason)}"
+            f"Redis at {where} presents a certificate that cannot be trusted ({reason}): {_advice(reason)}"
         )
     if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
         return ServiceError(f"Redis at {where} does not speak TLS: write redis:// instead of rediss:// in redis.url")
     if "certificate required" in text.lower() or "CERTIFICATE_REQUIRED" in text:
         return ServiceError(
-            f"Redis at {where} asks for a certificate of ours: set redis.certificate_file and redis.key_file"
+            f"Redis at {where} asks for a client certificate: set redis.certificate_file and redis.key_file"
         )
     return None
 

@@ -84,7 +84,7 @@ def _prior(asked: str, card: Mapping[str, Any]) -> tuple[str, list[float] | None
     """The version and the class prior that probabilities assume: as asked for, or the checkpoint's own."""
     if not asked:
         return str(card["version"]), list(card["calibration"].get("prior") or []) or None
-    counts = checkpoint.mixture(asked, card["classes"])
+    counts = checkpoint.class_prior(asked, card["classes"])
     name = "-".join(f"{count:g}" for count in counts)
     relative = [count * len(counts) / sum(counts) for count in counts]
     return f"{str(card['version']).partition(checkpoint.PRIOR)[0]}{checkpoint.PRIOR}{name}", relative

@@ -27,7 +27,9 @@ def archive() -> None:
 @click.option("--objects", type=int, default=8249, show_default=True, help="How many objects.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same bytes.")
 @click.option("--seasons", type=int, default=3, show_default=True, help="Seasons the objects are spread over.")
-@click.option("--balanced", is_flag=True, help="Equal classes, no wrong labels, instead of the published mixture.")
+@click.option(
+    "--balanced", is_flag=True, help="Equal classes and no wrong labels, instead of the published class counts."
+)
 @click.option(
     "--template",
     type=click.Path(path_type=Path),
@@ -51,7 +53,7 @@ def archive() -> None:
 @click.option("--most", type=int, default=12, show_default=True, help="Alerts of an object (ztf, lsst).")
 @click.option("--processes", type=int, help="Processes; by default one per core.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 @click.pass_obj
 def simulate(
     reads_packets: Callable[[str, Path, Path], None] | None,
@@ -97,7 +99,7 @@ def simulate(
 @click.option("--missing", type=click.Path(path_type=Path), help="Write the missing frames into this file.")
 @click.option("--window", type=float, default=150, show_default=True, help="Days before and after the peak.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 def build_sdss(
     candidates: Path,
     frames: Path,
@@ -144,7 +146,7 @@ def fields_query() -> None:
 @click.option("--seed", type=int, default=1, show_default=True, help="Of hosts, neighbours, seeing and noise.")
 @click.option("--whole", is_flag=True, help="Keep all seasons, not each object's best one.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 def build_lightcurves(
     sources: tuple[str, ...], survey: str, seed: int, whole: bool, overwrite: bool, output: Path
 ) -> None:
@@ -207,13 +209,13 @@ def validate(path: Path) -> None:
 @click.option("--class", "labels", multiple=True, metavar="CLASS", help="AGN, SNIa, Variable or SNOther; repeatable.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only this split.")
 @click.option("--object", "objects", multiple=True, metavar="ID", help="Only this object; repeatable.")
-@click.option("--every", type=click.IntRange(1), default=1, help="Only one in so many objects.")
+@click.option("--every", type=click.IntRange(1), default=1, help="Keep one object in this many.")
 @click.option(
     "--mixture", metavar="CLASS=SHARE,...", help="Leave out objects until the classes of each split have these shares."
 )
 @click.option("--alerts-only", is_flag=True, help="Only what an alert stream would have sent.")
-@click.option("--most", type=click.IntRange(1), help="Only the first so many stamps of each object.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("--most", type=click.IntRange(1), help="Keep only this many stamps of each object, the first.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 def convert(
     path: Path,
     form: str,

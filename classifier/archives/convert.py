@@ -133,7 +133,7 @@ def _object(row: Mapping[str, Any]) -> ArchiveObject:
     try:
         parameters = json.loads(row["parameters"] or "{}")
     except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"object {printable(row['object_id'])} has parameters that are no JSON: {error}") from error
+        raise ArchiveError(f"object {printable(row['object_id'])} has parameters that are not JSON: {error}") from error
     return ArchiveObject(label=row["class"], parameters=parameters, **{name: row[name] for name in same})
 
 

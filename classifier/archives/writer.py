@@ -124,7 +124,7 @@ class ArchiveWriter:
         if self._waiting:
             self._flush()
         if not self._rows:
-            raise ArchiveError(f"{self.path} would be an archive of nothing: no object was added")
+            raise ArchiveError(f"{self.path} would be an empty archive: no object was added")
         objects = pa.Table.from_pylist(self._rows, schema=OBJECT_SCHEMA)
         _refuse_duplicates(objects)
         pq.write_table(objects, self.directory / "objects.parquet", compression="zstd")

@@ -44,18 +44,18 @@ def loaded(name: str, survey: str, device: str, precision: str) -> Model:
     return load(name, survey=survey, device=device, precision=precision)
 
 
-def mixture(text: str, data: Dataset, confirmed: bool, info: Info) -> tuple[float, ...]:
+def class_prior(text: str, data: Dataset, confirmed: bool, info: Info) -> tuple[float, ...]:
     """How often the classes occur: as written, or among the training objects (those with confirmed labels) for "train".
 
     Raises:
         ModelError: not one positive number for each class.
     """
     if text != "train":
-        return checkpoint.mixture(text, info.classes)
+        return checkpoint.class_prior(text, info.classes)
     chosen = data.choose("train", True if confirmed else None)
     numbers = _numbers([data.label[i] for i in chosen], [data.kind[i] for i in chosen], info)
     counts = np.bincount(numbers, minlength=len(info.classes))
-    return checkpoint.mixture(",".join(str(count) for count in counts), info.classes)
+    return checkpoint.class_prior(",".join(str(count) for count in counts), info.classes)
 
 
 def answers(
@@ -120,7 +120,7 @@ def truth_of(data: Dataset, indices: Indices, info: Info) -> Indices:
         ModelError: there is no object, or one of a class that the model does not know.
     """
     if not len(indices):
-        raise ModelError("there is no object to evaluate: choose another split or other labels, or a larger archive")
+        raise ModelError("there are no objects to evaluate: choose another split or other labels, or a larger archive")
     return _numbers([data.true_class[i] or data.label[i] for i in indices], [data.kind[i] for i in indices], info)
 
 
@@ -130,7 +130,7 @@ def _numbers(labels: Iterable[str], kinds: Iterable[str], info: Info) -> Indices
     if unknown := sorted(set(own) - set(classes)):
         names = ", ".join(name or "none of its own" for name in unknown)
         raise ModelError(
-            f"there are objects of class {names}, but the model tells {', '.join(classes)} apart: leave them out of "
+            f"there are objects of class {names}, but the model knows {', '.join(classes)}: leave them out of "
             "the archive, or take a model that was trained on their class"
         )
     return np.array([classes.index(name) for name in own], np.int64)
@@ -309,7 +309,7 @@ def entries(names: Sequence[str], archive: str | Path, device: str, precision: s
     for name, info in zip(names, infos, strict=True):
         if info.classes != infos[0].classes:
             raise ModelError(
-                f"{name} tells {', '.join(info.classes)} apart and {names[0]} {', '.join(infos[0].classes)}: compare "
+                f"{name} knows {', '.join(info.classes)} and {names[0]} {', '.join(infos[0].classes)}: compare "
                 "models of the same classes in the same order"
             )
     data = {bands: dataset.load(archive, bands=bands) for bands in {info.bands for info in infos}}

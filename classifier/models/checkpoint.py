@@ -30,7 +30,7 @@ MOST_CARD = 16 * 2**20  # bytes of model.json; ours have 30 kB
 MOST_WEIGHTS = 16 * 2**30  # bytes; ours have 2 MB
 MOST_HEADER = 16 * 2**20  # bytes of names and shapes in safetensors, which are parsed as JSON
 CARD_DIGEST = "card_digest"  # key of the JSON: SHA-256 of everything else in it
-PRIOR = "+prior."  # in a version: what follows is another mixture of classes than the checkpoint's own
+PRIOR = "+prior."  # in a version: what follows is another class prior than the checkpoint's own
 SHIPPED = Path(__file__).parents[1] / "weights"
 
 
@@ -202,7 +202,7 @@ def read_info(name: str | Path, survey: str = "") -> Info:
 
 def _info(given: Any, path: Path) -> Info:
     if not isinstance(given, dict):
-        raise ValueError("it holds no keys")
+        raise ValueError("it has no keys")
     if given.get("format") != FORMAT:
         raise ModelError(f"{path} has format {given.get('format')}, this version reads {FORMAT}")
     known = {f.name for f in fields(Info)}
@@ -219,7 +219,7 @@ def _info(given: Any, path: Path) -> Info:
 
 def _listed(value: Any, key: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"{key} is no list")
+        raise ValueError(f"{key} is not a list")
     return tuple(value)
 
 
@@ -305,7 +305,7 @@ def check_survey(info: Info, survey: str, *, any_survey: bool = False) -> None:
         )
 
 
-def mixture(text: str, classes: Sequence[str]) -> tuple[float, ...]:
+def class_prior(text: str, classes: Sequence[str]) -> tuple[float, ...]:
     """How often the classes occur, relative to each other, from numbers in their order, as 906,1988,3225,2130.
 
     Raises:
@@ -328,7 +328,7 @@ def _number(text: str) -> float:
 
 
 def assuming(info: Info, counts: Sequence[float]) -> Info:
-    """The same model with probabilities that assume another mixture of classes; its version says which.
+    """The same model with probabilities that assume another class prior; its version says which.
 
     Args:
         counts: how often each class occurs, in any unit.
@@ -358,7 +358,7 @@ def describe(name: str | Path, survey: str, prior: str = "") -> str:
     info = read_info(name, survey)
     check_survey(info, survey)
     if prior:
-        info = assuming(info, mixture(prior, info.classes))
+        info = assuming(info, class_prior(prior, info.classes))
     return (
         f"{info.name} {info.version}, weights {info.digest[:12]}, bands {info.bands}, classes {', '.join(info.classes)}"
     )
@@ -370,7 +370,9 @@ def _digest(path: Path) -> str:
         size, begin = os.fstat(file.fileno()).st_size, file.read(8)
         header = int.from_bytes(begin, "little")
         if size > MOST_WEIGHTS or header > MOST_HEADER or 8 + header > size:
-            raise ModelError(f"{path} has {size} bytes and a header of {header}: no weights of ours, get them again")
+            raise ModelError(
+                f"{path} has {size} bytes and a header of {header}: not weights that we wrote: get them again"
+            )
         file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -70,7 +70,7 @@ def scenes_of(path: str | Path, survey: Survey) -> list[Scene]:
     """
     archive = Archive(path)
     if not archive.normalised or "template" not in archive.kinds:
-        raise ArchiveError(f"{path} is no archive of packets with templates: make one with `archive build-packets`")
+        raise ArchiveError(f"{path} is not an archive of packets with templates: make one with `archive build-packets`")
     if archive.card["surveys"] != [survey.name]:
         raise ArchiveError(f"the packets of {path} are of {', '.join(archive.card['surveys'])}, not of {survey.name}")
     found = [scene for name in archive.object_ids if (scene := _scene(archive, name, survey)) is not None]

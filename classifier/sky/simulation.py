@@ -89,7 +89,7 @@ def plan(objects: int, seed: int, *, balanced: bool, mixture: Mapping[str, float
     """Which objects to make, in a shuffled order.
 
     Args:
-        balanced: equal classes and no wrong labels, instead of the published mixture.
+        balanced: equal classes and no wrong labels, instead of the published class counts.
         mixture: shares of the classes, with no wrong labels.
     """
     if objects < 1:
@@ -275,16 +275,16 @@ def simulate(
 
     Args:
         survey: sdss, ztf or lsst.
-        objects: how many; 8249 with the published mixture are the labelled candidates of the SDSS-II search.
+        objects: how many; 8249 with the published class counts are the labelled candidates of the SDSS-II search.
         seed: of everything.
         out: directory of the archive.
         seasons: how many seasons of the survey the objects are spread over, 1 to 3.
-        balanced: equal classes and no wrong labels, instead of the published mixture.
+        balanced: equal classes and no wrong labels, instead of the published class counts.
         template: a spectral template of SNe Ia (`templates.load_template`) instead of our own light curves.
         most: alerts of an object, where the survey sends alerts for detections alone.
         scenes: an archive of real packets on whose templates the objects are painted (`painted`).
         shift: conditions other than the survey's own.
-        mixture: shares of the classes, with no wrong labels, instead of the published mixture.
+        mixture: shares of the classes, with no wrong labels, instead of the published class counts.
         processes: by default one per core.
 
     Raises:
@@ -380,7 +380,7 @@ def _card(
         if balanced
         else "the mixture of the command, no label is wrong"
         if mixture
-        else f"the published mixture; of the photometric supernova labels these shares are wrong: {share}"
+        else f"the published class counts; of the photometric supernova labels these shares are wrong: {share}"
     )
     return {
         "command": f"skyheed archive simulate --survey {survey.name} --objects {objects} --seed {seed} "

@@ -107,16 +107,16 @@ def _name(sheet: Sheet, row: int, column: Column) -> str:
     if text.casefold() in tables.MISSING or text.startswith("-9"):
         sheet.fail(row, column, f"the candidate has no name ({printable(text, 20) or 'empty'})")
     if not text.isprintable():
-        sheet.fail(row, column, f"{printable(text, 40)} has characters that no name has")
+        sheet.fail(row, column, f"{printable(text, 40)} has characters that names cannot have")
     return text
 
 
 def _position(sheet: Sheet, row: int, ra: Column, dec: Column) -> tuple[float, float]:
     east, north = sheet.angle(row, ra, hours=True), sheet.angle(row, dec, hours=False)
     if not -180 <= east <= 360 or (east < 0 and tables.is_sentinel(east)):
-        sheet.fail(row, ra, f"{east:g} is no right ascension: give degrees from 0 to 360, or hh:mm:ss")
+        sheet.fail(row, ra, f"{east:g} is not a right ascension: give degrees from 0 to 360, or hh:mm:ss")
     if not -90 <= north <= 90:
-        sheet.fail(row, dec, f"{north:g} is no declination: give degrees from -90 to 90, or dd:mm:ss")
+        sheet.fail(row, dec, f"{north:g} is not a declination: give degrees from -90 to 90, or dd:mm:ss")
     return east % 360, north
 
 
@@ -128,4 +128,4 @@ def _peak(sheet: Sheet, row: int, column: Column) -> float:
     if tables.is_sentinel(value):
         return float("nan")
     hint = ": it looks like a Julian date, subtract 2400000.5" if 2.4e6 < value < 2.5e6 else ""
-    sheet.fail(row, column, f"{value:.10g} is no MJD of 1900 to 2100{hint}")
+    sheet.fail(row, column, f"{value:.10g} is not an MJD of 1900 to 2100{hint}")

@@ -211,7 +211,9 @@ def _snana_name(said: _Snana, name: str) -> str:
     if not words or words[0].casefold() in tables.MISSING or words[0].startswith("-9"):
         raise ArchiveError(f"{said.path}, line {line}: SNID names no object: write its name behind it")
     if not words[0].isprintable():
-        raise ArchiveError(f"{said.path}, line {line}: SNID {printable(words[0], 40)} has characters that no name has")
+        raise ArchiveError(
+            f"{said.path}, line {line}: SNID {printable(words[0], 40)} has characters that names cannot have"
+        )
     return words[0]
 
 
@@ -222,7 +224,7 @@ def _snana_position(said: _Snana) -> tuple[float, float]:
     if math.isnan(ra) or math.isnan(dec) or (tables.is_sentinel(ra) and (ra < 0 or not inside)):
         return math.nan, math.nan
     if not inside:
-        raise ArchiveError(f"{said.path}: RA {ra:g} and DEC {dec:g} are no position in degrees")
+        raise ArchiveError(f"{said.path}: RA {ra:g} and DEC {dec:g} are not a position in degrees")
     return ra % 360, dec
 
 
@@ -285,7 +287,7 @@ def _time(sheet: Sheet, row: int, column: Column) -> float:
     if tables.is_sentinel(value):
         return math.nan
     hint = ": it looks like a Julian date, name the column jd or subtract 2400000.5" if 2.4e6 < value < 2.5e6 else ""
-    sheet.fail(row, column, f"{value:.10g} is no MJD of 1900 to 2100{hint}")
+    sheet.fail(row, column, f"{value:.10g} is not an MJD of 1900 to 2100{hint}")
 
 
 def _band(sheet: Sheet, row: int, column: Column, survey: str) -> str:

@@ -217,7 +217,7 @@ def sexagesimal(text: str, hours: bool) -> float:
             warnings.simplefilter("error")  # 60 minutes or seconds
             return float(Angle(text.strip(), unit).deg)
     except Exception as error:  # astropy raises of several trees
-        raise ValueError(f"{printable(text, 40)} is no angle in sexagesimal form") from error
+        raise ValueError(f"{printable(text, 40)} is not an angle in sexagesimal form") from error
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

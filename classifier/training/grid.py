@@ -170,7 +170,7 @@ def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str
         _write({row.name: found[row.name] for row in every if row.name in found}, output, failed)
         adapt_table.write({row.name: folders[row.name] for row in every if row.name in folders}, output)
     if failed:
-        raise ModelError(f"{len(failed)} of {len(todo)} runs failed: {failed}; the others stand in {output}/table.md")
+        raise ModelError(f"{len(failed)} of {len(todo)} runs failed: {failed}; the others are in {output}/table.md")
     return (output / "table.md").read_text()
 
 

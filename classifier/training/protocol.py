@@ -235,7 +235,7 @@ def _prior(p: Protocol) -> None:
 
 def _stages(p: Protocol) -> None:
     if not any(getattr(p, key) for key in STEPS):
-        raise ModelError(f"{', '.join(STEPS)} are all 0, so nothing would be learnt: set at least one")
+        raise ModelError(f"{', '.join(STEPS)} are all 0, so nothing would be learned: set at least one")
     for key in ("head_steps", "fine_head_steps"):
         if (value := getattr(p, key)) and not _keeps_tokens(p):
             raise ModelError(f"{key} is {value}, but {p.model} keeps no tokens to learn from: set it to 0")

@@ -32,7 +32,7 @@ def finished(output: Path, protocol: Protocol) -> Info:
     if not same(done.training.get("protocol", {}), protocol):
         raise ModelError(f"{output} holds a checkpoint of another configuration: choose another output, or remove it")
     if archived.get("digest") not in (None, card(protocol.archive).get("digest")):
-        raise ModelError(f"{output} was learnt from another archive of that name: choose another output, or remove it")
+        raise ModelError(f"{output} was trained on another archive of that name: choose another output, or remove it")
     return done
 
 

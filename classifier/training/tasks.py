@@ -123,7 +123,7 @@ def truth_of(setting: Setting) -> Truth:
     table = Archive(setting.protocol.archive).objects.to_pydict()
     rows = {name: n for n, name in enumerate(table["object_id"])}
     if not set(data.object_ids) <= set(rows):
-        raise ModelError(f"{setting.protocol.archive} says nothing of peaks and redshifts of these objects")
+        raise ModelError(f"{setting.protocol.archive} has no peaks and redshifts for these objects")
     order = [rows[name] for name in data.object_ids]
     peak, redshift = (np.array(table[key], np.float64)[order] for key in ("peak_mjd", "redshift"))
     flux = np.full(len(order), np.nan)

@@ -209,7 +209,7 @@ def test_a_message_is_taken_skipped_or_set_aside_as_a_whole(
 def test_faults_of_ours_are_one_line_a_batch_with_their_place(intake: Intake, caplog: pytest.LogCaptureFixture) -> None:
     batch = intake.sort([("alerts/0", n, Message(n, b"bug")) for n in range(50)], 99)  # type: ignore[misc]
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("50 packets set aside for a fault of ours, the first is alerts/0 offset 0: ")
+    assert line.startswith("50 packets set aside because of an internal error, the first: alerts/0 offset 0: ")
     assert "ZeroDivisionError: ours (test_ingest.py, line " in line
     assert "ZeroDivisionError: ours (test_ingest.py, line " in batch.rejected[-1].error
 

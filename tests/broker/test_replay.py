@@ -199,7 +199,7 @@ def test_what_is_no_tar_archive_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     for broken in (b"x" * 5000, b"", gzip.compress(b"x" * 5000), tarred({"0.avro": packet(0, 53600.0)})[:700]):
         path.write_bytes(broken)
-        with pytest.raises(ConfigError, match=f"{path} is damaged or no tar archive"):
+        with pytest.raises(ConfigError, match=f"{path} is damaged or not a tar archive"):
             sent_in_order(path)
 
 

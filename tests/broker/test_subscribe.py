@@ -180,7 +180,7 @@ def test_the_command_line_passes_over_bad_records_only_when_told(topic: Topic) -
     strict = subprocess.run(command, capture_output=True, text=True, check=False)
     assert strict.returncode == 1
     assert strict.stderr.splitlines()[-1].startswith(f"skyheed: {topic.name} partition")
-    assert strict.stderr.rstrip().endswith("--skip-bad passes over such records")
+    assert strict.stderr.rstrip().endswith("--skip-bad skips such records")
     lenient = subprocess.run([*command, "--skip-bad"], capture_output=True, text=True, check=False)
     assert lenient.returncode == 0, lenient.stderr
     assert len(lenient.stdout.splitlines()) == 2

@@ -49,9 +49,11 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.skip if name not in tuple(FILTERS)]:
-            raise ConfigError(f"ingest.skip: {unknown[0]!r} is no filter; choose from {', '.join(FILTERS)}")
+            raise ConfigError(f"ingest.skip: {unknown[0]!r} is not a filter; choose from {', '.join(FILTERS)}")
         if unknown := [kind for kind in self.images or () if kind not in IMAGE_KINDS]:
-            raise ConfigError(f"ingest.images: {unknown[0]!r} is no kind; choose from {', '.join(IMAGE_KINDS)}")
+            raise ConfigError(
+                f"ingest.images: {unknown[0]!r} is not a kind of image; choose from {', '.join(IMAGE_KINDS)}"
+            )
 
 
 class InSteps(abc.ABC):

@@ -30,7 +30,7 @@ def test_a_model_of_fewer_kinds_of_supernovae_is_scored_by_its_own_classes_and_o
     assert one["prior"] == "1,1,1"
     assert demo._called({"a": "SNIa", "b": "AGN"}, ("AGN", "SN", "Variable")) == {"a": "SN", "b": "AGN"}
     monkeypatch.setattr(checkpoint, "read_info", lambda _: replace(info, classes=("Even", "Odd")))
-    with pytest.raises(ConfigError, match="vector tells Even, Odd apart, the demo's sky holds AGN, SNIa"):
+    with pytest.raises(ConfigError, match="vector knows Even, Odd, the demo's sky holds AGN, SNIa"):
         demo._configuration(tmp_path, ("vector",))
 
 

@@ -172,5 +172,5 @@ def test_a_second_ctrl_c_ends_the_wait(start: Callable[..., Up], tmp_path: Path)
     began = time.monotonic()
     assert up.wait() == 0, up.text
     assert time.monotonic() - began < 60
-    assert "not drained: asked twice to stop" in up.text
+    assert "not drained: interrupted twice" in up.text
     until(lambda: not alive(family), 20, "processes that end after it")

@@ -175,25 +175,26 @@ def test_a_sequence_of_two_stamps_is_judged_at_its_end() -> None:
 def test_a_class_that_the_model_does_not_know_is_one_sentence() -> None:
     data, model = made([5] * 8), Counting()
     strange = replace(data, true_class=["TDE", *data.true_class[1:]], label=["TDE", *data.label[1:]])
-    with pytest.raises(ModelError, match=r"class TDE, but the model tells AGN, SNIa, Variable, SNOther apart: leave"):
+    with pytest.raises(ModelError, match=r"class TDE, but the model knows AGN, SNIa, Variable, SNOther: leave"):
         evaluate.report(model, strange, np.arange(8))
     with pytest.raises(ModelError, match="class TDE"):
-        evaluate.mixture("train", strange, True, model.info)
+        evaluate.class_prior("train", strange, True, model.info)
     assert not model.seen
 
 
 def test_no_object_to_evaluate_is_one_sentence() -> None:
     nothing = np.array([], np.int64)
     for made_by in (evaluate.report, evaluate.full_report):
-        with pytest.raises(ModelError, match="there is no object to evaluate"):
+        with pytest.raises(ModelError, match="there are no objects to evaluate"):
             made_by(Counting(), made([5] * 8), nothing)
 
 
 def test_the_prior_comes_as_numbers_or_from_the_training_objects() -> None:
     data, classes = made([5] * 40), Counting().info.classes
     counts = np.bincount([classes.index(data.label[i]) for i in data.choose("train", True)], minlength=4)
-    np.testing.assert_allclose(evaluate.mixture("train", data, True, info(Config(), classes=classes)), counts)
-    np.testing.assert_allclose(evaluate.mixture("1,1,2,4", data, True, info(Config(), classes=classes)), [1, 1, 2, 4])
+    np.testing.assert_allclose(evaluate.class_prior("train", data, True, info(Config(), classes=classes)), counts)
+    given = evaluate.class_prior("1,1,2,4", data, True, info(Config(), classes=classes))
+    np.testing.assert_allclose(given, [1, 1, 2, 4])
 
 
 def test_another_prior_shifts_the_odds_and_nothing_else(tmp_path: Path) -> None:

@@ -79,9 +79,9 @@ def test_a_damaged_description_is_noticed(tmp_path: Path, text: str) -> None:
     [
         ("classes", ["AGN", "SNIa", "Variable"], "config has 4 classes, classes names 3"),
         ("classes", ["AGN", "SNIa", "Variable", "Kilonova"], "classes has 'Kilonova': known are"),
-        ("classes", ["AGN", "AGN", "Variable", "SNIa"], "each once"), ("classes", "AGN", "classes is no list"),
+        ("classes", ["AGN", "AGN", "Variable", "SNIa"], "each once"), ("classes", "AGN", "classes is not a list"),
         ("classes", [["AGN"], "SNIa", "Variable", "SN"], "classes has"), ("classes", [], "give two or more"),
-        ("surveys", "sdss", "surveys is no list"), ("surveys", [3], "surveys is 3"),
+        ("surveys", "sdss", "surveys is not a list"), ("surveys", [3], "surveys is 3"),
         ("bands", "gx", "bands is 'gx'"), ("bands", ["g"], "bands is"), ("bands", "", "bands is ''"),
         ("bands", "gg", "each once"), ("name", 3, "name is 3"), ("version", None, "version is None"),
         ("taxonomy", 4, "taxonomy is 4"), ("preprocessing", None, "preprocessing is None"),
@@ -91,7 +91,7 @@ def test_a_damaged_description_is_noticed(tmp_path: Path, text: str) -> None:
         ("max_stamps", 100, "max_stamps is 100, but config takes 99"), ("max_stamps", 0, "max_stamps is 0"),
         ("max_stamps", 9.5, "max_stamps is 9.5"), ("max_stamps", "99", "max_stamps is '99'"),
         ("scaling", [1, 2], "cannot be read"), ("scaling.softening", [1.0] * 5, "softening has 5 values"),
-        ("scaling.softening", [1.0] * 5 + [0], "softening has 0"), ("scaling.softening", 3, "softening is no list"),
+        ("scaling.softening", [1.0] * 5 + [0], "softening has 0"), ("scaling.softening", 3, "softening is not a list"),
         ("scaling.softening", [float("nan")] * 6, "softening has nan"), ("scaling.softening", ["1"] * 6, "has '1'"),
         ("scaling.gain", -1, "gain has -1"), ("scaling.gain", float("inf"), "gain has inf"),
         ("scaling.gain", None, "gain has None"), ("calibration", [], "cannot be read"),
@@ -100,7 +100,7 @@ def test_a_damaged_description_is_noticed(tmp_path: Path, text: str) -> None:
         ("calibration.stamps", [], "for 0 stamps"), ("calibration.temperatures", [], "has 0 temperatures"),
         ("calibration.temperatures", [1.0, -1.0], "temperatures has -1.0"),
         ("calibration.temperatures", [1.0, float("nan")], "temperatures has nan"),
-        ("calibration.temperatures", "12", "temperatures is no list"),
+        ("calibration.temperatures", "12", "temperatures is not a list"),
         ("calibration.prior", [1.0] * 3, "prior has 3 values for 4 classes"),
         ("calibration.prior", [1, 1, 1, 0], "prior has 0"), ("calibration.prior", [1, 1, 1, 10**400], "prior has 1000"),
         ("calibration.colour", [1], "colour"), ("digest", 3, "is not what"),
@@ -244,7 +244,7 @@ def test_another_prior_stands_in_the_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,x", "1,2,3,0", "1,2,3,inf", "", "1;2;3;4"])
 def test_a_prior_is_one_positive_number_for_each_class(text: str) -> None:
     with pytest.raises(ModelError, match="does not give each of AGN, SNIa, Variable, SNOther a positive number"):
-        checkpoint.mixture(text, info(Config()).classes)
+        checkpoint.class_prior(text, info(Config()).classes)
 
 
 def test_a_prior_is_not_counted_twice() -> None:

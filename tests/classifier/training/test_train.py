@@ -122,7 +122,7 @@ def test_a_run_knows_its_archive_again(tmp_path: Path, monkeypatch: pytest.Monke
     trainer = train.Trainer(short, made(FEW), tmp_path)
     trainer._keep(torch.optim.AdamW(trainer.model.parameters()))
     monkeypatch.setattr(saved, "card", lambda _: {"digest": "after"})
-    with pytest.raises(ModelError, match="learnt from another archive of that name"):
+    with pytest.raises(ModelError, match="trained on another archive of that name"):
         train.run(short, tmp_path / "done", "", made(FEW))
     with pytest.raises(ModelError, match="another configuration or archive"):
         train.Trainer(short, made(FEW), tmp_path)
