@@ -47,7 +47,7 @@ class State:
         self.calls: list[int] = []
         self.marked: list[int] = []
 
-    def store(self, deliveries: Any) -> list[Outcome]:
+    def store(self, deliveries: Any, behind: bool = False) -> list[Outcome]:
         self.calls.append(len(deliveries))
         return [Outcome.STORED] * len(deliveries)
 

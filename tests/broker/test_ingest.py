@@ -134,7 +134,7 @@ class Books:
     def consumed(self, offsets: Mapping[str, Sequence[int]]) -> None:
         self.marked += [offset for own in offsets.values() for offset in own]
 
-    def store(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
+    def store(self, deliveries: Sequence[Delivery], behind: bool = False) -> list[Outcome]:
         return [Outcome.STORED] * len(deliveries)
 
 
