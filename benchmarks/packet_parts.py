@@ -25,7 +25,6 @@ import redis
 import stream
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config
 from skyheed.broker.observation import Observation
 from skyheed.broker.settings import Settings
 from skyheed.broker.state.histories import Delivery
@@ -35,7 +34,6 @@ from skyheed.classifier.stamp import STAMP_SIZE, rounded
 
 EPOCHS = (10, 30, 99)
 OBJECTS = 10
-SCIENCE = {"ingest.images": ("science",), "ingest.photometry": False, "ingest.context": False}
 
 
 def main() -> None:
@@ -51,24 +49,18 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def with_parts(settings: Settings, **changes: Any) -> Settings:
-    """The settings of one regime, on the same servers."""
-    made = config.load(overrides={"survey": stream.SURVEY, **changes}, environ={})
-    return config.with_servers(made, settings.kafka["bootstrap.servers"], settings.redis.url)
-
-
 def intake(settings: Settings, alerts: int, rounds: int) -> dict[str, Any]:
     """Alerts/s of both regimes, by turns."""
     rates: dict[str, list[float]] = {"science": [], "everything": []}
     cpu: dict[str, list[float]] = {"science": [], "everything": []}
     for number in range(rounds):
         payloads = list(packets.packets(alerts // 5, 5, seed=number))
-        for name, changes in (("science", SCIENCE), ("everything", {})):
+        for name, changes in (("science", stream.SCIENCE), ("everything", {})):
             redis.Redis.from_url(settings.redis.url).flushdb()
             topic = f"bench.{name}.{number}"
             stream.send(settings, topic, payloads)
             began = _cpu_s(settings)
-            rates[name].append(stream._our_rate(with_parts(settings, **changes), topic, len(payloads)))
+            rates[name].append(stream.our_rate(stream.settings_with(settings, **changes), topic, len(payloads)))
             cpu[name].append((_cpu_s(settings) - began) / len(payloads) * 1e6)
         stream.say("  " + "  ".join(f"{name} {found[-1]:.0f}/s" for name, found in rates.items()))
     ratios = [b / a for a, b in zip(*rates.values(), strict=True)]

@@ -38,7 +38,7 @@ from skyheed.broker.state.histories import Delivery
 SLICE = 500
 ROUNDS = 3
 IMAGES = {
-    "1": {"ingest.images": ("science",), "ingest.photometry": False, "ingest.context": False},
+    "1": stream.SCIENCE,
     "3": {"ingest.images": ("science", "difference", "template")},
 }
 
@@ -100,10 +100,7 @@ class Clock:
 
 
 def _round(settings: config.Settings, payloads: Sequence[bytes], kinds: str) -> dict[str, float]:
-    own = config.with_servers(
-        config.load(overrides={"survey": stream.SURVEY, **IMAGES[kinds]}, environ={}),
-        settings.kafka["bootstrap.servers"], settings.redis.url,
-    )  # fmt: skip
+    own = stream.settings_with(settings, **IMAGES[kinds])
     server = redis.Redis.from_url(settings.redis.url)
     server.flushdb()
     clock = Clock(len(payloads))

@@ -1,15 +1,20 @@
 """The stream benchmark: what one machine takes in, answers and needs. The last line of stdout is one JSON document.
 
-    python benchmarks/stream.py            everything (about ten minutes on two cores)
+    python benchmarks/stream.py            everything (about twelve minutes on two cores)
     python benchmarks/stream.py --quick    a tenth of the alerts
 
 Regimes, all in one run on one Kafka (Apache with KAFKA_HOME set, the embedded one otherwise) and one Valkey:
-  ingest     alerts/s of skyheed's ingest alone, and of a naive one in turn: container decode of all fields,
-             astropy.io.fits for each of the three stamps, one Redis round trip per write. Packets are ZTF-shaped.
+  ingest     alerts/s of skyheed's ingest with the science stamp alone (ingest_per_s, as in reports of 2026-11-21),
+             with three stamps, photometry and context (_3_images), and of a naive one, in turn: container decode of
+             all fields, astropy.io.fits for each of the three stamps, one Redis round trip per write; it is frozen as
+             it stood at 51e1edb. Packets are ZTF-shaped.
+  profile    us of CPU an alert by step (profile_intake.py), simulated packets.
   visit      one Rubin visit: 10,000 alerts of 10,000 known objects (9 stamps each) sent at once; the time from the
              first send until the last object's new answer was read by a subscriber. Its rate is end_to_end_per_s.
-  steady     latency from Kafka's time stamp to the classification at 100 alerts/s.
+  steady     latency from Kafka's time stamp to the classification at 100 and at 500 alerts/s, and how long after the
+             last alert was sent the last answer came.
   memory     bytes per object in Valkey at 10, 30 and 99 stamps.
+Visit and steady stream run with each of MODELS; the first one's figures also stand at the top, `family` names it.
 Client, servers and model share the cores: that is what an operator with one machine gets.
 """
 
@@ -54,6 +59,8 @@ from skyheed.classifier.stamp import STAMP_SIZE
 
 SURVEY = "ztf"
 ROUNDS = 3
+MODELS = ("ztf/fusion", "ztf/convention")
+SCIENCE = {"ingest.images": ("science",), "ingest.photometry": False, "ingest.context": False}
 
 
 def main() -> None:
@@ -64,9 +71,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="skyheed-bench-") as name, servers(Path(name)) as settings:
         result: dict[str, Any] = {"kafka": kafka_name(), "cpu": cpu_name()}
         result |= ingest(settings, 3000 // scale, 600 // scale)
+        result["us_per_alert"] = profile(settings, 2000 // scale)
         result["bytes_per_object"] = memory(settings)
-        result |= stream(settings, Path(name), 10_000 // scale, 3000 // scale)
-    print(json.dumps(result))
+        found = {model: stream(settings, Path(name), model, 10_000 // scale, 3000 // scale) for model in MODELS}
+    print(json.dumps({**result, "family": MODELS[0], **found[MODELS[0]], "models": found}))
+
+
+def profile(settings: Settings, alerts: int) -> dict[str, dict[str, float]]:
+    """See profile_intake.py."""
+    import profile_intake  # which takes from here what it needs
+
+    payloads = list(packets.packets(alerts // 5, 5, seed=3))
+    return {kinds: profile_intake.profile(settings, payloads, kinds) for kinds in profile_intake.IMAGES}
 
 
 @contextmanager
@@ -114,20 +130,34 @@ def send(settings: Settings, topic: str, payloads: Sequence[bytes], rate: float 
 
 
 def ingest(settings: Settings, ours: int, naive: int) -> dict[str, Any]:
-    """Alerts/s of both pipelines, in turn; medians, and the median of the ratios of neighbours."""
-    say(f"ingest: {ROUNDS} rounds of {ours} alerts through skyheed and {naive} through the naive pipeline")
-    rates: list[tuple[float, float]] = []
+    """Alerts/s of all pipelines, in turn; medians, and the median of the ratios of neighbours."""
+    say(f"ingest: {ROUNDS} rounds of {ours} alerts through skyheed, twice, and {naive} through the naive pipeline")
+    rates: list[tuple[float, float, float]] = []
     for number in range(ROUNDS):
         payloads = list(packets.packets(ours // 5, 5, seed=number))
-        send(settings, f"bench.ours.{number}", payloads)
+        for name in ("science", "all"):
+            send(settings, f"bench.{name}.{number}", payloads)
         send(settings, f"bench.naive.{number}", payloads[:naive])
-        fast = _our_rate(settings, f"bench.ours.{number}", len(payloads))
+        redis.Redis.from_url(settings.redis.url).flushdb()
+        science = our_rate(settings_with(settings, **SCIENCE), f"bench.science.{number}", len(payloads))
+        redis.Redis.from_url(settings.redis.url).flushdb()  # other settings of images are refused, and the same alerts
         slow = _naive_rate(settings, f"bench.naive.{number}", naive)
-        say(f"  skyheed {fast:7.0f}/s   naive {slow:6.0f}/s   ratio {fast / slow:5.1f}")
-        rates.append((fast, slow))
-    fast, slow = (statistics.median(column) for column in zip(*rates, strict=True))
-    ratio = statistics.median(a / b for a, b in rates)
-    return {"ingest_per_s": round(fast), "naive_per_s": round(slow), "ingest_ratio": round(ratio, 1)}
+        everything = our_rate(settings, f"bench.all.{number}", len(payloads))
+        ratios = f"{science / slow:5.1f} and {everything / slow:5.1f}"
+        say(f"  science {science:6.0f}/s   all {everything:6.0f}/s   naive {slow:6.0f}/s   ratios {ratios}")
+        rates.append((science, everything, slow))
+    science, everything, slow = (round(statistics.median(column)) for column in zip(*rates, strict=True))
+    return {
+        "ingest_per_s": science, "ingest_per_s_3_images": everything, "naive_per_s": slow,
+        "ingest_ratio": round(statistics.median(a / c for a, _, c in rates), 1),
+        "ingest_ratio_3_images": round(statistics.median(b / c for _, b, c in rates), 1),
+    }  # fmt: skip
+
+
+def settings_with(settings: Settings, **changes: Any) -> Settings:
+    """Other settings on the same servers."""
+    made = config.load(overrides={"survey": SURVEY, **changes}, environ={})
+    return config.with_servers(made, settings.kafka["bootstrap.servers"], settings.redis.url)
 
 
 class _Timed:
@@ -151,7 +181,7 @@ class _Timed:
         return messages
 
 
-def _our_rate(settings: Settings, topic: str, count: int) -> float:
+def our_rate(settings: Settings, topic: str, count: int) -> float:
     with (
         kafka.Publisher(settings.kafka) as publisher,
         kafka.AlertConsumer(settings.kafka, [topic], f"group-{topic}", drain=True) as consumer,
@@ -274,52 +304,61 @@ class Answers(threading.Thread):
         raise SystemExit(f"only {done} of {len(objects)} objects were answered in {limit_s:.0f} s")
 
 
-def stream(settings: Settings, folder: Path, visit: int, steady: int) -> dict[str, Any]:
-    """The visit and the steady stream through both daemons."""
-    known = 9
-    say(f"visit: {visit} objects with {known} stamps each, then {visit} alerts at once")
+def stream(settings: Settings, folder: Path, model: str, visit: int, steady: int) -> dict[str, Any]:
+    """The visit and the steady stream through both daemons, with one model and topics of its own."""
+    known, name = 9, model.replace("/", ".")
+    say(f"{model}: {visit} objects with {known} stamps each, then a visit of {visit} alerts at once")
     redis.Redis.from_url(settings.redis.url).flushdb()
-    load(settings, range(visit), range(known), "bench.history/0")
-    daemon.prepare_topics(settings, threading.Event())
-    arguments = stack.shared_arguments(settings, None)
-    answers = Answers(settings)
+    own = settings_with(settings, **{"topics.prefix": name, "ingest.group": name})
+    file = folder / f"{name}.toml"
+    file.write_text(f'[topics]\nprefix = "{name}"\n[ingest]\ngroup = "{name}"\n[work]\nmodel = "{model}"\n')
+    load(own, range(visit), range(known), "bench.history/0")
+    daemon.prepare_topics(own, threading.Event())
+    arguments = stack.shared_arguments(own, str(file))
+    answers = Answers(own)
     answers.start()
     names = [f"BEN{n:08d}" for n in range(visit)]
-    children = [stack.Daemon("ingest", arguments, folder / "ingest.log"),
-                stack.Daemon("work", arguments, folder / "work.log")]  # fmt: skip
+    children = [stack.Daemon(verb, arguments, folder / f"{name}.{verb}.log") for verb in ("ingest", "work")]
     try:
         answers.wait(names, known, 1800)
         payloads = list(packets.packets(visit, 1, seed=99))
         say("  sending the visit")
         began = time.monotonic()
         answers.latencies.clear()
-        send(settings, daemon.alert_topics(settings)[0], payloads)
+        send(own, daemon.alert_topics(own)[0], payloads)
         answers.wait(names, known + 1, 600)
         seconds, burst = time.monotonic() - began, percentiles(answers.latencies)
         say(f"  {visit} alerts classified in {seconds:.1f} s ({visit / seconds:.0f}/s), latency {burst}")
-        calm = _steady(settings, answers, steady)
-        books = daemon.connect_store(settings)[2].books()
+        calm = _steady(own, answers, steady, (1,), 100.0, known + 2)
+        fast = _steady(own, answers, steady, (2, 3), 500.0, known + 4)
+        books = daemon.connect_store(own)[2].books()
         assert books.balanced, books.to_text()
     finally:
         for child in children:
             child.stop()
     return {
         "end_to_end_per_s": round(visit / seconds),
-        "latency_ms_at_100_per_s": calm,
         f"visit_{visit}_s": round(seconds, 1),
         "visit_latency_ms": burst,
+        "latency_ms_at_100_per_s": calm,
+        "latency_ms_at_500_per_s": fast,
     }
 
 
-def _steady(settings: Settings, answers: Answers, count: int) -> dict[str, float]:
-    say(f"steady: {count} alerts at 100/s")
-    payloads = list(packets.packets(count, 2, seed=5))[count:]
+def _steady(
+    settings: Settings, answers: Answers, objects: int, epochs: Sequence[int], rate: float, stamps: int
+) -> dict[str, float]:
+    """Latencies at a rate; `after_the_last_s` is how long after the last alert was sent every object was answered."""
+    count = objects * len(epochs)
+    say(f"  steady: {count} alerts at {rate:.0f}/s")
+    payloads = list(packets.packets(objects, epochs[-1] + 1, seed=5))[epochs[0] * objects :]
     answers.latencies.clear()
-    send(settings, daemon.alert_topics(settings)[0], payloads, rate=100.0)
-    time.sleep(10)
-    found = percentiles(answers.latencies)
-    say(f"  latency {found} of {len(answers.latencies)} answers")
-    return found
+    send(settings, daemon.alert_topics(settings)[0], payloads, rate=rate)
+    after = answers.wait([f"BEN{n:08d}" for n in range(objects)], stamps, 300)
+    found = {**percentiles(answers.latencies), "after_the_last_s": round(after, 1)}
+    per_alert = len(answers.latencies) / count
+    say(f"  latency {found}, {per_alert:.2f} answers an alert")
+    return {**found, "answers_per_alert": round(per_alert, 2)}
 
 
 def percentiles(milliseconds: Sequence[int]) -> dict[str, float]:
