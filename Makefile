@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-all lint bench docs clean
@@ -9,11 +11,11 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)  ## replay a simulated SDSS season and watch it being classified
 	@$(BIN)/skyheed demo
 
-test: $(STAMP)  ## every test; starts and stops the servers it needs
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(STAMP)  ## every test, two files at a time (JOBS=0: one); starts and stops the servers it needs
+	@$(PYTEST)
 
 test-all: $(STAMP)  ## the long forms too: faults, fuzzing, training
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long or not long"
+	@$(PYTEST) -m "long or not long"
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
