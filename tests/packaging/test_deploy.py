@@ -25,10 +25,23 @@ from skyheed.broker.kafka import topics
 from skyheed.broker.kafka.client import ensure_topics
 from skyheed.broker.local import embedded
 from skyheed.broker.local import processes as stack
+from skyheed.broker.serve import PORT
+from skyheed.broker.web.guard import FREE
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE_FILES = sorted(DEPLOY.glob("compose*.yaml"))
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+DAEMONS = ("ingest", "work", "serve", "forward", "backfill")
+METRICS = ("ingest", "work", "forward", "backfill")
+# further secrets of each, and those that it does not need
+OWN = {
+    "forward": {"SKYHEED_FORWARD_TOKEN", "SKYHEED_FORWARD_SECRET"},
+    "backfill": {"SKYHEED_BACKFILL_TOKEN"},
+}
+INPUT = {"SKYHEED_KAFKA_INPUT_USER", "SKYHEED_KAFKA_INPUT_PASSWORD"}
+REGISTRY = {"SKYHEED_REGISTRY_USER", "SKYHEED_REGISTRY_PASSWORD"}
+UNUSED = {"work": INPUT, "serve": REGISTRY, "forward": INPUT | REGISTRY | {"SKYHEED_REDIS_PASSWORD"}}
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -48,23 +61,38 @@ def check_command(words: list[str]) -> None:
     command.make_context(name, rest)
 
 
+def with_defaults(text: str) -> str:
+    """The text as compose fills it in without an environment."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
 def compose_commands() -> list[tuple[str, list[str]]]:
     found = []
     for path in COMPOSE_FILES:
-        for name in ("ingest", "work"):
+        for name in DAEMONS:
             service = services(path).get(name, {})
             health = service.get("healthcheck", {}).get("test", ["CMD", "skyheed"])
-            assert health[:2] == ["CMD", "skyheed"]
-            found += [(f"{path.name}:{name}", words) for words in (service.get("command"), health[2:]) if words]
+            assert health[0] == "CMD"
+            probe = health[2:] if health[1] == "skyheed" else []
+            given = [with_defaults(word) for word in service.get("command", [])]
+            found += [(f"{path.name}:{name}", words) for words in (given, probe) if words]
+    return found
+
+
+def systemd_commands() -> list[tuple[str, list[str]]]:
+    found = []
+    for path in UNITS:
+        [line] = re.findall(r"^ExecStart=/opt/skyheed/bin/skyheed (.*)$", path.read_text(), re.MULTILINE)
+        found.append((path.name, shlex.split(line.replace("%i", "lasair").replace("${STATE_DIRECTORY}", "/tmp"))))
     return found
 
 
 def kubernetes_commands() -> list[tuple[str, list[str]]]:
     found = []
     for container in (c for path in MANIFESTS for d in documents(path) for c in containers(d)):
-        probe = container["readinessProbe"]["exec"]["command"]
+        probe = container["readinessProbe"].get("exec", {}).get("command", ["skyheed"])
         assert probe[0] == "skyheed"
-        found += [(f"kubernetes:{container['name']}", words) for words in (container["args"], probe[1:])]
+        found += [(f"kubernetes:{container['name']}", words) for words in (container["args"], probe[1:]) if words]
     return found
 
 
@@ -74,14 +102,15 @@ def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(("where", "words"), [*compose_commands(), *kubernetes_commands()])
+@pytest.mark.parametrize(("where", "words"), [*compose_commands(), *kubernetes_commands(), *systemd_commands()])
 def test_every_command_parses(where: str, words: list[str]) -> None:
     check_command(words)
 
 
 def test_all_commands_were_found() -> None:
-    assert len(compose_commands()) == 5
-    assert len(kubernetes_commands()) == 4
+    assert len(compose_commands()) == 8
+    assert len(kubernetes_commands()) == 7
+    assert [words[0] for _, words in systemd_commands()] == sorted(DAEMONS)
 
 
 def test_a_wrong_option_would_be_noticed() -> None:
@@ -139,12 +168,7 @@ def test_settings_and_compose_agree_on_addresses_and_ports() -> None:
     assert settings.redis.url.split("://")[1].split(":")[0] in stack
     jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     ports = {job["job_name"]: job["dns_sd_configs"][0]["port"] for job in jobs}
-    assert ports == {"ingest": settings.ingest.metrics_port, "work": settings.work.metrics_port}
-
-
-def with_defaults(text: str) -> str:
-    """The text as compose fills it in without an environment."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    assert ports == {name: getattr(settings, name).metrics_port for name in METRICS}
 
 
 @pytest.mark.redis
@@ -220,8 +244,39 @@ def test_the_dockerfile_copies_what_exists_and_installs_extras_that_exist() -> N
     assert "skyheed" in project["scripts"]
 
 
+def test_health_checks_of_the_page_and_of_metrics_ask_where_they_answer() -> None:
+    stack, settings = services(DEPLOY / "compose.yaml"), config.load(DEPLOY / "skyheed.toml", environ={})
+    ports = {"serve": PORT, "forward": settings.forward.metrics_port, "backfill": settings.backfill.metrics_port}
+    for name, port in ports.items():
+        [code] = stack[name]["healthcheck"]["test"][3:]
+        compile(code, name, "exec")
+        assert f"http://127.0.0.1:{port}/" in code
+        container = next(c for p in MANIFESTS for d in documents(p) for c in containers(d) if c["name"] == name)
+        [listening] = container["ports"]
+        assert (listening["containerPort"], container["livenessProbe"]["httpGet"]["port"]) == (port, listening["name"])
+    assert "/login".startswith(FREE), "a probe has no token"
+
+
+def test_the_page_keeps_its_index_where_it_may_write() -> None:
+    stack = services(DEPLOY / "compose.yaml")["serve"]
+    folder = str(Path(stack["command"][stack["command"].index("--index") + 1]).parent)
+    assert f"page:{folder}" in stack["volumes"]
+    assert f"install -d -o skyheed -m 0700 {folder}" in (DEPLOY / "Dockerfile").read_text()
+    container = next(c for p in MANIFESTS for d in documents(p) for c in containers(d) if c["name"] == "serve")
+    assert folder in [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_units_give_daemons_no_rights_that_they_do_not_need(path: Path) -> None:
+    text = path.read_text()
+    for line in ("User=skyheed", "NoNewPrivileges=yes", "ProtectSystem=strict", "ProtectHome=yes", "PrivateTmp=yes",
+                 "CapabilityBoundingSet=", "KillSignal=SIGTERM", "Restart=on-failure"):  # fmt: skip
+        assert f"\n{line}\n" in text, line
+    assert int(re.findall(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)[0]) > 2 * (5.0 + kafka_client.CLOSE_S)
+
+
 def test_containers_have_no_rights_that_they_do_not_need() -> None:
-    for name in ("ingest", "work"):
+    for name in DAEMONS:
         service = services(DEPLOY / "compose.yaml")[name]
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -244,16 +299,24 @@ def test_containers_have_no_rights_that_they_do_not_need() -> None:
 def test_kubernetes_takes_every_secret_from_the_secret_and_spreads_and_keeps_its_pods() -> None:
     found = [d for path in MANIFESTS for d in documents(path)]
     kinds = [d["kind"] for d in found]
-    assert kinds.count("PodDisruptionBudget") == kinds.count("Deployment") == 2
-    assert kinds.count("NetworkPolicy") == 1
+    several = [d["metadata"]["name"] for d in found if d["kind"] == "Deployment" and d["spec"]["replicas"] > 1]
+    budgets = [d["metadata"]["name"] for d in found if d["kind"] == "PodDisruptionBudget"]
+    assert several == budgets == ["skyheed-ingest", "skyheed-work"]
+    assert kinds.count("Deployment") == len(DAEMONS)
+    policies = [
+        d["spec"]["podSelector"]["matchExpressions"][0]["values"] for d in found if d["kind"] == "NetworkPolicy"
+    ]
+    assert sorted(name for names in policies for name in names) == sorted(f"skyheed-{name}" for name in DAEMONS)
     for document in (d for d in found if d["kind"] == "Deployment"):
         spec = document["spec"]["template"]["spec"]
         assert document["spec"]["selector"]["matchLabels"] == document["spec"]["template"]["metadata"]["labels"]
-        assert spec["topologySpreadConstraints"]
+        assert spec.get("topologySpreadConstraints") or document["spec"]["replicas"] == 1
         (container,) = spec["containers"]
         taken = {e["name"] for e in container["env"] if "valueFrom" in e}
-        secrets = {name for name in config.ENVIRONMENT if name.endswith(("_USER", "_PASSWORD"))}
-        assert taken == secrets - (set() if container["name"] == "ingest" else INPUT)
+        secrets = {name for name in config.ENVIRONMENT if name.endswith(("_USER", "_PASSWORD", "_TOKEN", "_SECRET"))}
+        shared = {name for name in secrets if name.endswith(("_USER", "_PASSWORD"))}
+        own = OWN.get(container["name"], set())
+        assert taken == (shared - UNUSED.get(container["name"], set())) | own
         assert not any("value" in e and e["name"] in secrets for e in container["env"])
         assert container["livenessProbe"]["httpGet"]["port"] == container["ports"][0]["name"]
     work = next(c for d in found for c in containers(d) if c["name"] == "work")
@@ -265,7 +328,7 @@ def test_kubernetes_takes_every_secret_from_the_secret_and_spreads_and_keeps_its
 def test_manifests_are_what_kubernetes_takes() -> None:
     import kubernetes_validate
 
-    found = [d for path in MANIFESTS for d in documents(path)]
+    found = [d for path in MANIFESTS for d in documents(path) if not d["apiVersion"].startswith("keda.sh/")]
     version = kubernetes_validate.latest_version()
     for document in found:
         kubernetes_validate.validate(document, version, strict=True)
@@ -275,17 +338,86 @@ def test_manifests_are_what_kubernetes_takes() -> None:
         kubernetes_validate.validate(wrong, version, strict=True)
 
 
+def scaled() -> list[dict[str, Any]]:
+    return [d for path in MANIFESTS for d in documents(path) if d["kind"] == "ScaledObject"]
+
+
+def test_autoscaling_is_what_keda_takes() -> None:
+    """A field that the models do not know would be lost on the way through them."""
+    keda = pytest.importorskip("cloudcoil.models.keda.v1alpha1", reason="needs cloudcoil-models-keda")
+    for document in scaled():
+        assert through(keda.ScaledObject, document) == document
+    wrong = copy.deepcopy(scaled()[0])
+    wrong["spec"]["maxReplicas"] = 3
+    assert through(keda.ScaledObject, wrong) != wrong
+    wrong["spec"]["triggers"] = "prometheus"
+    with pytest.raises(ValueError, match="triggers"):
+        through(keda.ScaledObject, wrong)
+
+
+def through(model: Any, document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = model.model_validate(document).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return found
+
+
+def test_autoscaling_scales_what_is_there_by_metrics_that_exist() -> None:
+    deployments = {d["metadata"]["name"]: d for p in MANIFESTS for d in documents(p) if d["kind"] == "Deployment"}
+    assert [d["spec"]["scaleTargetRef"]["name"] for d in scaled()] == ["skyheed-ingest", "skyheed-work"]
+    for document in scaled():
+        spec = document["spec"]
+        replicas = deployments[spec["scaleTargetRef"]["name"]]["spec"]["replicas"]
+        assert 1 <= spec["minReplicaCount"] == replicas == spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
+        # https://keda.sh/docs/latest/scalers/prometheus: all values are strings
+        [trigger] = spec["triggers"]
+        assert trigger["type"] == "prometheus"
+        assert set(trigger["metadata"]) == {"serverAddress", "query", "threshold"}
+        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+        assert set(re.findall(r"skyheed_\w+", trigger["metadata"]["query"])) <= metrics.names()
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool (Debian's package prometheus)")
+def test_autoscaling_asks_prometheus_what_it_understands(tmp_path: Path) -> None:
+    """One number for a survey, of the model that has most to do."""
+    rules = [
+        {"record": d["metadata"]["name"].replace("-", ":"), "expr": d["spec"]["triggers"][0]["metadata"]["query"]}
+        for d in scaled()
+    ]
+    series = {
+        'skyheed_consumer_lag_messages{survey="ztf",partition="t/0",instance="a"}': 900,
+        'skyheed_consumer_lag_messages{survey="ztf",partition="t/1",instance="b"}': 100,
+        'skyheed_consumer_lag_messages{survey="lsst",partition="t/1",instance="c"}': 7,
+        'skyheed_queue_objects{survey="ztf",model="m",state="due",instance="a"}': 40,
+        'skyheed_queue_objects{survey="ztf",model="m",state="due",instance="b"}': 41,
+        'skyheed_queue_objects{survey="ztf",model="m",state="new",instance="b"}': 9,
+        'skyheed_queue_objects{survey="ztf",model="m",state="in_flight",instance="b"}': 500,
+        'skyheed_queue_objects{survey="ztf",model="n",state="new",instance="b"}': 3,
+    }
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "keda", "rules": rules}]}))
+    tests = [{
+        "interval": "1m",
+        "input_series": [{"series": name, "values": f"{value}+0x5"} for name, value in series.items()],
+        "promql_expr_test": [
+            {"expr": "skyheed:ingest", "eval_time": "3m", "exp_samples": [{"labels": "skyheed:ingest", "value": 1000}]},
+            {"expr": "skyheed:work", "eval_time": "3m", "exp_samples": [{"labels": "skyheed:work", "value": 50}]},
+        ],
+    }]  # fmt: skip
+    (tmp_path / "test.yml").write_text(json.dumps({"rule_files": ["rules.yml"], "tests": tests}))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_daemons_have_more_time_to_end_than_they_need() -> None:
     """Five seconds, and Kafka's own for a broker that is away."""
     needed = 5.0 + kafka_client.CLOSE_S
-    for name in ("ingest", "work"):
+    for name in DAEMONS:
         assert int(services(DEPLOY / "compose.yaml")[name]["stop_grace_period"].removesuffix("s")) > 2 * needed
     for document in (d for path in MANIFESTS for d in documents(path) if d["kind"] == "Deployment"):
         assert document["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 2 * needed
     assert needed < stack.STOP_S
 
 
-INPUT = {"SKYHEED_KAFKA_INPUT_USER", "SKYHEED_KAFKA_INPUT_PASSWORD"}
 PROMTOOL = shutil.which("promtool")
 
 
@@ -300,21 +432,21 @@ def test_the_alert_rules_ring_and_stay_quiet_as_they_should() -> None:
 
 def test_every_job_of_a_rule_is_scraped_on_compose_and_on_kubernetes() -> None:
     rules = (DEPLOY / "prometheus" / "alerts.yml").read_text()
-    wanted = set(re.findall(r'job="(\w+)"', rules))
-    assert wanted == {"ingest", "work"}
+    wanted = {job for jobs in re.findall(r'job=~?"([\w|]+)"', rules) for job in jobs.split("|")}
+    assert wanted == set(METRICS)
     for name in ("prometheus.yml", "kubernetes.yml"):
         jobs = yaml.safe_load((DEPLOY / "prometheus" / name).read_text())["scrape_configs"]
         assert {job["job_name"] for job in jobs} == wanted
     labels = [d["spec"]["template"]["metadata"]["labels"]["app"] for p in MANIFESTS for d in documents(p)
               if d["kind"] == "Deployment"]  # fmt: skip
-    assert labels == ["skyheed-ingest", "skyheed-work"]
+    assert sorted(labels) == sorted(f"skyheed-{name}" for name in DAEMONS)
 
 
 def test_settings_of_containers_listen_on_all_addresses_and_others_on_none_but_this_machine(tmp_path: Path) -> None:
     for path in settings_files(tmp_path):
         settings = config.load(path, environ={})
-        assert settings.ingest.metrics_host == settings.work.metrics_host == "0.0.0.0"
-    assert config.load(environ={}).ingest.metrics_host == config.load(environ={}).work.metrics_host == "127.0.0.1"
+        assert {getattr(settings, name).metrics_host for name in METRICS} == {"0.0.0.0"}
+    assert {getattr(config.load(environ={}), name).metrics_host for name in METRICS} == {"127.0.0.1"}
 
 
 def test_files_of_secrets_are_ignored_by_git_and_docker_in_every_folder() -> None:
@@ -324,7 +456,9 @@ def test_files_of_secrets_are_ignored_by_git_and_docker_in_every_folder() -> Non
         assert ignored.returncode == 0, name
     assert {"**/.env", "**/.env.*"} <= set((root / ".dockerignore").read_text().splitlines())
     example = dict(re.findall(r"^(\w+)=(.*)$", (DEPLOY / "environment.example").read_text(), re.MULTILINE))
-    assert not [name for name, value in example.items() if value and name.endswith(("_PASSWORD", "_USER"))]
+    assert not [
+        name for name, value in example.items() if value and name.endswith(("_PASSWORD", "_USER", "_TOKEN", "_SECRET"))
+    ]
 
 
 def test_every_metric_of_dashboard_and_alerts_exists() -> None:
