@@ -84,7 +84,7 @@ async def events(
     web: Here, wanted: Wanted, last_event_id: Annotated[str | None, Query(max_length=LONGEST_ID)] = None,
     last: Annotated[str | None, Header(alias="Last-Event-ID", max_length=LONGEST_ID)] = None,
 ) -> Response:  # fmt: skip
-    """Events `classifications`, `state` and `gap`; goes on behind Last-Event-ID."""
+    """Events `classifications`, `state`, `gap` and, where nothing else comes, `alive`; goes on behind Last-Event-ID."""
     if web.hub.readers >= MOST_READERS:
         raise Problem(503, "too many readers of the stream: try again later", {"Retry-After": "30"})
     wanted = lists.of_one_model(web, wanted) if wanted.model else wanted

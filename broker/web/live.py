@@ -19,7 +19,7 @@ from skyheed.broker.web.index import Event, Index
 from skyheed.broker.web.search import Filters
 
 BATCH_S = 0.5
-KEEP_ALIVE_S = 15.0
+KEEP_ALIVE_S = 15.0  # a reader that hears nothing for three times as long may come again
 KEPT = 240  # batches: a reader that is slower than two minutes goes on from the index
 PAGE = 500  # events read from the index at a time
 FRAMES = 64  # forms of a batch (one for each set of filters) that are kept
@@ -177,7 +177,7 @@ class Hub:
                 await _came(moved, time.monotonic() + BATCH_S)
             if time.monotonic() - reader.said >= KEEP_ALIVE_S:
                 reader.said = time.monotonic()
-                yield f": keep-alive\nid: {event_id(reader.positions)}\n\n".encode()
+                yield frame("alive", b"{}", event_id(reader.positions))
 
     async def _begin(self, last_id: str | None) -> tuple["_Reader", bytes]:
         retry = f"retry: {RETRY_MS}\n\n".encode()

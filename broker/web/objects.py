@@ -79,7 +79,7 @@ class Objects:
         Raises:
             Problem: nothing is.
         """
-        rows = self._index.of_object(object_id)
+        rows, waits = self._index.of_object(object_id), False
         try:
             stored = self._sequence(object_id)
             models = self._models(rows)
@@ -87,12 +87,12 @@ class Objects:
                 return self._of_redis(stored, models, rows)
             away = "Redis keeps no history of this object any more: what the index still has is shown"
         except (ServiceUnavailable, ServiceError) as error:
-            away, models = str(error), sorted({row["model"] for row in rows})
+            away, models, waits = str(error), sorted({row["model"] for row in rows}), True
         if not rows:
-            if away.startswith("Redis keeps"):
+            if not waits:
                 raise Problem(404, "no such object: it is unknown, or was forgotten; search for a part of its id")
             raise Problem(503, away, {"Retry-After": "5"})
-        return self._of_index(object_id, rows, away)
+        return self._of_index(object_id, rows, away) | {"waits_for_redis": waits}
 
     def models(self) -> list[str]:
         """The models that the survey's objects are classified by: joined, published, or of the settings."""

@@ -169,6 +169,7 @@ class Object(_Shape):
     revision: int
     source: Literal["redis", "index"]
     notice: str
+    waits_for_redis: bool = Field(default=False, description="Redis is away: ask again later for the rest")
     ra: float | None
     dec: float | None
     epochs: Epochs | None

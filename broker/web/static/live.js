@@ -7,6 +7,7 @@ import { head, rowOf } from "./list.js";
 const KEPT = 100; // rows on the page
 const CLOSED = 2;
 const RETRY_MS = 3000;
+const SILENT_MS = 45_000; // the server says something every 15 s: a longer silence is a connection that broke unseen
 
 class Live {
   constructor(data) {
@@ -25,6 +26,8 @@ class Live {
     document.addEventListener("keydown", (event) => event.key === "p" && !typing(event) && this.pause());
     addEventListener("popstate", () => location.reload());
     addEventListener("pagehide", () => this.source?.close());
+    addEventListener("offline", () => this.lost(this.source));
+    addEventListener("online", () => this.connect());
     if (this.filters.any) this.again();
     else {
       this.add(this.data.rows, false);
@@ -56,29 +59,39 @@ class Live {
   /** EventSource comes back by itself, with the last id; where it gives up (an error page), we make a new one. */
   connect() {
     clearTimeout(this.retry);
+    this.source?.close();
     const query = new URLSearchParams(this.filters.query);
     if (this.lastEventId) query.set("last_event_id", this.lastEventId);
     const source = new EventSource(`/api/v1/events?${query}`);
     this.source = source;
     source.addEventListener("classifications", (event) => {
-      this.lastEventId = event.lastEventId || this.lastEventId;
+      this.heard(event);
       this.arrive(JSON.parse(event.data).rows);
     });
+    source.addEventListener("alive", (event) => this.heard(event));
     source.addEventListener("state", (event) => lamp(JSON.parse(event.data)));
     source.addEventListener("gap", (event) => this.gap(JSON.parse(event.data)));
     source.addEventListener("open", () => {
       document.body.dataset.stream = "open";
+      this.heard();
       this.say();
     });
     source.addEventListener("error", () => this.lost(source));
     this.say();
   }
 
+  /** How far the reader has come, and that the connection is there. */
+  heard(event) {
+    this.lastEventId = event?.lastEventId || this.lastEventId;
+    clearTimeout(this.silence);
+    this.silence = setTimeout(() => this.connect(), SILENT_MS);
+  }
+
   lost(source) {
     document.body.dataset.stream = "lost";
     lamp(null);
-    this.say("The connection is lost; the rows stay, and it is tried again by itself.");
-    if (source.readyState !== CLOSED || source !== this.source) return;
+    this.say("The connection is lost. The rows stay; the page connects again by itself.");
+    if (source?.readyState !== CLOSED || source !== this.source) return;
     this.retry = setTimeout(() => this.connect(), RETRY_MS);
   }
 

@@ -51,6 +51,8 @@ class ObjectPage {
     byId("panel").hidden = true;
     const message = this.data.notice || "Redis does not answer, so that there are no epochs and stamps now. What was published is below.";
     report({ title: "No stamps.", message });
+    // comes back by itself with Redis
+    if (this.data.waits_for_redis) document.addEventListener("state", ({ detail }) => detail.redis.ok && location.reload());
     fillModels(this.data);
   }
 

@@ -29,8 +29,14 @@ function searchKey() {
   });
 }
 
+/** The state of the servers, for the lamp and for pages that wait for one of them. */
+function told(state) {
+  lamp(state);
+  document.dispatchEvent(new CustomEvent("state", { detail: state }));
+}
+
 async function watchState() {
-  if (!document.hidden) await getJson("/api/v1/state").then(lamp, () => lamp(null));
+  if (!document.hidden) await getJson("/api/v1/state").then(told, () => lamp(null));
   setTimeout(watchState, STATE_EVERY_MS);
 }
 

@@ -85,13 +85,13 @@ function fillDrift({ drift, drift_reference: reference }) {
   byId("drift").replaceChildren(
     h("div", { class: "legend" }, legend, h("span", {}, reference?.sentence ?? "No model's card is here: there is nothing to compare with.")),
     h("div", { class: "figures" },
-      figure("Flux of the difference, log nJy", ({ flux }) => range(flux, log)),
+      figure("Flux, µJy", ({ flux }) => range(flux, (value) => (known(value) ? value / 1000 : NaN))),
       figure("Width of the source, pixels", (one) => ({ value: one.width ?? NaN })),
       figure("Background noise, 100 nJy a pixel", ({ background }) => range(background, (value) => value ?? NaN)),
       figure("Stamps looked at", (one) => ({ value: one.n }), false)),
     h("p", { class: "muted small" }, "Median and the range of 68 % of a sample of each night's stamps."));
 }
-const log = (flux) => (flux > 0 ? Math.log10(flux) : NaN);
+const known = (value) => value !== null && value !== undefined;
 /** A median with the range of 68 %, whose ends may be unknown. */
 function range(given, to) {
   const [low, value, high] = ["p16", "p50", "p84"].map((name) => to(given?.[name]));

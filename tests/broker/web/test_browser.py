@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from process_tools import Program, until
 from real_data import ztf_files
 from stream_tools import answers, publish, settings_for
+from web_tools import keep, page_of, page_settings, publish_news
 from ztf_sky import alerts, named
 
 from skyheed.broker import app as daemon
@@ -123,15 +125,16 @@ def fetched(url: str) -> Any:
 
 
 def start_stack(
-    survey: str, kafka: embedded.Server, redis: embedded.Server, folder: Path, topic: str = "page-simulated"
-) -> Stack:
+    survey: str, kafka: embedded.Server, redis: embedded.Server, folder: Path, topic: str = "page-simulated",
+    models: Sequence[str] = (MODEL,),
+) -> Stack:  # fmt: skip
     settings = settings_for(
         kafka.address, redis.url, survey, topic, **{"topics.classifications": f"{topic}-classifications"}
     )
     file = folder / "page.toml"
     file.write_text(
         f'[topics]\nclassifications = "{topic}-classifications"\n[ingest]\ntopics = ["{topic}"]\n'
-        f'[[work.models]]\nmodel = "{survey}/{MODEL}"\nname = "{MODEL}"\n'
+        + "".join(f'[[work.models]]\nmodel = "{survey}/{model}"\nname = "{model}"\n' for model in models)
     )
     words = ["--survey", survey, "--kafka", kafka.address, "--redis", redis.url, "--config", str(file)]
     index = ["--index", str(folder / "index.sqlite")]
@@ -456,6 +459,15 @@ def test_filters_sort_and_export_show_the_same(reader: Reader, stack: Stack) -> 
         page.get_by_role("link", name="CSV").click()
     rows = list(csv.DictReader(Path(waiting.value.path()).read_text().splitlines()))
     assert [row["object_id"] for row in rows] == names(page)
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="JSON").click()
+    listed = json.loads(Path(waiting.value.path()).read_text())["rows"]
+    assert [row["object_id"] for row in listed] == names(page)
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Parquet").click()
+    table = pq.read_table(waiting.value.path())
+    assert table["object_id"].to_pylist() == names(page)
+    assert [f"{value:.2f}" for value in table["top_probability"].to_pylist()] == [f"{value:.2f}" for value in p]
 
 
 def test_the_live_page_filters_pauses_and_goes_on(reader: Reader, stack: Stack) -> None:
@@ -490,6 +502,80 @@ def test_a_restart_of_the_server_loses_no_row(reader: Reader, stack: Stack) -> N
         page.get_by_role("link", name=f"meanwhile-{k}", exact=True).wait_for(timeout=40_000)
     assert len(names(page)) == len(set(names(page)) | set(rows)) or sorted(names(page)) != rows
     holds(page, "document.querySelector('#lamp').dataset.state === 'ok'")
+
+
+def test_a_network_that_was_cut_loses_no_row(reader: Reader, stack: Stack) -> None:
+    reader.expected = "ERR_INTERNET_DISCONNECTED|Failed to load"
+    page = reader.open(f"{stack.url}/")
+    holds(page, "document.body.dataset.stream === 'open'")
+    rows = names(page)
+    page.context.set_offline(True)
+    page.get_by_text("The connection is lost").wait_for()
+    assert names(page) == rows
+    stack.classify([named("while-cut", n) for n in range(1, 4)])
+    page.context.set_offline(False)
+    page.get_by_role("link", name="while-cut", exact=True).wait_for(timeout=40_000)
+    holds(page, "document.querySelector('#lamp').dataset.state === 'ok'")
+
+
+@pytest.mark.long
+def test_redis_and_kafka_go_and_come_back(
+    reader: Reader, apache_kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path
+) -> None:
+    settings = page_settings(apache_kafka.address, durable_valkey, tmp_path / "model")
+    publish_news(settings, {"first": 4})
+    keep(settings, {"first": 4})
+    with page_of(settings, tmp_path) as client:
+        url = str(client.base_url)
+        until(lambda: client.get("api/v1/state").json()["index"]["objects"] == 1, 60, "the index")
+        live = reader.open(url)
+        lamp = "document.querySelector('#lamp').textContent.includes('{}')"
+        durable_valkey.kill()
+        holds(live, lamp.format("Redis away"))
+        page = reader.open(f"{url}object/first")
+        assert page.locator("#panel").is_hidden()
+        assert page.locator("#message").is_visible()
+        durable_valkey.restart()
+        page.locator("#panel").wait_for()  # by itself
+        holds(page, f"() => ({FILM})() !== ''")
+        apache_kafka.kill()
+        holds(live, lamp.format("Kafka away"))
+        assert names(live) == ["first"], "what was there stays"
+        apache_kafka.restart()
+        publish_news(settings, {"second": 4})
+        live.get_by_role("link", name="second", exact=True).wait_for(timeout=60_000)
+        holds(live, lamp.format("up to date"))
+
+
+@pytest.mark.long
+def test_several_models_have_a_panel_each_and_stay_apart(
+    reader: Reader, kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path
+) -> None:
+    own = start_stack("ztf", kafka, durable_valkey, tmp_path, "page-models", ("fusion", MODEL))
+    with own.streaming():
+        own.start()
+        own.classify([named("both", n) for n in range(1, 6)])
+        until(lambda: len(own.get("/api/v1/classifications?limit=50")["rows"]) >= 2, 60, "both models")
+        rows = own.get("/api/v1/objects?model=*")["rows"]
+        assert {row["model"] for row in rows} == {"fusion", MODEL}
+        assert [row["model"] for row in own.get("/api/v1/objects")["rows"]] == ["fusion"], "the first of the settings"
+        page = open_object(reader, own, own.get("/api/v1/objects/both"))
+        labels = page.locator("#classes .label b")
+        assert labels.all_inner_texts() == ["fusion", MODEL]
+        assert page.locator("#now .chip").count() == 2
+        page.get_by_text("recomputed now", exact=True).click()
+        page.get_by_label("model").select_option(MODEL)
+        page.get_by_text("Recomputed now, it has been").wait_for()
+        page.get_by_role("group", name="bands that the model sees").get_by_label("g", exact=True).uncheck()
+        said = page.locator("#whatif-said")
+        said.wait_for()
+        assert "declined" in said.inner_text(), "two stamps are too few for this model"
+        page.get_by_label("model").select_option("fusion")
+        holds(page, "!document.querySelector('#whatif-said').textContent.includes('declined')")
+        visit(page, f"{own.url}/sky")
+        page.get_by_label("classes by").select_option(MODEL)
+        page.get_by_text(f"classes by {MODEL}").first.wait_for()
+        own.stop()
 
 
 def test_status_tells_of_books_models_and_dead_letters(reader: Reader, stack: Stack) -> None:
