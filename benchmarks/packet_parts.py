@@ -27,7 +27,7 @@ import stream
 from skyheed.broker import app as daemon
 from skyheed.broker.observation import Observation
 from skyheed.broker.settings import Settings
-from skyheed.broker.state.histories import Delivery
+from skyheed.broker.state.sequence import Delivery
 from skyheed.classifier import context as contexts
 from skyheed.classifier.history import Photometry
 from skyheed.classifier.stamp import STAMP_SIZE, rounded

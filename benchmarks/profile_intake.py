@@ -32,8 +32,8 @@ from skyheed.broker.ingest import Intake
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.observation import Observation
 from skyheed.broker.packets import container, fits, reader, stamps
-from skyheed.broker.state import histories
-from skyheed.broker.state.histories import Delivery
+from skyheed.broker.state import sequence
+from skyheed.broker.state.sequence import Delivery
 
 SLICE = 500
 ROUNDS = 3
@@ -163,7 +163,7 @@ def _store(intake: Intake, seen: Sequence[Observation], server: Any, clock: Cloc
         numbers = range(first, min(first + SLICE, len(own)))
         deliveries = [Delivery("bench/0", n, 0, 0, own[n]) for n in numbers]
         with clock.step("pack"):
-            histories._words(range(len(deliveries)), deliveries)
+            sequence.words(range(len(deliveries)), deliveries)
         before = _server_s(server), clock.steps["pack"]
         with clock.step("redis client"):
             intake.ledger.consumed({"bench/0": list(numbers)})

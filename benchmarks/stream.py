@@ -52,7 +52,7 @@ from skyheed.broker.local import embedded
 from skyheed.broker.local import processes as stack
 from skyheed.broker.observation import Observation
 from skyheed.broker.settings import Settings
-from skyheed.broker.state.histories import Delivery
+from skyheed.broker.state.sequence import Delivery
 from skyheed.broker.subscribe import Subscriber
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.stamp import STAMP_SIZE

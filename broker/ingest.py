@@ -32,8 +32,9 @@ from skyheed.broker.observation import Observation
 from skyheed.broker.packets.reader import Begun, Decodes, PacketReader
 from skyheed.broker.packets.stamps import Waiting
 from skyheed.broker.packets.surveys import Survey
-from skyheed.broker.state.histories import Delivery, Outcome, SequenceStore, check
+from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.ledger import Ledger
+from skyheed.broker.state.sequence import Delivery, Outcome, check
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, patiently
 
 log = logging.getLogger("skyheed.ingest")

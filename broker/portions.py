@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
-from skyheed.broker.state.histories import Lane, StoredSequence
+from skyheed.broker.state.sequence import Lane, StoredSequence
 from skyheed.classifier.history import LONGEST
 from skyheed.classifier.prediction import Needs
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from skyheed.broker.errors import PacketError, SkipPacket, SkyheedError
 from skyheed.broker.ingest import Batch, Budget, Intake, fault_of
 from skyheed.broker.kafka.deadletter import DeadLetter
-from skyheed.broker.state.histories import Delivery
+from skyheed.broker.state.sequence import Delivery
 from skyheed.broker.waiting import Stopped
 
 log = logging.getLogger("skyheed.redrive")

@@ -30,15 +30,9 @@ from skyheed.broker.metrics import WorkMetrics
 from skyheed.broker.portions import Hand, Portions
 from skyheed.broker.results.formats import Form, datum_of, encode_single
 from skyheed.broker.results.record import Classification, Provenance
-from skyheed.broker.state.histories import (
-    SOURCE_BYTES,
-    Answer,
-    Lane,
-    SequenceStore,
-    Settled,
-    StoredSequence,
-)
+from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.queue import Claim, DueQueue
+from skyheed.broker.state.sequence import SOURCE_BYTES, Answer, Lane, Settled, StoredSequence
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, patiently
 from skyheed.classifier.history import History
 from skyheed.classifier.prediction import Prediction, Status

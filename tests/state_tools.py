@@ -7,9 +7,10 @@ import numpy as np
 
 from skyheed.broker.observation import Observation
 from skyheed.broker.state import client as state
-from skyheed.broker.state.histories import Answer, Delivery, Lane, SequenceStore, StoredSequence
+from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.ledger import Ledger
 from skyheed.broker.state.queue import DueQueue
+from skyheed.broker.state.sequence import Answer, Delivery, Lane, StoredSequence
 
 SURVEY = "test"
 LANE = Lane("", "model", 3)  # of a model that has not joined, and keeps a token of three epochs

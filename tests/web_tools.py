@@ -18,7 +18,7 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import embedded
 from skyheed.broker.results import formats, record
 from skyheed.broker.settings import Settings
-from skyheed.broker.state.histories import HEADER
+from skyheed.broker.state.sequence import HEADER
 
 HOSTILE = (
     "<script>alert(1)</script>",

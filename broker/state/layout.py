@@ -17,8 +17,8 @@ from skyheed.broker.errors import ConfigError
 from skyheed.broker.observation import BANDS
 from skyheed.broker.settings import RedisSettings
 from skyheed.broker.state.client import Client
-from skyheed.broker.state.histories import HEADER, RECORD_VERSION
 from skyheed.broker.state.keys import Keys
+from skyheed.broker.state.sequence import HEADER, RECORD_VERSION
 from skyheed.classifier.history import IMAGE_KINDS
 from skyheed.classifier.stamp import PREPROCESSING
 

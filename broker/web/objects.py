@@ -13,7 +13,8 @@ from skyheed.broker.errors import ServiceError, ServiceUnavailable, StreamError
 from skyheed.broker.packets.surveys.elsewhere import PIXEL_ARCSEC
 from skyheed.broker.results.formats import decode
 from skyheed.broker.results.record import utc_ms
-from skyheed.broker.state.histories import Lane, SequenceStore, StoredSequence
+from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.state.sequence import Lane, StoredSequence
 from skyheed.broker.web import images as pictures
 from skyheed.broker.web import sky
 from skyheed.broker.web.cards import Cards

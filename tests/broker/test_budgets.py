@@ -26,7 +26,7 @@ from skyheed.broker.local import embedded
 from skyheed.broker.metrics import IngestMetrics
 from skyheed.broker.observation import Observation
 from skyheed.broker.redrive import redrive
-from skyheed.broker.state.histories import Outcome
+from skyheed.broker.state.sequence import Outcome
 from skyheed.broker.waiting import Meanwhile, Stopped, patiently
 
 STOP_S = 5.0

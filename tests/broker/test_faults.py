@@ -37,7 +37,7 @@ from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
 from skyheed.broker.results.record import Classification
 from skyheed.broker.settings import Settings
-from skyheed.broker.state.histories import HEADER
+from skyheed.broker.state.sequence import HEADER
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(600)]
 OBJECTS, EPOCHS, KILLS = 60, 12, 14  # of both servers, too: Kafka with kill 7, Valkey with kill 13

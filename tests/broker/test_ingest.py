@@ -30,7 +30,7 @@ from skyheed.broker.observation import Observation
 from skyheed.broker.packets.container import Decoder, confluent_payload
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.registry.schemas import SchemaSource
-from skyheed.broker.state.histories import Delivery, Outcome
+from skyheed.broker.state.sequence import Delivery, Outcome
 from skyheed.broker.waiting import Unfinished
 
 

@@ -18,9 +18,10 @@ from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
 from skyheed.broker.state import client as state
 from skyheed.broker.state.books import ModelBooks
-from skyheed.broker.state.histories import Lane, SequenceStore, Settled
+from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.keys import Keys, shard_of
 from skyheed.broker.state.queue import DueQueue
+from skyheed.broker.state.sequence import Lane, Settled
 from skyheed.broker.work import Output, Pace, Worker, run_all
 from skyheed.classifier.history import History
 from skyheed.classifier.prediction import Needs, Prediction

@@ -16,7 +16,8 @@ from skyheed.broker import config
 from skyheed.broker.errors import ConfigError, ServiceUnavailable
 from skyheed.broker.local import embedded
 from skyheed.broker.portions import Hand, Portions
-from skyheed.broker.state.histories import Lane, SequenceStore
+from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.state.sequence import Lane
 from skyheed.broker.work import Pace
 from skyheed.classifier.prediction import Needs
 

@@ -19,8 +19,9 @@ from skyheed.broker.results import formats
 from skyheed.broker.results.record import Declined, Status
 from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
-from skyheed.broker.state.histories import SequenceStore, Settled
+from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.queue import Claim, DueQueue
+from skyheed.broker.state.sequence import Settled
 from skyheed.broker.waiting import Unfinished
 from skyheed.broker.work import POLL_S, Output, Pace, Worker
 from skyheed.classifier.models.convention.predictor import Predictor

@@ -22,7 +22,7 @@ from skyheed.broker.kafka.deadletter import DeadLetter
 from skyheed.broker.local import demo_report
 from skyheed.broker.observation import Observation
 from skyheed.broker.state.books import Books, ObjectBooks, PartitionBooks
-from skyheed.broker.state.histories import check
+from skyheed.broker.state.sequence import check
 from skyheed.classifier.archives.convert import convert
 from skyheed.classifier.archives.reader import CLASSES, Archive, ArchiveObject, ArchiveWriter, stamp_rows
 from skyheed.classifier.errors import ArchiveError, ModelError

@@ -24,9 +24,10 @@ from skyheed.broker.kafka import topics
 from skyheed.broker.local import embedded
 from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
-from skyheed.broker.state.histories import Delivery, SequenceStore, Settled
+from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.nodes import Replicas
 from skyheed.broker.state.queue import Claim, DueQueue
+from skyheed.broker.state.sequence import Delivery, Settled
 from skyheed.broker.waiting import patiently
 
 pytestmark = pytest.mark.redis

@@ -18,7 +18,8 @@ from skyheed.broker.observation import Observation
 from skyheed.broker.packets.reader import read_packet
 from skyheed.broker.state import client as state
 from skyheed.broker.state import parts
-from skyheed.broker.state.histories import EVERYTHING, Outcome, SequenceStore, check
+from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.state.sequence import EVERYTHING, Outcome, check
 from skyheed.broker.work import history_of
 from skyheed.classifier import context as contexts
 from skyheed.classifier.history import MOST_POINTS, POINT_COLUMNS, STEPS_A_DAY, History, Photometry

@@ -12,8 +12,8 @@ from skyheed.broker import health as check
 from skyheed.broker.local import embedded
 from skyheed.broker.state import client as state
 from skyheed.broker.state import keys
-from skyheed.broker.state.histories import Settled
 from skyheed.broker.state.keys import shard_of
+from skyheed.broker.state.sequence import Settled
 
 
 def _objects(count: int, prefix: str = "o", first: int = 0):  # type: ignore[no-untyped-def]

@@ -16,7 +16,8 @@ from skyheed.broker.local import embedded
 from skyheed.broker.observation import Observation
 from skyheed.broker.state import client as state
 from skyheed.broker.state.books import ModelBooks
-from skyheed.broker.state.histories import HEADER, Delivery, Outcome, SequenceStore, Settled
+from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.state.sequence import HEADER, Delivery, Outcome, Settled
 
 WINDOW = 6
 REUSED_SERVER = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

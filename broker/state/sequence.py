@@ -1,0 +1,229 @@
+"""What is kept of an object in Redis, and in which bytes: deliveries on their way in, sequences on their way out.
+
+`histories` sends and fetches it; store.lua, fetch.lua, settle.lua and tokens.lua know the order of words.
+"""
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyheed.broker.errors import PacketError, Reason, ServiceError
+from skyheed.broker.observation import BANDS, Observation
+from skyheed.broker.state import parts
+from skyheed.broker.state.client import Claim
+from skyheed.broker.state.keys import SEGMENT_BITS
+from skyheed.classifier.history import IMAGE_KINDS, Photometry
+
+RECORD_VERSION = 1
+# How a stamp is kept: a header, and apart from it float16 [32, 32], so that a sequence whose tokens are cached is read
+# without its stamps. store.lua compares payloads without the two times: it knows their place in the header.
+HEADER = np.dtype(
+    [
+        ("version", "u1"), ("band", "u1"), ("flags", "<u2"), ("mjd", "<f8"), ("flux", "<f4"), ("flux_error", "<f4"),
+        ("ra", "<f8"), ("dec", "<f8"), ("kafka_ms", "<i8"), ("ingest_ms", "<i8"), ("source_id", "<u8"),
+    ]
+)  # fmt: skip
+STAMP_SHAPE = (32, 32)
+_PACK = struct.Struct("<BBHdffddqqQ")
+SOURCE_BYTES = 8
+_SOURCE = struct.Struct(">Q")  # big endian: Redis orders equal MJDs by these bytes, that is by source id
+_LARGEST_FLUX = 3e38  # nJy; float32 ends at 3.4e38
+
+
+class Outcome(Enum):
+    """What became of a delivery; the value is the script's."""
+
+    STORED = 1
+    DUPLICATE = 2  # its source is in the sequence already
+    SKIPPED = 3  # older than everything in a full sequence; the caller marks it in the books
+
+
+class Settled(Enum):
+    """What became of an answer; the value is the script's."""
+
+    ACKED = 1
+    REQUEUED = 2  # kept, but the object changed meanwhile and is due again
+    STALE = 3  # the lease is gone: nothing was kept
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One observation and where in Kafka it came from; times in Unix ms UTC."""
+
+    partition: str
+    offset: int
+    kafka_ms: int
+    ingest_ms: int
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One model's place in the state.
+
+    Attributes:
+        model: its name among those that classify the survey's objects; "" while none has joined.
+        kept_as: version of what it keeps of an object's epochs.
+        span: neighbouring epochs that one kept thing (token) belongs to; 0: nothing is kept.
+        images: kinds of stamps that it looks at.
+        photometry, context: whether it looks at these.
+    """
+
+    model: str = ""
+    kept_as: str = ""
+    span: int = 0
+    images: tuple[str, ...] = ("science",)
+    photometry: bool = False
+    context: bool = False
+
+    @property
+    def wants(self) -> str:
+        """As `fetch.lua` takes it."""
+        wanted = bool(self.images), any(kind != "science" for kind in self.images), self.photometry, self.context
+        return "".join(letter for letter, yes in zip("sfpc", wanted, strict=True) if yes)
+
+
+EVERYTHING = Lane(images=IMAGE_KINDS, photometry=True, context=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSequence:
+    """A sequence as it is at `revision`.
+
+    Attributes:
+        header: `HEADER` [n], in (MJD, source id) order.
+        stamps: float16 [m, 32, 32], in order: those of the epochs that no token covers.
+        tokens: index of a span of epochs -> token.
+        span: epochs of a token.
+        looked: whether the stamps were asked for; where not, there are none.
+        images: the further kinds that were asked for, in the form of `stamps`; zeros where an epoch has none.
+        photometry: None where it was not asked for.
+        context: of the newest epoch.
+    """
+
+    object_id: str
+    revision: int
+    claim: Claim
+    header: NDArray[Any]
+    stamps: NDArray[np.float16]
+    tokens: dict[int, bytes]
+    span: int = 0
+    looked: bool = True
+    images: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    photometry: Photometry | None = None
+    context: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker says of a sequence.
+
+    Attributes:
+        claim: the one of the `StoredSequence`.
+        revision: that was answered.
+        latest: the classification as it was published.
+        history: one line for the object's history.
+        tokens: index of a span of epochs -> token, of full spans only.
+    """
+
+    claim: Claim
+    revision: int
+    classified: bool
+    latest: bytes
+    history: str
+    tokens: Mapping[int, bytes]
+
+
+def check(observation: Observation) -> None:
+    """See that `store` can keep what a survey made of a packet: there, a failure would stop a whole batch.
+
+    Raises:
+        PacketError: BAD_FLUX or BAD_OBJECT_ID.
+        Exception: of whatever kind, for what no survey should have let through.
+    """
+    if any(abs(value) > _LARGEST_FLUX for value in (observation.flux, observation.flux_error)):
+        raise PacketError(Reason.BAD_FLUX, f"flux {observation.flux!r} with error {observation.flux_error!r}")
+    if not math.isfinite(observation.mjd) or len(observation.band) != 1:
+        raise ValueError(f"a source at MJD {observation.mjd!r} in band {observation.band!r}")
+    if not observation.object_id.isprintable():
+        raise PacketError(Reason.BAD_OBJECT_ID, f"object id {observation.object_id!a} cannot be printed")
+    observation.object_id.encode()
+    _header(observation, 0, 0)
+    _check_stamp(observation.stamp)
+    parts.check(observation)
+
+
+def words(chunk: Sequence[int], deliveries: Sequence[Delivery]) -> list[Any]:
+    words: list[Any] = []
+    further = parts.words([deliveries[n].observation for n in chunk])
+    for n, more in zip(chunk, further, strict=True):
+        delivery, o = deliveries[n], deliveries[n].observation
+        segment, bit = divmod(delivery.offset, SEGMENT_BITS)
+        header = _header(o, delivery.kafka_ms, delivery.ingest_ms)
+        place = f"{delivery.partition}:{segment}"
+        words += (place, bit, o.object_id, _SOURCE.pack(o.source_id), repr(float(o.mjd)), header, _pixels(o.stamp))
+        words += more
+    return words
+
+
+def _header(o: Observation, kafka_ms: int, ingest_ms: int) -> bytes:
+    return _PACK.pack(
+        RECORD_VERSION, BANDS.index(o.band), o.flags, o.mjd, o.flux, o.flux_error, o.ra, o.dec,
+        kafka_ms, ingest_ms, o.source_id,
+    )  # fmt: skip
+
+
+def _pixels(stamp: NDArray[np.float16]) -> bytes:
+    _check_stamp(stamp)
+    return stamp.astype("<f2", copy=False).tobytes()
+
+
+def _check_stamp(stamp: NDArray[np.float16]) -> None:
+    if stamp.shape != STAMP_SHAPE or stamp.dtype != np.float16:
+        raise ValueError(f"a stamp is float16 {STAMP_SHAPE}, not {stamp.dtype} {stamp.shape}")
+
+
+def unpack(claim: Claim, reply: Sequence[Any], lane: Lane) -> StoredSequence:
+    revision, headers, stamps, tokens, further, templates, points, context = reply
+    header = np.frombuffer(headers, HEADER)
+    if (header["version"] != RECORD_VERSION).any():
+        raise ServiceError(
+            f"Redis holds stamps of record version {header['version'].max()}, this release reads {RECORD_VERSION}: "
+            "run the release that wrote them, or start with an empty Redis"
+        )
+    return StoredSequence(
+        object_id=claim.object_id,
+        revision=int(revision),
+        claim=replace(claim, sources=header["source_id"].astype(">u8").tobytes()),
+        header=header,
+        stamps=np.frombuffer(stamps, "<f2").reshape(-1, *STAMP_SHAPE),
+        tokens=dict(zip(tokens[::2], tokens[1::2], strict=True)),
+        span=lane.span,
+        looked=bool(lane.images),
+        images=parts.images_of(further, templates, lane.images),
+        photometry=parts.unpack_points(points) if lane.photometry else None,
+        context=parts.unpack_context(context),
+    )
+
+
+def settle_words(answer: Answer) -> tuple[Any, ...]:
+    kind = "classified" if answer.classified else "declined"
+    return answer.claim.object_id, answer.claim.lease, answer.revision, kind, answer.latest, answer.history
+
+
+def token_words(answer: Answer, lane: Lane) -> list[Any]:
+    """The tokens by the source ids of their epochs, as they were when the sequence was fetched."""
+    width, sources = lane.span * _SOURCE.size, answer.claim.sources
+    words: list[Any] = [answer.claim.object_id, lane.kept_as, answer.revision, len(answer.tokens)]
+    for at, token in answer.tokens.items():
+        field = sources[at * width : (at + 1) * width]
+        if len(field) != width or not width:
+            raise ValueError(f"span {at} of {answer.claim.object_id} is not full: its token cannot be kept")
+        words += (field, token)
+    return words
