@@ -1,6 +1,6 @@
 """Avro schemas, what a reader wants of them, and the plain reader: slow, strict, for any schema.
 
-`avro_compiler` makes a fast reader of the same plan; whatever that one does not like is read here again, so that
+`avro_fast` makes a fast reader of the same plan; whatever that one does not like is read here again, so that
 this module alone decides what is an error and which one. It never trusts a length, a count or a branch number,
 does no work that the number of bytes does not pay for, and knows nothing of files, topics or surveys.
 

@@ -13,14 +13,12 @@ writer's schema never become source text.
 
 import contextlib
 import re
-import struct
 from collections.abc import Callable
 from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason
-from skyheed.broker.packets.avro import ITEM_STEPS, MAX_DEPTH, PlainReader, Plan, Schema, Steps, Type, resolve
-
-Reader = Callable[[bytes, int, int, Steps], tuple[Any, int]]
+from skyheed.broker.packets.avro import MAX_DEPTH, PlainReader, Plan, Schema, Steps, Type, resolve
+from skyheed.broker.packets.avro_runtime import RUNTIME, Blocks, Items, Mismatch, Reader
 
 # Types of a schema written out in full, where arrays and the strings in them count more because their patterns take
 # longer to compile: 0.15 s at most. ZTF's schema comes to about 1000 (20 ms), Rubin's to 2000.
@@ -34,10 +32,6 @@ _FIXED_WIDTH = {
     "null": b"", "boolean": rb"[\x00\x01]", "int": _VARINT, "long": _VARINT, "enum": _VARINT,
     "float": b".{4}", "double": b".{8}",
 }  # fmt: skip
-
-
-class Mismatch(Exception):
-    """The fast reader does not understand these bytes."""
 
 
 class _Unsupported(Exception):
@@ -138,7 +132,7 @@ def _compile(plan: Plan, writer: "_Writer") -> tuple[str, Reader]:
     writer.take(plan, "record")
     writer.flush()
     source = "\n".join(["def read(data, pos, end, steps):", *writer.lines, "    return record, pos"])
-    namespace = dict(_RUNTIME, **writer.constants)
+    namespace = dict(RUNTIME, **writer.constants)
     exec(compile(source, "<avro reader>", "exec"), namespace)
     return source, namespace["read"]
 
@@ -281,7 +275,7 @@ class _Writer:
         inner.parts = self.parts
         _, read = _compile(item, inner)
         self.parts = inner.parts
-        self.line(f"{target}, pos = {self.constant('items', _Items(read, item.type))}(data, pos, end, steps)")
+        self.line(f"{target}, pos = {self.constant('items', Items(read, item.type))}(data, pos, end, steps)")
 
     # --- values to pass over
 
@@ -299,10 +293,16 @@ class _Writer:
         elif each.kind in ("array", "map"):
             self.count(_ARRAY_PARTS)
             self.flush()
-            self.line(f"pos = {self.constant('items', _Blocks(self, each))}(data, pos, end, steps)")
+            self.line(f"pos = {self.constant('items', Blocks(each, self._item(each)))}(data, pos, end, steps)")
         else:
             self.flush()
             self.line("pos = skip_bytes(data, pos, end)")
+
+    def _item(self, each: Type) -> bytes | None:
+        """The pattern that passes over an item of an array or map."""
+        pattern = self._passing(each.branches[0], _short_strings())
+        prefix = _short_strings() if each.kind == "map" else b""
+        return None if pattern is None else prefix + pattern
 
     def _branch(self, parts: list[Any], write: Callable[[Any], None]) -> None:
         if len(parts) > 64 or self._nesting > _MAX_NESTING:
@@ -343,69 +343,6 @@ class _Writer:
         return _FIXED_WIDTH.get(each.kind)
 
 
-class _Items:
-    """Reads the items of one array."""
-
-    def __init__(self, read: Reader, item: Type) -> None:
-        self._read = read
-        self._least = item.least
-        self._cost = item.nodes + ITEM_STEPS
-
-    def __call__(self, data: bytes, pos: int, end: int, steps: Steps) -> tuple[list[Any], int]:
-        items: list[Any] = []
-        while True:
-            count, pos = _long(data, pos, end)
-            if count == 0:
-                return items, pos
-            if count < 0 or count * self._least > end - pos or count * self._cost > steps.left:
-                raise Mismatch
-            steps.left -= count * self._cost
-            for _ in range(count):
-                item, pos = self._read(data, pos, end, steps)
-                items.append(item)
-
-
-class _Blocks:
-    """Passes over the blocks of one array or map."""
-
-    def __init__(self, writer: _Writer, each: Type) -> None:
-        item = each.branches[0]
-        self._type = each
-        self._least = item.least + (each.kind == "map")
-        self._nodes = item.nodes
-        pattern = writer._passing(item, _short_strings())
-        prefix = _short_strings() if each.kind == "map" else b""
-        self._match = None if pattern is None else re.compile(prefix + pattern, re.DOTALL).match
-
-    def __call__(self, data: bytes, pos: int, end: int, steps: Steps) -> int:
-        if self._match is None:
-            return self._pass_slowly(data, pos, end, steps)
-        return self._pass_over(data, pos, end, steps, self._match)
-
-    def _pass_over(self, data: bytes, pos: int, end: int, steps: Steps, match: Callable[..., Any]) -> int:
-        start, before = pos, steps.left
-        while True:
-            count, pos = _long(data, pos, end)
-            if count == 0:
-                return pos
-            # a block that says its size (a negative count) is rare, so left to the plain reader
-            count = count if self._least else min(count, 0)
-            if count < 0 or count * self._least > end - pos or count * self._nodes > steps.left:
-                raise Mismatch
-            steps.left -= count * self._nodes
-            for _ in range(count):
-                found = match(data, pos, end)
-                if found is None:  # such as a long string
-                    steps.left = before
-                    return self._pass_slowly(data, start, end, steps)
-                pos = found.end()
-
-    def _pass_slowly(self, data: bytes, pos: int, end: int, steps: Steps) -> int:
-        reader = PlainReader(data, pos, end, steps)
-        reader.skip(self._type)
-        return reader.position
-
-
 def _literal(index: int) -> bytes:
     """The pattern of a branch number or length, zig-zag encoded."""
     number, out = 2 * index, bytearray()
@@ -425,72 +362,3 @@ def _short_strings() -> bytes:
 
 # Texts of less than 64 bytes, whose length is one byte.
 _SHORT_TEXT = b"(?>" + b"|".join(_literal(size) + b".{%d}" % size for size in range(64)) + b")"
-
-
-# --- what the generated code calls -------------------------------------------------------------------------
-
-
-def _long(data: bytes, pos: int, end: int) -> tuple[int, int]:
-    number = shift = 0
-    while shift <= 63:
-        byte = data[pos]
-        pos += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if number >> 64:
-                break
-            return (number >> 1) ^ -(number & 1), pos
-        shift += 7
-    raise Mismatch
-
-
-def _skip_bytes(data: bytes, pos: int, end: int) -> int:
-    size = data[pos]
-    if size < 0x80:
-        size, pos = (size >> 1) ^ -(size & 1), pos + 1
-    else:
-        size, pos = _long(data, pos, end)
-    if not 0 <= size <= end - pos:
-        raise Mismatch
-    return pos + size
-
-
-def _take_bytes(data: bytes, pos: int, end: int) -> tuple[bytes, int]:
-    size, pos = _long(data, pos, end)
-    if not 0 <= size <= end - pos:
-        raise Mismatch
-    stop = pos + size
-    return data[pos:stop], stop
-
-
-def _take_string(data: bytes, pos: int, end: int) -> tuple[str, int]:
-    text, pos = _take_bytes(data, pos, end)
-    return text.decode(), pos
-
-
-def _zigzag(digits: bytes) -> int:
-    if len(digits) == 1:
-        return (digits[0] >> 1) ^ -(digits[0] & 1)
-    number = 0
-    for byte in reversed(digits):
-        number = number << 7 | byte & 0x7F
-    return (number >> 1) ^ -(number & 1)
-
-
-def _symbol(symbols: tuple[str, ...], index: int) -> str:
-    if index < 0:
-        raise Mismatch
-    return symbols[index]
-
-
-_RUNTIME: dict[str, Any] = {
-    "Mismatch": Mismatch,
-    "ONE": b"\x01",
-    "unpack_float": struct.Struct("<f").unpack,
-    "unpack_double": struct.Struct("<d").unpack,
-    "zigzag": _zigzag,
-    "symbol": _symbol,
-    "skip_bytes": _skip_bytes,
-    "take_bytes": _take_bytes,
-    "take_string": _take_string,
-}
