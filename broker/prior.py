@@ -82,7 +82,7 @@ def _of_model(served: Served, records: Sequence[Classification], known: dict[str
                 "with --model"}  # fmt: skip
     classes = [p.name for p in records[0].probabilities] if records else []
     prior = tuple(map(float, written.split("-"))) if changed else info.calibration.prior if info else ()
-    confusion = info.metrics.get("confusion") if info and not changed else None
+    confusion = shares.confusion_of(info) if info and not changed else None
     p = np.array([[c.probability for c in r.probabilities] for r in records]).reshape(-1, len(classes))
     try:
         return {**found, **shares.estimate(p, classes, prior, confusion)}

@@ -369,8 +369,7 @@ def estimated_shares(entry: Entry, split: str) -> dict[str, Any]:
     p = at_the_end(model, data, indices) if len(indices) else np.empty((0, len(model.info.classes)), np.float32)
     named = [data.true_class[i] or data.label[i] for i in indices]
     truth = truth_of(data, indices, model.info) if named and all(named) else None
-    own = checkpoint.PRIOR not in model.info.version
-    confusion = model.info.metrics.get("confusion") if own else None
+    confusion = shares.confusion_of(model.info)
     return shares.estimate(p, model.info.classes, model.info.calibration.prior, confusion, truth)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.models.checkpoint import PRIOR, Info
 from skyheed.classifier.names import table_cell
 from skyheed.classifier.training import label_shift
 
@@ -53,6 +54,15 @@ def estimate(
         found |= _black_box(p, np.asarray(confusion, np.int64), draws, rng)
     if truth is not None:
         found["true"] = _rounded(np.bincount(truth, minlength=len(classes)) / len(truth))
+    return found
+
+
+def confusion_of(info: Info) -> Sequence[Sequence[int]] | None:
+    """The confusion that a checkpoint carries, if it is that of its answers: not where another prior is assumed, nor
+    where heads were fitted to real objects after it was counted."""
+    if PRIOR in info.version or "few_shot" in info.training:
+        return None
+    found: Sequence[Sequence[int]] | None = info.metrics.get("confusion")
     return found
 
 

@@ -1,13 +1,19 @@
 """`skyheed prior`: class shares of a stream from our own classifications."""
 
+import json
+import uuid
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from skyheed.broker import prior
+from skyheed.broker import cli, prior
+from skyheed.broker.kafka.client import Publisher, ensure_topics
+from skyheed.broker.local import embedded
+from skyheed.broker.results import formats
 from skyheed.broker.results.record import Classification, ClassProbability, Provenance, Status
 
 CLASSES = ("AGN", "SNIa", "Variable", "SNOther")
@@ -36,7 +42,13 @@ def stream(n: int = 3000, assumed: Any = (1, 1, 1, 1), **more: Any) -> list[Clas
 
 
 def known(**values: Any) -> dict[str, Any]:
-    facts = {"calibration": SimpleNamespace(prior=()), "metrics": {}, "digest": "d"} | values
+    facts = {
+        "calibration": SimpleNamespace(prior=()),
+        "metrics": {},
+        "training": {},
+        "version": "1",
+        "digest": "d",
+    } | values
     return {"d": SimpleNamespace(**facts)}
 
 
@@ -61,6 +73,8 @@ def test_the_confusion_of_the_checkpoint_gives_a_second_estimate() -> None:
     confusion = [[80, 9, 9, 2], [9, 80, 2, 9], [9, 2, 80, 9], [2, 9, 9, 80]]
     (found,) = reported(stream(), known(metrics={"confusion": confusion}))
     np.testing.assert_allclose(found["bbse"]["shares"], SHARES, atol=0.06)
+    (fitted,) = reported(stream(), known(metrics={"confusion": confusion}, training={"few_shot": {}}))
+    assert "bbse" not in fitted  # it was counted before heads were fitted to real objects
     muddled = [[25, 25, 25, 25]] * 4
     (refused,) = reported(stream(200), known(metrics={"confusion": muddled}))
     assert "does not tell all classes apart" in refused["bbse_refused"]
@@ -83,3 +97,18 @@ def test_what_cannot_be_told_is_said() -> None:
     assert "name its checkpoint" in strange["refused"]
     assert "not estimated" in prior.text([strange])
     assert prior.text([]) == "no classification is on the topic yet"
+
+
+@pytest.mark.kafka
+def test_the_verb_reads_our_topic(kafka: embedded.Server) -> None:
+    options, topic = {"bootstrap.servers": kafka.address}, f"classifications-{uuid.uuid4().hex[:8]}"
+    ensure_topics(options, {topic: {}}, 3, 1)
+    sent = stream(400, (9, 1, 1, 3), version="1+prior.9-1-1-3")
+    with Publisher(options) as publisher:
+        publisher.publish_all([(topic, r.object_id.encode(), formats.encode(r), None) for r in sent])
+    arguments = ["prior", "--survey", "ztf", "--kafka", kafka.address, "--topic", topic]
+    done = CliRunner().invoke(cli.skyheed, [*arguments, "--json"], catch_exceptions=False)
+    (found,) = json.loads(done.stdout)
+    assert found["objects"] == 400
+    np.testing.assert_allclose(found["em"]["shares"], SHARES, atol=0.08)
+    assert "not applied" in CliRunner().invoke(cli.skyheed, arguments, catch_exceptions=False).stdout
