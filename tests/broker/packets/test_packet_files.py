@@ -70,7 +70,9 @@ def test_directories_links_and_devices_in_a_tar_are_no_packets(tmp_path: Path) -
     assert taken(tmp_path / "a.tar") == ([PACKETS[0]] * 2, [])
 
 
-@pytest.mark.parametrize("nothing", [tarred({}), gzip.compress(tarred({})), gzip.compress(b"")])
+@pytest.mark.parametrize(
+    "nothing", [tarred({}), gzip.compress(tarred({})), gzip.compress(b"")], ids=["tar", "tar in gzip", "gzip"]
+)
 def test_an_empty_night_does_not_stop_the_rest(
     tmp_path: Path, nothing: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
