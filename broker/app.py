@@ -120,14 +120,15 @@ def read_store(settings: Settings, model: str = "") -> tuple[SequenceStore, DueQ
 
 
 def _views(client: state.Client, settings: Settings, model: str) -> tuple[SequenceStore, DueQueue, Ledger]:
+    ingest = settings.ingest
     store = SequenceStore(
         client,
         settings.survey,
         shards=settings.redis.shards,
         max_stamps=settings.redis.max_stamps,
         ttl_s=settings.redis.ttl_days * 86_400,
-        debounce_s=settings.ingest.debounce_s,
-        quiet_s=settings.ingest.quiet_s,
+        debounce_s=ingest.debounce_s,
+        quiet_s=ingest.debounce_s / 5 if ingest.quiet_s < 0 else ingest.quiet_s,
     )
     queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=model)
     return (

@@ -103,7 +103,10 @@ def _stream_rules(settings: "Settings") -> list[Rule]:
     ingest, topics = settings.ingest, settings.topics
     return [
         (0 <= ingest.debounce_s <= DAY_S, "ingest.debounce_s must not be negative, and at most 86400"),
-        (0 <= ingest.quiet_s <= DAY_S, "ingest.quiet_s must not be negative, and at most 86400"),
+        (
+            ingest.quiet_s == -1 or 0 <= ingest.quiet_s <= DAY_S,
+            "ingest.quiet_s must be 0 to 86400, or -1 for a fifth of ingest.debounce_s",
+        ),
         (1 <= ingest.processes <= MOST_PROCESSES, f"ingest.processes must be 1 to {MOST_PROCESSES}"),
         (
             not ingest.metrics_port or ingest.metrics_port + ingest.processes <= 65_536,

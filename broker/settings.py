@@ -44,7 +44,7 @@ class IngestSettings:
     solar_system_arcsec: float = -1.0  # a detection this close to a known object is one; -1: the survey's own
     bands: str = ""  # bands to keep; empty: all of the survey's
     debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
-    quiet_s: float = 0.2  # due earlier, when nothing came of it for this long and the intake is not behind
+    quiet_s: float = -1.0  # due earlier, when nothing came for so long and all is read; -1: a fifth of debounce_s
     max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
     metrics_port: int = 0  # 0: no endpoint
     metrics_host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for all, as in a container

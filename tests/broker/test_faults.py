@@ -252,8 +252,8 @@ def test_daemons_wait_for_servers_that_are_away_and_say_so_once(
     sent = publish(settings, topic, [sdss_alert("A", n) for n in range(5)])
     durable_valkey.kill()
     shared = arguments_for(settings, topic)
-    # the answer is due only when Kafka is gone
-    ingest = Child("ingest", [*shared, "--group", "away", "--debounce", "10"], tmp_path)
+    # the answer is due a fifth of that later, when Kafka is gone
+    ingest = Child("ingest", [*shared, "--group", "away", "--debounce", "50"], tmp_path)
     model = save_checkpoint(tmp_path, "sdss")
     work = Child("work", [*shared[:-2], "--model", str(model), "--threads", "1", "--interval", "0.2"], tmp_path)
     children += [ingest, work]

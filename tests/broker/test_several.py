@@ -109,6 +109,14 @@ def test_numbers_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
         config.load(overrides={"survey": "sdss", **wrong}, environ={})
 
 
+def test_the_quiet_time_is_a_fifth_of_the_debounce_unless_it_is_given() -> None:
+    found = []
+    for own in ({}, {"ingest.debounce_s": 0.0}, {"ingest.quiet_s": 0.5}, {"ingest.quiet_s": 5.0}):
+        store, _, _ = daemon.read_store(config.load(overrides={"survey": "sdss", **own}, environ={}))
+        found.append((store._debounce_ms, store._quiet_ms))
+    assert found == [(1000, 200), (0, 0), (1000, 500), (1000, 1000)]
+
+
 def test_every_process_needs_a_port() -> None:
     with pytest.raises(ConfigError, match="leaves no ports"):
         config.load(overrides={"survey": "sdss", "ingest.processes": 3, "ingest.metrics_port": 65534}, environ={})
