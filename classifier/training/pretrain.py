@@ -5,14 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skyheed.classifier import checks
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Batch, Network
 from skyheed.classifier.models.mae import MaskedAutoencoder
 from skyheed.classifier.models.sits_bert import Mending, SitsBert
 from skyheed.classifier.models.transformers import Vit
+from skyheed.classifier.training import adapted, dataset
+from skyheed.classifier.training.dataset import Augmentation, Dataset
 from skyheed.classifier.training.objectives import CrossEntropy, Setting, Views
 
 STAMPS = 64  # of a step, that patches are hidden of
@@ -24,6 +28,9 @@ class Pretrained(CrossEntropy):
 
     Args:
         share: of the steps of all stages that learn end to end, in which the network is pre-trained.
+        also: further archives, such as of real packets without labels, of which every step sees as many objects as of
+            the archive that is learnt from; labelled ones that are kept to be measured on (`adapted.members_of`) are
+            left out.
         settings: `target` of the masked auto-encoder.
 
     Raises:
@@ -32,13 +39,14 @@ class Pretrained(CrossEntropy):
 
     steps: Tensor
 
-    def __init__(self, setting: Setting, share: float = 0.3, **settings: Any) -> None:
+    def __init__(self, setting: Setting, share: float = 0.3, also: Sequence[str] = (), **settings: Any) -> None:
         super().__init__(setting)
         checks.number("share", share, 0, 1)
         p = setting.protocol
         self.until = round(share * (p.short_steps + p.steps + p.fine_steps))
         self.task, self._of = task(setting.network, **settings)
         self.task.to(setting.device)
+        self.others = [_others(path, p.bands) for path in also]
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=setting.device))
         self._log: dict[str, float] = {}
 
@@ -48,13 +56,35 @@ class Pretrained(CrossEntropy):
         if int(self.steps) > self.until:
             self._log = {}
             return super().loss(views, generator)
-        made: Tensor = self.task(self._of(self.setting.batch(views[0].histories)))
+        histories = [*views[0].histories, *self._drawn(len(views[0].histories), generator)]
+        made: Tensor = self.task(self._of(self.setting.batch(histories)))
         self._log = {"pretraining": float(made.detach())}
         return made
+
+    def _drawn(self, count: int, generator: np.random.Generator) -> list[History]:
+        """A random view of so many objects of each of the other archives."""
+        p = self.setting.protocol
+        view = Augmentation(p.longest, p.whole, p.truncate, p.stamps, drop=p.drop).view if self.others else None
+        return [
+            view(data, int(i), generator)[0]
+            for data, members in self.others
+            if view
+            for i in generator.choice(members, count)
+        ]
 
     def log(self) -> dict[str, float]:
         """The loss of pre-training, while it lasts."""
         return self._log
+
+
+def _others(path: str, bands: str) -> tuple[Dataset, NDArray[np.int64]]:
+    data = dataset.load(path, bands=bands)
+    members, _ = adapted.members_of(data)
+    if not len(members):
+        raise ModelError(
+            f"{path} has no objects to pre-train on, in its split train or without a label: make it larger"
+        )
+    return data, members
 
 
 def task(network: Network, **settings: Any) -> tuple[nn.Module, Callable[[Batch], Any]]:

@@ -15,7 +15,7 @@ from skyheed.classifier import serving
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.base import Network
 from skyheed.classifier.models.family import preset, presets
-from skyheed.classifier.training import train
+from skyheed.classifier.training import dataset, train
 from skyheed.classifier.training.objectives import Setting, Views
 from skyheed.classifier.training.pretrain import Pretrained
 from skyheed.classifier.training.protocol import Protocol
@@ -85,3 +85,24 @@ def test_every_model_is_trained_and_served(name: str, tmp_path: Path) -> None:
             assert 0 < estimate.error < 0.5
     (alone,) = model.predict(seen[1:2])
     np.testing.assert_allclose(alone.probabilities, said[1].probabilities, atol=1e-5)
+
+
+def test_stamps_of_another_archive_are_seen_but_not_those_kept_to_be_measured_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = made(LENGTHS, seed=7)
+    monkeypatch.setattr(dataset, "load", lambda *_, **__: data)
+    own = setting("vit")
+    wide: dict[str, Any] = {"bands": "", "longest": 6, "whole": 0.0, "truncate": 0.4, "stamps": 99, "drop": 0.3}
+    for name, value in wide.items():
+        setattr(own.protocol, name, value)
+    objective = Pretrained(own, share=1.0, also=["real"])
+    drawn = objective._drawn(40, np.random.default_rng(0))
+    train_ones = {name for name, split in zip(data.object_ids, data.split, strict=True) if split == "train"}
+    assert len(drawn) == 40
+    assert {h.object_id for h in drawn} <= train_ones
+    seen: list[int] = []
+    whole = own.batch
+    object.__setattr__(own, "batch", lambda histories: seen.append(len(histories)) or whole(histories))
+    objective.loss([VIEWS], np.random.default_rng(0)).backward()  # type: ignore[no-untyped-call]
+    assert seen == [16]
