@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, cast
 
@@ -268,7 +268,7 @@ class BatchConsumer(Assignment):
                 if (self._held or (self._drain and part.finished)) is pause and part.paused is not pause
             }
             if places:
-                tell(_partitions(places))
+                tell([TopicPartition(*place) for place in sorted(places)])
             for place in places:
                 self._parts[place].paused = pause
 
@@ -381,10 +381,6 @@ class BatchConsumer(Assignment):
             f"has not ended for {TRANSACTION_S:.0f} s, and it and what follows it ({part.unreadable} offsets) "
             "are unread; end it (kafka-transactions.sh abort), or set isolation.level = read_uncommitted"
         )
-
-
-def _partitions(places: Iterable[Place]) -> list[TopicPartition]:
-    return [TopicPartition(*place) for place in sorted(places)]
 
 
 class AlertConsumer(BatchConsumer):
