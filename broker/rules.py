@@ -109,14 +109,14 @@ def _stream_rules(settings: "Settings") -> list[Rule]:
         ),
         (1 <= ingest.processes <= MOST_PROCESSES, f"ingest.processes must be 1 to {MOST_PROCESSES}"),
         (
-            not ingest.metrics_port or ingest.metrics_port + ingest.processes <= 65_536,
-            "ingest.metrics_port leaves no ports for all ingest.processes: each has the next one",
-        ),
-        (
             bool(ingest.group) and ingest.group.isprintable() and len(ingest.group) <= LONGEST_GROUP,
             f"ingest.group must not be empty: 1 to {LONGEST_GROUP} characters that can be printed",
         ),
         (_is_port(ingest.metrics_port), "ingest.metrics_port must be 0 (none) to 65535"),
+        (
+            not ingest.metrics_port or ingest.metrics_port + ingest.processes <= 65_536,
+            "ingest.metrics_port leaves no ports for all ingest.processes: each has the next one",
+        ),
         (
             ingest.least_score == -1 or 0 <= ingest.least_score <= 1,
             "ingest.least_score must be 0 (no detection is an artefact) to 1, or -1 for the survey's own",
