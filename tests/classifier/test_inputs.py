@@ -56,3 +56,15 @@ def test_a_card_learns_of_its_training_data_and_keeps_its_weights(tmp_path: Path
     after = checkpoint.describe_training(tmp_path / "model", inputs={"bands": {}})
     assert after.training == {**before.training, "inputs": {"bands": {}}}
     assert (after.digest, after.metrics) == (before.digest, before.metrics)
+
+
+@pytest.mark.parametrize("survey", ["sdss", "ztf", "lsst"])
+def test_the_default_models_say_what_they_were_trained_on(survey: str) -> None:
+    info = checkpoint.read_info(survey)
+    said = info.training["inputs"]
+    assert set(said["bands"]) == set(info.bands)
+    for numbers in said["bands"].values():
+        assert numbers["width"] > 1
+        for name in ("flux", "background"):
+            assert numbers[name]["p16"] < numbers[name]["p50"] < numbers[name]["p84"]
+        assert numbers["background"]["p16"] > 0

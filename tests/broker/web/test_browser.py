@@ -555,7 +555,7 @@ def test_several_models_have_a_panel_each_and_stay_apart(
     own = start_stack("ztf", kafka, durable_valkey, tmp_path, "page-models", ("fusion", MODEL))
     with own.streaming():
         own.start()
-        own.classify([named("both", n) for n in range(1, 6)])
+        own.classify([named("both", n) for n in range(1, 5)])
         until(lambda: len(own.get("/api/v1/classifications?limit=50")["rows"]) >= 2, 60, "both models")
         rows = own.get("/api/v1/objects?model=*")["rows"]
         assert {row["model"] for row in rows} == {"fusion", MODEL}
