@@ -134,7 +134,7 @@ def through_planes(images: Tensor, planes: PlaneKernels, between: Callable[[int,
     """
     if len(planes.kernels[0]) == 1:
         return _through_one(images[:, 0], planes, between)
-    g, c = len(images), images.shape[2]
+    c = images.shape[2]
     whole = images.flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
     def layer(i: int, inputs: Sequence[Tensor], stride: int, padding: int) -> list[Tensor]:
@@ -142,7 +142,7 @@ def through_planes(images: Tensor, planes: PlaneKernels, between: Callable[[int,
         return [functional.conv2d(x, k, bias, stride, padding) for x, k, bias in parts]
 
     def after(i: int, outputs: list[Tensor]) -> tuple[Tensor, ...]:
-        return torch.split(between(i, torch.cat(outputs)), g)
+        return between(i, torch.cat(outputs)).unflatten(0, (len(outputs), -1)).unbind()
 
     a, b, d = after(0, layer(0, (whole[:, :c], whole, whole[:, -c:]), 2, 2))
     aa, bb, dd, ab, bd, ad = layer(1, (a, b, d, a + b, b + d, a + d), 1, 2)

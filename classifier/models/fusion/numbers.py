@@ -4,6 +4,7 @@ They are chosen by hand, few, and alike for all surveys, so that some dozens of 
 stands behind them. A number that is not known is NaN. Numpy only.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ SAME = 1e-3  # days: an epoch and a point of one band this close together are on
 LATELY = 8.0  # days
 COLOUR_WITHIN = 3.0  # days
 # Microns, about the middles of LSST's bands (Ivezic et al. 2019, ApJ 873, 111), of which other surveys' differ little.
-WAVELENGTH = np.array([0.37, 0.48, 0.62, 0.75, 0.87, 0.99])
+LOG_WAVELENGTH = np.log([0.37, 0.48, 0.62, 0.75, 0.87, 0.99])
 
 SURROUNDINGS = (
     "reference_distance", "reference_magnitude", "reference_shape", "over_reference", "catalogue_distance", "on_star",
@@ -39,23 +40,23 @@ NUMBERS = SURROUNDINGS + CURVE
 def surroundings(context: Mapping[str, float]) -> Values:
     """The `SURROUNDINGS` that are known, from a history's context (`classifier.context`)."""
 
-    def known(name: str, low: float = -np.inf, high: float = np.inf) -> float:
-        return float(np.clip(context.get(name, np.nan), low, high))
+    def known(name: str, low: float = -math.inf, high: float = math.inf) -> float:
+        return min(max(float(context.get(name, math.nan)), low), high)  # NaN stays NaN in this order
 
     star, distance = known("catalogue_1_star"), known("catalogue_1_distance")
-    near = float(np.exp(-((distance / NEAR) ** 2)))
+    near = math.exp(-((distance / NEAR) ** 2))
     detections, visits = known("detections"), known("visits")
     return {
-        "reference_distance": np.log1p(known("reference_distance", 0, 60)),
+        "reference_distance": math.log1p(known("reference_distance", 0, 60)),
         "reference_magnitude": known("reference_magnitude", 12, 23), "reference_shape": known("reference_shape", -1, 1),
         "over_reference": known("magnitude_over_reference", -5, 4),
-        "catalogue_distance": np.log1p(known("catalogue_1_distance", 0, 60)),
+        "catalogue_distance": math.log1p(known("catalogue_1_distance", 0, 60)),
         "on_star": star * near, "on_galaxy": (1 - star) * near,
         "catalogue_magnitude": known("catalogue_1_magnitude", 12, 23),
         "catalogue_gr": known("catalogue_1_gr", -1, 2.5), "catalogue_ri": known("catalogue_1_ri", -1, 2.5),
-        "second_distance": np.log1p(known("catalogue_2_distance", 0, 60)),
+        "second_distance": math.log1p(known("catalogue_2_distance", 0, 60)),
         "latitude": known("galactic_latitude", 0, 60),  # above, the Galaxy's stars hardly get fewer
-        "detections": np.log1p(detections), "age": np.log1p(known("age_days", 0)),
+        "detections": np.log1p(detections), "age": math.log1p(known("age_days", 0)),
         "detected_visits": np.log((detections + 0.5) / (visits + 1)),
     }  # fmt: skip
 
@@ -95,6 +96,8 @@ class Measured:
 
     def _once(self, kind: NDArray[np.uint8]) -> None:
         """Of several points of one exposure, keep the first: a detection before a forced one before a limit."""
+        if not (self.mjd[1:] - self.mjd[:-1] < SAME).any():
+            return
         keep = np.ones(len(self.mjd), bool)
         for n in range(1, len(keep)):
             before = n - 1
@@ -114,7 +117,11 @@ def _measured(history: History, mjd: Floats, band: NDArray[np.uint8]) -> NDArray
 
 
 def light_curve(history: History) -> Values:
-    """The `CURVE` numbers that are known."""
+    """The `CURVE` numbers that are known.
+
+    Sums and medians are written out: numpy's own cost ten times as much on so few points, and were half of all that a
+    prediction took.
+    """
     seen = Measured(history)
     if not seen.detected.any():
         return {}
@@ -122,37 +129,56 @@ def light_curve(history: History) -> Values:
     now, limits = float(history.mjd[-1]), seen.mjd[~seen.detected]
     before = limits[limits < mjd[0]]
     strength = np.abs(flux)
-    peak = int(strength.argmax())
+    peak, count = int(strength.argmax()), len(mjd)
+    magnitude = AB_NJY - 2.5 * math.log10(max(strength[-1], 1.0))
     found = {
-        "magnitude": float(np.clip(AB_NJY - 2.5 * np.log10(max(strength[-1], 1.0)), 12, 24)),
-        "negative": float(flux[-1] < 0), "negative_share": float((flux < 0).mean()),
+        "magnitude": min(max(magnitude, 12.0), 24.0),
+        "negative": float(flux[-1] < 0), "negative_share": float((flux < 0).sum()) / count,
         "below_peak": float(strength[-1] / strength[peak]),
-        "detected_share": len(mjd) / (len(mjd) + int((limits > mjd[0]).sum())),
-        "span": float(np.log1p(now - mjd[0])), "fresh": float(len(before) > 0),
-        "since_peak": float(np.log1p(now - mjd[peak])), "rise": float(np.log1p(mjd[peak] - mjd[0])),
+        "detected_share": count / (count + int((limits > mjd[0]).sum())),
+        "span": math.log1p(now - mjd[0]), "fresh": float(len(before) > 0),
+        "since_peak": math.log1p(now - mjd[peak]), "rise": math.log1p(mjd[peak] - mjd[0]),
     }  # fmt: skip
     if len(before):
-        found["gap"] = float(np.log1p(mjd[0] - before[-1]))
+        found["gap"] = math.log1p(mjd[0] - before[-1])
     return found | _shape(mjd, band, flux) | _colours(mjd, band, flux)
 
 
 def _shape(mjd: Floats, band: NDArray[np.int64], flux: Floats) -> Values:
     """How the bands change, their own median brightness being 1: mean over bands."""
     found: dict[str, list[float]] = {}
-    for code in np.unique(band):
+    last = mjd[-1]
+    for code in sorted(set(band.tolist())):
         rows = band == code
-        days, curve = mjd[rows] - mjd[-1], flux[rows] / np.median(np.abs(flux[rows]))
-        curve = np.arcsinh(curve)
+        days, curve = mjd[rows] - last, np.arcsinh(flux[rows] / _median(np.abs(flux[rows])))
         if len(days) > 1:
-            found.setdefault("scatter", []).append(float(curve.std()))
+            found.setdefault("scatter", []).append(_scatter(curve))
         lately = days >= days[-1] - LATELY
-        for name, chosen in (("slope", np.ones(len(days), bool)), ("slope_lately", lately)):
-            if np.ptp(days[chosen]) > 0.5:
-                slope, middle = np.polyfit(days[chosen], curve[chosen], 1)
-                found.setdefault(name, []).append(float(np.clip(slope, -0.3, 0.3)))
+        for name, x, y in (("slope", days, curve), ("slope_lately", days[lately], curve[lately])):
+            if len(x) and x[-1] - x[0] > 0.5:
+                slope, middle = line(x, y)
+                found.setdefault(name, []).append(min(max(slope, -0.3), 0.3))
                 if name == "slope" and len(days) > 2:
-                    found.setdefault("residual", []).append(float((curve - slope * days - middle).std()))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+                    found.setdefault("residual", []).append(_scatter(curve - slope * days - middle))
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _median(values: Floats) -> float:
+    ordered, n = np.sort(values), len(values)
+    return float(ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+def _scatter(values: Floats) -> float:
+    away = values - np.add.reduce(values) / len(values)
+    return math.sqrt(float(away @ away) / len(values))
+
+
+def line(x: Floats, y: Floats) -> tuple[float, float]:
+    """Slope and value at 0 of the straight line through points [n], by least squares; the points differ in x."""
+    middle, level = np.add.reduce(x) / len(x), np.add.reduce(y) / len(y)
+    away = x - middle
+    slope = float(away @ (y - level)) / float(away @ away)
+    return slope, float(level) - slope * float(middle)
 
 
 def _colours(mjd: Floats, band: NDArray[np.int64], flux: Floats) -> Values:
@@ -162,18 +188,18 @@ def _colours(mjd: Floats, band: NDArray[np.int64], flux: Floats) -> Values:
     lately = positive & (mjd >= mjd[-1] - COLOUR_WITHIN)
     found["colour_now"] = _colour(band[lately], flux[lately])
     first = positive & (mjd <= mjd[0] + COLOUR_WITHIN)
-    days = mjd[-1] - mjd[0]
+    days = float(mjd[-1] - mjd[0])
     if days > 2 * COLOUR_WITHIN:
         found["reddening"] = (found["colour_now"] - _colour(band[first], flux[first])) / days
-    return {name: float(np.clip(value, -6, 6)) for name, value in found.items() if np.isfinite(value)}
+    return {name: min(max(value, -6.0), 6.0) for name, value in found.items() if math.isfinite(value)}
 
 
 def _colour(band: NDArray[np.int64], flux: Floats) -> float:
-    codes = np.unique(band)
+    codes = sorted(set(band.tolist()))
     if len(codes) < 2:
-        return np.nan
-    magnitudes = [-2.5 * np.log10(np.median(flux[band == code])) for code in codes]
-    return float(-np.polyfit(np.log(WAVELENGTH[codes]), magnitudes, 1)[0])
+        return math.nan
+    magnitudes = np.array([-2.5 * math.log10(_median(flux[band == code])) for code in codes])
+    return -line(LOG_WAVELENGTH[codes], magnitudes)[0]
 
 
 def table(histories: Sequence[History]) -> NDArray[np.float32]:
