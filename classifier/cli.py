@@ -68,18 +68,23 @@ def info(checkpoint: str, as_json: bool) -> None:
 @model.command()
 @click.argument("checkpoint")
 @click.option(
-    "--to", "form", type=click.Choice(["hf"]), default="hf", show_default=True, help="hf: a Hugging Face folder."
-)
+    "--to", "form", type=click.Choice(["hf", "onnx"]), default="hf", show_default=True,
+    help="hf: a Hugging Face folder; onnx: graphs that onnxruntime computes without torch.",
+)  # fmt: skip
 @click.option("-o", "--output", type=PATH, required=True, help="Folder to create.")
 def export(checkpoint: str, form: str, output: Path) -> None:
     """Write a checkpoint in another system's form.
 
     \b
     Example:  skyheed model export sdss --to hf -o skyheed-sdss
+    Example:  skyheed model export ztf --to onnx -o skyheed-ztf-onnx
     """
-    from skyheed.classifier.models.export import to_hugging_face
+    if form == "onnx":
+        from skyheed.classifier.models.onnx.export import export as written
+    else:
+        from skyheed.classifier.models.export import to_hugging_face as written
 
-    click.echo(f"{form}: {to_hugging_face(checkpoint, output)}")
+    click.echo(f"{form}: {written(checkpoint, output)}")
 
 
 @click.command()
@@ -205,6 +210,7 @@ def evaluate(
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
 @click.option("--threads", type=int, help="CPU threads; by default all cores.")
+@click.option("--runtime", default="auto", show_default=True, help="auto, torch or onnx.")
 @click.option("--check", is_flag=True, help="Only check whether the folder holds the scores of the whole archive.")
 def score(archive: Path, output: Path, name: str | None, epochs: str, shard: str, check: bool, **given: Any) -> None:
     """Classify every object of an archive; a run that was interrupted goes on where it stopped.

@@ -200,6 +200,17 @@ def read_info(name: str | Path, survey: str = "") -> Info:
     return info
 
 
+def from_card(given: Any, path: Path) -> Info:
+    """What a card that stands in another file says, without its family.
+
+    Raises:
+        ModelError, ValueError, KeyError, TypeError, AttributeError: it cannot be.
+    """
+    info = _info(given, path)
+    _check_words(info)
+    return info
+
+
 def _info(given: Any, path: Path) -> Info:
     if not isinstance(given, dict):
         raise ValueError("it has no keys")
@@ -229,6 +240,12 @@ def check(info: Info) -> None:
     Raises:
         ModelError: the first value that cannot be.
     """
+    _check_words(info)
+    _check_config(info)
+
+
+def _check_words(info: Info) -> None:
+    """All that does not depend on the family."""
     for key in ("name", "version", "family", "bands", "preprocessing", "taxonomy"):
         checks.text(key, getattr(info, key))
     for survey in info.surveys:
@@ -240,7 +257,6 @@ def check(info: Info) -> None:
     checks.classes(info.classes, info.class_ids)
     for name, number in info.class_ids.items():
         checks.count(f"class_ids.{name}", number, 1)
-    _check_config(info)
     _check_scaling(info.scaling)
     _check_calibration(info.calibration, len(info.classes))
 

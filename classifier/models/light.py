@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from skyheed.classifier import checks
 from skyheed.classifier.history import BANDS, PER_EPOCH, History
-from skyheed.classifier.models import base
-from skyheed.classifier.nights import nights
+from skyheed.classifier.models import family
+from skyheed.classifier.nights import nights, padded
 from skyheed.classifier.scaling import Scaling
 
 SAME = 1e-4  # days: a point and an epoch of one band this close together are one measurement
 
 
 @dataclass(frozen=True)
-class Config(base.Config):
+class Config(family.Config):
     """What configures a model that knows some bands only.
 
     Attributes:
@@ -29,7 +29,7 @@ class Config(base.Config):
     photometry: bool = False
 
     def check(self) -> None:
-        """See `base.Config.check`."""
+        """See `family.Config.check`."""
         checks.bands(self.bands)
 
     @property
@@ -75,6 +75,18 @@ def rows(history: History, config: Config, scaling: Scaling | None = None) -> Ro
         codes = np.broadcast_to(np.array(config.codes, np.uint8), flux.shape)
         flux, error = scaling.fluxes(flux, codes), scaling.fluxes(error, codes)
     return Rows(found.mjd[kept] - found.mjd[kept[0]], flux, error, seen[kept])
+
+
+def table(histories: Sequence[History], config: Config, scaling: Scaling) -> dict[str, NDArray[Any]]:
+    """Light curves as a padded batch.
+
+    Returns:
+        nights: float32 [b, n, 2 bands + 1]: asinh of fluxes and errors, log(1 + days since the last night).
+        valid: bool [b, n].
+    """
+    curves = [rows(h, config, scaling) for h in histories]
+    tables = [np.concatenate([c.flux, c.flux_error, np.log1p(c.gaps)[:, None]], 1) for c in curves]
+    return {"nights": padded(tables), "valid": lengths_valid(curves)}
 
 
 def with_photometry(history: History) -> History:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from skyheed.classifier.history import History
 from skyheed.classifier.models import base, light
 from skyheed.classifier.models.base import Arrays, Batch, Network
-from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.scaling import Scaling
 
@@ -40,15 +39,8 @@ class Lstm(Network):
         self.head = nn.Linear(config.hidden, config.classes)
 
     def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        """See `Network.collate`.
-
-        Returns:
-            nights: float32 [b, n, 2 bands + 1]: asinh of fluxes and errors, log(1 + days since the last night).
-            valid: bool [b, n].
-        """
-        curves = [light.rows(h, self.config, scaling) for h in histories]
-        tables = [np.concatenate([c.flux, c.flux_error, np.log1p(c.gaps)[:, None]], 1) for c in curves]
-        return {"nights": padded(tables), "valid": light.lengths_valid(curves)}
+        """See `Network.collate` and `light.table`."""
+        return light.table(histories, self.config, scaling)
 
     def encode(self, batch: Batch) -> Tensor:
         """See `Network.encode`."""

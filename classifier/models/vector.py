@@ -11,23 +11,22 @@ packets carry, context numbers (`fusion`).
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from skyheed.classifier.errors import ModelError
-from skyheed.classifier.history import BANDS, IMAGE_KINDS, History
+from skyheed.classifier.history import BANDS, History
 from skyheed.classifier.models import base
 from skyheed.classifier.models.attention import Block, block_operations
 from skyheed.classifier.models.base import Arrays, Batch, Model, Network
 from skyheed.classifier.models.encoders import Encoder, PhysNet, RepVgg, Small
-from skyheed.classifier.models.fusion.parts import Context, Points, context_numbers, merged, point_features
+from skyheed.classifier.models.fusion.parts import Context, Points
 from skyheed.classifier.models.transformers import Swin, Vit
-from skyheed.classifier.nights import padded
+from skyheed.classifier.models.vector_inputs import Config as Config
+from skyheed.classifier.models.vector_inputs import Inputs
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.stamp import STAMP_SIZE
@@ -35,64 +34,6 @@ from skyheed.classifier.stamp import STAMP_SIZE
 if TYPE_CHECKING:
     from skyheed.classifier.models.checkpoint import Info
     from skyheed.classifier.serving import Where
-
-
-@dataclass(frozen=True)
-class Config(base.Config):
-    """What configures the network.
-
-    Attributes:
-        encoder: of a stamp.
-        norm: of the encoder small: of groups of channels, or of batches (for adaptation; others have what they have).
-        images: science stamps alone, or all kinds as channels of one image.
-        band: how a stamp tells its band: added to its vector, by scales and shifts of the first layer, or as a second
-            image.
-        pooling: how outputs of all epochs are joined: their mean, or one weighted by a learnt score.
-        width, heads, layers: of the blocks.
-        photometry: points as further tokens, the newest `points` of them.
-        context: context numbers.
-        missing: in training, the chance that a kind of image, all points, a kind of point or the context is withheld.
-        kept: precision in which things are kept; computed ones are rounded alike.
-    """
-
-    encoder: Literal["repvgg", "physnet", "vit", "swin", "small"] = "repvgg"
-    norm: Literal["group", "batch"] = "group"
-    images: Literal["science", "all"] = "science"
-    band: Literal["embedding", "film", "image"] = "embedding"
-    pooling: Literal["mean", "attention"] = "mean"
-    width: int = 128
-    heads: int = 4
-    layers: int = 2
-    dropout: float = 0.1
-    photometry: bool = False
-    points: int = 64
-    context: bool = False
-    missing: float = 0.3
-    kept: Literal["float32", "float16"] = "float32"
-
-    def check(self) -> None:
-        """See `base.Config.check`."""
-        if self.width % self.heads:
-            raise ModelError(f"width is {self.width}: give a multiple of heads, which is {self.heads}")
-        if self.band == "film" and self.encoder != "repvgg":
-            raise ModelError(f"band is film, which the encoder {self.encoder} does not know: use embedding or image")
-        if self.norm == "batch" and self.encoder != "small":
-            raise ModelError(f"norm is batch, which the encoder {self.encoder} does not know: leave it out")
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Of images, in the order of the channels."""
-        return ("science",) if self.images == "science" else IMAGE_KINDS
-
-    @property
-    def channels(self) -> int:
-        """Of the images that the encoder sees."""
-        return len(self.kinds) + (self.band == "image")
-
-    @property
-    def keeps(self) -> int:
-        """Numbers kept of an epoch: its vector, and, where nothing but stamps is seen, keys, values and the output."""
-        return self.width * (1 if self.photometry else 2 + 2 * self.layers)
 
 
 def encoder_of(config: Config) -> Encoder:
@@ -109,10 +50,12 @@ class Vector(Network):
     """See the module."""
 
     config: Config
+    reader: ClassVar[type[Inputs]] = Inputs
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.width = config, 2 * config.width
+        self.inputs = self.reader(config)
         self.encoder = encoder_of(config)
         self.embed = nn.Linear(self.encoder.features, config.width)
         self.band = nn.Embedding(len(BANDS), config.width)
@@ -137,44 +80,8 @@ class Vector(Network):
             self.context.fit(histories)
 
     def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        """See `Network.collate`; all epochs' images must be here.
-
-        Returns:
-            images: float32 [b, n, kinds, 32, 32] scaled; 0 where a kind is missing. band: int64 [b, n].
-            times: float32 [b, n, 3]. valid: bool [b, n]. Others where photometry or context is switched on.
-        """
-        everything = [np.arange(len(h)) for h in histories]
-        batch: Arrays = {
-            "images": padded([self.pixels(h, e, scaling) for h, e in zip(histories, everything, strict=True)]),
-            **layout(histories),
-        }
-        if self.config.photometry:
-            batch |= self.photometry(histories, scaling)
-        return batch | self.beside(histories)
-
-    def beside(self, histories: Sequence[History]) -> Arrays:
-        """What is known of histories as a whole."""
-        return {"context": context_numbers(histories)} if self.config.context else {}
-
-    def photometry(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        found = [point_features(h, scaling, self.config.points) for h in histories]
-        counts = np.array([len(f["mjd"]) for f in found])
-        return {
-            "points": padded([f["points"] for f in found]),  # type: ignore[misc]
-            "point_band": padded([f["point_band"] for f in found]).astype(np.int64),  # type: ignore[misc]
-            "points_valid": np.arange(counts.max()) < counts[:, None],
-            **merged(histories, [f["mjd"] for f in found], max(map(len, histories))),
-        }
-
-    def pixels(self, history: History, epochs: NDArray[np.int64], scaling: Scaling) -> NDArray[np.float32]:
-        """Scaled images of some epochs, float32 [k, kinds, 32, 32]."""
-        if not np.isin(epochs, history.shown).all():
-            raise ValueError("the images of some of these epochs are not here: fetch the whole history")
-        made = np.zeros((len(epochs), len(self.config.kinds), STAMP_SIZE, STAMP_SIZE), np.float32)
-        for n, kind in enumerate(self.config.kinds):
-            if kind in history.images:
-                made[:, n] = scaling(history.pixels(kind, epochs), history.band[epochs])
-        return made
+        """See `Network.collate` and `Inputs.collate`."""
+        return self.inputs.collate(histories, scaling)
 
     def stamp_vectors(self, images: Tensor, band: Tensor) -> Tensor:
         """Vectors [m, width] of stamps [m, kinds, 32, 32] of the bands [m], each by itself."""
@@ -264,21 +171,6 @@ class Vector(Network):
         made = copy.deepcopy(self)
         made.encoder.fold()
         return made
-
-
-def layout(histories: Sequence[History]) -> Arrays:
-    """Bands int64 [b, n], times float32 [b, n, 3] and valid bool [b, n] of histories.
-
-    Times: days since the first epoch and since the one before, both as log(1 + days), and days since the first / 100.
-    """
-    days = [h.mjd - h.mjd[0] for h in histories]
-    times = [np.stack([np.log1p(d), np.log1p(np.diff(d, prepend=0)), d / 100], 1) for d in days]
-    lengths = np.array([len(h) for h in histories])
-    return {
-        "band": padded([h.band.astype(np.float32) for h in histories]).astype(np.int64),
-        "times": padded(times),
-        "valid": np.arange(lengths.max()) < lengths[:, None],
-    }
 
 
 class VectorFamily(base.Family):

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from skyheed.classifier.history import History
 from skyheed.classifier.models.convention.groups import groups as groups_of
-from skyheed.classifier.models.convention.groups import uncached
-from skyheed.classifier.models.convention.network import padded_width
+from skyheed.classifier.models.convention.groups import padded_width, uncached
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.training.dataset import Augmentation, Dataset

@@ -116,6 +116,7 @@ class CpuTokens:
     def __init__(self, features: FoldedFeatures) -> None:
         self._features = features
 
+    @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.float32], bands: NDArray[np.int64]) -> NDArray[np.float32]:
         """[g, t, 32, 32] scaled pixels and [g, t] band ids -> float32 [g, channels, 9, 9]."""
         made, at = [], 0
@@ -155,6 +156,7 @@ class CudaTokens:
         self._slots: dict[tuple[int, int], _Slot] = {}
         self._streams = [torch.cuda.Stream(device), torch.cuda.Stream(device)]  # type: ignore[no-untyped-call]
 
+    @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.float32], bands: NDArray[np.int64]) -> NDArray[np.float32]:
         """[g, t, 32, 32] scaled pixels and [g, t] band ids -> float32 [g, channels, 9, 9]."""
         chunks, at = [], 0

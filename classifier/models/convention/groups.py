@@ -19,6 +19,7 @@ GROUP = 3  # epochs that the 3-D CNN takes together
 VERSION = f"{stamp.PREPROCESSING}/sequence-1"  # recorded with every checkpoint and classification
 NO_STAMP = 0  # band id of a step without a stamp; bands are 1 to 6
 IMAGES = "science"  # the kind of stamps that ConvEntion sees
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48, 72)  # groups that batches are padded to; longer ones to the longest
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Layout:
 def groups(history: History, group: int = GROUP) -> int:
     """Number of groups, the last one perhaps not full."""
     return -(-len(history) // group)
+
+
+def padded_width(count: int, most: int) -> int:
+    """Groups that histories of so many are padded to: few shapes, so that kernels are chosen once for each."""
+    return min(next((w for w in WIDTHS if w >= count), most), most)
 
 
 def layout(histories: Sequence[History], width: int | None = None, group: int = GROUP) -> Layout:

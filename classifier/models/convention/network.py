@@ -26,10 +26,9 @@ from torch.nn import functional
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.models.convention.config import Config as Config
-from skyheed.classifier.models.convention.groups import GROUP, collate, groups
+from skyheed.classifier.models.convention.groups import GROUP, collate, groups, padded_width
 from skyheed.classifier.scaling import Scaling
 
-WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48, 72)  # groups that batches are padded to; longer ones to the longest
 FILL = 32  # in training, groups come in multiples of this
 
 
@@ -142,7 +141,8 @@ def through_planes(images: Tensor, planes: PlaneKernels, between: Callable[[int,
         return [functional.conv2d(x, k, bias, stride, padding) for x, k, bias in parts]
 
     def after(i: int, outputs: list[Tensor]) -> tuple[Tensor, ...]:
-        return between(i, torch.cat(outputs)).unflatten(0, (len(outputs), -1)).unbind()
+        joined = between(i, torch.cat(outputs))
+        return joined.view(len(outputs), -1, *joined.shape[1:]).unbind()
 
     a, b, d = after(0, layer(0, (whole[:, :c], whole, whole[:, -c:]), 2, 2))
     aa, bb, dd, ab, bd, ad = layer(1, (a, b, d, a + b, b + d, a + d), 1, 2)
@@ -358,11 +358,6 @@ class ConvEntion(Network):
             x = x.masked_fill(~valid[:, :, None, None, None], -math.inf)
         found: Tensor = self.head[:3](x.amax(1).movedim(-1, 1).flatten(1))
         return found
-
-
-def padded_width(count: int, most: int) -> int:
-    """Groups that histories of so many are padded to: few shapes, so that kernels are chosen once for each."""
-    return min(next((w for w in WIDTHS if w >= count), most), most)
 
 
 def published_bands(bands: Tensor) -> Tensor:

@@ -51,15 +51,17 @@ class Fitted(nn.Module):
         Args:
             numbers: [b, inputs]; known: bool [b, MODALITIES]; logits: [b, classes] of the network.
         """
-        if not bool(self.on):
-            return logits
+        return self.decided(numbers, known, logits) if bool(self.on) else logits
+
+    def decided(self, numbers: Tensor, known: Tensor, logits: Tensor) -> Tensor:
+        """The same where it is switched on."""
         logits = logits * self.sharpness
         bits = torch.tensor([1, 2, 4], device=known.device)
         row = (known.long() * bits).sum(1)
         # products and sums by element, so that an object gets the same bits in any batch
         groups = (self.weight[row] * self.standardised(numbers)[:, None]).sum(2) + self.bias[row]
-        groups = groups.masked_fill(torch.bincount(self.group, minlength=groups.shape[1]) == 0, -torch.inf)
         member = self.group[:, None] == torch.arange(groups.shape[1], device=logits.device)  # [classes, groups]
+        groups = groups.masked_fill(~member.any(0), -torch.inf)
         together = torch.logsumexp(logits[:, :, None].masked_fill(~member, -torch.inf), 1)
         made: Tensor = groups.log_softmax(1)[:, self.group] + logits - together[:, self.group]
         return made

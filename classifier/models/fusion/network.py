@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models import vector
-from skyheed.classifier.models.base import Arrays, Batch, Model, Network
+from skyheed.classifier.models.base import Batch
 from skyheed.classifier.models.fusion.familiar import Familiar
 from skyheed.classifier.models.fusion.fitted import Fitted
+from skyheed.classifier.models.fusion.inputs import FusionInputs
 from skyheed.classifier.models.fusion.numbers import CURVE, NUMBERS, SURROUNDINGS, table
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.scaling import Scaling
 
 if TYPE_CHECKING:
-    from skyheed.classifier.models.checkpoint import Info
-    from skyheed.classifier.serving import Where
+    pass
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Fusion(vector.Vector):
     """See the module."""
 
     config: Config
+    reader = FusionInputs
     mean: Tensor
     scatter: Tensor
 
@@ -98,11 +99,6 @@ class Fusion(vector.Vector):
         for n in range(len(NUMBERS)):
             if len(known := found[np.isfinite(found[:, n]), n]):
                 self.mean[n], self.scatter[n] = float(known.mean()), max(float(known.std()), 1e-3)
-
-    def beside(self, histories: Sequence[History]) -> Arrays:
-        """The hand-chosen numbers [b, NUMBERS], NaN where unknown, and whether there are images [b, 1]."""
-        shown = [[float(any(len(h.images[k]) for k in h.images) or bool(h.kept))] for h in histories]
-        return {"numbers": table(histories), "imaged": np.array(shown, np.float32)}
 
     def represent(self, outputs: Tensor, batch: Batch) -> Tensor:
         """See `Vector.represent`; the numbers are of the newest epoch, and stand behind each epoch's own."""
@@ -191,10 +187,3 @@ class FusionFamily(vector.VectorFamily):
     def needs(self, config: vector.Config) -> Needs:
         """See `Family.needs`."""
         return Needs(config.kinds, True, True, 1, config.stamps, span=1)
-
-    def serve(self, network: Network, info: "Info", where: "Where") -> Model:
-        """With what is kept of earlier predictions; declines what is unlike all that was learnt from."""
-        from skyheed.classifier.models.fusion.serving import FusionServed
-
-        assert isinstance(network, Fusion)
-        return FusionServed(network, info, where)

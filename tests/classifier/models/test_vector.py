@@ -18,8 +18,9 @@ from skyheed.classifier.models.base import parameters
 from skyheed.classifier.models.checkpoint import Calibration, Info
 from skyheed.classifier.models.encoders import Branches, RepVgg
 from skyheed.classifier.models.kept import DIGEST, Found
+from skyheed.classifier.models.updates import Updates
 from skyheed.classifier.models.vector import Config, Vector, VectorFamily
-from skyheed.classifier.models.vector_serving import Updates
+from skyheed.classifier.models.vector_serving import TorchEngine
 
 FAMILY = VectorFamily()
 
@@ -46,8 +47,8 @@ class Said:
 
 
 def serve(network: Vector, *histories: History) -> Said:
-    with torch.inference_mode():
-        return Said(*Updates(network)(histories, SCALING))
+    said, keep = Updates(TorchEngine(network), network.inputs)(histories, SCALING)
+    return Said(torch.from_numpy(said["logits"]), keep)
 
 
 def test_parameters_part_by_part() -> None:

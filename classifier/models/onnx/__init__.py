@@ -1,0 +1,1 @@
+"""Models as ONNX graphs: written by torch, computed by onnxruntime alone."""

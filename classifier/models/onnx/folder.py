@@ -1,0 +1,103 @@
+"""The folder of an export: graphs, and `onnx.json`, which says all that a reader of the graphs needs. Loads no torch.
+
+encoder.onnx   stamps -> what is kept of them, each stamp (or group of stamps) by itself; not of models of light curves
+head.onnx      all that comes behind -> logits
+onnx.json      the card of the checkpoint, what the model needs of a history, names, types and shapes of the graphs'
+               inputs and outputs, their digests
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from skyheed.classifier.bounded import read_file
+from skyheed.classifier.errors import ModelError
+from skyheed.classifier.models import checkpoint
+from skyheed.classifier.prediction import Needs
+
+EXPORT = "onnx.json"
+FORMAT = 1
+ENCODER, HEAD = "encoder", "head"
+MOST_GRAPH = 2**31  # bytes that one protobuf can have
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph of an export.
+
+    Attributes:
+        file: its name in the folder.
+        sha256: of the file.
+        inputs, outputs: name -> [type, shape]; named axes may have any length.
+    """
+
+    file: str
+    sha256: str
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export says of itself.
+
+    Attributes:
+        info: card of the checkpoint.
+        kind: how histories become inputs (`predictor.KINDS`).
+        needs: of a history.
+        opset: of the graphs.
+        graphs: by name, `HEAD` and, where stamps are seen, `ENCODER`.
+    """
+
+    info: checkpoint.Info
+    kind: str
+    needs: Needs
+    opset: int
+    graphs: Mapping[str, Graph]
+
+
+def write_card(folder: Path, export: Export) -> None:
+    """Write `onnx.json`; it comes last, so that a half-written export is never loaded."""
+    card = {"format": FORMAT, "kind": export.kind, "opset": export.opset, "needs": asdict(export.needs),
+            "graphs": {name: asdict(graph) for name, graph in export.graphs.items()},
+            "model": asdict(export.info)}  # fmt: skip
+    temporary = folder / f".{EXPORT}"
+    temporary.write_text(json.dumps(card, indent=1) + "\n")
+    temporary.replace(folder / EXPORT)
+
+
+def read_export(folder: Path) -> Export:
+    """What an export says of itself.
+
+    Raises:
+        ModelError: it is damaged, or from another version.
+    """
+    path = folder / EXPORT
+    try:
+        card = json.loads(read_file(path, checkpoint.MOST_CARD, ModelError))
+        if not isinstance(card, dict) or card.get("format") != FORMAT:
+            raise ValueError(f"this version reads format {FORMAT}")
+        needs = card["needs"]
+        return Export(
+            checkpoint.from_card(card["model"], path), card["kind"],
+            Needs(**{**needs, "images": tuple(needs["images"])}),
+            int(card["opset"]), {name: Graph(**values) for name, values in card["graphs"].items()},
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): export the model again") from error
+
+
+def read_graph(folder: Path, graph: Graph) -> bytes:
+    """A graph as it was written.
+
+    Raises:
+        ModelError: it is missing, or is not what the card was written for.
+    """
+    path = folder / Path(graph.file).name
+    content = read_file(path, MOST_GRAPH, ModelError)
+    if hashlib.sha256(content).hexdigest() != graph.sha256:
+        raise ModelError(f"{path} is not what {EXPORT} was written for: export the model again")
+    return content

@@ -1,0 +1,135 @@
+"""Predictions of `vector` and `fusion` from what was kept of the epochs before, whatever computes them. Numpy only."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyheed.classifier.answering import Answering
+from skyheed.classifier.history import History
+from skyheed.classifier.models import kept
+from skyheed.classifier.models.vector_inputs import Arrays, Inputs
+from skyheed.classifier.nights import padded
+from skyheed.classifier.prediction import Declined, Prediction
+from skyheed.classifier.scaling import Scaling
+
+FORM = 1  # raised when kept things are computed in another way, so that old ones are not mixed with new ones
+TOGETHER = 256  # stamps that are encoded at once
+
+
+class Engine(Protocol):
+    """The network in its two parts."""
+
+    def vectors(self, images: NDArray[np.float32], band: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors [m, width] of scaled stamps [m, kinds, 32, 32] of the bands [m]."""
+
+    def behind(self, arrays: Arrays) -> Arrays:
+        """All that comes behind them, as `vector_parts.Behind` and `vector_parts.Among` compute it."""
+
+
+class Updates:
+    """What a network says of histories, from what was kept of them."""
+
+    def __init__(self, engine: Engine, inputs: Inputs) -> None:
+        self.engine, self.inputs, self.config = engine, inputs, inputs.config
+
+    def __call__(self, histories: Sequence[History], scaling: Scaling) -> tuple[Arrays, list[dict[int, bytes]]]:
+        """What the network says of histories that may hold what was kept, and what is to be kept of their new epochs.
+
+        Only stamps without a kept vector are encoded, and only epochs behind the first new one go through the blocks.
+
+        Returns:
+            logits: [b, classes], and whatever else the network says of each; the rest is by history.
+
+        Raises:
+            ValueError: what was kept does not belong to its epochs, and their images are not here.
+        """
+        dtype = np.dtype(self.config.kept)
+        found = [kept.Found(h, self.config.keeps, dtype) for h in histories]
+        missing = [~f.stamps for f in found]
+        self._encode_missing(histories, found, scaling)
+        changed = missing if self.config.photometry else [np.arange(len(f.own)) >= f.whole for f in found]
+        said: Arrays = {}
+        for rows in _alike(changed):
+            arrays = self.inputs.without_images([histories[r] for r in rows], scaling)
+            for name, part in self._behind([found[r] for r in rows], arrays).items():
+                said.setdefault(name, np.empty((len(histories), *part.shape[1:]), part.dtype))[rows] = part
+        return said, [_new(f, c, dtype) for f, c in zip(found, changed, strict=True)]
+
+    def _encode_missing(self, histories: Sequence[History], found: Sequence[kept.Found], scaling: Scaling) -> None:
+        """Fill in the stamps' vectors that are not known."""
+        epochs = [np.flatnonzero(~f.stamps) for f in found]
+        shown = [self.inputs.pixels(h, e, scaling) for h, e in zip(histories, epochs, strict=True)]
+        images = shown[0] if len(shown) == 1 else np.concatenate(shown)
+        band = np.concatenate([h.band[e] for h, e in zip(histories, epochs, strict=True)]).astype(np.int64)
+        vectors = np.empty((len(images), self.config.width), self.config.kept)
+        for at in range(0, len(images), TOGETHER):
+            rows = slice(at, at + TOGETHER)
+            vectors[rows] = self.engine.vectors(images[rows], band[rows])
+        ends = np.cumsum([len(e) for e in epochs])[:-1]
+        for f, e, own in zip(found, epochs, np.split(vectors, ends), strict=True):
+            f.values[e, : self.config.width] = own
+
+    def _behind(self, found: Sequence[kept.Found], arrays: Arrays) -> Arrays:
+        """What is said of histories of which all stamps' vectors are known; fills in what is to be kept."""
+        if self.config.photometry:
+            return self.engine.behind({"vectors": padded([f.values for f in found]), **arrays})
+        width, n = self.config.width, arrays["valid"].shape[1]
+        begin, length = (np.array(v)[:, None] for v in ([f.whole for f in found], [len(f.own) for f in found]))
+        epochs = begin + np.arange(max(1, (length - begin).max()))
+        given = {
+            "values": padded([f.values for f in found], n + 1),
+            "times": np.pad(arrays["times"], ((0, 0), (0, 1), (0, 0))),
+            "valid": arrays["valid"],
+            "epochs": np.where(epochs < length, epochs, n),
+            **self.inputs.beside_of(arrays),
+        }
+        said = self.engine.behind(given)
+        for f, fresh in zip(found, said.pop("fresh"), strict=True):
+            f.values[f.whole :, width:] = fresh[: len(f.own) - f.whole]
+        return said
+
+
+def _alike(changed: Sequence[NDArray[np.bool_]]) -> list[list[int]]:
+    """Rows of histories that have about as much to compute: long ones do not make short ones pay."""
+    rows: dict[int, list[int]] = {}
+    for row, own in enumerate(changed):
+        rows.setdefault(int(own.sum()).bit_length(), []).append(row)
+    return list(rows.values())
+
+
+def _new(found: kept.Found, changed: NDArray[np.bool_], dtype: np.dtype[Any]) -> dict[int, bytes]:
+    """What is to be kept of the epochs that were computed just now."""
+    return {
+        int(n): kept.pack(found.own[n], found.upto[n], found.values[n].astype(dtype)) for n in np.flatnonzero(changed)
+    }
+
+
+class Updated(Answering):
+    """A model that is served by `Updates`; where the network knows what is unlike its training, that is declined."""
+
+    _update: Updates
+
+    def judge(self, histories: Sequence[History]) -> list[Prediction]:
+        """See `Answering.judge`: unlike `classify`, it declines what is far from all that was learnt from."""
+        if not histories:
+            return []
+        for history in histories:
+            self.check(history)
+        found, far = self._said(histories)
+        unlike = Declined.UNLIKE_TRAINING
+        return [
+            Prediction(np.empty(0, np.float32), unlike, keep=p.keep) if f > 1 else p
+            for p, f in zip(found, far, strict=True)
+        ]
+
+    def _classify(self, histories: Sequence[History]) -> list[Prediction]:
+        return self._said(histories)[0]
+
+    def _said(self, histories: Sequence[History]) -> tuple[list[Prediction], list[float]]:
+        """Predictions, and how far each history is from all that was learnt from; beyond 1 it is unlike that."""
+        said, keep = self._update(histories, self.info.scaling)
+        probabilities = self.calibrated(said["logits"], histories)
+        far: list[float] = said["far"].tolist() if "far" in said else [0.0] * len(histories)
+        return [Prediction(p, keep=own) for p, own in zip(probabilities, keep, strict=True)], far

@@ -1,0 +1,113 @@
+"""The two parts of `vector` and `fusion` that serving calls and other runtimes are given: the encoder, and the rest."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from skyheed.classifier.models.attention import Block
+from skyheed.classifier.models.base import Batch
+from skyheed.classifier.models.fusion.network import Fusion
+from skyheed.classifier.models.vector import Vector
+
+
+class Encoder(nn.Module):
+    """Stamps -> their vectors.
+
+    Args:
+        network: folded, in evaluation mode; so everywhere here.
+    """
+
+    def __init__(self, network: Vector) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, band: Tensor) -> Tensor:
+        """Scaled stamps [m, kinds, 32, 32] of the bands [m] -> [m, width] float32."""
+        return self.network.stamp_vectors(images, band).float()
+
+
+class Said(nn.Module):
+    """Representations -> what is said."""
+
+    def __init__(self, network: Vector) -> None:
+        super().__init__()
+        self.network = network
+        # read once: what depends on a number cannot be written as a graph
+        self.fitted = isinstance(network, Fusion) and bool(network.fitted.on)
+
+    def forward(self, encoded: Tensor) -> dict[str, Tensor]:
+        """[b, width of representations] -> logits [b, classes], and far [b] where the network knows it."""
+        network = self.network
+        if not isinstance(network, Fusion):
+            return {"logits": network.classify(encoded)}
+        logits = network.simulated(encoded)
+        if self.fitted:
+            logits = network.fitted.decided(*network.inputs_of_fitted(encoded), logits)
+        return {"logits": logits, "far": network.familiar(network.numbers(encoded))}
+
+
+class Among(nn.Module):
+    """Stamps' vectors and points of photometry -> what is said; nothing behind the encoder is kept."""
+
+    def __init__(self, network: Vector) -> None:
+        super().__init__()
+        self.network, self.said = network, Said(network)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch of `Inputs.without_images`, and vectors [b, n, width]."""
+        y = self.network.behind(batch["vectors"], batch)
+        return self.said(_last(self.network.represent(y, batch), batch["valid"]))  # type: ignore[no-any-return]
+
+
+class Behind(nn.Module):
+    """Kept values -> what is said, and the values of some epochs; all that these see before them is known."""
+
+    def __init__(self, network: Vector) -> None:
+        super().__init__()
+        self.network, self.said, self.width = network, Said(network), network.config.width
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """What is said after the last epoch, and `fresh`.
+
+        Args:
+            batch: values [b, n + 1, keeps], of which the last place is for what nobody looks at; times [b, n + 1, 3];
+                valid bool [b, n]; epochs to compute [b, k], rising, n for none; context where the network looks at it.
+
+        Returns:
+            logits, and fresh [b, k, keeps - width]: keys and values of each layer, and the output, of those epochs.
+        """
+        values, epochs, width = batch["values"], batch["epochs"], self.width
+        x = _taken(values[:, :, :width], epochs) + self.network.time(_taken(batch["times"], epochs))
+        seen = torch.arange(values.shape[1], device=x.device) <= epochs[:, None, :, None]
+        fresh: list[Tensor] = []
+        for block in self.network.blocks:
+            assert isinstance(block, Block)
+            q, *own = block.project(x)
+            pair = []
+            for part in own:
+                fresh.append(self._rounded(part.transpose(1, 2).flatten(2)))
+                every = self._put(values, len(fresh), fresh[-1], epochs)
+                pair.append(every.view(*every.shape[:2], block.heads, -1).transpose(1, 2))
+            x = block.finish(x, functional.scaled_dot_product_attention(q, pair[0], pair[1], seen))
+        fresh.append(self._rounded(self.network.norm(x)))
+        y = self._put(values, len(fresh), fresh[-1], epochs)[:, :-1]
+        said = self.said(_last(self.network.represent(y, batch), batch["valid"]))
+        return {**said, "fresh": torch.cat(fresh, 2)}
+
+    def _put(self, values: Tensor, part: int, what: Tensor, epochs: Tensor) -> Tensor:
+        """One part of the values, with what is new in its places."""
+        own = values[:, :, part * self.width : (part + 1) * self.width]
+        return own.scatter(1, epochs[:, :, None].expand(-1, -1, self.width), what)
+
+    def _rounded(self, what: Tensor) -> Tensor:
+        return what.half().float() if self.network.config.kept == "float16" else what.float()
+
+
+def _taken(values: Tensor, epochs: Tensor) -> Tensor:
+    """Of [b, n, c] the epochs [b, k], [b, k, c]."""
+    return values.gather(1, epochs[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def _last(values: Tensor, valid: Tensor) -> Tensor:
+    """Of [b, n, c] those of each history's last epoch, [b, c]."""
+    return _taken(values, valid.sum(1, keepdim=True) - 1)[:, 0]
