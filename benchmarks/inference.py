@@ -7,9 +7,10 @@ published code does not; that is faster.)
 
 The ceiling of the 3D-CNN is the machine's own matrix product, measured here in the same precision and threads.
 
-    python benchmarks/inference.py [--device auto] [--precision auto] [--threads N] [--rounds 5]
+    python benchmarks/inference.py [--device auto] [--precision auto] [--threads N] [--rounds 5] [--quick]
 
-The very last line is one JSON document.
+Behind it come the rows of `families.py`: every served family, runtime and precision. The very last line is one JSON
+document.
 """
 
 import json
@@ -19,8 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+import families
 import numpy as np
 import torch
 from torch import Tensor
@@ -115,8 +118,13 @@ def processor() -> str:
 @click.option("--precision", default="auto", show_default=True)
 @click.option("--threads", type=int, help="Of the CPU; all cores by default.")
 @click.option("--rounds", default=5, show_default=True, help="Every measurement is made so often, in turns.")
-def main(device: str, precision: str, threads: int | None, rounds: int) -> None:
+@click.option("--quick", is_flag=True, help="Two rounds, and of the families updates and wholes of 12 stamps.")
+@click.option("--archive", "archives", multiple=True, type=click.Path(path_type=Path), help="As for families.py.")
+def main(
+    device: str, precision: str, threads: int | None, rounds: int, quick: bool, archives: tuple[Path, ...]
+) -> None:
     """Measure reference, whole sequences and updates in turns."""
+    rounds = 2 if quick else rounds
     torch.manual_seed(0)
     config = Config()
     model = ConvEntion(config).eval()
@@ -125,11 +133,14 @@ def main(device: str, precision: str, threads: int | None, rounds: int) -> None:
         checkpoint.save(folder, model.state_dict(), info)
         predictor = load(folder, survey="any", device=device, precision=precision, threads=threads)
     with torch.inference_mode():
-        measure(model.to(predictor.device), predictor, rounds)
+        found = measure(model.to(predictor.device), predictor, rounds)
+    if predictor.device.type == "cpu":
+        found["families"] = families.table((), archives, rounds, quick)
+    click.echo(json.dumps(found))
 
 
-def measure(model: ConvEntion, predictor: Predictor, rounds: int) -> None:
-    """Print the table and the JSON line."""
+def measure(model: ConvEntion, predictor: Predictor, rounds: int) -> dict[str, Any]:
+    """Print the table; what the JSON line says of it."""
     sequences = [sequence(seed) for seed in range(UPDATES)]
     batch = {k: torch.from_numpy(a).to(predictor.device) for k, a in collate(sequences[:REFERENCES], SCALING).items()}
     known = predictor.classify(sequences)
@@ -166,10 +177,10 @@ def measure(model: ConvEntion, predictor: Predictor, rounds: int) -> None:
         for name, call in calls.items():
             taken[name].append(seconds(call))
     taken = {name: values[1:] for name, values in taken.items()}  # the first round chooses kernels
-    report(model.config, predictor, taken, len(pixels))
+    return report(model.config, predictor, taken, len(pixels))
 
 
-def report(config: Config, predictor: Predictor, taken: dict[str, list[float]], groups: int) -> None:
+def report(config: Config, predictor: Predictor, taken: dict[str, list[float]], groups: int) -> dict[str, Any]:
     """Rates are medians; ratios are medians of the ratios within a round; the peak is the best product seen."""
     counts = {"reference": REFERENCES, "sequence": SEQUENCES, "update": UPDATES}
     rate = {name: count / statistics.median(taken[name]) for name, count in counts.items()}
@@ -202,7 +213,7 @@ def report(config: Config, predictor: Predictor, taken: dict[str, list[float]], 
     click.echo(f"Shorter sequences, time per stamp against whole ones: {costs} stamps")
     click.echo(f"3D-CNN {cnn / 1e9:.0f} Gflop/s of {best / 1e9:.0f} (matrix product, {predictor.precision})")
     name = torch.cuda.get_device_name() if predictor.device.type == "cuda" else processor()
-    found = {
+    return {
         "cpu": f"{name} x{torch.get_num_threads()}",
         "precision": predictor.precision,
         "reference_per_s": round(rate["reference"], 2),
@@ -214,7 +225,6 @@ def report(config: Config, predictor: Predictor, taken: dict[str, list[float]], 
         "fraction_of_peak": round(cnn / best, 3),
         "shorter_per_stamp": {stamps: round(cost, 2) for stamps, cost in shorter.items()},
     }
-    click.echo(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -80,11 +80,13 @@ def export(checkpoint: str, form: str, output: Path) -> None:
     Example:  skyheed model export ztf --to onnx -o skyheed-ztf-onnx
     """
     if form == "onnx":
-        from skyheed.classifier.models.onnx.export import export as written
-    else:
-        from skyheed.classifier.models.export import to_hugging_face as written
+        from skyheed.classifier.models.onnx.export import export as to_onnx
 
-    click.echo(f"{form}: {written(checkpoint, output)}")
+        click.echo(f"onnx: {to_onnx(checkpoint, output)}")
+        return
+    from skyheed.classifier.models.export import to_hugging_face
+
+    click.echo(f"hf: {to_hugging_face(checkpoint, output)}")
 
 
 @click.command()

@@ -168,7 +168,9 @@ def _example(network: Vector) -> Batch:
     )  # fmt: skip
     values = rng.normal(100, 9, points).astype(np.float32)
     kinds = np.full(points, DETECTION, np.uint8)
-    several = Photometry(np.arange(points, dtype=np.float64) + 0.5, np.zeros(points, np.uint8), values, np.ones_like(values), kinds)
+    several = Photometry(
+        np.arange(points, dtype=np.float64) + 0.5, np.zeros(points, np.uint8), values, np.ones_like(values), kinds
+    )
     histories = [replace(seen, photometry=several)] * 2
     arrays = network.inputs.without_images(histories, Scaling((1.0,) * 6, 1.0, (1.0,) * 6))
     return {name: torch.from_numpy(a) for name, a in arrays.items()}
