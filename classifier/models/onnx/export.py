@@ -15,10 +15,8 @@ from skyheed.classifier import outputs
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.family import family
-from skyheed.classifier.models.onnx.folder import Export, Graph, write_card
+from skyheed.classifier.models.onnx.folder import OPSET, Export, Graph, write_card
 from skyheed.classifier.models.onnx.graphs import Cut, cut
-
-OPSET = 20
 
 
 def export(name: str | Path, folder: Path) -> Path:

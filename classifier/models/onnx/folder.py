@@ -20,6 +20,7 @@ from skyheed.classifier.prediction import Needs
 
 EXPORT = "onnx.json"
 FORMAT = 1
+OPSET = 20  # of what is written
 ENCODER, HEAD = "encoder", "head"
 MOST_GRAPH = 2**31  # bytes that one protobuf can have
 

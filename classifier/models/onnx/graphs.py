@@ -14,7 +14,7 @@ from skyheed.classifier.models.convention.fast import FoldedFeatures
 from skyheed.classifier.models.convention.network import ConvEntion
 from skyheed.classifier.models.fusion.network import Fusion
 from skyheed.classifier.models.lstm import Lstm
-from skyheed.classifier.models.onnx.folder import ENCODER, HEAD
+from skyheed.classifier.models.onnx.folder import ENCODER, HEAD, OPSET
 from skyheed.classifier.models.vector import Vector
 from skyheed.classifier.models.vector_parts import Among, Behind, Encoder
 from skyheed.classifier.scaling import Scaling
@@ -65,23 +65,47 @@ def cut(network: Network) -> tuple[str, dict[str, Cut]]:
     if isinstance(network, Lstm):
         n = 2 * len(network.config.bands) + 1
         example = {"nights": torch.randn(2, 5, n), "valid": torch.ones(2, 5, dtype=torch.bool)}
-        return "nights", {HEAD: Cut(Logits(network), example, {"nights": (B, N, n), "valid": (B, N)}, ("logits",))}
+        return "nights", {HEAD: Cut(Nights(network), example, {"nights": (B, N, n), "valid": (B, N)}, ("logits",))}
     raise ModelError(
         f"{type(network).__name__} has no form in ONNX here: export a model of the families convention (not its paper "
         "variant), vector, fusion or lstm"
     )
 
 
-class Logits(nn.Module):
-    """A whole network."""
+class Nights(nn.Module):
+    """A network of one LSTM layer; for export only.
 
-    def __init__(self, network: Network) -> None:
+    The LSTM is written as ONNX's own operator: torch.export writes out its steps for one length of the series.
+    """
+
+    weight: Tensor
+    recurrent: Tensor
+    bias: Tensor
+
+    def __init__(self, network: Lstm) -> None:
         super().__init__()
-        self.network = network
+        self.network, cell = network, network.rnn
+        # of the gates: i, f, g, o in torch, and i, o, f, c in ONNX
+        order = torch.cat([torch.arange(network.width) + network.width * gate for gate in (0, 3, 1, 2)])
+        parts = [w.detach()[order] for _, w in cell.named_parameters()]
+        self.register_buffer("weight", parts[0][None])
+        self.register_buffer("recurrent", parts[1][None])
+        self.register_buffer("bias", torch.cat(parts[2:])[None])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See the class."""
-        return {"logits": self.network(batch)}
+        x, width = batch["nights"].transpose(0, 1), self.network.width
+        given = (x, self.weight, self.recurrent, self.bias)
+        y = torch.onnx.ops.symbolic(
+            "LSTM",
+            given,
+            {"hidden_size": width},
+            dtype=x.dtype,
+            shape=(x.shape[0], 1, x.shape[1], width),
+            version=OPSET,
+        )
+        last = batch["valid"].sum(1)[None, :, None].expand(1, -1, width) - 1
+        return {"logits": self.network.classify(y[:, 0].gather(0, last)[0])}
 
 
 def _groups(network: ConvEntion) -> dict[str, Cut]:
