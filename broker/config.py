@@ -16,9 +16,11 @@ This is the only module that reads the environment. Secrets come from the enviro
     topics = ["^ztf_.*_programid1$"]
 """
 
+import errno
 import math
 import os
 import re
+import select
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -52,6 +54,8 @@ ENVIRONMENT = {
 SECRET_FILES = ("password_file", "token_file", "secret_file")
 _SECRET = re.compile(r"password|token|secret")
 MOST_SECRET = 2**16  # bytes of a password file
+MOST_SETTINGS = 2**20  # of a configuration
+PIPE_S = 10.0  # a pipe's writer may be silent for so long
 CONFIG_VARIABLE = "SKYHEED_CONFIG"
 # Values a user may well forget; everything else has a working default.
 DEFAULT_KAFKA = "127.0.0.1:9092"
@@ -90,7 +94,10 @@ def load(
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        data = _read(path, MOST_SETTINGS + 1)
+        if len(data) > MOST_SETTINGS:
+            raise ConfigError(f"the configuration {path} has more than {MOST_SETTINGS} bytes: is it the right file?")
+        return tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -114,6 +121,20 @@ def _read_secret(path: Any, where: str) -> str:
     return read_secret(Path(path), where)
 
 
+def _read(path: Path, most: int) -> bytes:
+    """The first bytes of a file, or of a pipe, <(pass show …), whose writer may be silent for `PIPE_S`."""
+    found = b""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+        while len(found) < most:
+            part = file.read(most - len(found))
+            if part is None and not select.select([file], [], [], PIPE_S)[0]:
+                raise OSError(errno.ETIMEDOUT, f"nothing came from it for {PIPE_S:g} s")
+            if part == b"":
+                break
+            found += part or b""
+    return found
+
+
 def read_secret(path: Path, where: str) -> str:
     """The one line of a file that only we should be able to read.
 
@@ -121,8 +142,7 @@ def read_secret(path: Path, where: str) -> str:
         ConfigError: it cannot be read, or holds anything else.
     """
     try:
-        with path.open("rb") as file:  # perhaps a pipe, <(pass show …)
-            secret = file.read(MOST_SECRET).decode("utf-8-sig").rstrip("\r\n")
+        secret = _read(path, MOST_SECRET).decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError:  # not chained: the error holds the file's bytes

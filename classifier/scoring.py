@@ -22,6 +22,7 @@ from skyheed.classifier.archives.extras import Extras, extras_of
 from skyheed.classifier.archives.format import NORMALISED, part_path, rows_of
 from skyheed.classifier.archives.histories import KINDS, history_of, history_of_rows
 from skyheed.classifier.archives.reader import Archive
+from skyheed.classifier.bounded import read_file
 from skyheed.classifier.errors import ArchiveError, ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Model
@@ -29,6 +30,7 @@ from skyheed.classifier.prediction import Prediction
 from skyheed.classifier.progress import progress_bar
 
 MANIFEST = "score.json"
+MOST_MANIFEST = 2**20
 BATCH = 64  # histories computed at a time
 _OBJECTS, _ROWS = b"skyheed_objects", b"skyheed_rows"  # keys of a part's metadata: what it was made of, what it has
 
@@ -309,7 +311,7 @@ def _claim(output: Path, manifest: Manifest) -> None:
 
 def _manifest(output: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((output / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        found: dict[str, Any] = json.loads(read_file(output / MANIFEST, MOST_MANIFEST, ModelError))
+    except (ModelError, ValueError) as error:
         raise ModelError(f"{output} holds no {MANIFEST}: run `skyheed score` into it first") from error
     return found

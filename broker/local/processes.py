@@ -6,6 +6,7 @@ the servers. If the parent is killed, `keeper` does it.
 """
 
 import contextlib
+import os
 import secrets
 import signal
 import subprocess
@@ -87,7 +88,8 @@ class Daemon:
     ) -> None:
         self.verb = verb
         self.log_file = log_file
-        self._log: IO[bytes] = log_file.open("ab")
+        # private, because the folder may be the user's and open to others
+        self._log: IO[bytes] = os.fdopen(os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
         # -P: a folder named broker or classifier where the user stands is none of ours
         with undisturbed():
             self.process = subprocess.Popen(

@@ -30,8 +30,8 @@ def run(
         settings: servers named there are used, the others are started here.
         settings_path: the configuration file, handed on to the daemons.
         models: of the command line; those of the configuration file come with it.
-        data: folder for the embedded Valkey's state and the logs, readable by us alone if it is made here; a temporary
-            one by default, which is removed at the end.
+        data: folder for the embedded Valkey's state and the logs; made here, it is readable by us alone; one that was
+            there keeps its mode, and only what we write into it is private. Without it a temporary one.
         serve: the page, too.
 
     Raises:

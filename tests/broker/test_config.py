@@ -1,5 +1,7 @@
 """Settings: strength of the sources, clear refusals, no secrets in sight."""
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -236,3 +238,31 @@ def test_a_url_without_a_password_is_shown_as_it_is() -> None:
     for url in ("redis://host:1/0", "rediss://me@host:1/0", "unix:///run/valkey.sock?db=1", "host:9092,other:9092"):
         assert config.redacted_url(url) == url
     assert config.redacted_url("redis://host/0?password=pw&db=1") == "redis://host/0?password=***&db=1"
+
+
+@pytest.mark.parametrize("what", ["settings", "secret"])
+def test_a_configuration_or_secret_that_never_comes_or_never_ends_is_one_sentence(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> None:
+        if what == "settings":
+            config.load(path, environ={})
+        else:
+            config.read_secret(path, "--token-file")
+
+    monkeypatch.setattr(config, "PIPE_S", 0.2)
+    silent = tmp_path / "pipe"
+    os.mkfifo(silent)
+    holder = os.open(silent, os.O_RDWR)  # a writer that says nothing
+    with pytest.raises(ConfigError, match="nothing came from it"):
+        read(silent)
+    os.close(holder)
+    with pytest.raises(ConfigError):
+        read(Path("/dev/zero"))
+
+
+def test_a_secret_may_come_through_a_pipe() -> None:
+    reading, writing = os.pipe()
+    threading.Timer(0.3, lambda: (os.write(writing, b"s3cret"), os.write(writing, b"\n"), os.close(writing))).start()
+    assert config.read_secret(Path(f"/dev/fd/{reading}"), "--token-file") == "s3cret"
+    os.close(reading)

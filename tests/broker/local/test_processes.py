@@ -15,7 +15,8 @@ from process_tools import Program, until
 from stream_tools import sdss_alert
 
 from skyheed.broker import cli
-from skyheed.broker.local import embedded
+from skyheed.broker.local import embedded, up
+from skyheed.broker.local import processes as stack
 from skyheed.classifier import keeper
 
 pytestmark = [
@@ -287,3 +288,15 @@ def test_every_verb_is_looked_at_here() -> None:
     short |= {"backfill", "few-shot", "forward", "score"}  # one process without a folder
     here = {"archive", "demo", "ingest", "replay", "serve", "subscribe", "up", "work"}
     assert set(cli.skyheed.list_commands(click.Context(cli.skyheed))) == short | here
+
+
+def test_an_existing_folder_keeps_its_mode_and_what_is_written_into_it_is_private(tmp_path: Path) -> None:
+    shared, new = tmp_path / "shared", tmp_path / "new"
+    shared.mkdir(mode=0o755)
+    for folder, mode in ((shared, 0o755), (new, 0o700)):
+        with up._folder(str(folder)) as found:
+            assert found.stat().st_mode & 0o777 == mode
+            daemon = stack.Daemon("check", ["--help"], found / "ingest.log")
+            daemon.process.wait(60)
+            daemon.stop()
+            assert (found / "ingest.log").stat().st_mode & 0o777 == 0o600
