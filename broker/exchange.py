@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from skyheed.broker import app, backfill, forward, metrics, providers, sinks
 from skyheed.broker import waiting as patience
 from skyheed.broker.errors import ConfigError
+from skyheed.broker.filmstrip import FilmStrips
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.packets.container import Decoder
 from skyheed.broker.packets.reader import PacketReader
@@ -28,6 +29,8 @@ def run_forward(
     if topic == refused and not (drain or dry_run):
         raise ConfigError(f"{topic} is where forward puts what the host refuses, again and again: read it with --drain")
     sink = sinks.load(name, table_options(settings.sinks, name, {"token": own.token, "secret": own.secret}))
+    if isinstance(sink, sinks.Illustrated) and sink.wants_strips and not dry_run:
+        sink.strips = FilmStrips(app.read_store(settings)[0])
     group = None if dry_run else own.group or f"skyheed-forward-{name}"
     servers = settings.kafka["bootstrap.servers"]
     with (

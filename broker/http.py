@@ -33,6 +33,14 @@ class Refusal(Exception):
         self.status = status
 
 
+class Unwelcome(ServiceError):
+    """The host refuses us, or what we ask of it: status 401 or 403."""
+
+    def __init__(self, sentence: str, status: int, words: str) -> None:
+        super().__init__(sentence)
+        self.status, self.words = status, words
+
+
 class Host:
     """Requests to one host.
 
@@ -50,6 +58,7 @@ class Host:
         parts = urlsplit(self._base)
         self.where = f"{parts.scheme}://{parts.netloc}"
         self._client = _client({**_sendable(headers or {}, name), "Accept-Encoding": "identity"}, name)
+        self._secrets = [value.split()[-1] for value in (headers or {}).values() if value.strip()]
         self._not_before = 0.0  # the host asked us to wait until then
 
     def get(self, path: str) -> Any:
@@ -64,6 +73,10 @@ class Host:
         """The JSON answer to a PUT of JSON; errors as `ask`."""
         return self.ask("PUT", path, content)
 
+    def delete(self, path: str) -> Any:
+        """The JSON answer to a DELETE; errors as `ask`."""
+        return self.ask("DELETE", path)
+
     def ask(
         self, method: str, path: str, content: Any = None, *, body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
@@ -77,7 +90,7 @@ class Host:
         Raises:
             Refusal: the host will not take this.
             ServiceUnavailable: it is away, busy, or wants us to wait.
-            ServiceError: it refuses us.
+            ServiceError: it refuses us (`Unwelcome` with 401 and 403).
         """
         if content is not None:
             body, headers = json.dumps(content, allow_nan=False).encode(), {"Content-Type": "application/json"}
@@ -119,11 +132,20 @@ class Host:
             wait = _retry_after(response.headers.get("Retry-After", ""))
             self._not_before = time.monotonic() + wait
             raise self._away(f"it answers {status} and is asked again in {wait:.0f} s")
+        words = self._words(found)
         if status in (401, 403):
-            raise ServiceError(f"{self.name} at {self.where} refuses us ({status}): check {self.name}.token")
+            said = f"{self.name} at {self.where} refuses us ({status} {words}): check {self.name}.token"
+            raise Unwelcome(said, status, words)
         if status < 400:
             raise ServiceError(f"{self.name} at {self.where} redirects: write the final URL into {self.name}.url")
-        raise Refusal(status, printable(f"{status} {_words(found.decode('utf-8', 'replace'))}")[:MOST_WORDS])
+        raise Refusal(status, f"{status} {words}"[:MOST_WORDS])
+
+    def _words(self, found: bytes) -> str:
+        """What the host says, without our token, which some repeat."""
+        words = _words(found.decode("utf-8", "replace"))
+        for secret in self._secrets:
+            words = words.replace(secret, "…")
+        return printable(words)[:MOST_WORDS]
 
     def _away(self, why: str) -> ServiceUnavailable:
         return ServiceUnavailable(f"{self.name} at {self.where}: {why}", self.name)

@@ -58,7 +58,7 @@ def standing(rule: Callable[[Request], Reply]) -> Iterator[Stand]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PUT = answer
+        do_GET = do_POST = do_PUT = do_DELETE = answer
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -108,12 +108,18 @@ class LasairRules:
 
 
 class SkyPortalRules:
-    """SkyPortal: sources, one annotation for each origin, any number of classifications of a taxonomy's classes."""
+    """SkyPortal: sources, one annotation for each origin, any number of classifications of a taxonomy's classes, and
+    analyses that can be added and deleted but not changed, at most `most_analyses` of a source."""
+
+    most_analyses = 50
+    service = 7
 
     def __init__(self, sources: set[str], classes: set[str], token: str = "t0ken") -> None:
         self.sources, self.classes, self.token = sources, classes, token
         self.annotations: dict[int, dict[str, Any]] = {}
         self.classifications: dict[int, dict[str, Any]] = {}
+        self.analyses: dict[int, dict[str, Any]] = {}
+        self.services: dict[int, dict[str, Any]] = {7: {"upload_only": True}, 8: {"upload_only": False}}
         self._number = 0
 
     def __call__(self, request: Request) -> Reply:
@@ -125,6 +131,11 @@ class SkyPortalRules:
         return status, said
 
     def _route(self, request: Request, parts: list[str]) -> Reply:
+        if parts[0] == "analysis_service":
+            found = self.services.get(int(parts[1]))
+            return (200, found) if found else (403, "Cannot access this Analysis Service.")
+        if parts[0] == "obj":
+            return self._analysis(request, parts[1:])
         if parts[0] == "sources" and parts[1] not in self.sources:
             return 400, "Source not found"
         if parts[0] == "sources" and parts[2:3] == ["annotations"]:
@@ -151,6 +162,29 @@ class SkyPortalRules:
         if not 0 <= content["probability"] <= 1:
             return 400, "That probability is outside the allowable range (0-1)."
         return self._keep(self.classifications, content, number)
+
+    def _analysis(self, request: Request, parts: list[str]) -> Reply:
+        if parts[0] == "analysis" and request.method == "DELETE":
+            return (200, {}) if self.analyses.pop(int(parts[1]), None) else (403, "Cannot access this Analysis.")
+        if parts[0] == "analysis":
+            asked = dict(parse_qsl(urlsplit(request.path).query))
+            if set(asked) != {"objID", "analysisServiceID"}:
+                return 400, f"unexpected {sorted(asked)}"
+            # as theirs: of objects whose names contain this one
+            rows = [row for row in self.analyses.values() if asked["objID"] in row["obj_id"]]
+            return 200, [row for row in rows if row["analysis_service_id"] == int(asked["analysisServiceID"])]
+        return self._upload(request.content, parts[0], int(parts[2]))
+
+    def _upload(self, content: dict[str, Any], source: str, service: int) -> Reply:
+        known = {"status", "message", "show_parameters", "show_plots", "show_corner", "group_ids", "analysis"}
+        if unknown := set(content) - known or set(content["analysis"]) - {"plots", "results", "inference_data"}:
+            return 400, f"unexpected fields {sorted(unknown)}"
+        if not self.services.get(service, {}).get("upload_only"):
+            return 403, f"Analysis Service ID: {service} is not of type upload_only."
+        if len([row for row in self.analyses.values() if row["obj_id"] == source]) >= self.most_analyses:
+            return 403, "You have reached the maximum number of analyses for this object."
+        row = {"obj_id": source, "analysis_service_id": service, "status_message": content["message"], **content}
+        return self._keep(self.analyses, row, [])
 
     def _keep(self, table: dict[int, dict[str, Any]], content: dict[str, Any], number: list[str]) -> Reply:
         if number and int(number[0]) not in table:

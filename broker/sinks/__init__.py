@@ -7,8 +7,9 @@ the host in the same state when it sends the same classification again: forwardi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from skyheed.broker.filmstrip import FilmStrips
 from skyheed.broker.options import plugin, plugins
 from skyheed.broker.results.record import Classification
 
@@ -64,6 +65,21 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Let go of the host."""
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """A sink that can show the film strip of an object; it gets `strips` when it wants them.
+
+    Attributes:
+        wants_strips: whether its settings ask for them.
+        strips: None where there is no Redis to read histories from.
+    """
+
+    strips: FilmStrips | None
+
+    @property
+    def wants_strips(self) -> bool: ...
 
 
 def names() -> list[str]:

@@ -1,20 +1,27 @@
-"""SkyPortal and Fritz: a classification and an annotation on sources that are saved there.
+"""SkyPortal and Fritz: a classification, an annotation and an analysis with the film strip on sources saved there.
 
 The API allows one annotation for each origin, and any number of classifications: we look for ours (by origin) and
-change it, so that sending again changes nothing (skyportal/handlers/api/classification.py, annotation.py).
+change it, so that sending again changes nothing (skyportal/handlers/api/classification.py, annotation.py). Analyses
+cannot be changed, and a source has at most 50 of one author (analysis.py, as of 8bd346c): the new one is uploaded, then
+ours before it is deleted; one of the same classification that is there already stays.
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from skyheed.broker.errors import ConfigError
-from skyheed.broker.http import Host, Refusal
+from skyheed.broker.filmstrip import FilmStrips
+from skyheed.broker.http import Host, Refusal, Unwelcome
 from skyheed.broker.options import required, take
 from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import DELIVERED, FILTERED, Answer, Payload, refused
 
-OPTIONS = {"url": "", "token": "", "taxonomy_id": "", "group_ids": "", "classes": "", "origin": "skyheed"}
+OPTIONS = {
+    "url": "", "token": "", "taxonomy_id": "", "group_ids": "", "classes": "", "origin": "skyheed",
+    "analysis_service_id": "",
+}  # fmt: skip
 NOT_THERE = (400, 404)  # what it answers for an object that nobody saved
 
 
@@ -22,7 +29,11 @@ class SkyPortal:
     """`skyheed forward --to skyportal`.
 
     Options: url, token, taxonomy_id (there), classes ("SNIa=Ia, SNOther=Supernova, …": ours = theirs; others are
-    annotated but not classified), group_ids ("1,5"; all of the token's otherwise), origin.
+    annotated but not classified), group_ids ("1,5"; all of the token's otherwise), origin, analysis_service_id (of an
+    upload-only analysis service there: sources get an analysis with the film strip).
+
+    Attributes:
+        strips: draws film strips; None where there is no Redis to read histories from.
     """
 
     batch = 1
@@ -38,10 +49,19 @@ class SkyPortal:
         if self._classes and self._taxonomy is None:
             raise ConfigError("sinks.skyportal.classes needs taxonomy_id, the taxonomy that those classes are of")
         self._origin = given["origin"]
+        service = given["analysis_service_id"]
+        self._service = _number(service, "analysis_service_id") if service else None
+        self._service_checked = False
+        self.strips: FilmStrips | None = None
         self._host = Host("sinks.skyportal", url, {"Authorization": f"token {token}"})
 
+    @property
+    def wants_strips(self) -> bool:
+        """Whether the settings ask for film strips."""
+        return self._service is not None
+
     def payload(self, record: Classification) -> Payload | None:
-        """The annotation, and the classification where our top class has a name there."""
+        """The annotation, the classification where our top class has a name there, and the analysis if wanted."""
         if not record.probabilities:
             return None
         origin = f"{self._origin}:{record.model or record.provenance.model_name}"
@@ -54,6 +74,9 @@ class SkyPortal:
                 "obj_id": record.object_id, "classification": theirs, "taxonomy_id": self._taxonomy,
                 "probability": record.top_probability, "origin": origin, "ml": True, "group_ids": self._groups,
             }  # fmt: skip
+        if self.wants_strips:
+            found["analysis"] = _analysis(record, origin) | {"group_ids": self._groups}
+            found["sources"] = list(record.sources)
         return found
 
     def send(self, payloads: Sequence[Payload]) -> list[Answer]:
@@ -72,6 +95,8 @@ class SkyPortal:
             self._put(payload["annotation"], f"{source}/annotations", f"{source}/annotations")
             if "classification" in payload:
                 self._put(payload["classification"], f"{source}/classifications", "/api/classification")
+            if "analysis" in payload:
+                self._show(payload)
         except Refusal as refusal:
             return refused(str(refusal))
         return DELIVERED
@@ -84,6 +109,78 @@ class SkyPortal:
             self._host.put(f"{posted}/{there[0]['id']}", content)
         else:
             self._host.post(posted, content)
+
+    def _show(self, payload: Payload) -> None:
+        """Upload the analysis unless it is there, and delete ours of before."""
+        self._check_service()
+        name, analysis = payload["obj_id"], payload["analysis"]
+        asked = urlencode({"objID": name, "analysisServiceID": self._service})
+        mark = f"{payload['annotation']['origin']} "
+        ours = [
+            row for row in _data_of(self._host.get(f"/api/obj/analysis?{asked}"))
+            if row.get("obj_id") == name and str(row.get("status_message")).startswith(mark)
+        ]  # fmt: skip
+        same = [row for row in ours if row["status_message"] == analysis["message"]]
+        if not same:
+            self._upload(name, self._with_strip(payload))
+        for row in ours:
+            if row not in same[:1]:
+                self._host.delete(f"/api/obj/analysis/{row['id']}")
+
+    def _upload(self, name: str, analysis: Mapping[str, Any]) -> None:
+        content = {key: value for key, value in analysis.items() if key != "group_ids" or value}
+        try:
+            self._host.post(f"/api/obj/{quote(name, safe='')}/analysis_upload/{self._service}", content)
+        except Unwelcome as error:  # also where the source has as many analyses as it may
+            if error.status != 403:
+                raise
+            raise Refusal(error.status, f"{error.status} {error.words}") from error
+
+    def _with_strip(self, payload: Payload) -> dict[str, Any]:
+        analysis, strips = dict(payload["analysis"]), self.strips
+        picture = strips.of(payload["obj_id"], payload["sources"], analysis["message"]) if strips else None
+        if picture:
+            plot = {"format": "png", "data": base64.b64encode(picture).decode()}
+            analysis["analysis"] = {**analysis["analysis"], "plots": [plot]}
+        return analysis
+
+    def _check_service(self) -> None:
+        if self._service_checked:
+            return
+        try:
+            service = _envelope(self._host.get(f"/api/analysis_service/{self._service}"))
+        except Refusal as refusal:
+            raise ConfigError(f"sinks.skyportal.analysis_service_id = {self._service}: {refusal}") from refusal
+        if not service.get("upload_only"):
+            raise ConfigError(
+                f"sinks.skyportal.analysis_service_id: service {self._service} is not upload_only; make one that is"
+            )
+        self._service_checked = True
+
+
+def _analysis(record: Classification, origin: str) -> dict[str, Any]:
+    """An analysis as doc/analysis.md there says, but for its picture."""
+    results = {
+        "external_provenance": {
+            "hash": record.provenance.weights_digest,
+            "model": f"{record.provenance.model_name} {record.provenance.model_version}",
+            "classification_id": record.classification_id,
+        },
+        "classification": record.top_class,
+        "classification_proba": record.top_probability,
+        "probabilities": record.probability_of,
+        "stamps": record.n_stamps,
+        "days": round(record.days_since_first, 3),
+    }
+    words = f"{record.top_class} {record.top_probability:.2f} from {record.n_stamps} stamps"
+    return {
+        "status": "success",
+        "message": f"{origin} {words} [{record.classification_id}]",
+        "show_parameters": False,
+        "show_plots": True,
+        "show_corner": False,
+        "analysis": {"results": {"format": "json", "data": results}},
+    }
 
 
 def _data(record: Classification) -> dict[str, Any]:
@@ -104,6 +201,12 @@ def _data_of(answer: Any) -> list[dict[str, Any]]:
     data = answer.get("data") if isinstance(answer, dict) else None
     rows = data if isinstance(data, list) else []
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), int)]
+
+
+def _envelope(answer: Any) -> dict[str, Any]:
+    """The one thing in that envelope."""
+    data = answer.get("data") if isinstance(answer, dict) else None
+    return data if isinstance(data, dict) else {}
 
 
 def _number(text: str, name: str) -> int:

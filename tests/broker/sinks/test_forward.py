@@ -1,5 +1,6 @@
 """`skyheed forward` through Kafka: its books, what is refused, kill -9 in the middle."""
 
+import base64
 import json
 import threading
 import time
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from host_tools import LasairRules, Reply, Request, standing
+from host_tools import LasairRules, Reply, Request, SkyPortalRules, standing
 from process_tools import Program, until
+from state_tools import deliveries, observation
 from test_subscribe import QUICK, Topic, declined, record
 
 from skyheed.broker.cli import skyheed
@@ -18,6 +20,8 @@ from skyheed.broker.forward import Rate
 from skyheed.broker.kafka.client import ensure_topics
 from skyheed.broker.local import embedded
 from skyheed.broker.results.record import Classification
+from skyheed.broker.state import client as state
+from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.subscribe import Subscriber
 
 pytestmark = pytest.mark.kafka
@@ -134,6 +138,45 @@ def test_a_killed_forward_loses_nothing_and_leaves_nothing_twice(topic: Topic, t
         forward(config, topic, "lasair")
     assert {name for name, _ in rules.kept} == {f"object-{i}" for i in range(24)}
     assert not refused_of(topic, "lasair")
+
+
+@pytest.mark.redis
+def test_a_killed_forward_leaves_one_analysis_with_its_strip_on_every_source(
+    topic: Topic, valkey: embedded.Server, tmp_path: Path
+) -> None:
+    found = [record(i) for i in range(8)]
+    store = SequenceStore(state.connect(valkey.url), "ztf")
+    seen = [observation(one.object_id, source, 59_000.0 + n) for one in found for n, source in enumerate(one.sources)]
+    store.store(deliveries(seen))
+    topic.publish(*found)
+    rules, slow = SkyPortalRules({one.object_id for one in found}, {"Ia"}), threading.Event()
+    slow.set()
+
+    def unhurried(request: Request) -> Reply:
+        if slow.is_set():
+            time.sleep(0.05)
+        return rules(request)
+
+    options = {"token": "t0ken", "taxonomy_id": "3", "classes": "SNIa=Ia", "analysis_service_id": "7"}
+    with standing(unhurried) as host:
+        config = settings(tmp_path, topic, "skyportal", url=host.url, **options)
+        with Path(config).open("a") as file:
+            file.write(f'\n[redis]\nurl = "{valkey.url}"\n')
+        for part in ("first", "second"):
+            words = ("forward", "--config", config, "--to", "skyportal", "--topic", topic.name, "--rate", "1000")
+            before = len(rules.analyses)
+            program = Program(tmp_path / part, *words)
+            until(lambda before=before: len(rules.analyses) > before, 60, "an analysis")  # type: ignore[misc]
+            program.process.kill()
+            program.process.wait()
+        slow.clear()
+        forward(config, topic, "skyportal", "--rate", "1000")
+    names = sorted(one.object_id for one in found)
+    for kept in (rules.analyses, rules.annotations, rules.classifications):
+        assert sorted(row["obj_id"] for row in kept.values()) == names
+    pictures = [base64.b64decode(row["analysis"]["plots"][0]["data"]) for row in rules.analyses.values()]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert not refused_of(topic, "skyportal")
 
 
 def test_hop_client_reads_what_hop_was_sent(topic: Topic, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What each host is sent, and what becomes of its answers."""
 
+import base64
 import hashlib
 import hmac
 import json
@@ -167,6 +168,86 @@ def test_a_class_that_the_taxonomy_lacks_is_refused_in_its_words_and_one_without
 def test_options_that_cannot_work_are_refused(option: str, value: str) -> None:
     with pytest.raises(ConfigError, match=option):
         skyportal("http://127.0.0.1:1", **{option: value})
+
+
+class Drawn:
+    """Stands in for strips of histories in Redis."""
+
+    def of(self, object_id: str, sources: Any, title: str) -> bytes | None:
+        return None if object_id == "forgotten" else f"{object_id} {sorted(sources)} {title}".encode()
+
+
+def analyst(url: str, **options: str) -> SkyPortal:
+    sink = skyportal(url, analysis_service_id="7", **options)
+    assert isinstance(sink, sinks.Illustrated)
+    assert sink.wants_strips
+    sink.strips = Drawn()  # type: ignore[assignment]
+    return sink
+
+
+def test_skyportal_has_one_analysis_with_the_strip_of_the_newest_classification() -> None:
+    rules = SkyPortalRules({"ZTF18abc", "ZTF18abcd"}, {"Ia", "AGN"})
+    with standing(rules) as host:
+        sink = analyst(host.url)
+        for _ in range(2):
+            assert send(sink, record(), record("ZTF18abcd")) == ["delivered"] * 2
+        uploads = [request for request in host.asked if "analysis_upload" in request.path]
+        assert len(uploads) == 2  # a repeat uploads nothing
+        others = {"obj_id": "ZTF18abc", "analysis_service_id": 7, "status_message": "of somebody else", "id": 99}
+        rules.analyses[99] = others
+        newer = record(revision=8, answer=[("AGN", 2332, 0.9), ("SNIa", 2222, 0.1)])
+        newer = replace(newer, classification_id="newer")
+        assert send(sink, newer) == ["delivered"]
+    assert rules.analyses.pop(99) == others
+    kept = {row["obj_id"]: row for row in rules.analyses.values()}
+    assert len(rules.analyses) == len(kept) == 2
+    [plot] = kept["ZTF18abc"]["analysis"]["plots"]
+    assert plot["format"] == "png"
+    drawn = base64.b64decode(plot["data"]).decode()
+    assert drawn == f"ZTF18abc {sorted(newer.sources)} {kept['ZTF18abc']['status_message']}"
+    results = kept["ZTF18abc"]["analysis"]["results"]
+    assert (results["format"], results["data"]["classification"]) == ("json", "AGN")
+    assert results["data"]["external_provenance"]["classification_id"] == "newer"
+
+
+def test_what_a_killed_forward_left_twice_is_mended() -> None:
+    """Killed between the upload and the deletions, the next run finds both."""
+    rules = SkyPortalRules({"ZTF18abc"}, {"Ia"})
+    with standing(rules) as host:
+        assert send(analyst(host.url), record()) == ["delivered"]
+        [row] = rules.analyses.values()
+        rules.analyses |= {77: {**row, "id": 77}, 78: {**row, "id": 78, "status_message": "skyheed:ConvEntion old"}}
+        assert send(analyst(host.url), record()) == ["delivered"]
+    assert list(rules.analyses.values()) == [row]
+
+
+def test_an_analysis_without_a_history_has_no_picture_and_one_too_many_is_refused() -> None:
+    rules = SkyPortalRules({"forgotten", "full"}, {"Ia"})
+    rules.most_analyses = 1
+    with standing(rules) as host:
+        sink = analyst(host.url)
+        assert send(sink, record("forgotten")) == ["delivered"]
+        rules.analyses[99] = {"obj_id": "full", "analysis_service_id": 7, "status_message": "mine", "id": 99}
+        [answer] = sink.send([sink.payload(record("full"))])
+    assert (answer.outcome, answer.words) == (
+        "refused", "403 You have reached the maximum number of analyses for this object.",
+    )  # fmt: skip
+    assert "plots" not in next(iter(rules.analyses.values()))["analysis"]
+
+
+@pytest.mark.parametrize(("service", "words"), [("8", "is not upload_only"), ("9", "Cannot access")])
+def test_an_analysis_service_that_cannot_work_stops_the_start(service: str, words: str) -> None:
+    with standing(SkyPortalRules({"ZTF18abc"}, {"Ia"})) as host:
+        sink = skyportal(host.url, analysis_service_id=service)
+        with pytest.raises((ConfigError, ServiceError), match=words):
+            send(sink, record())
+
+
+def test_a_host_that_repeats_our_token_does_not_bring_it_into_an_error() -> None:
+    rule = lambda _: (401, {"message": "no user has token t0ken"})  # noqa: E731
+    with standing(rule) as host, pytest.raises(ServiceError, match="401 no user has token …") as error:
+        send(skyportal(host.url), record())
+    assert "t0ken" not in str(error.value)
 
 
 # --- webhook --------------------------------------------------------------------------------------------------------
