@@ -20,13 +20,13 @@ from confluent_kafka import Message
 
 from skyheed.broker.errors import PacketError, SkipPacket
 from skyheed.broker.forward import Rate
-from skyheed.broker.http import Refusal
+from skyheed.broker.http import Broken, Refusal
 from skyheed.broker.kafka.client import AlertConsumer, Publisher
 from skyheed.broker.lately import Lately
 from skyheed.broker.metrics import BackfillMetrics
 from skyheed.broker.packets.reader import PacketReader
 from skyheed.broker.packets.surveys.earlier import NamesEarlier
-from skyheed.broker.providers import Provider
+from skyheed.broker.providers import AsksAhead, Provider, cost
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.waiting import Meanwhile, apart, patiently
 from skyheed.classifier.names import printable
@@ -34,6 +34,7 @@ from skyheed.classifier.names import printable
 log = logging.getLogger("skyheed.backfill")
 BATCH, WAIT_S = 100, 0.5
 BATCH_BYTES = 16 * 2**20  # read at a time, and the messages of one fetch more
+TRIES = 5  # of a detection at which the provider fails (500); one that is away is waited for
 REMEMBERED = 200_000  # detections that were asked for lately
 
 
@@ -101,13 +102,17 @@ class Backfill:
             wanted = [n for n in newest if self.asked.get(object_id, str(n)) is None]
             if wanted:
                 kept = patiently(lambda name=object_id: self.store.sources(name), stop, look)  # type: ignore[misc]
-                yield from ((object_id, n) for n in wanted if n not in kept)
+                missing = [n for n in wanted if n not in kept]
+                if isinstance(self.provider, AsksAhead):
+                    self.provider.expect(object_id, missing)
+                yield from ((object_id, n) for n in missing)
 
     def _fetch(self, object_id: str, source_id: int, stop: threading.Event, look: Meanwhile) -> str:
         """Ask for one detection and publish its packet; what became of it."""
-        self.rate.pause(1, stop, look)
+        self.rate.pause(cost(self.provider), stop, look)
+        ask = self._asking(object_id, source_id)
         try:
-            packet = patiently(lambda: apart(lambda: self.provider.packet(object_id, source_id), look), stop, look)
+            packet = patiently(lambda: apart(ask, look), stop, look)
         except Refusal as refusal:
             log.warning("%s refuses detection %d: %s", type(self.provider).__name__, source_id, refusal)
             return "refused"
@@ -118,6 +123,22 @@ class Backfill:
             return "wrong"
         patiently(lambda: self.publisher.publish_all([(self.topic, None, packet, None)], look), stop, look)
         return "fetched"
+
+    def _asking(self, object_id: str, source_id: int) -> Callable[[], bytes | None]:
+        """Asks for one detection; one at which the provider fails again and again is given up."""
+        left = TRIES
+
+        def ask() -> bytes | None:
+            nonlocal left
+            try:
+                return self.provider.packet(object_id, source_id)
+            except Broken as error:
+                left -= 1
+                if not left:
+                    raise Refusal(500, f"it failed {TRIES} times at this one") from error
+                raise
+
+        return ask
 
     def _fault(self, packet: bytes, object_id: str, source_id: int, look: Meanwhile) -> str:
         """What is wrong with a packet that came for a detection; empty if it is the right one and whole."""

@@ -33,6 +33,10 @@ class Refusal(Exception):
         self.status = status
 
 
+class Broken(ServiceUnavailable):
+    """The host failed at this request (status 500): it may be the host, or what was asked."""
+
+
 class Unwelcome(ServiceError):
     """The host refuses us, or what we ask of it: status 401 or 403."""
 
@@ -89,16 +93,21 @@ class Host:
 
         Raises:
             Refusal: the host will not take this.
-            ServiceUnavailable: it is away, busy, or wants us to wait.
+            ServiceUnavailable: it is away, busy, or wants us to wait (`Broken` with 500).
             ServiceError: it refuses us (`Unwelcome` with 401 and 403).
         """
         if content is not None:
             body, headers = json.dumps(content, allow_nan=False).encode(), {"Content-Type": "application/json"}
         return _json_or_text(self._exchange(method, path, body, headers or {}).decode("utf-8", "replace"))
 
-    def fetch(self, path: str) -> bytes:
-        """The bytes of the answer to a GET; errors as `ask`, and `Refusal` where there are more than `MOST_BYTES`."""
-        found = self._exchange("GET", path, None, {})
+    def fetch(self, path: str, content: Any = None) -> bytes:
+        """The bytes of the answer to a GET, or to a POST of JSON; errors as `ask`, and `Refusal` where there are more
+        than `MOST_BYTES`."""
+        if content is None:
+            found = self._exchange("GET", path, None, {})
+        else:
+            body = json.dumps(content, allow_nan=False).encode()
+            found = self._exchange("POST", path, body, {"Content-Type": "application/json"})
         if len(found) > MOST_BYTES:
             raise Refusal(200, f"an answer of more than {MOST_BYTES} bytes")
         return found
@@ -131,7 +140,8 @@ class Host:
         if status == 429 or status >= 500:
             wait = _retry_after(response.headers.get("Retry-After", ""))
             self._not_before = time.monotonic() + wait
-            raise self._away(f"it answers {status} and is asked again in {wait:.0f} s")
+            away = self._away(f"it answers {status} and is asked again in {wait:.0f} s")
+            raise Broken(str(away), self.name) if status == 500 else away
         words = self._words(found)
         if status in (401, 403):
             said = f"{self.name} at {self.where} refuses us ({status} {words}): check {self.name}.token"

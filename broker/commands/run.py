@@ -212,7 +212,7 @@ def redrive(reason: str | None, **given: Any) -> None:
 
 
 @click.command()
-@options("config", "survey", "kafka")
+@options("config", "survey", "kafka", "redis")
 @click.option(
     "--to", "sink", required=True, metavar="SINK", help="lasair, skyportal, hop, webhook, or the name of a plug-in."
 )
@@ -245,7 +245,9 @@ def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: A
 
 @click.command()
 @options("config", "survey", "kafka", "redis")
-@click.option("--from", "provider", required=True, metavar="PROVIDER", help="alerce, rubin, or the name of a plug-in.")
+@click.option(
+    "--from", "provider", required=True, metavar="PROVIDER", help="alerce, babamul, fink, rubin, or the name of a plug-in."
+)
 @click.option("--topic", "topics", multiple=True, metavar="NAME", help="Alert topic or pattern, as for ingest.")
 @click.option("--rate", type=float, metavar="N/S", help="At most this many requests per second.")
 @click.option("--most", type=int, help="Ask for at most this many earlier detections of a packet, newest first.")

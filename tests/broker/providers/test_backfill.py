@@ -1,6 +1,7 @@
 """`skyheed backfill`: what is asked for, what of it is published, kill -9 in the middle, ingest behind it."""
 
 import io
+import threading
 import time
 import uuid
 from collections import Counter
@@ -16,10 +17,11 @@ from click.testing import CliRunner
 from host_tools import Reply, Request, standing
 from process_tools import Program, until
 from stream_tools import ingest_all, publish, raw_messages, record_of, settings_for
+from test_brokers import BabamulRules, FinkRules, kept_of
 from test_surveys import ztf_packet
 
 from skyheed.broker import app, providers
-from skyheed.broker.backfill import EarlierReader
+from skyheed.broker.backfill import TRIES, EarlierReader
 from skyheed.broker.cli import skyheed
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
 from skyheed.broker.http import Host, Refusal
@@ -74,18 +76,18 @@ def stream(kafka: embedded.Server, valkey: embedded.Server) -> Settings:
     return settings_for(kafka.address, valkey.url, "ztf", f"alerts-{uuid.uuid4().hex[:8]}")
 
 
-def written(folder: Path, settings: Settings, url: str) -> str:
+def written(folder: Path, settings: Settings, url: str, provider: str = "alerce", more: str = "") -> str:
     path = folder / "backfill.toml"
     path.write_text(
         f'survey = "ztf"\n[kafka]\n"bootstrap.servers" = "{settings.kafka["bootstrap.servers"]}"\n'
         f'[redis]\nurl = "{settings.redis.url}"\n[ingest]\ntopics = ["{settings.ingest.topics[0]}"]\n'
-        f'[backfill]\ngroup = "{uuid.uuid4().hex}"\nrate = 1000.0\n[providers.alerce]\nurl = "{url}"\n'
+        f'[backfill]\ngroup = "{uuid.uuid4().hex}"\nrate = 1000.0\n[providers.{provider}]\nurl = "{url}"\n{more}'
     )
     return str(path)
 
 
-def backfill(path: str) -> dict[str, int]:
-    words = ["backfill", "--config", path, "--from", "alerce", "--drain"]
+def backfill(path: str, provider: str = "alerce") -> dict[str, int]:
+    words = ["backfill", "--config", path, "--from", provider, "--drain"]
     ran = CliRunner().invoke(skyheed, words, catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
     return {key: int(value) for key, value in (part.split("=") for part in ran.stdout.split())}
@@ -163,6 +165,60 @@ def test_a_killed_backfill_goes_on(stream: Settings, tmp_path: Path) -> None:
         rules.delay = 0.0
         backfill(path)
     assert fetched(stream, name) == set(range(1, 13))
+
+
+@pytest.mark.parametrize("provider", ["fink-ztf", "babamul-ztf"])
+def test_a_killed_backfill_from_a_broker_leaves_every_stamp_once(
+    provider: str, stream: Settings, tmp_path: Path
+) -> None:
+    name = f"ZTF{uuid.uuid4().hex[:8]}"
+    publish(stream, stream.ingest.topics[0], [packet(name, 13, 12)])
+    ingest_all(stream)
+    kept = kept_of("ztf", [packet(name, n) for n in range(1, 13)])
+    rules = FinkRules("ztf", kept) if provider == "fink-ztf" else BabamulRules("ztf", kept)
+    slow = threading.Event()
+    slow.set()
+
+    def unhurried(request: Request) -> Reply:
+        if slow.is_set():
+            time.sleep(0.1)
+        return rules(request)
+
+    with standing(unhurried) as host:
+        path = written(tmp_path, stream, host.url, provider, 'token = "t0ken"\n' if provider == "babamul-ztf" else "")
+        program = Program(tmp_path / "first", "backfill", "--config", path, "--from", provider)
+        try:
+            until(lambda: len(fetched(stream, name)) > 2, 60, "packets")
+        finally:
+            program.process.kill()
+            program.process.wait()
+        slow.clear()
+        backfill(path, provider)
+    assert fetched(stream, name) == set(range(1, 13))
+    whole = settings_for(
+        stream.kafka["bootstrap.servers"], stream.redis.url, "ztf", stream.backfill_topic, **{"ingest.group": name}
+    )
+    ingest_all(whole)
+    sequence = app.read_store(stream)[0].sequence(name)
+    assert sequence is not None
+    assert sequence.header["source_id"].tolist() == list(range(1, 14))
+
+
+def test_a_detection_at_which_the_provider_fails_again_and_again_is_given_up(
+    stream: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skyheed.broker.http.FIRST_WAIT_S", 0.0)
+    name = f"ZTF{uuid.uuid4().hex[:8]}"
+    publish(stream, stream.ingest.topics[0], [packet(name, 4, 2)])
+    rules = AlerceRules({(name, 3): packet(name, 3)})
+
+    def broken(request: Request) -> Reply:
+        return (500, {}) if request.path.endswith("candid=2") else rules(request)
+
+    with standing(broken) as host:
+        counts = backfill(written(tmp_path, stream, host.url))
+        assert counts == {"asked": 2, "fetched": 1, "unknown": 0, "refused": 1, "wrong": 0}
+        assert len([one for one in host.asked if one.path.endswith("candid=2")]) == TRIES
 
 
 # --- providers ------------------------------------------------------------------------------------------------------

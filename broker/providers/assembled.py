@@ -1,0 +1,71 @@
+"""Packets put together from a broker's table of detections and its stamps, for those that do not keep packets.
+
+They hold what our reader schema of the survey names and the broker says, as an Avro container: they take the same way
+as packets of the survey, and lack what brokers do not repeat (the photometry of before, for one).
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import fastavro
+
+KINDS = ("Science", "Template", "Difference")
+
+
+def lsst_packet(source: Mapping[str, Any], stamps: Mapping[str, bytes]) -> bytes:
+    """A packet of one LSST detection.
+
+    Args:
+        source: columns of its diaSource, by their names in the survey's schema; those that we do not read are left out.
+        stamps: FITS files by kind, of `KINDS`.
+    """
+    own = _known(source, "lsst", "diaSource")
+    record = {"diaSource": own, "diaObject": {"diaObjectId": own.get("diaObjectId")}}
+    return _packet("lsst", record | {f"cutout{kind}": data for kind, data in stamps.items() if data})
+
+
+def ztf_packet(object_id: str, candidate: Mapping[str, Any], stamps: Mapping[str, bytes]) -> bytes:
+    """A packet of one ZTF detection; arguments as of `lsst_packet`, with the fields of `candidate`."""
+    own = _known(candidate, "ztf", "candidate")
+    record = {"objectId": object_id, "candid": own.get("candid"), "candidate": own}
+    return _packet("ztf", record | {f"cutout{kind}": {"stampData": data} for kind, data in stamps.items() if data})
+
+
+def _packet(survey: str, record: Mapping[str, Any]) -> bytes:
+    out = io.BytesIO()
+    fastavro.writer(out, fastavro.parse_schema(_schema(survey), named_schemas={}), [record])
+    return out.getvalue()
+
+
+@lru_cache(4)
+def _schema(survey: str) -> dict[str, Any]:
+    """Our reader schema; as a writer's."""
+    found: dict[str, Any] = json.loads(files("skyheed.schemas").joinpath(f"{survey}/reader.avsc").read_text())
+    return found
+
+
+def _known(values: Mapping[str, Any], survey: str, name: str) -> dict[str, Any]:
+    """The values that the schema's record of this name has fields for, whole numbers of text as numbers."""
+    [record] = [field["type"][1] for field in _schema(survey)["fields"] if field["name"] == name]
+    types = {field["name"]: field["type"] for field in record["fields"]}
+    return {key: _as(types[key], value) for key, value in values.items() if key in types}
+
+
+def _as(types: list[Any], value: Any) -> Any:
+    """A value as JSON has it, as the schema takes it; null for what it does not take."""
+    if isinstance(value, str) and "double" in types and "string" not in types:
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) and "boolean" not in types:
+        return int(value) if "long" in types else None
+    if isinstance(value, float) and "double" not in types:
+        return int(value) if "long" in types and value.is_integer() else None
+    if isinstance(value, int) and not isinstance(value, bool) and "double" in types and "long" not in types:
+        return float(value)
+    return value if isinstance(value, str | int | float) else None
