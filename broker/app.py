@@ -16,6 +16,8 @@ from skyheed.broker.ingest import Budget, Ingest, Intake
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.kafka import deadletter
 from skyheed.broker.kafka.connection import check_options
+from skyheed.broker.kafka.selection import Selection
+from skyheed.broker.nights import Night
 from skyheed.broker.packets import surveys
 from skyheed.broker.packets.container import Decoder, SchemaSource
 from skyheed.broker.packets.surveys import Survey, load_survey
@@ -68,7 +70,7 @@ def survey_of(settings: Settings) -> Survey:
         least_score=None if own.least_score < 0 else own.least_score,
         solar_system_arcsec=None if own.solar_system_arcsec < 0 else own.solar_system_arcsec,
     )  # fmt: skip
-    return load_survey(settings.survey, own.stamp or None, own.bands or None, wanted)
+    return load_survey(settings.base_survey, own.stamp or None, own.bands or None, wanted)
 
 
 def with_survey(settings: Settings) -> Settings:
@@ -188,8 +190,11 @@ def prepare_topics(settings: Settings, stop: threading.Event, more: Sequence[str
     patience.patiently(lambda: kafka.ensure_topics(settings.kafka, wanted, topics.partitions, topics.replication), stop)
 
 
-def run_ingest(settings: Settings, drain: bool) -> Counter[str]:
+def run_ingest(settings: Settings, drain: bool, night: Night | None = None) -> Counter[str]:
     """The ingest daemon.
+
+    Args:
+        night: only what has Kafka's time in it; then it ends by itself.
 
     Raises:
         SkyheedError: a setting cannot work, or a server refuses us.
@@ -207,11 +212,18 @@ def run_ingest(settings: Settings, drain: bool) -> Counter[str]:
     metrics.serve(
         measured, settings.ingest.metrics_port, settings.ingest.metrics_host
     )  # before the first wait, which must show
-    with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
+    with (
+        patience.observed(measured),
+        patience.to_the_end(drain or night is not None),
+        kafka.Publisher(settings.kafka) as publisher,
+    ):
         prepare_topics(settings, stop)
         intake = make_intake(settings, publisher)
         patience.patiently(intake.ledger.ping, stop)
-        with kafka.AlertConsumer(settings.input_options, topics, settings.ingest.group, drain=drain) as consumer:
+        window = _window(settings, topics, night, stop) if night else None
+        drain = drain or night is not None
+        group = settings.ingest.group
+        with kafka.AlertConsumer(settings.input_options, topics, group, drain=drain, window=window) as consumer:
             own, budget = settings.ingest, budget_of(settings)
             daemon = Ingest(intake, consumer, measured, own.batch_size, own.batch_wait_s, budget, own.batch_bytes)
             alive = pulse.Pulse(
@@ -220,6 +232,14 @@ def run_ingest(settings: Settings, drain: bool) -> Counter[str]:
             )  # fmt: skip
             with pulse.beating(alive):
                 return daemon.run(stop, drain)
+
+
+def _window(settings: Settings, topics: Selection, night: Night, stop: threading.Event) -> kafka.Window:
+    found = patience.patiently(
+        lambda: kafka.offsets_between(settings.input_options, topics, night.since_ms, night.until_ms), stop
+    )
+    log.info("%d offsets of that time in %d partitions", sum(end - start for start, end in found.values()), len(found))
+    return found
 
 
 def run_work(settings: Settings, drain: bool) -> Counter[str]:

@@ -22,8 +22,10 @@ from skyheed.broker.errors import PacketError, SkipPacket
 from skyheed.broker.forward import Rate
 from skyheed.broker.http import Broken, Refusal
 from skyheed.broker.kafka.client import AlertConsumer, Publisher
+from skyheed.broker.kafka.messages import headers_of
 from skyheed.broker.lately import Lately
 from skyheed.broker.metrics import BackfillMetrics
+from skyheed.broker.packets.container import Headers, with_key
 from skyheed.broker.packets.reader import PacketReader
 from skyheed.broker.packets.surveys.earlier import NamesEarlier
 from skyheed.broker.providers import AsksAhead, Provider, cost
@@ -96,7 +98,7 @@ class Backfill:
 
     def _missing(self, message: Message, stop: threading.Event, look: Meanwhile) -> Iterator[tuple[str, int]]:
         """Detections that a packet names, that Redis does not hold, and that were not asked for lately."""
-        for object_id, sources in self.earlier.of(message.value()):
+        for object_id, sources in self.earlier.of(message.value(), with_key(headers_of(message), message.key())):
             look()
             newest = dict.fromkeys(sources[-self.most :])
             wanted = [n for n in newest if self.asked.get(object_id, str(n)) is None]
@@ -156,13 +158,13 @@ class Backfill:
 class EarlierReader:
     """Reads which earlier detections a packet names; what cannot be read names none, ingest says why."""
 
-    def __init__(self, survey: NamesEarlier, decode: Callable[[bytes], Sequence[Mapping[str, Any]]]) -> None:
+    def __init__(self, survey: NamesEarlier, decode: Callable[[bytes, Headers], Sequence[Mapping[str, Any]]]) -> None:
         self._survey, self._decode = survey, decode
 
-    def of(self, value: bytes | None) -> Iterator[tuple[str, list[int]]]:
+    def of(self, value: bytes | None, headers: Headers = ()) -> Iterator[tuple[str, list[int]]]:
         """(object, its earlier detections in the order of time) for each record of a message."""
         try:
-            records = self._decode(value) if value else ()
+            records = self._decode(value, headers) if value else ()
             named = [self._survey.earlier(record) for record in records]
         except PacketError:
             return

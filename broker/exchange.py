@@ -65,8 +65,10 @@ def run_backfill(settings: Settings, name: str, drain: bool) -> Counter[str]:
     provider = providers.load(name, table_options(settings.providers, name, {"token": own.token}))
     measured = metrics.BackfillMetrics(settings.survey, name)
     metrics.serve(measured, own.metrics_port, own.metrics_host)
-    if provider.survey != settings.survey:
-        raise ConfigError(f"{name} has packets of {provider.survey}, not of {settings.survey}: choose another provider")
+    if provider.survey != settings.base_survey:
+        raise ConfigError(
+            f"{name} has packets of {provider.survey}, not of {settings.base_survey}: choose another provider"
+        )
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(provider))
         stack.enter_context(patience.observed(measured))

@@ -129,7 +129,7 @@ def _schema(settings: Settings) -> Line:
 def _model(settings: Settings) -> Line:
     from skyheed.classifier.models.checkpoint import describe
 
-    asked = [describe(m.model or settings.survey, settings.survey, m.prior) for m in settings.models]
+    asked = [describe(m.model or settings.base_survey, settings.base_survey, m.prior) for m in settings.models]
     sentence = "; ".join(asked)
     if importlib.util.find_spec("torch") is None:
         return Line("model", True, f"{sentence}; this machine has no torch, so no worker can run here")

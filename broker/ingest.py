@@ -29,6 +29,7 @@ from skyheed.broker.kafka.messages import headers_of
 from skyheed.broker.logs import event
 from skyheed.broker.metrics import IngestMetrics
 from skyheed.broker.observation import Observation
+from skyheed.broker.packets.container import with_key
 from skyheed.broker.packets.reader import Begun, Decodes, PacketReader
 from skyheed.broker.packets.stamps import Waiting
 from skyheed.broker.packets.surveys import Survey
@@ -122,7 +123,14 @@ class Intake:
             try:
                 meanwhile()
                 with sorting.judging(keyed):
-                    begun.append((keyed, self.reader.begin(message.value(), headers_of(message), meanwhile, waiting)))
+                    begun.append(
+                        (
+                            keyed,
+                            self.reader.begin(
+                                message.value(), with_key(headers_of(message), message.key()), meanwhile, waiting
+                            ),
+                        )
+                    )
                     records += len(begun[-1][1])
             except Stopped:  # nothing is known of this message
                 break

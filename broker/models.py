@@ -56,7 +56,7 @@ def load_models(settings: Settings) -> list[ServedModel]:
     survey = survey_of(settings)
     loaded = [_load_model(settings, survey, asked) for asked in settings.models]
     names = [
-        asked.name or model_name(asked.model or settings.survey, model)
+        asked.name or model_name(asked.model or settings.base_survey, model)
         for asked, model in zip(settings.models, loaded, strict=True)
     ]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -76,7 +76,7 @@ def _load_model(settings: Settings, survey: Survey, asked: ModelSettings) -> "Mo
 
     work = settings.work
     model = load(
-        asked.model or settings.survey, survey=settings.survey, device=work.device, precision=work.precision,
+        asked.model or settings.base_survey, survey=settings.base_survey, device=work.device, precision=work.precision,
         threads=work.threads or None, prior=asked.prior, fewest=work.min_stamps or None,
     )  # fmt: skip
     check_fit(settings, survey, model)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from skyheed.broker.errors import PacketError, SkipPacket, SkyheedError
 from skyheed.broker.ingest import Batch, Budget, Intake, fault_of
 from skyheed.broker.kafka.deadletter import DeadLetter
+from skyheed.broker.packets.container import with_key
 from skyheed.broker.state.sequence import Delivery
 from skyheed.broker.waiting import Stopped
 
@@ -83,7 +84,8 @@ def _sort(intake: Intake, letters: Sequence[DeadLetter], budget: Budget, meanwhi
             break
         try:
             meanwhile()
-            seen = intake.reader.observations(letter.value, letter.headers, meanwhile)
+            headers = with_key(letter.headers, letter.key)
+            seen = intake.reader.observations(letter.value, headers, meanwhile)
         except Stopped:
             found.stopped = True
             break

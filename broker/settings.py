@@ -143,13 +143,27 @@ class Settings:
         return {**self.kafka, **self.kafka_input}
 
     @property
+    def base_survey(self) -> str:
+        """Whose packets they are: what stands before the dot of a survey in a key space of its own (`nights`)."""
+        return self.survey.partition(".")[0]
+
+    @property
+    def space(self) -> str:
+        """The name of that key space; empty for the live one."""
+        return self.survey.partition(".")[2]
+
+    def _apart(self, topic: str) -> str:
+        """A topic that the settings name, for this key space."""
+        return f"{topic}.{self.space}" if topic and self.space else topic
+
+    @property
     def alert_topic(self) -> str:
         """Our own topic of alerts: what `replay` writes to, and ingest reads unless it is told otherwise."""
         return f"{self.topics.prefix}.alerts.{self.survey}"
 
     @property
     def classification_topic(self) -> str:
-        return self.topics.classifications or f"{self.topics.prefix}.classifications.{self.survey}"
+        return self._apart(self.topics.classifications) or f"{self.topics.prefix}.classifications.{self.survey}"
 
     @property
     def models(self) -> tuple[ModelSettings, ...]:
@@ -158,12 +172,12 @@ class Settings:
 
     def topic_of(self, number: int, name: str) -> str:
         """Where the classifications of the model of that place go."""
-        own = self.models[number].topic
+        own = self._apart(self.models[number].topic)
         return own or (self.classification_topic if not number else f"{self.classification_topic}.{name}")
 
     @property
     def dead_letter_topic(self) -> str:
-        return self.topics.dead_letters or f"{self.topics.prefix}.deadletter.{self.survey}"
+        return self._apart(self.topics.dead_letters) or f"{self.topics.prefix}.deadletter.{self.survey}"
 
     @property
     def backfill_topic(self) -> str:
@@ -179,6 +193,7 @@ class Settings:
         """The topics that skyheed writes, which hold no alerts."""
         own = tuple(name for name in (self.topics.classifications, self.topics.dead_letters) if name)
         own += tuple(model.topic for model in self.work.models if model.topic)
+        own += tuple(self._apart(name) for name in own) if self.space else ()
         return Outputs(("skyheed", self.topics.prefix), own)
 
     @property

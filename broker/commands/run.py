@@ -2,14 +2,17 @@
 
 import logging
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from skyheed.broker import logs
+from skyheed.broker import logs, nights
 from skyheed.broker.commands.options import MODELS, models_place, options, settings_from
 from skyheed.broker.errors import ConfigError
+from skyheed.broker.settings import Settings
 from skyheed.classifier import outputs
 from skyheed.classifier.names import printable
 
@@ -47,16 +50,28 @@ def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ..
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
 @click.option("--processes", type=int, help="Number of reading processes, each a member of the group.")
 @click.option("--drain", is_flag=True, help="End once everything that was there at the start has been read.")
-def ingest(drain: bool, **given: Any) -> None:
+@click.option("--since", metavar="TIME", help="Replay: only messages of this time (UTC; ISO or MJD) or later, apart.")
+@click.option("--until", metavar="TIME", default="", help="Replay: only messages before this time; now by default.")
+@click.option("--into", metavar="NAME", default="", help="Replay: name of its key space; made of the times by default.")
+def ingest(drain: bool, since: str | None, until: str, into: str, **given: Any) -> None:
     """Read alert packets from Kafka and keep each object's stamps in Redis.
+
+    With --since it replays one part of the topics by Kafka's time into the survey SURVEY.NAME, with keys, books, group
+    and topics of its own, and ends by itself; the live stream is not touched.
 
     \b
     Example:  skyheed ingest --survey ztf --topic '^ztf_.*_programid1$' --kafka host:9092 --redis redis://host
+              skyheed ingest --survey ztf --topic alerts --since 2026-11-20T16:00 --until 2026-11-21T16:00
     """
     from skyheed.broker import app as daemon
 
+    if (until or into) and since is None:
+        raise click.UsageError("--until and --into belong to a replay: add --since TIME")
+    if since is not None and given["group"]:
+        raise click.UsageError("a replay has a Kafka group of its own: leave out --group")
     given["topics"] = list(given["topics"]) or None
-    daemon.run_ingest(
+    run = partial(daemon.run_ingest, drain=drain) if since is None else partial(_replayed, since, until, into)
+    run(
         settings_from(
             given,
             topics="ingest.topics",
@@ -65,9 +80,17 @@ def ingest(drain: bool, **given: Any) -> None:
             debounce="ingest.debounce_s",
             processes="ingest.processes",
             metrics_port="ingest.metrics_port",
-        ),
-        drain,
+        )
     )
+
+
+def _replayed(since: str, until: str, into: str, settings: Settings) -> None:
+    from skyheed.broker import app as daemon
+
+    night = nights.night_of(since, until, time.time_ns() // 1_000_000)
+    own = nights.apart(settings, into or night.name)
+    daemon.run_ingest(own, True, night)
+    click.echo(f"replayed into {own.survey}; go on with: skyheed work --survey {own.survey} --drain")
 
 
 @click.command()
@@ -246,7 +269,11 @@ def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: A
 @click.command()
 @options("config", "survey", "kafka", "redis")
 @click.option(
-    "--from", "provider", required=True, metavar="PROVIDER", help="alerce, babamul, fink, rubin, or the name of a plug-in."
+    "--from",
+    "provider",
+    required=True,
+    metavar="PROVIDER",
+    help="alerce, babamul, fink, rubin, or the name of a plug-in.",
 )
 @click.option("--topic", "topics", multiple=True, metavar="NAME", help="Alert topic or pattern, as for ingest.")
 @click.option("--rate", type=float, metavar="N/S", help="At most this many requests per second.")

@@ -25,6 +25,7 @@ from skyheed.broker.kafka.selection import Selection, selection
 from skyheed.broker.kafka.topics import TopicIds, commit_note, committed, is_of_another, partition_key
 
 log = logging.getLogger("skyheed.kafka")
+Window = Mapping[Place, tuple[int, int]]  # partition -> first offset, end
 LOOK_EVERY = "topic.metadata.refresh.interval.ms"
 LOOK_EVERY_MS = 30_000  # for topics that a pattern matches; as often as librdkafka asks for those that it knows
 NEW_PARTITIONS_S = 10.0  # without a group nobody tells us of new ones
@@ -34,9 +35,11 @@ class Assignment:
     """The part of a `BatchConsumer` that gains and loses partitions. Its callbacks run inside librdkafka's calls."""
 
     def __init__(
-        self, options: Options, topics: Sequence[str] | Selection, group: str | None, start: str, drain: bool
-    ) -> None:
+        self, options: Options, topics: Sequence[str] | Selection, group: str | None, start: str, drain: bool,
+        window: Window | None = None,
+    ) -> None:  # fmt: skip
         self.connection = Connection(options)
+        self._window = window
         self._topics, self._group, self._start, self._drain = selection(topics), group, start, drain
         self._name = group or f"skyheed-reader-{uuid.uuid4()}"
         self._subscribed: list[str] = []
@@ -143,17 +146,35 @@ class Assignment:
             begin |= self._of_earlier_topics([(p.topic, p.partition) for p in partitions], ids)
         except KafkaException:
             ids = {}  # looked at again with the first message
-        if begin:
+        firsts = {**self._firsts(client, partitions), **dict.fromkeys(begin, ck.OFFSET_BEGINNING)}
+        if firsts:
             places = [(p.topic, p.partition) for p in partitions]
-            offsets = [TopicPartition(*p, ck.OFFSET_BEGINNING) if p in begin else TopicPartition(*p) for p in places]
+            offsets = [TopicPartition(*p, firsts[p]) if p in firsts else TopicPartition(*p) for p in places]
             (client.incremental_assign if self._incremental else client.assign)(offsets)
         self._joined = True
         self._take(partitions, ids)
 
+    def _part(self, topic_id: str | None, place: Place) -> Partition:
+        if self._window is None:
+            return Partition(topic_id)
+        start, end = self._window.get(place, (0, 0))
+        return Partition(topic_id, target=end, finished=start >= end)
+
+    def _firsts(self, client: ck.Consumer, partitions: list[TopicPartition]) -> dict[Place, int]:
+        """Where to begin what is read of a window, where the group has no position; all of it if nobody says."""
+        if self._window is None:
+            return {}
+        places = [(p.topic, p.partition) for p in partitions]
+        with contextlib.suppress(KafkaException):
+            places = [(at.topic, at.partition) for at in committed(client, places) if at.offset < 0]
+        return {place: self._window[place][0] for place in places if place in self._window}
+
     def _take(self, partitions: list[TopicPartition], ids: Mapping[str, str]) -> None:
         # librdkafka keeps a pause of ours while a partition is with someone else
         self._consumer.resume(partitions)
-        self._parts |= {(p.topic, p.partition): Partition(ids.get(p.topic)) for p in partitions}
+        self._parts |= {
+            (p.topic, p.partition): self._part(ids.get(p.topic), (p.topic, p.partition)) for p in partitions
+        }
         self._learn(ids)
         self.connection.works()
 

@@ -12,7 +12,7 @@ from typing import Self, cast
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from skyheed.broker.errors import ServiceError, ServiceUnavailable
-from skyheed.broker.kafka.assignment import Assignment
+from skyheed.broker.kafka.assignment import Assignment, Window
 from skyheed.broker.kafka.connection import (
     MAX_MESSAGE_BYTES,
     NO_TOPIC,
@@ -32,6 +32,7 @@ from skyheed.broker.kafka.topics import (
     end_offsets,
     ensure_topics,
     group_lag,
+    offsets_between,
     partition_key,
     ping,
     topic_ids,
@@ -44,9 +45,11 @@ __all__ = [
     "Options",
     "Outgoing",
     "Publisher",
+    "Window",
     "end_offsets",
     "ensure_topics",
     "group_lag",
+    "offsets_between",
     "partition_key",
     "ping",
     "place_of",
@@ -72,6 +75,8 @@ class BatchConsumer(Assignment):
         group: consumer group that remembers the position; None reads every partition and remembers nothing.
         start: "earliest" or "latest": where to begin without a remembered position.
         drain: stop each partition where it ended when its first message arrived.
+        window: partition -> first offset and end of what is read of it; a group without a position begins at the first,
+            nothing behind the end is handed out, and of partitions that it does not name nothing is. With `drain` only.
     """
 
     def __init__(
@@ -81,8 +86,9 @@ class BatchConsumer(Assignment):
         group: str | None,
         start: str = "earliest",
         drain: bool = False,
+        window: Window | None = None,
     ) -> None:
-        super().__init__(options, topics, group, start, drain)
+        super().__init__(options, topics, group, start, drain, window)
         self._probed = self._polled = self._began = time.monotonic()
         self._held = False  # the caller is busy: every partition is paused
         self._closed = False
@@ -90,7 +96,7 @@ class BatchConsumer(Assignment):
         self._handed_ids: dict[str, str] = {}  # of the messages that `consume` returned last
         self._identified = time.monotonic()
         self._asking_since: float | None = None  # ids were asked for in vain
-        self._others = OtherMembers(self._consumer, self._topics, self._name)
+        self._others = OtherMembers(self._consumer, self._topics, self._name, window)
         if group is not None and not self._topics.patterns:
             self._subscribe(self._topics.names)
 
@@ -329,8 +335,19 @@ class BatchConsumer(Assignment):
         if event.error() is not None:
             part.end(offset, high)
             return False
+        if self._window is not None and not self._inside(place, offset):
+            return False
         part.message(offset, high, self._group is not None)
         return True
+
+    def _inside(self, place: Place, offset: int) -> bool:
+        """Whether a message is in the window; one behind its end ends the partition."""
+        part = self._parts[place]
+        if offset >= part.target:
+            part.end(part.target, part.target)
+            return False
+        # on a loaded machine the first messages came from before the offset that the assignment named
+        return offset >= (self._window or {})[place][0]
 
     def _is_trouble(self, event: Message) -> bool:
         """Whether the event is neither a message nor the end of a partition; raises or logs what it says."""
@@ -384,7 +401,7 @@ class BatchConsumer(Assignment):
 
 
 class AlertConsumer(BatchConsumer):
-    """A `BatchConsumer` that never reads what skyheed writes."""
+    """A `BatchConsumer` that never reads what skyheed writes; arguments as there."""
 
     def __init__(
         self,
@@ -393,5 +410,6 @@ class AlertConsumer(BatchConsumer):
         group: str,
         start: str = "earliest",
         drain: bool = False,
+        window: Window | None = None,
     ) -> None:
-        super().__init__(options, selection(topics, Outputs().never), group, start, drain)
+        super().__init__(options, selection(topics, Outputs().never), group, start, drain, window)

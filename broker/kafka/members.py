@@ -1,6 +1,7 @@
 """What the other members of a consumer group have read; a drain ends only with theirs. Knows nothing of messages."""
 
 import time
+from collections.abc import Mapping
 
 import confluent_kafka as ck
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -18,11 +19,16 @@ class OtherMembers:
 
     Args:
         topics: what the group reads.
+        window: partition -> first offset and end of what it reads, where that is a part only.
     """
 
-    def __init__(self, client: ck.Consumer, topics: Selection, group: str) -> None:
+    def __init__(
+        self, client: ck.Consumer, topics: Selection, group: str, window: Mapping[Place, tuple[int, int]] | None = None
+    ) -> None:
         self._client, self._topics, self._group = client, topics, group
-        self._ends: dict[Place, int] = {}  # where each ended when it was first looked at
+        self._starts = {place: start for place, (start, _) in (window or {}).items()}
+        # where each ended when it was first looked at
+        self._ends: dict[Place, int] = {place: end for place, (_, end) in (window or {}).items()}
         self._asked = 0.0
         self._left = -1
         self._since = time.monotonic()
@@ -64,7 +70,8 @@ class OtherMembers:
         for at in self._client.committed([TopicPartition(*p) for p in others], timeout=ANSWER_S) if others else ():
             low, high = self._client.get_watermark_offsets(TopicPartition(at.topic, at.partition), ANSWER_S)
             end = self._ends.setdefault((at.topic, at.partition), high)
-            left += max(0, end - max(low, at.offset))
+            start = self._starts.get((at.topic, at.partition), low)
+            left += max(0, end - max(low, start, at.offset))
         return left
 
     def _places(self) -> set[Place]:

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from skyheed.broker.errors import ServiceError
 from skyheed.broker.kafka.connection import (
     AWAY,
     NO_TOPIC,
@@ -24,6 +25,7 @@ from skyheed.broker.kafka.connection import (
 from skyheed.broker.kafka.selection import Selection, selection
 
 REQUEST_S = 10.0
+FAR_FUTURE_MS = 4_102_444_800_000  # 2100-01-01
 NOTE = "topic-id="
 LOOK_S = 0.5
 COORDINATOR_MOVES = {
@@ -151,6 +153,50 @@ def end_offsets(options: Options, topics: Sequence[str] | Selection) -> dict[Pla
         raise connection.unavailable("the end offsets are unknown", error.args[0].str()) from None
     finally:
         client.close()
+
+
+def offsets_between(
+    options: Options, topics: Sequence[str] | Selection, since_ms: int, until_ms: int
+) -> dict[Place, tuple[int, int]]:
+    """For every partition the offset of the first message of `since_ms` or later, and that of `until_ms`.
+
+    Times are Kafka's, Unix ms. Where no message is that late it is the end as it is now.
+
+    Raises:
+        ServiceError: a topic does not exist or may not be read, or the broker does not know times.
+        ServiceUnavailable: the broker does not answer.
+    """
+    connection = Connection(options)
+    client = consumer(options, "skyheed-times", connection)
+    try:
+        places = list(_places(client, connection, topics))
+        if wrong := [place for place, offset in _first_since(client, places, FAR_FUTURE_MS).items() if offset >= 0]:
+            raise ServiceError(
+                f"Kafka at {connection.hosts} does not find messages of topic {wrong[0][0]} by their time, as Apache "
+                "Kafka does (the embedded one cannot)"
+            )
+        starts, ends = (_first_since(client, places, when) for when in (since_ms, until_ms))
+        highs = {place: client.get_watermark_offsets(TopicPartition(*place), REQUEST_S)[1] for place in places}
+        return {
+            place: (
+                starts[place] if starts[place] >= 0 else highs[place],
+                ends[place] if ends[place] >= 0 else highs[place],
+            )
+            for place in places
+        }
+    except KafkaException as error:
+        connection.check()
+        raise connection.unavailable("the offsets of that time are unknown", error.args[0].str()) from None
+    finally:
+        client.close()
+
+
+def _first_since(client: ck.Consumer, places: Sequence[Place], when_ms: int) -> dict[Place, int]:
+    """The offset of the first message of that time or later; negative where there is none."""
+    found = client.offsets_for_times([TopicPartition(*place, when_ms) for place in places], REQUEST_S)
+    if failed := [at.error for at in found if at.error]:
+        raise KafkaException(failed[0])
+    return {(at.topic, at.partition): at.offset for at in found}
 
 
 def group_lag(options: Options, group: str, topics: Sequence[str] | Selection) -> dict[Place, int]:

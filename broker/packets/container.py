@@ -1,7 +1,8 @@
 """Kafka message -> records, of which only the wanted fields are read.
 
-Two wire forms: the Avro object container (schema inside, one or more records; ZTF) and Confluent's (byte 0 and the
-schema's id, or byte 1 and its GUID, either in front of the record or in a Kafka header; Rubin). A damaged or hostile
+Three wire forms: the Avro object container (schema inside, one or more records; ZTF), Confluent's (byte 0 and the
+schema's id, or byte 1 and its GUID, either in front of the record or in a Kafka header; Rubin), and Fink Livestream's
+(a bare record, and the schema's JSON as the message's key; fink-client 12.3.0, consumer.py). A damaged or hostile
 message ends in a `PacketError`, never in another exception, an unbounded loop or unbounded memory: sizes, counts,
 sync markers, checksums and the end of every record are checked, also where a field that nobody wants was cut.
 
@@ -27,7 +28,7 @@ from skyheed.broker.packets.avro_schema import MAX_SCHEMA_BYTES
 from skyheed.broker.packets.inflate import RAW, InflateError, TooLong, inflate
 from skyheed.broker.registry.schemas import SchemaId, SchemaSource
 
-__all__ = ["Decoder", "SchemaSource", "confluent_payload", "split_container"]
+__all__ = ["Decoder", "SchemaSource", "confluent_payload", "split_container", "with_key"]
 
 MAGIC = b"Obj\x01"
 MAX_PACKET_BYTES = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
@@ -41,6 +42,7 @@ _MAX_HEADER_BYTES = 2 * MAX_SCHEMA_BYTES
 _CONFLUENT = struct.Struct(">bI")
 _PREFIXES = {0: 5, 1: 17}  # Confluent's first byte -> length of the prefix: schema id, or its GUID
 SCHEMA_HEADER = "__value_schema_id"  # holds what else is the prefix
+SCHEMA_KEY = "skyheed-schema-key"  # of our own making (`with_key`): the message's key, where that is a schema
 
 Headers = Iterable[tuple[str, bytes | None]]
 
@@ -74,7 +76,8 @@ class Decoder:
         """The records of one message, wanted fields only.
 
         Args:
-            headers: the message's Kafka headers; `__value_schema_id` says that the value is one bare record.
+            headers: the message's Kafka headers (`with_key`); `__value_schema_id` says that the value is one bare
+                record.
 
         Raises:
             PacketError: EMPTY, OVERSIZED, BAD_MAGIC, TRUNCATED, TRAILING_BYTES, BAD_SYNC, BAD_BLOCK, BAD_SCHEMA,
@@ -91,6 +94,8 @@ class Decoder:
             return [self._bare(payload, 0, _schema_in_header(named[-1] or b""))]
         if payload.startswith(MAGIC):
             return self._container(payload)
+        if keys := [value for name, value in headers or () if name == SCHEMA_KEY and value]:
+            return [_whole(self._readers.of_text(keys[-1]), payload, 0)]
         if payload[0] in _PREFIXES:
             return [self._bare(payload, *_schema_in_front(payload))]
         _fail(Reason.BAD_MAGIC, f"begins with {payload[:4]!r}: neither an Avro container nor Confluent wire")
@@ -116,10 +121,22 @@ class Decoder:
         if self._schemas is None:
             _fail(Reason.UNKNOWN_SCHEMA, f"schema {schema_id}, and no source of schemas is set")
         reader = self._readers.of_schema(schema_id, self._schemas.get(schema_id))
-        record, position = reader(payload, start, len(payload))
-        if position != len(payload):
-            _fail(Reason.TRAILING_BYTES, f"{len(payload) - position} bytes behind the record")
-        return dict(record)
+        return _whole(reader, payload, start)
+
+
+def with_key(headers: Headers, key: bytes | None) -> Headers:
+    """A message's headers, and its key among them if that is an Avro schema of a record."""
+    if key is None or not key.startswith(b"{") or b'"fields"' not in key or len(key) > MAX_SCHEMA_BYTES:
+        return headers
+    return [*headers, (SCHEMA_KEY, key)]
+
+
+def _whole(reader: RecordReader, payload: bytes, start: int) -> dict[str, Any]:
+    """The record that begins there and ends with the message."""
+    record, position = reader(payload, start, len(payload))
+    if position != len(payload):
+        _fail(Reason.TRAILING_BYTES, f"{len(payload) - position} bytes behind the record")
+    return dict(record)
 
 
 def _schema_in_front(payload: bytes) -> tuple[int, SchemaId]:

@@ -21,12 +21,12 @@ class Cards:
     """The models of the settings, by their names among the survey's."""
 
     def __init__(self, settings: Settings, can_compute: bool) -> None:
-        self._survey = settings.survey
+        self._survey = settings.base_survey
         self._known: dict[str, dict[str, Any]] = {}
         for asked in settings.models:
-            place = asked.model or settings.survey
+            place = asked.model or settings.base_survey
             try:
-                card = _card(place, settings.survey)
+                card = _card(place, settings.base_survey)
                 name = asked.name or models.name_of(place, card["name"], card["surveys"])
                 self._known[name] = _entry(name, card, _prior(asked.prior, card), can_compute)
             except (ClassifierError, KeyError, TypeError, ValueError) as error:
