@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from skyheed.classifier.history import BANDS
 
 if TYPE_CHECKING:  # sinks are imported without Redis' client
-    from skyheed.broker.state.histories import SequenceStore, StoredSequence
+    from skyheed.broker.state.histories import SequenceStore
+    from skyheed.broker.state.sequence import StoredSequence
 
 MOST_EPOCHS = 40  # of a picture, the newest
 SCALE = 2  # screen pixels of a pixel

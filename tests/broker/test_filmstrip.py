@@ -10,7 +10,7 @@ from PIL import Image
 from skyheed.broker import filmstrip
 from skyheed.broker.filmstrip import GAP, HEAD, MARGIN, SCALE, FilmStrips, columns_of, draw
 from skyheed.broker.state.client import Claim
-from skyheed.broker.state.histories import HEADER, StoredSequence
+from skyheed.broker.state.sequence import HEADER, StoredSequence
 
 SIDE = 32 * SCALE + GAP
 
