@@ -1,0 +1,57 @@
+"""Certificates of the tests' own making."""
+
+import datetime as dt
+import ipaddress
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+DAY = dt.timedelta(days=1)
+
+
+class Authority:
+    """A certificate authority of the test, or, with a `host`, a server's self-signed certificate."""
+
+    def __init__(self, folder: Path, name: str, host: str = "authority") -> None:
+        self._folder, self._name = folder, name
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(self._key, host, self._key, DAY, ca=True)
+        self.file, self.key_file = self._write(folder / name, certificate, self._key)
+
+    def issue(self, host: str, left: dt.timedelta = DAY) -> tuple[Path, Path]:
+        """Files of a certificate for `host` (a name or an address) that is valid for `left`, and of its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(key, host, self._key, left)
+        return self._write(self._folder / f"{self._name}-{host}-{left.days}", certificate, key)
+
+    @staticmethod
+    def _write(base: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> tuple[Path, Path]:
+        files = Path(f"{base}.crt"), Path(f"{base}.key")
+        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files[1].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return files
+
+    def _sign(
+        self, key: ec.EllipticCurvePrivateKey, host: str, signer: ec.EllipticCurvePrivateKey, left: dt.timedelta,
+        ca: bool = False,
+    ) -> x509.Certificate:  # fmt: skip
+        now = dt.datetime.now(dt.UTC)
+        issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self._name)])
+        subject = issuer if ca else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+        builder = (
+            x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(now - 3 * DAY).not_valid_after(now + left)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )  # fmt: skip
+        try:
+            names: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address(host))]
+        except ValueError:
+            names = [x509.DNSName(host)]
+        return builder.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(signer, hashes.SHA256())
