@@ -11,6 +11,7 @@ from server_tools import ValkeyCluster, start_apache_kafka, start_valkey_cluster
 from skyheed.broker.local import embedded
 
 HOME = os.environ.get("KAFKA_HOME", "")
+embedded.START_S = 300.0  # a Java machine among many others takes its time
 NEEDS_APACHE = "needs an Apache Kafka: set KAFKA_HOME to its folder"
 
 

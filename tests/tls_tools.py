@@ -2,6 +2,7 @@
 
 import datetime as dt
 import ipaddress
+import ssl
 from pathlib import Path
 
 from cryptography import x509
@@ -55,3 +56,13 @@ class Authority:
         except ValueError:
             names = [x509.DNSName(host)]
         return builder.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(signer, hashes.SHA256())
+
+
+def server_side(certificate: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
+    """A server's; with `client_ca` it asks for a client's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    if client_ca:
+        context.load_verify_locations(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -6,6 +6,7 @@ set last. librdkafka waits for a broker that is away for ever; `Connection` turn
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import confluent_kafka as ck
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from skyheed.broker.certificates import advice, why_refused
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
 
 log = logging.getLogger("skyheed.kafka")
@@ -28,6 +30,7 @@ DELIVERY_S = 30.0
 REFUSED_AGAIN_S = 30.0  # a refusal on a connection that worked before may be a broker that is just starting
 AWAY_S = 1.0  # librdkafka also reports an idle connection that the broker closed
 
+_TLS_PLACE = re.compile(r"(?:sasl_)?ssl://([^/\s]+)")
 _SECRET = ("password", "secret", "key.pem", "jaas", "oauthbearer.config", "oauthbearer.token")
 _CLASSIC_ONLY = ("session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy", "group.protocol.type")
 REFUSED_USER = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}
@@ -72,6 +75,8 @@ class Connection:
         self.hosts = str(options.get("bootstrap.servers", "?"))
         self._user = str(options.get("sasl.username", ""))
         self._secrets = [str(v) for k, v in options.items() if v and any(part in k for part in _SECRET)]
+        self._authorities = str(options.get("ssl.ca.location", ""))
+        self._tls: str | None = None
         self._worked = False
         self._refused: tuple[float, ServiceError] | None = None
         self._away_since: float | None = None
@@ -102,7 +107,7 @@ class Connection:
         if self._said:
             log.warning("Kafka at %s is back after %.0f s", self.hosts, time.monotonic() - (self._away_since or 0))
         self._worked, self._said = True, False
-        self._away_since = self._refused = None
+        self._away_since = self._refused = self._tls = None
 
     def gone(self) -> bool:
         """True while no broker is reachable; says nothing, for one who looks from another thread."""
@@ -135,15 +140,24 @@ class Connection:
                 "(SKYHEED_KAFKA_PASSWORD or sasl.password_file) and sasl.mechanism"
             )
         if code == KafkaError._SSL:
-            return ServiceError(
-                f"no TLS connection to Kafka at {self.hosts}: check security.protocol and ssl.ca.location ({detail})"
-            )
+            return self._no_tls(detail)
         if code in REFUSED_RIGHT:
             right = what or f"what it asks ({error.name()})"
             return ServiceError(f"Kafka at {self.hosts} does not allow {user} {right}: ask for an ACL that does")
         if code in NO_TOPIC:
             return ServiceError(f"Kafka at {self.hosts} has no {what or 'such topic'}: check the name, or create it")
         return ServiceError(f"Kafka at {self.hosts} refuses {what or 'to go on'}: {detail}")
+
+    def _no_tls(self, detail: str) -> ServiceError:
+        if self._tls is None:  # asked once: it may take seconds, and librdkafka says the same of every attempt
+            place = _TLS_PLACE.search(detail) if "certificate verify failed" in detail else None
+            reason = why_refused(place[1], self._authorities) if place else ""
+            helps = advice(reason, "bootstrap.servers", "ssl.ca.location")
+            self._tls = (
+                f"presents a certificate that cannot be trusted ({reason}): {helps}" if reason
+                else f"gives no TLS connection: check security.protocol and ssl.ca.location ({detail})"
+            )  # fmt: skip
+        return ServiceError(f"Kafka at {self.hosts} {self._tls}")
 
     def unavailable(self, doing: str, detail: str) -> ServiceUnavailable:
         reason = self._detail or f"{self.redact(detail)}; does security.protocol fit?"

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 from urllib.parse import quote, urljoin, urlsplit
 
+from skyheed.broker.certificates import advice
 from skyheed.broker.errors import (
     ConfigError,
     PacketError,
@@ -143,7 +144,8 @@ def _tls_context(ca_file: str) -> "_WatchedContext":
 def _away(error: Exception) -> Away:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return CertificateRefused(f"its certificate is refused ({reason.verify_message}): set registry.ca_file?")
+        helps = advice(reason.verify_message, "registry.url", "registry.ca_file")
+        return CertificateRefused(f"its certificate is refused ({reason.verify_message}): {helps}")
     return Away(str(reason) or type(reason).__name__)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from redis import exceptions as failure
 
+from skyheed.broker.certificates import advice
 from skyheed.broker.errors import (
     MissingRight,
     ServiceError,
@@ -109,7 +110,8 @@ def _of_tls(error: Exception, where: str) -> SkyheedError | None:
         verified = _VERIFY.search(text)
         reason = verified[1] if verified else "not verified"
         return ServiceError(
-            f"Redis at {where} presents a certificate that cannot be trusted ({reason}): {_advice(reason)}"
+            f"Redis at {where} presents a certificate that cannot be trusted ({reason}): "
+            f"{advice(reason, 'redis.url', 'redis.ca_file')}"
         )
     if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
         return ServiceError(f"Redis at {where} does not speak TLS: write redis:// instead of rediss:// in redis.url")
@@ -118,16 +120,6 @@ def _of_tls(error: Exception, where: str) -> SkyheedError | None:
             f"Redis at {where} asks for a client certificate: set redis.certificate_file and redis.key_file"
         )
     return None
-
-
-def _advice(reason: str) -> str:
-    if "expired" in reason:
-        return "renew it on the server"
-    if "not yet valid" in reason:
-        return "check the clocks of both machines"
-    if "mismatch" in reason or "not valid for" in reason:
-        return "write the name that it was made for into redis.url"
-    return "set redis.ca_file to the certificate of the authority that signed it, or to itself if it is self-signed"
 
 
 def _of_cluster(error: Exception, where: str, cluster: bool) -> SkyheedError | None:

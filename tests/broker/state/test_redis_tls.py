@@ -1,12 +1,11 @@
 """TLS to Redis: which certificates are taken, and what is said of those that are not."""
 
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from redis_tools import Name
-from tls_tools import DAY, Authority
+from tls_tools import DAY, Authority, server_side
 
 from skyheed.broker import config
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable, SkyheedError
@@ -19,15 +18,6 @@ pytestmark = pytest.mark.redis
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path, "ours")
-
-
-def server_side(certificate: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    if client_ca:
-        context.load_verify_locations(client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 def client_of(name: Name, **redis: str) -> state.Client:

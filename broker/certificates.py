@@ -1,0 +1,46 @@
+"""Certificates that are not trusted: why, and what helps."""
+
+import socket
+import ssl
+from pathlib import Path
+
+ANSWER_S = 3.0
+
+
+def advice(reason: str, address: str, authority: str) -> str:
+    """For OpenSSL's reason.
+
+    Args:
+        address: the setting that holds the server's name.
+        authority: the setting that names a PEM file of authorities.
+    """
+    lowered = reason.lower()
+    if "expired" in lowered:
+        return "renew it on the server"
+    if "not yet valid" in lowered:
+        return "check the clocks of both machines"
+    if "mismatch" in lowered or "not valid for" in lowered:
+        return f"write the name that it was made for into {address}"
+    return f"set {authority} to the certificate of the authority that signed it, or to itself if it is self-signed"
+
+
+def why_refused(server: str, authorities: str) -> str:
+    """OpenSSL's reason to refuse the certificate of "host:port", for clients that do not say it.
+
+    Args:
+        authorities: a PEM file or a folder of authorities; "" for those of the system.
+
+    Returns:
+        "" where the certificate is not refused, or nobody answers.
+    """
+    host, _, port = server.rpartition(":")
+    try:
+        paths = {"capath" if Path(authorities).is_dir() else "cafile": authorities} if authorities else {}
+        context = ssl.create_default_context(**paths)
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as plain:
+            context.wrap_socket(plain, server_hostname=host.strip("[]")).close()
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    except (OSError, ValueError):
+        pass
+    return ""
