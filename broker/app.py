@@ -209,9 +209,8 @@ def run_ingest(settings: Settings, drain: bool, night: Night | None = None) -> C
     if settings.ingest.processes > 1:
         return several.run(run_ingest, settings, drain, stop)
     measured = metrics.IngestMetrics(settings.survey)
-    metrics.serve(
-        measured, settings.ingest.metrics_port, settings.ingest.metrics_host
-    )  # before the first wait, which must show
+    # before the first wait, which must show
+    metrics.serve(measured, settings.ingest.metrics_port, settings.ingest.metrics_host, settings.metrics)
     with (
         patience.observed(measured),
         patience.to_the_end(drain or night is not None),
@@ -256,9 +255,8 @@ def run_work(settings: Settings, drain: bool) -> Counter[str]:
     checked(settings)
     models = running.load_models(settings)
     measured = metrics.WorkMetrics(settings.survey)
-    metrics.serve(
-        measured, settings.work.metrics_port, settings.work.metrics_host
-    )  # before the first wait, which must show
+    # before the first wait, which must show
+    metrics.serve(measured, settings.work.metrics_port, settings.work.metrics_host, settings.metrics)
     with contextlib.ExitStack() as stack:
         stack.enter_context(patience.observed(measured))
         stack.enter_context(patience.to_the_end(drain))

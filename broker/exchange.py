@@ -42,7 +42,7 @@ def run_forward(
         if dry_run:
             return forward.dry_run(stream, sink, wanted, lambda line: print(line, flush=True))
         measured = metrics.ForwardMetrics(settings.survey, name)
-        metrics.serve(measured, own.metrics_port, own.metrics_host)
+        metrics.serve(measured, own.metrics_port, own.metrics_host, settings.metrics)
         with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
             patience.patiently(lambda: _ensure(settings, refused, app.DEAD_LETTER_TOPIC), stop)
             rate = forward.Rate(own.rate or sink.rate)
@@ -64,7 +64,7 @@ def run_backfill(settings: Settings, name: str, drain: bool) -> Counter[str]:
         raise ConfigError(f"packets of {survey.name} do not name earlier detections: there is nothing to backfill")
     provider = providers.load(name, table_options(settings.providers, name, {"token": own.token}))
     measured = metrics.BackfillMetrics(settings.survey, name)
-    metrics.serve(measured, own.metrics_port, own.metrics_host)
+    metrics.serve(measured, own.metrics_port, own.metrics_host, settings.metrics)
     if provider.survey != settings.base_survey:
         raise ConfigError(
             f"{name} has packets of {provider.survey}, not of {settings.base_survey}: choose another provider"

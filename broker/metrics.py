@@ -1,5 +1,6 @@
 """Every Prometheus name, once. One registry per daemon, so that tests and daemons do not share counts."""
 
+import ssl
 import threading
 import time
 from collections import Counter
@@ -10,8 +11,11 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
 from prometheus_client import Counter as PrometheusCounter
 
+from skyheed.broker.errors import ConfigError
 from skyheed.broker.results.record import Classification, Status
+from skyheed.broker.settings import MetricsSettings
 
+PLAIN = MetricsSettings()
 SERVERS = ("kafka", "redis", "registry")
 BATCH_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # From a single alert on an idle machine to a visit of 10,000 alerts on a slow one.
@@ -220,11 +224,26 @@ class BackfillMetrics(_Metrics):
         self._lag.labels(self._survey).set(messages)
 
 
-def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1") -> int:
-    """Answer Prometheus at http://host:port/metrics in a thread of its own; port 0 serves nothing. Returns the port."""
+def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1", tls: MetricsSettings = PLAIN) -> int:
+    """Answer Prometheus at http(s)://host:port/metrics in a thread of its own; port 0 serves nothing.
+
+    Returns:
+        The port.
+
+    Raises:
+        ConfigError: the certificate or its key cannot be used.
+    """
     if not port:
         return 0
-    server, _thread = start_http_server(port, host, registry=metrics.registry)
+    certificate, key = tls.certificate_file or None, tls.key_file or tls.certificate_file or None
+    try:
+        if certificate:  # before it listens, so that nothing is left of what fails
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError too
+        raise ConfigError(
+            f"metrics.certificate_file {certificate} and metrics.key_file {key} cannot be used: {error}"
+        ) from None
+    server, _thread = start_http_server(port, host, registry=metrics.registry, certfile=certificate, keyfile=key)
     return int(server.server_port)
 
 

@@ -81,6 +81,10 @@ def _server_rules(settings: "Settings") -> list[Rule]:
             "redis.ca_file, certificate_file and key_file are for TLS: write rediss:// in redis.url",
         ),
         (not redis.key_file or bool(redis.certificate_file), "redis.key_file needs redis.certificate_file"),
+        (
+            not settings.metrics.key_file or bool(settings.metrics.certificate_file),
+            "metrics.key_file needs metrics.certificate_file",
+        ),
     ]
 
 

@@ -89,6 +89,14 @@ class RegistrySettings:
 
 
 @dataclass(frozen=True)
+class MetricsSettings:
+    """Metrics over TLS, of every daemon that has a `metrics_port`."""
+
+    certificate_file: str = ""  # PEM; empty: plain HTTP
+    key_file: str = ""  # PEM; empty: it stands in certificate_file
+
+
+@dataclass(frozen=True)
 class TopicSettings:
     prefix: str = "skyheed"
     classifications: str = ""  # empty: <prefix>.classifications.<survey>
@@ -129,6 +137,7 @@ class Settings:
     ingest: IngestSettings = IngestSettings()
     work: WorkSettings = WorkSettings()
     registry: RegistrySettings = RegistrySettings()
+    metrics: MetricsSettings = MetricsSettings()
     topics: TopicSettings = TopicSettings()
     forward: ForwardSettings = ForwardSettings()
     sinks: Mapping[str, Options] = field(default_factory=dict, repr=False)  # [sinks.lasair] and so on

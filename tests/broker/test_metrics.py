@@ -1,14 +1,19 @@
 """Metrics: what is counted, and that a scrape shows it."""
 
+import ssl
 import time
 import urllib.request
+from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 from test_records import classification, header
+from tls_tools import Authority
 
-from skyheed.broker import metrics
-from skyheed.broker.errors import Reason
+from skyheed.broker import config, metrics
+from skyheed.broker.errors import ConfigError, Reason
 from skyheed.broker.local.embedded import free_port
+from skyheed.broker.settings import MetricsSettings
 
 
 class Rejected:
@@ -96,3 +101,26 @@ def test_a_scrape_shows_every_name() -> None:
 
 def test_port_zero_serves_nothing() -> None:
     assert metrics.serve(metrics.IngestMetrics("ztf"), 0) == 0
+
+
+def test_metrics_over_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ours")
+    certificate, key = authority.issue("127.0.0.1")
+    both = tmp_path / "both.pem"
+    both.write_text(key.read_text() + certificate.read_text())
+    trusting = ssl.create_default_context(cafile=str(authority.file))
+    for tls in (MetricsSettings(str(certificate), str(key)), MetricsSettings(str(both))):
+        port = metrics.serve(metrics.IngestMetrics("ztf"), free_port(), "127.0.0.1", tls)
+        address = f"127.0.0.1:{port}/metrics"
+        assert b"skyheed_" in urllib.request.urlopen(f"https://{address}", context=trusting).read()
+        with pytest.raises(URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            urllib.request.urlopen(f"https://{address}", context=ssl.create_default_context())
+
+
+def test_a_certificate_of_metrics_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    certificate, _ = Authority(tmp_path, "ours").issue("127.0.0.1")
+    for tls in (MetricsSettings(str(certificate)), MetricsSettings(str(tmp_path / "missing"))):
+        with pytest.raises(ConfigError, match=r"metrics\.certificate_file .* cannot be used"):
+            metrics.serve(metrics.IngestMetrics("ztf"), free_port(), "127.0.0.1", tls)
+    with pytest.raises(ConfigError, match=r"metrics\.key_file needs"):
+        config.load(overrides={"metrics.key_file": "x"}, environ={})
