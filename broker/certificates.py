@@ -35,8 +35,10 @@ def why_refused(server: str, authorities: str) -> str:
     """
     host, _, port = server.rpartition(":")
     try:
-        paths = {"capath" if Path(authorities).is_dir() else "cafile": authorities} if authorities else {}
-        context = ssl.create_default_context(**paths)
+        folder = Path(authorities).is_dir() if authorities else False
+        context = ssl.create_default_context(
+            cafile=authorities if authorities and not folder else None, capath=authorities if folder else None
+        )
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as plain:
             context.wrap_socket(plain, server_hostname=host.strip("[]")).close()
     except ssl.SSLCertVerificationError as error:
