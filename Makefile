@@ -6,7 +6,7 @@ JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all lint bench docs integrations clean
 
 demo: $(STAMP)  ## replay a simulated SDSS season and watch it being classified
 	@$(BIN)/skyheed demo
@@ -38,6 +38,14 @@ $(STAMP): pyproject.toml constraints.txt
 docs: $(STAMP)  ## the documentation site, docs/_build/index.html; warnings are errors
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
+integrations:  ## the tests of integrations/, each package in an environment of its own
+	@for package in integrations/*/; do \
+	  echo "$$package"; env="$$package.venv"; \
+	  test -x $$env/bin/python || $(PYTHON) -m venv $$env || exit 1; \
+	  $$env/bin/python -m pip install -q --disable-pip-version-check "./$$package[dev]" || exit 1; \
+	  (cd $$package && .venv/bin/python -m pytest -q -c pyproject.toml --rootdir .) || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

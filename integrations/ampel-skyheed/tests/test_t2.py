@@ -12,9 +12,11 @@ from ampel.skyheed.t2.T2Skyheed import T2Skyheed
 from ampel.struct.UnitResult import UnitResult
 
 RECORD = {
-    "object_id": "ZTF25aaa", "status": "CLASSIFIED", "reason": None, "revision": 3, "classification_id": "c-3", "n_stamps": 4,
+    "object_id": "ZTF25aaa", "status": "CLASSIFIED", "reason": None, "revision": 3, "n_stamps": 4,
+    "classification_id": "c-3",
     "probabilities": [
-        {"name": "AGN", "taxonomy_id": 2332, "probability": 0.25}, {"name": "SNIa", "taxonomy_id": 2222, "probability": 0.75},
+        {"name": "AGN", "taxonomy_id": 2332, "probability": 0.25},
+        {"name": "SNIa", "taxonomy_id": 2222, "probability": 0.75},
     ],
     "provenance": {"model_name": "fusion-ztf", "model_version": "2", "taxonomy": "elasticc-0.9.1/skyheed-2"},
 }  # fmt: skip

@@ -5,7 +5,6 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
-
 from ampel.abstract.AbsStateT2Unit import AbsStateT2Unit
 from ampel.content.DataPoint import DataPoint
 from ampel.content.T1Document import T1Document
@@ -32,7 +31,7 @@ class T2Skyheed(AbsStateT2Unit):
     model: str = ""
     token: str = ""
     timeout: float = 10.0
-    name_keys: list[str] = ["diaObjectId", "objectId", "name"]
+    name_keys: list[str] = ["diaObjectId", "objectId", "name"]  # noqa: RUF012 (AMPEL reads units' annotated attributes)
 
     def process(self, compound: T1Document, datapoints: Iterable[DataPoint]) -> UBson | UnitResult:
         """See AbsStateT2Unit; asks to be run again where the server is away, or busy."""
