@@ -162,10 +162,11 @@ def test_what_does_not_fit_is_not_written(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_checkpoint_is_described_without_torch() -> None:
+@pytest.mark.parametrize("name", ["sdss", "ztf", "lsst", "sdss/convention"])
+def test_a_checkpoint_is_described_without_torch(name: str) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from skyheed.classifier.models import checkpoint; checkpoint.describe('sdss', 'sdss')"
+        f"from skyheed.classifier.models import checkpoint; checkpoint.describe('{name}', '{name[:4].rstrip('/')}')"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
@@ -257,7 +258,7 @@ def test_a_prior_is_not_counted_twice() -> None:
 
 def test_weights_are_named_by_survey_and_model() -> None:
     assert checkpoint.resolve("ztf") == SHIPPED / "ztf" / "fusion" == checkpoint.resolve("ztf/fusion")
-    assert checkpoint.resolve("sdss") == SHIPPED / "sdss" / "convention" == checkpoint.resolve("sdss/convention")
+    assert checkpoint.resolve("sdss") == SHIPPED / "sdss" / "fusion" == checkpoint.resolve("sdss/fusion")
     assert checkpoint.resolve("convention", "lsst") == SHIPPED / "lsst" / "convention"
     assert set(checkpoint.shipped_names()) >= {"lsst/convention", "sdss/convention", "ztf/convention", "ztf/fusion"}
     assert checkpoint.default("sdss") in {name.partition("/")[2] for name in checkpoint.shipped_names()}
