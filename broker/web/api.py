@@ -53,7 +53,7 @@ def objects(
     return response
 
 
-@router.get("/objects.{form}", response_class=Response, summary="What is listed, as a file", responses=shapes.FILES)
+@router.get("/objects.{form}", response_class=Response, summary="What is listed, as a file", responses=shapes.LISTS)
 def export(
     request: Request, web: Here, wanted: Wanted, typed: Search,
     form: Annotated[Literal["csv", "json", "parquet"], Path()], sort: Sort = "newest",
