@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skyheed.broker.errors import ConfigError
+from skyheed.classifier.bounded import open_regular
 
 log = logging.getLogger("skyheed.index")
 FORMAT = 2  # of the tables: another one is made anew
@@ -35,6 +36,29 @@ CREATE TABLE IF NOT EXISTS hours (
 """
 
 
+# Of every SQLite file, and at byte 68 whose it is: https://www.sqlite.org/fileformat.html
+_BEGIN, _OWNER_AT = b"SQLite format 3\x00", 68
+_OWNER = 0x736B7968  # "skyh"
+
+
+def _check_ours(path: Path) -> None:
+    """Refuse what we would have to throw away although it is no index: devices, links out, other people's files.
+
+    Raises:
+        ConfigError
+    """
+    if not (path.exists() or path.is_symlink()):
+        return
+    try:
+        with open_regular(path, ConfigError) as file:
+            begin = file.read(_OWNER_AT + 4)
+    except OSError as error:
+        raise ConfigError(f"the index {path} cannot be opened ({error}): give another --index") from error
+    ours = begin.startswith(_BEGIN) and begin[_OWNER_AT:] == _OWNER.to_bytes(4, "big")
+    if begin and not ours:
+        raise ConfigError(f"{path} is a file of something else, which is not overwritten: give another --index")
+
+
 class IndexFile:
     """A SQLite file that can be thrown away; any thread may read it, one thread writes it.
 
@@ -47,6 +71,7 @@ class IndexFile:
         self._own = threading.local()
         self._open: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
+        _check_ours(path)
         try:
             self._prepare()
         except sqlite3.DatabaseError as error:
@@ -92,6 +117,8 @@ class IndexFile:
                 base = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
             except sqlite3.Error as error:
                 raise ConfigError(f"the index {self.path} cannot be opened ({error}): give another --index") from error
+            if base.execute("PRAGMA application_id").fetchone()[0] != _OWNER:
+                base.execute(f"PRAGMA application_id = {_OWNER}")  # before WAL, so that the file itself has it at once
             for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "cache_size = -16000", "temp_store = MEMORY"):
                 base.execute(f"PRAGMA {pragma}")
             self._own.base = base

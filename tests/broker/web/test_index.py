@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from skyheed.broker.results.record import Classification
 from skyheed.broker.web import index as index_module
 from skyheed.broker.web import sky
 from skyheed.broker.web.index import Index, Read
+from skyheed.broker.web.index_file import IndexFile
 from skyheed.broker.web.live import event_id, positions_of
 from skyheed.broker.web.paths import object_of, path_key
 from skyheed.broker.web.search import Cone, Filters, SearchError, understand
@@ -215,3 +217,27 @@ def test_a_page_that_holds_everything_is_counted_by_its_rows(tmp_path: Path) -> 
     assert last.next
     assert index.page(Filters(), limit=4, cursor=last.next).count == 5
     index.close()
+
+
+@pytest.mark.parametrize("content", [b"a thesis", b"SQLite format 3\x00".ljust(200, b"\x00"), b"\x00" * 500])
+def test_a_file_of_something_else_is_refused_and_stays(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="something else"):
+        IndexFile(path, "ztf")
+    assert path.read_bytes() == content
+
+
+def test_pipes_and_devices_are_no_index(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/full")
+    for name in ("pipe", "link"):
+        with pytest.raises(ConfigError, match="ordinary file"):
+            IndexFile(tmp_path / name, "ztf")
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_an_index_says_whose_it_is_from_the_first_moment(tmp_path: Path) -> None:
+    first = IndexFile(tmp_path / "index", "ztf")
+    IndexFile(tmp_path / "index", "ztf").close()
+    first.close()

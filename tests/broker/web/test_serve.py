@@ -120,7 +120,8 @@ class TestStream:
             assert client.get(f"{API}/events", headers={"Last-Event-ID": "y" * 20_000}).status_code == 422
 
     def test_a_damaged_index_is_made_anew(self, settings: Settings, tmp_path: Path) -> None:
-        (tmp_path / "index.sqlite").write_bytes(b"no database at all" * 1000)
+        ours = b"SQLite format 3\x00".ljust(68, b"\x00") + b"skyh"
+        (tmp_path / "index.sqlite").write_bytes(ours + b"no database at all" * 1000)
         with page_of(settings, tmp_path) as client:
             eventually(lambda: objects(client) >= {"a", "b"})
 
