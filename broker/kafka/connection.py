@@ -160,7 +160,9 @@ class Connection:
         return ServiceError(f"Kafka at {self.hosts} {self._tls}")
 
     def unavailable(self, doing: str, detail: str) -> ServiceUnavailable:
-        reason = self._detail or f"{self.redact(detail)}; does security.protocol fit?"
+        reason = self._detail or f"{self.redact(detail)}; check security.protocol"
+        if "SSL_HANDSHAKE" in reason:  # how the connection ends depends on who closes it first
+            reason += "; is it connecting to a PLAINTEXT broker listener? check security.protocol"
         return ServiceUnavailable(f"Kafka at {self.hosts} is away: {doing} ({reason})")
 
     def redact(self, text: str) -> str:

@@ -7,7 +7,7 @@ again on the same port and data, which the fault tests do. Folders may have any 
 
 import contextlib
 import os
-import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -32,7 +32,7 @@ def free_port() -> int:
     that tries to reach it could otherwise be given its very port, and hold it.
     """
     while True:
-        port = random.randrange(15_000, 32_000)
+        port = 15_000 + secrets.randbelow(17_000)  # not `random`: two processes with one seed would take the same
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -191,7 +191,7 @@ def test_check_says_what_a_worker_here_would_compute_on(monkeypatch: pytest.Monk
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     line = line_of(settings, "model")
     assert line.ok
-    assert re.search(r"convention-sdss .*; a worker here computes on cpu x\d+, float32 .*no native bf", line.sentence)
+    assert re.search(r"fusion-sdss .*; a worker here computes on cpu x\d+, float32 .*no native bf", line.sentence)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert "no torch, so no worker" in line_of(settings, "model").sentence
 

@@ -59,7 +59,7 @@ DIRECT = {
     "skyheed-work": {"get", "set", "hget", "hdel", "hmget", "zcard", "smembers", "zscan", "unlink"},
     "skyheed-look": {"get", "hget", "hvals", "smembers", "lrange"},
 }  # fmt: skip
-NO_COMMANDS = {"NX", "WITHSCORES", "LIMIT"}
+NO_COMMANDS = {"NX", "XX", "WITHSCORES", "LIMIT"}
 
 
 def rights() -> dict[str, list[str]]:

@@ -372,7 +372,7 @@ def test_a_state_of_something_else_is_refused(kafka: embedded.Server, night: Pat
     with pytest.raises(ConfigError, match="another replay"):
         replay.replay(options, SDSS, [night], topic, state=state)
     state.write_text("{}")
-    with pytest.raises(ConfigError, match="no state of a replay"):
+    with pytest.raises(ConfigError, match="not the state file of a replay"):
         replay.replay(options, SDSS, [night], topic, state=state)
 
 

@@ -184,7 +184,7 @@ def test_the_command_line_passes_over_bad_records_only_when_told(topic: Topic) -
     lenient = subprocess.run([*command, "--skip-bad"], capture_output=True, text=True, check=False)
     assert lenient.returncode == 0, lenient.stderr
     assert len(lenient.stdout.splitlines()) == 2
-    assert "skipped 1 records that are no classifications" in lenient.stderr
+    assert "skipped 1 records that are not classifications" in lenient.stderr
 
 
 def test_confluent_wire_is_read_with_the_schema_of_its_id(topic: Topic) -> None:

@@ -173,7 +173,7 @@ def test_a_header_that_promises_more_than_there_is(tmp_path: Path, kind: bytes) 
     info = tarfile.TarInfo("long")
     info.size, info.type = 100 * 2**40, kind
     (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
-    with pytest.raises(ConfigError, match="damaged or no tar archive"):
+    with pytest.raises(ConfigError, match="damaged or not a tar archive"):
         taken(tmp_path / "a.tar")
 
 
@@ -182,7 +182,7 @@ def test_a_chain_of_long_names(tmp_path: Path) -> None:
     info.size, info.type = 4, b"L"
     link = info.tobuf(tarfile.GNU_FORMAT) + b"name".ljust(512, b"\0")
     (tmp_path / "a.tar").write_bytes(link * 5000 + bytes(1024))
-    with pytest.raises(ConfigError, match="damaged or no tar archive"):
+    with pytest.raises(ConfigError, match="damaged or not a tar archive"):
         taken(tmp_path / "a.tar")
 
 
@@ -254,7 +254,7 @@ def test_names_with_anything_in_them(tmp_path: Path) -> None:
 )
 def test_a_state_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "state").write_text(text)
-    with pytest.raises(ConfigError, match="no state of a replay"):
+    with pytest.raises(ConfigError, match="not the state file of a replay"):
         replay.Progress(tmp_path / "state", "f")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="not an ordinary file"):

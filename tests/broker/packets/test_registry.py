@@ -334,7 +334,7 @@ def test_description_and_ping(server, tmp_path):
     ("answer", "error", "sentence"),
     [
         ((401, {}), ServiceError, "refuses registry.user"),
-        ((404, {}), ServiceError, "is no schema registry"),
+        ((404, {}), ServiceError, "is not a schema registry"),
         ((503, {}), ServiceUnavailable, "does not answer: HTTP status 503"),
         ((200, b"<html>"), ServiceUnavailable, "not JSON"),
     ],

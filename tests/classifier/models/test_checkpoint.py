@@ -77,7 +77,7 @@ def test_a_damaged_description_is_noticed(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("classes", ["AGN", "SNIa", "Variable"], "config has 4 classes, classes names 3"),
+        ("classes", ["AGN", "SNIa", "Variable"], "4 values for 3 classes"),
         ("classes", ["AGN", "SNIa", "Variable", "Kilonova"], "classes has 'Kilonova': known are"),
         ("classes", ["AGN", "AGN", "Variable", "SNIa"], "each once"), ("classes", "AGN", "classes is not a list"),
         ("classes", [["AGN"], "SNIa", "Variable", "SN"], "classes has"), ("classes", [], "give two or more"),

@@ -141,7 +141,7 @@ def test_sixteen_objects_are_learnt_by_heart(preset: str) -> None:
     network = calm(preset, seen)
     labels = torch.arange(16) % 4
     assert (
-        learn_by_heart(network, seen, labels, 1000 if preset == "supernnova-bayes" else 400, RATES.get(preset, 3e-3))
+        learn_by_heart(network, seen, labels, 2000 if preset == "supernnova-bayes" else 400, RATES.get(preset, 3e-3))
         == 1
     )
 

@@ -65,7 +65,7 @@ def test_the_default_weights_say_what_they_learned_from() -> None:
 
 def test_only_a_fusion_can_be_fitted(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="give a checkpoint of the family fusion"):
-        real_fit.run("sdss", tmp_path, tmp_path / "out")
+        real_fit.run("sdss/convention", tmp_path, tmp_path / "out")
 
 
 @pytest.mark.long
