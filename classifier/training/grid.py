@@ -168,10 +168,17 @@ def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str
         found.setdefault(one.row.name, []).extend(grid_table.facts(info, one.row.published) for info in made)
         folders.setdefault(one.row.name, []).append(output / one.folder)
         _write({row.name: found[row.name] for row in every if row.name in found}, output, failed)
-        adapt_table.write({row.name: folders[row.name] for row in every if row.name in folders}, output)
+        if time.monotonic() - began > AT_ONCE:  # intervals take seconds, so not again for every run that was there
+            adapt_table.write(_ordered(folders, every), output)
+    adapt_table.write(_ordered(folders, every), output)
     if failed:
         raise ModelError(f"{len(failed)} of {len(todo)} runs failed: {failed}; the others are in {output}/table.md")
     return (output / "table.md").read_text()
+
+
+def _ordered(folders: Mapping[str, Sequence[Path]], every: Sequence[Row]) -> dict[str, Sequence[Path]]:
+    """Folders of the rows that have any, in the order of the table."""
+    return {row.name: folders[row.name] for row in every if row.name in folders}
 
 
 class _Clock:
