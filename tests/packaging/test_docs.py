@@ -71,3 +71,8 @@ def test_the_site_builds_without_a_warning_and_its_notebooks_run(tmp_path: Path)
     assert built.returncode == 0, built.stderr[-3000:]
     for name in ("first-night", "your-own-model", "score-an-archive"):
         assert "cell_output" in (tmp_path / "tutorials" / f"{name}.html").read_text()
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = set((ROOT / "docs" / "index.md").read_text().split())
+    assert {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"} <= listed
