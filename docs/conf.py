@@ -12,7 +12,7 @@ author = "The skyheed developers"
 copyright = "2026, The skyheed developers"
 release = version = version_of("skyheed")
 extensions = ["myst_nb", "sphinx_click", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = [".jupyter_cache", "_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = f"skyheed {release}"
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
