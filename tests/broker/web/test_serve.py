@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -208,11 +209,12 @@ class TestWho:
 
     def test_too_many_requests(self, settings: Settings, tmp_path: Path) -> None:
         with page_of(settings, tmp_path, limits=True) as client:
-            codes = [client.get(f"{API}/objects/nobody/prefixes").status_code for _ in range(int(2 * COSTLY_BURST))]
-            assert codes[0] == 404
-            assert codes[-1] == 429
-            answer = client.get(f"{API}/objects/nobody/prefixes")
-            assert int(answer.headers.get("retry-after", 1)) >= 1
+            # many at a time: on a busy machine single ones are slow enough to be within the limit
+            with ThreadPoolExecutor(8) as several:
+                answers = list(several.map(client.get, [f"{API}/objects/nobody/prefixes"] * int(4 * COSTLY_BURST)))
+            assert {answer.status_code for answer in answers} == {404, 429}
+            refused = next(answer for answer in answers if answer.status_code == 429)
+            assert int(refused.headers.get("retry-after", 0)) >= 1
             assert client.get(f"{API}/state").status_code == 200, "other requests have a limit of their own"
 
     def test_rates_remember_a_bounded_number_of_clients(self) -> None:
