@@ -161,8 +161,8 @@ class Connection:
 
     def unavailable(self, doing: str, detail: str) -> ServiceUnavailable:
         reason = self._detail or f"{self.redact(detail)}; check security.protocol"
-        if "SSL_HANDSHAKE" in reason:  # how the connection ends depends on who closes it first
-            reason += "; is it connecting to a PLAINTEXT broker listener? check security.protocol"
+        if "SSL_HANDSHAKE" in reason and "PLAINTEXT" not in reason:  # librdkafka asks so only if it closes first itself
+            reason += "; connecting to a PLAINTEXT broker listener?"
         return ServiceUnavailable(f"Kafka at {self.hosts} is away: {doing} ({reason})")
 
     def redact(self, text: str) -> str:
