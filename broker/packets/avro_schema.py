@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from skyheed.broker.errors import PacketError, Reason
 
 MAX_SCHEMA_BYTES = 1 << 18
-MAX_SYNTAX = 8_000  # brackets and commas of the text: each can begin a value
+MAX_SYNTAX = 6_000  # brackets and commas of the text: each can begin a value
 MAX_NAMED = 500  # records, enums and fixed types
 MAX_DEPTH = 64  # of nested types, through references too, and of nested values of a recursive type
 MAX_FIXED = 1 << 24
@@ -70,6 +70,7 @@ class Schema:
         self._aliases: dict[str, Type] = {}
         self._named: dict[str, Type] = {}
         self._unions: dict[tuple[str, ...], Type] = {}
+        self._containers: dict[tuple[str, int], Type] = {}  # arrays and maps, by what they hold
         self._definitions: dict[str, Any] = {}
         self._open: set[str] = set()
         self._composites: list[Type] = []  # inner ones first
@@ -80,7 +81,8 @@ class Schema:
             raise PacketError(Reason.BAD_SCHEMA, f"not an Avro schema: {type(error).__name__}") from error
         if self.recursive:
             self._measure_again()
-        del self._library, self._aliases, self._named, self._unions, self._definitions, self._composites
+        del self._library, self._aliases, self._named, self._unions, self._containers, self._definitions
+        del self._composites
 
     def _parse(self, definition: Any, namespace: str, depth: int) -> Type:
         if depth > MAX_DEPTH:
@@ -94,10 +96,16 @@ class Schema:
             return self._parse(kind, namespace, depth + 1)
         if kind in ("array", "map"):
             item = definition["items" if kind == "array" else "values"]
-            return self._close(Type(kind, branches=[self._parse(item, namespace, depth + 1)]))
+            return self._container(kind, self._parse(item, namespace, depth + 1))
         if kind in ("record", "error", "enum", "fixed"):
             return self._define(kind, definition, namespace, depth)
         return self._parse(kind, namespace, depth + 1)
+
+    def _container(self, kind: str, item: Type) -> Type:
+        made = self._containers.get((kind, id(item)))
+        if made is None:
+            made = self._containers[kind, id(item)] = self._close(Type(kind, branches=[item]))
+        return made
 
     def _union(self, definition: list[Any], namespace: str, depth: int) -> Type:
         simple = all(isinstance(branch, str) and branch in _SIMPLE for branch in definition)
@@ -106,6 +114,8 @@ class Schema:
         branches = [self._parse(branch, namespace, depth + 1) for branch in definition]
         if not branches or any(branch.kind == "union" for branch in branches):
             bad_schema("a union that is empty or holds a union")
+        if len({(branch.kind, branch.name) for branch in branches}) < len(branches):
+            bad_schema("a union that holds a type twice")
         made = self._close(Type("union", branches=branches))
         if simple:
             self._unions[tuple(definition)] = made

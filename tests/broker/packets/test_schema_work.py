@@ -5,6 +5,7 @@ import io
 import json
 import random
 import re
+import statistics
 import time
 import tracemalloc
 import zlib
@@ -28,7 +29,7 @@ from skyheed.broker.packets.container import (
 
 SYNC = b"0123456789abcdef"
 WANTED = {"type": "record", "name": "w", "fields": [{"name": "id", "type": ["null", "long"], "default": None}]}
-SLACK = 4.0  # the machine may be busy, and garbage be collected; the promise is for an idle one
+SLACK = 4.0  # the machine may be busy; the promise is for an idle one
 NEW_SCHEMA_S = 0.005
 
 
@@ -59,10 +60,15 @@ def new_schema(number, fields=300):
 
 
 def cpu_of(work):
+    """CPU seconds of this thread alone, without collecting what earlier tests of the process left."""
     gc.collect()
-    began = time.process_time()
-    work()
-    return time.process_time() - began
+    gc.freeze()
+    began = time.thread_time()
+    try:
+        work()
+        return time.thread_time() - began
+    finally:
+        gc.unfreeze()
 
 
 def test_a_new_schema_in_every_packet_costs_milliseconds_and_constant_memory():
@@ -90,19 +96,22 @@ def test_a_new_schema_in_every_packet_costs_milliseconds_and_constant_memory():
 
 def worst_schemas(number):
     """Schemas of the greatest size that is taken, each of another kind, with a body."""
-    yield record(f"i{number}", *((f"f{i}", "int") for i in range(2600))), bytes(2600)
-    yield record(f"u{number}", *((f"f{i}", ["null", "int"]) for i in range(1500))), bytes(1500)
-    yield record(f"a{number}", *((f"f{i}", {"type": "array", "items": "int"}) for i in range(1300))), bytes(1300)
-    yield record(f"w{number}", ("id", ["int"] * 7900)), bytes(2)
+    named = [{"type": "fixed", "name": f"x{i}", "size": 1} for i in range(MAX_NAMED - 1)]
+    nullable = [["null", {"type": "array", "items": "int"}], ["null", {"type": "map", "values": "int"}]] * 350
+    yield record(f"i{number}", *((f"f{i}", "int") for i in range(1950))), bytes(1950)
+    yield record(f"u{number}", *((f"f{i}", ["null", "int"]) for i in range(1100))), bytes(1100)
+    yield record(f"a{number}", *((f"f{i}", {"type": "array", "items": "int"}) for i in range(970))), bytes(970)
+    yield record(f"w{number}", *((f"f{i}", each) for i, each in enumerate(nullable))), bytes(700)
+    yield record(f"n{number}", ("id", ["int", *named])), bytes(2)
     yield record(f"d{number}", ("id", "int")) | {"doc": "d" * 250_000}, bytes(1)
-    yield record(f"k{number}", ("id", "int")) | {str(i): 1.5 for i in range(7900)}, bytes(1)
+    yield record(f"k{number}", ("id", "int")) | {str(i): 1.5 for i in range(5900)}, bytes(1)
 
 
 def test_the_largest_schemas_cost_milliseconds_too():
     decoder = Decoder(WANTED)
-    packets = [raw_packet(*each) for number in range(5) for each in worst_schemas(number)]
-    taken = cpu_of(lambda: [decoder.decode(each) for each in packets])
-    assert taken / len(packets) < NEW_SCHEMA_S * SLACK
+    rounds = [[raw_packet(*each) for each in worst_schemas(number)] for number in range(5)]
+    taken = [cpu_of(lambda packets=packets: [decoder.decode(each) for each in packets]) for packets in rounds]
+    assert statistics.median(taken) / len(rounds[0]) < NEW_SCHEMA_S * SLACK
 
 
 def test_a_schema_with_half_a_megabyte_of_records_is_refused_at_once():
@@ -148,7 +157,9 @@ def test_types_nested_through_references_have_a_limit():
             f"more than {MAX_NAMED} named types",
         ),
         (
-            record("r", ("me", ["null", "r"]), *((f"f{i}", {"type": "array", "items": "int"}) for i in range(501))),
+            record(
+                "r", ("me", ["null", "r"]), *((f"f{i}", ["null", record(f"c{i}", ("x", "int"))]) for i in range(251))
+            ),
             "hold each other and more than",
         ),
     ],
@@ -199,13 +210,15 @@ def test_two_wanted_fields_of_one_name_are_refused():
     assert caught.value.reason is Reason.WRONG_TYPE
 
 
-def test_a_union_of_one_large_record_many_times_stays_small():
-    """Plans are shared: 1000 branches times 1000 fields would be a million of them."""
+@pytest.mark.parametrize(
+    "branches", [["int"] * 2, ["int"] * 5000, ["c"] * 1000, [{"type": "map", "values": "int"}] * 2]
+)
+def test_a_union_that_holds_a_type_twice_is_refused(branches):
+    """The specification forbids it, and thousands of branches would take 30 ms."""
     large = record("c", *((f"f{i}", "int") for i in range(1000)))
-    definition = record("r", ("candidate", [large, *["c"] * 1000]))
-    wanted = record("w", ("candidate", record("wc", ("f1", ["null", "long"]))))
-    data = raw_packet(definition, b"\x00" + b"\x02" * 1000)
-    assert cpu_of(lambda: Decoder(wanted).decode(data)) < NEW_SCHEMA_S * SLACK
+    with pytest.raises(PacketError, match="holds a type twice") as caught:
+        Schema(record("r", ("c", large), ("candidate", branches)))
+    assert caught.value.reason is Reason.BAD_SCHEMA
 
 
 # --- compiling
@@ -252,7 +265,7 @@ def test_credit_comes_back():
 def test_the_largest_schema_that_is_compiled_takes_a_fraction_of_a_second():
     strings = record("s", *((f"f{i}", ["null", "string"]) for i in range(900)))
     arrays = record("a", *((f"f{i}", {"type": "array", "items": "string"}) for i in range(60)))
-    numbers = record("n", *((f"f{i}", ["null", "double"]) for i in range(1500)))
+    numbers = record("n", *((f"f{i}", ["null", "double"]) for i in range(1150)))
     for definition in (strings, arrays, numbers):
         schema = Schema(dumped(definition))
         readers = []
@@ -338,9 +351,9 @@ def test_a_header_of_many_entries_is_refused_unread():
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_values_of_a_message_are_counted_over_its_records(compiled):
-    """Records of 2000 nulls take no bytes: 5000 of them are ten million values in one message."""
-    definition = record("r", ("id", "long"), *((f"f{i}", "null") for i in range(2000)))
-    block = long(5000) + long(5000) + b"\x0e" * 5000 + SYNC
+    """Records of 1900 nulls take no bytes: 5500 of them are ten million values in one message."""
+    definition = record("r", ("id", "long"), *((f"f{i}", "null") for i in range(1900)))
+    block = long(5500) + long(5500) + b"\x0e" * 5500 + SYNC
     data = container_header(dumped(definition), SYNC) + block
     decoder = Decoder(WANTED)
     if compiled:
