@@ -51,6 +51,7 @@ def required(options: Mapping[str, str], name: str, table: str, meaning: str) ->
     """
     if not options.get(name):
         hint = f" (or {name}_file, or {variable(table, name)})" if name in SECRETS else ""
+        hint = hint or (f" (or {name}_file)" if name.endswith("password") else "")
         raise ConfigError(f"{table} needs {meaning}: set {table}.{name}{hint}")
     return options[name]
 

@@ -237,7 +237,11 @@ def redrive(reason: str | None, **given: Any) -> None:
 @click.command()
 @options("config", "survey", "kafka", "redis")
 @click.option(
-    "--to", "sink", required=True, metavar="SINK", help="lasair, skyportal, hop, webhook, or the name of a plug-in."
+    "--to",
+    "sink",
+    required=True,
+    metavar="SINK",
+    help="lasair, skyportal, fastdb, hop, webhook, or the name of a plug-in.",
 )
 @click.option("--topic", metavar="NAME", help="Classification topic; skyheed.classifications.SURVEY by default.")
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Only records with this top class; repeatable.")

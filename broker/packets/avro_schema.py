@@ -84,6 +84,10 @@ class Schema:
         del self._library, self._aliases, self._named, self._unions, self._containers, self._definitions
         del self._composites
 
+    def as_json(self) -> Any:
+        """The schema as JSON data for other Avro libraries, whole and without logical types, aliases and docs."""
+        return _as_json(self.root, set())
+
     def _parse(self, definition: Any, namespace: str, depth: int) -> Type:
         if depth > MAX_DEPTH:
             bad_schema(f"types nested deeper than {MAX_DEPTH}")
@@ -206,6 +210,29 @@ class Schema:
             bad_schema("records that hold each other in too many ways")
         if math.inf in before:
             bad_schema("a record that holds itself without end")
+
+
+def _as_json(each: Type, written: set[str]) -> Any:
+    if each.name and each.name in written:
+        return each.name
+    written.add(each.name)
+    named: dict[str, Any] = {"type": each.kind, "name": each.name}
+    if each.kind == "union":
+        return [_as_json(branch, written) for branch in each.branches]
+    if each.kind in ("array", "map"):
+        return {"type": each.kind, "items" if each.kind == "array" else "values": _as_json(each.branches[0], written)}
+    if each.kind == "enum":
+        return named | {"symbols": list(each.symbols)}
+    if each.kind == "fixed":
+        return named | {"size": each.size}
+    if each.kind != "record":
+        return each.kind
+    fields = [
+        {"name": name, "type": _as_json(part, written)}
+        | ({"default": each.defaults[name]} if name in each.defaults else {})
+        for name, part in each.fields
+    ]
+    return named | {"fields": fields}
 
 
 def _least(each: Type) -> float:

@@ -18,15 +18,15 @@ from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused
 HOP_SERVERS = "kafka.scimma.org:9092"
 OPTIONS = {
     "servers": HOP_SERVERS, "topic": "", "user": "", "password": "",
-    "security": "SASL_SSL", "mechanism": "SCRAM-SHA-512", "sender": "",
+    "security": "SASL_SSL", "mechanism": "SCRAM-SHA-512", "ca_file": "", "sender": "",
 }  # fmt: skip
 
 
 class Hop:
     """`skyheed forward --to hop`.
 
-    Options: topic, user, password (of a Hopskotch credential), servers, security, mechanism, sender (header `_sender`;
-    the user otherwise).
+    Options: topic, user, password (of a Hopskotch credential), servers, security, mechanism, ca_file, sender (header
+    `_sender`; the user otherwise).
     """
 
     batch = 500
@@ -36,7 +36,7 @@ class Hop:
         given = take(options, OPTIONS, "sinks.hop")
         self._topic = required(given, "topic", "sinks.hop", "a topic, such as group.topic")
         self._sender = (given["sender"] or given["user"]).encode()
-        self._publisher = Publisher(_kafka_options(given))
+        self._publisher = Publisher(kafka_options(given, "sinks.hop"))
 
     def payload(self, record: Classification) -> Payload:
         return record.to_json()
@@ -63,12 +63,20 @@ def message_id(record: Classification) -> bytes:
     return uuid.uuid5(uuid.NAMESPACE_OID, name.hex()).bytes
 
 
-def _kafka_options(given: Mapping[str, str]) -> dict[str, str]:
+def kafka_options(given: Mapping[str, str], table: str, prefix: str = "") -> dict[str, str]:
+    """librdkafka's options from those of a sink's table: servers, security, ca_file, and with SASL
+    mechanism, user, password."""
     options = {"bootstrap.servers": given["servers"], "security.protocol": given["security"]}
+    if given["ca_file"]:
+        options["ssl.ca.location"] = given["ca_file"]
     if given["security"].startswith("SASL"):
         options |= {
             "sasl.mechanism": given["mechanism"],
-            "sasl.username": required(given, "user", "sinks.hop", "a user"),
-            "sasl.password": required(given, "password", "sinks.hop", "its password"),
+            "sasl.username": _credential(given, "user", table, prefix, "a user"),
+            "sasl.password": _credential(given, "password", table, prefix, "its password"),
         }
     return options
+
+
+def _credential(given: Mapping[str, str], name: str, table: str, prefix: str, meaning: str) -> str:
+    return required({prefix + name: given[name]}, prefix + name, table, meaning)

@@ -54,12 +54,12 @@ def send(sink: Any, *found: Classification) -> list[Outcome]:
 
 
 def test_every_sink_is_an_entry_point_and_unknown_ones_are_named() -> None:
-    assert {"hop", "lasair", "skyportal", "webhook"} <= set(sinks.names())
+    assert {"fastdb", "hop", "lasair", "skyportal", "webhook"} <= set(sinks.names())
     with pytest.raises(ConfigError, match=r"no sink 'slack': choose one of .*lasair"):
         sinks.load("slack", {})
 
 
-@pytest.mark.parametrize("name", ["hop", "lasair", "skyportal", "webhook"])
+@pytest.mark.parametrize("name", ["fastdb", "hop", "lasair", "skyportal", "webhook"])
 def test_what_is_missing_or_unknown_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"sinks\.{name} needs"):
         sinks.load(name, {"security": "PLAINTEXT"} if name == "hop" else {})
