@@ -19,7 +19,7 @@ import numpy as np
 
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.sky import SURVEYS, simulate
-from skyheed.classifier.sky.makers import MAKERS
+from skyheed.classifier.sky.factories import MAKERS
 from skyheed.classifier.sky.objects import observe
 from skyheed.classifier.sky.simulation import plan, simulate_object
 from skyheed.classifier.sky.surveys import Survey

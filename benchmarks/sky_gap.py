@@ -37,7 +37,7 @@ from skyheed.classifier.archives.histories import history_of
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import DETECTION, UPPER_LIMIT, History
-from skyheed.classifier.sky.measured import SNR, gaussian, peaks, sky_noise, star_width
+from skyheed.classifier.sky.image_statistics import SNR, gaussian, peaks, sky_noise, star_width
 from skyheed.classifier.sky.psf import noise_area
 from skyheed.classifier.sky.surveys import ZTF
 

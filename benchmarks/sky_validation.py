@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from skyheed.classifier.sky import agn, objects, stars, type_ia
 from skyheed.classifier.sky.conditions import Visits
-from skyheed.classifier.sky.makers import supernova_flux
+from skyheed.classifier.sky.factories import supernova_flux
 from skyheed.classifier.sky.render import render
 from skyheed.classifier.sky.spectra import distance_modulus, magnitude_to_njy, njy_to_magnitude
 from skyheed.classifier.sky.surveys import SDSS

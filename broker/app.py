@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from skyheed.broker import config, logs, metrics, pulse, redrive, several
+from skyheed.broker import config, heartbeat, ingest_processes, logs, metrics, redrive
 from skyheed.broker import waiting as patience
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.ingest import Budget, Ingest, Intake
@@ -207,7 +207,7 @@ def run_ingest(settings: Settings, drain: bool, night: Night | None = None) -> C
         redis=config.redacted_url(settings.redis.url),
     )  # fmt: skip
     if settings.ingest.processes > 1:
-        return several.run(run_ingest, settings, drain, stop)
+        return ingest_processes.run(run_ingest, settings, drain, stop)
     measured = metrics.IngestMetrics(settings.survey)
     # before the first wait, which must show
     metrics.serve(measured, settings.ingest.metrics_port, settings.ingest.metrics_host, settings.metrics)
@@ -225,11 +225,11 @@ def run_ingest(settings: Settings, drain: bool, night: Night | None = None) -> C
         with kafka.AlertConsumer(settings.input_options, topics, group, drain=drain, window=window) as consumer:
             own, budget = settings.ingest, budget_of(settings)
             daemon = Ingest(intake, consumer, measured, own.batch_size, own.batch_wait_s, budget, own.batch_bytes)
-            alive = pulse.Pulse(
+            alive = heartbeat.Heartbeat(
                 state.connect_as(settings.redis), settings.survey, "ingest", measured,
                 kafka_away=consumer.connection.gone,
             )  # fmt: skip
-            with pulse.beating(alive):
+            with heartbeat.beating(alive):
                 return daemon.run(stop, drain)
 
 
@@ -270,8 +270,8 @@ def run_work(settings: Settings, drain: bool) -> Counter[str]:
         ]
         own = state.connect_as(settings.redis)
         looks = [running.depth_of(own, settings, served.name, measured) for served in models]
-        alive = pulse.Pulse(own, settings.survey, "work", measured, looks, publishers[0].connection.gone)
-        with pulse.beating(alive):
+        alive = heartbeat.Heartbeat(own, settings.survey, "work", measured, looks, publishers[0].connection.gone)
+        with heartbeat.beating(alive):
             return run_all(workers, stop, drain)
 
 

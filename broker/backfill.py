@@ -23,12 +23,12 @@ from skyheed.broker.forward import Rate
 from skyheed.broker.http import Broken, Refusal
 from skyheed.broker.kafka.client import AlertConsumer, Publisher
 from skyheed.broker.kafka.messages import headers_of
-from skyheed.broker.lately import Lately
 from skyheed.broker.metrics import BackfillMetrics
 from skyheed.broker.packets.container import Headers, with_key
 from skyheed.broker.packets.reader import PacketReader
-from skyheed.broker.packets.surveys.earlier import NamesEarlier
+from skyheed.broker.packets.surveys.previous import NamesEarlier
 from skyheed.broker.providers import AsksAhead, Provider, cost
+from skyheed.broker.recent import Recent
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.waiting import Meanwhile, apart, patiently
 from skyheed.classifier.names import printable
@@ -61,7 +61,7 @@ class Backfill:
     metrics: BackfillMetrics
     most: int = 30
     rate: Rate = field(default_factory=lambda: Rate(1.0))
-    asked: Lately = field(default_factory=lambda: Lately(REMEMBERED))
+    asked: Recent = field(default_factory=lambda: Recent(REMEMBERED))
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
         """Until `stop` is set, or, with `drain`, until what was there is done; the books.

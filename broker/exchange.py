@@ -11,7 +11,7 @@ from skyheed.broker.filmstrip import FilmStrips
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.packets.container import Decoder
 from skyheed.broker.packets.reader import PacketReader
-from skyheed.broker.packets.surveys.earlier import NamesEarlier
+from skyheed.broker.packets.surveys.previous import NamesEarlier
 from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaException
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, pulse
+from skyheed.broker import config, heartbeat
 from skyheed.broker.errors import (
     MissingRight,
     ServiceError,
@@ -259,9 +259,9 @@ def _of(model: str) -> str:
 
 def _daemons(settings: Settings) -> Line:
     """What every daemon says of itself; one that cannot reach Redis says nothing any more."""
-    found = pulse.beats(_client(settings), daemon.with_survey(settings).survey)
+    found = heartbeat.beats(_client(settings), daemon.with_survey(settings).survey)
     for beat in found:
-        if beat.age_s > pulse.SILENT_S:
+        if beat.age_s > heartbeat.SILENT_S:
             sentence = f"{beat.name} has not been heard of for {beat.age_s:.0f} s: it is dead or cannot reach Redis"
             return Line("daemons", False, f"{sentence}; look at its log")
         for server, seconds in beat.waiting.items():

@@ -116,7 +116,7 @@ def make_worker(
     settings: Settings, served: ServedModel, publisher: kafka.Publisher, measured: metrics.WorkMetrics
 ) -> "Worker":
     """The worker of one model."""
-    from skyheed.broker.portions import Hand
+    from skyheed.broker.batching import BatchLimits
     from skyheed.broker.work import Output, Pace, Worker
 
     agreement = layout.of_worker(settings.redis, served.model.info.bands, served.model.needs.images)
@@ -126,7 +126,7 @@ def make_worker(
         served.name, served.topic, output_form(settings, served.topic), provenance_of(served.model), served.shared
     )
     work = settings.work
-    pace = Pace(work.batch_size, work.interval_s, work.lease_s, Hand(work.batch_bytes, work.batch_s))
+    pace = Pace(work.batch_size, work.interval_s, work.lease_s, BatchLimits(work.batch_bytes, work.batch_s))
     return Worker(settings.survey, queue, store, served.model, publisher, output, measured, pace)
 
 

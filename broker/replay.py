@@ -27,8 +27,8 @@ from skyheed.broker.packets.surveys import Survey
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, patiently
 from skyheed.classifier import outputs
 from skyheed.classifier.bounded import read_file
-from skyheed.classifier.keeper import end_if_asked
 from skyheed.classifier.progress import progress_bar
+from skyheed.classifier.reaper import end_if_asked
 
 log = logging.getLogger("skyheed.replay")
 BATCH = 500

@@ -23,7 +23,7 @@ from skyheed.broker.errors import ConfigError, ServiceUnavailable, StreamError
 from skyheed.broker.kafka.client import BatchConsumer, place_of
 from skyheed.broker.kafka.connection import Place
 from skyheed.broker.kafka.selection import no_classifications, selection
-from skyheed.broker.lately import Lately
+from skyheed.broker.recent import Recent
 from skyheed.broker.results.formats import Schema, decode
 from skyheed.broker.results.record import Classification
 
@@ -290,7 +290,7 @@ class _Repeats:
     """What was seen lately: answers by id, and the newest revision of each object; names of any length."""
 
     def __init__(self, size: int = REMEMBERED) -> None:
-        self._answers, self._revisions = Lately(size), Lately(size)
+        self._answers, self._revisions = Recent(size), Recent(size)
 
     def seen(self, record: Classification) -> bool:
         """True for a repeat or an answer older than the object's last; remembers the record.

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Any
 
-from skyheed.classifier.keeper import interrupt
+from skyheed.classifier.reaper import interrupt
 
 # What our own texts hold beyond ASCII, and how a terminal that cannot show it gets it; the rest comes as \x and \u.
 PLAIN = {
@@ -56,7 +56,7 @@ def end_on_signals() -> None:
 
 
 def _ended(number: int, _frame: object) -> None:
-    # a second signal must not cut the stopping short: `keeper` would finish it, but in a rougher way
+    # a second signal must not cut the stopping short: `reaper` would finish it, but in a rougher way
     signal.signal(number, signal.SIG_IGN)
     interrupt(SystemExit(128 + number))
 

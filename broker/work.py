@@ -6,7 +6,7 @@ late.
 A claimed object leaves the queue only after the output broker acknowledged its record, and only if the lease still
 holds and the object's revision did not move; otherwise it is classified again. Nothing is ever popped.
 
-What was claimed is fetched, classified and settled in portions (`portions`), so that memory, the time to a stop and the
+What was claimed is fetched, classified and settled in portions (`batching`), so that memory, the time to a stop and the
 share of the lease that is used are bounded whatever the batch and the model are. What was not begun when a signal came,
 or when half of the lease was over, goes back to the queue.
 """
@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from skyheed.broker.batching import Batching, BatchLimits
 from skyheed.broker.errors import ServiceUnavailable
 from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.logs import event
 from skyheed.broker.metrics import WorkMetrics
-from skyheed.broker.portions import Hand, Portions
 from skyheed.broker.results.formats import Form, datum_of, encode_single
 from skyheed.broker.results.record import Classification, Provenance
 from skyheed.broker.state.histories import SequenceStore
@@ -52,7 +52,7 @@ class Pace:
     batch_size: int
     interval_s: float
     lease_s: float
-    hand: Hand = field(default_factory=Hand)
+    limits: BatchLimits = field(default_factory=BatchLimits)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Worker:
         self.lane = Lane(output.model, model.kept_as, needs.span, needs.images, needs.photometry, needs.context)
         self.metrics = metrics
         self.pace = pace
-        self.portions = Portions(pace.hand, pace.lease_s, model.needs, self.lane)
+        self.batching = Batching(pace.limits, pace.lease_s, model.needs, self.lane)
         self.totals: Counter[str] = Counter()
         self._pause = POLL_S
 
@@ -153,7 +153,7 @@ class Worker:
                 self._portion(sequences, fetch_s, stop)
                 for sequence in sequences:
                     del left[sequence.object_id]
-                if stop.is_set() or self.portions.late(claimed):
+                if stop.is_set() or self.batching.late(claimed):
                     break
         except Stopped as stopped:
             if getattr(stopped.__cause__, "server", "") != "redis":
@@ -166,12 +166,12 @@ class Worker:
         self, claims: Sequence[Claim], stop: threading.Event
     ) -> Iterator[tuple[Sequence[StoredSequence], float]]:
         """The sequences of claimed objects in portions, each with the seconds that fetching took."""
-        for piece in self.portions.fetched(claims):
+        for piece in self.batching.fetched(claims):
             began = time.monotonic()
             sequences = patiently(lambda piece=piece: self.fetch(piece), stop)  # type: ignore[misc]
             fetch_s = time.monotonic() - began
             while sequences:
-                count = self.portions.first(sequences)
+                count = self.batching.first(sequences)
                 portion, sequences = sequences[:count], sequences[count:]
                 yield portion, fetch_s
                 fetch_s = 0.0
@@ -180,7 +180,7 @@ class Worker:
         began = time.monotonic()
         answers = self.answer(sequences)
         classified = time.monotonic()
-        self.portions.took(sequences, classified - began)
+        self.batching.took(sequences, classified - began)
         waiting = Meanwhile(stop, grace_s=GRACE_S)
         settled = patiently(lambda: self._publish(answers, waiting), stop)
         clock = (began - fetch_s, began, classified, time.monotonic())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skyheed.classifier.answering import Answering
+from skyheed.classifier.base_predictor import BasePredictor
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models import checkpoint
@@ -36,7 +36,7 @@ class Where:
     chosen: str
 
 
-class Served(Answering):
+class Served(BasePredictor):
     """A checkpoint that is computed whole, in float32, for every prediction; families with a faster form extend it."""
 
     narrow = False  # whether a part of it is computed in bfloat16 where that was chosen

@@ -23,7 +23,7 @@ from skyheed.broker.local.embedded import (
     valkey_binary,
     valkey_settings,
 )
-from skyheed.classifier.keeper import make_folder, remove_folder
+from skyheed.classifier.reaper import make_folder, remove_folder
 
 CLUSTER_SLOTS = 16384
 LOG4J = """\

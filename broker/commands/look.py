@@ -41,7 +41,7 @@ def subscribe(**given: Any) -> None:
               skyheed subscribe --survey ztf --group nightly --drain --format csv -o classifications.csv
     """
     from skyheed.broker import subscribe as client
-    from skyheed.broker import written
+    from skyheed.broker import writers
 
     settings = settings_from(given)
     topic = given["topic"] or (settings.survey and settings.classification_topic)
@@ -57,7 +57,7 @@ def subscribe(**given: Any) -> None:
     )  # fmt: skip
     try:
         with stream:
-            written.write(stream, given["format_"], given["output"], raw_csv=given["raw_csv"])
+            writers.write(stream, given["format_"], given["output"], raw_csv=given["raw_csv"])
     except StreamError as error:
         raise StreamError(f"{error}; --skip-bad skips such records") from error
     if stream.bad:

@@ -32,7 +32,7 @@ from skyheed.broker.kafka.client import (
     time_ms,
 )
 from skyheed.broker.kafka.messages import Headers, headers_of
-from skyheed.broker.lately import Lately
+from skyheed.broker.recent import Recent
 from skyheed.classifier.names import printable
 
 log = logging.getLogger("skyheed.deadletter")
@@ -197,7 +197,7 @@ class Assembler:
 
     def __init__(self, key_of: Callable[[str, int], str]) -> None:
         self._key_of = key_of
-        self._seen = Lately(REMEMBERED)
+        self._seen = Recent(REMEMBERED)
         self._parts: OrderedDict[tuple[bytes, int], dict[int, bytes]] = OrderedDict()
         self._waiting_bytes = 0
         self.unreadable = 0

@@ -32,11 +32,11 @@ from skyheed.broker.subscribe import Subscriber
 from skyheed.broker.work import history_of
 from skyheed.classifier import taxonomy
 from skyheed.classifier.archives import reader as archives
-from skyheed.classifier.keeper import end_if_asked, temporary_folder
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.base import Model
 from skyheed.classifier.names import printable
 from skyheed.classifier.progress import say
+from skyheed.classifier.reaper import end_if_asked, temporary_folder
 from skyheed.classifier.sky import simulate
 
 SURVEY = "sdss"

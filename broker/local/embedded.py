@@ -1,7 +1,7 @@
 """Servers for one machine: a Kafka-compatible broker and Valkey.
 
 They listen on free loopback ports and stop with the `with` block, or when the program that started them is killed
-(`keeper`). For the quick start and for tests; production runs its own Kafka and Valkey. Each can be killed and started
+(`reaper`). For the quick start and for tests; production runs its own Kafka and Valkey. Each can be killed and started
 again on the same port and data, which the fault tests do. Folders may have any name: spaces, quotes, other alphabets.
 """
 
@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from skyheed.broker.errors import ServiceError
-from skyheed.classifier.keeper import SERVER, keeper, make_folder, remove_folder, undisturbed
+from skyheed.classifier.reaper import SERVER, make_folder, reaper, remove_folder, undisturbed
 
 START_S = 120.0  # on a busy machine; a server alone takes a few seconds
 STOP_S = 5.0
@@ -86,7 +86,7 @@ class Server:
                 self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environ,
                 start_new_session=True, cwd=self.log_file.parent,
             )  # fmt: skip
-            keeper.process(self._process.pid, SERVER)
+            reaper.process(self._process.pid, SERVER)
         deadline = time.monotonic() + START_S
         while not self._answers(self.address):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -128,7 +128,7 @@ class Server:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        keeper.forget_process(self._process.pid, SERVER)
+        reaper.forget_process(self._process.pid, SERVER)
 
     def _clean(self) -> None:
         if self._folder:

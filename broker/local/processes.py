@@ -2,7 +2,7 @@
 
 Children live in sessions of their own, so that Ctrl-C and a terminal that closes reach only the parent, which then
 stops them in the order that leaves nothing behind: first the intake, then, when nothing is pending, the worker, then
-the servers. If the parent is killed, `keeper` does it.
+the servers. If the parent is killed, `reaper` does it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from skyheed.broker import config
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.local import embedded
 from skyheed.broker.settings import Settings
-from skyheed.classifier.keeper import DAEMON, end_if_asked, keeper, undisturbed
+from skyheed.classifier.reaper import DAEMON, end_if_asked, reaper, undisturbed
 
 STOP_S = 20.0  # a daemon finishes the batch in hand within this, or is killed (which loses nothing)
 
@@ -100,7 +100,7 @@ class Daemon:
                 start_new_session=True,
                 env=config.child_environment(secrets or {}),
             )
-            keeper.process(self.process.pid, DAEMON)
+            reaper.process(self.process.pid, DAEMON)
 
     def check(self) -> None:
         """Raise ServiceError with the daemon's last words if it ended."""
@@ -121,7 +121,7 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        keeper.forget_process(self.process.pid, DAEMON)
+        reaper.forget_process(self.process.pid, DAEMON)
         self._log.close()
 
 

@@ -15,7 +15,7 @@ from skyheed.broker.local import page
 from skyheed.broker.local import processes as stack
 from skyheed.broker.settings import Settings
 from skyheed.broker.state.ledger import Ledger
-from skyheed.classifier.keeper import temporary_folder
+from skyheed.classifier.reaper import temporary_folder
 
 DRAIN_S = 120.0
 

@@ -16,8 +16,8 @@ from skyheed.broker.errors import ConfigError, PacketError
 from skyheed.broker.packets.container import Decoder, SchemaSource, split_container
 from skyheed.broker.packets.files import PACKETS, TARS, PacketFiles
 from skyheed.broker.packets.surveys import Survey
-from skyheed.classifier.keeper import make_folder, remove_folder
 from skyheed.classifier.names import printable
+from skyheed.classifier.reaper import make_folder, remove_folder
 
 WHOLE = -1  # in place of a record's number: the message is the packet
 ALERT_COLUMNS = (

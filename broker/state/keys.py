@@ -49,7 +49,7 @@ sh:{survey}:
     layout                string  the number of shards, which older releases look for here; for ever
     agreed                hash    what all daemons agree on, name -> value (layout.py); for ever
     daemons               hash    daemon -> time of its last sign of life (Unix ms) and what it waits for (JSON); until
-                          it ends, or was silent for ten minutes (pulse.py)
+                          it ends, or was silent for ten minutes (heartbeat.py)
 """
 
 from collections.abc import Iterable

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.broker.packets.surveys.elsewhere import PIXEL_ARCSEC
+from skyheed.broker.packets.surveys.links import PIXEL_ARCSEC
 from skyheed.broker.web.problems import Problem
 from skyheed.classifier.history import BANDS, IMAGE_KINDS, History
 from skyheed.classifier.names import header_text

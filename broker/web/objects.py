@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.broker.errors import ServiceError, ServiceUnavailable, StreamError
-from skyheed.broker.packets.surveys.elsewhere import PIXEL_ARCSEC
+from skyheed.broker.packets.surveys.links import PIXEL_ARCSEC
 from skyheed.broker.results.formats import decode
 from skyheed.broker.results.record import utc_ms
 from skyheed.broker.state.histories import SequenceStore

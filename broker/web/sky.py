@@ -6,7 +6,7 @@ from urllib.parse import quote, urlencode
 
 import numpy as np
 
-from skyheed.broker.packets.surveys.elsewhere import brokers
+from skyheed.broker.packets.surveys.links import brokers
 
 # ICRS -> galactic (Hipparcos catalogue, ESA SP-1200, vol. 1, eq. 1.5.11)
 _GALACTIC = np.array(

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from skyheed.broker import app as daemon
-from skyheed.broker import pulse
+from skyheed.broker import heartbeat
 from skyheed.broker.errors import ServiceUnavailable, SkyheedError
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.kafka import deadletter
@@ -192,7 +192,7 @@ class Status:
         return sorted(found, key=lambda entry: entry["ready_ms"])[:DUE_SHOWN]
 
     def _daemons(self) -> list[dict[str, Any]]:
-        found = pulse.beats(self._s.client, self._s.settings.survey)
+        found = heartbeat.beats(self._s.client, self._s.settings.survey)
         return [{"name": b.name, "age_s": round(b.age_s, 1), "waiting": b.waiting} for b in found[:200]]
 
     def _lag(self) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from skyheed.classifier.archives.check import validate as validate_archive
 from skyheed.classifier.archives.mixture import read_mixture
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.keeper import temporary_folder
 from skyheed.classifier.names import printable, printable_lines
+from skyheed.classifier.reaper import temporary_folder
 
 
 @click.group()
@@ -77,7 +77,7 @@ def simulate(
     Example:  skyheed archive simulate --survey sdss --objects 8249 --seed 1 -o sky
     """
     from skyheed.classifier.sky import simulate as run
-    from skyheed.classifier.sky.shifted import NO_SHIFT, read_shift
+    from skyheed.classifier.sky.domain_shift import NO_SHIFT, read_shift
 
     conditions, shares = read_shift(shift) if shift else NO_SHIFT, read_mixture(mixture) if mixture else None
     with contextlib.ExitStack() as stack:

@@ -29,8 +29,8 @@ from skyheed.classifier.archives.extras import CONTEXT, PHOTOMETRY, Extras, arra
 from skyheed.classifier.archives.format import KINDS, OBJECT_SCHEMA, STAMP_COLUMNS, stamp_table
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.keeper import keeper, remove_folder
 from skyheed.classifier.progress import progress_bar
+from skyheed.classifier.reaper import reaper, remove_folder
 
 INDEX, INDEX_ORDER = "_healpix_29", 29
 HIGHEST_ORDER = 12  # of a partition; a pixel of it is 51 arcsec wide
@@ -58,7 +58,7 @@ def write_hats(
     rows = [archive.object(name) for name in chosen]
     index = np.asarray(compute_spatial_index([row["ra"] for row in rows], [row["dec"] for row in rows]), np.int64)
     temporary = out.parent / f".{out.name}.partial-{os.getpid()}"
-    keeper.folder(temporary)
+    reaper.folder(temporary)
     try:
         count = _write(archive, temporary, rows, index, alerts_only, progress)
         _describe(archive, temporary, out.name, count)

@@ -33,8 +33,8 @@ from skyheed.classifier.archives.format import (
     write_part,
 )
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.keeper import keeper, remove_folder
 from skyheed.classifier.names import printable
+from skyheed.classifier.reaper import reaper, remove_folder
 
 
 class ArchiveWriter:
@@ -74,7 +74,7 @@ class ArchiveWriter:
     def __enter__(self) -> Self:
         self._sweep()
         (self.directory / "stamps").mkdir(parents=True)
-        keeper.folder(self.directory)
+        reaper.folder(self.directory)
         return self
 
     def add(self, thing: ArchiveObject, stamps: NDArray[np.void], extras: Extras | None = None) -> None:

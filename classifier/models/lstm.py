@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skyheed.classifier.history import History
-from skyheed.classifier.models import base, light
+from skyheed.classifier.models import base, light_curves
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.scaling import Scaling
 
 
 @dataclass(frozen=True)
-class Config(light.Config):
+class Config(light_curves.Config):
     """What configures the network.
 
     Attributes:
@@ -39,8 +39,8 @@ class Lstm(Network):
         self.head = nn.Linear(config.hidden, config.classes)
 
     def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        """See `Network.collate` and `light.table`."""
-        return light.table(histories, self.config, scaling)
+        """See `Network.collate` and `light_curves.table`."""
+        return light_curves.table(histories, self.config, scaling)
 
     def encode(self, batch: Batch) -> Tensor:
         """See `Network.encode`."""
@@ -75,4 +75,4 @@ class LstmFamily(base.Family):
     def operations(self, config: Config, stamps: int) -> int:
         """See `Family.operations`; all nights are computed again."""
         night = 4 * config.hidden * (2 * len(config.bands) + 1 + config.hidden)
-        return light.expected_rows(config, stamps) * night + config.hidden * config.classes
+        return light_curves.expected_rows(config, stamps) * night + config.hidden * config.classes

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skyheed.classifier.history import History
-from skyheed.classifier.models import base, light
+from skyheed.classifier.models import base, light_curves
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.nights import nights, padded
 from skyheed.classifier.prediction import Needs
@@ -27,7 +27,7 @@ FRAME, HIDDEN = 512, 256  # numbers that describe a frame, and that the cell rem
 
 
 @dataclass(frozen=True)
-class Config(light.Config):
+class Config(light_curves.Config):
     """What configures the network.
 
     Attributes:
@@ -144,4 +144,4 @@ class Recurrent(base.Family):
         gates = 3 if config.cell == "gru" else 4
         inputs = FRAME + (2 + len(config.bands)) * config.times
         night = total + 4 * last * FRAME + gates * HIDDEN * (inputs + HIDDEN)
-        return light.expected_rows(config, stamps) * night + HIDDEN * (HIDDEN + config.classes)
+        return light_curves.expected_rows(config, stamps) * night + HIDDEN * (HIDDEN + config.classes)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
-from skyheed.classifier.models import base, gaussian_process, light
+from skyheed.classifier.models import base, gaussian_process, light_curves
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.scaling import Scaling
@@ -28,7 +28,7 @@ CACHED = 1024  # images, 46 kB each
 
 
 @dataclass(frozen=True)
-class Config(light.Config):
+class Config(light_curves.Config):
     """What configures the network.
 
     Attributes:
@@ -102,7 +102,7 @@ class Columns(nn.Module):
 def image(history: History, config: Config) -> NDArray[np.float32]:
     """Flux and error [2, 32, bins] of what is known of an object; nothing of later than its last epoch is in it."""
     if config.photometry:
-        history = light.with_photometry(history)
+        history = light_curves.with_photometry(history)
     known = np.isin(history.band, config.codes) & np.isfinite(history.flux) & np.isfinite(history.flux_error)
     columns = (history.mjd[known], history.band[known], history.flux[known], history.flux_error[known])
     begin, end = float(history.mjd[0]), float(history.mjd[-1])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skyheed.classifier.history import History
-from skyheed.classifier.models import base, light
+from skyheed.classifier.models import base, light_curves
 from skyheed.classifier.models.attention import Block, block_operations, sinusoids
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.nights import padded
@@ -26,7 +26,7 @@ UNIT = 3.0  # brings asinh(flux / unit) to the order of one, which the size of t
 
 
 @dataclass(frozen=True)
-class Config(light.Config):
+class Config(light_curves.Config):
     """What configures the network.
 
     Attributes:
@@ -87,11 +87,13 @@ class SitsBert(Network):
         Returns:
             nights: float32 [b, n, 2 bands], asinh of fluxes and errors. days: float32 [b, n]. valid: bool [b, n].
         """
-        curves = [light.rows(h, self.config, scaling) for h in histories]
+        curves = [light_curves.rows(h, self.config, scaling) for h in histories]
         tables = [np.concatenate([c.flux, c.flux_error], 1) / UNIT for c in curves]
         return {
-            "nights": padded(tables), "days": padded([c.days for c in curves]), "valid": light.lengths_valid(curves)
-        }  # fmt: skip
+            "nights": padded(tables),
+            "days": padded([c.days for c in curves]),
+            "valid": light_curves.lengths_valid(curves),
+        }
 
     def tokens(self, batch: Batch) -> Tensor:
         """One for every night, [b, n, width], behind all blocks."""
@@ -166,6 +168,6 @@ class SitsBertFamily(base.Family):
 
     def operations(self, config: Config, stamps: int) -> int:
         """See `Family.operations`; all nights are computed again."""
-        n = light.expected_rows(config, stamps)
+        n = light_curves.expected_rows(config, stamps)
         inputs = n * 2 * len(config.bands) * config.hidden // 2
         return inputs + config.layers * block_operations(config.hidden, n, n) + config.hidden * config.classes

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from skyheed.classifier.history import History
-from skyheed.classifier.models import base, light
+from skyheed.classifier.models import base, light_curves
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Needs
@@ -34,7 +34,7 @@ RHO = tuple(math.log(math.expm1(_SCATTER / n)) for n in (4, 3))  # what rho begi
 
 
 @dataclass(frozen=True)
-class Config(light.Config):
+class Config(light_curves.Config):
     """What configures the network.
 
     Attributes:
@@ -78,7 +78,7 @@ class SuperNNova(Network):
 
     def fit_inputs(self, histories: Sequence[History], scaling: Scaling) -> None:
         """Statistics of the logarithms of fluxes, errors and days, over all bands together; absent ones count as 0."""
-        curves = [light.rows(h, self.config) for h in histories]
+        curves = [light_curves.rows(h, self.config) for h in histories]
         for n, columns in enumerate(zip(*((c.flux, c.flux_error, c.gaps) for c in curves), strict=True)):
             values = torch.from_numpy(np.concatenate([c.ravel() for c in columns]).astype(np.float64))
             self.low[n] = values.min()
@@ -92,11 +92,11 @@ class SuperNNova(Network):
             measured: float32 [b, n, 2 bands + 1]: fluxes, errors, days since the last night.
             filters: int64 [b, n], which combination of bands the night has. valid: bool [b, n].
         """
-        curves = [light.rows(h, self.config) for h in histories]
+        curves = [light_curves.rows(h, self.config) for h in histories]
         tables = [np.concatenate([c.flux, c.flux_error, c.gaps[:, None]], 1) for c in curves]
         bits = 1 << np.arange(len(self.config.bands))
         return {
-            "measured": padded(tables), "valid": light.lengths_valid(curves),
+            "measured": padded(tables), "valid": light_curves.lengths_valid(curves),
             "filters": padded([(c.seen @ bits).astype(np.float32) for c in curves]).astype(np.int64),
         }  # fmt: skip
 
@@ -251,5 +251,5 @@ class SuperNNovaFamily(base.Family):
         """See `Family.operations`; all nights are computed again, once for each draw."""
         n, hidden = len(config.bands), config.hidden
         night = 8 * hidden * (2 * n + 2**n + hidden) + 8 * hidden * (2 * hidden + hidden)
-        once: int = light.expected_rows(config, stamps) * night + 2 * hidden * config.classes
+        once: int = light_curves.expected_rows(config, stamps) * night + 2 * hidden * config.classes
         return once * (config.draws if config.bayes else 1)

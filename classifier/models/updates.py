@@ -6,9 +6,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier.answering import Answering
+from skyheed.classifier.base_predictor import BasePredictor
 from skyheed.classifier.history import History
-from skyheed.classifier.models import kept
+from skyheed.classifier.models import token_cache
 from skyheed.classifier.models.vector_inputs import Arrays, Inputs
 from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Declined, Prediction
@@ -46,7 +46,7 @@ class Updates:
             ValueError: what was kept does not belong to its epochs, and their images are not here.
         """
         dtype = np.dtype(self.config.kept)
-        found = [kept.Found(h, self.config.keeps, dtype) for h in histories]
+        found = [token_cache.Found(h, self.config.keeps, dtype) for h in histories]
         missing = [~f.stamps for f in found]
         self._encode_missing(histories, found, scaling)
         changed = missing if self.config.photometry else [np.arange(len(f.own)) >= f.whole for f in found]
@@ -57,7 +57,9 @@ class Updates:
                 said.setdefault(name, np.empty((len(histories), *part.shape[1:]), part.dtype))[rows] = part
         return said, [_new(f, c, dtype) for f, c in zip(found, changed, strict=True)]
 
-    def _encode_missing(self, histories: Sequence[History], found: Sequence[kept.Found], scaling: Scaling) -> None:
+    def _encode_missing(
+        self, histories: Sequence[History], found: Sequence[token_cache.Found], scaling: Scaling
+    ) -> None:
         """Fill in the stamps' vectors that are not known."""
         epochs = [np.flatnonzero(~f.stamps) for f in found]
         shown = [self.inputs.pixels(h, e, scaling) for h, e in zip(histories, epochs, strict=True)]
@@ -71,7 +73,7 @@ class Updates:
         for f, e, own in zip(found, epochs, np.split(vectors, ends), strict=True):
             f.values[e, : self.config.width] = own
 
-    def _behind(self, found: Sequence[kept.Found], arrays: Arrays) -> Arrays:
+    def _behind(self, found: Sequence[token_cache.Found], arrays: Arrays) -> Arrays:
         """What is said of histories of which all stamps' vectors are known; fills in what is to be kept."""
         if self.config.photometry:
             return self.engine.behind({"vectors": padded([f.values for f in found]), **arrays})
@@ -99,20 +101,21 @@ def _alike(changed: Sequence[NDArray[np.bool_]]) -> list[list[int]]:
     return list(rows.values())
 
 
-def _new(found: kept.Found, changed: NDArray[np.bool_], dtype: np.dtype[Any]) -> dict[int, bytes]:
+def _new(found: token_cache.Found, changed: NDArray[np.bool_], dtype: np.dtype[Any]) -> dict[int, bytes]:
     """What is to be kept of the epochs that were computed just now."""
     return {
-        int(n): kept.pack(found.own[n], found.upto[n], found.values[n].astype(dtype)) for n in np.flatnonzero(changed)
+        int(n): token_cache.pack(found.own[n], found.upto[n], found.values[n].astype(dtype))
+        for n in np.flatnonzero(changed)
     }
 
 
-class Updated(Answering):
+class Updated(BasePredictor):
     """A model that is served by `Updates`; where the network knows what is unlike its training, that is declined."""
 
     _update: Updates
 
     def judge(self, histories: Sequence[History]) -> list[Prediction]:
-        """See `Answering.judge`: unlike `classify`, it declines what is far from all that was learnt from."""
+        """See `BasePredictor.judge`: unlike `classify`, it declines what is far from all that was learnt from."""
         if not histories:
             return []
         for history in histories:

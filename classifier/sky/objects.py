@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from skyheed.classifier.sky.conditions import Visits, fields_at, visits_at
-from skyheed.classifier.sky.makers import MAKERS
+from skyheed.classifier.sky.factories import MAKERS
 from skyheed.classifier.sky.populations import dust, place, population_of
 from skyheed.classifier.sky.psf import noise_area
 from skyheed.classifier.sky.render import Source

@@ -30,11 +30,11 @@ from skyheed.classifier.archives.reader import (
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.sky.conditions import Visits
+from skyheed.classifier.sky.domain_shift import NO_SHIFT, Shift, survey_under
+from skyheed.classifier.sky.injection import TRIES, Scene, name_in, painted, scaled, scenes_of, suited
 from skyheed.classifier.sky.objects import Observed, Wish, observe
 from skyheed.classifier.sky.packets import alerts_of
-from skyheed.classifier.sky.painted import TRIES, Scene, name_in, painted, scaled, scenes_of, suited
 from skyheed.classifier.sky.render import Rendered, render
-from skyheed.classifier.sky.shifted import NO_SHIFT, Shift, survey_under
 from skyheed.classifier.sky.surveys import AB_ZERO, Survey
 from skyheed.classifier.sky.targets import DETECTION
 from skyheed.classifier.sky.templates import load_template

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
-from skyheed.classifier.models.fusion.familiar import WIDEST as FARTHEST
-from skyheed.classifier.models.fusion.fitted import COMBINATIONS, MODALITIES, WIDEST
+from skyheed.classifier.models.fusion.linear_heads import COMBINATIONS, MODALITIES, WIDEST
 from skyheed.classifier.models.fusion.network import Fusion
+from skyheed.classifier.models.fusion.novelty import WIDEST as FARTHEST
 from skyheed.classifier.models.fusion.numbers import CURVE, NUMBERS, SURROUNDINGS
 from skyheed.classifier.scaling import Scaling
 
@@ -86,7 +86,7 @@ def look(network: Fusion, scaling: Scaling, histories: Sequence[History], group:
 
 @dataclass
 class Heads:
-    """Standardisation and weights as `models.fusion.fitted.Fitted` keeps them; groups are counted alike."""
+    """Standardisation and weights as `models.fusion.linear_heads.Fitted` keeps them; groups are counted alike."""
 
     mean: Floats
     scatter: Floats

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.classifier.evaluation import scores
-from skyheed.classifier.models.fusion.fitted import COMBINATIONS, MODALITIES
+from skyheed.classifier.models.fusion.linear_heads import COMBINATIONS, MODALITIES
 from skyheed.classifier.training import few_shot
 from skyheed.classifier.training.few_shot import Floats, Indices, Views
 

@@ -20,7 +20,7 @@ from skyheed.classifier.evaluation import scores
 from skyheed.classifier.history import History
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.checkpoint import Calibration, Info
-from skyheed.classifier.models.fusion.fitted import COMBINATIONS, MODALITIES
+from skyheed.classifier.models.fusion.linear_heads import COMBINATIONS, MODALITIES
 from skyheed.classifier.models.fusion.network import Fusion
 from skyheed.classifier.serving import load_network
 from skyheed.classifier.training import few_shot, learning_curve

@@ -5,8 +5,8 @@ from collections import Counter
 
 import numpy as np
 
-from skyheed.classifier.keeper import temporary_folder
 from skyheed.classifier.models.base import parameters
+from skyheed.classifier.reaper import temporary_folder
 from skyheed.classifier.training import dataset, selection, train
 from skyheed.classifier.training.dataset import Augmentation
 from skyheed.classifier.training.protocol import STEPS, Protocol

@@ -16,7 +16,7 @@ from state_tools import deliveries, observation
 from stream_tools import ingest_all, publish, save_checkpoint, sdss_alert, settings_for, work_all
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, metrics, pulse
+from skyheed.broker import config, heartbeat, metrics
 from skyheed.broker import health as check
 from skyheed.broker.errors import MissingRight
 from skyheed.broker.local import embedded
@@ -122,7 +122,7 @@ def test_ingest_and_redrive_need_no_more(valkey: embedded.Server, admin: redis_p
     replicated = state.Client(settings.redis.url, replicas=Replicas(1, 0.1))
     with pytest.raises(Exception, match="0 of 1 replicas"):
         replicated.run([("SET", "sh:{sdss}:x", 1)], durable=True)
-    pulse.Pulse(state.connect(settings.redis.url), SURVEY, "ingest", metrics.IngestMetrics(SURVEY)).run(_set())
+    heartbeat.Heartbeat(state.connect(settings.redis.url), SURVEY, "ingest", metrics.IngestMetrics(SURVEY)).run(_set())
 
 
 def _set() -> threading.Event:

@@ -14,7 +14,7 @@ from skyheed.broker.observation import Flag, Observation
 from skyheed.broker.packets.fits import Image, on_sky, read_image
 from skyheed.broker.packets.stamps import Stamps, Unfinished, wanted_of
 from skyheed.broker.packets.surveys import base
-from skyheed.broker.packets.surveys.earlier import EarlierSchema, Named, named
+from skyheed.broker.packets.surveys.previous import EarlierSchema, Named, named
 from skyheed.classifier import context
 from skyheed.classifier.history import DETECTION, FORCED
 
@@ -71,7 +71,7 @@ class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
         return base.mjd((record["diaSource"] or {}).get("midpointMjdTai"))
 
     def earlier(self, record: Mapping[str, Any]) -> Named:
-        """See `broker.surveys.earlier.NamesEarlier`."""
+        """See `broker.surveys.previous.NamesEarlier`."""
         earlier = [item for item in record["prvDiaSources"] or () if item]
         object_id = (record["diaSource"] or {}).get("diaObjectId")
         return named(object_id, [(item["midpointMjdTai"], item["diaSourceId"]) for item in earlier])

@@ -22,7 +22,7 @@ from skyheed.broker.observation import Flag, Observation
 from skyheed.broker.packets.fits import Image, on_sky, read_image
 from skyheed.broker.packets.stamps import Stamps, Unfinished, WantedStamps, wanted_of
 from skyheed.broker.packets.surveys import base
-from skyheed.broker.packets.surveys.earlier import EarlierSchema, Named, named
+from skyheed.broker.packets.surveys.previous import EarlierSchema, Named, named
 from skyheed.classifier import context
 from skyheed.classifier.history import DETECTION, FORCED, UPPER_LIMIT
 from skyheed.classifier.stamp import Matrix
@@ -133,7 +133,7 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
         return base.mjd(_middle(candidate.get("jd"), candidate.get("exptime")))
 
     def earlier(self, record: Mapping[str, Any]) -> Named:
-        """See `broker.surveys.earlier.NamesEarlier`."""
+        """See `broker.surveys.previous.NamesEarlier`."""
         earlier = [item for item in record["prv_candidates"] or () if item]
         return named(record["objectId"], [(item["jd"], item["candid"]) for item in earlier])
 

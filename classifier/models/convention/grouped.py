@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier.answering import Answering
+from skyheed.classifier.base_predictor import BasePredictor
 from skyheed.classifier.history import History
 from skyheed.classifier.models.convention.config import Config
 from skyheed.classifier.models.convention.groups import Layout, check_kept, groups, layout, padded_width, uncached
@@ -19,7 +19,7 @@ TOGETHER = 16  # histories behind the CNN at once on a CPU, as many as its cache
 Token = NDArray[np.generic]
 
 
-class Grouped(Answering):
+class Grouped(BasePredictor):
     """A model that makes a token of each group of stamps, and an answer of the tokens.
 
     Attributes:
@@ -47,7 +47,7 @@ class Grouped(Answering):
         return self.config.channels, self.config.map, self.config.map
 
     def check(self, history: History) -> None:
-        """See `Answering.check`."""
+        """See `BasePredictor.check`."""
         super().check(history)
         check_kept(history, self._group)
 

@@ -19,9 +19,9 @@ from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models import vector
 from skyheed.classifier.models.base import Batch
-from skyheed.classifier.models.fusion.familiar import Familiar
-from skyheed.classifier.models.fusion.fitted import Fitted
 from skyheed.classifier.models.fusion.inputs import FusionInputs
+from skyheed.classifier.models.fusion.linear_heads import Fitted
+from skyheed.classifier.models.fusion.novelty import Familiar
 from skyheed.classifier.models.fusion.numbers import CURVE, NUMBERS, SURROUNDINGS, table
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.scaling import Scaling

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier.answering import Answering
+from skyheed.classifier.base_predictor import BasePredictor
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
-from skyheed.classifier.models import light, vector_inputs
+from skyheed.classifier.models import light_curves, vector_inputs
 from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.models.convention.config import Config as GroupedConfig
 from skyheed.classifier.models.convention.grouped import Grouped
@@ -48,7 +48,7 @@ class Session:
         return dict(zip(self._outputs, made, strict=True))
 
 
-class ByOnnx(Answering):
+class ByOnnx(BasePredictor):
     """What all kinds have in common.
 
     Args:
@@ -123,11 +123,11 @@ class OnnxNights(ByOnnx):
 
     def __init__(self, export: Export, info: Info, folder: Path, threads: int | None) -> None:
         super().__init__(export, info, folder, threads)
-        known = light.Config.__dataclass_fields__
-        self._config = light.Config(**{key: value for key, value in info.config.items() if key in known})
+        known = light_curves.Config.__dataclass_fields__
+        self._config = light_curves.Config(**{key: value for key, value in info.config.items() if key in known})
 
     def _classify(self, histories: Sequence[History]) -> list[Prediction]:
-        arrays = light.table(histories, self._config, self.info.scaling)
+        arrays = light_curves.table(histories, self._config, self.info.scaling)
         return [Prediction(p) for p in self.calibrated(self.sessions[HEAD](arrays)["logits"], histories)]
 
 

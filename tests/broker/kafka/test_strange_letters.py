@@ -21,8 +21,8 @@ from skyheed.broker.errors import Reason
 from skyheed.broker.kafka import deadletter
 from skyheed.broker.kafka.client import Publisher, ensure_topics
 from skyheed.broker.kafka.deadletter import Assembler, DeadLetter, DeadLetters
-from skyheed.broker.lately import Lately
 from skyheed.broker.local import embedded
+from skyheed.broker.recent import Recent
 
 DIGITS = b"9" * 4_300
 NOBODY = b'{"key": null, "headers": []}\nvalue'
@@ -161,17 +161,17 @@ def test_a_head_of_many_values_is_refused_before_it_is_parsed() -> None:
 
 
 def test_repeats_are_known_by_digests_of_a_bounded_number() -> None:
-    lately = Lately(1_000)
+    recent = Recent(1_000)
     for n in range(10_000):
-        lately.put("x" * 10_000, b"%d" % n, number=n)
-        assert len(lately) <= 2_000
-    assert [lately.get("x" * 10_000, b"%d" % n) for n in range(9_000, 10_000)] == list(range(9_000, 10_000))
-    assert lately.get("x" * 10_000, b"5") is None
-    assert max(len(key) for book in (lately._old, lately._young) for key in book) == 16
-    lately.put("a", "bc")
-    assert lately.get("ab", "c") is None
-    lately.put("\ud800")
-    assert lately.get("\ud800") == 0
+        recent.put("x" * 10_000, b"%d" % n, number=n)
+        assert len(recent) <= 2_000
+    assert [recent.get("x" * 10_000, b"%d" % n) for n in range(9_000, 10_000)] == list(range(9_000, 10_000))
+    assert recent.get("x" * 10_000, b"5") is None
+    assert max(len(key) for book in (recent._old, recent._young) for key in book) == 16
+    recent.put("a", "bc")
+    assert recent.get("ab", "c") is None
+    recent.put("\ud800")
+    assert recent.get("\ud800") == 0
 
 
 def test_letters_beyond_those_remembered_still_come(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from stream_tools import sdss_alert
 from skyheed.broker import cli
 from skyheed.broker.local import embedded, up
 from skyheed.broker.local import processes as stack
-from skyheed.classifier import keeper
+from skyheed.classifier import reaper
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -67,7 +67,7 @@ def ends(program: Program, number: int) -> int:
 def test_up_leaves_nothing(start: Start, number: int) -> None:
     program = start("up", "--survey", "sdss")
     program.until_it_says("Ctrl-C drains")
-    assert len(program.left()) == 6, "up, Kafka, Valkey, ingest, worker, keeper"
+    assert len(program.left()) == 6, "up, Kafka, Valkey, ingest, worker, reaper"
     assert ends(program, number) == (-KILL if number == KILL else 0), program.said
 
 
@@ -203,15 +203,15 @@ def test_a_signal_whose_error_was_cleared_is_asked_for_again(number: int) -> Non
     code = f"""
         import os, signal
         from skyheed.broker import terminal
-        from skyheed.classifier import keeper
+        from skyheed.classifier import reaper
         terminal.prepare()
-        keeper.end_if_asked()
+        reaper.end_if_asked()
         try:
             os.kill(os.getpid(), {int(number)})
             for _ in range(1000): pass
         except BaseException:
             pass
-        keeper.end_if_asked()
+        reaper.end_if_asked()
         print("it went on")
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
@@ -219,7 +219,7 @@ def test_a_signal_whose_error_was_cleared_is_asked_for_again(number: int) -> Non
     assert done.returncode in ({-INTERRUPT, 1, 130} if number == INTERRUPT else {128 + number}), done.stderr
 
 
-# --- the keeper ----------------------------------------------------------------------------------------------------
+# --- the reaper ----------------------------------------------------------------------------------------------------
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(600)"
@@ -227,16 +227,16 @@ STUBBORN = (
 PARENT = """
     import subprocess, sys, time
     from pathlib import Path
-    from skyheed.classifier import keeper
+    from skyheed.classifier import reaper
     child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
-    keeper.keeper.process(child.pid, keeper.SERVER)
-    folder = keeper.make_folder("it's a \\"folder\\" ü ")
+    reaper.reaper.process(child.pid, reaper.SERVER)
+    folder = reaper.make_folder("it's a \\"folder\\" ü ")
     print(child.pid, folder, flush=True)
     time.sleep(600)
 """
 
 
-def test_the_keeper_ends_what_does_not_want_to_and_removes_folders_of_any_name(tmp_path: Path) -> None:
+def test_the_reaper_ends_what_does_not_want_to_and_removes_folders_of_any_name(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(PARENT), STUBBORN]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={"TMPDIR": str(tmp_path), **ENVIRONMENT})
     assert parent.stdout is not None
@@ -246,15 +246,15 @@ def test_the_keeper_ends_what_does_not_want_to_and_removes_folders_of_any_name(t
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    until(lambda: not keeper._lives(int(pid)), 30, "the child")
+    until(lambda: not reaper._lives(int(pid)), 30, "the child")
     until(lambda: not Path(folder).exists(), 30, "the folder")
 
 
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
 
 
-def test_the_keeper_is_gone_when_there_is_nothing_to_keep() -> None:
-    mine = keeper.Keeper()
+def test_the_reaper_is_gone_when_there_is_nothing_to_keep() -> None:
+    mine = reaper.Reaper()
     mine.folder(Path("/nonexistent/one"))
     mine.folder(Path("/nonexistent/two"))
     watcher = mine._watcher
@@ -265,8 +265,8 @@ def test_the_keeper_is_gone_when_there_is_nothing_to_keep() -> None:
     assert watcher.poll() == 0
 
 
-def test_a_keeper_that_was_killed_is_replaced(tmp_path: Path) -> None:
-    mine = keeper.Keeper()
+def test_a_reaper_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    mine = reaper.Reaper()
     mine.folder(tmp_path / "one")
     assert mine._watcher is not None
     mine._watcher.kill()

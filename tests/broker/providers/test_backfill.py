@@ -28,7 +28,7 @@ from skyheed.broker.http import Host, Refusal
 from skyheed.broker.local import embedded
 from skyheed.broker.packets.container import Decoder, SchemaSource
 from skyheed.broker.packets.surveys import load_survey
-from skyheed.broker.packets.surveys.earlier import NamesEarlier
+from skyheed.broker.packets.surveys.previous import NamesEarlier
 from skyheed.broker.providers.rubin import Rubin
 from skyheed.broker.settings import Settings
 

@@ -9,10 +9,10 @@ import torch
 from zoo_tools import SCALING, batch, history, lively, logits
 
 from skyheed.classifier.history import History, Photometry
-from skyheed.classifier.models import gaussian_process, light, scone
+from skyheed.classifier.models import gaussian_process, light_curves, scone
 from skyheed.classifier.models.base import Network, parameters
 from skyheed.classifier.models.family import preset
-from skyheed.classifier.models.light import Config
+from skyheed.classifier.models.light_curves import Config
 from skyheed.classifier.models.sits_bert import Mending, PublishedNorm, SitsBert, contaminate
 
 
@@ -31,19 +31,19 @@ def night(bands: list[int], hours: float = 0.0) -> History:
 
 def test_a_night_is_a_row_and_bands_that_are_not_asked_for_make_none() -> None:
     seen = replace(history(6, bands=[1, 2, 5, 1, 5, 3]), mjd=59_000 + np.array([0, 0.01, 0.02, 3, 5, 9.0]))
-    rows = light.rows(seen, Config(bands="gri"))
+    rows = light_curves.rows(seen, Config(bands="gri"))
     assert rows.days.tolist() == [0, 3, 9]
     assert rows.gaps.tolist() == [0, 3, 6]
     assert rows.seen.tolist() == [[True, True, False], [True, False, False], [False, False, True]]
     assert rows.flux[0].tolist() == [seen.flux[0], seen.flux[1], 0]
     assert rows.flux_error[2].tolist() == [0, 0, seen.flux_error[5]]
-    none = light.rows(seen, Config(bands="u"))
+    none = light_curves.rows(seen, Config(bands="u"))
     assert (none.days.tolist(), none.flux.tolist(), none.seen.tolist()) == ([0], [[0]], [[False]])
 
 
 def test_fluxes_are_scaled_by_the_unit_of_their_band() -> None:
-    rows = light.rows(night([0, 4]), Config(bands="uz"), SCALING)
-    plain = light.rows(night([0, 4]), Config(bands="uz"))
+    rows = light_curves.rows(night([0, 4]), Config(bands="uz"), SCALING)
+    plain = light_curves.rows(night([0, 4]), Config(bands="uz"))
     np.testing.assert_allclose(rows.flux, np.arcsinh(plain.flux / [200, 700]), rtol=1e-6)
 
 
@@ -53,10 +53,10 @@ def test_points_up_to_the_last_epoch_join_in_once() -> None:
         np.array([58_990, 59_005, 59_007, 59_011.0]), np.array([2, 2, 1, 2], np.uint8),
         np.array([1, 2, 3, 4], np.float32), np.full(4, 9, np.float32), np.zeros(4, np.uint8),
     )  # fmt: skip
-    joined = light.with_photometry(replace(seen, photometry=points))
+    joined = light_curves.with_photometry(replace(seen, photometry=points))
     assert joined.mjd.tolist() == [58_990, 59_000, 59_005, 59_007, 59_010]
     assert joined.flux.tolist() == [1, seen.flux[0], seen.flux[1], 3, seen.flux[2]]
-    assert light.with_photometry(seen) is seen
+    assert light_curves.with_photometry(seen) is seen
     for name in ("lstm", "supernnova", "sits-bert", "scone"):
         network = made(name, photometry=True)
         assert preset(name).family.needs(network.config).photometry

@@ -17,7 +17,7 @@ from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.base import parameters
 from skyheed.classifier.models.checkpoint import Calibration, Info
 from skyheed.classifier.models.encoders import Branches, RepVgg
-from skyheed.classifier.models.kept import DIGEST, Found
+from skyheed.classifier.models.token_cache import DIGEST, Found
 from skyheed.classifier.models.updates import Updates
 from skyheed.classifier.models.vector import Config, Vector, VectorFamily
 from skyheed.classifier.models.vector_serving import TorchEngine

@@ -11,7 +11,7 @@ from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.sky import agn, galaxies, simulate, stars, supernovae, type_ia
 from skyheed.classifier.sky.conditions import season, visits_at
-from skyheed.classifier.sky.makers import MAKERS, supernova_flux
+from skyheed.classifier.sky.factories import MAKERS, supernova_flux
 from skyheed.classifier.sky.objects import Wish, is_found, observe
 from skyheed.classifier.sky.spectra import (
     bandpass,

@@ -16,7 +16,7 @@ from scipy import ndimage
 from skyheed.classifier.archives.extras import Extras
 from skyheed.classifier.archives.reader import Archive, split_of, stamp_rows
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.sky.measured import FWHM, sky_noise, star_width
+from skyheed.classifier.sky.image_statistics import FWHM, sky_noise, star_width
 from skyheed.classifier.sky.objects import Observed, expected_error, stated_error
 from skyheed.classifier.sky.packets import chosen, photometry, seasons_past
 from skyheed.classifier.sky.render import point_images

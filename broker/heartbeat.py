@@ -19,11 +19,11 @@ from skyheed.broker.errors import ServiceUnavailable, SkyheedError
 from skyheed.broker.state.client import Client
 from skyheed.broker.state.keys import Keys
 
-log = logging.getLogger("skyheed.pulse")
+log = logging.getLogger("skyheed.heartbeat")
 BEAT_S = 5.0
 SILENT_S = 30.0  # a daemon that has not been heard of for this long hangs, is dead, or cannot reach Redis
 FORGET_S = 600.0  # then it is somebody's decision that it is gone
-SOURCE = "pulse"
+SOURCE = "heartbeat"
 
 
 class Waits(Protocol):
@@ -52,7 +52,7 @@ class Beat:
     waiting: dict[str, float] = field(default_factory=dict)
 
 
-class Pulse:
+class Heartbeat:
     """Beats until it is stopped.
 
     Args:
@@ -108,10 +108,10 @@ class Pulse:
 
 
 @contextlib.contextmanager
-def beating(pulse: Pulse) -> Iterator[None]:
+def beating(heartbeat: Heartbeat) -> Iterator[None]:
     """Beat in a thread for as long as the block lasts."""
     stop = threading.Event()
-    thread = threading.Thread(target=pulse.run, args=(stop,), name="pulse", daemon=True)
+    thread = threading.Thread(target=heartbeat.run, args=(stop,), name="heartbeat", daemon=True)
     thread.start()
     try:
         yield

@@ -12,7 +12,7 @@ from skyheed.classifier.prediction import Declined, Needs, Prediction
 from skyheed.classifier.stamp import STAMP_SIZE
 
 
-class Answering:
+class BasePredictor:
     """A model that is ready to serve.
 
     Attributes:

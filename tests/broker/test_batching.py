@@ -13,9 +13,9 @@ from state_tools import deliveries, observation, open_state
 from test_lanes import Slow, queue_of, worker_of
 
 from skyheed.broker import config
+from skyheed.broker.batching import Batching, BatchLimits
 from skyheed.broker.errors import ConfigError, ServiceUnavailable
 from skyheed.broker.local import embedded
-from skyheed.broker.portions import Hand, Portions
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.sequence import Lane
 from skyheed.broker.work import Pace
@@ -30,26 +30,26 @@ def test_what_is_fetched_fits_into_its_bytes_whatever_the_objects_are() -> None:
     three = Needs(images=("science", "difference", "template"))
     for needs, lane in ((Needs(), Lane()), (three, Lane(span=1)), (Needs(images=()), Lane(images=()))):
         for mib in (1, 64):
-            portions = Portions(Hand(mib * 2**20), 60.0, needs, lane)
+            batching = Batching(BatchLimits(mib * 2**20), 60.0, needs, lane)
             largest = 99 * (len(needs.images) * 2048 + (3_100 if lane.span else 0) + 100)
-            assert portions.objects * largest <= mib * 2**20
-    assert Portions(Hand(2**16), 60.0, three, Lane(span=1)).objects == 1
-    assert [len(p) for p in Portions(Hand(2**20), 60.0, Needs(), Lane()).fetched(range(10))] == [4, 4, 2]
+            assert batching.objects * largest <= mib * 2**20
+    assert Batching(BatchLimits(2**16), 60.0, three, Lane(span=1)).objects == 1
+    assert [len(p) for p in Batching(BatchLimits(2**20), 60.0, Needs(), Lane()).fetched(range(10))] == [4, 4, 2]
 
 
 def test_what_is_classified_at_once_takes_the_seconds_that_it_may() -> None:
-    portions = Portions(Hand(seconds=2.0), 60.0, Needs(), Lane())
-    assert portions.first(histories(*[1] * 100)) == 8, "16 epochs, an object counting as one"
-    assert portions.first(histories(99, 99)) == 1, "one at least"
-    portions.took(histories(*[1] * 10), 1.0)  # 0.05 s for each
-    assert portions.first(histories(*[1] * 100)) == 20
-    assert portions.first(histories(*[9] * 100)) == 4
+    batching = Batching(BatchLimits(seconds=2.0), 60.0, Needs(), Lane())
+    assert batching.first(histories(*[1] * 100)) == 8, "16 epochs, an object counting as one"
+    assert batching.first(histories(99, 99)) == 1, "one at least"
+    batching.took(histories(*[1] * 10), 1.0)  # 0.05 s for each
+    assert batching.first(histories(*[1] * 100)) == 20
+    assert batching.first(histories(*[9] * 100)) == 4
     for _ in range(20):
-        portions.took(histories(*[1] * 10), 0.001)
-    assert portions.first(histories(*[1] * 1000)) == 1000
-    portions.took(histories(5), 60.0)
-    assert portions.first(histories(*[1] * 100)) == 1, "a slower one is believed at once"
-    assert Portions(Hand(seconds=60.0), 8.0, Needs(), Lane())._seconds == 2.0
+        batching.took(histories(*[1] * 10), 0.001)
+    assert batching.first(histories(*[1] * 1000)) == 1000
+    batching.took(histories(5), 60.0)
+    assert batching.first(histories(*[1] * 100)) == 1, "a slower one is believed at once"
+    assert Batching(BatchLimits(seconds=60.0), 8.0, Needs(), Lane())._seconds == 2.0
 
 
 @pytest.mark.parametrize("key", ["batch_bytes", "batch_s"])
@@ -140,11 +140,11 @@ def test_only_who_holds_a_lease_gives_it_back(valkey: embedded.Server) -> None:
 
 @pytest.mark.redis
 def test_a_large_batch_is_fetched_in_pieces(valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = worker_of(valkey.url, "a", Slow(), [], Pace(1000, 0.1, 60.0, Hand(bytes=2**20)))
+    worker = worker_of(valkey.url, "a", Slow(), [], Pace(1000, 0.1, 60.0, BatchLimits(bytes=2**20)))
     fill(worker.store, 50)
     asked: list[int] = []
     fetch = worker.store.fetch
     monkeypatch.setattr(worker.store, "fetch", lambda claims, lane: asked.append(len(claims)) or fetch(claims, lane))
     assert worker._batch(threading.Event()) == 50
     assert sum(asked) == 50
-    assert max(asked) == worker.portions.objects == 4
+    assert max(asked) == worker.batching.objects == 4

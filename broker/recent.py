@@ -5,7 +5,7 @@ from hashlib import blake2b
 DIGEST_BYTES = 16  # of 1e9 names the chance that any two are the same is 1e-21
 
 
-class Lately:
+class Recent:
     """A number by name, for the `size` names that were put last and up to as many before them.
 
     Two generations: when the young one is full, it becomes the old one, which is forgotten.

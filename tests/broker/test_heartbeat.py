@@ -11,7 +11,7 @@ from stream_tools import publish, sdss_alert, settings_for
 from test_faults import Child, arguments_for
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, metrics, pulse
+from skyheed.broker import config, heartbeat, metrics
 from skyheed.broker import health as check
 from skyheed.broker import waiting as patience
 from skyheed.broker.errors import ServiceUnavailable
@@ -38,7 +38,7 @@ def daemons(url: str) -> check.Line:
 
 def test_a_wait_shows_in_the_metrics_and_to_check(valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = metrics.IngestMetrics("sdss")
-    alive = pulse.Pulse(state.connect(valkey.url), "sdss", "ingest", measured)
+    alive = heartbeat.Heartbeat(state.connect(valkey.url), "sdss", "ingest", measured)
     assert daemons(valkey.url).sentence == "none has been heard of in the last ten minutes"
     alive.beat()
     assert (daemons(valkey.url).ok, daemons(valkey.url).sentence) == (True, "1 ingest running")
@@ -59,7 +59,7 @@ def test_a_wait_shows_in_the_metrics_and_to_check(valkey: embedded.Server, monke
     waiting.wait(10)
     until(lambda: (value(measured, "waiting_seconds", server="redis") or 0) > 0.1, "the wait")
     assert value(measured, "redis_up") == 0
-    alive.beat()  # Redis answers the pulse, but not the work
+    alive.beat()  # Redis answers the heartbeat, but not the work
     assert value(measured, "redis_up") == 0
     line = daemons(valkey.url)
     assert not line.ok
@@ -72,9 +72,9 @@ def test_a_wait_shows_in_the_metrics_and_to_check(valkey: embedded.Server, monke
 def test_an_idle_daemon_notices_that_redis_went_and_came_back(
     durable_valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pulse, "BEAT_S", 0.05)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.05)
     measured = metrics.IngestMetrics("sdss")
-    with pulse.beating(pulse.Pulse(state.connect(durable_valkey.url), "sdss", "ingest", measured)):
+    with heartbeat.beating(heartbeat.Heartbeat(state.connect(durable_valkey.url), "sdss", "ingest", measured)):
         until(lambda: daemons(durable_valkey.url).sentence == "1 ingest running", "the first beat")
         durable_valkey.kill()
         until(lambda: value(measured, "redis_up") == 0, "noticing that Redis is away")
@@ -87,7 +87,7 @@ def test_an_idle_daemon_notices_that_redis_went_and_came_back(
 def test_kafka_that_is_away_shows(valkey: embedded.Server) -> None:
     measured = metrics.IngestMetrics("sdss")
     away = [True]
-    alive = pulse.Pulse(state.connect(valkey.url), "sdss", "ingest", measured, kafka_away=lambda: away[0])
+    alive = heartbeat.Heartbeat(state.connect(valkey.url), "sdss", "ingest", measured, kafka_away=lambda: away[0])
     alive.beat()
     assert (value(measured, "kafka_up"), value(measured, "redis_up")) == (0, 1)
     away[0] = False
@@ -98,7 +98,7 @@ def test_kafka_that_is_away_shows(valkey: embedded.Server) -> None:
 @pytest.mark.parametrize("reason", ["full", "replica"])
 def test_a_server_that_would_refuse_the_intake_refuses_the_pulse(durable_valkey: embedded.Server, reason: str) -> None:
     measured = metrics.IngestMetrics("sdss")
-    alive = pulse.Pulse(state.connect(durable_valkey.url), "sdss", "ingest", measured)
+    alive = heartbeat.Heartbeat(state.connect(durable_valkey.url), "sdss", "ingest", measured)
     with redis_py.Redis.from_url(durable_valkey.url) as client:
         alive.beat()
         if reason == "full":
@@ -113,15 +113,15 @@ def test_the_queue_of_an_idle_worker_is_looked_at(valkey: embedded.Server) -> No
     client = state.connect(valkey.url)
     queue, measured = DueQueue(client, "sdss"), metrics.WorkMetrics("sdss")
     measured.queue("", {"new": 0, "due": 0, "in_flight": 7})  # as the last batch left it
-    pulse.Pulse(client, "sdss", "work", measured, [lambda: measured.queue("", queue.depth())]).beat()
+    heartbeat.Heartbeat(client, "sdss", "work", measured, [lambda: measured.queue("", queue.depth())]).beat()
     assert value(measured, "queue_objects", state="in_flight", model="") == 0
 
 
 def test_silent_daemons_are_told_of_and_then_forgotten(
     valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dead = pulse.Pulse(state.connect(valkey.url), "sdss", "work", metrics.WorkMetrics("sdss"))
-    alive = pulse.Pulse(state.connect(valkey.url), "sdss", "ingest", metrics.IngestMetrics("sdss"))
+    dead = heartbeat.Heartbeat(state.connect(valkey.url), "sdss", "work", metrics.WorkMetrics("sdss"))
+    alive = heartbeat.Heartbeat(state.connect(valkey.url), "sdss", "ingest", metrics.IngestMetrics("sdss"))
     dead.beat()
     with redis_py.Redis.from_url(valkey.url) as client:
         [(name, said)] = client.hgetall("sh:{sdss}:daemons").items()
@@ -143,7 +143,7 @@ def test_the_metrics_of_an_ingest_that_waits_at_its_start_and_while_idle(
     kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path
 ) -> None:
     """Redis is away when it starts; later Redis dies while nothing is to be read."""
-    topic = "pulse"
+    topic = "heartbeat"
     settings = settings_for(kafka.address, durable_valkey.url, "sdss", topic)
     publish(settings, topic, [sdss_alert("P", n) for n in range(3)])
     port = embedded.free_port()

@@ -10,7 +10,7 @@ from skyheed.classifier.archives.extras import Extras, no_points
 from skyheed.classifier.archives.reader import Archive, ArchiveObject, ArchiveWriter, split_of, stamp_rows
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.sky import simulate
-from skyheed.classifier.sky.painted import name_in, scenes_of, suits, turned_about_the_source
+from skyheed.classifier.sky.injection import name_in, scenes_of, suits, turned_about_the_source
 from skyheed.classifier.sky.surveys import survey_named
 from skyheed.classifier.training import dataset
 

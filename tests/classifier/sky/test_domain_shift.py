@@ -12,8 +12,8 @@ from skyheed.classifier.archives.mixture import counts, read_mixture, thinned, w
 from skyheed.classifier.archives.reader import CLASSES, Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.sky import simulate
+from skyheed.classifier.sky.domain_shift import NO_SHIFT, Shift, read_shift, survey_under
 from skyheed.classifier.sky.objects import Wish
-from skyheed.classifier.sky.shifted import NO_SHIFT, Shift, read_shift, survey_under
 from skyheed.classifier.sky.simulation import plan, simulate_object
 from skyheed.classifier.sky.surveys import survey_named
 

@@ -20,7 +20,7 @@ HALF = 0.5  # of the lease: what has not been begun by then goes back to the que
 
 
 @dataclass(frozen=True)
-class Hand:
+class BatchLimits:
     """What a worker may have in hand at a time.
 
     Attributes:
@@ -32,7 +32,7 @@ class Hand:
     seconds: float = 2.0
 
 
-class Portions:
+class Batching:
     """Cuts what was claimed into what is fetched, and that into what is classified at a time.
 
     Args:
@@ -40,10 +40,10 @@ class Portions:
         lane: says whether stamps and kept things are fetched.
     """
 
-    def __init__(self, hand: Hand, lease_s: float, needs: Needs, lane: Lane) -> None:
+    def __init__(self, limits: BatchLimits, lease_s: float, needs: Needs, lane: Lane) -> None:
         epoch = EPOCH_BYTES + IMAGE_BYTES * len(needs.images) + KEPT_BYTES * bool(lane.span)
-        self.objects = max(1, hand.bytes // (LONGEST * epoch))  # fetched at a time: each may be the largest there is
-        self._seconds = min(hand.seconds, SHARE_OF_LEASE * lease_s)
+        self.objects = max(1, limits.bytes // (LONGEST * epoch))  # fetched at a time: each may be the largest there is
+        self._seconds = min(limits.seconds, SHARE_OF_LEASE * lease_s)
         self._lease_s = lease_s
         self._an_epoch: float | None = None  # seconds
 

@@ -11,7 +11,7 @@ from process_tools import Program, until
 from stream_tools import publish, sdss_alert, settings_for
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, several
+from skyheed.broker import config, ingest_processes
 from skyheed.broker.errors import ConfigError, ServiceError
 from skyheed.broker.local import embedded
 from skyheed.broker.settings import Settings
@@ -69,12 +69,12 @@ def test_whoever_ends_no_process_is_left(stream: Settings, tmp_path: Path, who: 
 def test_how_a_process_ends_is_how_the_command_ends(one: str, error: type[Exception]) -> None:
     settings = config.load(overrides={"survey": "sdss", "ingest.processes": 1}, environ={})
     with pytest.raises(error):
-        several.run(globals()[one], settings, True, threading.Event())
+        ingest_processes.run(globals()[one], settings, True, threading.Event())
 
 
 def test_totals_are_those_of_all() -> None:
     settings = config.load(overrides={"survey": "sdss", "ingest.processes": 2}, environ={})
-    assert several.run(done, settings, True, threading.Event()) == Counter(consumed=6)
+    assert ingest_processes.run(done, settings, True, threading.Event()) == Counter(consumed=6)
 
 
 def refused(_settings: Settings, _drain: bool) -> Counter[str]:
@@ -98,7 +98,7 @@ def test_every_process_has_a_port_and_a_name_of_its_own() -> None:
     overrides = {"survey": "sdss", "ingest.processes": 3, "ingest.metrics_port": 9000}
     options = {"kafka_input": {"group.instance.id": "reader"}}
     settings = config.load(overrides={**overrides, **options}, environ={})
-    own = [several.own_settings(settings, n) for n in range(3)]
+    own = [ingest_processes.own_settings(settings, n) for n in range(3)]
     assert [one.ingest.metrics_port for one in own] == [9000, 9001, 9002]
     assert [one.input_options["group.instance.id"] for one in own] == ["reader-0", "reader-1", "reader-2"]
 

@@ -6,7 +6,7 @@ gone, however it went, the pipe ends, and the watcher asks the daemons to finish
 servers, then removes the temporary folders. This needs no Linux call and no thread, and a program that ends in order
 finds the watcher idle.
 
-The watcher runs this file alone (`python -I -S keeper.py`), so it starts in milliseconds and imports nothing of ours.
+The watcher runs this file alone (`python -I -S reaper.py`), so it starts in milliseconds and imports nothing of ours.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ PATIENCE_S = {DAEMON: 20.0, SERVER: 5.0}  # from SIGTERM to SIGKILL
 POLL_S = 0.05
 
 
-class Keeper:
+class Reaper:
     """The program's end of the pipe; the watcher lives while there is something to watch."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Keeper:
         self._watcher = None
 
 
-keeper = Keeper()
+reaper = Reaper()
 _sections = 0
 _waiting: list[BaseException] = []
 _asked: list[BaseException] = []  # what a signal asked for, raised or about to be
@@ -150,7 +150,7 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 def make_folder(prefix: str) -> Path:
     """A temporary folder that only we can read; `remove_folder` removes it, or the watcher when we are killed."""
     path = Path(tempfile.gettempdir()).absolute() / f"{prefix}{secrets.token_hex(6)}"
-    keeper.folder(path)  # before it is there: we may be killed at any time
+    reaper.folder(path)  # before it is there: we may be killed at any time
     path.mkdir(mode=0o700)
     return path
 
@@ -158,7 +158,7 @@ def make_folder(prefix: str) -> Path:
 def remove_folder(path: Path) -> None:
     """Remove what `make_folder` made."""
     shutil.rmtree(path, ignore_errors=True)
-    keeper.forget_folder(path)
+    reaper.forget_folder(path)
 
 
 # --- the watcher ---------------------------------------------------------------------------------------------------
