@@ -1,4 +1,4 @@
-"""A backlog: so many alerts that wait in Kafka are worked off. The last line of stdout is one JSON document.
+"""A backlog: this many alerts that wait in Kafka are worked off. The last line of stdout is one JSON document.
 
     python benchmarks/backlog.py --alerts 25000
     python benchmarks/backlog.py --alerts 1000000 --each 50 --model sdss/supernnova --minutes 60

@@ -40,7 +40,7 @@ PLACE = "bench@0/0"
 
 
 def fill(path: Path, objects: int) -> None:
-    """An index with so many objects of one model."""
+    """An index with this many objects of one model."""
     index = Index(path, "sdss")
     for first in range(0, objects, 5_000):
         many = range(first, min(first + 5_000, objects))

@@ -292,7 +292,7 @@ class Answers(threading.Thread):
                 self.latencies.append(record.classified_ms - record.kafka_ms)
 
     def wait(self, objects: Sequence[str], stamps: int, limit_s: float) -> float:
-        """Seconds until every object was answered with at least so many stamps."""
+        """Seconds until every object was answered with at least this many stamps."""
         began = time.monotonic()
         with progress_bar(None, "answered", len(objects)) as bar:
             while time.monotonic() - began < limit_s:

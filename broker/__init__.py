@@ -1,1 +1,2 @@
-"""Moves alert packets from Kafka through Redis to the classifier and its answers back. Knows no tensors."""
+"""Moves alert packets from Kafka through Redis to the classifier, and classifications back to Kafka. Handles no
+tensors."""

@@ -1,4 +1,4 @@
-"""Puts the stages in order: builds the daemons from settings and runs them until a signal or the end of a drain."""
+"""Wires the stages together: builds the daemons from settings and runs them until a signal or the end of a drain."""
 
 import contextlib
 import logging
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skyheed.daemon")
 MILLISECONDS_A_DAY = 86_400_000
-# A dead letter must outlive every holiday; classifications are for readers who come every few days.
+# Dead letters must outlast any holiday; readers of classifications may connect only every few days.
 DEAD_LETTER_TOPIC = {"retention.ms": "-1", "max.message.bytes": str(kafka.MAX_MESSAGE_BYTES)}
 CLASSIFICATION_TOPIC = {"retention.ms": str(7 * MILLISECONDS_A_DAY)}
 ALERT_TOPIC = {"retention.ms": str(7 * MILLISECONDS_A_DAY), "max.message.bytes": str(kafka.MAX_MESSAGE_BYTES)}
@@ -57,10 +57,10 @@ def stop_on_signal() -> threading.Event:
 
 
 def survey_of(settings: Settings) -> Survey:
-    """The survey of the settings, with their choice of stamp and bands.
+    """The configured survey, with the chosen stamp and bands.
 
     Raises:
-        ConfigError: no or an unknown survey, stamp or band.
+        ConfigError: the survey is missing, or survey, stamp or band is unknown.
     """
     if not settings.survey:
         raise ConfigError("no survey: add --survey, SKYHEED_SURVEY or survey = ... to the configuration")
@@ -74,16 +74,16 @@ def survey_of(settings: Settings) -> Survey:
 
 
 def with_survey(settings: Settings) -> Settings:
-    """The same settings, once it is sure that they name a known survey."""
+    """The same settings, after checking that they name a known survey."""
     survey_of(settings)
     return settings
 
 
 def checked(settings: Settings) -> Settings:
-    """The same settings, once it is sure that the survey is known and that librdkafka takes the options.
+    """The same settings, after checking that the survey is known and that librdkafka accepts the options.
 
     Raises:
-        ConfigError: one of them is wrong. Nothing has been started or asked of a server then.
+        ConfigError: one of them is wrong. Nothing has been started and no server contacted by then.
     """
     survey_of(settings)
     check_options(settings.kafka)
@@ -93,19 +93,18 @@ def checked(settings: Settings) -> Settings:
 
 
 def alert_topics(settings: Settings) -> list[str]:
-    """The topics to read; one of our own by default, which `replay` writes to."""
+    """The topics to read; by default skyheed's own alert topic, to which `replay` writes."""
     return list(settings.alerts.topics)
 
 
 def connect_store(
     settings: Settings, model: str = "", agreement: layout.Agreement | None = None
 ) -> tuple[SequenceStore, DueQueue, Ledger]:
-    """The three views of the state in Redis, for one who writes.
+    """The three views of the state in Redis, for a writer.
 
     Args:
         model: whose queue.
-        agreement: what has to agree with the other daemons, looked at with every new connection; by default what an
-            ingest brings.
+        agreement: settings that all daemons must share, checked on every new connection; by default those of an ingest.
 
     Raises:
         ConfigError: no such survey.
@@ -117,7 +116,7 @@ def connect_store(
 
 
 def read_store(settings: Settings, model: str = "") -> tuple[SequenceStore, DueQueue, Ledger]:
-    """The same for one who only reads, and needs no setting but the shards."""
+    """The same for a reader, which needs no setting but the number of shards."""
     return _views(state.connect_as(settings.redis), settings, model)
 
 
@@ -147,7 +146,7 @@ def _views(client: state.Client, settings: Settings, model: str) -> tuple[Sequen
 
 
 def schema_source(settings: Settings) -> SchemaSource:
-    """Where writer schemas come from: registry, then local directory, then the installed LSST package."""
+    """Sources of writer schemas: the registry, then the local directory, then the installed LSST package."""
     registry = settings.registry
     return SchemaSource(
         url=registry.url,
@@ -159,7 +158,7 @@ def schema_source(settings: Settings) -> SchemaSource:
 
 
 def make_intake(settings: Settings, publisher: kafka.Publisher) -> Intake:
-    """Everything between a message and Redis."""
+    """The path from a message to Redis."""
     survey = survey_of(settings)
     decoder = Decoder(
         survey.reader_schema, schemas=schema_source(settings), max_packet_bytes=settings.ingest.max_packet_bytes
@@ -169,12 +168,12 @@ def make_intake(settings: Settings, publisher: kafka.Publisher) -> Intake:
 
 
 def budget_of(settings: Settings) -> Budget:
-    """What ingest and redrive decode before they store it."""
+    """How much ingest and redrive decode before they store it."""
     return Budget(settings.ingest.batch_records, settings.ingest.batch_s)
 
 
 def own_topics(settings: Settings) -> dict[str, dict[str, str]]:
-    """The topics that we write, with their configuration."""
+    """The topics that skyheed writes, with their configuration."""
     topics = {
         settings.classification_topic: CLASSIFICATION_TOPIC,
         settings.dead_letter_topic: DEAD_LETTER_TOPIC,
@@ -185,7 +184,8 @@ def own_topics(settings: Settings) -> dict[str, dict[str, str]]:
 
 
 def prepare_topics(settings: Settings, stop: threading.Event, more: Sequence[str] = ()) -> None:
-    """Create what is missing of `own_topics` and of `more` topics of classifications; waits for Kafka if it is away."""
+    """Create whichever of `own_topics` and of the `more` classification topics are missing; waits for Kafka if it is
+    unavailable."""
     topics, wanted = settings.topics, {**own_topics(settings), **dict.fromkeys(more, CLASSIFICATION_TOPIC)}
     patience.patiently(lambda: kafka.ensure_topics(settings.kafka, wanted, topics.partitions, topics.replication), stop)
 
@@ -194,11 +194,11 @@ def run_ingest(settings: Settings, drain: bool, night: Night | None = None) -> C
     """The ingest daemon.
 
     Args:
-        night: only what has Kafka's time in it; then it ends by itself.
+        night: read only messages whose Kafka time is within it, then end.
 
     Raises:
-        SkyheedError: a setting cannot work, or a server refuses us.
-        Stopped: a signal came before it began; Unfinished with `drain`, whenever it came.
+        SkyheedError: a setting cannot work, or a server refused the connection or request.
+        Stopped: a signal came before it began; with `drain`, Unfinished at any time.
     """
     stop = stop_on_signal()
     topics = checked(settings).alerts
@@ -209,7 +209,7 @@ def run_ingest(settings: Settings, drain: bool, night: Night | None = None) -> C
     if settings.ingest.processes > 1:
         return ingest_processes.run(run_ingest, settings, drain, stop)
     measured = metrics.IngestMetrics(settings.survey)
-    # before the first wait, which must show
+    # before the first wait, which must be visible
     metrics.serve(measured, settings.ingest.metrics_port, settings.ingest.metrics_host, settings.metrics)
     with (
         patience.observed(measured),
@@ -255,7 +255,7 @@ def run_work(settings: Settings, drain: bool) -> Counter[str]:
     checked(settings)
     models = running.load_models(settings)
     measured = metrics.WorkMetrics(settings.survey)
-    # before the first wait, which must show
+    # before the first wait, which must be visible
     metrics.serve(measured, settings.work.metrics_port, settings.work.metrics_host, settings.metrics)
     with contextlib.ExitStack() as stack:
         stack.enter_context(patience.observed(measured))
@@ -276,16 +276,16 @@ def run_work(settings: Settings, drain: bool) -> Counter[str]:
 
 
 def run_redrive(settings: Settings, reason: str | None) -> Counter[str]:
-    """Send what was set aside through again, once.
+    """Send the packets that were set aside through the pipeline again, once.
 
     Raises:
         SkyheedError, Stopped: as `run_ingest`.
-        Unfinished: a signal came before the last letter.
+        Unfinished: a signal came before the last dead letter.
     """
     stop = stop_on_signal()
     with kafka.Publisher(checked(settings).kafka) as publisher:
         intake = make_intake(settings, publisher)
-        patience.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write alongside everything
+        patience.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write to the wrong keys
         unreadable: Counter[str] = Counter()
         letters = deadletter.read(
             settings.kafka, settings.dead_letter_topic, reason, stop=stop.is_set,

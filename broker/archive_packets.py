@@ -1,8 +1,7 @@
-"""`skyheed archive build-packets`: real alert packets become an archive, as targets of adaptation or as scenes.
+"""`skyheed archive build-packets`: turns real alert packets into an archive, for domain adaptation or as scenes.
 
-Stamps are the model-ready ones that a stream would keep, of every kind that the packets bring; photometry and context
-go with them. Objects that lie within `SAME` of each other are one, because a survey numbers what two of its fields
-share twice.
+Stamps are model-ready, as the stream keeps them, of every kind in the packets, with photometry and context. Objects
+within `SAME` of each other are merged, because a survey numbers an object in two overlapping fields twice.
 """
 
 import csv
@@ -36,7 +35,7 @@ from skyheed.classifier.training.dataset import sky_noise
 log = logging.getLogger("skyheed.archive")
 SAME = 2.0  # arcsec
 KINDS = {"template": "template", "difference": "difference"}  # an observation's -> an archive's, beyond science
-# What tables of labels call our classes; what else they say is kept as the object's type, without a class.
+# Names that tables of labels use for our classes; any other name is kept as the object's type, without a class.
 LABELS = {
     "agn": "AGN", "qso": "AGN", "snia": "SNIa", "sn ia": "SNIa", "snother": "SNOther", "slsn": "SNOther",
     "variable": "Variable", "variable/stellar": "Variable",
@@ -51,13 +50,13 @@ MADE = """\
 
 Real alert packets of {survey}; stamps as a stream keeps them (32 x 32 pixels, north up, background taken off), of every
 kind that the packets have, with the photometry and context that the packets carry. An object's epochs are the packets
-that were at hand, not all that the survey sent. Objects within {same:g} arcsec are one. Labels: {labels}.
+that were available, not all that the survey sent. Objects within {same:g} arcsec are one. Labels: {labels}.
 """
 
 
 @dataclass
 class Report:
-    """What became of the packets."""
+    """What happened to the packets."""
 
     objects: int = 0
     stamps: int = 0
@@ -76,7 +75,7 @@ def build(
         schemas: directory of writer schemas, for Rubin's packets.
 
     Raises:
-        ConfigError, ArchiveError: nothing to read there, or nowhere to write to.
+        ConfigError, ArchiveError: nothing to read, or the output cannot be written.
     """
     check_target(out, overwrite)
     known = labels_of(labels) if labels else {}
@@ -103,7 +102,7 @@ def build(
 
 
 def labels_of(path: Path) -> dict[str, str]:
-    """Object -> what the table says it is; of several rows of an object the first that says anything.
+    """Object -> its label; of several rows for an object, the first that has one.
 
     Raises:
         ConfigError: no such table, or it lacks the columns.
@@ -125,7 +124,8 @@ def labels_of(path: Path) -> dict[str, str]:
 
 
 def observations(survey: str, paths: Iterable[Path], report: Report, schemas: str | None = None) -> list[Observation]:
-    """The usable observations of all packets, each source once; why others are not is counted in the report."""
+    """The usable observations of all packets, each source once; the reasons for the others are counted in the
+    report."""
     found: dict[int, Observation] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = PacketFiles(Path(folder))
@@ -142,7 +142,7 @@ def _read(file: Path, offset: int, length: int, survey: str, report: Report, sch
         payload = source.read(length)
     errors: list[Exception] = []
     try:
-        kept = read_packet(payload, survey, schemas=schemas, errors=errors, skip=())  # a stream skips artefacts
+        kept = read_packet(payload, survey, schemas=schemas, errors=errors, skip=())  # ingest skips artefacts
     except PacketError as error:
         kept, errors = [], [error]
     report.reasons.update(error.reason.value for error in errors if isinstance(error, PacketError))
@@ -150,7 +150,7 @@ def _read(file: Path, offset: int, length: int, survey: str, report: Report, sch
 
 
 def one_object_each(seen: Sequence[Observation]) -> list[list[Observation]]:
-    """The observations of each object in the order of time; joined by name, then by place."""
+    """The observations of each object in time order; merged by name, then by position."""
     by_name: dict[str, list[Observation]] = {}
     for each in seen:
         by_name.setdefault(each.object_id, []).append(each)
@@ -162,7 +162,7 @@ def one_object_each(seen: Sequence[Observation]) -> list[list[Observation]]:
 
 
 def _same_place(objects: Sequence[Sequence[Observation]]) -> NDArray[np.int32]:
-    """Number of the group of each object, in which those within `SAME` of each other are together."""
+    """The group number of each object; objects within `SAME` of each other share a group."""
     place = np.radians([[np.median([o.ra for o in seen]), np.median([o.dec for o in seen])] for seen in objects])
     ra, dec = place.T
     points = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], 1)
@@ -192,7 +192,7 @@ def rows_of(group: Sequence[Observation]) -> NDArray[np.void]:
 
     science = np.stack([o.stamp for o in group]).astype(np.float32)
     pixels = {"stamp": science * STAMP_UNIT_NJY} | {name: images(kind) for kind, name in KINDS.items()}
-    # it is the unit of the pixels, which must hold the brightest of them (`archives.format`)
+    # the unit of the pixels must fit the brightest of them (`archives.format`)
     brightest = np.max([np.abs(np.nan_to_num(image)).max(axis=(1, 2)) for image in pixels.values()], axis=0)
     noise = np.maximum(
         [sky_noise(stamp[None]) * STAMP_UNIT_NJY for stamp in science], np.maximum(brightest, 1) / BRIGHTEST
@@ -207,7 +207,7 @@ def rows_of(group: Sequence[Observation]) -> NDArray[np.void]:
 
 
 def extras_of(group: Sequence[Observation]) -> Extras:
-    """What the packets say alongside their stamps; of the photometry what each adds to those before it."""
+    """What the packets hold besides their stamps; of the photometry, only what each packet adds to earlier ones."""
     known: set[tuple[int, int, int]] = set()
     added = [_new(o.photometry.until(o.mjd) if o.photometry else no_points(), known) for o in group]
     return Extras(added, [dict(o.context) for o in group])

@@ -1,12 +1,12 @@
-"""Completes histories on first sight: asks a provider for the packets of an object's earlier detections.
+"""Completes the histories of newly seen objects: asks a provider for the packets of earlier detections.
 
-An alert packet names its object's earlier detections, whose stamps it does not carry. `backfill` reads the alert topics
-with a group of its own, asks for what Redis does not hold, and publishes the packets, as the survey sent them, to the
-topic skyheed.alerts.<survey>.backfill. An ingest that reads this topic stores them like any others: once, in the books
-of that topic, and without ever waiting for the provider.
+An alert packet names its object's earlier detections, whose stamps it does not carry. `backfill` reads the alert
+topics with its own consumer group, requests what Redis does not hold, and publishes the packets, as the survey sent
+them, to the topic skyheed.alerts.<survey>.backfill. An ingest that reads this topic stores them like any others: once,
+in the books of that topic, and without ever waiting for the provider.
 
-The books: asked = fetched + unknown + refused + wrong. Whoever stops it in the middle loses nothing: the position moves
-behind a message when all that it names has been asked for, and a packet that is published twice is a duplicate.
+The books: asked = fetched + unknown + refused + wrong. Stopping it at any time loses nothing: the position moves past
+a message only when all detections it names have been requested, and a packet that is published twice is a duplicate.
 """
 
 import logging
@@ -35,9 +35,9 @@ from skyheed.classifier.names import printable
 
 log = logging.getLogger("skyheed.backfill")
 BATCH, WAIT_S = 100, 0.5
-BATCH_BYTES = 16 * 2**20  # read at a time, and the messages of one fetch more
-TRIES = 5  # of a detection at which the provider fails (500); one that is away is waited for
-REMEMBERED = 200_000  # detections that were asked for lately
+BATCH_BYTES = 16 * 2**20  # read at a time, plus at most one more fetch
+TRIES = 5  # for a detection on which the provider fails (500); an unavailable provider is waited for
+REMEMBERED = 200_000  # detections that were requested recently
 
 
 @dataclass
@@ -46,9 +46,9 @@ class Backfill:
 
     Attributes:
         consumer: of the alert topics.
-        topic: where fetched packets go; messages of it are not looked at.
-        reader: of packets, to see whether one is what was asked for.
-        most: earlier detections asked for of one packet, the newest.
+        topic: where fetched packets go; its own messages are ignored.
+        reader: decodes packets, to check that each is the one requested.
+        most: earlier detections to request for one packet, newest first.
     """
 
     consumer: AlertConsumer
@@ -64,11 +64,11 @@ class Backfill:
     asked: Recent = field(default_factory=lambda: Recent(REMEMBERED))
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
-        """Until `stop` is set, or, with `drain`, until what was there is done; the books.
+        """Run until `stop` is set or, with `drain`, until everything present at the start is done; returns the books.
 
         Raises:
             ServiceError: Kafka, Redis or the provider refuses us.
-            Stopped: `stop` was set while a server was away.
+            Stopped: `stop` was set while a server was unavailable.
         """
         counts: Counter[str] = Counter(asked=0, fetched=0, unknown=0, refused=0, wrong=0)
         while not stop.is_set():
@@ -97,7 +97,7 @@ class Backfill:
         return counts
 
     def _missing(self, message: Message, stop: threading.Event, look: Meanwhile) -> Iterator[tuple[str, int]]:
-        """Detections that a packet names, that Redis does not hold, and that were not asked for lately."""
+        """Detections that a packet names, that Redis does not hold, and that were not requested recently."""
         for object_id, sources in self.earlier.of(message.value(), with_key(headers_of(message), message.key())):
             look()
             newest = dict.fromkeys(sources[-self.most :])
@@ -110,7 +110,7 @@ class Backfill:
                 yield from ((object_id, n) for n in missing)
 
     def _fetch(self, object_id: str, source_id: int, stop: threading.Event, look: Meanwhile) -> str:
-        """Ask for one detection and publish its packet; what became of it."""
+        """Request one detection and publish its packet; returns the outcome."""
         self.rate.pause(cost(self.provider), stop, look)
         ask = self._asking(object_id, source_id)
         try:
@@ -127,7 +127,7 @@ class Backfill:
         return "fetched"
 
     def _asking(self, object_id: str, source_id: int) -> Callable[[], bytes | None]:
-        """Asks for one detection; one at which the provider fails again and again is given up."""
+        """Requests one detection; gives up on one for which the provider fails repeatedly."""
         left = TRIES
 
         def ask() -> bytes | None:
@@ -137,16 +137,16 @@ class Backfill:
             except Broken as error:
                 left -= 1
                 if not left:
-                    raise Refusal(500, f"it failed {TRIES} times at this one") from error
+                    raise Refusal(500, f"it failed {TRIES} times on this one") from error
                 raise
 
         return ask
 
     def _fault(self, packet: bytes, object_id: str, source_id: int, look: Meanwhile) -> str:
-        """What is wrong with a packet that came for a detection; empty if it is the right one and whole."""
+        """Why a packet is not the one requested, or not complete; empty if it is both."""
         try:
             found = self.reader.observations(packet, None, look)
-        except SkipPacket:  # sound: ingest says so in its books
+        except SkipPacket:  # valid: ingest counts it in its books
             return ""
         except PacketError as error:
             return str(error)
@@ -156,13 +156,13 @@ class Backfill:
 
 
 class EarlierReader:
-    """Reads which earlier detections a packet names; what cannot be read names none, ingest says why."""
+    """Reads which earlier detections a packet names; an unreadable packet names none, and ingest reports why."""
 
     def __init__(self, survey: NamesEarlier, decode: Callable[[bytes, Headers], Sequence[Mapping[str, Any]]]) -> None:
         self._survey, self._decode = survey, decode
 
     def of(self, value: bytes | None, headers: Headers = ()) -> Iterator[tuple[str, list[int]]]:
-        """(object, its earlier detections in the order of time) for each record of a message."""
+        """(object, its earlier detections in time order) for each record of a message."""
         try:
             records = self._decode(value, headers) if value else ()
             named = [self._survey.earlier(record) for record in records]

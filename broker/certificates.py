@@ -1,4 +1,4 @@
-"""Certificates that are not trusted: why, and what helps."""
+"""Certificates that are not trusted: why, and how to fix it."""
 
 import socket
 import ssl
@@ -20,18 +20,18 @@ def advice(reason: str, address: str, authority: str) -> str:
     if "not yet valid" in lowered:
         return "check the clocks of both machines"
     if "mismatch" in lowered or "not valid for" in lowered:
-        return f"write the name that it was made for into {address}"
+        return f"use the host name that it was issued for in {address}"
     return f"set {authority} to the certificate of the authority that signed it, or to itself if it is self-signed"
 
 
 def why_refused(server: str, authorities: str) -> str:
-    """OpenSSL's reason to refuse the certificate of "host:port", for clients that do not say it.
+    """OpenSSL's reason for refusing the certificate of "host:port", for clients that do not report it.
 
     Args:
         authorities: a PEM file or a folder of authorities; "" for those of the system.
 
     Returns:
-        "" where the certificate is not refused, or nobody answers.
+        "" if the certificate is not refused, or nothing answers.
     """
     host, _, port = server.rpartition(":")
     try:

@@ -1,4 +1,4 @@
-"""The command line: the verbs by groups (`commands`, and those of the classifier), and what an error looks like."""
+"""The command line: verbs in groups (`commands`, and those of the classifier), and how errors are shown."""
 
 import errno
 import importlib
@@ -43,7 +43,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 class Verbs(click.Group):
-    """Our verbs and the classifier's; the latter are imported when they are used, because torch takes seconds."""
+    """The broker's verbs and the classifier's; the latter are imported on use, because torch takes seconds to
+    import."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *CLASSIFIER_VERBS})
@@ -107,7 +108,7 @@ def _sentence(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     if error.filename is not None:
         return f"{error.filename}: {reason}"
-    if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):  # metrics are all that listens here
+    if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):  # only metrics listen on a port here
         return f"the metrics port cannot be used ({reason}): choose another --metrics-port"
     return reason
 
@@ -122,7 +123,7 @@ def main() -> None:
     except (SkyheedError, ClassifierError) as error:
         click.echo(f"skyheed: {printable(error)}", err=True)
         sys.exit(1)
-    except OSError as error:  # a file or a port of ours; servers have errors of their own
+    except OSError as error:  # a local file or port; servers have their own errors
         click.echo(f"skyheed: {printable(_sentence(error))}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as missing:

@@ -1,13 +1,13 @@
-"""Settings: one TOML file, the environment and the command line, in rising order of strength.
+"""Settings: one TOML file, the environment and the command line, in increasing order of precedence.
 
 This is the only module that reads the environment. Secrets come from the environment or from a file that a
 `*_file` key names; the command line refuses them, because everyone on the machine can read it.
 
     survey = "ztf"
 
-    [kafka]                                   # our own cluster: classifications, dead letters (and alerts)
+    [kafka]                                   # skyheed's cluster: classifications, dead letters (and alerts)
     "bootstrap.servers" = "kafka:9092"        # any librdkafka option
-    [kafka_input]                             # the cluster the alerts come from, where it is another one
+    [kafka_input]                             # the cluster the alerts come from, if it is a different one
     "bootstrap.servers" = "public.alerts.example:9092"
     "sasl.password_file" = "/run/secrets/alerts"
     [redis]
@@ -32,7 +32,7 @@ from skyheed.broker.errors import ConfigError
 from skyheed.broker.settings import Settings
 from skyheed.broker.urls import redacted_url as redacted_url
 
-# Environment variable -> place in the settings. Secrets have no other short form.
+# Environment variable -> setting. Secrets have no other short form.
 ENVIRONMENT = {
     "SKYHEED_SURVEY": ("survey",),
     "SKYHEED_KAFKA": ("kafka", "bootstrap.servers"),
@@ -53,11 +53,11 @@ ENVIRONMENT = {
 }
 SECRET_FILES = ("password_file", "token_file", "secret_file")
 _SECRET = re.compile(r"password|token|secret")
-MOST_SECRET = 2**16  # bytes of a password file
-MOST_SETTINGS = 2**20  # of a configuration
-PIPE_S = 10.0  # a pipe's writer may be silent for so long
+MOST_SECRET = 2**16  # bytes in a password file
+MOST_SETTINGS = 2**20  # in a configuration
+PIPE_S = 10.0  # a pipe's writer may be silent for this long
 CONFIG_VARIABLE = "SKYHEED_CONFIG"
-# Values a user may well forget; everything else has a working default.
+# Settings a user may well forget; everything else has a working default.
 DEFAULT_KAFKA = "127.0.0.1:9092"
 
 
@@ -122,13 +122,13 @@ def _read_secret(path: Any, where: str) -> str:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """The first bytes of a file, or of a pipe, <(pass show …), whose writer may be silent for `PIPE_S`."""
+    """The first bytes of a file, or of a pipe such as <(pass show …), whose writer may be silent for `PIPE_S`."""
     found = b""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
         while len(found) < most:
             part = file.read(most - len(found))
             if part is None and not select.select([file], [], [], PIPE_S)[0]:
-                raise OSError(errno.ETIMEDOUT, f"nothing came from it for {PIPE_S:g} s")
+                raise OSError(errno.ETIMEDOUT, f"it sent nothing for {PIPE_S:g} s")
             if part == b"":
                 break
             found += part or b""
@@ -136,16 +136,16 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def read_secret(path: Path, where: str) -> str:
-    """The one line of a file that only we should be able to read.
+    """The single line of a file that only this user should be able to read.
 
     Raises:
-        ConfigError: it cannot be read, or holds anything else.
+        ConfigError: it cannot be read, or holds more than one line.
     """
     try:
         secret = _read(path, MOST_SECRET).decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError:  # not chained: the error holds the file's bytes
+    except UnicodeDecodeError:  # not chained: that error contains the file's bytes
         raise ConfigError(f"{where}: {path} is not text in UTF-8") from None
     if not secret:
         raise ConfigError(f"{where}: {path} is empty")
@@ -155,7 +155,7 @@ def read_secret(path: Path, where: str) -> str:
 
 
 def _split(dotted: str) -> tuple[str, ...]:
-    # librdkafka's own names hold dots: only the first one separates
+    # librdkafka's own names contain dots: only the first dot separates
     return tuple(dotted.split(".", 1))
 
 
@@ -243,7 +243,7 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
 
 
 def child_environment(secrets: Mapping[str, str]) -> dict[str, str]:
-    """Our own environment with `secrets`, for a daemon that we start: nobody else can read it, unlike its arguments."""
+    """This environment plus `secrets`, for a child daemon: unlike its arguments, no other user can read it."""
     return {**os.environ, **secrets}
 
 

@@ -1,17 +1,17 @@
-"""Every error that skyheed raises on purpose.
+"""The errors that skyheed raises deliberately.
 
     SkyheedError
     ├── ConfigError          settings that cannot work; names the key and what to write instead
-    ├── ServiceError         Kafka, Redis or the registry refused us for good (wrong password, …)
+    ├── ServiceError         Kafka, Redis or the registry refused permanently (wrong password, …)
     │   └── MissingRight     the user is known, but may not do this
-    ├── ServiceUnavailable   a server is away or full for now: the daemons wait and try again
+    ├── ServiceUnavailable   a server is unavailable or full: the daemons wait and retry
     ├── Unfinished           a drain was stopped before its end (`patience`)
-    ├── StreamError          a reader met a record that is not what the topic should hold
+    ├── StreamError          a record is not what its topic should hold
     └── PacketError          one packet cannot be used: dead-letter topic, with its `reason`
-        └── SkipPacket       one packet is sound but of no use here: counted under its `reason`
+        └── SkipPacket       one packet is valid but not needed: counted under its `reason`
 
 `classifier.errors` has ClassifierError, ModelError and ArchiveError.
-`SkipPacket` is a `PacketError` so that one `except` settles a packet; look at it first.
+`SkipPacket` is a `PacketError`, so that one `except` handles a packet; check for it first.
 """
 
 from enum import StrEnum
@@ -62,19 +62,19 @@ class ConfigError(SkyheedError):
 
 
 class ServiceError(SkyheedError):
-    """A server refused us and will refuse us again; retrying is of no use."""
+    """A server refused the request and would refuse it again; retrying is pointless."""
 
 
 class MissingRight(ServiceError):
-    """The server knows us, but does not allow what we ask."""
+    """The server knows the user but does not permit the request."""
 
 
 class ServiceUnavailable(SkyheedError):
-    """A server is away or full; try again later.
+    """A server is unavailable or full; retry later.
 
     Args:
-        sentence: what is the matter, and what helps.
-        server: which one: kafka, redis or registry.
+        sentence: what is wrong, and what to do.
+        server: kafka, redis or registry.
     """
 
     def __init__(self, sentence: str, server: str = "kafka") -> None:
@@ -90,7 +90,7 @@ class PacketError(SkyheedError):
     """One packet cannot be used.
 
     Args:
-        reason: the code under which the packet is counted and can be found again.
+        reason: the code under which the packet is counted and can be found.
         detail: one sentence with the offending value.
     """
 
@@ -101,4 +101,4 @@ class PacketError(SkyheedError):
 
 
 class SkipPacket(PacketError):
-    """One packet is sound but of no use here."""
+    """One packet is valid but not needed."""

@@ -1,4 +1,4 @@
-"""Builds the programs that exchange with other systems: forward (out) and backfill (in)."""
+"""Builds the programs that talk to other systems: forward (out) and backfill (in)."""
 
 import contextlib
 from collections import Counter
@@ -19,7 +19,7 @@ from skyheed.broker.subscribe import Subscriber
 def run_forward(
     settings: Settings, name: str, topic: str, wanted: forward.Wanted, drain: bool, dry_run: bool
 ) -> Counter[str]:
-    """Send classifications on to a host.
+    """Send classifications to another system.
 
     Raises:
         SkyheedError, Stopped: as `run_ingest`.
@@ -27,7 +27,7 @@ def run_forward(
     stop, own = app.stop_on_signal(), settings.forward
     refused = settings.refused_topic(name)
     if topic == refused and not (drain or dry_run):
-        raise ConfigError(f"{topic} is where forward puts what the host refuses, again and again: read it with --drain")
+        raise ConfigError(f"{topic} receives what the host refuses, so it would never end: read it with --drain")
     sink = sinks.load(name, table_options(settings.sinks, name, {"token": own.token, "secret": own.secret}))
     if isinstance(sink, sinks.Illustrated) and sink.wants_strips and not dry_run:
         sink.strips = FilmStrips(app.read_store(settings)[0])
@@ -54,7 +54,7 @@ def run_forward(
 
 
 def run_backfill(settings: Settings, name: str, drain: bool) -> Counter[str]:
-    """Ask a provider for the packets of earlier detections.
+    """Request the packets of earlier detections from a provider.
 
     Raises:
         SkyheedError, Stopped: as `run_ingest`.
@@ -94,6 +94,6 @@ def _ensure(settings: Settings, topic: str, how: dict[str, str]) -> None:
 
 
 def table_options(tables: Mapping[str, Mapping[str, str]], name: str, secrets: Mapping[str, str]) -> dict[str, str]:
-    """The options of a plug-in; `secrets` come from the environment and stand in where its table has none."""
+    """The options of a plug-in; `secrets` from the environment fill those that its table lacks."""
     own = dict(tables.get(name, {}))
     return {**{key: value for key, value in secrets.items() if value and not own.get(key)}, **own}

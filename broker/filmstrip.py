@@ -1,7 +1,7 @@
-"""An object's history as one picture for other systems: a lane for every band, a column for every epoch.
+"""An object's history as one picture for other systems: one row per band, one column per epoch.
 
-Stamps are negatives (light is dark) with north up and east left, each between its own cuts, because bands and nights
-differ. Above a column stands how many days after the first epoch it was taken.
+Stamps are shown as negatives, north up and east left, each with its own intensity limits, because bands and nights
+differ. The label above a column is the time since the first epoch in days.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from numpy.typing import NDArray
 
 from skyheed.classifier.history import BANDS
 
-if TYPE_CHECKING:  # sinks are imported without Redis' client
+if TYPE_CHECKING:  # sinks are imported without the Redis client
     from skyheed.broker.state.histories import SequenceStore
     from skyheed.broker.state.sequence import StoredSequence
 
-MOST_EPOCHS = 40  # of a picture, the newest
-SCALE = 2  # screen pixels of a pixel
-GAP, MARGIN, HEAD = 2, 14, 26  # pixels between stamps, for the bands' names, for the title and the days
+MOST_EPOCHS = 40  # in a picture, the newest
+SCALE = 2  # screen pixels per stamp pixel
+GAP, MARGIN, HEAD = 2, 14, 26  # pixels between stamps, for the band names, for the title and the days
 CUTS = 1.0, 99.5  # percentiles
 SAME_VISIT_DAYS = 0.02  # epochs of different bands within half an hour share a column
 PAPER, INK = 255, 0
 
 
 class FilmStrips:
-    """Draws the strips of objects from their histories in Redis."""
+    """Draws film strips of objects from their histories in Redis."""
 
     def __init__(self, store: SequenceStore) -> None:
         self._store = store
 
     def of(self, object_id: str, sources: Collection[int], title: str) -> bytes | None:
-        """A PNG of the epochs with these source ids; None if Redis has none of them any more.
+        """A PNG of the epochs with these source ids; None if Redis no longer has any of them.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         found = self._store.sequence(object_id)
         kept = np.zeros(0, bool) if found is None else np.isin(found.header["source_id"], list(sources))
@@ -79,10 +79,10 @@ def _write_days(pen: Any, columns: list[int], mjd: NDArray[np.float64], side: in
 
 
 def columns_of(mjd: NDArray[np.float64], band: NDArray[Any]) -> list[int]:
-    """The column of every epoch, in the order of time: visits in several bands share one.
+    """The column of every epoch, in time order: visits in several bands share one.
 
     Args:
-        mjd, band: [n] days and codes, in the order of time.
+        mjd, band: [n] days and codes, in time order.
     """
     columns: list[int] = []
     start, taken = -np.inf, set[int]()

@@ -1,8 +1,8 @@
-"""Sends our classifications on to a host: at least once, in order for each object, with books of its own.
+"""Sends classifications to another system (the host): at least once, in order for each object, with its own books.
 
-read = delivered + filtered + refused. The group's position moves behind a batch only when the host, or the topic of
-refusals, has all of it. What a host refuses goes to that topic as it came, with the host's words in its headers, and
-can be forwarded again from there (`skyheed forward --topic skyheed.refused.…`).
+read = delivered + filtered + refused. The group's position moves past a batch only when the host, or the topic of
+refusals, has all of it. Refused records go to that topic unchanged, with the host's message in the headers, and can be
+forwarded again from there (`skyheed forward --topic skyheed.refused.…`).
 """
 
 import json
@@ -23,17 +23,17 @@ from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, apart, patiently
 from skyheed.classifier.names import printable
 
 log = logging.getLogger("skyheed.forward")
-WAIT_S = 0.5  # for the rest of a batch
+WAIT_S = 0.5  # for the rest of a batch after a stop
 WORDS = 500  # of a host, in a header
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which classifications are sent at all.
+    """Which classifications are sent.
 
     Attributes:
-        classes: only these top classes; all where empty.
-        models: only of these models, by their names among the survey's; all where empty.
+        classes: only these top classes; all if empty.
+        models: only these models of the survey; all if empty.
         min_probability: of the top class.
     """
 
@@ -50,20 +50,20 @@ class Wanted:
 
 
 class Rate:
-    """At most so many payloads a second; 0 for any number."""
+    """Limits payloads per second; 0 is unlimited."""
 
     def __init__(self, per_second: float) -> None:
         self._gap, self._next = (1 / per_second if per_second > 0 else 0.0), 0.0
 
     def wait_for(self, payloads: int) -> float:
-        """Seconds until so many may go; they count as gone."""
+        """Seconds until this many may be sent; they count as sent."""
         now = time.monotonic()
         start = max(now, self._next)
         self._next = start + payloads * self._gap
         return start - now
 
     def pause(self, payloads: int, stop: threading.Event, meanwhile: Callable[[], None]) -> None:
-        """Wait until so many may go; `meanwhile` runs every second.
+        """Wait until this many may be sent; `meanwhile` runs every second.
 
         Raises:
             Stopped: `stop` was set before.
@@ -77,11 +77,11 @@ class Rate:
 
 @dataclass
 class Forward:
-    """The daemon between our topic and one sink.
+    """The daemon between the classification topic and one sink.
 
     Attributes:
-        refused_topic: where refused records go.
-        batch: records a batch.
+        refused_topic: receives refused records.
+        batch: records per batch.
     """
 
     stream: Subscriber
@@ -94,11 +94,11 @@ class Forward:
     rate: Rate = field(default_factory=lambda: Rate(0))
 
     def run(self, stop: threading.Event) -> Counter[str]:
-        """Until `stop` is set or the stream ends; the counts by outcome, `read` among them.
+        """Run until `stop` is set or the stream ends; returns counts by outcome, including `read`.
 
         Raises:
             ServiceError: Kafka or the host refuses us.
-            Stopped: `stop` was set while a server was away; nothing of the batch in hand is committed.
+            Stopped: `stop` was set while a server was unavailable; nothing of the batch in hand is committed.
         """
         counts: Counter[str] = Counter(read=0, **dict.fromkeys(map(str, Outcome), 0))
         while not stop.is_set() and not self.stream.ended:
@@ -150,7 +150,7 @@ def _headers(record: Classification, words: str, now: bytes) -> list[tuple[str, 
 
 
 def dry_run(stream: Subscriber, sink: Sink, wanted: Wanted, show: Callable[[str], None]) -> Counter[str]:
-    """Show every payload as a line of JSON and send nothing; the counts."""
+    """Print every payload as a line of JSON and send nothing; returns the counts."""
     counts: Counter[str] = Counter(read=0, shown=0, filtered=0)
     for record in stream:
         payload = sink.payload(record) if record in wanted else None

@@ -1,4 +1,4 @@
-"""`skyheed check`: one line per part, and whether all of it is well. Reads, changes nothing."""
+"""`skyheed check`: one line per part, and whether all are healthy. Changes nothing."""
 
 import importlib.util
 import time
@@ -29,10 +29,10 @@ from skyheed.broker.state.ledger import Ledger
 from skyheed.classifier.errors import ClassifierError
 
 PARTS = ("kafka", "redis", "schema", "model", "lag", "queue", "oldest", "daemons")
-# The oldest due object should be seconds old; minutes mean that the workers are too few or dead.
+# The oldest due object should be seconds old; minutes mean too few workers, or none.
 OLDEST_S = 300.0
-FULL = 0.9  # of maxmemory: from here on an operator should act
-# A group that has something to read commits with every batch, several times a second.
+FULL = 0.9  # of maxmemory: above this an operator should act
+# A group with messages to read commits after every batch, several times a second.
 STANDS_S = 10.0
 LOOK_S = 0.5
 WAITS_S = 30.0  # a failover takes seconds
@@ -48,7 +48,7 @@ class Line:
 
 
 def check(settings: Settings, only: Sequence[str] = PARTS) -> list[Line]:
-    """Look at every part named in `only`."""
+    """Check every part named in `only`."""
     looks: dict[str, Callable[[Settings], Line]] = {
         "kafka": _kafka, "redis": _redis, "schema": _schema, "model": _model,
         "lag": _lag, "queue": _queue, "oldest": _oldest, "daemons": _daemons,
@@ -79,13 +79,13 @@ def _client(settings: Settings) -> state.Client:
 
 
 def _redis(settings: Settings) -> Line:
-    """Memory decides: a full Redis stops the intake, and one that evicts loses stamps in silence."""
+    """Memory matters most: a full Redis stops the intake, and one that evicts keys silently loses stamps."""
     client, address = _client(settings), config.redacted_url(settings.redis.url)
     client.ping()
     try:
         health = state.health(client)
     except MissingRight:  # no daemon needs it
-        return Line("redis", True, f"{address} answers; this user may not ask it how full it is (INFO)")
+        return Line("redis", True, f"{address} answers; this user may not read its memory use (INFO)")
     if trouble := _trouble(settings.redis, health):
         return Line("redis", False, f"{address} {trouble}")
     kept = "append-only file on" if health.append_only else "no append-only file: a restart forgets everything"
@@ -98,14 +98,14 @@ def _memory(health: state.Health) -> str:
 
 
 def _trouble(redis: RedisSettings, health: state.Health) -> str:
-    """What stops the daemons, or loses data; empty if nothing does."""
+    """What would stop the daemons or lose data; empty if nothing."""
     used, limit = health.used_memory, health.max_memory
     if health.read_only:
-        return "is a replica, and no daemon can write to it: let redis.url lead to the primary"
+        return "is a replica, which daemons cannot write to: point redis.url at the primary"
     if health.evicts:
         return f"evicts keys ({health.eviction_policy}): set maxmemory-policy noeviction"
     if health.cannot_save:
-        return "cannot write its file, intake waits, nothing is lost: make room on its disk"
+        return "cannot write its file; intake waits and nothing is lost: free space on its disk"
     if limit and used >= limit:
         return f"is full, intake waits, nothing is lost: {_memory(health)}; raise maxmemory"
     if limit and used > FULL * limit:
@@ -140,12 +140,12 @@ def _model(settings: Settings) -> Line:
 
 
 def _lag(settings: Settings) -> Line:
-    """A backlog is well as long as it is worked on: an ingest that hangs or is gone leaves the group where it is."""
+    """A backlog is healthy while it shrinks: if an ingest hangs or is gone, the group does not advance."""
     options, group = settings.input_options, settings.ingest.group
     lags = kafka.group_lag(options, group, settings.alerts)
     behind = {place for place, lag in lags.items() if lag}
     stands = bool(behind) and not _moves(options, group, sorted(behind))
-    if stands:  # offsets without a message (control records, say) are behind no one
+    if stands:  # offsets without a message (control records, say) are not lag
         behind = topics.unread(options, group, behind)
     sentence = f"{sum(lags[place] for place in behind)} alerts not yet read in {len(lags)} partitions"
     if stands and behind:
@@ -157,9 +157,9 @@ def _lag(settings: Settings) -> Line:
 
 
 def _hidden(options: kafka.Options, alerts: Selection) -> str:
-    """What no reader gets because a transaction stands open for STANDS_S, as the end of a sentence; empty if none."""
+    """What no reader gets because a transaction has been open for STANDS_S, as the end of a sentence; empty if none."""
     everything = {**options, "isolation.level": "read_uncommitted"}
-    ends = kafka.end_offsets(everything, alerts)  # before the other question: what comes between is no transaction
+    ends = kafka.end_offsets(everything, alerts)  # first: what arrives later is no transaction
     first = stable = kafka.end_offsets(options, alerts)
     began = time.monotonic()
     while open_ := {p: ends[p] - stable[p] for p in ends if p in stable and stable[p] == first[p] < ends[p]}:
@@ -198,21 +198,21 @@ def _committed(client: Consumer, places: Sequence[connection.Place]) -> list[int
 
 
 def reading(settings: Settings) -> tuple[SequenceStore, schedule.DueQueue, Ledger]:
-    """The three views of the state in Redis, for one who only reads.
+    """The three views of the state in Redis, for a reader.
 
     Raises:
-        ConfigError: no such survey, or Redis holds it in another number of shards: we would look in the wrong places.
-        ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        ConfigError: no such survey, or Redis holds it in a different number of shards, so keys would not be found.
+        ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
     """
     store, queue, ledger = daemon.read_store(daemon.with_survey(settings))
-    # where there is no layout yet, `Ledger.ping` would set ours: that is for the daemons to do
+    # if there is no layout yet, `Ledger.ping` would record ours: only daemons may do that
     if _client(settings).run([("GET", Keys(settings.survey).layout)])[0] is not None:
         ledger.ping()
     return store, queue, ledger
 
 
 def queues(settings: Settings) -> dict[str, schedule.DueQueue]:
-    """The due queue of every model; one without a name while none has joined."""
+    """The due queue of every model; one without a name if none has joined yet."""
     models = reading(settings)[0].models() or [""]
     return {model: daemon.read_store(settings, model)[1] for model in models}
 
@@ -226,7 +226,7 @@ def _queue(settings: Settings) -> Line:
 
 
 def _oldest(settings: Settings) -> Line:
-    """A backlog is well as long as it is worked on, as in `_lag`."""
+    """A backlog is healthy while it shrinks, as in `_lag`."""
     found = queues(settings)
     ages = {model: age for model, queue in found.items() if (age := queue.waiting_s()) is not None}
     if not ages:
@@ -241,7 +241,7 @@ def _oldest(settings: Settings) -> Line:
 
 
 def _is_worked_on(queue: schedule.DueQueue) -> bool:
-    """Whether anybody claims objects within STANDS_S."""
+    """Whether any worker claims objects within STANDS_S."""
     began, first = time.monotonic(), queue.heads()
     while time.monotonic() - began < STANDS_S:
         time.sleep(LOOK_S)
@@ -250,7 +250,7 @@ def _is_worked_on(queue: schedule.DueQueue) -> bool:
     return False
 
 
-_RETIRE = "if no worker is to run the model any more, skyheed retire it"
+_RETIRE = "if no worker should run this model any more, use skyheed retire"
 
 
 def _of(model: str) -> str:
@@ -258,7 +258,7 @@ def _of(model: str) -> str:
 
 
 def _daemons(settings: Settings) -> Line:
-    """What every daemon says of itself; one that cannot reach Redis says nothing any more."""
+    """What every daemon reports about itself; one that cannot reach Redis falls silent."""
     found = heartbeat.beats(_client(settings), daemon.with_survey(settings).survey)
     for beat in found:
         if beat.age_s > heartbeat.SILENT_S:

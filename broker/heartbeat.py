@@ -59,7 +59,7 @@ class Heartbeat:
         client: one of its own, so that it tells what a new call would meet.
         verb: ingest or work.
         looks: done with every beat; for gauges that a batch would set.
-        kafka_away: whether Kafka is known to be away.
+        kafka_away: whether Kafka is known to be unavailable.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Heartbeat:
         self._refused = False
 
     def beat(self) -> None:
-        """One beat; a server that is away shows in the metrics."""
+        """One beat; a server that is unavailable shows in the metrics."""
         (self._waits.waits if self._kafka_away() else self._waits.goes_on)("kafka", SOURCE)
         said = json.dumps({server: round(seconds, 1) for server, seconds in self._waits.waiting().items()})
         try:
@@ -124,7 +124,7 @@ def beats(client: Client, survey: str) -> list[Beat]:
     """The last beat of every daemon that was heard of in the last minutes, by name.
 
     Raises:
-        ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
     """
     found = [
         Beat(name.decode(), int(age) / 1000, json.loads(said))

@@ -1,4 +1,4 @@
-"""HTTP to a host: bounded in time and bytes, with its words where it refuses and its patience where it is busy."""
+"""HTTP requests to a host: bounded in time and bytes; quotes the host's refusals and honours its Retry-After."""
 
 import json
 import logging
@@ -15,18 +15,18 @@ from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
 from skyheed.classifier.names import printable
 
 TIMEOUT_S = 30.0  # of silence
-ANSWER_S = 60.0  # of a whole answer
+ANSWER_S = 60.0  # for a whole response
 MOST_BYTES = 4 * 2**20
 MOST_WORDS = 500
-LONGEST_WAIT_S = 3600.0  # that a host may ask for
-FIRST_WAIT_S = 5.0  # where it says that it is busy, but not for how long
-# the client's own lines hold whole URLs
+LONGEST_WAIT_S = 3600.0  # that a host may ask us to wait
+FIRST_WAIT_S = 5.0  # if it is busy but does not say for how long
+# the client's own log lines contain whole URLs
 logging.getLogger("httpx").setLevel(logging.WARNING)
 logging.getLogger("httpcore").setLevel(logging.WARNING)
 
 
 class Refusal(Exception):
-    """The host answered that it will not take this; its own words, and the status."""
+    """The host rejected this request; its own words, and the status."""
 
     def __init__(self, status: int, words: str) -> None:
         super().__init__(words)
@@ -34,11 +34,11 @@ class Refusal(Exception):
 
 
 class Broken(ServiceUnavailable):
-    """The host failed at this request (status 500): it may be the host, or what was asked."""
+    """The host failed on this request (status 500): either the host or the request is at fault."""
 
 
 class Unwelcome(ServiceError):
-    """The host refuses us, or what we ask of it: status 401 or 403."""
+    """The host denies access: status 401 or 403."""
 
     def __init__(self, sentence: str, status: int, words: str) -> None:
         super().__init__(sentence)
@@ -51,10 +51,10 @@ class Host:
     Args:
         name: of the table in the settings, such as sinks.lasair, for messages.
         url: base URL, http:// or https://; of it messages show the host alone, because paths of webhooks are secrets.
-        headers: of every request; with the token, never logged or shown.
+        headers: sent with every request; includes the token, never logged or shown.
 
     Raises:
-        ConfigError: a URL that cannot work or holds a password, a token that is none, or a proxy that cannot be used.
+        ConfigError: a URL that cannot work or holds a password, an invalid token, or an unusable proxy.
     """
 
     def __init__(self, name: str, url: str, headers: Mapping[str, str] | None = None) -> None:
@@ -63,7 +63,7 @@ class Host:
         self.where = f"{parts.scheme}://{parts.netloc}"
         self._client = _client({**_sendable(headers or {}, name), "Accept-Encoding": "identity"}, name)
         self._secrets = [value.split()[-1] for value in (headers or {}).values() if value.strip()]
-        self._not_before = 0.0  # the host asked us to wait until then
+        self._not_before = 0.0  # the host asked us to wait until this time
 
     def get(self, path: str) -> Any:
         """The JSON answer to a GET; errors as `ask`."""
@@ -85,16 +85,16 @@ class Host:
         self, method: str, path: str, content: Any = None, *, body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:  # fmt: skip
-        """The JSON of the answer, or its text where it is no JSON.
+        """The JSON of the response, or its text if it is not JSON.
 
         Args:
             content: sent as JSON.
-            body: sent as it is, instead.
+            body: sent unchanged, instead.
 
         Raises:
-            Refusal: the host will not take this.
-            ServiceUnavailable: it is away, busy, or wants us to wait (`Broken` with 500).
-            ServiceError: it refuses us (`Unwelcome` with 401 and 403).
+            Refusal: the host rejects this.
+            ServiceUnavailable: it is unavailable, busy, or wants us to wait (`Broken` with 500).
+            ServiceError: it denies access (`Unwelcome` with 401 and 403).
         """
         if content is not None:
             body, headers = json.dumps(content, allow_nan=False).encode(), {"Content-Type": "application/json"}
@@ -151,7 +151,7 @@ class Host:
         raise Refusal(status, f"{status} {words}"[:MOST_WORDS])
 
     def _words(self, found: bytes) -> str:
-        """What the host says, without our token, which some repeat."""
+        """The host's message without our token, which some hosts echo."""
         words = _words(found.decode("utf-8", "replace"))
         for secret in self._secrets:
             words = words.replace(secret, "…")
@@ -197,8 +197,8 @@ def _read(response: httpx.Response) -> bytes:
         size += len(part)
         if size > MOST_BYTES:
             break
-        if time.monotonic() > deadline:  # in drops, each within the time-out of one read
-            raise httpx.ReadTimeout(f"no whole answer within {ANSWER_S:g} s")
+        if time.monotonic() > deadline:  # byte by byte, each within the timeout of one read
+            raise httpx.ReadTimeout(f"no complete answer within {ANSWER_S:g} s")
     return b"".join(parts)
 
 
@@ -207,7 +207,7 @@ def _unpacked(response: httpx.Response) -> Iterator[bytes]:
     packed = response.headers.get("Content-Encoding", "identity").strip().lower()
     if packed in ("", "identity"):
         yield from response.iter_raw()
-    elif packed == "gzip":  # although none was asked for
+    elif packed == "gzip":  # although we asked for none
         unpacker = zlib.decompressobj(31)
         try:
             for part in response.iter_raw():
@@ -217,11 +217,11 @@ def _unpacked(response: httpx.Response) -> Iterator[bytes]:
         if not unpacker.eof:
             raise httpx.DecodingError("its response cannot be decompressed")
     else:
-        raise httpx.DecodingError(f"its response is compressed as {printable(packed)[:40]}, which nobody asked for")
+        raise httpx.DecodingError(f"its response is compressed as {printable(packed)[:40]}, which was not requested")
 
 
 def _words(text: str) -> str:
-    """What a host says in its error, in the forms that hosts have."""
+    """The message in a host's error, in the forms that hosts use."""
     said = _json_or_text(text)
     if isinstance(said, dict):
         said = next((said[key] for key in ("message", "detail", "error", "title") if said.get(key)), said)

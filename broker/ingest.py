@@ -1,8 +1,8 @@
-"""The ingest daemon: consume -> decode -> accumulate -> commit, a slice of what was fetched at a time.
+"""The ingest daemon: consume -> decode -> store -> commit, one slice of the fetched messages at a time.
 
-A slice ends with a budget of records or seconds, and between the records of a message, too, the consumer is kept alive
-and a signal is seen: small messages of many records cost neither the membership of the consumer group nor memory. A
-message that a signal interrupts counts as not read.
+A slice ends when its budget of records or seconds is used up. The consumer is kept alive and signals are handled even
+between the records of a message, so that small messages of many records cost neither group membership nor memory. A
+message that a signal interrupts counts as unread.
 
 A consumer offset moves only after its packet is stored in Redis, recognised as a duplicate, marked skipped, or
 acknowledged by the dead-letter topic; every write is idempotent, so that redelivery is always safe.
@@ -40,14 +40,14 @@ from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, pati
 
 log = logging.getLogger("skyheed.ingest")
 LAG_S = 5.0
-BOOKS_S = 600.0  # how often books are closed
+BOOKS_S = 600.0  # how often old books are closed
 Mark = tuple[str, int, Reason]
 Keyed = tuple[str, int, Message]  # partition key, offset
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What of the fetched messages is decoded before it is stored and committed; one whole message at least."""
+    """How much of the fetched messages is decoded before it is stored and committed; at least one whole message."""
 
     records: int = 2_000
     seconds: float = 2.0
@@ -59,22 +59,22 @@ class Budget:
 
 @dataclass(frozen=True)
 class Spending:
-    """A budget that is being used up: so many records, until a time (monotonic)."""
+    """A budget in use: a number of records, and a deadline (monotonic)."""
 
     records: float = math.inf
     until: float = math.inf
 
     def over(self, records: int) -> bool:
-        """Whether nothing more fits in after so many records."""
+        """Whether the budget is used up after this many records."""
         return records >= self.records or time.monotonic() > self.until
 
 
 @dataclass
 class Batch:
-    """One slice of the fetched messages, sorted by what becomes of each.
+    """One slice of the fetched messages, sorted by outcome.
 
     Attributes:
-        taken: messages that it holds, the first of those that were given.
+        taken: how many of the given messages it holds, from the first.
     """
 
     taken: int = 0
@@ -85,7 +85,7 @@ class Batch:
 
 
 class Intake:
-    """Decodes messages and brings them into Redis, the books and the dead-letter topic; knows no consumer."""
+    """Decodes messages and writes them to Redis, the books and the dead-letter topic; independent of the consumer."""
 
     def __init__(
         self, survey: Survey, decoder: Decodes, store: SequenceStore, ledger: Ledger, dead_letters: DeadLetters
@@ -102,15 +102,15 @@ class Intake:
     ) -> Batch:  # fmt: skip
         """Decode `messages`, each with its partition key and offset, until the budget is used up.
 
-        No message is ever left out: the batch holds the first `taken` of them, one at least unless we are stopped.
+        No message is ever left out: the batch holds the first `taken` of them, at least one unless stopped.
 
         Args:
-            meanwhile: done before every message and every record of one; where it raises `Stopped`, the batch ends with
-                the message before, whatever the one in hand had brought.
+            meanwhile: done before every message and every record of one; if it raises `Stopped`, the batch ends with
+            the previous message, and the current one is discarded.
 
         Raises:
-            ServiceError: the schema registry refuses us; nothing is known of the packets.
-            ServiceUnavailable: a server is away; sort the same messages again later.
+            ServiceError: the schema registry refuses access; nothing is known about the packets.
+            ServiceUnavailable: a server is unavailable; repeat with the same messages later.
         """
         batch, sorting = Batch(), _Sorting(self.survey.name, now_ms)
         spending, waiting = budget.begin() if budget else Spending(), Waiting()
@@ -132,7 +132,7 @@ class Intake:
                         )
                     )
                     records += len(begun[-1][1])
-            except Stopped:  # nothing is known of this message
+            except Stopped:  # nothing is known about this message
                 break
             batch.taken += 1
         waiting.make()
@@ -143,14 +143,14 @@ class Intake:
         return batch
 
     def settle(self, batch: Batch, meanwhile: Callable[[], None] = lambda: None, behind: bool = False) -> Counter[str]:
-        """Store, mark and set aside; afterwards every message of the batch is accounted for. Safe to repeat.
+        """Store, mark and set aside; then every message of the batch is accounted for. Safe to repeat.
 
         Args:
-            meanwhile: done while we wait for Kafka; what it raises ends that.
-            behind: more messages are there already (`SequenceStore.store`).
+            meanwhile: called while waiting for Kafka; an exception from it ends the wait.
+            behind: more messages are already waiting (`SequenceStore.store`).
 
         Raises:
-            ServiceUnavailable: Redis or Kafka is away; repeat with the same batch.
+            ServiceUnavailable: Redis or Kafka is unavailable; repeat with the same batch.
         """
         outcomes = self.store.store(batch.deliveries, behind)
         skipped = [*batch.skipped, *_beyond(batch.deliveries, outcomes)]
@@ -166,7 +166,7 @@ class Intake:
 
 
 class _Sorting:
-    """What becomes of messages that bring no observation."""
+    """The outcome of messages that yield no observation."""
 
     def __init__(self, survey: str, now_ms: int) -> None:
         self._survey, self._now_ms = survey, now_ms
@@ -176,7 +176,7 @@ class _Sorting:
 
     @contextlib.contextmanager
     def judging(self, keyed: Keyed) -> Iterator[None]:
-        """What the block raises of a message says what becomes of it; of a server, it is raised further."""
+        """Turns an exception about a message into its outcome; exceptions about a server are re-raised."""
         try:
             yield
         except Stopped:
@@ -185,9 +185,9 @@ class _Sorting:
             self._skipped.append((*keyed[:2], skip.reason))
         except PacketError as error:
             self._rejected.append((keyed, error))
-        except SkyheedError:  # a server, not the packet: setting it aside would empty the whole stream
+        except SkyheedError:  # a server's fault, not the packet's: setting it aside would drain the whole stream
             raise
-        except Exception as error:  # an internal error: the stream goes on, the packet can be redriven
+        except Exception as error:  # an internal error: the stream continues, the packet can be redriven
             fault = fault_of(error)
             self._rejected.append((keyed, fault))
             self._faults.append(f"{keyed[0]} offset {keyed[1]}: {fault.detail}")
@@ -212,14 +212,14 @@ def _deliveries(keyed: Keyed, found: Iterable[Observation], now_ms: int) -> list
 
 
 def fault_of(error: Exception) -> PacketError:
-    """An internal error as the reason to set a packet aside: its kind and place in the code, and nothing else."""
+    """An internal error as the reason for setting a packet aside: its type and place in the code, nothing else."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     detail = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
     return PacketError(Reason.UNEXPECTED, detail)
 
 
 def _beyond(deliveries: Sequence[Delivery], outcomes: Sequence[Outcome]) -> list[Mark]:
-    """Messages of which no record found a place in its sequence."""
+    """Messages none of whose records fitted into its sequence."""
     placed = {
         (d.partition, d.offset)
         for d, outcome in zip(deliveries, outcomes, strict=True)
@@ -250,10 +250,10 @@ class Ingest:
         self._books_at, self._more_books = -math.inf, False
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
-        """Consume until `stop` is set or, with `drain`, until everything there at the start was consumed.
+        """Consume until `stop` is set or, with `drain`, until everything present at the start was consumed.
 
         Raises:
-            ServiceError: Kafka or Redis refuses us for good.
+            ServiceError: Kafka or Redis refuses access permanently.
             Unfinished: `stop` came before the end of the drain.
         """
         done = False
@@ -267,7 +267,7 @@ class Ingest:
                     self._look_at_lag()
                     done = drain and self.consumer.drained()
             while done and not self._close_books(stop, every_s=0):
-                pass  # a drain is started once a night
+                pass  # a drain typically runs once a night
         except Stopped as stopped:
             log.warning("stopped while waiting, the batch in hand will be delivered again: %s", stopped)
         event(log, "ingest ends:", **dict(sorted(self.totals.items())))
@@ -276,13 +276,13 @@ class Ingest:
         return self.totals
 
     def _look_at_lag(self) -> None:
-        """Between batches: behind the last message there may be control records, and partitions come and go."""
+        """Between batches: control records may follow the last message, and partitions come and go."""
         if time.monotonic() - self._lag_at > LAG_S:
             self._lag_at = time.monotonic()
             self.metrics.lag(self.consumer.lag())
 
     def _close_books(self, stop: threading.Event, every_s: float = BOOKS_S) -> bool:
-        """Now and then, of a few partitions that nothing comes to any more; False while there may be further ones."""
+        """Close, now and then, the books of a few idle partitions; False while there may be more."""
         if stop.is_set() or (not self._more_books and time.monotonic() - self._books_at < every_s):
             return True
         self._books_at = time.monotonic()
@@ -290,13 +290,14 @@ class Ingest:
         return not self._more_books
 
     def _batch(self, messages: Sequence[Message], stop: threading.Event) -> None:
-        """Settle and commit slice after slice; what is left when `stop` comes will be delivered again."""
+        """Settle and commit slice by slice; whatever is left when `stop` is set will be delivered again."""
         left = list(messages)
         while left and not stop.is_set():
             left = left[self._slice(left, stop) :]
 
     def _slice(self, messages: Sequence[Message], stop: threading.Event) -> int:
-        """Settle and commit the first of the messages; how many they were: none where `stop` came in the first."""
+        """Settle and commit the first slice of the messages; returns its size: 0 if `stop` came during the first
+        message."""
         began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
         keyed = [(self.consumer.partition_key(*place_of(m)), cast(int, m.offset()), m) for m in messages]
         alive = self.consumer.keep_alive
@@ -308,7 +309,7 @@ class Ingest:
         offsets: dict[str, list[int]] = defaultdict(list)
         for partition, offset, _ in keyed[: batch.taken]:
             offsets[partition].append(offset)
-        # consumed is marked of the messages, before and apart from any outcome, so that the books can fail to balance
+        # consumed is marked for the messages, independently of any outcome, so that the books can fail to balance
         patiently(lambda: self.intake.ledger.consumed(offsets), stop, alive)
         behind = batch.taken < len(messages) or any(self.consumer.lag().values())
         counts = patiently(lambda: self.intake.settle(batch, settling, behind), stop, alive)

@@ -43,7 +43,7 @@ class _Metrics:
             up.labels(survey).set_function(partial(self._is_up, server))
 
     def waits(self, server: str, source: str = "work") -> None:
-        """`server` is away; several may wait for it at once."""
+        """`server` is unavailable; several may wait for it at once."""
         with self._lock:
             self._since.setdefault((server, source), time.monotonic())
 

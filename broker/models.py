@@ -99,7 +99,7 @@ def name_of(asked: str, called: str, surveys: Sequence[str]) -> str:
 
 
 def join(settings: Settings, models: Sequence[ServedModel], stop: threading.Event) -> None:
-    """Make the models known to the survey's queues; waits for Redis if it is away."""
+    """Make the models known to the survey's queues; waits for Redis if it is unavailable."""
     store = connect_store(settings)[0]
     backlog = [served.name for served in models if served.backlog]
     left = patience.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog), stop)

@@ -37,7 +37,7 @@ def report(settings: Settings, topics: Sequence[str], last: int, timeout: float 
 
     Args:
         last: objects of each model, the newest.
-        timeout: seconds to wait for Kafka; None: for ever.
+        timeout: seconds to wait for Kafka; None: forever.
 
     Raises:
         ServiceUnavailable, StreamError: Kafka cannot be read.

@@ -1,14 +1,14 @@
-"""What came lately, in bounded memory whatever its names are: only digests of them are kept."""
+"""Remembers recent names in bounded memory, however long they are: only digests are kept."""
 
 from hashlib import blake2b
 
-DIGEST_BYTES = 16  # of 1e9 names the chance that any two are the same is 1e-21
+DIGEST_BYTES = 16  # among 1e9 names the chance of a collision is 1e-21
 
 
 class Recent:
-    """A number by name, for the `size` names that were put last and up to as many before them.
+    """Maps a name to a number, for the last `size` names and up to as many before them.
 
-    Two generations: when the young one is full, it becomes the old one, which is forgotten.
+    Two generations: when the young one is full, it replaces the old one.
     """
 
     def __init__(self, size: int) -> None:
@@ -20,13 +20,13 @@ class Recent:
         return len(self._young) + len(self._old)
 
     def get(self, *name: str | bytes) -> int | None:
-        """The number of a name of one or more parts; None for one that did not come lately."""
+        """The number of a name (one or more parts); None if it was not seen recently."""
         key = _digest(name)
         found = self._young.get(key)
         return self._old.get(key) if found is None else found
 
     def put(self, *name: str | bytes, number: int = 0) -> None:
-        """Remember a name as the newest one."""
+        """Remember a name as the newest."""
         self._young[_digest(name)] = number
         if len(self._young) >= self._size:
             self._old, self._young = self._young, {}

@@ -35,7 +35,7 @@ def redrive(
             is stored, and the counts are of that.
 
     Raises:
-        ServiceUnavailable: Redis is away; start again later.
+        ServiceUnavailable: Redis is unavailable; start again later.
         ServiceError: Redis or the schema registry refuses us.
     """
     counts: Counter[str] = Counter()
@@ -96,7 +96,7 @@ def _sort(intake: Intake, letters: Sequence[DeadLetter], budget: Budget, meanwhi
             found.counts["still_rejected"] += 1
         except SkyheedError:  # a server, not the packet
             raise
-        except Exception as error:  # the internal error that set it aside, or another: the letters behind it go on
+        except Exception as error:  # the internal error that set it aside, or another: the letters behind it continue
             found.counts["still_rejected"] += 1
             faults.append(f"{letter.place} offset {letter.offset}: {fault_of(error).detail}")
         else:

@@ -136,7 +136,7 @@ def replay(
 
     Args:
         speed: times real time, by survey time; `rate`: packets a second; neither: flat out.
-        state: remember here what was acknowledged, and go on from there.
+        state: remember here what was acknowledged, and continue from there.
         shuffle: seed of a random order. duplicate: fraction of the packets that is sent twice.
         schemas: where writer schemas come from; the installed LSST package by default.
         stop: ends the replay early when set.
@@ -178,7 +178,7 @@ def replay(
             try:
                 _send_paced(index, queue, due_times(mjd[queue], speed, rate), send, stop)
             except Stopped:
-                log.warning("stopped while Kafka was away")
+                log.warning("stopped while Kafka was unavailable")
             finally:
                 progress.save()
         sent = progress.sent - before

@@ -16,7 +16,7 @@ class RedisSettings:
     ca_file: str = ""  # rediss://: PEM of the authority that signed the server's certificate; empty: the system's
     certificate_file: str = ""  # rediss://: our own certificate and its key, where the server asks for them
     key_file: str = ""
-    wait_replicas: int = 0  # offsets are committed only after so many replicas have the stamps; 0: the primary alone
+    wait_replicas: int = 0  # offsets are committed only after this many replicas have the stamps; 0: the primary alone
     wait_s: float = 5.0  # how long the replicas have; then the batch waits and is repeated
     shards: int = 16  # fixed for the life of a data set: part of every key
     max_stamps: int = 99  # the model's longest sequence
@@ -44,7 +44,7 @@ class IngestSettings:
     solar_system_arcsec: float = -1.0  # a detection this close to a known object is one; -1: the survey's own
     bands: str = ""  # bands to keep; empty: all of the survey's
     debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
-    quiet_s: float = -1.0  # due earlier, when nothing came for so long and all is read; -1: a fifth of debounce_s
+    quiet_s: float = -1.0  # due earlier, when nothing came for this long and all is read; -1: a fifth of debounce_s
     max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
     metrics_port: int = 0  # 0: no endpoint
     metrics_host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for all, as in a container
@@ -83,7 +83,7 @@ class RegistrySettings:
     url: str = ""  # schema registry to read alert schemas from
     user: str = ""
     password: str = field(default="", repr=False)  # SKYHEED_REGISTRY_PASSWORD or password_file
-    directory: str = ""  # local copies of the writer schemas, used when the registry is away
+    directory: str = ""  # local copies of the writer schemas, used when the registry is unavailable
     ca_file: str = ""  # PEM certificates that sign the registry's; empty: those that the system trusts
     output_url: str = ""  # registry to write the classification schema to; empty: self-describing containers
 

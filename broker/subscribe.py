@@ -33,7 +33,7 @@ BATCH_BYTES = 16 * 2**20  # read at a time, and the messages of one fetch more
 WAIT_S = 0.1  # a batch is handed on after this even if it is not full
 COMMIT_S = 1.0
 REMEMBERED = 100_000  # objects, and answers, that repeats are recognised against, up to twice as many; 60 MB at most
-SAY_S = 3.0  # what is waited for, after so long
+SAY_S = 3.0  # what is waited for, after this long
 SAY_AGAIN_S = 60.0
 START = {"beginning": "earliest", "latest": "latest"}
 
@@ -54,7 +54,7 @@ class Subscriber:
         drop_repeats: leave out an answer seen before, and one older than the object's last.
         skip_bad: count records that do not decode in `bad` instead of raising StreamError.
         writer_schema: schema by registry id, for topics in Confluent wire.
-        timeout: seconds after which the wait for Kafka, or for the next record, is given up; None waits for ever.
+        timeout: seconds after which the wait for Kafka, or for the next record, is given up; None waits forever.
 
     Raises:
         ConfigError: an option that cannot work.
@@ -117,7 +117,7 @@ class Subscriber:
         """The next record.
 
         Raises:
-            StreamError: a record that does not decode; asking again goes on behind it.
+            StreamError: a record that does not decode; asking again continues after it.
             ServiceError: Kafka refuses us.
             ServiceUnavailable: nothing came for `timeout` seconds.
         """
@@ -172,7 +172,7 @@ class Subscriber:
         return found
 
     def settle(self) -> None:
-        """What `take` returned has been handled: the group goes on behind it."""
+        """What `take` returned has been handled: the group continues after it."""
         self._consumer.commit([*self._done.values()])
         self._done.clear()
 

@@ -1,4 +1,4 @@
-"""Waiting for a server that is away: back off, say so once, say once that it is back, and stop when asked.
+"""Waiting for a server that is unavailable: back off, say so once, say once that it is back, and stop when asked.
 
 Who wants to know of the waits (the daemons' metrics do) says so with `observed`.
 """
@@ -40,7 +40,7 @@ class Observer(Protocol):
     """Is told of every wait."""
 
     def waits(self, server: str, source: str) -> None:
-        """A call of `source`, a thread, failed because `server` is away; more than once in one wait."""
+        """A call of `source`, a thread, failed because `server` is unavailable; more than once in one wait."""
 
     def goes_on(self, server: str, source: str) -> None:
         """The wait of `source` for `server` is over."""
@@ -108,7 +108,7 @@ class Meanwhile:
 
 
 def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callable[[], None] = _nothing) -> T:
-    """Do `action`, again and again while its server is away; `meanwhile` runs every second until then.
+    """Do `action`, again and again while its server is unavailable; `meanwhile` runs every second until then.
 
     Raises:
         Stopped: `stop` was set before the server came back.
@@ -148,7 +148,7 @@ def apart(action: Callable[[], T], look: Callable[[], None]) -> T:
 
 
 def _pause(seconds: float, stop: threading.Event, meanwhile: Callable[[], None]) -> bool:
-    """Sleep so long; True as soon as `stop` is set."""
+    """Sleep this long; True as soon as `stop` is set."""
     piece = seconds if meanwhile is _nothing else LOOK_S
     while seconds > 0:
         if stop.wait(min(piece, seconds)):

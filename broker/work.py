@@ -187,7 +187,7 @@ class Worker:
         self._report(answers, settled, clock, patiently(self.queue.depth, stop))
 
     def _give_back(self, claims: Iterable[Claim]) -> None:
-        """Without a word where Redis is away: they come back with their leases."""
+        """Without a word where Redis is unavailable: they come back with their leases."""
         if held := list(claims):
             with contextlib.suppress(ServiceUnavailable):
                 log.info("%d claimed objects went back to the queue", self.queue.release(held))
@@ -198,7 +198,7 @@ class Worker:
         A sequence outlives a change of model or of redis.max_stamps; only its next stamp cuts it in the store.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         found = self.store.fetch(claims, self.lane)
         longest = self.model.needs.most

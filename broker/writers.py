@@ -30,7 +30,7 @@ def write(
     Args:
         output: a file (parquet needs one, and finishes it only when the stream ends), or None for stdout. A
             subscriber with a group adds to a file that is there, because the group never gets those records again;
-            without one the file is written anew.
+            without one the file is written again.
 
         raw_csv: texts in CSV as they came, also what a spreadsheet would run or a terminal obey.
 

@@ -13,7 +13,7 @@ _CHUNK = 1 << 20
 
 
 def open_regular(path: Path, error: type[Exception] = ArchiveError) -> BufferedReader:
-    """An ordinary file, open for reading: one that is a pipe or a device could keep its reader for ever.
+    """An ordinary file, open for reading: one that is a pipe or a device could keep its reader forever.
 
     Raises:
         `error`: it cannot be opened, or is something else.

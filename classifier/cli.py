@@ -96,7 +96,7 @@ def export(checkpoint: str, form: str, output: Path) -> None:
 @click.option("--grid", is_flag=True, help="CONFIG holds many runs; finished ones are kept, the table is written.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained and how long it would take, and stop.")
 def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run: bool) -> None:
-    """Train a model as a configuration file says; an interrupted run goes on where it stopped.
+    """Train a model as a configuration file says; an interrupted run resumes where it stopped.
 
     \b
     Example:  skyheed train classifier/configs/quick.toml -o runs/quick
@@ -215,7 +215,7 @@ def evaluate(
 @click.option("--runtime", default="auto", show_default=True, help="auto, torch or onnx.")
 @click.option("--check", is_flag=True, help="Only check whether the folder holds the scores of the whole archive.")
 def score(archive: Path, output: Path, name: str | None, epochs: str, shard: str, check: bool, **given: Any) -> None:
-    """Classify every object of an archive; a run that was interrupted goes on where it stopped.
+    """Classify every object of an archive; a run that was interrupted resumes where it stopped.
 
     \b
     Example:  skyheed score sky/sdss --out scores --model sdss --epochs 1,3,6,last

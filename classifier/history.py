@@ -1,4 +1,4 @@
-"""What is known of one object: its epochs in the order of time, their images, photometry without images, context.
+"""What is known of one object: its epochs in time order, their images, photometry without images, context.
 
 Every model takes histories and nothing else, so that training, evaluation, the worker and a notebook show it the same.
 Numpy only.
@@ -45,7 +45,7 @@ class Observed(Protocol):
 
 @dataclass(frozen=True)
 class Photometry:
-    """Measurements without images, in the order of time.
+    """Measurements without images, in time order.
 
     Where a survey's packets bring them, the detections that have stamps are among the points as well, so that a light
     curve can be read of the points alone; each has the time and band of its epoch.
@@ -93,7 +93,7 @@ class Photometry:
 
 @dataclass(frozen=True)
 class History:
-    """One object's epochs in the order of time, and what goes with them.
+    """One object's epochs in time order, and what goes with them.
 
     Attributes:
         mjd: float64 [n] days, MJD TAI, mid-exposure.
@@ -167,7 +167,7 @@ class History:
         return cls(mjd, band, {"science": stamps}, shown, kept, **others)
 
     def until(self, *, epochs: int | None = None, mjd: float | None = None) -> History:
-        """What was known after so many epochs, or at a time.
+        """What was known after this many epochs, or at a time.
 
         Raises:
             ValueError: neither or both are given, or nothing was known then.
@@ -222,7 +222,7 @@ class History:
         if any(len(getattr(self, name)) != len(self) for name in PER_EPOCH):
             raise ValueError(f"bands have shape {self.band.shape}, times {self.mjd.shape}: give one of each an epoch")
         if not np.isfinite(self.mjd).all() or not (self.mjd[1:] >= self.mjd[:-1]).all():
-            raise ValueError("the MJDs of a history are finite and in the order of time: sort its epochs")
+            raise ValueError("the MJDs of a history are finite and in time order: sort its epochs")
         if not ((self.band >= 0) & (self.band < len(BANDS))).all():
             raise ValueError(f"band codes are 0 to {len(BANDS) - 1}, the places in {BANDS}")
         for kind, pixels in self.images.items():

@@ -36,7 +36,7 @@ def printable(text: object, most: int = 0) -> str:
     """The text in one line that a terminal only shows: all that is not printable becomes `\\x1b`, `\\u202e` and so on.
 
     Args:
-        most: cut after so many characters; 0 for all.
+        most: cut after this many characters; 0 for all.
     """
     given = str(text)
     if most and len(given) > most:

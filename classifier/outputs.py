@@ -26,7 +26,7 @@ def check_folder(path: str | Path, error: type[Exception] = ArchiveError) -> Non
 
 
 def check_file(path: str | Path, error: type[Exception] = ArchiveError) -> None:
-    """That a file can be written, or written anew.
+    """That a file can be written, or written again.
 
     Raises:
         `error`: its folder does not exist, it is a folder itself, or is not ours to write.

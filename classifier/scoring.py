@@ -57,7 +57,7 @@ class Epochs:
         return cls(tuple(sorted({int(part) for part in numbers})), "all" in parts, "last" in parts)
 
     def of(self, length: int) -> list[int]:
-        """The prefixes of a history of so many epochs, in rising order."""
+        """The prefixes of a history of this many epochs, in rising order."""
         found = set(range(1, length + 1)) if self.every else {n for n in self.numbers if n <= length}
         return sorted(found | ({length} if self.last else set()))
 
@@ -151,7 +151,7 @@ def _history(
 
 
 def _by_object(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """Each object's rows in the order of time."""
+    """Each object's rows in time order."""
     table = table.append_column("_place", pa.array(np.arange(table.num_rows)))
     ids = table["object_id"].to_pylist()
     places: dict[str, list[int]] = {}

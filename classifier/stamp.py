@@ -63,7 +63,7 @@ def middle(shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 def turned(degrees: float) -> NDArray[np.float64]:
-    """(dx, dy) -> (east, north), [2, 2], of an image whose +y axis points so many degrees east of north."""
+    """(dx, dy) -> (east, north), [2, 2], of an image whose +y axis points this many degrees east of north."""
     if not degrees:
         return np.array(NORTH_UP)
     a = math.radians(degrees)

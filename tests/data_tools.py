@@ -9,7 +9,7 @@ from skyheed.classifier.training.dataset import Dataset
 
 
 def made(lengths: Sequence[int], seed: int = 0) -> Dataset:
-    """Objects with so many stamps; their class sets how bright they are, so that there is something to learn."""
+    """Objects with this many stamps; their class sets how bright they are, so that there is something to learn."""
     rng = np.random.default_rng(seed)
     count, total = len(lengths), sum(lengths)
     start = np.concatenate([[0], np.cumsum(lengths)])

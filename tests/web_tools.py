@@ -64,7 +64,7 @@ def classify(settings: Settings) -> None:
 
 
 def publish_news(settings: Settings, objects: dict[str, int]) -> None:
-    """Classifications of objects with so many epochs, as a worker would publish them, without one."""
+    """Classifications of objects with this many epochs, as a worker would publish them, without one."""
     kafka.ensure_topics(settings.kafka, {settings.classification_topic: {}}, 3, 1)
     messages = [
         (settings.classification_topic, name.encode(), formats.encode(news(settings.survey, name, epochs)), None)
@@ -90,7 +90,7 @@ def news(survey: str, name: str, epochs: int, revision: int = 1, model: str = "t
 
 
 def keep(settings: Settings, objects: dict[str, int], partition: str = "alerts/0") -> None:
-    """Put histories of objects with so many epochs into Redis, without any packet.
+    """Put histories of objects with this many epochs into Redis, without any packet.
 
     Args:
         partition: a new one for each call; what stood at an offset is stored once.

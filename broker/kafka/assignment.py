@@ -207,7 +207,7 @@ class Assignment:
         return self._ids[topic]
 
     def _identify(self, ids: Mapping[str, str]) -> set[Place]:
-        """Compare the partitions with what their topics are now; those of another topic begin anew: which."""
+        """Compare the partitions with what their topics are now; those of another topic begin again: which."""
         ours = {place: part.topic_id for place, part in self._parts.items() if place[0] in ids}
         unknown = [place for place, id_ in ours.items() if id_ is None]
         begin = self._of_earlier_topics(unknown, ids) if unknown else set()

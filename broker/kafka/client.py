@@ -64,7 +64,7 @@ CLOSE_S = 10.0
 ASSIGN_S = 300.0  # a drain that got no partition by then, or waits for a member that does not come on, gives up
 KEEP_ALIVE_S = 1.0
 IDENTITY_S = 5.0  # without messages, too, topics are looked at: one may have been made again
-TRANSACTION_S = 30.0  # a drain waits so long for one to end
+TRANSACTION_S = 30.0  # a drain waits this long for one to end
 
 
 class BatchConsumer(Assignment):
@@ -107,7 +107,7 @@ class BatchConsumer(Assignment):
         self.close()
 
     def consume(self, limit: int, wait_s: float, limit_bytes: int = 2**62) -> list[Message]:
-        """Up to `limit` messages, waiting at most `wait_s` for them; empty while the broker is away.
+        """Up to `limit` messages, waiting at most `wait_s` for them; empty while the broker is unavailable.
 
         All messages are of the topics that `partition_key` names until the next call. A topic that was deleted and
         made again is read from its beginning; what had been fetched of the old one and not handed out is gone with it.
@@ -151,7 +151,7 @@ class BatchConsumer(Assignment):
         return found
 
     def commit(self, messages: Sequence[Message]) -> None:
-        """The messages are settled: the group goes on behind them. Never waits; a failed commit is sent again.
+        """The messages are settled: the group continues after them. Never waits; a failed commit is sent again.
 
         Messages of a partition that was lost since they were handed out are left to whoever has it by now. A commit
         that is lost with the process only makes Kafka deliver the messages again.
@@ -237,7 +237,7 @@ class BatchConsumer(Assignment):
         self._give_back()
         self._commit_now(set(self._parts))
         self._parts.clear()
-        # librdkafka can wait for ever for a goodbye from a broker that has died; the broker notices by itself
+        # librdkafka can wait forever for a goodbye from a broker that has died; the broker notices by itself
         closing = threading.Thread(target=self._consumer.close, daemon=True)
         closing.start()
         closing.join(CLOSE_S)

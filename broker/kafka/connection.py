@@ -1,7 +1,7 @@
 """librdkafka clients from settings, and what their callbacks say as our errors. Knows nothing of messages.
 
 Any librdkafka option passes through; the options that our promises rest on (manual commit, idempotence, acks) are
-set last. librdkafka waits for a broker that is away for ever; `Connection` turns what its callbacks say into
+set last. librdkafka waits for a broker that is unavailable forever; `Connection` turns what its callbacks say into
 `ServiceError` (refused for good) or one line of log (away, back).
 """
 
@@ -127,7 +127,7 @@ class Connection:
         gone = self.gone()
         if gone and not self._said:
             self._said = True
-            log.warning("Kafka at %s is away, waiting for it (%s)", self.hosts, self._detail or "no answer")
+            log.warning("Kafka at %s is unavailable, waiting for it (%s)", self.hosts, self._detail or "no answer")
         return gone
 
     def refusal(self, error: KafkaError, what: str = "") -> ServiceError:
@@ -163,7 +163,7 @@ class Connection:
         reason = self._detail or f"{self.redact(detail)}; check security.protocol"
         if "SSL_HANDSHAKE" in reason and "PLAINTEXT" not in reason:  # librdkafka asks so only if it closes first itself
             reason += "; connecting to a PLAINTEXT broker listener?"
-        return ServiceUnavailable(f"Kafka at {self.hosts} is away: {doing} ({reason})")
+        return ServiceUnavailable(f"Kafka at {self.hosts} is unavailable: {doing} ({reason})")
 
     def redact(self, text: str) -> str:
         """`text` without any secret of the options."""
@@ -213,7 +213,7 @@ def producer(options: Options, connection: Connection) -> ck.Producer:
 def consumer(options: Options, group: str, connection: Connection, **overrides: Any) -> ck.Consumer:
     """A consumer that commits only when told; classic and `group.protocol=consumer` (KIP-848) both work."""
     # 10 s: after a kill -9 the partitions move on soon (45 s is librdkafka's default, 6 s the brokers' least)
-    # 5,000 messages: librdkafka asks for more until its queue holds so many (100,000 is its default) or 64 MiB, and
+    # 5,000 messages: librdkafka asks for more until its queue holds this many (100,000 is its default) or 64 MiB, and
     # what it asked for comes unpacked, however well a topic packs; it looks again after 0.1 s instead of 1 s
     defaults = {
         "auto.offset.reset": "earliest", "topic.metadata.refresh.interval.ms": 30_000, "session.timeout.ms": 10_000,

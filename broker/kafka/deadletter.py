@@ -143,7 +143,7 @@ class DeadLetters:
 
         Raises:
             ServiceError: the broker will not take them; commit nothing.
-            ServiceUnavailable: the broker is away; try again.
+            ServiceUnavailable: the broker is unavailable; try again.
         """
         for piece in in_pieces(rejected, _bytes_of):
             self._set_aside(piece, meanwhile)
@@ -272,8 +272,8 @@ def read(
 
     Args:
         reason: only those that were set aside for it.
-        limit: at most so many.
-        stop: ends the reading, also while the broker is away.
+        limit: at most this many.
+        stop: ends the reading, also while the broker is unavailable.
         unreadable: is told at the end how many messages were no letters and were passed over.
 
     Raises:

@@ -45,7 +45,7 @@ class Partition:
         """A message arrived; `high` is the high watermark, `remember` says whether it is to be settled."""
         if offset in self.handed:  # it was kept for a while
             return
-        if offset < self.position:  # the partition went and came back, or begins anew: what was settled counts no more
+        if offset < self.position:  # the partition went and came back, or begins again: what was settled counts no more
             self.done = self.committed = UNKNOWN
             self.handed.clear()
         if remember:
@@ -68,7 +68,7 @@ class Partition:
             self.done = max(self.done, last + 1)
 
     def to_commit(self) -> int | None:
-        """The offset that the group should go on from, if it does not know it.
+        """The offset that the group should continue from, if it does not know it.
 
         At the end it is the end itself, with the control records before it: else the group would never catch up.
         """

@@ -175,7 +175,7 @@ def no_classifications(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The topics that skyheed writes: read as alerts they would multiply for ever.
+    """The topics that skyheed writes: read as alerts they would multiply forever.
 
     Attributes:
         prefixes: of names such as <prefix>.deadletter.<survey>; of any survey.

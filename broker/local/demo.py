@@ -223,7 +223,7 @@ def _score(
 def _scores_of(
     model: Model, records: Sequence[Classification], whole: Mapping[str, Any], truth: Mapping[str, str]
 ) -> tuple[list[demo_report.Score], NDArray[np.int64]]:
-    """After so many stamps recomputed, at the end as published; and the confusion matrix of the end."""
+    """After this many stamps recomputed, at the end as published; and the confusion matrix of the end."""
     classes, own = model.classes, _called(truth, model.classes)
     last = {r.object_id: r for r in sorted(records, key=lambda r: r.revision) if r.top_class}
     matrix = demo_report.confusion([own[n] for n in last], [str(r.top_class) for r in last.values()], classes)

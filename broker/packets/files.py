@@ -26,7 +26,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 LARGEST = 256 * 2**20  # bytes of one file of packets, which is split in memory; Kafka takes messages of 64 MiB
 LARGEST_HEADER = 2**20  # bytes of a tar's own headers (long names, PAX); tarfile would read as many as one claims
 DEEPEST = 3  # tars inside tars; the surveys need none
-# A tar.gz may unpack to so many times its size and as much more: packets, whose stamps are packed, to 1 to 5 times.
+# A tar.gz may unpack to this many times its size and as much more: packets, whose stamps are packed, to 1 to 5 times.
 MOST_UNPACKING, UNPACKING_FREE = 100, 64 * 2**20
 SPARE = 2**30  # bytes that unpacking leaves free on the disk
 

@@ -28,7 +28,7 @@ class Provider(Protocol):
 
         Raises:
             Refusal: it will not give this one.
-            ServiceUnavailable: it is away, or wants us to wait.
+            ServiceUnavailable: it is unavailable, or wants us to wait.
             ServiceError: it refuses us.
         """
 

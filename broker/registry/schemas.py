@@ -30,7 +30,7 @@ log = logging.getLogger("skyheed.registry")
 LSST_PACKAGE = "lsst.alert.packet"
 RETRY_S = 3.0  # all attempts for one schema together
 FIRST_WAIT_S = 0.2  # between attempts, then doubled
-RECHECK_S = 30.0  # an unknown id, or a registry that was away, is asked about again after this
+RECHECK_S = 30.0  # an unknown id, or a registry that was unavailable, is asked about again after this
 KEPT, KEPT_RECENT = 200, 1000  # schemas of the registry; what is asked about again
 _MAX_REFERENCES = 50
 
@@ -46,7 +46,7 @@ class SchemaSource:
     Args:
         url: base URL of a Confluent-compatible registry; empty for none.
         user, password: for HTTP basic authentication; never logged nor shown in an error.
-        directory: local schemas, used when the registry is away or does not know the id.
+        directory: local schemas, used when the registry is unavailable or does not know the id.
         ca_file: PEM certificates that sign the registry's; empty for those that the system trusts.
         package: importable package with LSST schemas, used last; empty for none.
 
@@ -149,7 +149,7 @@ class SchemaSource:
         return answer
 
     def _ask(self, registry: "_Registry", schema_id: SchemaId) -> Schema:
-        """Ask with retries; while the registry is known to be away, at most once in 30 s and without retries."""
+        """Ask with retries; while the registry is known to be unavailable, at most once in 30 s and without retries."""
         patience = RETRY_S
         if self._away_since is not None:
             if time.monotonic() - self._away_since < RECHECK_S:

@@ -59,7 +59,7 @@ class Sink(Protocol):
         """What the host says to each payload.
 
         Raises:
-            ServiceUnavailable: it is away, or wants us to wait; sending all of them again is safe.
+            ServiceUnavailable: it is unavailable, or wants us to wait; sending all of them again is safe.
             ServiceError: it refuses us (token, address).
         """
 

@@ -4,7 +4,7 @@ Every call is one pipeline. A pipeline is not a transaction: what must change to
 repeated by itself but what the server has certainly not done (redirections, a script it does not know); callers repeat
 after `ServiceUnavailable`, and every write of ours may be repeated.
 
-After `ServiceUnavailable` the connections are dropped: the name is looked up again and the next call connects anew,
+After `ServiceUnavailable` the connections are dropped: the name is looked up again and the next call connects again,
 because a server that failed over may live on as a replica and keep its connections.
 """
 
@@ -32,7 +32,7 @@ from skyheed.broker.urls import redacted_url, redis_hosts
 T = TypeVar("T")
 CONNECT_S = 3.0
 ANSWER_S = 15.0  # a script that stores a batch takes milliseconds; a node that rewrites its file may pause for seconds
-RENEW_S = 60.0  # connections are made anew this often: a name may lead elsewhere without an error on the old ones
+RENEW_S = 60.0  # connections are made again this often: a name may lead elsewhere without an error on the old ones
 NOBODY = Replicas()
 DEFAULT_PORT = 6379
 SAVES = ("aof_last_write", "rdb_last_bgsave")  # in INFO
@@ -142,7 +142,8 @@ class Tls:
 
     @staticmethod
     def _check(options: dict[str, str]) -> None:
-        """redis-py reads the files when it connects, and would take one that is not there for a server that is away."""
+        """redis-py reads the files when it connects, and would take one that is not there for a server that is
+        unavailable."""
         context = ssl.create_default_context()
         certificate, key = options.get("ssl_certfile"), options.get("ssl_keyfile")
         try:
@@ -197,7 +198,8 @@ class Client:
             durable: return only when `replicas` have them, too.
 
         Raises:
-            ServiceUnavailable: the server is away or full, or has too few replicas; some commands may have been done.
+            ServiceUnavailable: the server is unavailable or full, or has too few replicas; some commands may have been
+            done.
             ServiceError: it refuses us.
         """
         return [self._good(result) for result in self._pipeline(commands, durable)]
@@ -242,7 +244,7 @@ class Client:
         return self._translate(lambda servers: servers.info())
 
     def close(self) -> None:
-        """Close the connections; the next call connects anew, and looks the name up again."""
+        """Close the connections; the next call connects again, and looks the name up again."""
         with self._lock:
             servers, self._servers = self._servers, None
         if servers is not None:

@@ -1,6 +1,6 @@
 """What a Redis or Valkey server, or redis-py, says went wrong, as our errors.
 
-Two kinds: what passes by itself or with a new connection (`ServiceUnavailable`: the daemons wait, connect anew and
+Two kinds: what passes by itself or with a new connection (`ServiceUnavailable`: the daemons wait, connect again and
 repeat) and what does not (`ServiceError`, `MissingRight`: they stop with one sentence).
 """
 
@@ -60,7 +60,7 @@ def in_our_words(error: Exception, where: str, cluster: bool) -> SkyheedError:
         return _away(f"Redis at {where} cannot write its file{_cause(text)}: make room on its disk; nothing is lost")
     if isinstance(error, failure.ResponseError) and not passes(error):
         return ServiceError(f"Redis at {where} refuses: {text}")
-    return _away(f"Redis at {where} is away: {text or type(error).__name__}{_hint(text, where)}")
+    return _away(f"Redis at {where} is unavailable: {text or type(error).__name__}{_hint(text, where)}")
 
 
 def _cause(text: str) -> str:

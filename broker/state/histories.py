@@ -68,7 +68,7 @@ class SequenceStore:
             behind: there is more to store at once, perhaps of the same objects: they wait for the whole debounce.
 
         Raises:
-            ServiceUnavailable: Redis is away or full; some shards may have been stored: repeat all.
+            ServiceUnavailable: Redis is unavailable or full; some shards may have been stored: repeat all.
             ServiceError: Redis refuses us.
         """
         groups = self._by_shard([d.observation.object_id for d in deliveries])
@@ -93,7 +93,7 @@ class SequenceStore:
         An object of which Redis has lost a part is forgotten, counted as lost in the books, and left out.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         found, lost = [], []
         for claim, reply in zip(claims, self._read([c.object_id for c in claims], lane), strict=True):
@@ -114,7 +114,7 @@ class SequenceStore:
         tokens are left out there.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         groups = self._by_shard([answer.claim.object_id for answer in answers])
         suffix = self._keys.lane(lane.model)
@@ -166,7 +166,7 @@ class SequenceStore:
             For each, how many objects are there and will not be due for it before they change.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
         """
         words = [word for model in models for word in (model, "all" if model in backlog else "")]
         left = self._client.call("join", [(self._keys.shard(shard), *words) for shard in range(self._shards)])
@@ -181,7 +181,7 @@ class SequenceStore:
         """Forget a model: its queue, its books and what it said of every object; whether it was known.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us; repeat.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us; repeat.
         """
         known = sum(self._client.call("retire", [(self._keys.shard(shard), model) for shard in range(self._shards)]))
         for shard in range(self._shards):

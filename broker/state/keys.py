@@ -29,8 +29,8 @@ sh:{survey:shard}:        of an object, until it was quiet for redis.ttl_days an
     touched               zset    objects kept, by the time of their last new stamp (Unix ms)
     classified.<model>, declined.<model>  set  those of them that are not pending, by their last classification
     unasked.<model>       zset    those that were there before the model and have not changed since
-    counts                hash    expired, lost: objects removed; for ever
-    waited                string  how often replicas were waited for in this hash tag (redis.wait_replicas); for ever
+    counts                hash    expired, lost: objects removed; forever
+    waited                string  how often replicas were waited for in this hash tag (redis.wait_replicas); forever
     segments              set     "<partition>:<segment>" of the bitmaps below, as long as those
     stored:<partition>:<segment>, duplicate:…  string  a bit for each offset; until folded, and redis.books_days more
     Without any model the names end before the dot; so did those of release 0.1, which knew one. The first model that
@@ -38,16 +38,16 @@ sh:{survey:shard}:        of an object, until it was quiet for redis.ttl_days an
 sh:{survey|partition}:
     <mark>:<segment>      string  a bit for each offset; until folded, and redis.books_days more
     segments              set     the segments of these bitmaps, as long as those
-    marks                 set     consumed, skipped.<reason>, rejected.<reason>: the marks there are; for ever
-    folded                hash    segment -> its counts and the offsets they cover; for ever
+    marks                 set     consumed, skipped.<reason>, rejected.<reason>: the marks there are; forever
+    folded                hash    segment -> its counts and the offsets they cover; forever
     recent                string  while something came to the partition within redis.books_idle_days
-    waited                string  how often replicas were waited for in this hash tag (redis.wait_replicas); for ever
+    waited                string  how often replicas were waited for in this hash tag (redis.wait_replicas); forever
 sh:{survey}:
     partitions            set     partition keys, `topic@topicid/partition`, until their books are closed
     finished, totals      hash    of those whose books are closed: partition -> its counts; name -> counts of all; for
                           ever
-    layout                string  the number of shards, which older releases look for here; for ever
-    agreed                hash    what all daemons agree on, name -> value (layout.py); for ever
+    layout                string  the number of shards, which older releases look for here; forever
+    agreed                hash    what all daemons agree on, name -> value (layout.py); forever
     daemons               hash    daemon -> time of its last sign of life (Unix ms) and what it waits for (JSON); until
                           it ends, or was silent for ten minutes (heartbeat.py)
 """

@@ -1,5 +1,5 @@
 """What all daemons of a survey have to agree on, because it decides on what stands in Redis: recorded there by the
-first, compared by the others when they start and whenever they connect anew. Models may differ: what they make says
+first, compared by the others when they start and whenever they connect again. Models may differ: what they make says
 which of them made it.
 
 An ingest records everything; a worker records and compares what it shares with it. State of a release that recorded
@@ -100,7 +100,7 @@ class Layout:
         """Name -> value.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         shards, *pairs = self._client.run(
             [("GET", self._keys.layout), *(("HGET", self._keys.agreed, name) for name in ENTRIES)]
@@ -113,7 +113,7 @@ class Layout:
 
         Raises:
             ConfigError: something else is recorded; names the setting and both values.
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         found = self.recorded()
         self._compare(own, found)
@@ -131,7 +131,7 @@ class Layout:
 
         Raises:
             ConfigError: there is no such entry, or a change would spoil what is stored.
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         if name not in ENTRIES or not ENTRIES[name].may_change:
             names = ", ".join(name for name, entry in ENTRIES.items() if entry.may_change)

@@ -65,7 +65,7 @@ class Ledger:
 
         Raises:
             ConfigError: it holds it in another number of shards.
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         self._client.ping()
         found = self._client.run([("GET", self._keys.layout)])[0]
@@ -84,7 +84,7 @@ class Ledger:
         The first mark of a new segment folds the finished ones before it.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
         """
         begun = self._mark({("consumed", partition): list(found) for partition, found in offsets.items()})
         for partition in sorted({partition for partition, segment in begun - self._begun if segment}):
@@ -95,7 +95,7 @@ class Ledger:
         """Mark (partition, offset, reason) as sound but of no use here. Safe to repeat.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
         """
         self._mark(_by_reason("skipped", marks))
 
@@ -103,7 +103,7 @@ class Ledger:
         """Mark (partition, offset, reason) as acknowledged by the dead-letter topic. Safe to repeat.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
         """
         self._mark(_by_reason("rejected", marks))
 
@@ -111,7 +111,7 @@ class Ledger:
         """For each (partition, offset) whether it was consumed and has an outcome.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         found = [False] * len(places)
         groups: dict[tuple[str, int], list[int]] = defaultdict(list)
@@ -130,7 +130,7 @@ class Ledger:
         """Read the books; marks that are on their way meanwhile show as missing.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         found = sorted(self._segments().items())
         finished = f"{self._keys.prefix}finished"
@@ -152,7 +152,7 @@ class Ledger:
         and to run twice at once; marks that come to a folded segment later are counted and folded in turn.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
         """
         return sum(self._fold(partition, segment) for segment in sorted(self._segments().get(partition, ()))[:-1])
 
@@ -165,7 +165,7 @@ class Ledger:
             Whether all partitions have been looked at; else call again.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
         """
         names = sorted(name.decode() for name in self._client.run([("SMEMBERS", self._keys.partitions)])[0])
         recent = self._client.run([("GET", self._recent(name)) for name in names])

@@ -3,7 +3,7 @@
 redis-py finds the nodes and keeps the connections. Where commands go, which redirections are followed and what is
 waited for is decided here, because the promises rest on it:
 
-* a write counts as replicated only if the connection that wrote it says so (a pool may connect anew between two
+* a write counts as replicated only if the connection that wrote it says so (a pool may connect again between two
   pipelines, to another server behind the same name, whose replicas never heard of the write);
 * MOVED is followed, ASK is not: our scripts do not declare their keys, and would see half of an object.
 """
@@ -91,7 +91,7 @@ class One:
     """A server that is not part of a cluster."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        # our callers repeat, and they connect anew first: redis-py would repeat on the connection that failed
+        # our callers repeat, and they connect again first: redis-py would repeat on the connection that failed
         self._client: Any = redis.Redis.from_url(url, retry=_no_retry(), **options)
 
     def send(self, commands: Sequence[Command], replicas: Replicas) -> list[Any]:

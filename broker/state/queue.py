@@ -44,7 +44,8 @@ class DueQueue:
         """Take at most `limit` ready objects, new ones first, in two round trips.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us; what was taken returns with its lease.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us; what was taken returns with its
+            lease.
         """
         ready = self._wake()
         fresh, due = self._seats(limit, sum(r.fresh for r in ready), sum(r.due for r in ready))
@@ -77,7 +78,7 @@ class DueQueue:
         """Give objects back that were not classified, before their leases end; how many were still ours.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us; then they return with their leases.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us; then they return with their leases.
         """
         calls = [
             (
@@ -113,7 +114,7 @@ class DueQueue:
         An object whose lease is over counts from the end of the lease.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         longest = max(self._client.call("waiting", [(base, self._lane) for base in self._bases]))
         return longest / 1000 if longest >= 0 else None

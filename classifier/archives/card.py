@@ -37,7 +37,7 @@ STAMP_FIELDS = {
     "(TAI), band (index in ugrizy), flux and flux_error (nJy, of the difference), kind (0 detection, 1 forced, 2 upper "
     "limit)",
     "context_…": "not in every archive: what the packet says of the object's place, by name; null where it does not",
-    "rotation": "the image's +y axis points so many degrees east of north; 0 is north up, east left",
+    "rotation": "the image's +y axis points this many degrees east of north; 0 is north up, east left",
 }
 
 

@@ -58,7 +58,7 @@ def convert(
         form: `archive`; `npz`: one file per object with an array per column; `fits`: one file per object with an
             image extension per stamp and its WCS; `hats`: a catalogue of objects, see `archives.hats`.
         labels, split, objects: which; all by default.
-        every: of these one in so many.
+        every: of these one in this many.
         mixture: of these the most that have such shares of the classes.
         alerts_only: only what an alert stream would have sent.
         most: stamps of each object, the first ones; all by default.

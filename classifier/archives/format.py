@@ -149,7 +149,7 @@ def write_part(
 
 
 def stamp_table(object_id: str, stamps: NDArray[np.void], extras: Extras | None, normalised: bool) -> pa.Table:
-    """One object's stamps, in the order of time, as they are written; raises ArchiveError for what cannot be kept."""
+    """One object's stamps, in time order, as they are written; raises ArchiveError for what cannot be kept."""
     if not len(stamps):
         raise ArchiveError(f"object {printable(object_id)} has no stamps; leave it out of the archive")
     order = np.lexsort((stamps["source_id"], stamps["mjd"]))

@@ -69,7 +69,7 @@ def write_hats(
 
 
 def partitions(index: NDArray[np.int64], most: int) -> dict[Pixel, NDArray[np.int64]]:
-    """The largest pixels that hold at most so many objects -> the objects in them, in the order of `index`.
+    """The largest pixels that hold at most this many objects -> the objects in them, in the order of `index`.
 
     Args:
         index: pixel of each object, at `INDEX_ORDER`.

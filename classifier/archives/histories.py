@@ -15,7 +15,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def history_of(archive: Archive, object_id: str, *, epochs: int | None = None, alerts_only: bool = True) -> History:
-    """What was known of an object after so many of its alerts, or after all.
+    """What was known of an object after this many of its alerts, or after all.
 
     Args:
         alerts_only: what an alert stream would have sent; otherwise every exposure of the archive is an epoch.
@@ -37,7 +37,7 @@ def history_of_rows(
     rows: NDArray[np.void], extras: Extras | None, normalised: bool, *, epochs: int | None = None,
     object_id: str = "", survey: str = "", ra: float = np.nan, dec: float = np.nan,
 ) -> History | None:  # fmt: skip
-    """The same of an object's rows in the order of time (`Archive.stamps`); None if none of them can be used."""
+    """The same of an object's rows in time order (`Archive.stamps`); None if none of them can be used."""
     images = {
         kind: model_stamps(rows, name, normalised) for kind, name in KINDS.items() if name in (rows.dtype.names or ())
     }

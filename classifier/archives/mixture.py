@@ -27,7 +27,7 @@ def written(mixture: Mapping[str, float]) -> str:
 
 
 def counts(objects: int, mixture: Mapping[str, float]) -> dict[str, int]:
-    """How many of so many objects are of every class, by largest remainder."""
+    """How many of this many objects are of every class, by largest remainder."""
     exact = {label: objects * share for label, share in mixture.items()}
     made = {label: int(value) for label, value in exact.items()}
     for label in sorted(exact, key=lambda k: made[k] - exact[k])[: objects - sum(made.values())]:

@@ -1,4 +1,4 @@
-"""How good a model is, early and late: after so many stamps, after so many days, with gaps.
+"""How good a model is, early and late: after this many stamps, after this many days, with gaps.
 
 A sequence is cut as a stream shows it: its beginning, and of that the newest stamps that the model takes.
 """
@@ -137,7 +137,7 @@ def _numbers(labels: Iterable[str], kinds: Iterable[str], info: Info) -> Indices
 
 
 def report(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]:
-    """Scores after so many stamps and at the end: what a checkpoint carries. None where a score does not exist.
+    """Scores after this many stamps and at the end: what a checkpoint carries. None where a score does not exist.
 
     Raises:
         ModelError: there is no object, or one of a class that the model does not know.
@@ -184,7 +184,7 @@ def _called(data: Dataset, indices: Indices) -> str:
 
 
 def full_report(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]:
-    """`report`, and scores after so many days, the time until the answer stays right, and with gaps.
+    """`report`, and scores after this many days, the time until the answer stays right, and with gaps.
 
     Raises:
         ModelError: there is no object, or one of a class that the model does not know.
@@ -216,7 +216,7 @@ def _worst(
 
 
 def after_days(model: Model, data: Dataset, indices: Indices, days: Iterable[float]) -> dict[int, Probabilities]:
-    """Probabilities of what was seen within so many days of the first stamp, for every object."""
+    """Probabilities of what was seen within this many days of the first stamp, for every object."""
     days = list(days)
     cuts = []
     for index in indices:
@@ -374,7 +374,7 @@ def estimated_shares(entry: Entry, split: str) -> dict[str, Any]:
 
 
 def compare(found: Sequence[Entry], indices: Indices) -> dict[str, Any]:
-    """`full_report` of the first model; of the others scores after so many stamps and with the same gaps."""
+    """`full_report` of the first model; of the others scores after this many stamps and with the same gaps."""
     first, *others = found
     made = full_report(first.model, first.data, indices)
     if others:

@@ -59,5 +59,5 @@ def block_parameters(width: int) -> int:
 
 
 def block_operations(width: int, tokens: int, seen: int) -> int:
-    """Multiply-adds of so many tokens through one block, each of which sees so many."""
+    """Multiply-adds of this many tokens through one block, each of which sees this many."""
     return tokens * (12 * width**2 + 2 * seen * width)

@@ -39,7 +39,7 @@ class Calibration:
     """From logits to probabilities: softmax(logits / temperature(n)) * prior, normalised.
 
     Attributes:
-        stamps, temperatures: temperature at so many stamps, linear in log(n) between.
+        stamps, temperatures: temperature at this many stamps, linear in log(n) between.
         prior: of each class, relative to the mix that the model was trained on.
     """
 

@@ -119,7 +119,7 @@ class Family:
         return {}
 
     def operations(self, config: Any, stamps: int) -> int:
-        """Multiply-adds of one update of a history that has come to so many epochs, with what is kept."""
+        """Multiply-adds of one update of a history that has come to this many epochs, with what is kept."""
         raise NotImplementedError
 
 

@@ -121,5 +121,5 @@ def lengths_valid(curves: Sequence[Rows]) -> NDArray[np.bool_]:
 
 
 def expected_rows(config: Config, stamps: int) -> int:
-    """Nights of so many epochs where every band is observed in each of them."""
+    """Nights of this many epochs where every band is observed in each of them."""
     return -(-stamps // len(config.bands))

@@ -46,7 +46,7 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.side**2 - round(HIDDEN * self.encoder.side**2)
 
     def order(self, count: int, tube: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """For each of so many stamps a random order of its patches, of which the first ones are shown.
+        """For each of this many stamps a random order of its patches, of which the first ones are shown.
 
         Args:
             tube: neighbouring stamps, such as those of one object, that hide the same patches.

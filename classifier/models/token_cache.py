@@ -47,7 +47,7 @@ class Found:
         own, upto: the digests of the history's epochs.
         values: float32 [n, width]; zero where nothing holds.
         stamps: bool [n], epochs whose stamp's vector is known.
-        whole: so many epochs from the first one on have all their values.
+        whole: this many epochs from the first one on have all their values.
     """
 
     def __init__(self, history: History, width: int, dtype: np.dtype[Any]) -> None:

@@ -52,7 +52,7 @@ def gaussian(cut: NDArray[np.float32], noise: float) -> tuple[float, float, floa
 
 
 def peaks(image: NDArray[np.float32], noise: float, height: float = SNR) -> list[tuple[int, int]]:
-    """(y, x) of the sources that stand out by so many standard deviations."""
+    """(y, x) of the sources that stand out by this many standard deviations."""
     smooth = ndimage.gaussian_filter(np.nan_to_num(image - np.float32(np.nanmedian(image))), 1.0)
     found = (smooth == ndimage.maximum_filter(smooth, 9)) & (smooth > height * noise)
     found[:EDGE], found[-EDGE:], found[:, :EDGE], found[:, -EDGE:] = False, False, False, False

@@ -105,7 +105,7 @@ def stated_error(rng: np.random.Generator, survey: Survey, visits: Visits, flux:
 
 
 def is_found(survey: Survey, visits: Visits, flux: Array, reference: Array, needed: int) -> bool:
-    """Would the search have made a candidate: detections in so many visits, not only at the season's very end."""
+    """Would the search have made a candidate: detections in this many visits, not only at the season's very end."""
     searched = np.isin(visits.band, [i for i, name in enumerate(survey.bands) if name in survey.search])
     high = np.abs(flux - reference) > 1.2 * DETECTION * survey.error_scale * expected_error(survey, visits, flux)
     seen = np.unique(visits.visit[searched & high])

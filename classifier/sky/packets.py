@@ -26,7 +26,7 @@ WEAK = 4.0  # standard deviations above which a detection is counted, though no 
 def alerts_of(
     rng: np.random.Generator, survey: Survey, seen: Observed, first_id: int, most: int
 ) -> tuple[NDArray[np.void], Extras]:
-    """The rows of an archive and what goes with them, for at most so many of the object's alerts."""
+    """The rows of an archive and what goes with them, for at most this many of the object's alerts."""
     visits, change = seen.visits, seen.target.flux - seen.target.reference
     error = stated_error(rng, survey, visits, seen.target.flux, change)
     flux = change + expected_error(survey, visits, seen.target.flux) * rng.standard_normal(len(visits))

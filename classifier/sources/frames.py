@@ -30,7 +30,7 @@ STAMP = SDSS.size
 GAUSSIAN_FWHM = 2.3548
 # Turns that differ less from a multiple of 90 degrees are made by flips: 1 degree is half a pixel at the stamp's edge.
 NEARLY_RIGHT = 1.0  # degrees
-# A star drifts over so many rows of its CCD before it is read out (Gunn et al. 1998, AJ 116, 3040): 53.9 s.
+# A star drifts over this many rows of its CCD before it is read out (Gunn et al. 1998, AJ 116, 3040): 53.9 s.
 CCD_ROWS = 2048
 MATRICES = tuple(f"{form}{i}_{j}" for form in ("CD", "PC") for i in (1, 2) for j in (1, 2))
 NAME = re.compile(

@@ -172,7 +172,7 @@ class Adaptation(Objective):
         return torch.cat([target[count:], source[rows]])
 
     def _drawn(self, count: int, generator: np.random.Generator) -> list[History]:
-        """One stamp of each of so many objects of the target."""
+        """One stamp of each of this many objects of the target."""
         assert self.target is not None
         rows = generator.choice(self.members, count, replace=count > len(self.members))
         return [ONE.view(self.target, int(i), generator)[0] for i in rows]

@@ -20,7 +20,7 @@ from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.protocol import Protocol
 
 log = logging.getLogger("skyheed.train")
-VALIDATION = 8  # one in so many of a block's training objects selects and calibrates
+VALIDATION = 8  # one in this many of a block's training objects selects and calibrates
 AT_ONCE = 5.0  # seconds; a run that took no longer was there already
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 

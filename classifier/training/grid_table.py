@@ -43,7 +43,7 @@ def parameters(info: Info) -> int:
 
 
 def operations(info: Info) -> dict[str, int]:
-    """Multiply-adds of an update of a history that has come to so many stamps."""
+    """Multiply-adds of an update of a history that has come to this many stamps."""
     own = family(info.family)
     config = own.configure(info.config)
     return {str(n): own.operations(config, n) for n in STAMPS if n <= config.stamps}

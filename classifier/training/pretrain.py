@@ -62,7 +62,7 @@ class Pretrained(CrossEntropy):
         return made
 
     def _drawn(self, count: int, generator: np.random.Generator) -> list[History]:
-        """A random view of so many objects of each of the other archives."""
+        """A random view of this many objects of each of the other archives."""
         p = self.setting.protocol
         view = Augmentation(p.longest, p.whole, p.truncate, p.stamps, drop=p.drop).view if self.others else None
         return [

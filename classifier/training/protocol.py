@@ -40,7 +40,7 @@ class Protocol:
         stamps: of the longest history.
         classes: that are told apart; with a taxonomy of its own, all of it by default.
         taxonomy: own classes instead of the standard ones, see `taxonomy.from_mapping`.
-        objects: use so many training objects, evenly of each class (as they are, if not `balanced`); 0 for all.
+        objects: use this many training objects, evenly of each class (as they are, if not `balanced`); 0 for all.
         validation: the same of the objects that select the weights and calibrate.
         short_steps: everything learns, from views of at most `short_longest` stamps: many objects for little work.
         steps: everything learns, from views of at most `longest` stamps, a share `whole` of up to 99.

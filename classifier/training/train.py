@@ -47,7 +47,7 @@ Step = Callable[[np.random.Generator], Tensor]  # the loss of one step
 
 
 def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset | None = None) -> Info:
-    """Train, calibrate, measure, and write the checkpoint; an interrupted run goes on where it stopped.
+    """Train, calibrate, measure, and write the checkpoint; an interrupted run resumes where it stopped.
 
     Args:
         output: the checkpoint's directory; `progress.pt`, `log.csv` and `objective.jsonl` (where the objective tells of
@@ -237,7 +237,7 @@ class Trainer:
         self.model.load_state_dict(self.best_state)
         self.mean.load_state_dict(self.best_state)
         self._saved_optimiser = None
-        self._keep(optimiser)  # a run that stops here goes on from the best weights, too
+        self._keep(optimiser)  # a run that stops here continues from the best weights, too
 
     def _generator(self, stage: str, at: int) -> np.random.Generator:
         """Of one step, torch's dropout included, so that a resumed run draws what it would have drawn."""

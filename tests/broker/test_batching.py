@@ -117,7 +117,7 @@ def test_a_signal_while_kafka_takes_nothing_gives_all_back(valkey: embedded.Serv
         while time.monotonic() < deadline:
             waiting()
             time.sleep(0.05)
-        raise ServiceUnavailable("Kafka is away")
+        raise ServiceUnavailable("Kafka is unavailable")
 
     worker.publisher = SimpleNamespace(publish_all=away)  # type: ignore[assignment]
     began = time.monotonic()

@@ -235,7 +235,7 @@ def test_something_is_done_meanwhile_every_second_of_a_long_wait(monkeypatch: py
 
     def action() -> None:
         if next(failures):
-            raise ServiceUnavailable("Redis is away", server="redis")
+            raise ServiceUnavailable("Redis is unavailable", server="redis")
 
     patiently(action, threading.Event(), lambda: times.append(time.monotonic()))
     assert len(times) > 8

@@ -258,20 +258,20 @@ def test_daemons_wait_for_servers_that_are_away_and_say_so_once(
     work = Child("work", [*shared[:-2], "--model", str(model), "--threads", "1", "--interval", "0.2"], tmp_path)
     children += [ingest, work]
     for child in (ingest, work):
-        wait_for(lambda log=child.log: "waiting: Redis at" in log.read_text(), 60, "noticing that Valkey is away")
+        wait_for(lambda log=child.log: "waiting: Redis at" in log.read_text(), 60, "noticing the dead Valkey")
     time.sleep(4)  # long enough to say it twice
     durable_valkey.restart()
     ledger = daemon.connect_store(settings)[2]
     wait_for(lambda: ledger.books().consumed == sent, 60, "going on after Valkey came back")
     apache_kafka.kill()
-    wait_for(lambda: "waiting: Kafka at" in work.log.read_text(), 90, "noticing that Kafka is away")
+    wait_for(lambda: "waiting: Kafka at" in work.log.read_text(), 90, "noticing that Kafka is unavailable")
     time.sleep(3)
     apache_kafka.restart()
     sent += publish(settings, topic, [sdss_alert("A", n) for n in range(5, 10)])
     wait_for(lambda: settled(settings, sent), 150, "going on after Kafka came back")
     logs = ingest.log.read_text(), work.log.read_text()
     assert [log.count("waiting: Redis at") for log in logs] == [1, 1]
-    assert (logs[0].count("is away, waiting for it"), logs[1].count("waiting: Kafka at")) == (1, 1)
+    assert (logs[0].count("is unavailable, waiting for it"), logs[1].count("waiting: Kafka at")) == (1, 1)
     assert [log.count("back after") for log in logs] == [2, 2]
     assert all("Traceback" not in log for log in logs)
     assert last_answers(answers(settings))["A"].n_stamps == 10

@@ -1,4 +1,4 @@
-"""A disk that is full under Valkey or Kafka: one sentence, nothing is lost, and all goes on once there is room."""
+"""A disk that is full under Valkey or Kafka: one sentence, nothing is lost, and all continues once there is room."""
 
 import contextlib
 import resource
@@ -32,7 +32,7 @@ def valkey_with_a_limit(tmp_path: Path) -> Iterator[embedded.Server]:
 
 
 def room(server: embedded.Server, size: int) -> None:
-    """Files of the server may grow to so many bytes from now on."""
+    """Files of the server may grow to this many bytes from now on."""
     assert server._process
     resource.prlimit(server._process.pid, resource.RLIMIT_FSIZE, (size, INFINITY))
 

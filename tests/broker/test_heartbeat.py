@@ -77,7 +77,7 @@ def test_an_idle_daemon_notices_that_redis_went_and_came_back(
     with heartbeat.beating(heartbeat.Heartbeat(state.connect(durable_valkey.url), "sdss", "ingest", measured)):
         until(lambda: daemons(durable_valkey.url).sentence == "1 ingest running", "the first beat")
         durable_valkey.kill()
-        until(lambda: value(measured, "redis_up") == 0, "noticing that Redis is away")
+        until(lambda: value(measured, "redis_up") == 0, "noticing that Redis is unavailable")
         until(lambda: (value(measured, "waiting_seconds", server="redis") or 0) > 0.2, "waiting")
         durable_valkey.restart()
         until(lambda: value(measured, "redis_up") == 1, "noticing that Redis is back")
@@ -142,7 +142,7 @@ def test_silent_daemons_are_told_of_and_then_forgotten(
 def test_the_metrics_of_an_ingest_that_waits_at_its_start_and_while_idle(
     kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path
 ) -> None:
-    """Redis is away when it starts; later Redis dies while nothing is to be read."""
+    """Redis is unavailable when it starts; later Redis dies while nothing is to be read."""
     topic = "heartbeat"
     settings = settings_for(kafka.address, durable_valkey.url, "sdss", topic)
     publish(settings, topic, [sdss_alert("P", n) for n in range(3)])

@@ -83,7 +83,7 @@ class Survey:
         if word == "bug":
             raise ZeroDivisionError("ours")
         if word == "away":
-            raise ServiceUnavailable("a catalogue is away")
+            raise ServiceUnavailable("a catalogue is unavailable")
         return Observation(word, 1, 60000.0, "r", 1.0, 2.0, 3.0, 4.0, np.zeros((32, 32), np.float16), 0)
 
 
@@ -216,7 +216,7 @@ def test_faults_of_ours_are_one_line_a_batch_with_their_place(intake: Intake, ca
 
 def test_a_server_that_is_away_is_not_the_packets_fault(intake: Intake) -> None:
     messages = [("alerts/0", n, Message(n, word)) for n, word in enumerate((b"one", b"away"))]
-    with pytest.raises(ServiceUnavailable, match="a catalogue is away"):
+    with pytest.raises(ServiceUnavailable, match="a catalogue is unavailable"):
         intake.sort(messages, 99)  # type: ignore[arg-type]
 
 

@@ -23,12 +23,12 @@ def test_it_says_once_that_the_server_is_away_and_once_that_it_is_back(caplog: p
 
     def action() -> str:
         if next(attempts) < 5:
-            raise ServiceUnavailable("Redis is away")
+            raise ServiceUnavailable("Redis is unavailable")
         return "done"
 
     with caplog.at_level(logging.WARNING):
         assert patience.patiently(action, threading.Event(), lambda: meanwhile.append(1)) == "done"
-    assert [r.message.split(" after")[0] for r in caplog.records] == ["waiting: Redis is away", "back"]
+    assert [r.message.split(" after")[0] for r in caplog.records] == ["waiting: Redis is unavailable", "back"]
     assert len(meanwhile) == 5
 
 
@@ -37,18 +37,18 @@ def test_being_asked_to_stop_ends_the_wait() -> None:
 
     def action() -> None:
         stop.set()
-        raise ServiceUnavailable("Kafka is away")
+        raise ServiceUnavailable("Kafka is unavailable")
 
-    with pytest.raises(patience.Stopped, match="Kafka is away"):
+    with pytest.raises(patience.Stopped, match="Kafka is unavailable"):
         patience.patiently(action, stop)
 
 
 def test_being_stopped_while_waiting_is_an_error_for_a_drain_only() -> None:
     with pytest.raises(patience.Stopped), patience.to_the_end(drain=False):
-        raise patience.Stopped("Kafka is away")
+        raise patience.Stopped("Kafka is unavailable")
     stopped = pytest.raises(SkyheedError, match="stopped before everything was done")
     with stopped, patience.to_the_end(drain=True):
-        raise patience.Stopped("Kafka is away")
+        raise patience.Stopped("Kafka is unavailable")
 
 
 def test_other_errors_pass_through() -> None:
@@ -64,12 +64,12 @@ def test_every_thread_waits_for_itself() -> None:
 
     def slow() -> None:
         slow_failed.set()
-        raise ServiceUnavailable("Redis is away", server="redis")
+        raise ServiceUnavailable("Redis is unavailable", server="redis")
 
     def quick() -> None:
         if not quick_may.is_set():
             quick_failed.set()
-            raise ServiceUnavailable("Redis is away", server="redis")
+            raise ServiceUnavailable("Redis is unavailable", server="redis")
 
     def slow_to_the_end() -> None:
         with pytest.raises(patience.Stopped):
@@ -102,7 +102,7 @@ def test_waits_are_of_different_lengths(monkeypatch: pytest.MonkeyPatch) -> None
             return len(waited) >= 60
 
     def action() -> None:
-        raise ServiceUnavailable("Redis is away", server="redis")
+        raise ServiceUnavailable("Redis is unavailable", server="redis")
 
     with pytest.raises(patience.Stopped):
         patience.patiently(action, Stop())

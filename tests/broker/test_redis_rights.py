@@ -117,7 +117,7 @@ def test_ingest_and_redrive_need_no_more(valkey: embedded.Server, admin: redis_p
     intake.ledger.consumed({"t@x/0": [0]})
     quick = SequenceStore(state.connect(settings.redis.url), SURVEY, ttl_s=0.0, max_stamps=1, debounce_s=0.0)
     admin.delete(*[key for key in admin.scan_iter() if b":fresh" in key])
-    quick.store(deliveries([observation("a", n) for n in (1, 2, 3)], "t@x/1"))  # forgotten, stored anew and cut
+    quick.store(deliveries([observation("a", n) for n in (1, 2, 3)], "t@x/1"))  # forgotten, stored again and cut
     assert Ledger(state.connect(valkey.url), SURVEY).books().objects.expired == 1
     replicated = state.Client(settings.redis.url, replicas=Replicas(1, 0.1))
     with pytest.raises(Exception, match="0 of 1 replicas"):

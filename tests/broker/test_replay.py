@@ -1,4 +1,4 @@
-"""Replay: every packet found, in order of time, at the pace asked for, again from where it stopped."""
+"""Replay: every packet found, in time order, at the pace asked for, again from where it stopped."""
 
 import gzip
 import io

@@ -31,7 +31,7 @@ def topic(kafka: embedded.Server) -> Topic:
 
 
 def handled(topic: Topic, group: str, pauses: list[float]) -> list[Classification]:
-    """What a drain of `group` hands out to a reader that takes so long for its first records."""
+    """What a drain of `group` hands out to a reader that takes this long for its first records."""
     found = []
     with Subscriber(topic.kafka, topic=topic.name, group=group, options=IMPATIENT, drain=True) as stream:
         for answer in stream:
@@ -98,7 +98,7 @@ def test_subscribe_says_that_no_kafka_listens_and_gives_up_after_its_timeout() -
     assert ended.returncode == 1
     assert time.monotonic() - began > 5
     *said, last = ended.stderr.splitlines()
-    assert last.startswith(f"skyheed: Kafka at {address} is away: it has not answered for 5 s (")
+    assert last.startswith(f"skyheed: Kafka at {address} is unavailable: it has not answered for 5 s (")
     assert any(
         re.search(rf"waiting for Kafka at {address}, which has not answered .*is the address right", x) for x in said
     )

@@ -367,7 +367,7 @@ def test_a_group_adds_to_the_file_that_is_there(tmp_path: Path, format_: str, ti
     assert len(lines) == titles + 4
     assert all(sum(f"object-{n}" in line for line in lines) == 1 for n in range(4))
     assert writers.write([record(n) for n in range(3)], format_, path) == 3
-    assert len(path.read_text().splitlines()) == titles + 3  # without a group all comes again: written anew
+    assert len(path.read_text().splitlines()) == titles + 3  # without a group all comes again: written again
 
 
 def test_nightly_runs_of_one_group_fill_one_file(topic: Topic, tmp_path: Path) -> None:

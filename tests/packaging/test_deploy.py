@@ -409,7 +409,7 @@ def test_autoscaling_asks_prometheus_what_it_understands(tmp_path: Path) -> None
 
 
 def test_daemons_have_more_time_to_end_than_they_need() -> None:
-    """Five seconds, and Kafka's own for a broker that is away."""
+    """Five seconds, and Kafka's own for a broker that is unavailable."""
     needed = 5.0 + kafka_client.CLOSE_S
     for name in DAEMONS:
         assert int(services(DEPLOY / "compose.yaml")[name]["stop_grace_period"].removesuffix("s")) > 2 * needed

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from skyheed.broker.packets.surveys import base
 
-Named = tuple[str, list[int]]  # object, its earlier detections in the order of time
+Named = tuple[str, list[int]]  # object, its earlier detections in time order
 
 
 @runtime_checkable

@@ -47,7 +47,7 @@ def sequence_operations(config: Config) -> dict[str, int]:
 
 
 def update_operations(config: Config, stamps: int) -> int:
-    """Multiply-adds of one new stamp of a history that has come to so many: its group, and all behind the 3-D CNN."""
+    """Multiply-adds of one new stamp of a history that has come to this many: its group, and all behind the 3-D CNN."""
     if config.variant == "paper":  # computed whole, padding included
         return sequence_operations(config)["fast"]
     whole = sequence_operations(replace(config, stamps=stamps))["fast"]

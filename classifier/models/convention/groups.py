@@ -1,6 +1,6 @@
 """Epochs in groups, and the padded batches of groups that ConvEntion's training and serving share. Numpy only.
 
-A history of n epochs is cut into ceil(n / group) groups in the order of time; the last one is filled up with steps
+A history of n epochs is cut into ceil(n / group) groups in time order; the last one is filled up with steps
 without a stamp. A group is three epochs for the 3-D CNN and one for the 2-D CNN.
 """
 
@@ -51,7 +51,7 @@ def groups(history: History, group: int = GROUP) -> int:
 
 
 def padded_width(count: int, most: int) -> int:
-    """Groups that histories of so many are padded to: few shapes, so that kernels are chosen once for each."""
+    """Groups that histories of this many are padded to: few shapes, so that kernels are chosen once for each."""
     return min(next((w for w in WIDTHS if w >= count), most), most)
 
 

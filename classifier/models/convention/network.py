@@ -107,7 +107,7 @@ def plane_kernels(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) ->
         [v0, v1, v2, v0 + v1, v0 + v2, v1 + v2],
         [_stacked(w4)],
     )
-    # so many biases that one is left in every plane when the products were added and subtracted
+    # this many biases that one is left in every plane when the products were added and subtracted
     shares = ((1, 1, 1), (1, 0, 1, 2, 2, 3), (1, 1, 1, 0, 0, 0), (1,))
     return PlaneKernels(
         [[k.contiguous(memory_format=torch.channels_last) for k in layer] for layer in kernels],

@@ -65,7 +65,7 @@ class Measured:
     """All measurements of a history up to its newest epoch: epochs, and points that are no epoch's.
 
     Attributes:
-        mjd, band, flux, error: [k], in the order of time; nJy.
+        mjd, band, flux, error: [k], in time order; nJy.
         detected: bool [k]; what is not is a limit.
     """
 

@@ -29,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path.removeprefix("/api/v1/objects/")
         answers = {
             "ZTF25aaa": (200, {"latest": {"ztf/vector": None, "ztf/fusion": RECORD}}),
-            "fresh": (200, {"latest": {}}), "busy": (503, {"detail": "Redis is away"}),
+            "fresh": (200, {"latest": {}}), "busy": (503, {"detail": "Redis is unavailable"}),
             "a%2Fb": (400, {"detail": "not an object id"}),
         }  # fmt: skip
         status, body = answers.get(name, (404, {"detail": "no such object"}))

@@ -77,7 +77,7 @@ class SkyheedDataService(DataService):
         """The answer of the JSON API: a list, or one object where `object_id` is given.
 
         Raises:
-            QueryServiceError: the server is away, or refuses; the message is its own.
+            QueryServiceError: the server is unavailable, or refuses; the message is its own.
         """
         wanted = dict(query_parameters)
         path = "objects" if "object_id" not in wanted else f"objects/{quote(wanted.pop('object_id'), safe='')}"

@@ -31,7 +31,7 @@ class SkyheedAlertStream(AlertStream):
     allowed_keys = (*required_keys, "STATUS")
 
     def listen(self) -> None:
-        """Listen for ever."""
+        """Listen forever."""
         from skyheed import Subscriber
 
         handler = self.alert_handler[self.topic]

@@ -173,7 +173,7 @@ def test_a_drain_waits_for_the_ids_of_its_topics_and_says_so_once(
 
     def ids(_self: object, topics: set[str]) -> dict[str, str]:
         if next(attempts) < 5:
-            raise ServiceUnavailable("Kafka is away: the ids are unknown")
+            raise ServiceUnavailable("Kafka is unavailable: the ids are unknown")
         return dict.fromkeys(topics, "an-id")
 
     monkeypatch.setattr("skyheed.broker.kafka.topics.TopicIds.ask", ids)
@@ -182,7 +182,7 @@ def test_a_drain_waits_for_the_ids_of_its_topics_and_says_so_once(
         assert consumer.partition_key(topic, 0) == f"{topic}@an-id/0"
     assert next(attempts) > 5
     assert [r.getMessage() for r in caplog.records if "waiting" in r.getMessage()] == [
-        "waiting: Kafka is away: the ids are unknown"
+        "waiting: Kafka is unavailable: the ids are unknown"
     ]
 
 
@@ -348,7 +348,7 @@ def test_a_server_that_is_not_there_is_away() -> None:
     with (
         Publisher(gone, deadline_s=1.0) as publisher,
         pytest.raises(
-            ServiceUnavailable, match=f"Kafka at {gone['bootstrap.servers']} is away: 3 of 3 messages not taken"
+            ServiceUnavailable, match=f"Kafka at {gone['bootstrap.servers']} is unavailable: 3 of 3 messages not taken"
         ),
     ):
         publisher.publish_all(numbered("t", 3))
@@ -372,9 +372,9 @@ def test_killed_and_started_again(apache_kafka: embedded.Server, caplog: pytest.
         publisher.publish_all(numbered(topic, 50))
         until(lambda: take() and len(found) >= 50)
         apache_kafka.kill()
-        with pytest.raises(ServiceUnavailable, match="is away"):
+        with pytest.raises(ServiceUnavailable, match="is unavailable"):
             publisher.publish_all(numbered(topic, 50, 50))
-        until(lambda: not take() and "is away" in caplog.text)
+        until(lambda: not take() and "is unavailable" in caplog.text)
         for _ in range(10):
             take()
         apache_kafka.restart()

@@ -64,7 +64,7 @@ def publish(settings: dict[str, str], topic: str, values: list[int], partition: 
 
 
 def publish_for(settings: dict[str, str], topic: str, total: int, seconds: float) -> None:
-    """So many values, evenly over so many seconds."""
+    """So many values, evenly over this many seconds."""
     with Publisher(settings_of(settings)) as publisher:
         for first in range(0, total, 20):
             publisher.publish_all([(topic, b"%d" % v, b"%d" % v, None) for v in range(first, first + 20)])
@@ -96,7 +96,7 @@ class Member:
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """As with a batch in hand while Redis is away."""
+        """As with a batch in hand while Redis is unavailable."""
         self._busy.set()
         until(lambda: self.consumer._held or self.error, what="holding")
         try:

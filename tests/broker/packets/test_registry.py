@@ -235,7 +235,7 @@ def test_a_registry_that_is_away(monkeypatch):
     assert reason_of(schemas) is Reason.REGISTRY_UNAVAILABLE
     assert 0.1 < time.monotonic() - began < 2
     began = time.monotonic()
-    for schema_id in (7, 8, 9):  # known to be away: no waiting
+    for schema_id in (7, 8, 9):  # known to be unavailable: no waiting
         assert reason_of(schemas, schema_id) is Reason.REGISTRY_UNAVAILABLE
     assert time.monotonic() - began < 0.1
     with pytest.raises(ServiceUnavailable, match=r"does not answer: .*refused"):

@@ -41,7 +41,7 @@ EARLIER = {
 
 
 def packet(name: str, number: int, earlier: int = 0, **changes: Any) -> bytes:
-    """The `number`th packet of an object, which names so many detections before it and as many non-detections."""
+    """The `number`th packet of an object, which names this many detections before it and as many non-detections."""
     plain = ztf_packet(top={"objectId": name, "candid": number, **changes}, candid=number, jd=JD + number)
     schema, record = record_of(plain)
     schema["fields"].append({"name": "prv_candidates", "type": ["null", {"type": "array", "items": EARLIER}]})

@@ -125,7 +125,7 @@ def test_ingests_keep_the_same_images_and_workers_find_theirs(valkey: embedded.S
 
 
 def test_images_of_the_release_before_are_completed(valkey: embedded.Server, admin: redis_py.Redis) -> None:
-    """It recorded everything but the images, and kept science alone; histories go on with what comes."""
+    """It recorded everything but the images, and kept science alone; histories continue with what comes."""
     ztf_ingest(valkey.url)
     admin.hdel("sh:{ztf}:agreed", "images")
     found = Layout(state.connect(valkey.url), "ztf")

@@ -254,7 +254,7 @@ def test_the_books_of_a_cluster(valkey_cluster: ValkeyCluster) -> None:
 
 
 def _finished(url: str, nights: int, **options: float) -> Ledger:
-    """Books of so many nights of two partitions, all of them closed but the last night's."""
+    """Books of this many nights of two partitions, all of them closed but the last night's."""
     client = state.connect(url)
     ledger = Ledger(client, SURVEY, shards=2, **{"keep_s": 0.05, "idle_s": 3600.0, **options})
     for night in range(nights):

@@ -16,7 +16,7 @@ from skyheed.classifier.models.convention.network import Attention, Block, Confi
 
 
 def batch(lengths: list[int], width: int | None = None, seed: int = 0) -> dict[str, Tensor]:
-    """A random padded batch of sequences with so many stamps."""
+    """A random padded batch of sequences with this many stamps."""
     generator = torch.Generator().manual_seed(seed)
     n = width or max(-(-length // 3) for length in lengths)
     present = torch.arange(3 * n)[None] < torch.tensor(lengths)[:, None]

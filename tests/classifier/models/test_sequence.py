@@ -83,7 +83,7 @@ def test_times_out_of_order_are_refused_and_equal_ones_are_not() -> None:
     given.mjd[3] = given.mjd[2]
     given.check(99)
     given.mjd[3] = given.mjd[1]
-    with pytest.raises(ValueError, match="in the order of time: sort its epochs"):
+    with pytest.raises(ValueError, match="in time order: sort its epochs"):
         given.check(99)
 
 

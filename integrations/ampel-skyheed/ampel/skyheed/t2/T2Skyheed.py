@@ -34,7 +34,7 @@ class T2Skyheed(AbsStateT2Unit):
     name_keys: list[str] = ["diaObjectId", "objectId", "name"]  # noqa: RUF012 (AMPEL reads units' annotated attributes)
 
     def process(self, compound: T1Document, datapoints: Iterable[DataPoint]) -> UBson | UnitResult:
-        """See AbsStateT2Unit; asks to be run again where the server is away, or busy."""
+        """See AbsStateT2Unit; asks to be run again where the server is unavailable, or busy."""
         name = self._name(compound, datapoints)
         try:
             answer = requests.get(
