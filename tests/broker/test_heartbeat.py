@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import redis as redis_py
+from fault_tools import Child, arguments_for
 from redis_tools import until
 from stream_tools import publish, sdss_alert, settings_for
-from test_faults import Child, arguments_for
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config, heartbeat, metrics

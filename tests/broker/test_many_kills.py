@@ -1,4 +1,8 @@
-"""A hundred kills (-9) of ingest, worker, Kafka and Valkey while 100,000 alerts, real and simulated, pass."""
+"""Kills (-9) of ingest, worker, Kafka and Valkey while alerts pass, real ones among the simulated.
+
+What must hold at the end: nothing lost, the books balance, and a keyed reader sees each classification once. The long
+form is of a hundred kills and 100,000 alerts; benchmarks/reports has what it found.
+"""
 
 import gzip
 import importlib
@@ -9,7 +13,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +22,11 @@ from typing import Any
 import fastavro
 import numpy as np
 import pytest
-from real_data import real_data
-from stream_tools import publish, raw_messages, save_checkpoint, settings_for
-from test_faults import Child, arguments_for, keyed, settled, wait_for
+import torch
+from fault_tools import Child, arguments_for, keyed, settled, wait_for
+from real_data import DATA
+from stream_tools import publish, raw_messages, settings_for
+from zoo_tools import SCALING, lively
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config
@@ -29,12 +35,18 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import embedded
 from skyheed.broker.packets.reader import read_packet
 from skyheed.broker.results import formats
+from skyheed.broker.results import record as records
 from skyheed.broker.results.record import Classification
+from skyheed.broker.state.sequence import HEADER
 from skyheed.broker.subscribe import Subscriber
+from skyheed.classifier import taxonomy
+from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models.family import preset
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-TOPIC, BATCH = "many-kills", 200
+TOPIC, BATCHES = "many-kills", 40  # of messages, between two kills at the most
+BAD = 7
 Payloads = list[bytes]
 
 
@@ -108,19 +120,37 @@ def stamps(packets: ModuleType) -> list[bytes]:
     return [gzip.compress(packets._fits(np.round(image).astype(">f4")), 6) for image in images]
 
 
-def stream(packets: ModuleType, objects: int, epochs: int, dice: random.Random) -> tuple[Payloads, Expected]:
-    """All packets in the order in which they are sent, and what must come of them."""
-    expected, payloads = Expected(), []
+def stream(
+    packets: ModuleType, objects: int, epochs: int, reals: int, dice: random.Random
+) -> tuple[Payloads, Expected]:
+    """All packets in the order in which they are sent, some of them twice, and what must come of them."""
+    expected, payloads = Expected(rejected=BAD), [b"bad %d" % n for n in range(BAD)]
     for name, candid, payload in simulated(packets, objects, epochs):
         expected.sources[name].add(candid)
         payloads.append(payload)
+    payloads += dice.sample(payloads[BAD:], len(payloads) // 20)
     dice.shuffle(payloads)
-    real = [path.read_bytes() for folder in ("ztf", "ztf-unlabelled") for path in real_data(folder).rglob("*.avro")]
-    for payload in real:
+    found = [path for folder in ("ztf", "ztf-unlabelled") for path in sorted((DATA / folder).rglob("*.avro"))]
+    for path in dice.sample(found, min(reals, len(found))):  # none of them where they are not at hand
+        payload = path.read_bytes()
         expected.read(payload)
         payloads.insert(dice.randrange(len(payloads)), payload)
-    expected.real = len(real)
+        expected.real += 1
     return payloads, expected
+
+
+def cheap_model(folder: Path) -> Path:
+    """Stamps through `vector` with random weights: these tests ask what is published, not whether it is right."""
+    torch.manual_seed(5)
+    own = preset("vector")
+    network = lively(own.family.build(own.family.configure({})))
+    calibration = checkpoint.Calibration((1.0, 10.0), (1.0, 1.0), (1.0, 1.0, 1.0, 1.0))
+    about = checkpoint.Info(
+        "cheap", "1", network.config.to_dict(), taxonomy.CLASSES, "ugriz", ("ztf",), SCALING, family="vector",
+        calibration=calibration,
+    )  # fmt: skip
+    checkpoint.save(folder / "cheap", network.state_dict(), about)
+    return folder / "cheap"
 
 
 class Sender(threading.Thread):
@@ -135,10 +165,11 @@ class Sender(threading.Thread):
     def run(self) -> None:
         try:
             with kafka.Publisher(self._settings.kafka) as publisher:
-                for first in range(0, len(self._payloads), BATCH):
+                size = -(-len(self._payloads) // (self._kills * BATCHES))
+                for first in range(0, len(self._payloads), size):
                     while first > len(self._payloads) * (self.killed + 1) / self._kills:
                         time.sleep(0.05)
-                    self._send(publisher, self._payloads[first : first + BATCH])
+                    self._send(publisher, self._payloads[first : first + size])
         except BaseException as error:
             self.failure = error
 
@@ -171,37 +202,45 @@ class Victim:
             self._one.restart()
 
 
+def rota(victims: Sequence[Victim], kills: int, dice: random.Random) -> list[Victim]:
+    """Who is killed in turn: of ten, daemons four times each and servers once."""
+    found: list[Victim] = []
+    while len(found) < kills:
+        found += dice.sample(victims, 10, counts=[4, 4, 1, 1])
+    return found[:kills]
+
+
 @pytest.mark.parametrize(
-    ("kills", "objects", "epochs"),
-    [pytest.param(100, 4000, 25, marks=[pytest.mark.long, pytest.mark.timeout(7200)])],
+    ("kills", "objects", "epochs", "reals"),
+    [(12, 60, 12, 20), pytest.param(100, 4000, 25, 1000, marks=[pytest.mark.long, pytest.mark.timeout(9000)])],
 )
-def test_nothing_is_lost_in_a_long_stream_of_real_and_simulated_packets(
+def test_nothing_is_lost_whatever_is_killed(
     apache_kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    kills: int, objects: int, epochs: int,
+    kills: int, objects: int, epochs: int, reals: int,
 ) -> None:  # fmt: skip
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     dice, began = random.Random(21), time.monotonic()
-    payloads, expected = stream(importlib.import_module("packets"), objects, epochs, dice)
+    payloads, expected = stream(importlib.import_module("packets"), objects, epochs, reals, dice)
     settings = settings_for(apache_kafka.address, durable_valkey.url, "ztf", TOPIC)
     publish(settings, TOPIC, [], partitions=3)
     file = tmp_path / "short-lease.toml"
     file.write_text("[work]\nlease_s = 10.0\n")
     shared = arguments_for(settings, TOPIC)
     ingest = Child("ingest", [*shared, "--group", TOPIC, "--debounce", "0"], tmp_path)
-    model = str(save_checkpoint(tmp_path, "ztf"))
-    words = [*shared[:-2], "--model", model, "--threads", "1", "--interval", "0.5", "--config", str(file)]
-    work = Child("work", words, tmp_path)
+    words = [*shared[:-2], "--model", str(cheap_model(tmp_path)), "--threads", "1", "--interval", "0.5"]
+    work = Child("work", [*words, "--config", str(file)], tmp_path)
     victims = [Victim(one) for one in (ingest, work, apache_kafka, durable_valkey)]
     sender = Sender(settings, payloads, kills)
     sender.start()
     try:
-        for _ in range(kills):
-            time.sleep(dice.uniform(0.5, 8.0))
-            dice.choices(victims, [4, 4, 1, 1])[0].kill(dice)
+        for victim in rota(victims, kills, dice):
+            time.sleep(dice.uniform(0.5, 3.5 if kills < 50 else 8.0))
+            victim.kill(dice)
             sender.killed += 1
         sender.join(1200)
         assert not sender.is_alive()
         assert sender.failure is None, sender.failure
+        # no transactions and no compaction here: end offsets are counts
         wait_for(lambda: settled(settings, sum(kafka.end_offsets(settings.kafka, [TOPIC]).values())), 2400, "settling")
         found = judge(settings, payloads, expected)
     finally:
@@ -224,7 +263,8 @@ def judge(settings: config.Settings, payloads: Sequence[bytes], expected: Expect
     assert not lost, f"{len(lost)} lost, the first {lost[:3]}"
     # a message counts once in the books, whatever number of records it holds, and whoever sent it twice
     assert summary["stored"] + summary["duplicates"] >= len(payloads) - expected.skipped - expected.rejected
-    assert (summary["skipped"], summary["rejected"]) >= (expected.skipped, expected.rejected)
+    assert summary["skipped"] >= expected.skipped
+    assert summary["rejected"] >= expected.rejected
     assert (summary["objects"], summary["pending"]) == (len(expected.sources), 0)
     published = [formats.decode(message.value()) for message in raw_messages(settings, settings.classification_topic)]
     reader = KeyedReader()
@@ -255,3 +295,18 @@ def judge(settings: config.Settings, payloads: Sequence[bytes], expected: Expect
 def _sources(store: Any, name: str) -> list[int]:
     found = store.sequence(name)
     return [] if found is None else [int(source) for source in found.header["source_id"]]
+
+
+def test_repeats_that_differ_are_found() -> None:
+    """`keyed` is what the test above rests on: it must be able to fail."""
+    header = np.zeros(3, HEADER)
+    header["source_id"] = 1, 2, 3
+    provenance = records.Provenance("1", "model", "1", "digest", "stamp-1", "taxonomy", "cpu")
+    record = Classification.of(
+        "sdss", "A", 7, header, [("SNIa", 2222, 0.75), ("AGN", 2332, 0.25)], None, provenance, 1000
+    )
+    again = replace(record, classified_ms=2000)
+    assert keyed([record, again]) == {record.classification_id: record}
+    for changes in ({"revision": 8}, {"n_stamps": 4}, {"probabilities": again.probabilities[::-1]}, {"kafka_ms": 5}):
+        with pytest.raises(AssertionError):
+            keyed([record, replace(again, **changes)])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_tools import Child, arguments_for, wait_for
 from stream_tools import publish, sdss_alert, settings_for
-from test_faults import Child, arguments_for, wait_for
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config, models

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import redis as redis_py
+from fault_tools import Child, arguments_for, wait_for
 from redis_tools import ClusterWithReplicas, Pair, follow, pair, until
 from server_tools import ValkeyCluster
 from state_tools import LANE, SURVEY, answer, content, deliveries, observation
 from stream_tools import answers, ingest_all, last_answers, publish, save_checkpoint, sdss_alert, settings_for
-from test_faults import Child, arguments_for, wait_for
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config
