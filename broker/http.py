@@ -2,6 +2,7 @@
 
 import json
 import logging
+import ssl
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from skyheed.broker.certificates import advice
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
 from skyheed.classifier.names import printable
 
@@ -94,7 +96,7 @@ class Host:
         Raises:
             Refusal: the host rejects this.
             ServiceUnavailable: it is unavailable, busy, or wants us to wait (`Broken` with 500).
-            ServiceError: it denies access (`Unwelcome` with 401 and 403).
+            ServiceError: it denies access (`Unwelcome` with 401 and 403), or its certificate cannot be trusted.
         """
         if content is not None:
             body, headers = json.dumps(content, allow_nan=False).encode(), {"Content-Type": "application/json"}
@@ -120,6 +122,10 @@ class Host:
         except httpx.DecodingError as error:
             raise self._away(str(error)) from error
         except httpx.HTTPError as error:
+            if reason := _refused_certificate(error):
+                helps = advice(reason, f"{self.name}.url", "the variable SSL_CERT_FILE")
+                said = f"the certificate of {self.name} at {self.where} cannot be trusted ({reason}): {helps}"
+                raise ServiceError(said) from None
             raise self._away(f"{type(error).__name__}") from error
         self._judge(response, found)
         return found
@@ -187,6 +193,15 @@ def _client(headers: Mapping[str, str], name: str) -> httpx.Client:
             f"{name}: a proxy or certificate of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE) "
             f"cannot be used ({type(error).__name__})"
         ) from None
+
+
+def _refused_certificate(error: BaseException | None) -> str:
+    """OpenSSL's reason to refuse the host's certificate, if that is behind the error; else empty."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return str(error.verify_message)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _read(response: httpx.Response) -> bytes:

@@ -250,7 +250,7 @@ def test_nothing_is_lost_whatever_is_killed(
     print("\n" + json.dumps(found))
 
 
-def judge(settings: config.Settings, payloads: Sequence[bytes], expected: Expected) -> dict[str, Any]:
+def judge(settings: config.Settings, payloads: Sequence[object], expected: Expected) -> dict[str, Any]:
     """What must hold at the end; the figures."""
     store, _, ledger = daemon.connect_store(settings)
     books = ledger.books()
