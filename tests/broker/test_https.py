@@ -95,7 +95,7 @@ def test_a_certificate_is_taken_from_an_authority_that_we_were_told_of(
 @pytest.mark.parametrize(
     ("host", "left", "why", "helps"),
     [
-        ("registry.example.org", DAY, "127.0.0.1", "write the name that it was made for into"),
+        ("registry.example.org", DAY, "127.0.0.1", "host name that it was issued for"),
         ("127.0.0.1", -DAY, "expired", "renew it"),
     ],
 )
