@@ -83,7 +83,7 @@ def test_a_stranger_is_refused_and_the_sentence_names_the_option(
 def test_a_certificate_for_another_name_is_refused(addresses: tuple[str, str], authority: Authority) -> None:
     elsewhere = addresses[0].replace("127.0.0.1", "localhost")
     said = refusal(options_for(elsewhere, authority))
-    assert "write the name that it was made for into bootstrap.servers" in said
+    assert "host name that it was issued for in bootstrap.servers" in said
 
 
 def test_an_expired_certificate_is_refused(kafka_: embedded.Server, authority: Authority) -> None:

@@ -67,7 +67,7 @@ def test_a_certificate_for_another_name_is_refused(valkey: embedded.Server, auth
     with Name(valkey.address, server_side(*authority.issue("valkey.example.org"))) as name:
         sentence = refusal(client_of(name, ca_file=str(authority.file)))
         assert "not valid for '127.0.0.1'" in sentence
-        assert "write the name that it was made for into redis.url" in sentence
+        assert "host name that it was issued for in redis.url" in sentence
 
 
 def test_an_expired_certificate_is_refused(valkey: embedded.Server, authority: Authority) -> None:
