@@ -1,7 +1,7 @@
-"""A daemon's sign of life in Redis, every few seconds and from a thread of its own, and what others read of it.
+"""Heartbeats of daemons in Redis, written every few seconds by a separate thread, and how others read them.
 
-An idle daemon asks no server for anything, and one that waits for a server reports nothing: this thread notices both.
-It tells the daemon's metrics, and writes what the daemon waits for to where `skyheed check` looks.
+An idle daemon sends no requests, and one that waits for a server reports nothing; this thread covers both. It updates
+the daemon's metrics, and records in Redis what the daemon waits for, where `skyheed check` reads it.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from skyheed.broker.state.keys import Keys
 log = logging.getLogger("skyheed.heartbeat")
 BEAT_S = 5.0
 SILENT_S = 30.0  # a daemon that has not been heard of for this long hangs, is dead, or cannot reach Redis
-FORGET_S = 600.0  # then it is somebody's decision that it is gone
+FORGET_S = 600.0  # after this it is assumed to have been removed on purpose
 SOURCE = "heartbeat"
 
 
 class Waits(Protocol):
-    """Who knows what the daemon waits for (`metrics`)."""
+    """Records what the daemon waits for (`metrics`)."""
 
     def waits(self, server: str, source: str) -> None: ...
 
@@ -39,12 +39,12 @@ class Waits(Protocol):
 
 @dataclass(frozen=True)
 class Beat:
-    """The last sign of life of a daemon.
+    """The last heartbeat of a daemon.
 
     Attributes:
         name: verb, machine and process.
-        age_s: since the beat, by Redis's clock.
-        waiting: seconds by server that it waits for.
+        age_s: time since the beat, by Redis's clock.
+        waiting: seconds waited so far, by server.
     """
 
     name: str
@@ -56,9 +56,9 @@ class Heartbeat:
     """Beats until it is stopped.
 
     Args:
-        client: one of its own, so that it tells what a new call would meet.
+        client: used by nothing else, so that it shows what a new call would meet.
         verb: ingest or work.
-        looks: done with every beat; for gauges that a batch would set.
+        looks: called with every beat, for gauges that otherwise only a batch sets.
         kafka_away: whether Kafka is known to be unavailable.
     """
 
@@ -80,7 +80,7 @@ class Heartbeat:
         self._refused = False
 
     def beat(self) -> None:
-        """One beat; a server that is unavailable shows in the metrics."""
+        """Send one heartbeat; an unavailable server shows in the metrics."""
         (self._waits.waits if self._kafka_away() else self._waits.goes_on)("kafka", SOURCE)
         said = json.dumps({server: round(seconds, 1) for server, seconds in self._waits.waiting().items()})
         try:
@@ -89,7 +89,7 @@ class Heartbeat:
                 look()
         except ServiceUnavailable:
             self._waits.waits("redis", SOURCE)
-        except SkyheedError as error:  # the daemon itself stops with it; without this right it works on
+        except SkyheedError as error:  # a daemon stops on such an error; without this right alone it continues
             if not self._refused:
                 log.warning("cannot record that this daemon is alive: %s", error)
             self._refused = True
@@ -97,7 +97,7 @@ class Heartbeat:
             self._waits.goes_on("redis", SOURCE)
 
     def run(self, stop: threading.Event) -> None:
-        """Beat until `stop`, then say goodbye."""
+        """Beat until `stop`, then remove the entry."""
         while True:
             self.beat()
             if stop.wait(BEAT_S):
@@ -109,7 +109,7 @@ class Heartbeat:
 
 @contextlib.contextmanager
 def beating(heartbeat: Heartbeat) -> Iterator[None]:
-    """Beat in a thread for as long as the block lasts."""
+    """Beat in a thread for the duration of the block."""
     stop = threading.Event()
     thread = threading.Thread(target=heartbeat.run, args=(stop,), name="heartbeat", daemon=True)
     thread.start()
@@ -121,7 +121,7 @@ def beating(heartbeat: Heartbeat) -> Iterator[None]:
 
 
 def beats(client: Client, survey: str) -> list[Beat]:
-    """The last beat of every daemon that was heard of in the last minutes, by name.
+    """The last beat of every recently active daemon, by name.
 
     Raises:
         ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.

@@ -1,9 +1,9 @@
-"""Several ingest processes from one command: each is a daemon of its own in the same consumer group.
+"""Several ingest processes from one command: each is a separate daemon in the same consumer group.
 
-They share nothing but Kafka and Redis, as daemons on several machines do. The parent passes signals on and waits; where
-one process ends with an error or is killed, it stops the others and ends with the reason, so that whoever watches the
-command (systemd, compose, Kubernetes) starts all of them again. Nothing is lost by that: what was not committed comes
-again. A process whose parent is gone stops by itself.
+They share only Kafka and Redis, like daemons on several machines. The parent forwards signals and waits; if one
+process fails or is killed, it stops the others and exits with the reason, so that a supervisor (systemd, compose,
+Kubernetes) restarts all of them. Nothing is lost: uncommitted messages are delivered again. A process whose parent is
+gone stops by itself.
 """
 
 import logging
@@ -25,10 +25,10 @@ from skyheed.broker.settings import Settings
 from skyheed.broker.waiting import Stopped, Unfinished
 
 log = logging.getLogger("skyheed.daemon")
-STOP_S = 30.0  # for the batch in hand; then a process is killed, which loses nothing
+STOP_S = 30.0  # to finish the current batch; then the process is killed, which loses nothing
 LOOK_S = 0.5
 Run = Callable[[Settings, bool], Counter[str]]
-Said = tuple[str, Any]  # how a process ended, and its totals or its sentence
+Said = tuple[str, Any]  # how a process ended, with its totals or error message
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Child:
     pipe: Connection
 
     def said(self) -> Said:
-        """How it ended, once it has."""
+        """How the process ended, once it has."""
         self.process.join()
         try:
             how, what = self.pipe.recv() if self.pipe.poll() else ("died", f"status {self.process.exitcode}")
@@ -48,10 +48,10 @@ class _Child:
 
 
 def run(one: Run, settings: Settings, drain: bool, stop: threading.Event) -> Counter[str]:
-    """Run `settings.ingest.processes` times `one(settings, drain)`, each in a process of its own; their totals.
+    """Run `one(settings, drain)` in each of `settings.ingest.processes` processes; returns the totals.
 
     Args:
-        one: a function that can be imported.
+        one: an importable function.
 
     Raises:
         SkyheedError: one of them ended with an error, or was killed.
@@ -79,7 +79,7 @@ def run(one: Run, settings: Settings, drain: bool, stop: threading.Event) -> Cou
 
 
 def own_settings(settings: Settings, number: int) -> Settings:
-    """The settings of one process: a port for its metrics and, where members of the group are named, a name."""
+    """The settings of one process: its own metrics port and, if group members are named, its own name."""
     own, options = settings.ingest, settings.input_options
     port = own.metrics_port + number if own.metrics_port else 0
     named = {"group.instance.id": f"{options['group.instance.id']}-{number}"} if "group.instance.id" in options else {}
@@ -88,7 +88,7 @@ def own_settings(settings: Settings, number: int) -> Settings:
 
 
 def _start(one: Run, settings: Settings, drain: bool, number: int) -> _Child:
-    # spawned, not forked: librdkafka and redis-py have threads, and passwords travel through a pipe
+    # spawned, not forked: librdkafka and redis-py have threads; passwords are passed through a pipe
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     level = logging.getLogger().level
@@ -103,7 +103,7 @@ def _start(one: Run, settings: Settings, drain: bool, number: int) -> _Child:
 
 
 def _child(one: Run, settings: Settings, drain: bool, pipe: Connection, as_json: bool, level: int) -> None:
-    """In the process: run, and tell the parent how it ended."""
+    """Runs in the child process, and reports to the parent how it ended."""
     logs.set_up(as_json, level)
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
@@ -137,20 +137,23 @@ def _signal(children: list[_Child]) -> None:
 
 
 def _stopped(children: list[_Child]) -> list[_Child]:
-    """All of them, once they have ended."""
+    """All processes, once they have ended."""
     running = [child for child in children if child.process.is_alive()]
     _signal(running)
     until = time.monotonic() + STOP_S
     for child in running:
         child.process.join(max(0.0, until - time.monotonic()))
         if child.process.is_alive():
-            log.warning("ingest process %d does not end: killed, what it had in hand comes again", child.number + 1)
+            log.warning(
+                "ingest process %d did not stop: killed; its uncommitted messages will be delivered again",
+                child.number + 1,
+            )
             child.process.kill()
     return children
 
 
 def _raise_first(ends: list[Said]) -> None:
-    """The first error, else that a drain was not finished, else that they were stopped."""
+    """The first error; otherwise an unfinished drain; otherwise that they were stopped."""
     for how, make in (("died", ServiceError), ("error", ServiceError), ("unfinished", None), ("stopped", Stopped)):
         for found, what in ends:
             if found == how:

@@ -1,6 +1,7 @@
 """Log lines on stderr: one a line for people, or one JSON object a line for machines (`--log-json`).
 
-JSON keeps what a line of text can only show: the fields of an event as values of their own, and a traceback as text.
+JSON keeps structure that a line of text can only display: an event's fields as separate values, and a traceback as
+text.
 """
 
 import json
@@ -13,7 +14,7 @@ _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "t
 
 
 class Json(logging.Formatter):
-    """One object: time, level, logger, message; `fields`, `error` and `stack` where there are any."""
+    """One JSON object: time, level, logger, message; `fields`, `error` and `stack` if present."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
@@ -38,7 +39,7 @@ class Json(logging.Formatter):
 
 
 class Text(logging.Formatter):
-    """Nothing from a packet can begin a line of its own, and a traceback is told from lines by its indent."""
+    """Text from a packet cannot start a new log line, and tracebacks are marked by their indent."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.formatMessage`."""
@@ -51,13 +52,14 @@ class Text(logging.Formatter):
 
 
 def set_up(as_json: bool = False, level: int = logging.INFO) -> None:
-    """Write what is logged to stderr: time, level, logger and message, or the same as JSON."""
+    """Send log records to stderr: time, level, logger and message, or the same as JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(Json() if as_json else Text("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 def event(log: logging.Logger, what: str, /, **fields: Any) -> None:
-    """Log `what key=value key=value`; in JSON the fields stand apart, too. Floats are written to three decimals."""
+    """Log `what key=value key=value`; in JSON the fields are also separate values. Floats are written to three
+    decimals."""
     shown = (f"{key}={value:.3f}" if isinstance(value, float) else f"{key}={value}" for key, value in fields.items())
     log.info("%s", " ".join([what, *shown]), extra={"fields": fields}, stacklevel=2)

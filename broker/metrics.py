@@ -1,4 +1,4 @@
-"""Every Prometheus name, once. One registry per daemon, so that tests and daemons do not share counts."""
+"""Every Prometheus name, defined once. One registry per daemon, so that tests and daemons do not share counts."""
 
 import ssl
 import threading
@@ -28,12 +28,12 @@ class _Rejected(Protocol):
 
 
 class _Metrics:
-    """What both daemons export; every sample carries the survey. Is told of every wait (`patience.Observer`)."""
+    """What both daemons export; every sample carries the survey. Observes every wait (`waiting.Observer`)."""
 
     def __init__(self, survey: str, host: str = "") -> None:
         self.registry = CollectorRegistry()
         self._survey = survey
-        self._since: dict[tuple[str, str], float] = {}  # server, who waits -> monotonic seconds
+        self._since: dict[tuple[str, str], float] = {}  # (server, who waits) -> monotonic seconds
         self._lock = threading.Lock()
         seconds = self._gauge("waiting_seconds", "how long the daemon has been waiting for a server", "server")
         for server in (*SERVERS, *([host] if host else [])):
@@ -43,7 +43,7 @@ class _Metrics:
             up.labels(survey).set_function(partial(self._is_up, server))
 
     def waits(self, server: str, source: str = "work") -> None:
-        """`server` is unavailable; several may wait for it at once."""
+        """`server` is unavailable; several threads may wait for it at once."""
         with self._lock:
             self._since.setdefault((server, source), time.monotonic())
 
@@ -53,7 +53,7 @@ class _Metrics:
             self._since.pop((server, source), None)
 
     def waiting(self) -> dict[str, float]:
-        """Seconds for which the daemon has been waiting, by server that it waits for."""
+        """Seconds for which the daemon has been waiting, by server."""
         now = time.monotonic()
         with self._lock:
             found = list(self._since.items())
@@ -76,18 +76,18 @@ class _Metrics:
 
 
 class IngestMetrics(_Metrics):
-    """Of the ingest daemon."""
+    """Metrics of the ingest daemon."""
 
     def __init__(self, survey: str) -> None:
         super().__init__(survey)
         self._consumed = self._counter("messages_consumed", "messages read from the alert topics")
         self._stored = self._counter("stamps_stored", "stamps stored in sequences")
-        self._duplicates = self._counter("stamps_duplicate", "stamps that were there already")
-        self._skipped = self._counter("messages_skipped", "sound messages of no use here", "reason")
+        self._duplicates = self._counter("stamps_duplicate", "stamps that were stored already")
+        self._skipped = self._counter("messages_skipped", "valid messages that are not needed", "reason")
         self._rejected = self._counter("messages_rejected", "messages set aside on the dead-letter topic", "reason")
         self._seconds = self._histogram("ingest_batch_seconds", "from a batch to its commit", BATCH_S)
         self._lag = self._gauge("consumer_lag_messages", "messages not yet read", "partition")
-        for counter in (self._consumed, self._stored, self._duplicates):  # there before the first batch
+        for counter in (self._consumed, self._stored, self._duplicates):  # the series exists before the first batch
             counter.labels(survey)
 
     def batch(
@@ -111,27 +111,27 @@ class IngestMetrics(_Metrics):
         self.lag(lag)
 
     def lag(self, lag: Mapping[str, int]) -> None:
-        """Messages not yet read, by partition; those of other members disappear."""
+        """Messages not yet read, by partition; partitions of other members disappear."""
         self._lag.clear()
         for partition, messages in lag.items():
             self._lag.labels(self._survey, partition).set(messages)
 
 
 class WorkMetrics(_Metrics):
-    """Of the worker daemon."""
+    """Metrics of the worker daemon."""
 
     def __init__(self, survey: str) -> None:
         super().__init__(survey)
         self._classified = self._counter("classifications", "objects classified, by their top class", "model", "class")
         self._declined = self._counter("declined", "objects not classified", "model", "reason")
-        self._settled = self._counter("answers", "answers by what became of them", "model", "outcome")
+        self._settled = self._counter("answers", "classifications by outcome", "model", "outcome")
         self._latency = self._histogram(
             "alert_to_classification_seconds",
             "from the newest alert's Kafka time to its published classification",
             LATENCY_S,
             "model",
         )
-        self._stage = self._histogram("work_batch_seconds", "time of one batch by stage", BATCH_S, "model", "stage")
+        self._stage = self._histogram("work_batch_seconds", "seconds per batch, by stage", BATCH_S, "model", "stage")
         self._queue = self._gauge("queue_objects", "objects in the due queue", "model", "state")
 
     def batch(
@@ -151,7 +151,7 @@ class WorkMetrics(_Metrics):
                 self._classified.labels(self._survey, model, record.top_class).inc()
             else:
                 self._declined.labels(self._survey, model, record.reason).inc()
-            # answered at classified_ms, but out only after the delivery report
+            # classified at classified_ms, but published only with the delivery report
             latency.observe(max(0.0, (record.classified_ms - record.kafka_ms) / 1000 + publish))
         for outcome, number in counts.items():
             self._settled.labels(self._survey, model, outcome).inc(number)
@@ -160,7 +160,7 @@ class WorkMetrics(_Metrics):
         self.queue(model, depth)
 
     def begin(self, model: str) -> None:
-        """A model is served from now on: its series exist before its first batch, so that a rule can see it stand."""
+        """Announce a model: its series exist before its first batch, so that an alert rule can see it stalled."""
         for outcome in ("acked", "requeued", "stale"):
             self._settled.labels(self._survey, model, outcome)
         self.queue(model, dict.fromkeys(("new", "due", "in_flight"), 0))
@@ -172,13 +172,13 @@ class WorkMetrics(_Metrics):
 
 
 class ForwardMetrics(_Metrics):
-    """Of `skyheed forward`: read = delivered + filtered + refused."""
+    """Metrics of `skyheed forward`: read = delivered + filtered + refused."""
 
     def __init__(self, survey: str, sink: str) -> None:
         super().__init__(survey, f"sinks.{sink}")
         self._sink = sink
         self._read = self._counter("forward_read", "classifications read, to be sent to a host", "sink")
-        self._outcomes = self._counter("forward_outcomes", "classifications by what the host did", "sink", "outcome")
+        self._outcomes = self._counter("forward_outcomes", "classifications by outcome at the host", "sink", "outcome")
         self._lag = self._gauge("forward_lag_messages", "classifications not yet read", "sink")
         self._read.labels(survey, sink)
         self._lag.labels(survey, sink)
@@ -186,7 +186,7 @@ class ForwardMetrics(_Metrics):
             self._outcomes.labels(survey, sink, outcome)
 
     def batch(self, read: int, counts: Mapping[str, int]) -> None:
-        """One batch that the host, or the topic of refusals, has."""
+        """One batch, accepted by the host or by the topic of refusals."""
         self._read.labels(self._survey, self._sink).inc(read)
         for outcome, number in counts.items():
             self._outcomes.labels(self._survey, self._sink, outcome).inc(number)
@@ -197,14 +197,14 @@ class ForwardMetrics(_Metrics):
 
 
 class BackfillMetrics(_Metrics):
-    """Of `skyheed backfill`: messages looked at, and requests by what became of them."""
+    """Metrics of `skyheed backfill`: messages examined, and requests by outcome."""
 
     OUTCOMES = ("fetched", "unknown", "refused", "wrong")
 
     def __init__(self, survey: str, provider: str) -> None:
         super().__init__(survey, f"providers.{provider}")
         self._read = self._counter("backfill_messages", "alerts looked at")
-        self._lag = self._gauge("backfill_lag_messages", "alerts not yet looked at")
+        self._lag = self._gauge("backfill_lag_messages", "alerts not yet examined")
         self._read.labels(survey)
         self._lag.labels(survey)
         self._asked = self._counter("backfill_requests", "earlier detections asked for, by outcome", "outcome")
@@ -212,20 +212,20 @@ class BackfillMetrics(_Metrics):
             self._asked.labels(survey, outcome)
 
     def asked(self, outcome: str) -> None:
-        """One request and what became of it."""
+        """One request and its outcome."""
         self._asked.labels(self._survey, outcome).inc()
 
     def read(self) -> None:
-        """One message, all of whose earlier detections have been asked for."""
+        """One message, all of whose earlier detections have been requested."""
         self._read.labels(self._survey).inc()
 
     def lag(self, messages: int) -> None:
-        """Alerts not yet looked at."""
+        """Alerts not yet examined."""
         self._lag.labels(self._survey).set(messages)
 
 
 def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1", tls: MetricsSettings = PLAIN) -> int:
-    """Answer Prometheus at http(s)://host:port/metrics in a thread of its own; port 0 serves nothing.
+    """Serve Prometheus metrics at http(s)://host:port/metrics in a separate thread; port 0 serves nothing.
 
     Returns:
         The port.
@@ -237,7 +237,7 @@ def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1", tls: MetricsSet
         return 0
     certificate, key = tls.certificate_file or None, tls.key_file or tls.certificate_file or None
     try:
-        if certificate:  # before it listens, so that nothing is left of what fails
+        if certificate:  # before it listens, so that a failure leaves nothing behind
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
     except OSError as error:  # ssl.SSLError too
         raise ConfigError(
@@ -248,7 +248,7 @@ def serve(metrics: _Metrics, port: int, host: str = "127.0.0.1", tls: MetricsSet
 
 
 def names() -> set[str]:
-    """Every sample name that a daemon can export, as queries use them."""
+    """Every sample name that a daemon can export, as used in queries."""
     found = set()
     for metrics in (IngestMetrics("x"), WorkMetrics("x"), ForwardMetrics("x", "y"), BackfillMetrics("x", "y")):
         for family in metrics.registry.collect():

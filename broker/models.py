@@ -1,4 +1,4 @@
-"""The models that a worker runs: loaded as the settings ask, checked against what ingest keeps, made known in Redis."""
+"""The models that a worker runs: loaded as configured, checked against what ingest keeps, registered in Redis."""
 
 import logging
 import threading
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from skyheed.classifier.models.base import Model
 
 log = logging.getLogger("skyheed.daemon")
-WARM_UP = 256  # objects at most, of the largest batch that a model computes at the start
+WARM_UP = 256  # objects, at most, in the warm-up batch at the start
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class ServedModel:
     """A model that a worker runs.
 
     Attributes:
-        name: among the survey's models.
-        shared: whether others of them publish to the topic as well.
-        backlog: whether it also classifies the objects that are there when it joins.
+        name: unique among the survey's models.
+        shared: whether other models publish to the same topic.
+        backlog: whether it also classifies objects that exist when it joins.
     """
 
     name: str
@@ -51,7 +51,7 @@ def load_models(settings: Settings) -> list[ServedModel]:
 
     Raises:
         ClassifierError: one does not load or does not run here.
-        ConfigError: two have the same name, or one cannot take what ingest keeps.
+        ConfigError: two have the same name, or one cannot use what ingest keeps.
     """
     survey = survey_of(settings)
     loaded = [_load_model(settings, survey, asked) for asked in settings.models]
@@ -85,12 +85,12 @@ def _load_model(settings: Settings, survey: Survey, asked: ModelSettings) -> "Mo
 
 
 def model_name(asked: str, model: "Model") -> str:
-    """What a model is called among the survey's: as in SURVEY/MODEL, or as its checkpoint says."""
+    """A model's name within the survey: from SURVEY/MODEL, or from its checkpoint."""
     return name_of(asked, str(model.info.name), model.info.surveys)
 
 
 def name_of(asked: str, called: str, surveys: Sequence[str]) -> str:
-    """The same of a model that is not loaded: what was asked for, the name on its card, and its surveys."""
+    """The same for a model that is not loaded: what was requested, the name on its card, and its surveys."""
     from skyheed.classifier.models.checkpoint import shipped_name
 
     name = shipped_name(asked, surveys) or called
@@ -99,7 +99,7 @@ def name_of(asked: str, called: str, surveys: Sequence[str]) -> str:
 
 
 def join(settings: Settings, models: Sequence[ServedModel], stop: threading.Event) -> None:
-    """Make the models known to the survey's queues; waits for Redis if it is unavailable."""
+    """Register the models with the survey's queues; waits for Redis if it is unavailable."""
     store = connect_store(settings)[0]
     backlog = [served.name for served in models if served.backlog]
     left = patience.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog), stop)
@@ -131,13 +131,13 @@ def make_worker(
 
 
 def depth_of(client: state.Client, settings: Settings, name: str, measured: metrics.WorkMetrics) -> Callable[[], None]:
-    """What tells the metrics how deep a model's queue is."""
+    """Reports the depth of a model's queue to the metrics."""
     queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=name)
     return lambda: measured.queue(name, queue.depth())
 
 
 def check_fit(settings: Settings, survey: Survey, model: "Model") -> None:
-    """Refuse a model that cannot take what ingest keeps.
+    """Refuse a model that cannot use what ingest keeps.
 
     Raises:
         ConfigError: it does not know a band.
@@ -163,7 +163,7 @@ def output_form(settings: Settings, topic: str) -> formats.Form:
 
 
 def provenance_of(model: "Model") -> records.Provenance:
-    """Where an answer came from."""
+    """The provenance of a classification."""
     info = model.info
     return records.Provenance(
         skyheed_version=version("skyheed"),

@@ -1,7 +1,7 @@
-"""One night again: which part of the topics, and where what comes of it is kept, apart from what is live.
+"""Replaying one night: which part of the topics to read, and where to keep the results, apart from the live stream.
 
-A survey called `ztf.NAME` is ztf in a key space of its own: adapter and models are those of ztf, and keys, books, group
-and topics have the whole name, so that nothing of it can be taken for the live stream.
+A survey called `ztf.NAME` is ztf in a separate key space: it uses ztf's adapter and models, but its keys, books, group
+and topics carry the full name, so that nothing is confused with the live stream.
 """
 
 import re
@@ -20,31 +20,31 @@ _MJD = re.compile(r"\d{5}(\.\d+)?")
 
 @dataclass(frozen=True)
 class Night:
-    """A part of Kafka's time, Unix ms UTC: from `since_ms` on, before `until_ms`."""
+    """A range of Kafka timestamps, Unix ms UTC: from `since_ms`, before `until_ms`."""
 
     since_ms: int
     until_ms: int
 
     @property
     def name(self) -> str:
-        """As key spaces of replays are called."""
+        """The default name of a replay's key space."""
         return "-".join(
             datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y%m%dT%H%M%S") for ms in (self.since_ms, self.until_ms)
         )
 
 
 def night_of(since: str, until: str, now_ms: int) -> Night:
-    """A night from two times as people write them.
+    """A night from two times as users write them.
 
     Args:
-        until: "" for now.
+        until: "" means now.
 
     Raises:
         ConfigError: one cannot be read, or they are in the wrong order or in the future.
     """
     begin, end = _time_ms(since, "--since"), _time_ms(until, "--until") if until else now_ms
     if end > now_ms:
-        raise ConfigError(f"--until {until} lies in the future: a replay reads what is there; leave it out for now")
+        raise ConfigError(f"--until {until} is in the future: a replay reads what exists; omit it to read up to now")
     if begin >= end:
         raise ConfigError(f"--since {since} is not before --until {until or 'now'}")
     return Night(begin, end)
@@ -57,22 +57,22 @@ def _time_ms(text: str, option: str) -> int:
         when = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(
-            f"{option} {text!r} is no time: write it as 2026-11-20T22:00 (UTC unless it says otherwise) or as an MJD"
+            f"{option} {text!r} is not a time: write it as 2026-11-20T22:00 (UTC unless it has an offset) or as an MJD"
         ) from None
     return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def apart(settings: Settings, name: str) -> Settings:
-    """The settings of an ingest into a key space of its own, which reads the same topics with a group of its own.
+    """Settings for an ingest into a separate key space, which reads the same topics with its own group.
 
     Args:
         name: of the key space.
 
     Raises:
-        ConfigError: the name cannot be one, or the survey is in a key space of its own already.
+        ConfigError: the name is invalid, or the survey is itself a replay.
     """
     if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
-        raise ConfigError(f"--into {name!r} cannot be a name: 1 to {LONGEST_NAME} letters, digits, _ and -")
+        raise ConfigError(f"--into {name!r} is not a valid name: write 1 to {LONGEST_NAME} letters, digits, _ and -")
     if settings.space:
         raise ConfigError(f"{settings.survey} is the result of a replay: name the survey, {settings.base_survey}")
     survey = f"{settings.survey}.{name}"

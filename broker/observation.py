@@ -14,7 +14,7 @@ BANDS = "ugrizy"
 
 
 class Flag(IntFlag):
-    """What happened to a stamp on its way; kept with it."""
+    """How a stamp was processed; stored with it."""
 
     NEGATIVE = 1  # the difference flux is negative
     PADDED = 2  # the stamp was smaller than the model's and was padded (chip edge)

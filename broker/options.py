@@ -10,18 +10,18 @@ SECRETS = ("token", "secret", "password")
 
 
 def plugins(group: str) -> list[str]:
-    """The plug-ins of a group of entry points that are installed."""
+    """The installed plug-ins of a group of entry points."""
     return sorted(point.name for point in entry_points(group=group))
 
 
 def plugin(group: str, kind: str, name: str, options: Mapping[str, str]) -> Any:
-    """The plug-in of that name, made with its options.
+    """The plug-in of this name, constructed with its options.
 
     Args:
-        kind: what it is, for messages: sink or provider.
+        kind: for messages: sink or provider.
 
     Raises:
-        ConfigError: there is none, what it needs is not installed, or an option cannot work.
+        ConfigError: no such plug-in, a missing dependency, or an option that cannot work.
     """
     found = [point for point in entry_points(group=group) if point.name == name]
     if not found:
@@ -33,7 +33,7 @@ def plugin(group: str, kind: str, name: str, options: Mapping[str, str]) -> Any:
 
 
 def take(options: Mapping[str, str], known: Mapping[str, str], table: str) -> dict[str, str]:
-    """The options over their defaults.
+    """The options, with defaults filled in.
 
     Raises:
         ConfigError: one is unknown.
@@ -44,7 +44,7 @@ def take(options: Mapping[str, str], known: Mapping[str, str], table: str) -> di
 
 
 def required(options: Mapping[str, str], name: str, table: str, meaning: str) -> str:
-    """An option that has no default.
+    """A required option.
 
     Raises:
         ConfigError: it is missing.

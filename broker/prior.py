@@ -1,7 +1,7 @@
-"""`skyheed prior`: how often classes occur in a running stream, as far as our own classifications tell.
+"""`skyheed prior`: class frequencies in a running stream, estimated from its classifications.
 
-A report and nothing else: what the worker assumes changes by `work.prior` alone. It reads the newest classification of
-each of the newest objects on the output topic, and knows no tensors.
+It only reports: the prior that workers assume is set by `work.prior` alone. It reads the newest classification of each
+of the newest objects on the output topic, and needs no tensors.
 """
 
 from collections import OrderedDict
@@ -25,7 +25,7 @@ LAST = 5000
 
 @dataclass(frozen=True)
 class Served:
-    """The model of a record: one prior, one confusion."""
+    """The model of a record: one prior and one confusion matrix."""
 
     model: str
     version: str
@@ -33,7 +33,7 @@ class Served:
 
 
 def report(settings: Settings, topics: Sequence[str], last: int, timeout: float | None) -> list[dict[str, Any]]:
-    """Estimates for every model whose classifications are on these topics, newest version alone.
+    """Estimates for every model with classifications on these topics, newest version only.
 
     Args:
         last: objects of each model, the newest.
@@ -55,16 +55,16 @@ def _infos(settings: Settings) -> list[Info]:
 
 
 def newest(records: Iterable[Classification], last: int) -> dict[Served, list[Classification]]:
-    """The newest classification of each of the `last` objects of every model, of the version that came last.
+    """The newest classification of each of the `last` objects of every model, for its most recent version.
 
-    Declined objects count as the newest word on them, so that an old classification of theirs is not used.
+    A decline counts as the newest, so that an object's older classification is not used.
     """
     found: dict[str, OrderedDict[str, Classification]] = {}
     served: dict[str, Served] = {}
     for record in records:
         name = record.model or record.provenance.model_name
         own = Served(name, record.provenance.model_version, record.provenance.weights_digest)
-        if served.get(name) != own:  # another prior or other weights: what was before says something else
+        if served.get(name) != own:  # another prior or other weights: earlier records are not comparable
             served[name], found[name] = own, OrderedDict()
         found[name].pop(record.object_id, None)
         found[name][record.object_id] = record
@@ -78,8 +78,8 @@ def _of_model(served: Served, records: Sequence[Classification], known: dict[str
     info = known.get(served.digest)
     _, changed, written = served.version.partition(checkpoint.PRIOR)
     if info is None and not changed:
-        return {**found, "refused": "the prior that its probabilities assume is not known here: name its checkpoint "
-                "with --model"}  # fmt: skip
+        why = "the prior that its probabilities assume is unknown: give its checkpoint with --model"
+        return {**found, "refused": why}
     classes = [p.name for p in records[0].probabilities] if records else []
     prior = tuple(map(float, written.split("-"))) if changed else info.calibration.prior if info else ()
     confusion = shares.confusion_of(info) if info and not changed else None

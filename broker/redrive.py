@@ -1,6 +1,6 @@
 """Sends set-aside packets through again after a fix: the dead-letter topic is read as one more input.
 
-Nothing is written back to the survey's topic (which is often not ours to write), and nothing leaves the dead-letter
+Nothing is written back to the survey's topic (which we often may not write to), and nothing leaves the dead-letter
 topic: a packet that was stored, skipped or recognised as a duplicate is marked under its place in the dead-letter
 topic and passed over the next time; one that still cannot be used stays where it is.
 """
@@ -20,18 +20,19 @@ from skyheed.broker.waiting import Stopped
 
 log = logging.getLogger("skyheed.redrive")
 BATCH = 200
-BATCH_BYTES = 64 * 2**20  # of letters in hand; one more may be
+BATCH_BYTES = 64 * 2**20  # of dead letters in memory, plus at most one more
 
 
 def redrive(
     intake: Intake, letters: Iterable[DeadLetter], budget: Budget | None = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Counter[str]:  # fmt: skip
-    """Try every letter again; counts by outcome, `still_rejected` and `done_before` among them. Safe to repeat.
+    """Try every letter again; returns counts by outcome, including `still_rejected` and `done_before`. Safe to repeat.
 
     Args:
         budget: what is decoded before it is stored, as in `Intake.sort`.
-        meanwhile: done before every letter and every record of one. Where it raises `Stopped`, what was decoded before
+        meanwhile: called before every letter and every record of one. Where it raises `Stopped`, what was decoded
+            before
             is stored, and the counts are of that.
 
     Raises:
@@ -67,7 +68,7 @@ def _groups(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]:
 
 @dataclass
 class _Slice:
-    """The first `taken` of the letters in hand, decoded; `passed` are those that are out of the way now."""
+    """The first `taken` of the letters, decoded; `passed` are those already dealt with."""
 
     taken: int = 0
     stopped: bool = False
@@ -94,13 +95,13 @@ def _sort(intake: Intake, letters: Sequence[DeadLetter], budget: Budget, meanwhi
             found.passed.append(letter)
         except PacketError:
             found.counts["still_rejected"] += 1
-        except SkyheedError:  # a server, not the packet
+        except SkyheedError:  # a server's fault, not the packet's
             raise
         except Exception as error:  # the internal error that set it aside, or another: the letters behind it continue
             found.counts["still_rejected"] += 1
             faults.append(f"{letter.place} offset {letter.offset}: {fault_of(error).detail}")
         else:
-            kafka_ms = letter.kafka_ms if letter.kafka_ms >= 0 else now_ms  # its packet came without a time
+            kafka_ms = letter.kafka_ms if letter.kafka_ms >= 0 else now_ms  # its packet had no timestamp
             found.batch.deliveries += [Delivery(letter.place, letter.offset, kafka_ms, now_ms, o) for o in seen]
             found.passed.append(letter)
         found.taken += 1
@@ -113,7 +114,7 @@ def _settle(intake: Intake, found: _Slice) -> Counter[str]:
     offsets: dict[str, list[int]] = {}
     for letter in found.passed:
         offsets.setdefault(letter.place, []).append(letter.offset)
-    # the other way round than ingest: a letter that is marked as consumed is passed over the next time
+    # the reverse of ingest's order: a letter marked as consumed is skipped next time
     outcome = intake.settle(found.batch)
     intake.ledger.consumed(offsets)
     return outcome

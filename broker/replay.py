@@ -34,12 +34,12 @@ log = logging.getLogger("skyheed.replay")
 BATCH = 500
 BATCH_BYTES = 16 * 2**20
 MOST_STATE = 2**16  # bytes; ours have 100
-SAVE_S = 1.0  # the state file is at most this old
+SAVE_S = 1.0  # how often the state file is written
 LONGEST_SLEEP_S = 0.2
 
 
 def order(mjd: NDArray[np.float64], shuffle: int | None = None, duplicate: float = 0.0) -> NDArray[np.int64]:
-    """In which order packets go out: by time, or shuffled with the seed; a fraction goes out twice.
+    """The order of sending: by time, or shuffled with the seed; a fraction is sent twice.
 
     Args:
         mjd: [n] times, days.
@@ -50,7 +50,7 @@ def order(mjd: NDArray[np.float64], shuffle: int | None = None, duplicate: float
     dice = np.random.default_rng(shuffle or 0)
     first = np.argsort(mjd, kind="stable") if shuffle is None else dice.permutation(len(mjd))
     again = dice.choice(len(mjd), round(duplicate * len(mjd)), replace=False)
-    # each copy goes somewhere behind its original
+    # each copy is placed somewhere after its original
     place = np.empty(len(mjd))
     place[first] = np.arange(len(mjd))
     later = dice.uniform(place[again], len(mjd))
@@ -75,10 +75,10 @@ def due_times(mjd: NDArray[np.float64], speed: float | None, rate: float | None)
 
 
 class Progress:
-    """How many packets, in their order, Kafka has acknowledged; kept in a file if there is one.
+    """How many packets, in order, Kafka has acknowledged; saved to a file if one is given.
 
     Raises:
-        ConfigError: the file is of another replay, or no state file.
+        ConfigError: the file belongs to another replay, or is not a state file.
     """
 
     def __init__(self, path: Path | None, fingerprint: str) -> None:
@@ -93,7 +93,7 @@ class Progress:
             self.save()
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         if self._path is None:
             return
         unfinished = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
@@ -132,11 +132,11 @@ def replay(
     schemas: SchemaSource | None = None,
     stop: threading.Event | None = None,
 ) -> int:
-    """Send the packets of `paths` to `topic` and return how many this run sent (each was acknowledged).
+    """Send the packets of `paths` to `topic`; returns how many this run sent (all acknowledged).
 
     Args:
-        speed: times real time, by survey time; `rate`: packets a second; neither: flat out.
-        state: remember here what was acknowledged, and continue from there.
+        speed: relative to real time, by survey time; `rate`: packets a second; neither: flat out.
+        state: file that records what was acknowledged; sending resumes from it.
         shuffle: seed of a random order. duplicate: fraction of the packets that is sent twice.
         schemas: where writer schemas come from; the installed LSST package by default.
         stop: ends the replay early when set.
@@ -158,7 +158,7 @@ def replay(
         for path in paths:
             index.add(Path(path))
         if not len(index):
-            raise ConfigError(f"nothing to replay: {', '.join(map(str, paths))} hold nothing")
+            raise ConfigError(f"nothing to replay in {', '.join(map(str, paths))}")
         _warn(index)
         mjd = index.mjd
         queue = order(mjd, shuffle, duplicate)
@@ -196,7 +196,7 @@ def _check(speed: float | None, rate: float | None, shuffle: int | None, duplica
         (speed is None or rate is None, "give --speed or --rate, not both"),
         (speed is None or speed > 0, "--speed must be above 0"),
         (rate is None or rate > 0, "--rate must be above 0"),
-        (speed is None or shuffle is None, "--shuffle has no survey time to follow: give --rate instead of --speed"),
+        (speed is None or shuffle is None, "--shuffle does not follow survey time: give --rate instead of --speed"),
         (0 <= duplicate <= 1, "--duplicate is a fraction, 0 to 1"),
     ]
     for good, sentence in rules:
@@ -207,8 +207,7 @@ def _check(speed: float | None, rate: float | None, shuffle: int | None, duplica
 def _warn(index: PacketIndex) -> None:
     if unknown := index.unknown_times:
         log.warning(
-            "%d of %d packets have no time that can be read (damaged, or of an unknown schema): "
-            "each is sent after the one before it",
+            "%d of %d packets have no readable time (damaged, or unknown schema): each follows the one before",
             unknown,
             len(index),
         )

@@ -1,4 +1,4 @@
-"""Settings that cannot work, each with the sentence that says so: refused before anything starts."""
+"""Settings that cannot work, each with the sentence that explains it; refused before anything starts."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from skyheed.broker.settings import Settings, WorkSettings
 
 LONGEST_DAYS = 36_500.0  # a century; the server counts lifetimes in milliseconds and must not overflow
-SHORTEST_TTL_DAYS = 0.01  # below that, sequences are forgotten between two visits: surely a slip
+SHORTEST_TTL_DAYS = 0.01  # below that, sequences expire between two visits: surely a mistake
 DAY_S = 86_400.0
 LARGEST_BYTES = 2**30
-LARGEST_MESSAGE = 64 * 2**20  # what our own topics take
+LARGEST_MESSAGE = 64 * 2**20  # the limit of skyheed's own topics
 LONGEST_GROUP = 249
-LARGEST_ARCSEC = 30  # as far as ZTF looks for solar-system objects
+LARGEST_ARCSEC = 30  # ZTF's own search radius for solar-system objects
 LONGEST_MODEL_NAME = 48
 MOST_PROCESSES = 64
 Rule = tuple[bool, str]
 
-# What our promises rest on: librdkafka would take another value, and ours would overrule it in silence.
+# Our guarantees depend on these: librdkafka would accept another value, and ours would silently override it.
 OUR_OPTIONS = {
     "acks": ("all", "-1"), "request.required.acks": ("all", "-1"), "enable.idempotence": ("true",),
     "enable.auto.commit": ("false",), "enable.partition.eof": ("true",),
@@ -57,7 +57,7 @@ def _state_rules(settings: "Settings") -> list[Rule]:
         (1 <= redis.max_stamps <= 99, "redis.max_stamps must be 1 to 99"),
         (
             SHORTEST_TTL_DAYS <= redis.ttl_days <= LONGEST_DAYS,
-            f"redis.ttl_days must be {SHORTEST_TTL_DAYS} to {days}: quiet objects are deleted after it",
+            f"redis.ttl_days must be {SHORTEST_TTL_DAYS} to {days}: inactive objects are deleted after it",
         ),
         (
             SHORTEST_TTL_DAYS <= redis.books_days <= LONGEST_DAYS,
@@ -75,10 +75,10 @@ def _server_rules(settings: "Settings") -> list[Rule]:
     files = redis.ca_file or redis.certificate_file or redis.key_file
     return [
         (0 <= redis.wait_replicas <= 100, "redis.wait_replicas must be 0 (wait for none) to 100"),
-        (0.1 <= redis.wait_s <= 10, "redis.wait_s must be 0.1 to 10: a call to Redis ends after 15 s"),
+        (0.1 <= redis.wait_s <= 10, "redis.wait_s must be 0.1 to 10: calls to Redis time out after 15 s"),
         (
             redis.url.startswith("rediss://") or not files,
-            "redis.ca_file, certificate_file and key_file are for TLS: write rediss:// in redis.url",
+            "redis.ca_file, certificate_file and key_file need TLS: write rediss:// in redis.url",
         ),
         (not redis.key_file or bool(redis.certificate_file), "redis.key_file needs redis.certificate_file"),
         (
@@ -119,7 +119,7 @@ def _stream_rules(settings: "Settings") -> list[Rule]:
         (_is_port(ingest.metrics_port), "ingest.metrics_port must be 0 (none) to 65535"),
         (
             not ingest.metrics_port or ingest.metrics_port + ingest.processes <= 65_536,
-            "ingest.metrics_port leaves no ports for all ingest.processes: each has the next one",
+            "ingest.metrics_port is too high for ingest.processes: each process takes the next port",
         ),
         (
             ingest.least_score == -1 or 0 <= ingest.least_score <= 1,
@@ -163,7 +163,7 @@ def _model_rules(settings: "Settings") -> Iterator[Rule]:
 
 
 def model_name_fault(name: str) -> str:
-    """Why a model cannot be called so; empty if it can."""
+    """Why a model cannot have this name; empty if it can."""
     if 0 < len(name) <= LONGEST_MODEL_NAME and all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
         return ""
     return f"a model's name has 1 to {LONGEST_MODEL_NAME} letters, digits, - and _, not {name!r}"
@@ -184,7 +184,7 @@ def _check_alerts(settings: "Settings") -> None:
 
 
 def _check_options(table: str, options: Mapping[str, str]) -> None:
-    """What librdkafka takes and cannot work; the rest is its own to judge (`connection.check_options`)."""
+    """What librdkafka accepts but cannot work; it checks the rest itself (`connection.check_options`)."""
     if "bootstrap.servers" in options and (fault := servers_fault(options["bootstrap.servers"])):
         raise ConfigError(f"[{table}] bootstrap.servers: {fault}")
     for key, value in options.items():
@@ -203,7 +203,7 @@ def _work_rules(work: "WorkSettings") -> list[Rule]:
         (0 <= work.threads <= 1024, "work.threads must not be negative, and at most 1024; 0 takes all cores"),
         (
             1 <= work.lease_s <= DAY_S,
-            "work.lease_s must be at least 1, or every answer would come too late, and at most 86400",
+            "work.lease_s must be at least 1, or every classification would be too late, and at most 86400",
         ),
         (0 < work.interval_s <= DAY_S, "work.interval_s must be above 0, and at most 86400"),
         (work.device in ("auto", "cpu", "cuda"), "work.device must be auto, cpu or cuda"),

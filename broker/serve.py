@@ -41,11 +41,11 @@ class Options:
 
     Attributes:
         host, port: to listen on; port 0 takes a free one.
-        names: further names that the page is reached under, such as that of a proxy.
-        token: that opens the page; needed unless the address is this machine's own.
-        index: the file; by default one in the user's cache for each survey and Kafka.
-        processes: that recompute.
-        limits: whether a client may ask only so often.
+        names: further host names of the page, such as that of a proxy.
+        token: opens the page; required unless the address is a loopback address.
+        index: file; by default one per survey and Kafka in the user's cache.
+        processes: number of processes that recompute.
+        limits: whether request rates of clients are limited.
     """
 
     host: str = HOST
@@ -81,12 +81,12 @@ def check(options: Options) -> None:
     """
     if not own_address(options.host) and not options.token:
         raise ConfigError(
-            f"--host {options.host} can be reached by others: add --token-file FILE, or take {HOST} and a tunnel"
+            f"--host {options.host} can be reached by others: add --token-file FILE, or use {HOST} and a tunnel"
         )
 
 
 def own_address(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address is reachable only from this machine."""
     if host == "localhost":
         return True
     try:
@@ -96,10 +96,10 @@ def own_address(host: str) -> bool:
 
 
 def index_path(settings: Settings) -> Path:
-    """Where the index of a survey and a Kafka is kept by default.
+    """The default place of the index for a survey and a Kafka.
 
     Raises:
-        ConfigError: there is no place for it.
+        ConfigError: the folder cannot be made.
     """
     place = hashlib.sha256(settings.kafka["bootstrap.servers"].encode()).hexdigest()[:8]
     folder = Path.home() / ".cache" / "skyheed"
@@ -112,7 +112,7 @@ def index_path(settings: Settings) -> Path:
 
 @contextlib.contextmanager
 def parts(settings: Settings, options: Options) -> Iterator[Web]:
-    """Everything that a page needs, running: the index, who fills it, and the processes that recompute.
+    """Everything that a page needs, running: the index, the thread that fills it, and the processes that recompute.
 
     Raises:
         ConfigError: a setting that cannot work.
@@ -142,21 +142,21 @@ def parts(settings: Settings, options: Options) -> Iterator[Web]:
 
 
 class Server(uvicorn.Server):
-    """Ends open streams before it waits for them."""
+    """Closes open streams before waiting for them."""
 
     def __init__(self, settings: uvicorn.Config, web: Web) -> None:
         super().__init__(settings)
         self._web = web
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: an end in order, with status 0 as of every daemon, which uvicorn would end by the same signal."""
+        """On a signal, shut down in order with status 0, like every daemon; uvicorn itself would die of the signal."""
         self._web.hub.close()
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
 
 
 def listen(options: Options) -> socket.socket:
-    """A socket that listens, so that a taken port is known before anything is started.
+    """A listening socket, so that an occupied port is noticed before anything starts.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -193,7 +193,7 @@ def run(settings: Settings, options: Options, say: Callable[[str], None]) -> Non
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        say: told the address before the first answer.
+        say: called with the address before the first request.
 
     Raises:
         ConfigError: a setting that cannot work, or an address that cannot be listened on.
@@ -208,7 +208,7 @@ def run(settings: Settings, options: Options, say: Callable[[str], None]) -> Non
 
 @contextlib.contextmanager
 def serving(settings: Settings, options: Options) -> Iterator[str]:
-    """Serve in a thread for as long as the block lasts; gives the address."""
+    """Serve in a thread for the duration of the block; yields the address."""
     check(options)
     with listen(options) as listening, parts(settings, options) as web:
         server = server_of(web)

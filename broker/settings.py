@@ -1,4 +1,4 @@
-"""Every setting, with its default and what it means. `config` reads them."""
+"""Every setting, with its default and meaning. `config` reads them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,37 +14,39 @@ class RedisSettings:
     cluster: bool = False
     password: str = field(default="", repr=False)  # SKYHEED_REDIS_PASSWORD or password_file
     ca_file: str = ""  # rediss://: PEM of the authority that signed the server's certificate; empty: the system's
-    certificate_file: str = ""  # rediss://: our own certificate and its key, where the server asks for them
+    certificate_file: str = ""  # rediss://: client certificate and its key, if the server requires them
     key_file: str = ""
     wait_replicas: int = 0  # offsets are committed only after this many replicas have the stamps; 0: the primary alone
-    wait_s: float = 5.0  # how long the replicas have; then the batch waits and is repeated
-    shards: int = 16  # fixed for the life of a data set: part of every key
-    max_stamps: int = 99  # the model's longest sequence
+    wait_s: float = 5.0  # how long to wait for replicas before the batch is retried
+    shards: int = 16  # fixed for the lifetime of the data: part of every key
+    max_stamps: int = 99  # the longest sequence a model takes
     ttl_days: float = 180.0  # an object without a new stamp for this long is forgotten
-    books_idle_days: float = 2.0  # the books of a partition that nothing came to for this long are closed
-    books_days: float = 14.0  # how long a finished segment's bitmaps stay after they were folded
+    books_idle_days: float = 2.0  # books of a partition without messages for this long are closed
+    books_days: float = 14.0  # how long a finished segment's bitmaps are kept after folding
 
 
 @dataclass(frozen=True)
 class IngestSettings:
     topics: tuple[str, ...] = ()  # names, or patterns that begin with ^
     group: str = "skyheed"
-    processes: int = 1  # of one command, each a member of the group; of more than the topics have partitions, some idle
+    processes: int = 1  # per command, each a group member; more than partitions leaves some idle
     batch_size: int = 500  # messages fetched at a time
-    batch_bytes: int = 64 * 2**20  # fetched at a time: values, keys and headers; one message more may be in hand
-    batch_records: int = 2_000  # decoded before they are stored and committed; a whole message is in hand at least
-    batch_s: float = 2.0  # of decoding, likewise
+    batch_bytes: int = 64 * 2**20  # fetched at a time: values, keys and headers; exceeded by at most one message
+    batch_records: int = 2_000  # decoded before they are stored and committed; at least one whole message
+    batch_s: float = 2.0  # decoding time, likewise
     batch_wait_s: float = 0.2
     stamp: str = ""  # science, difference or template; empty: the survey's default
-    images: tuple[str, ...] = ()  # kinds of stamps to keep, science among them; empty: all that the survey sends
-    photometry: bool = True  # keep the points that packets bring of earlier times
-    context: bool = True  # keep what packets say of the surroundings
-    skip: tuple[str, ...] = ("not_public", "artefact", "solar_system")  # sound packets to leave out; [] for none
-    least_score: float = -1.0  # of being real, 0 to 1, below which a detection is an artefact; -1: the survey's own
-    solar_system_arcsec: float = -1.0  # a detection this close to a known object is one; -1: the survey's own
+    images: tuple[str, ...] = ()  # kinds of stamps to keep, including science; empty: all that the survey sends
+    photometry: bool = True  # keep earlier photometry that packets carry
+    context: bool = True  # keep what packets say about the object's surroundings
+    skip: tuple[str, ...] = ("not_public", "artefact", "solar_system")  # valid packets to leave out; [] for none
+    least_score: float = -1.0  # real-bogus score, 0 to 1, below which a detection is an artefact; -1: the survey's own
+    solar_system_arcsec: float = (
+        -1.0
+    )  # a detection this close to a known solar-system object is one; -1: the survey's own
     bands: str = ""  # bands to keep; empty: all of the survey's
     debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
-    quiet_s: float = -1.0  # due earlier, when nothing came for this long and all is read; -1: a fifth of debounce_s
+    quiet_s: float = -1.0  # due earlier after this long without a stamp, once all is read; -1: a fifth of debounce_s
     max_packet_bytes: int = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
     metrics_port: int = 0  # 0: no endpoint
     metrics_host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for all, as in a container
@@ -53,10 +55,10 @@ class IngestSettings:
 @dataclass(frozen=True)
 class ModelSettings:
     model: str = ""  # checkpoint directory, or shipped weights: SURVEY, SURVEY/MODEL, MODEL of the survey
-    name: str = ""  # among the survey's models, in topics, keys and metrics; empty: as the model is called
-    prior: str = ""  # class prior of the stream, as "906,1988,3225,2130"; empty: the checkpoint's
-    topic: str = ""  # empty: topics.classifications for the first model, that and .<name> for others
-    backlog: bool = False  # a model that joins others also classifies the objects that are there already
+    name: str = ""  # within the survey: in topics, keys and metrics; empty: the model's own name
+    prior: str = ""  # class prior, such as "906,1988,3225,2130"; empty: the checkpoint's
+    topic: str = ""  # empty: topics.classifications for the first model, with .<name> appended for others
+    backlog: bool = False  # a model that joins others also classifies objects already stored
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ class WorkSettings:
     precision: str = "auto"
     threads: int = 0  # 0: all cores
     batch_size: int = 64  # objects claimed at a time
-    batch_bytes: int = 64 * 2**20  # of histories fetched at a time, by each model; one object is at least
-    batch_s: float = 2.0  # of classifying before it is published and settled, likewise; at most a quarter of lease_s
+    batch_bytes: int = 64 * 2**20  # histories fetched at a time, per model; at least one object
+    batch_s: float = 2.0  # classifying time before results are published and settled, at most lease_s/4
     interval_s: float = 0.5  # look for due objects at least this often; at once when a batch is full
     lease_s: float = 120.0  # a claimed object returns to the queue after this long
-    prior: str = ""  # of that model
-    models: tuple[ModelSettings, ...] = ()  # [[work.models]], for several
-    min_stamps: int = 0  # fewer are declined (too_few_stamps); 0: as few as the model needs
+    prior: str = ""  # of that one model
+    models: tuple[ModelSettings, ...] = ()  # [[work.models]], several models
+    min_stamps: int = 0  # objects with fewer are declined (too_few_stamps); 0: the model's own minimum
     format: str = "avro"  # avro or elasticc
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"
@@ -80,20 +82,20 @@ class WorkSettings:
 
 @dataclass(frozen=True)
 class RegistrySettings:
-    url: str = ""  # schema registry to read alert schemas from
+    url: str = ""  # schema registry that holds the alert schemas
     user: str = ""
     password: str = field(default="", repr=False)  # SKYHEED_REGISTRY_PASSWORD or password_file
     directory: str = ""  # local copies of the writer schemas, used when the registry is unavailable
-    ca_file: str = ""  # PEM certificates that sign the registry's; empty: those that the system trusts
-    output_url: str = ""  # registry to write the classification schema to; empty: self-describing containers
+    ca_file: str = ""  # PEM of the authority that signed the registry's certificate; empty: the system's
+    output_url: str = ""  # registry for the classification schema; empty: self-describing containers
 
 
 @dataclass(frozen=True)
 class MetricsSettings:
-    """Metrics over TLS, of every daemon that has a `metrics_port`."""
+    """Metrics over TLS, for every daemon that has a `metrics_port`."""
 
     certificate_file: str = ""  # PEM; empty: plain HTTP
-    key_file: str = ""  # PEM; empty: it stands in certificate_file
+    key_file: str = ""  # PEM; empty: it is in certificate_file
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class TopicSettings:
 @dataclass(frozen=True)
 class ForwardSettings:
     group: str = ""  # Kafka group that remembers the position; empty: skyheed-forward-<sink>
-    rate: float = 0.0  # payloads a second; 0: as the host takes them
+    rate: float = 0.0  # payloads a second; 0: the host's own limit
     batch: int = 100  # classifications read at a time; their position is committed together
     token: str = field(default="", repr=False)  # SKYHEED_FORWARD_TOKEN, where sinks.<sink> has none
     secret: str = field(default="", repr=False)  # SKYHEED_FORWARD_SECRET, likewise
@@ -119,8 +121,8 @@ class ForwardSettings:
 @dataclass(frozen=True)
 class BackfillSettings:
     group: str = "skyheed-backfill"
-    rate: float = 0.0  # requests a second; 0: as the provider takes them
-    most: int = 30  # earlier detections asked for of one packet, the newest
+    rate: float = 0.0  # requests a second; 0: the provider's own limit
+    most: int = 30  # earlier detections requested for one packet, newest first
     token: str = field(default="", repr=False)  # SKYHEED_BACKFILL_TOKEN, where providers.<name> has none
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"
@@ -143,31 +145,31 @@ class Settings:
     sinks: Mapping[str, Options] = field(default_factory=dict, repr=False)  # [sinks.lasair] and so on
     backfill: BackfillSettings = BackfillSettings()
     providers: Mapping[str, Options] = field(default_factory=dict, repr=False)  # [providers.rubin] and so on
-    kafka_named: bool = False  # set by `load`: somebody named a Kafka, so `up` starts none
+    kafka_named: bool = False  # set by `load`: a Kafka was named, so `up` starts none
     redis_named: bool = False
 
     @property
     def input_options(self) -> dict[str, str]:
-        """librdkafka options of the cluster that the alerts come from."""
+        """librdkafka options for the cluster that the alerts come from."""
         return {**self.kafka, **self.kafka_input}
 
     @property
     def base_survey(self) -> str:
-        """Whose packets they are: what stands before the dot of a survey in a key space of its own (`nights`)."""
+        """The survey that sent the packets: the part before the dot in the name of a replay's key space (`nights`)."""
         return self.survey.partition(".")[0]
 
     @property
     def space(self) -> str:
-        """The name of that key space; empty for the live one."""
+        """The name of the key space; empty for the live one."""
         return self.survey.partition(".")[2]
 
     def _apart(self, topic: str) -> str:
-        """A topic that the settings name, for this key space."""
+        """A topic named in the settings, adapted to this key space."""
         return f"{topic}.{self.space}" if topic and self.space else topic
 
     @property
     def alert_topic(self) -> str:
-        """Our own topic of alerts: what `replay` writes to, and ingest reads unless it is told otherwise."""
+        """skyheed's own alert topic: `replay` writes to it, and ingest reads it by default."""
         return f"{self.topics.prefix}.alerts.{self.survey}"
 
     @property
@@ -180,7 +182,7 @@ class Settings:
         return self.work.models or (ModelSettings(self.work.model, prior=self.work.prior),)
 
     def topic_of(self, number: int, name: str) -> str:
-        """Where the classifications of the model of that place go."""
+        """The classification topic of the model at that index."""
         own = self._apart(self.models[number].topic)
         return own or (self.classification_topic if not number else f"{self.classification_topic}.{name}")
 
@@ -190,11 +192,11 @@ class Settings:
 
     @property
     def backfill_topic(self) -> str:
-        """Where the packets of earlier detections go, for an ingest to read."""
+        """The topic of packets of earlier detections, for ingest to read."""
         return f"skyheed.alerts.{self.survey}.backfill"
 
     def refused_topic(self, sink: str) -> str:
-        """Where classifications go that a host refuses."""
+        """The topic of classifications that a host refuses."""
         return f"{self.topics.prefix}.refused.{self.survey}.{sink}"
 
     @property
@@ -207,7 +209,7 @@ class Settings:
 
     @property
     def alerts(self) -> Selection:
-        """The topics to read alerts from; one of our own by default, which `replay` writes to.
+        """The topics to read alerts from; by default skyheed's own, to which `replay` writes.
 
         Raises:
             ConfigError: a name or pattern that cannot work.

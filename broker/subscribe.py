@@ -4,9 +4,9 @@
         for c in stream:
             print(c.object_id, c.top_class, c.top_probability, c.stamps_per_band)
 
-At least once: the group's position moves behind a record when the next one is asked for, so that a record whose
-handling failed comes again after a restart. Within one run a `Subscriber` drops repeats itself; a program that must
-see each answer once over restarts keys what it stores by `classification_id`.
+Delivery is at least once: the group's position moves past a record when the next one is requested, so that a record
+whose handling failed is delivered again after a restart. Within one run a `Subscriber` drops repeats itself; a program
+that must see each classification once across restarts keys what it stores by `classification_id`.
 """
 
 import logging
@@ -29,11 +29,13 @@ from skyheed.broker.results.record import Classification
 
 log = logging.getLogger("skyheed.subscribe")
 BATCH = 500
-BATCH_BYTES = 16 * 2**20  # read at a time, and the messages of one fetch more
+BATCH_BYTES = 16 * 2**20  # read at a time, plus at most one more fetch
 WAIT_S = 0.1  # a batch is handed on after this even if it is not full
 COMMIT_S = 1.0
-REMEMBERED = 100_000  # objects, and answers, that repeats are recognised against, up to twice as many; 60 MB at most
-SAY_S = 3.0  # what is waited for, after this long
+REMEMBERED = (
+    100_000  # objects, and classifications, remembered to recognise repeats, up to twice as many; 60 MB at most
+)
+SAY_S = 3.0  # how soon, and how often, to report what it is waiting for
 SAY_AGAIN_S = 60.0
 START = {"beginning": "earliest", "latest": "latest"}
 
@@ -43,17 +45,17 @@ class Subscriber:
 
     Args:
         kafka: servers, "host:port,host:port".
-        topic: name or names, or patterns that begin with ^, which match no topic of dead letters or refusals.
-        group: remember the position under this Kafka consumer group; None reads all from `start`.
-        start: "beginning" or "latest", where nothing is remembered.
-        options: any librdkafka options, such as those of SASL and TLS.
+        topic: name or names, or patterns that begin with ^, which never match topics of dead letters or refusals.
+        group: Kafka consumer group that remembers the position; None reads everything from `start`.
+        start: "beginning" or "latest", if no position is remembered.
+        options: any librdkafka options, such as those for SASL and TLS.
         classes: only records with one of these top classes.
-        models: only records of one of these models, by their names among the survey's.
-        min_probability: only records whose top class is at least this probable.
-        drain: end where the topic ended when reading began.
-        drop_repeats: leave out an answer seen before, and one older than the object's last.
+        models: only records of these models, by their names within the survey.
+        min_probability: only records whose top class has at least this probability.
+        drain: stop at the end that the topic had when reading began.
+        drop_repeats: leave out classifications seen before, and those older than the object's last.
         skip_bad: count records that do not decode in `bad` instead of raising StreamError.
-        writer_schema: schema by registry id, for topics in Confluent wire.
+        writer_schema: looks up a schema by registry id, for topics in Confluent wire format.
         timeout: seconds after which the wait for Kafka, or for the next record, is given up; None waits forever.
 
     Raises:
@@ -94,11 +96,11 @@ class Subscriber:
         self._topics, self._timeout = topics, timeout
         self._waiting: deque[Message] = deque()
         self._handed_out: Message | None = None
-        self._done: dict[Place, Message] = {}  # the last that was handled, of each partition
+        self._done: dict[Place, Message] = {}  # the last record handled, by partition
         self._committed_at = time.monotonic()
         self._stop = threading.Event()
-        self.remembers = group is not None  # the group never gets a record again that was handled
-        self.hold_position = False  # move the group's position only at the end, when all has been written
+        self.remembers = group is not None  # so that the group never gets a handled record again
+        self.hold_position = False  # move the group's position only at the end, when everything has been written
         self.bad = 0
         self.ended = False
 
@@ -127,7 +129,7 @@ class Subscriber:
         patience = _Patience(self._topics, self._consumer, self._timeout)
         while not self._stop.is_set():
             while self._waiting:
-                self._consumer.keep_alive()  # it may take long until these are handled
+                self._consumer.keep_alive()  # handling these may take long
                 self._commit()
                 record = self._next()
                 if record is not None:
@@ -140,10 +142,10 @@ class Subscriber:
         raise StopIteration
 
     def take(self, most: int, wait_s: float) -> list[Classification]:
-        """Up to `most` records that are there or come within `wait_s` seconds, for one who handles them together.
+        """Up to `most` records that are available or arrive within `wait_s` seconds, to be handled together.
 
-        The group's position stays in front of them until `settle`; a program takes records in this way or by
-        iterating, not both. After the last record of a drain `ended` is true.
+        The group's position stays before them until `settle`; use either this or iteration, not both. After the last
+        record of a drain `ended` is true.
 
         Raises:
             StreamError, ServiceError: as for the next record.
@@ -177,17 +179,17 @@ class Subscriber:
         self._done.clear()
 
     def lag(self) -> int:
-        """Messages that are there and were not yet handed out."""
+        """Messages fetched but not yet handed out."""
         return sum(self._consumer.lag().values()) + len(self._waiting)
 
     def keep_alive(self) -> None:
-        """Stay a member of the group while records are being handled; call it as often as you like."""
+        """Stay in the group while records are being handled; call it as often as you like."""
         self._consumer.keep_alive()
 
     def _next(self) -> Classification | None:
-        """The first of the waiting messages as a record, if it is one that is wanted and still ours."""
+        """The first of the waiting messages as a record, if it is wanted and still assigned to us."""
         message = self._waiting.popleft()
-        if not self._consumer.holds(message):  # its partition went to another member, which hands it out
+        if not self._consumer.holds(message):  # its partition moved to another member, which will deliver it
             return None
         record = self._take(message)
         if record is None:
@@ -201,13 +203,13 @@ class Subscriber:
         self._stop.set()
 
     def close(self) -> None:
-        """Commit the position behind what was handled, and leave; closing again does nothing."""
+        """Commit the position of the handled records, and leave; closing again does nothing."""
         self._consumer.commit([*self._done.values()])
         self._done.clear()
         self._consumer.close()
 
     def _begin_anew(self, topic: str) -> None:
-        """A topic that was made again is another stream: no memory of the old one passes over its records."""
+        """A recreated topic is a new stream: forget what was seen on the old one."""
         self._done = {place: message for place, message in self._done.items() if place[0] != topic}
         if self._repeats is not None:
             self._repeats = _Repeats()
@@ -223,7 +225,7 @@ class Subscriber:
 
     def _take(self, message: Message) -> Classification | None:
         value = message.value()
-        if value is None:  # a compacted topic: somebody deleted the object
+        if value is None:  # a compacted topic: the object was deleted
             return None
         try:
             record = decode(value if isinstance(value, bytes) else b"", self._writer_schema)
@@ -249,7 +251,7 @@ class Subscriber:
 
 
 class _Patience:
-    """Says what a reader waits for, and gives up after `timeout` seconds without a message."""
+    """Reports what a reader waits for, and gives up after `timeout` seconds without a message."""
 
     def __init__(self, topics: Sequence[str], consumer: BatchConsumer, timeout: float | None) -> None:
         self._topics, self._consumer, self._timeout = ", ".join(topics), consumer, timeout
@@ -275,7 +277,7 @@ class _Patience:
 
     def _say(self, waited: float) -> None:
         connection = self._consumer.connection
-        if connection.answers():  # a quiet stream is nothing to repeat
+        if connection.answers():  # a quiet stream is reported only once
             self._said = float("inf")
             log.info("waiting for records of %s from Kafka at %s", self._topics, connection.hosts)
             return
@@ -287,16 +289,16 @@ class _Patience:
 
 
 class _Repeats:
-    """What was seen lately: answers by id, and the newest revision of each object; names of any length."""
+    """Recently seen classifications by id, and the newest revision of each object; names of any length."""
 
     def __init__(self, size: int = REMEMBERED) -> None:
         self._answers, self._revisions = Recent(size), Recent(size)
 
     def seen(self, record: Classification) -> bool:
-        """True for a repeat or an answer older than the object's last; remembers the record.
+        """True for a repeat, or for a record older than the object's last; remembers the record.
 
-        The id names the sources, not their pixels: where a stored stamp was replaced, the newer answer has the same
-        id and a higher revision.
+        The id names the sources, not their pixels: if a stored stamp was replaced, the newer classification has the
+            same id and a higher revision.
         """
         object_ = (record.survey, record.object_id, record.model)
         newest = self._revisions.get(*object_)

@@ -1,4 +1,4 @@
-"""The edge between a verb and whoever runs it: signals, encodings, and standard streams that may be missing."""
+"""The interface between a verb and its caller: signals, encodings, and standard streams that may be missing."""
 
 import codecs
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from skyheed.classifier.reaper import interrupt
 
-# What our own texts hold beyond ASCII, and how a terminal that cannot show it gets it; the rest comes as \x and \u.
+# Non-ASCII characters in our messages, and replacements for terminals without them; others are shown as \x and \u.
 PLAIN = {
     "…": "...", "—": "-", "–": "-", "×": "x", "→": "->", "►": ">", "◄": "<", "─": "-", "│": "|", "✓": "+",
     "≥": ">=", "≤": "<=", "±": "+-", "µ": "u", "°": "deg", "’": "'", "“": '"', "”": '"', "█": "#",
@@ -30,24 +30,26 @@ def prepare() -> None:
 
 
 def open_streams() -> None:
-    """Give closed standard streams (`>&-`) the null device: else the next file we open would become one of them."""
+    """Point closed standard streams (`>&-`) at the null device: otherwise the next opened file would become one of
+    them."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open until we end)
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def end_on_signals() -> None:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that servers stop and folders go; status 128 + the signal's number.
+    """Turn SIGTERM and SIGHUP into SystemExit, so that servers stop and folders are removed; status 128 + the signal's
+    number.
 
-    The daemons set handlers of their own. A hang-up that is ignored (nohup) stays ignored.
+    Daemons set their own handlers. An ignored SIGHUP (nohup) stays ignored.
     """
 
     sys.unraisablehook = _once_more(sys.unraisablehook)
-    with contextlib.suppress(ValueError):  # not in the main thread: whoever called us decides
+    with contextlib.suppress(ValueError):  # not in the main thread: the caller decides
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, _ended)
@@ -56,7 +58,7 @@ def end_on_signals() -> None:
 
 
 def _ended(number: int, _frame: object) -> None:
-    # a second signal must not cut the stopping short: `reaper` would finish it, but in a rougher way
+    # a second signal must not interrupt the clean-up: `reaper` would finish it, but less gently
     signal.signal(number, signal.SIG_IGN)
     interrupt(SystemExit(128 + number))
 
@@ -66,10 +68,10 @@ def _interrupted(_number: int, _frame: object) -> None:
 
 
 def _once_more(shown: Any) -> Any:
-    """A hook for errors that the interpreter throws away, which sends a signal again whose error was among them.
+    """A hook for exceptions that the interpreter discards; it resends the signal if its exception was among them.
 
-    A handler runs wherever the program is, also inside a destructor or the call-back of a weak reference (imports have
-    those); what is raised there goes no further, and the signal would be lost.
+    A handler can run anywhere, including inside a destructor or weak-reference callback (imports use those); an
+    exception raised there is swallowed, and the signal would be lost.
     """
 
     def hook(unraisable: Any) -> None:
@@ -82,7 +84,7 @@ def _once_more(shown: Any) -> Any:
         else:
             shown(unraisable)
             return
-        # from a thread: here its error would be lost once more
+        # from a thread: here its exception would be lost again
         threading.Timer(SOON_S, os.kill, (os.getpid(), number)).start()
 
     return hook

@@ -1,15 +1,15 @@
-"""What may be in a URL or a list of servers, and what of it may be shown. Opens nothing."""
+"""What a URL or a list of servers may contain, and how to show it without its password. Opens no connection."""
 
 import re
 from urllib.parse import parse_qsl, urlsplit
 
-# Everything up to the last @ belongs to the user or password: urlsplit would end a password at its first / # or ?
+# Everything up to the last @ is user and password: urlsplit would end a password at its first / # or ?
 _USER_AND_PASSWORD = re.compile(r"(?<=://)([^:]*):.*@", re.DOTALL)
 _PASSWORD_OPTION = re.compile(r"([?&][^=&]*password=)[^&]*", re.DOTALL)
 _SERVER = re.compile(
     r"(?:(?:PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)://)?(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::(\d+))?"
 )
-# What may follow the ? of a Redis URL: whatever else redis-py gets there ends in a traceback at the first connection.
+# Options allowed after the ? of a Redis URL: redis-py would fail on others with a traceback at the first connection.
 _REDIS_WORDS = frozenset(
     ("username", "password", "client_name", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data",
      "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_check_hostname")
@@ -20,12 +20,12 @@ _REDIS_NUMBERS = frozenset(
 
 
 def redacted_url(url: str) -> str:
-    """The URL without its password, for logs and messages; whatever characters the password holds."""
+    """The URL without its password, for logs and messages; the password may contain any characters."""
     return _PASSWORD_OPTION.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
 
 
 def splits_well(url: str) -> bool:
-    """Whether a client that splits the URL by the rules finds the host where the user meant it."""
+    """Whether a client that parses the URL by the standard finds the host that the user meant."""
     if not _USER_AND_PASSWORD.search(url):
         return True
     try:
@@ -39,14 +39,14 @@ def servers_fault(servers: str) -> str:
     for server in servers.split(","):
         found = _SERVER.fullmatch(server.strip())
         if not found:
-            return f"{server.strip()!r} is no server: write host:port, several with commas between them"
+            return f"{server.strip()!r} is not a server: write host:port, several separated by commas"
         if found[1] and not 1 <= int(found[1]) <= 65_535:
             return f"{server.strip()!r} has no port from 1 to 65535"
     return ""
 
 
 def redis_hosts(url: str) -> list[str]:
-    """The URL once for each host that stands in it, with commas between: the nodes of a cluster."""
+    """One URL for each of the comma-separated hosts in it: the nodes of a cluster."""
     scheme, mark, rest = url.partition("://")
     place, slash, path = rest.partition("/")
     user, at, hosts = place.rpartition("@")
@@ -56,7 +56,7 @@ def redis_hosts(url: str) -> list[str]:
 
 
 def redis_fault(url: str, cluster: bool = False) -> str:
-    """Why a URL cannot be that of a Redis or Valkey; empty if it can."""
+    """Why a URL is not a valid Redis or Valkey URL; empty if it is."""
     hosts = redis_hosts(url)
     if len(hosts) > 1 and not cluster:
         return "several hosts are the nodes of a cluster: set redis.cluster = true, or name one"
@@ -91,8 +91,8 @@ def _query_fault(query: str) -> str:
 
 
 def http_fault(url: str) -> str:
-    """Why a URL cannot be that of a schema registry; empty if it can."""
-    form = f"{redacted_url(url)} is no address of a registry: write http://host:port or https://host"
+    """Why a URL is not a valid schema-registry URL; empty if it is."""
+    form = f"{redacted_url(url)} is not the address of a registry: write http://host:port or https://host"
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

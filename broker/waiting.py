@@ -1,6 +1,6 @@
-"""Waiting for a server that is unavailable: back off, say so once, say once that it is back, and stop when asked.
+"""Waiting for an unavailable server: back off, log it once, log its return once, and stop when asked.
 
-Who wants to know of the waits (the daemons' metrics do) says so with `observed`.
+`observed` registers an observer of the waits, such as the daemons' metrics.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ log = logging.getLogger("skyheed.patience")
 T = TypeVar("T")
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
-LOOK_S = 1.0  # a wait is cut into pieces of this length where something is to be done meanwhile
-GRACE_S = 2.0  # what takes a moment while its server is well is not broken off at once
-APART_S = 0.2  # between two looks at what is done apart
-JITTER = 0.5  # of a wait: daemons that lost a server at the same moment must not all come back at the same moment
+LOOK_S = 1.0  # waits are split into pieces of this length if something must be done meanwhile
+GRACE_S = 2.0  # so that what takes a moment with a healthy server is not interrupted at once
+APART_S = 0.2  # between two checks of work done in another thread
+JITTER = 0.5  # of a wait: daemons that lost a server together must not all reconnect together
 
 
 class Stopped(Exception):
@@ -30,17 +30,18 @@ class Stopped(Exception):
 
 
 class Unfinished(SkyheedError):
-    """A drain was asked to stop before it had reached its end: whoever waits for it must not take it for done."""
+    """A drain was stopped before its end: it must not be treated as complete."""
 
     def __init__(self) -> None:
         super().__init__("stopped before everything was done: start it again, nothing is lost")
 
 
 class Observer(Protocol):
-    """Is told of every wait."""
+    """Is notified of every wait."""
 
     def waits(self, server: str, source: str) -> None:
-        """A call of `source`, a thread, failed because `server` is unavailable; more than once in one wait."""
+        """A call by `source`, a thread, failed because `server` is unavailable; may be called repeatedly during one
+        wait."""
 
     def goes_on(self, server: str, source: str) -> None:
         """The wait of `source` for `server` is over."""
@@ -51,7 +52,7 @@ _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
 @contextlib.contextmanager
 def observed(observer: Observer) -> Iterator[None]:
-    """Tell `observer` of the waits of `patiently` in this thread."""
+    """Report the waits of `patiently` in this thread to `observer`."""
     token = _observer.set(observer)
     try:
         yield
@@ -75,17 +76,16 @@ def to_the_end(drain: bool) -> Iterator[None]:
 
 
 def _nothing() -> None:
-    """Nothing is to be done meanwhile."""
+    """Does nothing meanwhile."""
 
 
 class Meanwhile:
-    """What a daemon does while one step of its work takes long: it stays alive for its servers, and stops when asked.
-
-    Call it often, between the parts of a step.
+    """What a daemon does during a long step: it keeps its connections alive, and stops when asked. Call it often,
+    between parts of the step.
 
     Args:
         alive: such as `BatchConsumer.keep_alive`.
-        grace_s: how long the step may still take after `stop` was set.
+        grace_s: how long the step may continue after `stop` was set.
     """
 
     def __init__(self, stop: threading.Event, alive: Callable[[], None] = _nothing, grace_s: float = 0.0) -> None:
@@ -93,7 +93,7 @@ class Meanwhile:
         self._until: float | None = None
 
     def __call__(self) -> None:
-        """One look.
+        """One check.
 
         Raises:
             Stopped: `stop` was set, and the grace is over.
@@ -108,7 +108,7 @@ class Meanwhile:
 
 
 def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callable[[], None] = _nothing) -> T:
-    """Do `action`, again and again while its server is unavailable; `meanwhile` runs every second until then.
+    """Do `action`, repeatedly while its server is unavailable; `meanwhile` runs every second until then.
 
     Raises:
         Stopped: `stop` was set before the server came back.
@@ -128,10 +128,10 @@ def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callabl
 
 
 def apart(action: Callable[[], T], look: Callable[[], None]) -> T:
-    """Do `action`, which may be silent for long, in a thread of its own; `look`, a `Meanwhile`, until it is done.
+    """Do `action`, which may block for long, in another thread; call `look`, a `Meanwhile`, until it is done.
 
     Raises:
-        Stopped: by `look`. The action is left; whether it succeeds nobody hears, so it must be safe to repeat.
+        Stopped: by `look`. The action is abandoned and its result lost, so it must be safe to repeat.
     """
     done: Future[T] = Future()
 
@@ -159,7 +159,7 @@ def _pause(seconds: float, stop: threading.Event, meanwhile: Callable[[], None])
 
 
 class _Wait:
-    """What is said of one wait."""
+    """The log messages of one wait."""
 
     def __init__(self) -> None:
         self._began = 0.0

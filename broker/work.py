@@ -1,14 +1,13 @@
 """The worker daemon: claim -> fetch -> classify -> publish -> acknowledge, for each of its models.
 
-Every model has a queue, books and a topic of its own and runs in a thread of its own, so that a slow one makes no other
-late.
+Every model has its own queue, books, topic and thread, so that a slow one does not delay the others.
 
-A claimed object leaves the queue only after the output broker acknowledged its record, and only if the lease still
-holds and the object's revision did not move; otherwise it is classified again. Nothing is ever popped.
+A claimed object leaves the queue only after the output broker acknowledged its record, and only if the lease is still
+valid and the object's revision has not changed; otherwise it is classified again. Nothing is ever popped.
 
-What was claimed is fetched, classified and settled in portions (`batching`), so that memory, the time to a stop and the
-share of the lease that is used are bounded whatever the batch and the model are. What was not begun when a signal came,
-or when half of the lease was over, goes back to the queue.
+Claimed objects are fetched, classified and settled in small batches (`batching`), so that memory, the time to stop and
+the part of the lease used are bounded for any batch size and model. Objects not started when a signal comes, or when
+half of the lease is over, return to the queue.
 """
 
 import contextlib
@@ -37,17 +36,17 @@ from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, pati
 from skyheed.classifier.history import History
 from skyheed.classifier.prediction import Prediction, Status
 
-if TYPE_CHECKING:  # so that whoever reads histories needs no torch
+if TYPE_CHECKING:  # so that readers of histories need no torch
     from skyheed.classifier.models.base import Model
 
 log = logging.getLogger("skyheed.worker")
 LOOK_S = 0.25
-POLL_S = 0.02  # how often the queue is looked at while a batch fills; where nothing is ready ever more rarely
+POLL_S = 0.02  # how often the queue is checked while a batch fills; less and less often while nothing is ready
 
 
 @dataclass(frozen=True)
 class Pace:
-    """When the worker wakes and what it takes."""
+    """When the worker wakes and how much it claims."""
 
     batch_size: int
     interval_s: float
@@ -57,11 +56,11 @@ class Pace:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a model's classifications go, and as what.
+    """Where a model's classifications go, and in which format.
 
     Attributes:
-        model: its name among those that classify the survey's objects.
-        shared: whether other models publish to the topic as well; a compacted copy then keeps one record of each.
+        model: its name within the survey.
+        shared: whether other models publish to the same topic; a compacted copy then keeps one record of each.
     """
 
     model: str
@@ -119,7 +118,7 @@ class Worker:
                 if not done:
                     patiently(lambda: self._wait(stop), stop)
         except Stopped as stopped:
-            log.warning("stopped while waiting, claimed objects return when their lease ends: %s", stopped)
+            log.warning("stopped while waiting; claimed objects return when their lease ends: %s", stopped)
         event(log, f"worker of {self.output.model} ends:", **dict(sorted(self.totals.items())))
         if drain and not done:
             raise Unfinished
@@ -141,7 +140,7 @@ class Worker:
             self._pause = POLL_S if ready else min(2 * self._pause, self.pace.interval_s)
 
     def _batch(self, stop: threading.Event) -> int:
-        """Claim a batch and classify it, or as much of it as there is time for; how many were claimed."""
+        """Claim a batch and classify as much of it as time allows; returns how many were claimed."""
         claimed = time.monotonic()
         claims = patiently(lambda: self.queue.claim(self.pace.batch_size, self.pace.lease_s), stop)
         if not claims:
@@ -165,7 +164,7 @@ class Worker:
     def _fetched(
         self, claims: Sequence[Claim], stop: threading.Event
     ) -> Iterator[tuple[Sequence[StoredSequence], float]]:
-        """The sequences of claimed objects in portions, each with the seconds that fetching took."""
+        """The sequences of claimed objects in batches, each with the seconds that fetching took."""
         for piece in self.batching.fetched(claims):
             began = time.monotonic()
             sequences = patiently(lambda piece=piece: self.fetch(piece), stop)  # type: ignore[misc]
@@ -187,7 +186,7 @@ class Worker:
         self._report(answers, settled, clock, patiently(self.queue.depth, stop))
 
     def _give_back(self, claims: Iterable[Claim]) -> None:
-        """Without a word where Redis is unavailable: they come back with their leases."""
+        """Silent if Redis is unavailable: they return when their leases end."""
         if held := list(claims):
             with contextlib.suppress(ServiceUnavailable):
                 log.info("%d claimed objects went back to the queue", self.queue.release(held))
@@ -205,7 +204,7 @@ class Worker:
         long = [sequence.claim for sequence in found if len(sequence.header) > longest]
         if not long:
             return found
-        # tokens stand for epochs counted from the old end, which is cut off: all stamps, and no token
+        # tokens refer to epochs counted from the start, which is cut off: use all stamps and no tokens
         whole = self.store.fetch(long, replace(self.lane, span=0))
         return [s for s in found if len(s.header) <= longest] + [_newest(s, longest) for s in whole]
 
@@ -240,7 +239,7 @@ class Worker:
         return record, answer
 
     def _publish(self, answers: Sequence[tuple[Classification, Answer]], waiting: Meanwhile) -> list[Settled]:
-        """Publish what we still hold, wait for the broker's word, then acknowledge. Safe to repeat."""
+        """Publish the results still pending, wait for the broker's acknowledgement, then settle. Safe to repeat."""
         held = self.queue.still_held([answer.claim for _, answer in answers])
         kept = [pair for pair, ours in zip(answers, held, strict=True) if ours]
         self.publisher.publish_all(
@@ -280,7 +279,7 @@ class Worker:
 
 
 def history_of(stored: StoredSequence, survey: str) -> History:
-    """A sequence as models take it."""
+    """A sequence in the form that models take."""
     header, span = stored.header, max(stored.span, 1)
     shown = np.array([n for n in range(len(header)) if n // span not in stored.tokens], np.int64)
     images = {"science": stored.stamps, **stored.images} if stored.looked else {}
@@ -293,10 +292,9 @@ def history_of(stored: StoredSequence, survey: str) -> History:
 
 
 def run_all(workers: Sequence[Worker], stop: threading.Event, drain: bool = False) -> Counter[str]:
-    """Run workers of several models at once, the first in this thread; the first error of any ends all.
+    """Run workers of several models at once, the first in this thread; the first error ends all.
 
-    Returns:
-        The totals of all together.
+    Returns: The combined totals.
 
     Raises:
         As `Worker.run`.
@@ -327,7 +325,7 @@ def run_all(workers: Sequence[Worker], stop: threading.Event, drain: bool = Fals
 
 
 class _Either(threading.Event):
-    """Set when the user asked to stop, or when another model's worker failed."""
+    """Set when a stop was requested, or when another model's worker failed."""
 
     def __init__(self, asked: threading.Event, failed: threading.Event) -> None:
         super().__init__()
@@ -337,7 +335,7 @@ class _Either(threading.Event):
         return self._asked.is_set() or self._failed.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """As `Event.wait`; a failure of the others is noticed within `LOOK_S`."""
+        """Like `Event.wait`; a failure of another worker is noticed within `LOOK_S`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.is_set():
             left = LOOK_S if deadline is None else min(LOOK_S, deadline - time.monotonic())
@@ -348,7 +346,7 @@ class _Either(threading.Event):
 
 
 def _newest(sequence: StoredSequence, longest: int) -> StoredSequence:
-    """The end of a sequence that was fetched without tokens."""
+    """The last epochs of a sequence that was fetched without tokens."""
     return replace(
         sequence,
         claim=replace(sequence.claim, sources=sequence.claim.sources[-longest * SOURCE_BYTES :]),

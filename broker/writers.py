@@ -1,4 +1,4 @@
-"""Classifications for people and programs: a table on the screen, JSON, CSV or Parquet."""
+"""Writes classifications for people and programs: as a table, JSON, CSV or Parquet."""
 
 import contextlib
 import csv
@@ -25,17 +25,17 @@ ROW_GROUP = 10_000
 def write(
     stream: Iterable[Classification], format_: str, output: str | Path | None = None, *, raw_csv: bool = False
 ) -> int:
-    """Write the records as table, json (one object a line), csv or parquet until they or Ctrl-C end; return how many.
+    """Write records as table, json (one object a line), csv or parquet until they end or Ctrl-C; returns how many.
 
     Args:
-        output: a file (parquet needs one, and finishes it only when the stream ends), or None for stdout. A
-            subscriber with a group adds to a file that is there, because the group never gets those records again;
-            without one the file is written again.
+        output: a file (parquet needs one, and finishes it only when the stream ends), or None for stdout. A subscriber
+            with a group appends to an existing file, because the group never gets those records again; without a group
+            the file is overwritten.
 
-        raw_csv: texts in CSV as they came, also what a spreadsheet would run or a terminal obey.
+        raw_csv: leave text in CSV unchanged, even what a spreadsheet would execute or a terminal interpret.
 
     Raises:
-        ConfigError: an unknown format, parquet without a file, or a file that cannot be added to.
+        ConfigError: an unknown format, parquet without a file, or a file that cannot be appended to.
     """
     if output is not None:
         outputs.check_file(output, ConfigError)
@@ -52,7 +52,7 @@ def write(
             return writers[format_](_interruptible(stream), out, not goes_on)
     try:
         return writers[format_](_interruptible(stream), sys.stdout, True)
-    except BrokenPipeError:  # the reader of our pipe has seen enough
+    except BrokenPipeError:  # the reader of the pipe has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -61,23 +61,23 @@ def _write_parquet(stream: Iterable[Classification], output: str | Path | None, 
     if output is None:
         raise ConfigError("parquet cannot be written to the screen: add -o FILE")
     if adds and Path(output).exists():
-        raise ConfigError(f"{output} exists, and its records will not come to this group again: give another -o FILE")
+        raise ConfigError(f"{output} exists, and this group will not receive its records again: give another -o FILE")
     if isinstance(stream, Subscriber):
         stream.hold_position = True
     return write_parquet(_interruptible(stream), Path(output))
 
 
 def _can_go_on(path: Path, title: str) -> bool:
-    """Whether the file holds lines already; refuses one that lines of ours would not fit."""
+    """Whether the file already holds lines; refuses one with other columns."""
     if not path.exists() or not path.stat().st_size:
         return False
     with path.open("rb") as file:
         if title and file.readline(2 * len(title) + 2).rstrip(b"\n") != title.encode():
-            raise ConfigError(f"{path} exists and begins with other columns: give another -o FILE")
+            raise ConfigError(f"{path} exists with different columns: give another -o FILE")
         file.seek(-1, os.SEEK_END)
         if file.read() != b"\n":
             raise ConfigError(
-                f"{path} ends inside a line, whose record comes again: remove it, or give another -o FILE"
+                f"{path} ends with an incomplete line: remove it (its record comes again), or give another -o FILE"
             )
     return True
 
@@ -85,7 +85,7 @@ def _can_go_on(path: Path, title: str) -> bool:
 def _interruptible(stream: Iterable[Classification]) -> Iterator[Classification]:
     """Ctrl-C is how an endless stream ends."""
     with contextlib.suppress(KeyboardInterrupt):
-        # not `yield from`: that would close the stream with this generator, if need be while Python is shutting down
+        # not `yield from`: that would close the stream with this generator, possibly while Python is shutting down
         for record in stream:  # noqa: UP028
             yield record
 
@@ -102,11 +102,12 @@ def write_json(stream: Iterable[Classification], out: IO[str], _titled: bool = T
 
 
 def write_csv(stream: Iterable[Classification], out: IO[str], titled: bool = True, *, raw: bool = False) -> int:
-    """A header and one line a record; what has several values (probabilities, bands, sources) is JSON in its cell.
+    """A header and one line per record; fields with several values (probabilities, bands, sources) are JSON in their
+    cell.
 
     Args:
         titled: write the header.
-        raw: leave texts as they came; otherwise none can be run by a spreadsheet (`names.spreadsheet_cell`).
+        raw: leave text unchanged; otherwise formulas are made harmless (`names.spreadsheet_cell`).
     """
     writer = csv.DictWriter(out, _columns(), lineterminator="\n")
     if titled:
@@ -142,7 +143,7 @@ def _row(record: Classification) -> tuple[Any, ...]:
 
 
 def _utc(ms: int) -> str:
-    """A time as a person reads it; empty for one that no calendar has."""
+    """A time in readable form; empty if outside the calendar."""
     try:
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ms / 1000))
     except (ValueError, OverflowError, OSError):
@@ -155,7 +156,7 @@ def _columns() -> list[str]:
 
 
 def flat(record: Classification) -> dict[str, Any]:
-    """The record as one level of plain values."""
+    """The record as a flat dictionary of plain values."""
     row = record.to_json()
     row["probabilities"] = json.dumps(record.probability_of)
     row["stamps_per_band"] = json.dumps(record.stamps_per_band)
@@ -173,7 +174,7 @@ TITLES = {
 
 
 def write_parquet(stream: Iterable[Classification], path: Path) -> int:
-    """A Parquet file with the types of the Avro schema; it appears under its name only when it is whole."""
+    """A Parquet file with the types of the Avro schema; it appears under its name only when complete."""
     from pyarrow import parquet
 
     count = 0

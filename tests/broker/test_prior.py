@@ -94,7 +94,7 @@ def test_what_cannot_be_told_is_said() -> None:
     (few,) = reported(stream(5), known())
     assert "too few" in few["refused"]
     (strange,) = reported([replace(r, model="other") for r in stream(50)], {})
-    assert "name its checkpoint" in strange["refused"]
+    assert "give its checkpoint" in strange["refused"]
     assert "not estimated" in prior.text([strange])
     assert prior.text([]) == "no classification is on the topic yet"
 

@@ -274,7 +274,7 @@ def test_nothing_left_to_send_is_due_at_no_time() -> None:
         ({"speed": 1.0, "rate": 1.0}, "not both"),
         ({"speed": 0.0}, "above 0"),
         ({"rate": -1.0}, "above 0"),
-        ({"speed": 1.0, "shuffle": 1}, "no survey time to follow"),
+        ({"speed": 1.0, "shuffle": 1}, "does not follow survey time"),
         ({"duplicate": 1.5}, "fraction"),
     ],
 )

@@ -73,7 +73,7 @@ def test_refusals_are_read_to_their_end_only(topic: Topic, tmp_path: Path) -> No
     words = ["forward", "--config", path, "--to", "webhook", "--topic", f"{topic.name}.refused.ztf.webhook"]
     ran = CliRunner().invoke(skyheed, words)
     assert ran.exit_code == 1
-    assert "again and again: read it with --drain" in str(ran.exception)
+    assert "it would never end: read it with --drain" in str(ran.exception)
 
 
 def test_a_silent_host_does_not_keep_forward_from_ending(
