@@ -298,7 +298,7 @@ class _Repeats:
         """True for a repeat, or for a record older than the object's last; remembers the record.
 
         The id names the sources, not their pixels: if a stored stamp was replaced, the newer classification has the
-            same id and a higher revision.
+        same id and a higher revision.
         """
         object_ = (record.survey, record.object_id, record.model)
         newest = self._revisions.get(*object_)

@@ -1,1 +1,1 @@
-"""What the command line offers, a file for each group of `skyheed --help`. Programs are imported when they run."""
+"""The command-line verbs, one file per group of `skyheed --help`. Programs are imported only when they run."""

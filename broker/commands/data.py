@@ -1,4 +1,4 @@
-"""Verbs of the classifier's groups that need to read packets."""
+"""Verbs in the classifier's groups that read packets."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ import click
 @click.argument("survey")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV: objectId, class (or coarse).")
-@click.option("--schemas", metavar="FOLDER", help="Writer schemas of Rubin's packets; those installed by default.")
-@click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
+@click.option("--schemas", metavar="FOLDER", help="Writer schemas of Rubin packets; the installed ones by default.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing archive of that name.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 def build_packets(
     survey: str, paths: tuple[Path, ...], labels: Path | None, schemas: str | None, overwrite: bool, output: Path

@@ -1,4 +1,4 @@
-"""Verbs that look: at classifications, health, the books, objects, dead letters and the layout."""
+"""Verbs that show classifications, health, the books, objects, dead letters and the layout."""
 
 import json
 import sys
@@ -21,13 +21,13 @@ from skyheed.classifier.names import printable
 @click.option("--format", "format_", type=click.Choice(["table", "json", "csv", "parquet"]), default="table")
 @click.option("--group", metavar="NAME", help="Remember the position under this Kafka group.")
 @click.option("--from", "start", type=click.Choice(["beginning", "latest"]), default="beginning", show_default=True)
-@click.option("--drain", is_flag=True, help="End once everything that was there at the start has been read.")
+@click.option("--drain", is_flag=True, help="Stop once everything present at the start has been read.")
 @click.option(
     "--timeout", type=float, metavar="SECONDS", help="Give up after this long without Kafka or without a record."
 )
 @click.option("--skip-bad", is_flag=True, help="Skip records that are not classifications, with a warning.")
 @click.option(
-    "--raw-csv", is_flag=True, help="Keep CSV text as it came, even what a spreadsheet would execute as a formula."
+    "--raw-csv", is_flag=True, help="Leave CSV text unchanged, even what a spreadsheet would execute as a formula."
 )
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False),
@@ -66,7 +66,9 @@ def subscribe(**given: Any) -> None:
 
 @click.command()
 @options("config", "survey", "kafka", "redis")
-@click.option("--only", metavar="PART,…", help="Some of: kafka, redis, schema, model, lag, queue, oldest, daemons.")
+@click.option(
+    "--only", metavar="PART,…", help="Check only these: kafka, redis, schema, model, lag, queue, oldest, daemons."
+)
 def check(only: str | None, **given: Any) -> None:
     """Report the health of every part, one line each; exit status 1 if any is unhealthy.
 
@@ -77,7 +79,7 @@ def check(only: str | None, **given: Any) -> None:
 
     parts = only.split(",") if only else list(health.PARTS)
     if unknown := set(parts) - set(health.PARTS):
-        raise click.UsageError(f"no part {unknown.pop()!r}; there are {', '.join(health.PARTS)}")
+        raise click.UsageError(f"unknown part {unknown.pop()!r}; choose from {', '.join(health.PARTS)}")
     lines = health.check(settings_from(given), parts)
     for line in lines:
         click.echo(f"{'ok  ' if line.ok else 'BAD '} {line.part:<7} {printable(line.sentence)}")
@@ -103,14 +105,19 @@ def audit(as_json: bool, **given: Any) -> None:
 @click.command()
 @options("config", "survey", "kafka")
 @click.option("--topic", "topics", multiple=True, metavar="NAME", help="Classification topic; repeatable.")
-@click.option("--model", metavar="MODEL", help="Checkpoint, or shipped weights, whose classifications they are.")
-@click.option("--last", type=click.IntRange(1), default=5000, show_default=True, help="Objects of each model, newest.")
+@click.option("--model", metavar="MODEL", help="Checkpoint, or shipped weights, that made the classifications.")
+@click.option(
+    "--last",
+    type=click.IntRange(1),
+    default=5000,
+    show_default=True,
+    help="Use this many of each model's newest objects.",
+)
 @click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds to wait for Kafka.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def prior(topics: tuple[str, ...], last: int, timeout: float, as_json: bool, **given: Any) -> None:
-    """Report how often the classes occur in the stream, estimated from its classifications without labels.
-
-    Nothing is changed: what probabilities assume is set by work.prior (`skyheed work --prior`) alone.
+    """Report class frequencies in the stream, estimated from its classifications without labels. Changes nothing: the
+    prior that classifications assume is set only by work.prior (`skyheed work --prior`).
 
     \b
     Example:  skyheed prior --survey ztf --kafka host:9092 --last 2000
@@ -154,7 +161,8 @@ def object_(object_id: str, **given: Any) -> None:
 @options("config", "survey", "redis")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change max_stamps or bands; repeatable.")
 def layout_(changes: tuple[str, ...], **given: Any) -> None:
-    """Print what all daemons of a survey agree on, as Redis has recorded it; change it while all of them are stopped.
+    """Print the settings that all daemons of a survey share, as recorded in Redis; change them only while all daemons
+    are stopped.
 
     \b
     Example:  skyheed layout --survey ztf --set max_stamps=60
@@ -174,7 +182,7 @@ def layout_(changes: tuple[str, ...], **given: Any) -> None:
 
 @click.group()
 def deadletter() -> None:
-    """Look at the packets that were set aside.
+    """Inspect packets that were set aside.
 
     \b
     Example:  skyheed deadletter list --survey ztf --reason truncated
@@ -201,7 +209,7 @@ def deadletter_list(reason: str | None, limit: int, **given: Any) -> None:
     ):
         click.echo(letter.line())
     if any(passed_over):
-        click.echo(f"passed over {sum(passed_over)} messages that are not dead letters", err=True)
+        click.echo(f"skipped {sum(passed_over)} messages that are not dead letters", err=True)
 
 
 VERBS = (subscribe, check, audit, prior, object_, deadletter, layout_)

@@ -29,7 +29,7 @@ def options(*names: str) -> Callable[[F], F]:
 
 
 def settings_from(given: dict[str, Any], **places: str) -> Settings:
-    """Settings from the shared options in `given` and the verb's own, each with its dotted place."""
+    """Settings from the shared options in `given` and the verb's own, by dotted key."""
     shared = {"survey": "survey", "kafka": "kafka.bootstrap.servers", "redis": "redis.url"}
     dotted = {place: given.get(name) for name, place in {**shared, **places}.items()}
     return config.load(given.get("config"), dotted)
@@ -37,12 +37,12 @@ def settings_from(given: dict[str, Any], **places: str) -> Settings:
 
 MODELS = click.option(
     "--model", multiple=True, metavar="MODEL", help="Checkpoint directory, or shipped weights (SURVEY/MODEL, or MODEL "
-    "of the survey); can be given several times. The survey's default otherwise."
+    "of the survey); repeatable. Default: the survey's."
 )  # fmt: skip
 
 
 def models_place(given: dict[str, Any]) -> str:
-    """The setting that --model is for: one model, or several."""
+    """The setting that --model sets: one model, or several."""
     names = list(given["model"])
     given["model"] = names if len(names) > 1 else next(iter(names), None)
     return "work.models" if len(names) > 1 else "work.model"

@@ -1,4 +1,4 @@
-"""Verbs that run: the daemons, the stack on one machine, the page, and what moves packets and classifications."""
+"""Verbs that run daemons, the single-machine stack and the page, or move packets and classifications."""
 
 import logging
 import sys
@@ -49,15 +49,17 @@ def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ..
 @click.option("--debounce", type=float, metavar="SECONDS", help="Wait this long for the other stamps of a visit.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
 @click.option("--processes", type=int, help="Number of reading processes, each a member of the group.")
-@click.option("--drain", is_flag=True, help="End once everything that was there at the start has been read.")
-@click.option("--since", metavar="TIME", help="Replay: only messages of this time (UTC; ISO or MJD) or later, apart.")
+@click.option("--drain", is_flag=True, help="Stop once everything present at the start has been read.")
+@click.option("--since", metavar="TIME", help="Replay: only messages from this time on (UTC; ISO or MJD).")
 @click.option("--until", metavar="TIME", default="", help="Replay: only messages before this time; now by default.")
-@click.option("--into", metavar="NAME", default="", help="Replay: name of its key space; made of the times by default.")
+@click.option(
+    "--into", metavar="NAME", default="", help="Replay: name of its key space; derived from the times by default."
+)
 def ingest(drain: bool, since: str | None, until: str, into: str, **given: Any) -> None:
     """Read alert packets from Kafka and keep each object's stamps in Redis.
 
-    With --since it replays one part of the topics by Kafka's time into the survey SURVEY.NAME, with keys, books, group
-    and topics of its own, and ends by itself; the live stream is not touched.
+    With --since, replays a range of the topics, by Kafka's timestamps, into the survey SURVEY.NAME, with its own keys,
+    books, group and topics, and then stops; the live stream is not touched.
 
     \b
     Example:  skyheed ingest --survey ztf --topic '^ztf_.*_programid1$' --kafka host:9092 --redis redis://host
@@ -68,7 +70,7 @@ def ingest(drain: bool, since: str | None, until: str, into: str, **given: Any) 
     if (until or into) and since is None:
         raise click.UsageError("--until and --into belong to a replay: add --since TIME")
     if since is not None and given["group"]:
-        raise click.UsageError("a replay has a Kafka group of its own: leave out --group")
+        raise click.UsageError("a replay uses its own Kafka group: leave out --group")
     given["topics"] = list(given["topics"]) or None
     run = partial(daemon.run_ingest, drain=drain) if since is None else partial(_replayed, since, until, into)
     run(
@@ -90,7 +92,7 @@ def _replayed(since: str, until: str, into: str, settings: Settings) -> None:
     night = nights.night_of(since, until, time.time_ns() // 1_000_000)
     own = nights.apart(settings, into or night.name)
     daemon.run_ingest(own, True, night)
-    click.echo(f"replayed into {own.survey}; go on with: skyheed work --survey {own.survey} --drain")
+    click.echo(f"replayed into {own.survey}; next: skyheed work --survey {own.survey} --drain")
 
 
 @click.command()
@@ -104,7 +106,7 @@ def _replayed(since: str, until: str, into: str, settings: Settings) -> None:
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="Arithmetic; auto takes what the CPU does best.",
+    help="Arithmetic; auto chooses what the CPU does best.",
 )
 @click.option("--threads", type=int, help="CPU threads; by default all cores.")
 @click.option(
@@ -116,9 +118,9 @@ def _replayed(since: str, until: str, into: str, settings: Settings) -> None:
 @click.option("--min-stamps", type=int, help="Decline objects with fewer stamps.")
 @click.option("--format", "format_", type=click.Choice(["avro", "elasticc"]), help="What to publish.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
-@click.option("--drain", is_flag=True, help="End when no object is pending.")
+@click.option("--drain", is_flag=True, help="Stop when no object is pending.")
 def work(drain: bool, **given: Any) -> None:
-    """Classify the objects that are due and publish the classifications.
+    """Classify due objects and publish the classifications.
 
     \b
     Example:  skyheed work --survey ztf --device cuda --kafka host:9092 --redis redis://host
@@ -134,11 +136,11 @@ def work(drain: bool, **given: Any) -> None:
 
 @click.command()
 @options("config", "survey", "kafka", "redis")
-@click.option("--topic", "topics", multiple=True, metavar="NAME", help="Alert topic; one of our own by default.")
+@click.option("--topic", "topics", multiple=True, metavar="NAME", help="Alert topic; skyheed.alerts.SURVEY by default.")
 @MODELS
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the models run.")
 @click.option("--data", type=click.Path(file_okay=False), help="Keep the embedded Valkey's state and the logs here.")
-@click.option("--serve", "show_page", is_flag=True, help="Serve the page, too.")
+@click.option("--serve", "show_page", is_flag=True, help="Also serve the page.")
 def up(data: str | None, show_page: bool, **given: Any) -> None:
     """Run everything on this machine: servers (embedded unless given), ingest and worker. Ctrl-C drains and stops.
 
@@ -157,8 +159,10 @@ def up(data: str | None, show_page: bool, **given: Any) -> None:
 @click.command()
 @options("config", "survey", "kafka", "redis")
 @MODELS
-@click.option("--prior", metavar="N,N,…", help="Class prior for what the page recomputes, as for `work`.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need --token-file.")
+@click.option("--prior", metavar="N,N,…", help="Class prior for recomputed classifications, as for `work`.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; a non-local one needs --token-file."
+)
 @click.option("--port", type=click.IntRange(0, 65_535), default=8010, show_default=True, help="0 takes a free one.")
 @click.option(
     "--token-file", type=click.Path(dir_okay=False), help="File with the token that opens the page, one line."
@@ -195,7 +199,7 @@ def serve(**given: Any) -> None:
 @click.option("--rate", type=float, metavar="ALERTS/S", help="Alerts per second.")
 @click.option("--state", type=click.Path(dir_okay=False), help="Remember the position in this file and resume from it.")
 @click.option("--shuffle", type=int, metavar="SEED", help="Send in random order (for tests).")
-@click.option("--duplicate", type=float, default=0.0, metavar="FRACTION", help="Send some twice (for tests).")
+@click.option("--duplicate", type=float, default=0.0, metavar="FRACTION", help="Send this fraction twice (for tests).")
 def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any) -> None:
     """Send an archive (sdss) or packet files, folders and tar archives (ztf, lsst) in survey-time order.
 
@@ -207,7 +211,7 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
     from skyheed.broker import replay as player
 
     settings = settings_from({**given, "survey": survey})
-    # not ingest.topics: those may be patterns, or somebody else's
+    # not ingest.topics: those may be patterns, or another owner's
     topic = topic or settings.alert_topic
     if fault := settings.outputs.fault(topic):
         raise ConfigError(f"--topic: {fault}")
@@ -251,7 +255,7 @@ def redrive(reason: str | None, **given: Any) -> None:
 @click.option("--group", metavar="NAME", help="Remember the position under this Kafka group.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, as JSON, and send nothing.")
-@click.option("--drain", is_flag=True, help="End once everything that was there at the start has been sent.")
+@click.option("--drain", is_flag=True, help="Stop once everything present at the start has been sent.")
 def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: Any) -> None:
     """Send classifications on to another system. Its options are in [sinks.NAME] of the configuration.
 
@@ -281,14 +285,14 @@ def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: A
 )
 @click.option("--topic", "topics", multiple=True, metavar="NAME", help="Alert topic or pattern, as for ingest.")
 @click.option("--rate", type=float, metavar="N/S", help="At most this many requests per second.")
-@click.option("--most", type=int, help="Ask for at most this many earlier detections of a packet, newest first.")
+@click.option("--most", type=int, help="Request at most this many earlier detections per packet, newest first.")
 @click.option("--group", metavar="NAME", help="Kafka consumer group.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
-@click.option("--drain", is_flag=True, help="End once everything that was there at the start has been examined.")
+@click.option("--drain", is_flag=True, help="Stop once everything present at the start has been examined.")
 def backfill(provider: str, drain: bool, **given: Any) -> None:
-    """Complete histories: ask a provider for the packets of earlier detections that have no stamps here.
+    """Complete histories: request from a provider the packets of earlier detections whose stamps are missing.
 
-    They go to the topic skyheed.alerts.SURVEY.backfill, which an ingest reads when it is among its topics.
+    They are published to skyheed.alerts.SURVEY.backfill; add it to the topics of ingest.
 
     \b
     Example:  skyheed backfill --survey lsst --from rubin --topic lsst-alerts-v10.0 --config night.toml

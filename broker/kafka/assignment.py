@@ -1,4 +1,5 @@
-"""Which partitions a consumer holds, of which topics they are, and what is committed of them. Hands out no messages."""
+"""Which partitions a consumer holds, from which topics, which are paused, and what is committed. Delivers no
+messages."""
 
 import contextlib
 import logging
@@ -27,12 +28,12 @@ from skyheed.broker.kafka.topics import TopicIds, commit_note, committed, is_of_
 log = logging.getLogger("skyheed.kafka")
 Window = Mapping[Place, tuple[int, int]]  # partition -> first offset, end
 LOOK_EVERY = "topic.metadata.refresh.interval.ms"
-LOOK_EVERY_MS = 30_000  # for topics that a pattern matches; as often as librdkafka asks for those that it knows
-NEW_PARTITIONS_S = 10.0  # without a group nobody tells us of new ones
+LOOK_EVERY_MS = 30_000  # how often to look for topics that match a pattern; librdkafka's own refresh interval
+NEW_PARTITIONS_S = 10.0  # without a group, new ones are not announced
 
 
 class Assignment:
-    """The part of a `BatchConsumer` that gains and loses partitions. Its callbacks run inside librdkafka's calls."""
+    """The part of a `BatchConsumer` that gains and loses partitions. Its callbacks run inside librdkafka calls."""
 
     def __init__(
         self, options: Options, topics: Sequence[str] | Selection, group: str | None, start: str, drain: bool,
@@ -45,29 +46,30 @@ class Assignment:
         self._subscribed: list[str] = []
         self._look_at = 0.0  # when to ask again which topics the patterns match
         self._looked = time.monotonic()
-        self._parts: dict[Place, Partition] = {}  # what is assigned to us; all that is known of a place lives here
-        self._known: set[Place] | None = None  # partitions that were there at the first assignment
-        self._kept: list[Message] = []  # fetched, not handed out
-        self._missing: set[str] = set()  # patterns without a topic, said once
-        self._joined = False  # the group has given us partitions, or none for now
+        self._parts: dict[Place, Partition] = {}  # assigned partitions; everything known about a partition is kept here
+        self._known: set[Place] | None = None  # partitions that existed at the first assignment
+        self._kept: list[Message] = []  # fetched, not yet handed out
+        self._missing: set[str] = set()  # patterns without a topic, reported once
+        self._joined = False  # the group has assigned partitions, or none for now
+        self._held = False  # the caller is busy: every partition is paused
         self._incremental = rebalances_in_steps(options)
         self._consumer = consumer(
             options, self._name, self.connection, **{"auto.offset.reset": start, "on_commit": self._on_commit}
         )
         self._topic_ids = TopicIds(options)
         self._ids: dict[str, str] = {}  # as last seen
-        self._astray: set[Place] = set()  # of a topic made again, still to be set to its beginning
-        self.on_made_again: Callable[[str], None] = lambda _topic: None  # a topic is another one: forget the old one's
+        self._astray: set[Place] = set()  # of a recreated topic, still to be set to its beginning
+        self.on_made_again: Callable[[str], None] = lambda _topic: None  # the topic was recreated: forget the old one's
         self.begin_at: Mapping[str, int] = {}  # without a group: partition key -> offset, instead of `start`
-        # asked after librdkafka has judged it; it takes -1 for never
+        # read after librdkafka has validated it; it accepts -1 for never
         self._look_every_s = max(1, int(options.get(LOOK_EVERY, LOOK_EVERY_MS))) / 1000
 
     @contextlib.contextmanager
     def _refused(self) -> Iterator[None]:
-        """librdkafka's fatal errors come out of its calls as exceptions."""
+        """Turns librdkafka's fatal errors, raised by its calls, into our errors."""
         try:
             yield
-        except KafkaException as error:  # fatal: another member took our group.instance.id, say
+        except KafkaException as error:  # fatal: for example, another member took our group.instance.id
             raise self.connection.refusal(error.args[0], right(error.args[0], "", self._group or "")) from None
 
     def _subscribe(self, topics: list[str]) -> None:
@@ -77,7 +79,7 @@ class Assignment:
         )  # fmt: skip
 
     def _look(self) -> None:
-        """Subscribe to what the patterns match by now: we match them, so that they mean the same everywhere."""
+        """Subscribe to what the patterns match now: we match them ourselves, so that they mean the same everywhere."""
         if self._group is None or not self._topics.patterns or time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + self._look_every_s
@@ -90,7 +92,7 @@ class Assignment:
                 self._no_match(pattern)
 
     def _existing(self) -> list[str] | None:
-        """The names of the broker's topics; None while it does not say: `_watch` judges why."""
+        """The names of the broker's topics; None while it does not answer: `_watch` finds out why."""
         try:
             found = self._consumer.list_topics(timeout=1.0).topics
         except KafkaException:
@@ -99,7 +101,7 @@ class Assignment:
         return [name for name, topic in found.items() if topic.error is None]
 
     def _find_partitions(self) -> None:
-        """Without a group: take every partition, and from time to time those that have appeared since."""
+        """Without a group: assign every partition, and periodically those that have appeared since."""
         now = time.monotonic()
         if self._group is not None or (self._parts and (self._drain or now - self._looked < NEW_PARTITIONS_S)):
             return
@@ -117,10 +119,10 @@ class Assignment:
             self._take(partitions, ids)
 
     def _listed(self) -> set[Place]:
-        """Every partition of our topics; none while the broker does not say: `_watch` judges why.
+        """Every partition of our topics; none while the broker does not answer: `_watch` finds out why.
 
         Raises:
-            ServiceError: a topic is not there or may not be read, and nothing was ever read.
+            ServiceError: a topic does not exist or may not be read, and nothing was ever read.
         """
         places: set[Place] = set()
         existing = self._existing() if self._topics.patterns else []
@@ -140,12 +142,12 @@ class Assignment:
     def _on_assign(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
         ids = self._ask_ids({p.topic for p in partitions})  # before anything is fetched
         begin: set[Place] = set()
-        with contextlib.suppress(KafkaException):  # no answer: new ones begin at the latest, too
+        with contextlib.suppress(KafkaException):  # no answer: new ones begin at the latest offset, too
             begin |= self._new_ones(client, partitions) if self._start == "latest" else set()
         try:
             begin |= self._of_earlier_topics([(p.topic, p.partition) for p in partitions], ids)
         except KafkaException:
-            ids = {}  # looked at again with the first message
+            ids = {}  # checked again with the first message
         firsts = {**self._firsts(client, partitions), **dict.fromkeys(begin, ck.OFFSET_BEGINNING)}
         if firsts:
             places = [(p.topic, p.partition) for p in partitions]
@@ -161,7 +163,7 @@ class Assignment:
         return Partition(topic_id, target=end, finished=start >= end)
 
     def _firsts(self, client: ck.Consumer, partitions: list[TopicPartition]) -> dict[Place, int]:
-        """Where to begin what is read of a window, where the group has no position; all of it if nobody says."""
+        """Where to begin reading a window if the group has no position; from its start by default."""
         if self._window is None:
             return {}
         places = [(p.topic, p.partition) for p in partitions]
@@ -170,7 +172,7 @@ class Assignment:
         return {place: self._window[place][0] for place in places if place in self._window}
 
     def _take(self, partitions: list[TopicPartition], ids: Mapping[str, str]) -> None:
-        # librdkafka keeps a pause of ours while a partition is with someone else
+        # librdkafka keeps our pause while a partition is assigned elsewhere
         self._consumer.resume(partitions)
         self._parts |= {
             (p.topic, p.partition): self._part(ids.get(p.topic), (p.topic, p.partition)) for p in partitions
@@ -179,7 +181,7 @@ class Assignment:
         self.connection.works()
 
     def _new_ones(self, client: ck.Consumer, partitions: list[TopicPartition]) -> set[Place]:
-        """Partitions that appeared while we read, to read from their beginning: `latest` would pass over its first
+        """Partitions that appeared while reading, to be read from their beginning: `latest` would skip their first
         messages. Only where the group has no position yet.
         """
         if self._known is None:
@@ -200,14 +202,14 @@ class Assignment:
         self._kept = [m for m in self._kept if place_of(m) in self._parts]
 
     def _named_so_far(self, topic: str) -> str:
-        """The id of a topic that has just been deleted: what is in hand is still of it."""
+        """The id of a topic that has just been deleted: messages already fetched still belong to it."""
         if topic not in self._ids:
             error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
             raise self.connection.refusal(error, right(error, topic))
         return self._ids[topic]
 
     def _identify(self, ids: Mapping[str, str]) -> set[Place]:
-        """Compare the partitions with what their topics are now; those of another topic begin again: which."""
+        """Compare the partitions with the current topics; returns those of a recreated topic, which begin again."""
         ours = {place: part.topic_id for place, part in self._parts.items() if place[0] in ids}
         unknown = [place for place, id_ in ours.items() if id_ is None]
         begin = self._of_earlier_topics(unknown, ids) if unknown else set()
@@ -222,10 +224,10 @@ class Assignment:
         return begin
 
     def _of_earlier_topics(self, places: Sequence[Place], ids: Mapping[str, str]) -> set[Place]:
-        """Places where the group's position is of an earlier topic of that name, or was lost with it.
+        """Places where the group's position belongs to an earlier topic of that name, or was lost with it.
 
         Raises:
-            KafkaException: the broker does not say.
+            KafkaException: the broker does not answer.
         """
         if self._group is None:
             return set()
@@ -240,21 +242,21 @@ class Assignment:
         for topic, id_ in ids.items():
             before, self._ids[topic] = self._ids.get(topic, id_), id_
             if before and id_ and before != id_:
-                log.warning("topic %s was deleted and made again: reading it from its beginning", topic)
+                log.warning("topic %s was deleted and recreated: reading it from its beginning", topic)
                 self._kept = [m for m in self._kept if place_of(m)[0] != topic]
-                # what the same call has fetched by now may be of either
+                # messages fetched by the same call may be from either
                 self._astray |= {place for place in self._parts if place[0] == topic}
                 self.on_made_again(topic)
 
     def _set_straight(self) -> None:
-        """Set partitions of a topic made again to its beginning; librdkafka drops what it fetched before."""
+        """Seek partitions of a recreated topic to its beginning; librdkafka drops what it fetched before."""
         for place in sorted(self._astray):
             with contextlib.suppress(KafkaException):  # not yet fetched from: the next call tries again
                 self._consumer.seek(TopicPartition(*place, ck.OFFSET_BEGINNING))
                 self._astray.discard(place)
 
     def _ask_ids(self, topics: set[str]) -> dict[str, str]:
-        """The ids of topics, without those that the broker does not tell now; they are asked for again."""
+        """The ids of topics, without those that the broker does not return now; they are requested again."""
         try:
             return {topic: id_ for topic, id_ in self._topic_ids.ask(topics).items() if id_ is not None}
         except (ServiceError, ServiceUnavailable):
@@ -264,15 +266,31 @@ class Assignment:
         if self._drain:
             error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
             raise self.connection.refusal(error, f"topic that matches {pattern}")
-        if pattern not in self._missing:  # surveys make a topic a night: the first may be still to come
+        if pattern not in self._missing:  # surveys create a topic each night: the first may not exist yet
             self._missing.add(pattern)
             log.warning("Kafka at %s has no topic that matches %s yet: waiting for one", self.connection.hosts, pattern)
 
     def _watermark(self, place: Place) -> int:
-        with contextlib.suppress(KafkaException):  # librdkafka knows nothing of it yet
+        with contextlib.suppress(KafkaException):  # librdkafka does not know it yet
             marks = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
             return int(marks[1]) if marks else UNKNOWN
         return UNKNOWN
+
+    def _set_pauses(self) -> None:
+        """Make librdkafka pause what should be paused, and nothing else. Only this and `_on_assign` touch its pauses.
+
+        Paused are all partitions while the caller is busy, and those that a drain has finished.
+        """
+        for pause, tell in ((True, self._consumer.pause), (False, self._consumer.resume)):
+            places = {
+                place
+                for place, part in self._parts.items()
+                if (self._held or (self._drain and part.finished)) is pause and part.paused is not pause
+            }
+            if places:
+                tell([TopicPartition(*place) for place in sorted(places)])
+            for place in places:
+                self._parts[place].paused = pause
 
     # --- commits
 
@@ -287,7 +305,7 @@ class Assignment:
     def _commit_again(self) -> None:
         offsets = self._uncommitted(set(self._parts)) if self._group else []
         if offsets:
-            for p in offsets:  # counted as committed until the callback says otherwise, so that each goes out once
+            for p in offsets:  # assumed committed until the callback says otherwise, so that each is sent once
                 self._parts[p.topic, p.partition].committed = p.offset
             self._consumer.commit(offsets=offsets, asynchronous=True)
 
@@ -299,9 +317,9 @@ class Assignment:
             return
         try:
             self._consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:  # harmless: these messages come again
+        except KafkaException as error:  # harmless: these messages are delivered again
             log.warning(
-                "offsets not committed, the messages will be delivered again: %s", self.connection.redact(str(error))
+                "offsets not committed; the messages will be delivered again: %s", self.connection.redact(str(error))
             )
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:

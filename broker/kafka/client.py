@@ -1,4 +1,4 @@
-"""Reading in batches, with or without a group. Knows nothing of what messages hold; `producer` publishes."""
+"""Reading in batches, with or without a group. Independent of message contents; `producer` publishes."""
 
 import contextlib
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, cast
 
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from skyheed.broker.errors import ServiceError, ServiceUnavailable
 from skyheed.broker.kafka.assignment import Assignment, Window
@@ -58,13 +58,13 @@ __all__ = [
 ]
 
 log = logging.getLogger("skyheed.kafka")
-FETCHED = 100  # messages that are asked of librdkafka at a time, so that their bytes can be counted
+FETCHED = 100  # messages requested from librdkafka at a time, so that their bytes can be counted
 PROBE_EVERY_S = 5.0
 CLOSE_S = 10.0
-ASSIGN_S = 300.0  # a drain that got no partition by then, or waits for a member that does not come on, gives up
+ASSIGN_S = 300.0  # a drain gives up if it has no partition by then, or waits for a member that makes no progress
 KEEP_ALIVE_S = 1.0
-IDENTITY_S = 5.0  # without messages, too, topics are looked at: one may have been made again
-TRANSACTION_S = 30.0  # a drain waits this long for one to end
+IDENTITY_S = 5.0  # topics are checked even without messages: one may have been recreated
+TRANSACTION_S = 30.0  # how long a drain waits for a transaction to end
 
 
 class BatchConsumer(Assignment):
@@ -74,9 +74,9 @@ class BatchConsumer(Assignment):
         topics: names, or patterns that begin with `^` (`selection`).
         group: consumer group that remembers the position; None reads every partition and remembers nothing.
         start: "earliest" or "latest": where to begin without a remembered position.
-        drain: stop each partition where it ended when its first message arrived.
-        window: partition -> first offset and end of what is read of it; a group without a position begins at the first,
-            nothing behind the end is handed out, and of partitions that it does not name nothing is. With `drain` only.
+        drain: stop each partition at the end that it had when its first message arrived.
+        window: partition -> first offset and end of the range to read; a group without a position begins at the first,
+            and nothing beyond the end or from other partitions is returned. With `drain` only.
     """
 
     def __init__(
@@ -90,12 +90,11 @@ class BatchConsumer(Assignment):
     ) -> None:
         super().__init__(options, topics, group, start, drain, window)
         self._probed = self._polled = self._began = time.monotonic()
-        self._held = False  # the caller is busy: every partition is paused
         self._closed = False
         self._named = bool(options.get("group.instance.id"))
-        self._handed_ids: dict[str, str] = {}  # of the messages that `consume` returned last
+        self._handed_ids: dict[str, str] = {}  # for the messages that `consume` returned last
         self._identified = time.monotonic()
-        self._asking_since: float | None = None  # ids were asked for in vain
+        self._asking_since: float | None = None  # ids were requested without success
         self._others = OtherMembers(self._consumer, self._topics, self._name, window)
         if group is not None and not self._topics.patterns:
             self._subscribe(self._topics.names)
@@ -109,11 +108,11 @@ class BatchConsumer(Assignment):
     def consume(self, limit: int, wait_s: float, limit_bytes: int = 2**62) -> list[Message]:
         """Up to `limit` messages, waiting at most `wait_s` for them; empty while the broker is unavailable.
 
-        All messages are of the topics that `partition_key` names until the next call. A topic that was deleted and
-        made again is read from its beginning; what had been fetched of the old one and not handed out is gone with it.
+        Until the next call, `partition_key` names the topics of these messages. A topic that was deleted and recreated
+        is read from its beginning; messages fetched from the old one and not handed out are dropped.
 
         Args:
-            limit_bytes: of values, keys and headers together, about: the messages of one fetch of `FETCHED` more.
+            limit_bytes: of values, keys and headers together; exceeded by at most one fetch of `FETCHED` messages.
 
         Raises:
             ServiceError: the broker refuses us (user, right, no such topic).
@@ -127,7 +126,7 @@ class BatchConsumer(Assignment):
             room = limit - len(self._kept)
             fetched = self._fetch(room, wait_s, limit_bytes) if room > 0 else []
             self._polled = time.monotonic()
-            # a rebalance inside that call takes messages away from what was kept
+            # a rebalance inside that call removes messages from those kept
             events, self._kept = [*self._kept, *fetched], []
             messages = [event for event in events if self._is_message(event)]
             messages = self._of_known_topics(messages, wait_s)
@@ -138,7 +137,7 @@ class BatchConsumer(Assignment):
         return messages
 
     def _fetch(self, room: int, wait_s: float, limit_bytes: int) -> list[Message]:
-        """Messages until there are enough, they are large enough, or the time is over."""
+        """Collect messages until there are enough, they are large enough, or the time is up."""
         found: list[Message] = []
         deadline, size = time.monotonic() + wait_s, 0
         while len(found) < room and size < limit_bytes:
@@ -151,10 +150,10 @@ class BatchConsumer(Assignment):
         return found
 
     def commit(self, messages: Sequence[Message]) -> None:
-        """The messages are settled: the group continues after them. Never waits; a failed commit is sent again.
+        """Mark the messages as settled: the group continues after them. Never waits; a failed commit is sent again.
 
-        Messages of a partition that was lost since they were handed out are left to whoever has it by now. A commit
-        that is lost with the process only makes Kafka deliver the messages again.
+        Messages of a partition lost since they were handed out are left to its new owner. A commit lost with the
+        process only makes Kafka deliver the messages again.
 
         Raises:
             ServiceError: the broker refuses us.
@@ -169,18 +168,18 @@ class BatchConsumer(Assignment):
             self._commit_again()
 
     def holds(self, message: Message) -> bool:
-        """Whether the message is still ours: its partition may have gone to another member since it was handed out."""
+        """Whether the message is still ours: its partition may have moved to another member since it was handed out."""
         part = self._parts.get(place_of(message))
         return part is not None and (self._group is None or cast(int, message.offset()) in part.handed)
 
     def drained(self, alone: bool = False) -> bool:
         """True when everything that was there when reading began was read and handed out.
 
-        With a group that is also what its other members hold: one of them may yet leave, and what it had not read
+        With a group this includes partitions of other members: one of them may yet leave, and its unread messages
         would come to us.
 
         Args:
-            alone: be content with our own partitions, for a caller who commits only after the end: others wait for it.
+            alone: consider only our own partitions, for a caller who commits only after the end.
 
         Raises:
             ServiceError: the end cannot be reached: a transaction hangs, or another member does not read its part.
@@ -205,12 +204,12 @@ class BatchConsumer(Assignment):
             return self._others.finished(set(self._parts), ASSIGN_S)
 
     def lag(self) -> dict[str, int]:
-        """Offsets still to read of those that can be read, for each "topic/partition" that has answered."""
+        """Readable offsets still to read, for each "topic/partition" that has answered."""
         lags = {place: part.lag(self._watermark(place)) for place, part in sorted(self._parts.items())}
         return {f"{topic}/{number}": lag for (topic, number), lag in lags.items() if lag is not None}
 
     def keep_alive(self) -> None:
-        """Stay a member of the group while the caller is busy with its batch; nothing is fetched meanwhile.
+        """Stay in the group while the caller processes its batch; nothing is fetched meanwhile.
 
         Call it as often as you like.
 
@@ -224,20 +223,20 @@ class BatchConsumer(Assignment):
             self._set_pauses()
             event = self._consumer.poll(0)
             self._polled = time.monotonic()
-            self._set_pauses()  # what was assigned in that call
+            self._set_pauses()  # partitions assigned in that call
             if event is not None and not self._is_trouble(event):
                 self._kept.append(make_readable(event))
         self.connection.check()
 
     def close(self) -> None:
-        """Commit what is settled, if the broker is there, and leave the group; closing again does nothing."""
+        """Commit what is settled, if the broker is reachable, and leave the group; closing again does nothing."""
         if self._closed:
             return
         self._closed = True
         self._give_back()
         self._commit_now(set(self._parts))
         self._parts.clear()
-        # librdkafka can wait forever for a goodbye from a broker that has died; the broker notices by itself
+        # librdkafka can wait forever for a dead broker to confirm; the broker notices the departure by itself
         closing = threading.Thread(target=self._consumer.close, daemon=True)
         closing.start()
         closing.join(CLOSE_S)
@@ -245,11 +244,11 @@ class BatchConsumer(Assignment):
             log.warning("Kafka at %s does not answer: left without closing the session", self.connection.hosts)
 
     def _give_back(self) -> None:
-        """Let the group have our partitions before the client is closed, whose `close` must meet no rebalance.
+        """Release our partitions before closing the client, whose `close` must not coincide with a rebalance.
 
-        An assignment that arrives while librdkafka closes hangs the whole process: it waits for an answer that never
-        comes, and holds the interpreter's lock. A member with a name of its own (group.instance.id) keeps its
-        partitions for its return: for it we can only look right before.
+        An assignment that arrives while librdkafka closes hangs the whole process: it waits for a response that never
+        comes while holding the GIL. A static member (group.instance.id) keeps its partitions until it returns: for
+        it we can only check just before closing.
         """
         if self._group is None:
             return
@@ -258,40 +257,24 @@ class BatchConsumer(Assignment):
             if not self._named:
                 self._consumer.unsubscribe()
             while time.monotonic() < deadline:
-                came = self._consumer.consume(1000, 0.02)  # callbacks run inside; messages are of no use any more
+                came = self._consumer.consume(1000, 0.02)  # runs callbacks; messages are no longer needed
                 if not came and (self._named or not self._parts):
                     return
 
-    def _set_pauses(self) -> None:
-        """Make librdkafka pause what should be paused, and nothing else. Only this and `_on_assign` touch its pauses.
-
-        Paused are all partitions while the caller is busy, and those that a drain has finished.
-        """
-        for pause, tell in ((True, self._consumer.pause), (False, self._consumer.resume)):
-            places = {
-                place
-                for place, part in self._parts.items()
-                if (self._held or (self._drain and part.finished)) is pause and part.paused is not pause
-            }
-            if places:
-                tell([TopicPartition(*place) for place in sorted(places)])
-            for place in places:
-                self._parts[place].paused = pause
-
-    # --- which topics they are of
+    # --- which topics they belong to
 
     def partition_key(self, topic: str, partition: int) -> str:
         """`topic@topicid/partition`, or `topic/partition` where the broker has no topic ids.
 
-        Stays until the next `consume`, whatever becomes of the topic meanwhile.
+        Stays valid until the next `consume`, even if the topic changes meanwhile.
         """
         return partition_key(topic, self._handed_ids.get(topic, ""), partition)
 
     def _of_known_topics(self, messages: list[Message], wait_s: float) -> list[Message]:
-        """Those of `messages` that are of the topic whose id we know.
+        """Those of `messages` that belong to the topic whose id we know.
 
-        A partition's id was learned before anything of it was fetched and is the same now: so it was meanwhile. Where
-        it is another one, the messages in hand may be of either topic, and the new one is read from its beginning.
+        A partition's id was read before anything was fetched from it; if it is still the same, it did not change in
+        between. If it differs, fetched messages may be from either topic, and the new one is read from its beginning.
         """
         now = time.monotonic()
         every = now - self._identified > IDENTITY_S
@@ -310,7 +293,7 @@ class BatchConsumer(Assignment):
         return [m for m in messages if place_of(m) not in begun]
 
     def _wait(self, error: Exception, messages: list[Message], wait_s: float) -> list[Message]:
-        """Keep the messages and say once that ids are missing. A refusal passes too: we have read these topics."""
+        """Keep the messages; report missing ids once. A refusal is tolerated at first: we have read these topics."""
         if self._asking_since is None:
             self._asking_since = time.monotonic()
             log.warning("waiting: %s", error)
@@ -328,9 +311,9 @@ class BatchConsumer(Assignment):
             return False
         place = place_of(event)
         part = self._parts.get(place)
-        if part is None or place in self._astray:  # it went to another member, or its topic, while it was on its way
+        if part is None or place in self._astray:  # another member has it by now, or the topic was deleted
             return False
-        # the fetch that brought this event brought the true end; asking for it can be wrong (embedded broker)
+        # the fetch behind this event carried the true end; a query for it can be wrong (embedded broker)
         high, offset = self._watermark(place), cast(int, event.offset())
         if event.error() is not None:
             part.end(offset, high)
@@ -341,7 +324,7 @@ class BatchConsumer(Assignment):
         return True
 
     def _inside(self, place: Place, offset: int) -> bool:
-        """Whether a message is in the window; one behind its end ends the partition."""
+        """Whether a message is in the window; one beyond its end finishes the partition."""
         part = self._parts[place]
         if offset >= part.target:
             part.end(part.target, part.target)
@@ -350,7 +333,7 @@ class BatchConsumer(Assignment):
         return offset >= (self._window or {})[place][0]
 
     def _is_trouble(self, event: Message) -> bool:
-        """Whether the event is neither a message nor the end of a partition; raises or logs what it says."""
+        """Whether the event is neither a message nor the end of a partition; raises or logs its error."""
         error = event.error()
         if error is None or error.code() == KafkaError._PARTITION_EOF:
             return False
@@ -361,8 +344,8 @@ class BatchConsumer(Assignment):
             raise self.connection.refusal(error, f"topic {event.topic()}")
         if code == KafkaError._MAX_POLL_EXCEEDED:
             log.warning(
-                "group %s removed us: handling took longer than max.poll.interval.ms; joining again; what "
-                "was not committed will be delivered again. Raise max.poll.interval.ms if this happens often",
+                "group %s removed us: handling took longer than max.poll.interval.ms; rejoining; uncommitted messages "
+                "will be delivered again. Raise max.poll.interval.ms if this happens often",
                 self._group,
             )  # fmt: skip
         else:
@@ -401,7 +384,7 @@ class BatchConsumer(Assignment):
 
 
 class AlertConsumer(BatchConsumer):
-    """A `BatchConsumer` that never reads what skyheed writes; arguments as there."""
+    """A `BatchConsumer` that never reads what skyheed writes; same arguments."""
 
     def __init__(
         self,

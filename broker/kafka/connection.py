@@ -1,8 +1,9 @@
-"""librdkafka clients from settings, and what their callbacks say as our errors. Knows nothing of messages.
+"""Creates librdkafka clients from settings, and turns what their callbacks report into our errors. Independent of
+messages.
 
-Any librdkafka option passes through; the options that our promises rest on (manual commit, idempotence, acks) are
-set last. librdkafka waits for a broker that is unavailable forever; `Connection` turns what its callbacks say into
-`ServiceError` (refused for good) or one line of log (away, back).
+Any librdkafka option passes through; the options that our guarantees depend on (manual commit, idempotence, acks) are
+set last. librdkafka waits forever for an unavailable broker; `Connection` turns its callbacks into `ServiceError`
+(refused permanently) or one log line (unavailable, back).
 """
 
 import logging
@@ -22,12 +23,12 @@ log = logging.getLogger("skyheed.kafka")
 Options = Mapping[str, Any]
 Place = tuple[str, int]  # topic, partition
 
-# A batch above the topic's max.message.bytes (1 MB by default) is refused as a whole; larger single messages still
-# go, alone, up to MAX_MESSAGE_BYTES if the topic allows.
+# A batch above the topic's max.message.bytes (1 MB by default) is refused as a whole; larger single messages are
+# still sent, alone, up to MAX_MESSAGE_BYTES if the topic allows.
 BATCH_BYTES = 512 * 1024
 MAX_MESSAGE_BYTES = 64 * 2**20
 DELIVERY_S = 30.0
-REFUSED_AGAIN_S = 30.0  # a refusal on a connection that worked before may be a broker that is just starting
+REFUSED_AGAIN_S = 30.0  # a refusal on a connection that worked before may come from a broker that is just starting
 AWAY_S = 1.0  # librdkafka also reports an idle connection that the broker closed
 
 _TLS_PLACE = re.compile(r"(?:sasl_)?ssl://([^/\s]+)")
@@ -62,14 +63,14 @@ AWAY = {
 
 
 class _Librdkafka:
-    """librdkafka's own log repeats every failed attempt: it goes to debug, the clear sentence is ours."""
+    """librdkafka's own log repeats every failed attempt: it is logged at debug level; we log one clear sentence."""
 
     def log(self, _level: int, message: str, *args: object) -> None:
         logging.getLogger("skyheed.librdkafka").debug(message, *args)
 
 
 class Connection:
-    """What the callbacks of one client said about its broker, as our errors and as one line of log."""
+    """What one client's callbacks report about its broker, as our errors and one log line."""
 
     def __init__(self, options: Options) -> None:
         self.hosts = str(options.get("bootstrap.servers", "?"))
@@ -94,7 +95,7 @@ class Connection:
             self._detail = self.redact(error.str())
 
     def check(self) -> None:
-        """Raise what is final.
+        """Raise a permanent error.
 
         Raises:
             ServiceError: the broker refuses us.
@@ -110,20 +111,20 @@ class Connection:
         self._away_since = self._refused = self._tls = None
 
     def gone(self) -> bool:
-        """True while no broker is reachable; says nothing, for one who looks from another thread."""
+        """True while no broker is reachable; does not log, for use from another thread."""
         since = self._away_since
         return since is not None and time.monotonic() - since > AWAY_S
 
     def answers(self) -> bool:
-        """Whether the broker has answered, and has not gone away since."""
+        """Whether the broker has answered, and has been reachable since."""
         return self._worked and not self.away()
 
     def detail(self) -> str:
-        """What was said last about why the broker is not reached."""
+        """The last reported reason why the broker is unreachable."""
         return self._detail or "no answer"
 
     def away(self) -> bool:
-        """True while no broker is reachable; says so once."""
+        """True while no broker is reachable; logs it once."""
         gone = self.gone()
         if gone and not self._said:
             self._said = True
@@ -131,7 +132,7 @@ class Connection:
         return gone
 
     def refusal(self, error: KafkaError, what: str = "") -> ServiceError:
-        """The one sentence for an error that will not go away; `what` names the topic or group."""
+        """The message for a permanent error; `what` names the topic or group."""
         user = f"user {self._user!r}" if self._user else "a client without a user name"
         code, detail = error.code(), self.redact(error.str())
         if code in REFUSED_USER:
@@ -149,7 +150,7 @@ class Connection:
         return ServiceError(f"Kafka at {self.hosts} refuses {what or 'to go on'}: {detail}")
 
     def _no_tls(self, detail: str) -> ServiceError:
-        if self._tls is None:  # asked once: it may take seconds, and librdkafka says the same of every attempt
+        if self._tls is None:  # checked once: it may take seconds, and librdkafka reports the same for every attempt
             place = _TLS_PLACE.search(detail) if "certificate verify failed" in detail else None
             reason = why_refused(place[1], self._authorities) if place else ""
             helps = advice(reason, "bootstrap.servers", "ssl.ca.location")
@@ -161,7 +162,9 @@ class Connection:
 
     def unavailable(self, doing: str, detail: str) -> ServiceUnavailable:
         reason = self._detail or f"{self.redact(detail)}; check security.protocol"
-        if "SSL_HANDSHAKE" in reason and "PLAINTEXT" not in reason:  # librdkafka asks so only if it closes first itself
+        if (
+            "SSL_HANDSHAKE" in reason and "PLAINTEXT" not in reason
+        ):  # librdkafka asks this only if it closes the connection first
             reason += "; connecting to a PLAINTEXT broker listener?"
         return ServiceUnavailable(f"Kafka at {self.hosts} is unavailable: {doing} ({reason})")
 
@@ -173,7 +176,7 @@ class Connection:
 
 
 def fatal(error: KafkaError) -> bool:
-    """Whether the client that got it is of no use any more; the events of a consumer say it by their code alone."""
+    """Whether the client is unusable after it; a consumer's events show this only by their code."""
     return bool(error.fatal()) or error.code() == KafkaError._FATAL
 
 
@@ -187,17 +190,19 @@ def _client(make: Callable[[dict[str, Any]], Any], options: Options, connection:
 
 
 def check_options(options: Options) -> None:
-    """See that librdkafka takes the options: most of them it judges only when a client is made. Asks no server.
+    """Check that librdkafka accepts the options: it validates most of them only when a client is created. Contacts no
+    server.
 
     Raises:
-        ConfigError: an unknown option, a value it does not take, or options that contradict each other.
+        ConfigError: an unknown option, an invalid value, or options that contradict each other.
     """
     producer(options, Connection(options))
     consumer(options, "skyheed-check", Connection(options)).close()
 
 
 def producer(options: Options, connection: Connection) -> ck.Producer:
-    """An idempotent producer: acks=all, zstd, Java's partitioner so that keys land where other clients put them."""
+    """An idempotent producer: acks=all, zstd, Java's partitioner, so that keys go to the partitions other clients
+    use."""
     defaults = {
         "batch.size": BATCH_BYTES,
         "compression.type": "zstd",
@@ -212,7 +217,7 @@ def producer(options: Options, connection: Connection) -> ck.Producer:
 
 def consumer(options: Options, group: str, connection: Connection, **overrides: Any) -> ck.Consumer:
     """A consumer that commits only when told; classic and `group.protocol=consumer` (KIP-848) both work."""
-    # 10 s: after a kill -9 the partitions move on soon (45 s is librdkafka's default, 6 s the brokers' least)
+    # 10 s: partitions move soon after a kill -9 (45 s is librdkafka's default, 6 s the brokers' minimum)
     # 5,000 messages: librdkafka asks for more until its queue holds this many (100,000 is its default) or 64 MiB, and
     # what it asked for comes unpacked, however well a topic packs; it looks again after 0.1 s instead of 1 s
     defaults = {
@@ -221,7 +226,7 @@ def consumer(options: Options, group: str, connection: Connection, **overrides: 
     }  # fmt: skip
     settings = {**defaults, **options, **overrides}
     settings |= {"group.id": group, "enable.auto.commit": False, "enable.partition.eof": True}
-    if settings.get("group.protocol") == "consumer":  # KIP-848: the broker decides these, librdkafka refuses them
+    if settings.get("group.protocol") == "consumer":  # KIP-848: set by the broker; librdkafka rejects them
         settings = {k: v for k, v in settings.items() if k not in _CLASSIC_ONLY}
     else:
         settings.setdefault("partition.assignment.strategy", "cooperative-sticky")
@@ -229,7 +234,7 @@ def consumer(options: Options, group: str, connection: Connection, **overrides: 
 
 
 def rebalances_in_steps(options: Options) -> bool:
-    """Whether a group of these options takes and gives partitions one by one, or all of them at every rebalance."""
+    """Whether a group with these options rebalances partition by partition (cooperative), or all at once."""
     eager = "cooperative" not in str(options.get("partition.assignment.strategy", "cooperative-sticky"))
     return options.get("group.protocol") == "consumer" or not eager
 
@@ -240,7 +245,7 @@ def admin(options: Options, connection: Connection) -> AdminClient:
 
 
 def right(error: KafkaError, topic: str, group: str = "") -> str:
-    """What was not allowed, for `Connection.refusal`."""
+    """What was not permitted, for `Connection.refusal`."""
     if error.code() in NO_TOPIC:
         return f"topic {topic}"
     if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:

@@ -1,11 +1,11 @@
 """The dead-letter topic: packets that cannot be used, as received, with the reason in the headers.
 
-Key of a letter: where its packet came from (`topic@id/partition/offset`), so that a packet that was set aside twice
-(a crash before the commit) can be told from two packets. Headers: skyheed-reason, -error, -survey, -topic, -partition,
+A letter's key is where its packet came from (`topic@id/partition/offset`), so that one packet set aside twice (a crash
+before the commit) can be told from two packets. Headers: skyheed-reason, -error, -survey, -topic, -partition,
 -offset, -time (when it was set aside, ms), -kafka-time (ms; empty without one), -key (the packet's key); the packet's
 own headers follow with the prefix `received-`.
 
-A packet that is larger than the topic takes is split: every part has the letter's key and the header skyheed-part
+A packet too large for the topic is split: every part has the letter's key and the header skyheed-part
 "2/5"; put together the parts are one line of JSON with the packet's key and headers (base64), a line feed, and the
 value as received. `read` puts them together again.
 """
@@ -39,22 +39,22 @@ log = logging.getLogger("skyheed.deadletter")
 T = TypeVar("T")
 PREFIX = "skyheed-"
 RECEIVED = "received-"
-PART_BYTES = 256 * 1024  # any broker's default takes 1 MB
+PART_BYTES = 256 * 1024  # every broker accepts 1 MB by default
 ERROR_CHARACTERS = 1000
-PIECE_BYTES = 8 * 2**20  # of letters that are published at a time, so that librdkafka need not hold more
+PIECE_BYTES = 8 * 2**20  # letters published at a time, so that librdkafka need not hold more
 READ_BATCH = 200
-READ_BYTES = 16 * 2**20  # read at a time, and the messages of one fetch more
+READ_BYTES = 16 * 2**20  # read at a time, plus at most one more fetch
 READ_S = 0.5
-REMEMBERED = 100_000  # packets by which repeats are known, and up to twice as many; 30 MB at most
-MOST_PARTS = 512  # of one packet: 64 MiB and its headers in base64 make 342
-MOST_WAITING = 256 * 2**20  # bytes of parts whose other parts have not come yet
-MOST_SPLIT = 10_000  # packets of which parts have come
-MOST_SYNTAX = 1_000_000  # brackets and commas of the line with key and headers: each can begin a value
-SAID = 10  # messages that are no letters are named, further ones counted
+REMEMBERED = 100_000  # packets remembered to recognise repeats, up to twice as many; 30 MB at most
+MOST_PARTS = 512  # of one packet: 64 MiB with headers in base64 make 342
+MOST_WAITING = 256 * 2**20  # bytes of parts whose other parts have not arrived yet
+MOST_SPLIT = 10_000  # packets with some parts received
+MOST_SYNTAX = 1_000_000  # brackets and commas in the line with key and headers: each can begin a value
+SAID = 10  # non-letters logged individually; further ones are only counted
 
 
 class Received(Protocol):
-    """What is needed of a Kafka message (confluent_kafka.Message has it)."""
+    """The part of a Kafka message that is needed (confluent_kafka.Message has it)."""
 
     def topic(self) -> Any: ...
     def partition(self) -> Any: ...
@@ -120,7 +120,7 @@ class DeadLetter:
     headers: Headers
 
     def line(self) -> str:
-        """What a person wants to know first."""
+        """A summary line."""
         when = "no time known"
         if self.time_ms >= 0:
             when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.time_ms / 1000))
@@ -136,14 +136,14 @@ class DeadLetters:
         self._topic = topic
 
     def set_aside(self, rejected: Sequence[Rejected], meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Publish the packets, a few MiB at a time, and wait until the broker has all of them. Safe to repeat.
+        """Publish the packets, a few MiB at a time, and wait until the broker has acknowledged all. Safe to repeat.
 
         Args:
-            meanwhile: done while we wait; what it raises ends that.
+            meanwhile: called while waiting; an exception from it ends the wait.
 
         Raises:
-            ServiceError: the broker will not take them; commit nothing.
-            ServiceUnavailable: the broker is unavailable; try again.
+            ServiceError: the broker rejects them; commit nothing.
+            ServiceUnavailable: the broker is unavailable; retry.
         """
         for piece in in_pieces(rejected, _bytes_of):
             self._set_aside(piece, meanwhile)
@@ -178,21 +178,21 @@ class DeadLetters:
 
 
 class Unreadable(Exception):
-    """A message of a dead-letter topic that is no letter of ours; says why."""
+    """A message on a dead-letter topic that is not a dead letter; says why."""
 
 
 class Assembler:
     """Turns messages of a dead-letter topic into letters: each packet once, split ones whole.
 
-    Anybody may have written to the topic: what cannot be read is passed over and counted, and what is remembered is
-    bounded. A packet that was set aside twice with more than `REMEMBERED` others in between comes twice.
+    Anyone may have written to the topic: unreadable messages are skipped and counted, and memory is bounded. A packet
+    that was set aside twice with more than `REMEMBERED` others in between is returned twice.
 
     Args:
-        key_of: the partition key of a topic and partition (`BatchConsumer.partition_key`). It tells a dead-letter topic
-            that was made again from the one before, so that no mark of the old one passes over a letter of the new one.
+        key_of: the partition key of a topic and partition (`BatchConsumer.partition_key`). It distinguishes a
+            recreated dead-letter topic from the old one, so that no mark of the old one hides a letter of the new one.
 
     Attributes:
-        unreadable: messages that were passed over.
+        unreadable: messages that were skipped.
     """
 
     def __init__(self, key_of: Callable[[str, int], str]) -> None:
@@ -238,7 +238,7 @@ class Assembler:
         )
 
     def _with_part(self, key: bytes, number: int, count: int, data: bytes) -> bytes | None:
-        """All parts put together, if this is the last one that was missing."""
+        """All parts put together, if this is the last missing one."""
         name = blake2b(key).digest(), count
         parts = self._parts.setdefault(name, {})
         self._parts.move_to_end(name)
@@ -248,7 +248,7 @@ class Assembler:
             return b"".join(part for _, part in sorted(self._forget(name).items()))
         while self._waiting_bytes > MOST_WAITING or len(self._parts) > MOST_SPLIT:
             oldest = next(iter(self._parts))
-            self._pass_over(f"a packet of {oldest[1]} parts", f"only {len(self._forget(oldest))} of them came")
+            self._pass_over(f"a packet of {oldest[1]} parts", f"only {len(self._forget(oldest))} of them arrived")
         return None
 
     def _forget(self, name: tuple[bytes, int]) -> dict[int, bytes]:
@@ -259,7 +259,7 @@ class Assembler:
     def _pass_over(self, what: str, why: str) -> None:
         self.unreadable += 1
         if self.unreadable <= SAID:
-            log.warning("skipped, not one of our dead letters: %s: %s", what, printable(why, 200))
+            log.warning("skipped, not a skyheed dead letter: %s: %s", what, printable(why, 200))
         if self.unreadable == SAID:
             log.warning("further messages that are not dead letters are only counted")
 
@@ -268,13 +268,13 @@ def read(
     options: Options, topic: str, reason: str | None = None, limit: int | None = None,
     stop: Callable[[], bool] = lambda: False, unreadable: Callable[[int], None] = lambda _count: None,
 ) -> Iterator[DeadLetter]:  # fmt: skip
-    """The letters that the topic holds now, each packet once; ends where the topic ends.
+    """The letters on the topic now, each packet once; stops at the topic's end.
 
     Args:
-        reason: only those that were set aside for it.
-        limit: at most this many.
-        stop: ends the reading, also while the broker is unavailable.
-        unreadable: is told at the end how many messages were no letters and were passed over.
+        reason: only those set aside for this reason.
+        limit: maximum number.
+        stop: ends reading, even while the broker is unavailable.
+        unreadable: called at the end with the number of skipped messages.
 
     Raises:
         ServiceError: the topic does not exist or may not be read.
@@ -297,7 +297,7 @@ def read(
 
 
 def _is_tombstone(message: Message) -> bool:
-    """Whether it is no letter, but somebody's order to a compacted topic to forget one; a letter has our headers."""
+    """Whether it is a tombstone on a compacted topic, not a letter; letters have our headers."""
     return message.value() is None and not any(name.startswith(PREFIX) for name, _ in headers_of(message))
 
 
@@ -320,14 +320,14 @@ def _headers(packet: Rejected) -> list[tuple[str, bytes]]:
 
 
 def _dead_letter(ours: Mapping[str, bytes], **rest: Any) -> DeadLetter:
-    """A message without our headers (someone else's) still becomes a letter, with nothing known of it."""
+    """A message without our headers still becomes a letter, with nothing known about it."""
 
     def text(name: str) -> str:
         return ours.get(name, b"")[: 4 * ERROR_CHARACTERS].decode(errors="replace")
 
     def number(name: str) -> int:
         value = ours.get(name, b"")
-        return int(value) if value.isdigit() and len(value) < 15 else -1  # longer is no time and no offset
+        return int(value) if value.isdigit() and len(value) < 15 else -1  # longer is neither a time nor an offset
 
     return DeadLetter(
         reason=text("reason"),
@@ -346,7 +346,7 @@ def _number_of_part(text: bytes) -> tuple[int, int]:
     """From "2/5".
 
     Raises:
-        Unreadable: it is no such text, or of more parts than any packet has.
+        Unreadable: not of this form, or more parts than any packet has.
     """
     numbers = [int(word) if word.isdigit() and len(word) < 5 else 0 for word in text[:20].split(b"/")]
     if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1] <= MOST_PARTS:
@@ -355,10 +355,10 @@ def _number_of_part(text: bytes) -> tuple[int, int]:
 
 
 def _unfolded(whole: bytes) -> tuple[bytes | None, list[tuple[str, bytes]], bytes]:
-    """Key, headers and value of a packet that was split.
+    """Key, headers and value of a split packet.
 
     Raises:
-        Unreadable: it does not begin as we begin one.
+        Unreadable: it does not begin as our split packets do.
     """
     line, _, value = whole.partition(b"\n")
     if (syntax := sum(map(line.count, (b"[", b"{", b",")))) > MOST_SYNTAX:
@@ -374,12 +374,12 @@ def _unfolded(whole: bytes) -> tuple[bytes | None, list[tuple[str, bytes]], byte
 
 
 def _bytes_of(packet: Rejected) -> int:
-    """About what the letter takes."""
+    """The approximate size of the letter."""
     return len(packet.value or b"") + len(packet.key or b"") + sum(len(n) + len(v or b"") for n, v in packet.headers)
 
 
 def in_pieces(things: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """`things` in lists of about `PIECE_BYTES` each, of one thing at least."""
+    """`things` in lists of about `PIECE_BYTES` each, with at least one item."""
     piece: list[T] = []
     held = 0
     for thing in things:

@@ -1,4 +1,5 @@
-"""What the other members of a consumer group have read; a drain ends only with theirs. Knows nothing of messages."""
+"""What the other members of a consumer group have read; a drain ends only when theirs is read, too. Independent of
+messages."""
 
 import time
 from collections.abc import Mapping
@@ -15,11 +16,11 @@ ANSWER_S = 5.0
 
 
 class OtherMembers:
-    """The partitions of a group's topics that we do not hold: whether they were read to where they ended.
+    """Checks whether the partitions of a group's topics that we do not hold were read to their end.
 
     Args:
-        topics: what the group reads.
-        window: partition -> first offset and end of what it reads, where that is a part only.
+        topics: those the group reads.
+        window: partition -> first offset and end of the range to read, if only part is read.
     """
 
     def __init__(
@@ -27,17 +28,17 @@ class OtherMembers:
     ) -> None:
         self._client, self._topics, self._group = client, topics, group
         self._starts = {place: start for place, (start, _) in (window or {}).items()}
-        # where each ended when it was first looked at
+        # the end of each when first checked
         self._ends: dict[Place, int] = {place: end for place, (_, end) in (window or {}).items()}
         self._asked = 0.0
         self._left = -1
         self._since = time.monotonic()
 
     def finished(self, ours: set[Place], patience_s: float) -> bool:
-        """Whether all that others hold was read to its end; asks the broker at most every ASK_S.
+        """Whether everything that others hold was read to its end; queries the broker at most every ASK_S.
 
         Raises:
-            ServiceError: they have not come on for `patience_s`.
+            ServiceError: they have made no progress for `patience_s`.
             KafkaException: the broker refuses us.
         """
         now = time.monotonic()
@@ -60,10 +61,10 @@ class OtherMembers:
         return not left
 
     def _unread(self, ours: set[Place]) -> int:
-        """Offsets of the others that were there when first looked at and are not committed.
+        """Offsets of the others that existed at the first check and are not committed.
 
         Raises:
-            KafkaException: no answer, or a topic is not there.
+            KafkaException: no answer, or a topic does not exist.
         """
         others = sorted(self._places() - ours)
         left = 0

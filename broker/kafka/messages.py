@@ -1,7 +1,8 @@
-"""What is asked of one Kafka message: its place, time and size, and its headers, which anybody may have written.
+"""Properties of one Kafka message: place, time, size, and headers, which anyone may have written.
 
-A header's name need not be UTF-8 for a broker. confluent_kafka then raises a SystemError, and the next look at the same
-message ends the process: its list of headers has holes. So every message is looked at once, where it is fetched.
+A broker accepts header names that are not UTF-8. confluent_kafka then raises a SystemError, and accessing the same
+message again crashes the process, because its header list has holes. So every message is inspected once, where it is
+fetched.
 """
 
 import logging
@@ -18,25 +19,25 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 
 def make_readable(message: Message) -> Message:
-    """The message, without its headers where one of them has a name that is not UTF-8; look at each message once."""
+    """The message, without its headers if one has a name that is not UTF-8; call once per message."""
     try:
         message.headers()
     except (SystemError, UnicodeDecodeError):
         message.set_headers([])
         log.warning(
-            "topic %s partition %s offset %s: a header's name is not UTF-8, read without its headers",
+            "topic %s partition %s offset %s: a header name is not UTF-8; read without headers",
             message.topic(), message.partition(), message.offset(),
         )  # fmt: skip
     return message
 
 
 def headers_of(message: Message) -> Headers:
-    """The headers of a message that was made readable."""
+    """The headers of a message returned by `readable`."""
     return cast(Headers, message.headers() or ())
 
 
 def size_of(message: Message) -> int:
-    """Bytes of a message that was made readable, or of what librdkafka says in its place."""
+    """Size in bytes of a message returned by `readable`, or of librdkafka's event in its place."""
     size = sum(len(name) + len(value or b"") for name, value in headers_of(message))
     return size + len(message.value() or b"") + len(message.key() or b"")
 
@@ -47,12 +48,12 @@ def place_of(message: Message) -> Place:
 
 
 class Timed(Protocol):
-    """What `time_ms` needs of a message."""
+    """What `time_ms` needs from a message."""
 
     def timestamp(self) -> Any: ...
 
 
 def time_ms(message: Timed, otherwise: int) -> int:
-    """Kafka's time of a message, Unix ms; `otherwise` where it has none (-1 is no time)."""
+    """Kafka's timestamp of a message, Unix ms; `otherwise` if it has none (-1 means none)."""
     kind, when = message.timestamp()
     return int(when) if kind != ck.TIMESTAMP_NOT_AVAILABLE and when >= 0 else otherwise

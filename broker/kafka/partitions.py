@@ -1,8 +1,8 @@
-"""What a consumer knows of a partition that it holds; all of it goes when the partition goes. Knows no client.
+"""What a consumer knows about a partition that it holds, discarded with the partition. Independent of the client.
 
 Offsets are never counted: control records, aborted transactions and compaction leave gaps. The end of a partition is
-where the broker says that nothing follows (an end-of-partition event), which with isolation.level=read_committed is
-the last stable offset: behind it lie records of transactions that have not ended.
+where the broker reports that nothing follows (an end-of-partition event). With isolation.level=read_committed this is
+the last stable offset: beyond it are records of open transactions.
 """
 
 import time
@@ -17,16 +17,15 @@ class Partition:
     """One partition since it was last assigned to us.
 
     Attributes:
-        topic_id: of the topic that all of this is about, learned before anything of it was fetched; empty where the
-            broker has no ids, None while it is not known.
+        topic_id: id of the topic, read before anything was fetched; empty if the broker has no ids, None while unknown.
         position: next offset to read.
-        target: where a drain of it ends: its high watermark when reading began.
-        finished: a drain has read it to its target; stays so.
-        unreadable: offsets behind the last stable one, as of the last end-of-partition event.
+        target: where a drain ends: the high watermark when reading began.
+        finished: a drain has read it to its target; never reset.
+        unreadable: offsets beyond the last stable one, as of the last end-of-partition event.
         paused: what librdkafka was told last.
-        done: next offset behind what the caller settled.
+        done: next offset after what the caller settled.
         committed: what was sent to the group.
-        handed: offsets in the caller's hands, not settled yet.
+        handed: offsets handed to the caller and not yet settled.
     """
 
     topic_id: str | None = None
@@ -45,7 +44,9 @@ class Partition:
         """A message arrived; `high` is the high watermark, `remember` says whether it is to be settled."""
         if offset in self.handed:  # it was kept for a while
             return
-        if offset < self.position:  # the partition went and came back, or begins again: what was settled counts no more
+        if (
+            offset < self.position
+        ):  # the partition was lost and regained, or restarts: earlier settlements no longer count
             self.done = self.committed = UNKNOWN
             self.handed.clear()
         if remember:
@@ -54,21 +55,21 @@ class Partition:
         self._reach(offset + 1, high)
 
     def end(self, offset: int, high: int) -> None:
-        """Nothing that can be read follows below `offset`."""
+        """Nothing readable remains below `offset`."""
         self._at_end, self._since = True, time.monotonic()
         self.unreadable = max(0, high - offset)
         self._reach(offset, high)
         self.finished |= not self.unreadable
 
     def settle(self, offsets: Iterable[int]) -> None:
-        """The caller is done with these and all before them; those of an earlier assignment are none of ours."""
+        """The caller is done with these and all before them; those of an earlier assignment are ignored."""
         last = max((offset for offset in offsets if offset in self.handed), default=UNKNOWN)
         if last != UNKNOWN:
             self.handed = {offset for offset in self.handed if offset > last}
             self.done = max(self.done, last + 1)
 
     def to_commit(self) -> int | None:
-        """The offset that the group should continue from, if it does not know it.
+        """The offset from which the group should continue, if not yet committed.
 
         At the end it is the end itself, with the control records before it: else the group would never catch up.
         """
@@ -76,13 +77,13 @@ class Partition:
         return None if offset in (UNKNOWN, self.committed) else offset
 
     def lag(self, high: int) -> int | None:
-        """Offsets still to read of those that can be read; None while nothing is known."""
+        """Readable offsets still to read; None while nothing is known."""
         if UNKNOWN in (high, self.position):
             return None
         return max(0, high - self.position - self.unreadable)
 
     def blocked_s(self) -> float:
-        """For how long a transaction that has not ended has kept a drain from its target; 0 if none does."""
+        """How long an open transaction has kept a drain from its target; 0 if none does."""
         hidden = self._at_end and self.unreadable and not self.finished
         return time.monotonic() - self._since if hidden else 0.0
 

@@ -1,4 +1,4 @@
-"""Publishing in batches, with a delivery report for every message. Knows nothing of what messages hold."""
+"""Publishing in batches, with a delivery report for every message. Independent of message contents."""
 
 import contextlib
 import time
@@ -21,7 +21,7 @@ from skyheed.broker.kafka.connection import (
 
 Headers = Sequence[tuple[str, bytes]]
 Outgoing = tuple[str, bytes | None, bytes | None, Headers | None]  # topic, key, value, headers
-LOOK_S = 0.1  # how often a publisher that waits looks up
+LOOK_S = 0.1  # how often a waiting publisher calls `meanwhile`
 
 
 class Publisher:
@@ -42,11 +42,11 @@ class Publisher:
     def publish(
         self, messages: Sequence[Outgoing], meanwhile: Callable[[], None] = lambda: None
     ) -> list[KafkaError | None]:
-        """Publish, wait, and return for every message None or why the broker will not take this very message.
+        """Publish, wait, and return for every message None or the reason why the broker rejects that message.
 
         Args:
-            meanwhile: done several times a second while we wait. What it raises ends the wait, and leaves open what
-                has arrived.
+            meanwhile: called several times a second while waiting. An exception from it ends the wait; what was
+                delivered is then unknown.
 
         Raises:
             ServiceError: the broker refuses us (user, right, no such topic).
@@ -55,15 +55,17 @@ class Publisher:
         errors = self._publish(messages, meanwhile)
         large = [i for i, error in enumerate(errors) if error and error.code() == KafkaError.MSG_SIZE_TOO_LARGE]
         if len(messages) > 1:
-            for index in large:  # the broker refuses a batch as a whole: only alone a message is to blame
+            for (
+                index
+            ) in large:  # the broker refuses a batch as a whole: only a message sent alone is known to be the cause
                 errors[index] = self._publish([messages[index]], meanwhile)[0]
         return errors
 
     def publish_all(self, messages: Sequence[Outgoing], meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Publish and wait; every message or an error. `meanwhile` as in `publish`.
+        """Publish and wait; all messages or an error. `meanwhile` as in `publish`.
 
         Raises:
-            ServiceError: as `publish`, and when the broker will not take one of the messages.
+            ServiceError: as `publish`, and when the broker rejects one of the messages.
             ServiceUnavailable: as `publish`.
         """
         for message, error in zip(messages, self.publish(messages, meanwhile), strict=True):
@@ -72,9 +74,9 @@ class Publisher:
                 raise self.connection.refusal(error, f"a message of {size} bytes on topic {message[0]}")
 
     def close(self) -> None:
-        """Let go of the broker; nothing is in flight after `publish` returned."""
+        """Release the connection; nothing is in flight after `publish` has returned."""
         self._producer.purge()
-        with contextlib.suppress(KafkaException):  # a fatal error, by then of no interest
+        with contextlib.suppress(KafkaException):  # a fatal error no longer matters here
             self._producer.flush(0.1)
 
     def _publish(self, messages: Sequence[Outgoing], meanwhile: Callable[[], None]) -> list[KafkaError | None]:
@@ -105,13 +107,13 @@ class Publisher:
                     topic, value, key, headers=list(headers or ()) or None, on_delivery=report.callback(index)
                 )
                 return
-            except BufferError:  # the local queue is full: let some go first
+            except BufferError:  # the local queue is full: send some first
                 meanwhile()
                 self.connection.check()
                 if time.monotonic() > deadline:
                     raise self.connection.unavailable("the local queue stays full", "queue full") from None
                 self._producer.poll(LOOK_S)
-            except KafkaException as error:  # refused before it was queued: too large, or nothing goes any more
+            except KafkaException as error:  # refused before it was queued: too large, or the producer has failed
                 if error.args[0].code() == KafkaError._FATAL:
                     self._producer.poll(0)  # raises what was fatal
                 report.settle(index, error.args[0])
@@ -133,7 +135,7 @@ class Publisher:
         self.connection.works()
 
     def _start_afresh(self, fatal: KafkaError | None) -> NoReturn:
-        """Another producer: this one's sequence numbers are of no use; the caller publishes all that it held again."""
+        """Create a new producer: this one's sequence numbers are unusable; the caller republishes everything."""
         self._producer.purge()
         self._producer = producer(self._options, self.connection)
         if fatal is not None:

@@ -1,8 +1,9 @@
-"""Which topics to read: legal names, one dialect of patterns, and what is never input. Knows no Kafka client.
+"""Which topics to read: legal names, one pattern dialect, and topics that are never input. Independent of Kafka
+clients.
 
-A pattern begins with `^`. We match it ourselves against the broker's list of topics, so that it means the same with
-every group protocol (librdkafka has two other dialects, one of them the broker's). It is matched from the beginning
-of a name, to its end only with `$`:
+A pattern begins with `^`. It is matched here against the broker's list of topics, so that it means the same with every
+group protocol (librdkafka has two other dialects, one of them the broker's). It matches from the beginning of a name,
+and to its end only with `$`:
 
     letters, digits, _ and -       themselves; also \\_ and \\-
     .                              any one character; \\. is a dot
@@ -12,7 +13,7 @@ of a name, to its end only with `$`:
     (this|that)                    alternatives
     $                              the end, as the last character
 
-Nothing else is taken, and at most four parts may repeat: matching then takes no time that anyone would notice.
+Nothing else is accepted, and at most four parts may repeat, which keeps matching fast.
 """
 
 import re
@@ -40,7 +41,7 @@ def is_pattern(topic: str) -> bool:
 
 
 def name_fault(name: str) -> str:
-    """Why `name` cannot be a topic's name; empty if it can."""
+    """Why `name` is not a valid topic name; empty if it is."""
     if not name or len(name) > LONGEST_NAME:
         return f"a topic's name has 1 to {LONGEST_NAME} characters, not {len(name)}"
     if name in (".", ".."):
@@ -51,7 +52,7 @@ def name_fault(name: str) -> str:
 
 
 def check_name(name: str, what: str = "topic") -> str:
-    """`name`, if Kafka would take it.
+    """`name`, if Kafka would accept it.
 
     Raises:
         ConfigError: it would not.
@@ -62,16 +63,16 @@ def check_name(name: str, what: str = "topic") -> str:
 
 
 def compiled(pattern: str) -> "re.Pattern[str]":
-    """The pattern as Python's expression.
+    """The pattern as a Python regular expression.
 
     Raises:
-        ConfigError: it holds what the dialect has not.
+        ConfigError: it uses something outside the dialect.
     """
     return re.compile(_Parser(pattern).translate(), re.ASCII)
 
 
 class _Parser:
-    """Checks a pattern character by character and writes it as Python's."""
+    """Checks a pattern character by character and translates it to Python's syntax."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern, self._at = pattern, 1
@@ -169,7 +170,8 @@ def internal(name: str) -> bool:
 
 
 def no_classifications(name: str) -> bool:
-    """Whether no pattern of a reader of classifications may match `name`: refusals that are read are refused again."""
+    """Whether patterns for reading classifications must not match `name`: refusals that are read would be refused
+    again."""
     return internal(name) or bool(_SET_ASIDE.search(name))
 
 
@@ -178,8 +180,8 @@ class Outputs:
     """The topics that skyheed writes: read as alerts they would multiply forever.
 
     Attributes:
-        prefixes: of names such as <prefix>.deadletter.<survey>; of any survey.
-        names: others, by their whole name.
+        prefixes: of names such as <prefix>.deadletter.<survey>, for any survey.
+        names: others, by full name.
     """
 
     prefixes: tuple[str, ...] = ("skyheed",)
@@ -189,12 +191,12 @@ class Outputs:
         kinds = tuple(
             f"{prefix}.{kind}" for prefix in self.prefixes for kind in ("classifications", "deadletter", "refused")
         )
-        # whatever else is called skyheed.… is ours too, but for the alerts that `replay` sends
+        # all other skyheed.… topics are ours, too, except the alerts that `replay` sends
         other = name.startswith("skyheed.") and not name.startswith("skyheed.alerts.")
         return name in self.names or name.startswith(kinds) or other
 
     def fault(self, name: str) -> str:
-        """Why alerts cannot be in topic `name`; empty if they can."""
+        """Why topic `name` cannot hold alerts; empty if it can."""
         if internal(name):
             return f"topic {name} is Kafka's own: name a topic of alerts"
         if name in self:
@@ -202,13 +204,13 @@ class Outputs:
         return ""
 
     def never(self, name: str) -> bool:
-        """Whether no pattern of alert topics may match `name`; whoever's skyheed wrote it."""
+        """Whether patterns for alert topics must not match `name`, because some skyheed writes it."""
         return internal(name) or name in self or bool(_ANYONES.search(name))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Topics by name and by pattern; `never` names those that no pattern matches.
+    """Topics by name and by pattern; `never` excludes topics from all patterns.
 
     Raises:
         ConfigError: a name or a pattern that cannot work, or none at all.
@@ -227,20 +229,20 @@ class Selection:
 
     @property
     def names(self) -> list[str]:
-        """What is read whether it is there or not."""
+        """Topics read whether they exist or not."""
         return [topic for topic in self.topics if not is_pattern(topic)]
 
     @property
     def patterns(self) -> list[str]:
-        """What waits for topics that match."""
+        """Patterns that wait for matching topics."""
         return list(self._patterns)
 
     def matched(self, pattern: str, existing: Iterable[str]) -> list[str]:
-        """The topics among `existing` that one of our patterns matches."""
+        """The topics among `existing` that match one of the patterns."""
         return sorted(name for name in existing if self._patterns[pattern].match(name) and not self.never(name))
 
     def among(self, existing: Iterable[str]) -> list[str]:
-        """All topics to read when `existing` are there: the named ones, then what the patterns match."""
+        """All topics to read, given the `existing` ones: the named ones, then those that match patterns."""
         there = list(existing)
         found = {name for pattern in self._patterns for name in self.matched(pattern, there)}
         return list(dict.fromkeys([*self.names, *sorted(found)]))

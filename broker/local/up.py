@@ -28,11 +28,11 @@ def run(
 
     Args:
         settings: servers named there are used, the others are started here.
-        settings_path: the configuration file, handed on to the daemons.
-        models: of the command line; those of the configuration file come with it.
-        data: folder for the embedded Valkey's state and the logs; made here, it is readable by us alone; one that was
-            there keeps its mode, and only what we write into it is private. Without it a temporary one.
-        serve: the page, too.
+        settings_path: the configuration file, passed to the daemons.
+        models: from the command line; the configuration file's come with it.
+        data: folder for the embedded Valkey's state and the logs; a new one is readable only by this user; an existing
+            one keeps its mode, and only our files in it are private. A temporary one by default.
+        serve: also serve the page.
 
     Raises:
         ServiceError: a daemon ended by itself.
@@ -88,7 +88,7 @@ def _run(
 
 
 def _say(text: str, err: bool = False) -> None:
-    """Print it, unless the terminal is gone: that must not keep us from stopping in order."""
+    """Print it, unless the terminal is gone, which must not prevent an orderly stop."""
     with contextlib.suppress(OSError):
         click.echo(text, err=err)
 
@@ -108,7 +108,7 @@ def _addresses(settings: Settings, servers: stack.Servers, folder: Path, shown: 
             *([f"page             {shown}"] if shown else []),
             "",
             f"send alerts:     skyheed replay {survey} PATH --kafka {kafka}",
-            f"read answers:    skyheed subscribe --survey {survey} --kafka {kafka}",
+            f"read results: skyheed subscribe --survey {survey} --kafka {kafka}",
             f"look after it:   {password}skyheed check --survey {survey} --kafka {kafka} --redis {servers.redis}",
             "Ctrl-C drains and stops.",
         ]
@@ -124,7 +124,7 @@ def _watch(stop: threading.Event, daemons: Sequence[stack.Daemon]) -> None:
 
 
 def _drain(ledger: Ledger, worker: stack.Daemon, stop: threading.Event) -> None:
-    """Let the worker answer what is pending; a second Ctrl-C or the limit ends the wait."""
+    """Let the worker classify what is pending; a second Ctrl-C or the limit ends the wait."""
     pending = ledger.books().pending
     if not pending:
         return

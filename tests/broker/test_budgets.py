@@ -331,7 +331,7 @@ def test_a_header_whose_name_is_no_text_ends_no_daemon(
     produce(kafka.address, topic, [(b"key", value, bad) for value in values] + [(None, sdss_alert("H", 3), [])])
     program = ingest(kafka.address, valkey.url, topic, "--drain")
     assert program.process.wait(60) == 0, program.said
-    assert program.said.count("a header's name is not UTF-8, read without its headers") == 3
+    assert program.said.count("a header name is not UTF-8; read without headers") == 3
     store, _, ledger = daemon.read_store(settings)
     assert ledger.books().balanced
     found = store.sequence("H")
