@@ -1,7 +1,8 @@
-"""Who can still give the packets of past alerts: one file a provider, an entry point in `skyheed.providers`.
+"""Services that still provide packets of past alerts: one file per provider, found through the entry points
+`skyheed.providers`.
 
-A provider returns a packet as the survey sent it, or one that it put together of what a broker says (`assembled`), so
-that backfilled stamps take the same way as all others.
+A provider returns a packet as the survey sent it, or one assembled from a broker's data (`assembled`), so that
+backfilled stamps follow the same path as all others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ class Provider(Protocol):
 
     Attributes:
         survey: whose packets it has.
-        rate: requests a second that it takes unless the settings say otherwise.
+        rate: requests per second, unless the settings say otherwise.
     """
 
     survey: ClassVar[str]
@@ -27,21 +28,21 @@ class Provider(Protocol):
         """The packet of one detection; None if the service does not have it.
 
         Raises:
-            Refusal: it will not give this one.
+            Refusal: it does not release this one.
             ServiceUnavailable: it is unavailable, or wants us to wait.
             ServiceError: it refuses us.
         """
 
     def close(self) -> None:
-        """Let go of the service."""
+        """Release the connection."""
 
 
 @runtime_checkable
 class AsksAhead(Protocol):
-    """A provider that can ask for several detections at a time."""
+    """A provider that can request several detections at a time."""
 
     def expect(self, object_id: str, sources: Sequence[int]) -> None:
-        """Detections of an object that `packet` will be asked for next, in this order."""
+        """Detections of an object that will be requested next from `packet`, in this order."""
 
 
 def cost(provider: Provider) -> int:
@@ -58,7 +59,7 @@ def load(name: str, options: Mapping[str, str]) -> Provider:
     """The provider of that name, with the options of its table in the settings.
 
     Raises:
-        ConfigError: there is none, what it needs is not installed, or an option cannot work.
+        ConfigError: no such provider, a missing dependency, or an option that cannot work.
     """
     found: Provider = plugin(GROUP, "provider", name, options)
     return found

@@ -1,7 +1,7 @@
-"""Packets put together from a broker's table of detections and its stamps, for those that do not keep packets.
+"""Packets assembled from a broker's table of detections and its stamps, for brokers that do not keep packets.
 
-They hold what our reader schema of the survey names and the broker says, as an Avro container: they take the same way
-as packets of the survey, and lack what brokers do not repeat (the photometry of before, for one).
+They hold those fields of our reader schema that the broker provides, as an Avro container: they follow the same path
+as packets of the survey, but lack what brokers do not repeat (such as earlier photometry).
 """
 
 import io
@@ -17,10 +17,10 @@ KINDS = ("Science", "Template", "Difference")
 
 
 def lsst_packet(source: Mapping[str, Any], stamps: Mapping[str, bytes]) -> bytes:
-    """A packet of one LSST detection.
+    """A packet for one LSST detection.
 
     Args:
-        source: columns of its diaSource, by their names in the survey's schema; those that we do not read are left out.
+        source: columns of its diaSource, by their names in the survey's schema; unread ones are dropped.
         stamps: FITS files by kind, of `KINDS`.
     """
     own = _known(source, "lsst", "diaSource")
@@ -29,7 +29,7 @@ def lsst_packet(source: Mapping[str, Any], stamps: Mapping[str, bytes]) -> bytes
 
 
 def ztf_packet(object_id: str, candidate: Mapping[str, Any], stamps: Mapping[str, bytes]) -> bytes:
-    """A packet of one ZTF detection; arguments as of `lsst_packet`, with the fields of `candidate`."""
+    """A packet for one ZTF detection; arguments as for `lsst_packet`, with the fields of `candidate`."""
     own = _known(candidate, "ztf", "candidate")
     record = {"objectId": object_id, "candid": own.get("candid"), "candidate": own}
     return _packet("ztf", record | {f"cutout{kind}": {"stampData": data} for kind, data in stamps.items() if data})
@@ -43,20 +43,20 @@ def _packet(survey: str, record: Mapping[str, Any]) -> bytes:
 
 @lru_cache(4)
 def _schema(survey: str) -> dict[str, Any]:
-    """Our reader schema; as a writer's."""
+    """Our reader schema, used as the writer's."""
     found: dict[str, Any] = json.loads(files("skyheed.schemas").joinpath(f"{survey}/reader.avsc").read_text())
     return found
 
 
 def _known(values: Mapping[str, Any], survey: str, name: str) -> dict[str, Any]:
-    """The values that the schema's record of this name has fields for, whole numbers of text as numbers."""
+    """The values for which the schema's record of this name has fields; integers given as text become numbers."""
     [record] = [field["type"][1] for field in _schema(survey)["fields"] if field["name"] == name]
     types = {field["name"]: field["type"] for field in record["fields"]}
     return {key: _as(types[key], value) for key, value in values.items() if key in types}
 
 
 def _as(types: list[Any], value: Any) -> Any:
-    """A value as JSON has it, as the schema takes it; null for what it does not take."""
+    """A JSON value converted to the schema's type; null if it does not fit."""
     if isinstance(value, str) and "double" in types and "string" not in types:
         try:
             return float(value)

@@ -19,9 +19,9 @@ from skyheed.broker.providers.assembled import KINDS, lsst_packet, ztf_packet
 from skyheed.broker.providers.rows import RowsOfObjects, number_of
 
 BABAMUL_URL = "https://babamul.caltech.edu/api/babamul"
-PAGE = 1000  # rows that are asked for at a time
+PAGE = 1000  # rows requested at a time
 MOST_PAGES = 20
-STAMPS = 10  # detections whose stamps are asked for at a time: 2 MB of LSST as base64
+STAMPS = 10  # detections whose stamps are requested at a time: 2 MB of LSST data as base64
 
 
 class Babamul:
@@ -42,11 +42,11 @@ class Babamul:
 
     @classmethod
     def name(cls) -> str:
-        """As in the settings."""
+        """Options as in the settings."""
         return "babamul"
 
     def expect(self, object_id: str, sources: Sequence[int]) -> None:
-        """Detections that will be asked for next: their stamps come several at a time."""
+        """Detections to be requested next; their stamps are fetched several at a time."""
         self._expected, self._stamps = list(sources), {}
 
     def packet(self, object_id: str, source_id: int) -> bytes | None:
@@ -100,7 +100,7 @@ class BabamulZtf(Babamul):
 
 
 def _data(answer: Any, kind: type) -> Any:
-    """What is in the envelope {"data": …}."""
+    """The contents of the envelope {"data": …}."""
     data = answer.get("data", answer) if isinstance(answer, dict) else answer
     if not isinstance(data, kind):
         raise Refusal(200, f"an answer of {type(data).__name__} where a {kind.__name__} should be")
@@ -108,7 +108,7 @@ def _data(answer: Any, kind: type) -> Any:
 
 
 def _files(row: Mapping[str, Any]) -> dict[str, bytes]:
-    """The FITS files of one detection; what is no base64 is passed on as it is not: as no file."""
+    """The FITS files of one detection; anything that is not base64 is dropped."""
     found = {}
     for kind in KINDS:
         try:

@@ -6,7 +6,7 @@ LSST (https://api.lsst.fink-portal.org; doc.lsst.fink-broker, docs/services/api/
     POST /api/v1/cutouts  {"diaSourceId", "kind", "output-format": "FITS"}      -> a FITS file; nothing for none
 
 ZTF (https://api.ztf.fink-portal.org; fink-object-api, apps/routes/v1/ztf, 17051ca): /api/v1/objects {"objectId", …}
-with names such as i:ra, and /api/v1/cutouts {"objectId", "candid", …}. Both fail (500) at a stamp that is not there.
+with names such as i:ra, and /api/v1/cutouts {"objectId", "candid", …}. Both fail (500) if a stamp does not exist.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Fink:
 
     survey: ClassVar[str] = "lsst"
     rate: ClassVar[float] = 2.0
-    requests: ClassVar[int] = len(KINDS)  # of a detection; and one of an object
+    requests: ClassVar[int] = len(KINDS)  # per detection; plus one per object
     _url: ClassVar[str] = FINK_LSST_URL
     _number: ClassVar[str] = "diaSourceId"
 
@@ -44,7 +44,7 @@ class Fink:
 
     @classmethod
     def name(cls) -> str:
-        """As in the settings."""
+        """Options as in the settings."""
         return "fink"
 
     def packet(self, object_id: str, source_id: int) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Tables of objects' detections as providers give them: asked for once, kept for a while."""
+"""Tables of objects' detections from providers: requested once, cached for a while."""
 
 import time
 from collections import OrderedDict
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 Rows = dict[int, dict[str, Any]]  # detection -> its columns
-STALE_S = 60.0  # after which a table that lacks a detection is asked for again
-MOST_OBJECTS = 64  # whose tables are kept: a packet's detections are asked for one after the other
+STALE_S = 60.0  # after this a table that lacks a detection is requested again
+MOST_OBJECTS = 64  # cached tables: a packet's detections are requested one after the other
 
 
 class RowsOfObjects:
-    """The detections of objects, the tables of the last few kept.
+    """The detections of objects, with a cache of the last few tables.
 
     Args:
-        ask: for the table of one object.
+        ask: requests the table of one object.
     """
 
     def __init__(self, ask: Callable[[str], Rows]) -> None:
@@ -22,7 +22,7 @@ class RowsOfObjects:
         self._kept: OrderedDict[str, tuple[float, Rows]] = OrderedDict()
 
     def of(self, object_id: str, source_id: int) -> dict[str, Any] | None:
-        """The columns of a detection; None if the provider does not have it. Errors as of the provider's host."""
+        """The columns of a detection; None if the provider does not have it. Errors as for the provider's host."""
         asked, rows = self._kept.get(object_id, (-STALE_S, {}))
         if source_id not in rows and time.monotonic() - asked >= STALE_S:
             rows = self._ask(object_id)
@@ -34,7 +34,7 @@ class RowsOfObjects:
 
 
 def number_of(value: Any) -> int | None:
-    """A detection's number, which some give as text; None for what is none, such as a float that was rounded."""
+    """A detection's number, which some send as text; None if invalid, such as a rounded float."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     text = str(value)

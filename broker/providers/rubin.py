@@ -32,7 +32,7 @@ class Rubin:
 
 
 def packet_at(host: Host, path: str) -> bytes | None:
-    """The bytes at a path; None where the host has nothing there."""
+    """The bytes at a path; None if the host has nothing there."""
     try:
         return host.fetch(path)
     except Refusal as refusal:

@@ -1,1 +1,1 @@
-"""The schema registry: one client, for reading schemas and for writing ours."""
+"""The schema registry: one client, for reading schemas and registering ours."""

@@ -1,4 +1,4 @@
-"""HTTP to a schema registry: bounded in time and bytes, and its password goes to its own host only.
+"""HTTP to a schema registry: bounded in time and bytes; its password is sent only to its own host.
 
 `confluent_kafka.schema_registry` is not used: docs/dependencies.md says why, with figures.
 """
@@ -26,19 +26,19 @@ from skyheed.broker.errors import (
     ServiceUnavailable,
 )
 
-SILENCE_S = 1.0  # the registry may keep silent for this long
-ANSWER_S = 3.0  # one answer, redirects included, also when it comes in drops
+SILENCE_S = 1.0  # the registry may be silent for this long
+ANSWER_S = 3.0  # one response, including redirects, even if it arrives byte by byte
 MAX_ANSWER_BYTES = 4 << 20
 _ACCEPT = "application/vnd.schemaregistry.v1+json, application/json"
 _MAX_REDIRECTS = 3
 
 
 class Away(Exception):
-    """The registry did not answer, or answered that it cannot now; the message says which."""
+    """The registry did not answer, or reported that it cannot now; the message says which."""
 
 
 class CertificateRefused(Away):
-    """The registry's certificate is expired, of another host or of an unknown authority."""
+    """The registry's certificate is expired, for another host, or from an unknown authority."""
 
 
 class RegistryClient:
@@ -46,8 +46,8 @@ class RegistryClient:
 
     Args:
         url: base URL.
-        user, password: for HTTP basic authentication; never logged nor shown in an error.
-        ca_file: PEM certificates that sign the registry's; empty for those that the system trusts.
+        user, password: for HTTP basic authentication; never logged or shown in an error.
+        ca_file: PEM of the authority that signed the registry's certificate; empty for the system's.
         setting: the setting that the URL comes from, for messages.
 
     Raises:
@@ -68,7 +68,7 @@ class RegistryClient:
         """The JSON answer to a GET.
 
         Raises:
-            Away: no answer, or not one that is of use.
+            Away: no answer, or not a usable one.
             PacketError: UNKNOWN_SCHEMA, the registry has nothing under this path.
             ServiceError: it refuses the user or password.
         """
@@ -113,11 +113,11 @@ class RegistryClient:
             return ServiceError(f"the schema registry {self.url} refuses registry.user and registry.password")
         if status == 404:
             return PacketError(Reason.UNKNOWN_SCHEMA, f"the registry does not know {what}")
-        return Away("it redirects to where we do not follow" if status < 400 else f"HTTP status {status}")
+        return Away("it redirects to a place we do not follow" if status < 400 else f"HTTP status {status}")
 
 
 def _check_url(url: str, setting: str) -> None:
-    if "@" in url:  # not shown: a password with / # or ? ends up in any part of the URL
+    if "@" in url:  # not shown: a password with / # or ? can end up in any part of the URL
         raise ConfigError(f"{setting} holds a user or password: set registry.user and registry.password instead")
     try:
         parts = urlsplit(url)
@@ -166,7 +166,7 @@ def _read_json(response: Any) -> Any:
 
 
 class _Deadline:
-    """Cuts the connections of one request when its time is over: a socket's own timeout is for each read only."""
+    """Closes the connections of one request when its time is up: a socket's own timeout applies to each read only."""
 
     def __init__(self, seconds: float) -> None:
         self._sockets: list[socket.socket] = []
@@ -174,7 +174,7 @@ class _Deadline:
         self._timer.daemon = True
 
     def watch(self, connection: socket.socket) -> None:
-        self._sockets.append(connection.dup())  # TLS takes the original away
+        self._sockets.append(connection.dup())  # TLS detaches the original
 
     def _cut(self) -> None:
         for each in self._sockets:
@@ -193,7 +193,7 @@ class _Deadline:
 
 
 class _WatchedContext(ssl.SSLContext):
-    """Has the connection watched before the handshake, which can come in drops, too."""
+    """Registers the connection before the handshake, which can also arrive byte by byte."""
 
     deadline: _Deadline | None = None
 
@@ -226,7 +226,7 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a GET, never from https to http; the password goes along within one host and port only."""
+    """Follows a GET, never from https to http; the password is sent along only within one host and port."""
 
     max_redirections = _MAX_REDIRECTS
 

@@ -1,7 +1,7 @@
-"""Writer schemas by number: schema registry, then a local directory, then an installed package.
+"""Writer schemas by id: from a schema registry, then a local directory, then an installed package.
 
-A local directory holds `<id>.avsc` or `<GUID>.avsc` (one file with everything in it) or `<major>/<minor>/*.avsc` as
-the LSST schema repository has them, where id = major * 100 + minor; the file named `*.alert.avsc` is the top of it.
+A local directory holds `<id>.avsc` or `<GUID>.avsc` (one file with everything in it) or `<major>/<minor>/*.avsc` as in
+the LSST schema repository, where id = major * 100 + minor; the file named `*.alert.avsc` is the top of it.
 The installed package `lsst-alert-packet` has the same layout.
 """
 
@@ -30,8 +30,8 @@ log = logging.getLogger("skyheed.registry")
 LSST_PACKAGE = "lsst.alert.packet"
 RETRY_S = 3.0  # all attempts for one schema together
 FIRST_WAIT_S = 0.2  # between attempts, then doubled
-RECHECK_S = 30.0  # an unknown id, or a registry that was unavailable, is asked about again after this
-KEPT, KEPT_RECENT = 200, 1000  # schemas of the registry; what is asked about again
+RECHECK_S = 30.0  # an unknown id, or an unavailable registry, is retried after this
+KEPT, KEPT_RECENT = 200, 1000  # schemas from the registry; ids to retry
 _MAX_REFERENCES = 50
 
 SchemaId = int | UUID  # number, or GUID since Confluent Platform 8
@@ -40,18 +40,18 @@ SchemaId = int | UUID  # number, or GUID since Confluent Platform 8
 class SchemaSource:
     """Writer schemas by Confluent schema id or GUID, cached.
 
-    What the registry said is kept (an id never changes its meaning), the 200 schemas used last; what came from a
-    fallback, and that an id is unknown or its schema bad, for 30 s.
+    Answers of the registry are kept (an id never changes its meaning), for the 200 schemas used last; schemas from a
+    fallback, and the fact that an id is unknown or its schema bad, for 30 s.
 
     Args:
         url: base URL of a Confluent-compatible registry; empty for none.
         user, password: for HTTP basic authentication; never logged nor shown in an error.
-        directory: local schemas, used when the registry is unavailable or does not know the id.
+        directory: local schemas, used if the registry is unavailable or does not know the id.
         ca_file: PEM certificates that sign the registry's; empty for those that the system trusts.
         package: importable package with LSST schemas, used last; empty for none.
 
     Raises:
-        ConfigError: a URL that cannot work, or a directory that is not there.
+        ConfigError: a URL that cannot work, or a directory that does not exist.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SchemaSource:
         self._away_since: float | None = None
 
     def get(self, schema_id: SchemaId) -> Schema:
-        """The schema of this number.
+        """The schema with this id.
 
         Raises:
             PacketError: UNKNOWN_SCHEMA, REGISTRY_UNAVAILABLE or BAD_SCHEMA.
@@ -90,11 +90,11 @@ class SchemaSource:
         return answer
 
     def ping(self) -> None:
-        """See that the registry answers, if one is set.
+        """Check that the registry answers, if one is set.
 
         Raises:
             ServiceUnavailable: it does not.
-            ServiceError: it refuses the user or password, or is no schema registry.
+            ServiceError: it refuses the user or password, or is not a schema registry.
         """
         if self._registry is None:
             return
@@ -110,7 +110,7 @@ class SchemaSource:
             raise ServiceError(f"{self._registry.url} is not a schema registry: it has no /subjects") from None
 
     def describe(self) -> str:
-        """Where schemas are looked for, in order."""
+        """Where schemas are searched for, in order."""
         places = [f"registry {self._registry.url}"] if self._registry else []
         if self._directory:
             places.append(f"directory {self._directory}")
@@ -143,7 +143,7 @@ class SchemaSource:
         return schema
 
     def _remember(self, schema_id: SchemaId, answer: Schema | PacketError) -> Schema | PacketError:
-        if len(self._recent) > KEPT_RECENT:  # ids come from packets: a broken producer can send any number
+        if len(self._recent) > KEPT_RECENT:  # ids come from packets: a broken producer can send any
             self._recent.clear()
         self._recent[schema_id] = (time.monotonic() + RECHECK_S, answer)
         return answer
@@ -231,7 +231,7 @@ class _Registry:
             raise PacketError(Reason.BAD_SCHEMA, f"the registry's answer for schema {schema_id}") from error
 
     def _library(self, answer: dict[str, Any], patience_s: float) -> Library:
-        """What the schema refers to, the nearest first. The names of references are free; types count."""
+        """What the schema refers to, nearest first. Names of references are arbitrary; types matter."""
         library: list[tuple[str, Any]] = []
         known: dict[str, dict[str, Any]] = {}
         waiting, size = deque(answer.get("references") or []), len(answer["schema"])
@@ -258,7 +258,7 @@ class _Registry:
         return self.fetch(f"{place}?deleted=true", patience_s)  # retired, but old packets still need it
 
     def fetch(self, path: str, patience_s: float) -> Any:
-        """GET, again and again with growing pauses for `patience_s` while there is no answer."""
+        """GET, retried with growing pauses for `patience_s` while there is no answer."""
         deadline, wait = time.monotonic() + patience_s, FIRST_WAIT_S
         while True:
             try:

@@ -1,1 +1,1 @@
-"""Classifications, what they become, and how they are read."""
+"""Classification records, their encodings, and how they are read."""

@@ -1,8 +1,8 @@
-"""Records of our schema that somebody else, or another release, wrote: read within bounds.
+"""Reads classification records written by others, or by another release, within bounds.
 
-Anybody who may write to a topic of classifications decides on the bytes and, in an Avro container, on the schema. Both
-are measured before fastavro sees them: it would unpack a block to whatever size it has, read items of no bytes as
-often as a count says, and follow a type that holds itself as deep as the bytes go.
+Anyone who may write to a classification topic controls the bytes and, in an Avro container, the schema. Both are
+checked before fastavro sees them: it would unpack a block of any size, read zero-byte items as often as a count says,
+and follow a recursive type as deep as the bytes go.
 """
 
 import functools
@@ -17,13 +17,13 @@ from skyheed.broker.errors import PacketError, StreamError
 from skyheed.broker.packets.avro_schema import Schema as Measured
 from skyheed.broker.packets.avro_schema import Type
 
-MAX_MESSAGE_BYTES = 2**20  # of a message, and unpacked of the record in it; one with 99 sources has 3 kB
-MAX_SCHEMA_BYTES = 2**15  # ours has 2 kB
-MAX_VALUES = 10_000  # in a record, but for items; ours has 60
+MAX_MESSAGE_BYTES = 2**20  # of a message, and of its unpacked record; one with 99 sources takes 3 kB
+MAX_SCHEMA_BYTES = 2**15  # ours is 2 kB
+MAX_VALUES = 10_000  # in a record, not counting items; ours has 60
 VALUES_A_BYTE = 8  # in an item, at its smallest; real ones have up to 3
 MAGIC = b"Obj\x01"
 _SYNC_BYTES = 16
-_MAX_ENTRIES = 100  # of a container's header
+_MAX_ENTRIES = 100  # entries in a container's header
 _CODECS = ("null", "deflate")
 _SCHEMAS = 16  # remembered
 
@@ -34,7 +34,7 @@ def only_record(payload: bytes) -> tuple[Schema, bytes]:
     """The writer schema and the datum of a container that holds one record.
 
     Raises:
-        StreamError: it is no such container, or larger or more intricate than any classification.
+        StreamError: it is not such a container, or larger or more complex than any classification.
     """
     cursor = _Cursor(payload, len(MAGIC))
     metadata = _metadata(cursor)
@@ -51,10 +51,10 @@ def only_record(payload: bytes) -> tuple[Schema, bytes]:
 
 @functools.lru_cache(_SCHEMAS)
 def writer_schema(text: bytes) -> Schema:
-    """A writer schema as fastavro takes it, without logical types, once it is sure what reading with it costs.
+    """A writer schema for fastavro, without logical types, after checking the cost of reading with it.
 
     Raises:
-        StreamError: it is no schema of a record, too large, or made so that few bytes are many values.
+        StreamError: it is not a record schema, is too large, or lets few bytes encode many values.
     """
     if len(text) > MAX_SCHEMA_BYTES:
         raise StreamError(f"a schema of {len(text)} bytes, more than {MAX_SCHEMA_BYTES}")
@@ -63,10 +63,10 @@ def writer_schema(text: bytes) -> Schema:
     except PacketError as error:
         raise StreamError(str(error)) from error
     if measured.recursive or measured.root.nodes > MAX_VALUES or not _items_weigh(measured.root):
-        raise StreamError("a schema with a type that holds itself, or of which few bytes are many values")
+        raise StreamError("a schema with a recursive type, or one that lets few bytes encode many values")
     parsed = parse_schema(without(json.loads(text), "doc", "logicalType"), named_schemas={})
     if not isinstance(parsed, dict):
-        raise StreamError("a schema that is not of a record")
+        raise StreamError("a schema that is not a record")
     return parsed
 
 
@@ -78,7 +78,7 @@ def without(node: Any, *names: str) -> Any:
 
 
 def _items_weigh(root: Type) -> bool:
-    """Whether the items of all arrays and maps have bytes in proportion to the values in them."""
+    """Whether items of all arrays and maps take bytes in proportion to their values."""
     seen: set[int] = set()
     waiting = [root]
     while waiting:
@@ -95,7 +95,7 @@ def _items_weigh(root: Type) -> bool:
 
 
 class _Cursor:
-    """A place in a container; every length is checked against what is left."""
+    """A read position in a container; every length is checked against what is left."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self.data, self.at = data, at
@@ -135,7 +135,7 @@ def _metadata(cursor: _Cursor) -> dict[bytes, bytes]:
 
 
 def _blocks(cursor: _Cursor, sync: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number of records and bytes of each block, as they are packed."""
+    """Number of records and packed bytes of each block."""
     while cursor.at < len(cursor.data):
         count = cursor.long()
         if count < 0:

@@ -1,11 +1,11 @@
-"""Classification <-> Avro: our own schema in three envelopes, and ELAsTiCC's message. Knows no Kafka and no model.
+"""Classification <-> Avro: our own schema in three envelopes, and ELAsTiCC's message. Independent of Kafka and models.
 
 Envelopes of schema classification/v1:
-    container    `encode`: Avro object container, self-describing; what the topic carries by default
+    container    `encode`: Avro object container, self-describing; the topic's default
     wire         `encode_wire`: Confluent's 0, schema id (4 bytes, big-endian), datum; where a registry is set
-    single       `encode_single`: Avro's C3 01, fingerprint (8 bytes), datum; small, for our own store
-Two workers that answer the same revision write the same bytes but for `classified_ms`: the container's sync marker
-is fixed, too.
+    single       `encode_single`: Avro's C3 01, fingerprint (8 bytes), datum; compact, for our own store
+Two workers that classify the same revision write the same bytes except for `classified_ms`; even the container's sync
+marker is fixed.
 """
 
 import functools
@@ -37,7 +37,7 @@ class Form:
     """How a classification is published.
 
     Attributes:
-        encode: the message's value, from a record and its datum.
+        encode: makes the message's value from a record and its datum.
         container: the value is an Avro object container.
     """
 
@@ -57,19 +57,19 @@ def schema_text() -> str:
 
 
 def datum_of(single: bytes) -> bytes:
-    """The datum in what `encode_single` made: all envelopes hold the same one, which need not be encoded again."""
+    """The datum in the output of `encode_single`: all envelopes hold the same one, which need not be encoded again."""
     return single[len(_SINGLE) + len(_fingerprint()) :]
 
 
 def encode(record: Classification, datum: bytes | None = None) -> bytes:
-    """As a self-describing container of one record; `datum` if it was encoded before."""
+    """As a self-describing container of one record; `datum` if already encoded."""
     datum = datum or _datum(record)
     header, sync = _header()
     return b"".join((header, b"\x02", _zigzag(len(datum)), datum, sync))
 
 
 def encode_wire(record: Classification, schema_id: int, datum: bytes | None = None) -> bytes:
-    """As Confluent wire; `schema_id` as `register` returned it, `datum` if it was encoded before."""
+    """In Confluent wire format; `schema_id` from `register`, `datum` if already encoded."""
     return _WIRE + struct.pack(">I", schema_id) + (datum or _datum(record))
 
 
@@ -86,13 +86,13 @@ def encode_elasticc(record: Classification, _datum: bytes | None = None) -> byte
 
 
 def decode(payload: bytes, writer_schema: Callable[[int], Schema] | None = None) -> Classification:
-    """A record from any of the three envelopes, also of a later minor version of the schema.
+    """A record from any of the three envelopes, even of a later minor version of the schema.
 
     Args:
-        writer_schema: schema by registry id, for the wire form; without it the record must be of our own version.
+        writer_schema: schema by registry id, for the wire form; without it the record must be of this version.
 
     Raises:
-        StreamError: the payload is no classification, or larger than any.
+        StreamError: the payload is not a classification, or larger than any.
     """
     if len(payload) > foreign.MAX_MESSAGE_BYTES:
         raise StreamError(f"not a classification: {len(payload)} bytes, more than {foreign.MAX_MESSAGE_BYTES}")
@@ -100,7 +100,7 @@ def decode(payload: bytes, writer_schema: Callable[[int], Schema] | None = None)
         return Classification.from_dict(_decode(payload, writer_schema))
     except StreamError as error:
         raise StreamError(f"not a classification: {error}") from error
-    # fastavro lets many kinds of error through for bytes that are not what the schema says
+    # fastavro raises many kinds of error for bytes that do not match the schema
     except Exception as error:
         raise StreamError(f"not a classification: {type(error).__name__}: {printable(error, 200)}") from error
 
@@ -125,7 +125,7 @@ def elasticc_schema() -> Schema:
 
 @functools.cache
 def _schema() -> Schema:
-    # without logical types: times stay integers, which is faster both ways; the bytes are the same
+    # without logical types: times stay integers, faster both ways; the bytes are the same
     return _parse(_bare(load_schema("classification", "v1", "classification.avsc"), logical=False))
 
 
@@ -161,7 +161,7 @@ def _fingerprint_of(schema: Schema) -> bytes:
 
 @functools.cache
 def _released() -> dict[bytes, Schema]:
-    """Earlier minor versions by their fingerprint: what an earlier release left in Redis."""
+    """Earlier minor versions by fingerprint, for records that an earlier release left in Redis."""
     folder = files("skyheed.schemas").joinpath("classification", "v1", "released")
     texts = [path.read_text() for path in folder.iterdir() if path.name.endswith(".avsc")]
     schemas = [_parse(_bare(json.loads(text), logical=False)) for text in texts]
@@ -206,12 +206,12 @@ def _decode(payload: bytes, writer_schema: Callable[[int], Schema] | None) -> Ma
 
 
 def _own_datum(payload: bytes) -> bytes | None:
-    """The datum of a container that `encode` of this very version wrote; None for any other."""
+    """The datum of a container written by `encode` of this version; None for any other."""
     header, sync = _header()
     if not payload.startswith(header + b"\x02") or not payload.endswith(sync):
         return None
     body = payload[len(header) + 1 : -len(sync)]
-    for width in (1, 2, 3):  # of the length in front of the datum
+    for width in (1, 2, 3):  # the length field before the datum
         if body.startswith(_zigzag(max(0, len(body) - width))) and len(_zigzag(len(body) - width)) == width:
             return body[width:]
     return None
@@ -227,5 +227,5 @@ def _read(datum: bytes, writer: Schema) -> Mapping[str, Any]:
 
 
 def _measured(schema: Schema) -> Schema:
-    """A registry's schema, measured unless its giver has had fastavro parse it."""
+    """A registry's schema, checked unless fastavro has already parsed it."""
     return schema if "__fastavro_parsed__" in schema else foreign.writer_schema(json.dumps(schema).encode())

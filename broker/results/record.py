@@ -1,4 +1,4 @@
-"""A classification: what is published of one object. Knows no Kafka, no model and no bytes (`formats`)."""
+"""A classification: what is published for one object. Independent of Kafka, models and encodings (`formats`)."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ SCHEMA_VERSION = "1.1"
 BROKER_NAME = "skyheed"
 NOT_CLASSIFIED_ID = 300  # ELAsTiCC taxonomy: NotClassified
 _TIMES = ("survey_ms", "kafka_ms", "ingest_ms", "classified_ms")
-# TAI - UTC in seconds from each MJD (UTC) on: IERS Bulletin C, https://hpiers.obspm.fr/iers/bul/bulc/Leap_Second.dat
+# TAI - UTC in seconds, from each MJD (UTC): IERS Bulletin C, https://hpiers.obspm.fr/iers/bul/bulc/Leap_Second.dat
 _LEAP_MJD = np.array([0, 51179, 53736, 54832, 56109, 57204, 57754])
 _LEAP_S = np.array([31, 32, 33, 34, 35, 36, 37])
 _UNIX_MJD = 40587.0
@@ -27,7 +27,7 @@ _DAY_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class ClassProbability:
-    """One class of the answer; `taxonomy_id` is ELAsTiCC's."""
+    """One class of the classification; `taxonomy_id` is ELAsTiCC's."""
 
     name: str
     taxonomy_id: int
@@ -36,7 +36,7 @@ class ClassProbability:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A further number of the model, with its 1-sigma error."""
+    """A further output of the model, with its 1-sigma error."""
 
     name: str
     value: float
@@ -45,7 +45,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What made the answer."""
+    """What made the classification."""
 
     skyheed_version: str
     model_name: str
@@ -59,7 +59,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """One record of schemas/classification/v1, where every field has its meaning and unit."""
+    """One record of schemas/classification/v1, which documents every field and unit."""
 
     classification_id: str
     survey: str
@@ -109,8 +109,8 @@ class Classification:
                 (index into `BANDS`), flags, ra, dec (degrees), kafka_ms, ingest_ms, source_id.
             probabilities: (class, ELAsTiCC id, probability) of every class, or None if the object is declined.
             reason: why it is declined.
-            model: its name among those that classify the survey's objects.
-            estimates: further numbers, name -> (value, 1-sigma error).
+            model: its name within the survey.
+            estimates: further outputs, name -> (value, 1-sigma error).
         """
         answer = _normalised(probabilities)
         if probabilities is not None and not answer:
@@ -140,7 +140,7 @@ class Classification:
             triggering_source_id=int(trigger["source_id"]),
             provenance=provenance,
             survey_ms=utc_ms(float(newest["mjd"])),
-            # kept by a release that took Kafka's "no time" for one
+            # stored by a release that took Kafka's "no timestamp" for a time
             kafka_ms=int(trigger["kafka_ms"] if trigger["kafka_ms"] >= 0 else trigger["ingest_ms"]),
             ingest_ms=int(trigger["ingest_ms"]),
             classified_ms=classified_ms,
@@ -150,7 +150,7 @@ class Classification:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Classification":
-        """From a decoded record; fields that this version does not know are left out."""
+        """From a decoded record; fields unknown to this version are dropped."""
         known = {name: record[name] for name in _FIELDS if name in record}
         known |= {name: _ms(record[name]) for name in _TIMES}
         known["status"] = Status(record["status"])
@@ -161,7 +161,7 @@ class Classification:
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as Avro and JSON take them."""
+        """Plain values for Avro and JSON."""
         plain = {name: getattr(self, name) for name in _FIELDS}
         plain["probabilities"] = [
             {"name": p.name, "taxonomy_id": p.taxonomy_id, "probability": p.probability} for p in self.probabilities
@@ -172,7 +172,7 @@ class Classification:
         return plain
 
     def to_json(self) -> dict[str, Any]:
-        """Values that JSON takes; the status as its text."""
+        """Values for JSON; the status as text."""
         return self.to_dict() | {"status": str(self.status)}
 
     @property
@@ -229,7 +229,7 @@ _FIELDS = tuple(f.name for f in fields(Classification))
 def classification_id(
     survey: str, object_id: str, source_ids: NDArray[Any], provenance: Provenance, model: str = ""
 ) -> str:
-    """32 hex digits of what was asked (an object, its set of sources) and of which model; nothing else goes in."""
+    """32 hex digits that identify the object, its set of sources and the model; nothing else enters."""
     names = [survey, object_id, model, provenance.model_version, provenance.weights_digest, provenance.preprocessing]
     sources = np.sort(np.asarray(source_ids, "<u8"))
     return hashlib.sha256(json.dumps(names).encode() + b"\n" + sources.tobytes()).hexdigest()[:32]
@@ -245,14 +245,14 @@ def _normalised(probabilities: Sequence[tuple[str, int, float]] | None) -> tuple
     total = sum(p for _, _, p in probabilities or ())
     if not (np.isfinite(total) and total > 0):
         return ()
-    # rounded to what Avro's float keeps, so that a record comes back equal
+    # rounded to Avro's float, so that a record is equal after decoding
     return tuple(
         ClassProbability(name, number, float(np.float32(p / total))) for name, number, p in probabilities or ()
     )
 
 
 def _last_ingested(header: NDArray[Any]) -> int:
-    # of several that came in one batch the newest stamp
+    # the newest stamp of several in one batch
     return len(header) - 1 - int(np.argmax(header["ingest_ms"][::-1]))
 
 

@@ -1,7 +1,7 @@
-"""Where `skyheed forward` sends classifications to: one file a host, found through the entry points `skyheed.sinks`.
+"""Destinations of `skyheed forward`: one file per host, found through the entry points `skyheed.sinks`.
 
-A sink turns a classification into what its host takes (`payload`), and sends several of them (`send`). It must leave
-the host in the same state when it sends the same classification again: forwarding is at least once.
+A sink converts a classification to its host's format (`payload`), and sends several of them (`send`). Sending the same
+classification again must leave the host in the same state: forwarding is at least once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,16 @@ Payload = Mapping[str, Any]
 
 
 class Outcome(StrEnum):
-    """What became of a classification at its host."""
+    """The outcome of a classification at its host."""
 
     DELIVERED = "delivered"
-    FILTERED = "filtered"  # the host has no use for it: a decline, an object that it does not know
+    FILTERED = "filtered"  # not applicable at the host: a decline, an object that it does not know
     REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the host said to one payload; `words` are its own where it refused."""
+    """The host's response to one payload; `words` are its own if it refused."""
 
     outcome: Outcome
     words: str = ""
@@ -37,7 +37,7 @@ DELIVERED, FILTERED = Answer(Outcome.DELIVERED), Answer(Outcome.FILTERED)
 
 
 def refused(words: str) -> Answer:
-    """The host will never take this payload, and says why."""
+    """The host permanently rejects this payload, and says why."""
     return Answer(Outcome.REFUSED, words)
 
 
@@ -45,18 +45,18 @@ class Sink(Protocol):
     """One host.
 
     Attributes:
-        batch: payloads that it takes at a time.
-        rate: payloads a second that it takes unless the settings say otherwise; 0 for any.
+        batch: payloads per request.
+        rate: payloads per second, unless the settings say otherwise; 0 for unlimited.
     """
 
     batch: int
     rate: float
 
     def payload(self, record: Classification) -> Payload | None:
-        """What is sent of a classification, as `--dry-run` prints it; None if this host has no use for it."""
+        """What is sent for a classification, as `--dry-run` prints it; None if not applicable at this host."""
 
     def send(self, payloads: Sequence[Payload]) -> list[Answer]:
-        """What the host says to each payload.
+        """Send the payloads; returns the host's response to each.
 
         Raises:
             ServiceUnavailable: it is unavailable, or wants us to wait; sending all of them again is safe.
@@ -64,16 +64,16 @@ class Sink(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the host."""
+        """Release the connection."""
 
 
 @runtime_checkable
 class Illustrated(Protocol):
-    """A sink that can show the film strip of an object; it gets `strips` when it wants them.
+    """A sink that can show the film strip of an object; it gets `strips` if it wants them.
 
     Attributes:
         wants_strips: whether its settings ask for them.
-        strips: None where there is no Redis to read histories from.
+        strips: None if there is no Redis to read histories from.
     """
 
     strips: FilmStrips | None
@@ -91,7 +91,7 @@ def load(name: str, options: Mapping[str, str]) -> Sink:
     """The sink of that name, with the options of its table in the settings.
 
     Raises:
-        ConfigError: there is none, what it needs is not installed, or an option cannot work.
+        ConfigError: no such sink, a missing dependency, or an option that cannot work.
     """
     found: Sink = plugin(GROUP, "sink", name, options)
     return found

@@ -1,8 +1,9 @@
-"""SCiMMA Hopskotch: our records on a topic there, as hop-client reads them (an Avro container, header `_format`).
+"""SCiMMA Hopskotch: publishes records on a topic there, in the form that hop-client reads (Avro container, header
+`_format`).
 
-Hopskotch is Kafka with SASL, so the producer that publishes our own topics publishes here, too: with delivery reports,
-which hop-client's own producer leaves to its callbacks. The header `_id` is made of the classification, so that a
-reader can tell a repeat.
+Hopskotch is Kafka with SASL, so skyheed's own producer publishes here, too, with delivery reports, which hop-client's
+producer leaves to its callbacks. The header `_id` is derived from the classification, so that a reader can recognise a
+repeat.
 """
 
 import struct

@@ -1,6 +1,6 @@
 """Lasair's annotator: one annotation for each object and topic, replaced by the next (lasair-lsst, annotations.py).
 
-The team registers the topic with Lasair first; then filters there can ask for our classes.
+The team registers the topic with Lasair first; then filters there can use our classes.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused
 
 LASAIR_URL = "https://api.lasair.lsst.ac.uk/api"
-LONGEST_VERSION = 16  # the client raises above it, its list form cuts in silence (lasair 0.1.4)
+LONGEST_VERSION = 16  # the client raises above it; its list form truncates silently (lasair 0.1.4)
 
 
 class Lasair:
@@ -33,7 +33,7 @@ class Lasair:
         self._host = Host("sinks.lasair", given["url"], {"Authorization": f"Token {token}"})
 
     def payload(self, record: Classification) -> Payload | None:
-        """An annotation as Lasair's API takes it, but for `classdict`, which it wants as JSON in a string."""
+        """An annotation as Lasair's API accepts it, except `classdict`, which it expects as a JSON string."""
         if not record.probabilities:
             return None
         return {
@@ -55,7 +55,7 @@ class Lasair:
         }
 
     def send(self, payloads: Sequence[Payload]) -> list[Answer]:
-        """All at once; if one of them is at fault, each alone, so that only that one is refused."""
+        """Send all at once; if one of them fails, each alone, so that only that one is refused."""
         try:
             self._annotate(payloads)
         except Refusal as refusal:
@@ -78,7 +78,7 @@ def _wire(payload: Payload) -> Payload:
 
 
 def short_version(record: Classification) -> str:
-    """At most 16 characters: as it is where it fits, else its beginning and 7 digits of its digest."""
+    """At most 16 characters: unchanged if it fits, otherwise its beginning and 7 digits of its digest."""
     version = record.provenance.model_version
     if len(version) <= LONGEST_VERSION:
         return version or "0"
@@ -86,7 +86,7 @@ def short_version(record: Classification) -> str:
 
 
 def explanation(record: Classification) -> str:
-    """One sentence for the people who read it there."""
+    """One sentence for human readers there."""
     bands = ", ".join(f"{n} {band}" for band, n in sorted(record.stamps_per_band.items()))
     return (
         f"skyheed {record.provenance.model_name}: {record.top_class} with probability {record.top_probability:.2f} "

@@ -1,9 +1,9 @@
 """SkyPortal and Fritz: a classification, an annotation and an analysis with the film strip on sources saved there.
 
-The API allows one annotation for each origin, and any number of classifications: we look for ours (by origin) and
-change it, so that sending again changes nothing (skyportal/handlers/api/classification.py, annotation.py). Analyses
-cannot be changed, and a source has at most 50 of one author (analysis.py, as of 8bd346c): the new one is uploaded, then
-ours before it is deleted; one of the same classification that is there already stays.
+The API allows one annotation per origin, and any number of classifications: we look for ours (by origin) and update
+it, so that sending again changes nothing (skyportal/handlers/api/classification.py, annotation.py). Analyses
+cannot be changed, and a source has at most 50 of one author (analysis.py, as of 8bd346c): the new one is uploaded,
+then our previous one is deleted; an existing one of the same classification is kept.
 """
 
 import base64
@@ -22,22 +22,22 @@ OPTIONS = {
     "url": "", "token": "", "taxonomy_id": "", "group_ids": "", "classes": "", "origin": "skyheed",
     "analysis_service_id": "",
 }  # fmt: skip
-NOT_THERE = (400, 404)  # what it answers for an object that nobody saved
+NOT_THERE = (400, 404)  # its response for an object that nobody saved
 
 
 class SkyPortal:
     """`skyheed forward --to skyportal`.
 
     Options: url, token, taxonomy_id (there), classes ("SNIa=Ia, SNOther=Supernova, …": ours = theirs; others are
-    annotated but not classified), group_ids ("1,5"; all of the token's otherwise), origin, analysis_service_id (of an
+    annotated but not classified), group_ids ("1,5"; by default all of the token's), origin, analysis_service_id (of an
     upload-only analysis service there: sources get an analysis with the film strip).
 
     Attributes:
-        strips: draws film strips; None where there is no Redis to read histories from.
+        strips: draws film strips; None if there is no Redis to read histories from.
     """
 
     batch = 1
-    rate = 5.0  # a source's page is refreshed for everybody at each
+    rate = 5.0  # each one refreshes the source's page for all users
 
     def __init__(self, options: Mapping[str, str]) -> None:
         given = take(options, OPTIONS, "sinks.skyportal")
@@ -47,7 +47,7 @@ class SkyPortal:
         self._groups = [_number(part, "group_ids") for part in given["group_ids"].split(",") if part.strip()]
         self._classes = _pairs(given["classes"])
         if self._classes and self._taxonomy is None:
-            raise ConfigError("sinks.skyportal.classes needs taxonomy_id, the taxonomy that those classes are of")
+            raise ConfigError("sinks.skyportal.classes needs taxonomy_id, the taxonomy of those classes")
         self._origin = given["origin"]
         service = given["analysis_service_id"]
         self._service = _number(service, "analysis_service_id") if service else None
@@ -61,7 +61,7 @@ class SkyPortal:
         return self._service is not None
 
     def payload(self, record: Classification) -> Payload | None:
-        """The annotation, the classification where our top class has a name there, and the analysis if wanted."""
+        """The annotation, the classification if our top class has a name there, and the analysis if wanted."""
         if not record.probabilities:
             return None
         origin = f"{self._origin}:{record.model or record.provenance.model_name}"
@@ -102,7 +102,7 @@ class SkyPortal:
         return DELIVERED
 
     def _put(self, content: Mapping[str, Any], listed: str, posted: str) -> None:
-        """Change what is there of our origin, or add it."""
+        """Update what exists with our origin, or add it."""
         content = {key: value for key, value in content.items() if key != "group_ids" or value}
         there = [row for row in _data_of(self._host.get(listed)) if row.get("origin") == content["origin"]]
         if there:
@@ -111,7 +111,7 @@ class SkyPortal:
             self._host.post(posted, content)
 
     def _show(self, payload: Payload) -> None:
-        """Upload the analysis unless it is there, and delete ours of before."""
+        """Upload the analysis unless it exists, and delete our previous one."""
         self._check_service()
         name, analysis = payload["obj_id"], payload["analysis"]
         asked = urlencode({"objID": name, "analysisServiceID": self._service})
@@ -131,7 +131,7 @@ class SkyPortal:
         content = {key: value for key, value in analysis.items() if key != "group_ids" or value}
         try:
             self._host.post(f"/api/obj/{quote(name, safe='')}/analysis_upload/{self._service}", content)
-        except Unwelcome as error:  # also where the source has as many analyses as it may
+        except Unwelcome as error:  # also if the source already has the maximum number of analyses
             if error.status != 403:
                 raise
             raise Refusal(error.status, f"{error.status} {error.words}") from error
@@ -159,7 +159,7 @@ class SkyPortal:
 
 
 def _analysis(record: Classification, origin: str) -> dict[str, Any]:
-    """An analysis as doc/analysis.md there says, but for its picture."""
+    """An analysis in the form of SkyPortal's doc/analysis.md, except its picture."""
     results = {
         "external_provenance": {
             "hash": record.provenance.weights_digest,
@@ -204,7 +204,7 @@ def _data_of(answer: Any) -> list[dict[str, Any]]:
 
 
 def _envelope(answer: Any) -> dict[str, Any]:
-    """The one thing in that envelope."""
+    """The single object in that envelope."""
     data = answer.get("data") if isinstance(answer, dict) else None
     return data if isinstance(data, dict) else {}
 

@@ -1,4 +1,4 @@
-"""A webhook: every classification as a POST of JSON, signed, with a key under which repeats can be told.
+"""A webhook: every classification as a signed JSON POST, with an idempotency key.
 
 X-Skyheed-Timestamp: 1764158400
 X-Skyheed-Signature: sha256=<HMAC-SHA256 with the secret of "<timestamp>.<body>">
