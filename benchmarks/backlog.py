@@ -5,8 +5,9 @@
 
 Small simulated SDSS packets (2.0 kB, one stamp each), --each of every object, are published first; then one ingest and
 one worker start and run until nothing is left to read or to classify, or for --minutes. An object that grows while it
-waits is classified once: `classifications` says how many there were. Memory is of both daemons, sampled every second:
-`mib` holds the mean of the second and of the last quarter of the time, which must be alike. `quiet`: no part of
+waits is classified once: `classifications` says how many there were. Memory is of both daemons and of Redis, sampled
+every second: `mib` holds the mean of the second and of the last quarter of the time, which must be alike for the
+daemons, and `mib_every_10_s` the course of it. `quiet`: no part of
 `skyheed check` was not well meanwhile; `rang` names the alert rules that fired, where a `prometheus` is on the PATH.
 With KAFKA_HOME an Apache Kafka, else the embedded one, which keeps all of it in memory.
 """
@@ -40,6 +41,7 @@ from skyheed.broker.local import processes as stack
 from skyheed.broker.packets.container import _zigzag
 from skyheed.broker.packets.surveys.sdss import alert_from_archive
 from skyheed.broker.settings import Settings
+from skyheed.broker.state import client as state
 
 CHUNK = 5_000  # published at a time
 FIRST_SOURCE = 2**30  # from here to 2^34 a source id has five bytes in Avro
@@ -98,8 +100,9 @@ class Watch:
     """Memory of daemons every second, and parts of `check` that are not well."""
 
     def __init__(self, settings: Settings, daemons: dict[str, stack.Daemon]) -> None:
-        self.mib: dict[str, list[float]] = {verb: [] for verb in daemons}
+        self.mib: dict[str, list[float]] = {verb: [] for verb in [*daemons, "redis"]}
         self.loud: list[str] = []
+        self._redis = state.connect_as(settings.redis)
         self._settings, self._daemons, self._stop = settings, daemons, threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -115,6 +118,7 @@ class Watch:
         while not self._stop.wait(1.0):
             for verb, child in self._daemons.items():
                 self.mib[verb].append(resident(child.process.pid))
+            self.mib["redis"].append(state.health(self._redis).used_memory / 2**20)
             if len(self.mib["ingest"]) % CHECKED_S == 0:
                 self.loud += [
                     f"{line.part}: {line.sentence}" for line in check.check(self._settings, PARTS) if not line.ok
@@ -205,7 +209,8 @@ def backlog(settings: Settings, folder: Path, given: argparse.Namespace) -> dict
         "publish_s": round(publish_s, 1), "read_s": round(read_s, 1), "all_s": round(all_s, 1),
         "read_per_s": round(books.consumed / (read_s or all_s), 1),
         "classifications": sum(topics.end_offsets(settings.kafka, [settings.classification_topic]).values()),
-        "books": books.summary(), "mib": {verb: watch.summary(verb) for verb in daemons},
+        "books": books.summary(), "mib": {name: watch.summary(name) for name in watch.mib},
+        "mib_every_10_s": {name: [round(mib) for mib in seen[::10]] for name, seen in watch.mib.items()},
         "quiet": not watch.loud, "loud": watch.loud[:5], "rang": rules,
     }  # fmt: skip
 

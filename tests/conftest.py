@@ -73,7 +73,10 @@ group.consumer.heartbeat.interval.ms=300
 group.consumer.min.session.timeout.ms=1000
 group.consumer.session.timeout.ms=6000
 """
-SCRAM_USERS = {"admin": "admin-pw-5731", "alice": "alice-pw-8264", "bob": "bob-pw-1907"}
+SCRAM_USERS = {
+    "admin": "admin-pw-5731", "alice": "alice-pw-8264", "bob": "bob-pw-1907", "carol": "carol-pw-3380",
+    "dave": "dave-pw-6612", "erin": "erin-pw-9045",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ Place = tuple[str, int]  # topic, partition
 # still sent, alone, up to MAX_MESSAGE_BYTES if the topic allows.
 BATCH_BYTES = 512 * 1024
 MAX_MESSAGE_BYTES = 64 * 2**20
+QUEUED = 5_000  # messages of a partition that are fetched in advance
+FETCH_BYTES = 256 * 1024  # packed, of a partition at a time; a larger batch comes alone
 DELIVERY_S = 30.0
 REFUSED_AGAIN_S = 30.0  # a refusal on a connection that worked before may come from a broker that is just starting
 AWAY_S = 1.0  # librdkafka also reports an idle connection that the broker closed
@@ -218,11 +220,11 @@ def producer(options: Options, connection: Connection) -> ck.Producer:
 def consumer(options: Options, group: str, connection: Connection, **overrides: Any) -> ck.Consumer:
     """A consumer that commits only when told; classic and `group.protocol=consumer` (KIP-848) both work."""
     # 10 s: partitions move soon after a kill -9 (45 s is librdkafka's default, 6 s the brokers' minimum)
-    # 5,000 messages: librdkafka asks for more until its queue holds this many (100,000 is its default) or 64 MiB, and
-    # what it asked for comes unpacked, however well a topic packs; it looks again after 0.1 s instead of 1 s
+    # librdkafka asks for more until its queue holds so many messages of a partition (100,000 is its default) or 64 MiB,
+    # and keeps what it asked for unpacked, however well a topic packs; it looks again after 0.1 s instead of 1 s
     defaults = {
         "auto.offset.reset": "earliest", "topic.metadata.refresh.interval.ms": 30_000, "session.timeout.ms": 10_000,
-        "queued.min.messages": 5_000, "fetch.queue.backoff.ms": 100,
+        "queued.min.messages": QUEUED, "fetch.message.max.bytes": FETCH_BYTES, "fetch.queue.backoff.ms": 100,
     }  # fmt: skip
     settings = {**defaults, **options, **overrides}
     settings |= {"group.id": group, "enable.auto.commit": False, "enable.partition.eof": True}

@@ -146,6 +146,8 @@ def _away(error: Exception) -> Away:
     if isinstance(reason, ssl.SSLCertVerificationError):
         helps = advice(reason.verify_message, "registry.url", "registry.ca_file")
         return CertificateRefused(f"its certificate is refused ({reason.verify_message}): {helps}")
+    if isinstance(reason, http.client.InvalidURL):  # its words may hold a part of a proxy's password
+        return Away("an address behind it, or a proxy of the environment (HTTP_PROXY, HTTPS_PROXY), cannot be used")
     return Away(str(reason) or type(reason).__name__)
 
 

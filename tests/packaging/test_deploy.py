@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,17 @@ def test_kubernetes_takes_every_secret_from_the_secret_and_spreads_and_keeps_its
     work = next(c for d in found for c in containers(d) if c["name"] == "work")
     [text] = [d["data"]["skyheed.toml"] for d in found if d["kind"] == "ConfigMap"]
     assert work["resources"]["requests"]["cpu"] == str(tomllib.loads(text)["work"]["threads"])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("check_jsonschema"), reason="needs check-jsonschema")
+def test_compose_files_are_what_compose_takes(tmp_path: Path) -> None:
+    """By the schema of the Compose Specification, which that package holds."""
+    words = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((DEPLOY / "compose.yaml").read_text().replace("read_only:", "readonly:"))
+    for files, status in ((COMPOSE_FILES, 0), ([wrong], 1)):
+        done = subprocess.run([*words, *map(str, files)], capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("kubernetes_validate"), reason="needs kubernetes-validate")

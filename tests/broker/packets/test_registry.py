@@ -17,6 +17,7 @@ from skyheed.broker.errors import (
 )
 from skyheed.broker.packets.avro import Schema
 from skyheed.broker.registry import schemas as registry
+from skyheed.broker.registry.client import Away, RegistryClient
 from skyheed.broker.registry.schemas import KEPT, SchemaSource
 
 ALERT = {"type": "record", "name": "alert", "fields": [{"name": "id", "type": "long"}]}
@@ -125,6 +126,19 @@ def test_the_password_does_not_follow_a_redirect(server):
         other.stop()
     assert server.requests[0][1]
     assert other.requests == [("/schemas/ids/7", None)]
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["u:hidden", "http://u:hidden@127.0.0.1:9", "http://127.0.0.1:hidden", "http://h:u:hidden", "http:u:hidden@h"],
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_of_the_registry_shows_no_password(monkeypatch, proxy, scheme):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, proxy)
+    with pytest.raises(Away) as error:
+        RegistryClient(f"{scheme}://registry.invalid:1").get("/schemas/ids/1")
+    assert "hidden" not in str(error.value)
 
 
 def test_an_unknown_id_is_remembered_for_a_while(server, monkeypatch):
