@@ -42,18 +42,15 @@ url = "http://127.0.0.1:9"
 [providers.alerce]
 url = "http://127.0.0.1:9"
 """
-VERBS = {
-    "ingest": "unavailable", "forward --to webhook": "unavailable", "forward --to hop": "unavailable", "forward --to lasair": "unavailable",
-    "backfill --from alerce": "unavailable", "redrive": "unavailable", "check": "redis", "audit": "unavailable", "layout": "unavailable",
-    "object a": "unavailable", "deadletter list": "unavailable", "retire m": "unavailable",
-}  # fmt: skip
-SLOW = {"work": "unavailable", "serve --port 0 --processes 1": "the page"}
+VERBS = [
+    "ingest", "forward --to webhook", "forward --to hop", "forward --to lasair", "backfill --from alerce", "redrive",
+    "check", "audit", "layout", "object a", "deadletter list", "retire m",
+]  # fmt: skip
+SLOW = ["work", "serve --port 0 --processes 1"]
 
 
-@pytest.mark.parametrize(
-    "verbs", [VERBS, pytest.param(SLOW, marks=pytest.mark.long)], ids=["light", "with torch"]
-)  # fmt: skip
-def test_no_secret_shows_in_a_command_line_or_a_log(tmp_path: Path, verbs: dict[str, str]) -> None:
+@pytest.mark.parametrize("verbs", [VERBS, pytest.param(SLOW, marks=pytest.mark.long)], ids=["light", "with torch"])
+def test_no_secret_shows_in_a_command_line_or_a_log(tmp_path: Path, verbs: list[str]) -> None:
     (tmp_path / "own.toml").write_text(SETTINGS)
     programs = {
         verb: Program(tmp_path / str(n), *verb.split(), "--config", str(tmp_path / "own.toml"), environ=SECRETS)
@@ -61,13 +58,14 @@ def test_no_secret_shows_in_a_command_line_or_a_log(tmp_path: Path, verbs: dict[
     }
     lines = {line for program in programs.values() for line in program.left().values()}
 
-    def waits(verb: str, program: Program) -> bool:
+    def waits(program: Program) -> bool:
         lines.update(program.left().values())
-        return program.process.poll() is not None or verbs[verb] in program.said
+        said = program.said
+        return program.process.poll() is not None or "unavailable" in said or "the page is at" in said
 
     try:
         for verb, program in programs.items():
-            until(lambda verb=verb, program=program: waits(verb, program), 120, verb)  # type: ignore[misc]
+            until(lambda program=program: waits(program), 120, verb)  # type: ignore[misc]
     finally:
         for program in programs.values():
             program.process.terminate()
