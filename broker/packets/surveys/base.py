@@ -4,7 +4,7 @@ needs."""
 import abc
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, ClassVar
@@ -13,8 +13,8 @@ import numpy as np
 
 from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
 from skyheed.broker.observation import BANDS, Observation
-from skyheed.broker.packets.stamps import Unfinished
-from skyheed.classifier.history import IMAGE_KINDS, MOST_POINTS, POINT_KINDS, STEPS_A_DAY, Photometry
+from skyheed.broker.packets.stamps import Stamps, Unfinished, WantedStamps
+from skyheed.classifier.history import DETECTION, IMAGE_KINDS, MOST_POINTS, POINT_KINDS, STEPS_A_DAY, Photometry
 
 AB_NJY = 3631e9  # nJy of magnitude 0 (Oke & Gunn 1983)
 ERROR_PER_MAG = 0.4 * math.log(10)
@@ -70,6 +70,30 @@ class InSteps(abc.ABC):
     def observation(self, record: dict[str, Any]) -> Observation:
         """See `broker.surveys.Survey.observation`."""
         return self.begin(record).observation()
+
+
+@dataclass(slots=True)
+class Detection:
+    """What every survey's packet says of its detection: time in MJD TAI, position in degrees, flux in nJy.
+
+    Attributes:
+        flags: `Flag` bits that are known without the stamps.
+    """
+
+    object_id: str
+    source_id: int
+    mjd: float
+    band: str
+    ra: float
+    dec: float
+    flux: float
+    flux_error: float
+    flags: int
+
+    @property
+    def point(self) -> Point:
+        """The detection as a point of photometry."""
+        return self.mjd, self.band, self.flux, self.flux_error, DETECTION
 
 
 class BaseSurvey:
@@ -159,6 +183,42 @@ class BaseSurvey:
             raise SkipPacket(Reason.ARTEFACT, f"it is real with a score of {score:.3g}, less than {self._score:g}")
         if solar_system is not None and solar_system <= self._arcsec and Reason.SOLAR_SYSTEM in skip:
             raise SkipPacket(Reason.SOLAR_SYSTEM, f"{solar_system:.2g} arcsec from a known solar-system object")
+
+    def unfinished(
+        self,
+        own: Detection,
+        wanted: WantedStamps,
+        context: Callable[[], dict[str, float]],
+        points: Callable[[], Iterator[Point]] | None = None,
+        turned: bool = False,
+    ) -> Unfinished:
+        """The observation that lacks its stamps; `context` and `points` are read when it is finished, if wanted.
+
+        Args:
+            points: photometry, including the detection's own; None for a survey without it.
+            turned: change the sign of the difference stamp.
+        """
+
+        def finish(stamps: Stamps, flags: int) -> Observation:
+            if turned and "difference" in stamps:
+                stamps["difference"] = -stamps["difference"]
+            return Observation(
+                object_id=own.object_id,
+                source_id=own.source_id,
+                mjd=own.mjd,
+                band=own.band,
+                ra=own.ra,
+                dec=own.dec,
+                flux=own.flux,
+                flux_error=own.flux_error,
+                stamp=stamps.pop(self.stamp),
+                flags=flags | own.flags,
+                images=stamps,
+                photometry=self.photometry(points(), own.mjd) if points else None,
+                context=context() if self.wanted.context else {},
+            )
+
+        return Unfinished(wanted, finish)
 
     def photometry(self, points: Iterator[Point], until: float) -> Photometry | None:
         """The points of the bands in use up to a time (MJD); None where they are not wanted."""

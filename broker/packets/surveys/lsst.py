@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason, SkipPacket
-from skyheed.broker.observation import Flag, Observation
+from skyheed.broker.observation import Flag
 from skyheed.broker.packets.fits import Image, on_sky, read_image
-from skyheed.broker.packets.stamps import Stamps, Unfinished, wanted_of
+from skyheed.broker.packets.stamps import Unfinished, wanted_of
 from skyheed.broker.packets.surveys import base
 from skyheed.broker.packets.surveys.previous import EarlierSchema, Named, named
 from skyheed.classifier import context
@@ -45,26 +45,11 @@ class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
         self.check_filters(public=True, score=score, solar_system=0.0 if _is_solar_system(record, source) else None)
         images = {kind: _image(data) for kind, data in self.further_images(record).items()}
         wanted = wanted_of(images, 1.0, lambda image: on_sky(image, ra, dec))
-
-        def finish(stamps: Stamps, flags: int) -> Observation:
-            own: base.Point = (mjd, band, flux, flux_error, DETECTION)
-            return Observation(
-                object_id=object_id,
-                source_id=source_id,
-                mjd=mjd,
-                band=band,
-                ra=ra,
-                dec=dec,
-                flux=flux,
-                flux_error=flux_error,
-                stamp=stamps.pop(self.stamp),
-                flags=int(flags | (Flag.NEGATIVE if flux < 0 else 0)),
-                images=stamps,
-                photometry=self.photometry(_points(record, own), mjd),
-                context=_context(record, source, mjd, (ra, dec)) if self.wanted.context else {},
-            )
-
-        return Unfinished(wanted, finish)
+        flags = int(Flag.NEGATIVE) if flux < 0 else 0
+        own = base.Detection(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
+        return self.unfinished(
+            own, wanted, lambda: _context(record, source, mjd, (ra, dec)), lambda: _points(record, own.point)
+        )
 
     def time(self, record: dict[str, Any]) -> float:
         """Mid-exposure, MJD TAI."""

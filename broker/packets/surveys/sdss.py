@@ -17,10 +17,10 @@ from isal import igzip
 from numpy.typing import NDArray
 
 from skyheed.broker.errors import PacketError, Reason
-from skyheed.broker.observation import Flag, Observation
+from skyheed.broker.observation import Flag
 from skyheed.broker.packets.container import container_block, container_header
 from skyheed.broker.packets.fits import on_sky, read_image
-from skyheed.broker.packets.stamps import Stamps, Unfinished, wanted_of
+from skyheed.broker.packets.stamps import Unfinished, wanted_of
 from skyheed.broker.packets.surveys import base
 from skyheed.classifier import context
 
@@ -51,25 +51,11 @@ class Sdss(base.InSteps, base.BaseSurvey):
         if image.unit != "nJy":
             raise PacketError(Reason.BAD_FITS, f"the stamp's unit is {image.unit[:20]!r}, not nJy")
         wanted = wanted_of({self.stamp: image}, 1.0, lambda one: on_sky(one, ra, dec))
-
-        def finish(stamps: Stamps, flags: int) -> Observation:
-            return Observation(
-                object_id=object_id,
-                source_id=source_id,
-                mjd=mjd,
-                band=band,
-                ra=ra,
-                dec=dec,
-                flux=flux,
-                flux_error=base.flux(record["fluxError"]),
-                stamp=stamps[self.stamp],
-                flags=int(flags | (Flag.NEGATIVE if flux < 0 else 0)),
-                context=context.known({"galactic_latitude": context.galactic_latitude(ra, dec)})
-                if self.wanted.context
-                else {},
-            )
-
-        return Unfinished(wanted, finish)
+        flux_error, flags = base.flux(record["fluxError"]), int(Flag.NEGATIVE) if flux < 0 else 0
+        own = base.Detection(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
+        return self.unfinished(
+            own, wanted, lambda: context.known({"galactic_latitude": context.galactic_latitude(ra, dec)})
+        )
 
     def time(self, record: dict[str, Any]) -> float:
         """Mid-exposure, MJD TAI."""

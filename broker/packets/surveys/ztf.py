@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason
-from skyheed.broker.observation import Flag, Observation
+from skyheed.broker.observation import Flag
 from skyheed.broker.packets.fits import Image, on_sky, read_image
-from skyheed.broker.packets.stamps import Stamps, Unfinished, WantedStamps, wanted_of
+from skyheed.broker.packets.stamps import Unfinished, WantedStamps, wanted_of
 from skyheed.broker.packets.surveys import base
 from skyheed.broker.packets.surveys.previous import EarlierSchema, Named, named
 from skyheed.classifier import context
@@ -74,28 +74,11 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
         flux_error = base.flux_error_of(flux, candidate.get("sigmapsf"))
         self._filter(candidate)
         wanted, nominal = self._wanted_stamps(record, candidate, band, (ra, dec))
-
-        def finish(stamps: Stamps, flags: int) -> Observation:
-            if sign < 0 and "difference" in stamps:
-                stamps["difference"] = -stamps["difference"]
-            own: base.Point = (mjd, band, flux, flux_error, DETECTION)
-            return Observation(
-                object_id=object_id,
-                source_id=source_id,
-                mjd=mjd,
-                band=band,
-                ra=ra,
-                dec=dec,
-                flux=flux,
-                flux_error=flux_error,
-                stamp=stamps.pop(self.stamp),
-                flags=flags | nominal | (_NEGATIVE if sign < 0 else 0),
-                images=stamps,
-                photometry=self.photometry(self._points(record, own), mjd),
-                context=_context(candidate, ra, dec) if self.wanted.context else {},
-            )
-
-        return Unfinished(wanted, finish)
+        flags = nominal | (_NEGATIVE if sign < 0 else 0)
+        own = base.Detection(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
+        return self.unfinished(
+            own, wanted, lambda: _context(candidate, ra, dec), lambda: self._points(record, own.point), turned=sign < 0
+        )
 
     def _filter(self, candidate: Mapping[str, Any]) -> None:
         score = candidate.get("drb") or candidate.get("rb")  # brokers that write packets again have 0 for none
