@@ -1,4 +1,4 @@
-"""The image-time-series model, its data sets and its training. Knows no Kafka, no Redis and no Avro.
+"""Image-time-series models, their data sets and training. Independent of Kafka, Redis and Avro.
 
 Importing this package, `classifier.stamp` or `classifier.sequence` does not import torch.
 """

@@ -1,4 +1,4 @@
-"""What all served models have in common, whatever computes them. Numpy only."""
+"""What all served models share, for every runtime. Numpy only."""
 
 from collections.abc import Sequence
 
@@ -19,8 +19,8 @@ class BasePredictor:
         info: its card.
         needs: what it reads of a history.
         classes: in the order of the probabilities.
-        chosen: a sentence that says on what it computes, and why.
-        kept_as: changes with everything that what is kept depends on; "" where nothing is.
+        chosen: a sentence that says on which device it computes, and why.
+        kept_as: version of what it caches, which changes with everything the cache depends on; "" if nothing is cached.
     """
 
     kept_as = ""
@@ -31,7 +31,7 @@ class BasePredictor:
         self._known = np.array([band in info.bands for band in BANDS])
 
     def predict(self, histories: Sequence[History]) -> list[Prediction]:
-        """What the model says of each history; of one that is longer than it takes, of the newest epochs.
+        """A prediction for each history; of a history longer than the model takes, for the newest epochs.
 
         Raises:
             ValueError: the parts of a history do not fit together.
@@ -43,11 +43,11 @@ class BasePredictor:
         return [p if p.reason or np.isfinite(p.probabilities).all() else _not_finite() for p in found]
 
     def judge(self, histories: Sequence[History]) -> list[Prediction]:
-        """What the model says of histories that it can take; a family may decline some for what it finds in them."""
+        """Predictions for histories that the model accepts; a family may still decline some for their content."""
         return self.classify(histories)
 
     def declines(self, history: History) -> Declined | None:
-        """Why a history cannot be classified, if it cannot."""
+        """Why a history cannot be classified; None if it can."""
         if len(history) < self.needs.fewest:
             return Declined.TOO_FEW_STAMPS
         if not self._known[history.band].all():
@@ -68,7 +68,7 @@ class BasePredictor:
         return self._classify(histories)
 
     def check(self, history: History) -> None:
-        """Refuse what the model cannot take, as `classify` says."""
+        """Refuse what the model cannot take; see `classify`."""
         history.check(self.needs.most)
         if not self._known[history.band].all():
             strange = BANDS[int(history.band[~self._known[history.band]][0])]
@@ -84,13 +84,13 @@ class BasePredictor:
         return found
 
     def warm_up(self, batch_size: int = 64) -> None:
-        """Compute once in the common shapes, so that the first alerts do not wait for it."""
+        """Compute once with common shapes, so that the first alerts do not wait for it."""
         for count in {1, batch_size}:
             for n in (1, 3, 6, 9):
                 self.classify([self.blank(min(n, self.needs.most))] * count)
 
     def blank(self, epochs: int) -> History:
-        """A history of nothing in the model's first band."""
+        """An empty history in the model's first band."""
         band = np.full(epochs, BANDS.index(self.info.bands[0]), np.uint8)
         images = {kind: np.zeros((epochs, STAMP_SIZE, STAMP_SIZE), np.float16) for kind in self.needs.images}
         flux = np.zeros(epochs, np.float32)

@@ -1,4 +1,4 @@
-"""Files of other people are read up to a bound: no pipe that never ends, no device, nothing larger than memory."""
+"""Reads files from others within bounds: no endless pipe, no device, nothing larger than memory."""
 
 import os
 import stat
@@ -13,10 +13,10 @@ _CHUNK = 1 << 20
 
 
 def open_regular(path: Path, error: type[Exception] = ArchiveError) -> BufferedReader:
-    """An ordinary file, open for reading: one that is a pipe or a device could keep its reader forever.
+    """An ordinary file, open for reading; a pipe or a device could block its reader forever.
 
     Raises:
-        `error`: it cannot be opened, or is something else.
+        `error`: it cannot be opened, or is not an ordinary file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -33,10 +33,10 @@ def read_file(path: Path, most: int, error: type[Exception] = ArchiveError) -> b
     """The bytes of an ordinary file.
 
     Args:
-        most: bytes that such a file may have.
+        most: maximum size in bytes.
 
     Raises:
-        `error`: it cannot be read, is no ordinary file, or is larger.
+        `error`: it cannot be read, is not an ordinary file, or is larger.
     """
     with open_regular(path, error) as file:
         data = file.read(most + 1)
@@ -46,7 +46,7 @@ def read_file(path: Path, most: int, error: type[Exception] = ArchiveError) -> b
 
 
 def gunzip(data: bytes, most: int, path: Path, error: type[Exception] = ArchiveError) -> bytes:
-    """The bytes that were gzipped, of one member or several.
+    """The decompressed bytes of a gzip file with one or more members.
 
     Raises:
         `error`: cut short, damaged, or more than `most` bytes.
@@ -71,8 +71,8 @@ def gunzip(data: bytes, most: int, path: Path, error: type[Exception] = ArchiveE
 
 
 def within(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder also when its links are followed."""
+    """Whether a path is inside a folder even after following links."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a link that leads to itself
+    except (OSError, RuntimeError):  # a link to itself
         return False

@@ -1,4 +1,4 @@
-"""What single values may be, said in one sentence where they are not: of configurations and of checkpoints."""
+"""Checks of single values in configurations and checkpoints, with one sentence for each that fails."""
 
 import reprlib
 import sys
@@ -9,11 +9,11 @@ from skyheed.classifier import taxonomy
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import BANDS
 
-LARGEST = sys.float_info.max  # neither inf nor an integer that no float holds
+LARGEST = sys.float_info.max  # neither inf nor an integer beyond float
 
 
 def shown(value: Any) -> str:
-    """A value in a few words, however long it is."""
+    """A value, shortened for messages."""
     return reprlib.repr(value)
 
 
@@ -50,12 +50,12 @@ def positive(key: str, *values: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a whole or a real number; true and false are none."""
+    """Whether a value is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def text(key: str, value: Any) -> None:
-    """Raise ModelError unless a value is a text that says something."""
+    """Raise ModelError unless a value is a non-empty text."""
     if not isinstance(value, str) or not value:
         raise ModelError(f"{key} is {shown(value)}: give a text")
 

@@ -22,7 +22,7 @@ def model() -> None:
 @model.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_models(as_json: bool) -> None:
-    """Print every model that can be trained: what it needs and costs, and which shipped weights there are."""
+    """List the models that can be trained: needs, cost, and shipped weights."""
     from skyheed.classifier import listing
 
     found = listing.listing()
@@ -31,7 +31,7 @@ def list_models(as_json: bool) -> None:
 
 @model.command()
 @click.argument("name", default="convention")
-@click.option("--variant", type=click.Choice(["paper", "stream"]), help="Of ConvEntion: as published, or as served.")
+@click.option("--variant", type=click.Choice(["paper", "stream"]), help="For ConvEntion: as published, or as served.")
 @click.option("--attention", type=click.Choice(["linear", "mlp"]), help="Of ConvEntion.")
 @click.option("--classes", type=int, default=4, show_default=True, help="How many classes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -52,7 +52,7 @@ def describe(name: str, variant: str | None, attention: str | None, classes: int
 @click.argument("checkpoint")
 @click.option("--json", "as_json", is_flag=True, help="Print model.json.")
 def info(checkpoint: str, as_json: bool) -> None:
-    """Print what a checkpoint (a directory, or the name of shipped weights) says of itself."""
+    """Print the card of a checkpoint (a directory, or the name of shipped weights)."""
     from skyheed.classifier.models.checkpoint import MODEL, read_info, resolve
 
     found = read_info(checkpoint)
@@ -69,11 +69,11 @@ def info(checkpoint: str, as_json: bool) -> None:
 @click.argument("checkpoint")
 @click.option(
     "--to", "form", type=click.Choice(["hf", "onnx"]), default="hf", show_default=True,
-    help="hf: a Hugging Face folder; onnx: graphs that onnxruntime computes without torch.",
+    help="hf: a Hugging Face folder; onnx: graphs for onnxruntime, without torch.",
 )  # fmt: skip
 @click.option("-o", "--output", type=PATH, required=True, help="Folder to create.")
 def export(checkpoint: str, form: str, output: Path) -> None:
-    """Write a checkpoint in another system's form.
+    """Write a checkpoint in another system's format.
 
     \b
     Example:  skyheed model export sdss --to hf -o skyheed-sdss
@@ -92,11 +92,13 @@ def export(checkpoint: str, form: str, output: Path) -> None:
 @click.command()
 @click.argument("config", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the checkpoint (or of the grid's runs).")
-@click.option("--archive", type=PATH, help="Learn from this archive instead of the configuration's.")
-@click.option("--grid", is_flag=True, help="CONFIG holds many runs; finished ones are kept, the table is written.")
-@click.option("--dry-run", is_flag=True, help="Print what would be trained and how long it would take, and stop.")
+@click.option("--archive", type=PATH, help="Train on this archive instead of the configuration's.")
+@click.option(
+    "--grid", is_flag=True, help="CONFIG describes many runs; finished ones are kept, and the table is written."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be trained and how long it would take, then stop.")
 def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run: bool) -> None:
-    """Train a model as a configuration file says; an interrupted run resumes where it stopped.
+    """Train a model from a configuration file; an interrupted run resumes where it stopped.
 
     \b
     Example:  skyheed train classifier/configs/quick.toml -o runs/quick
@@ -123,11 +125,10 @@ def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run:
 @click.argument("checkpoint")
 @click.argument("archive", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Directory of the fitted checkpoint.")
-@click.option("--version", default="", help="Of the fitted checkpoint; that of CHECKPOINT with -real by default.")
+@click.option("--version", default="", help="Name of the fitted checkpoint; by default CHECKPOINT's with -real.")
 def few_shot(checkpoint: str, archive: Path, output: Path, version: str) -> None:
-    """Fit a model of the family fusion to an archive of real packets, some of them with a class.
-
-    Scores are of grouped cross-validation: no object is judged by what was fitted to it.
+    """Fit a model of the family fusion to an archive of real packets, some of them labelled. Scores come from grouped
+    cross-validation: no object is scored by a fit that included it.
 
     \b
     Example:  skyheed few-shot runs/fusion-ztf real-ztf -o runs/fusion-ztf-real
@@ -144,18 +145,20 @@ def few_shot(checkpoint: str, archive: Path, output: Path, version: str) -> None
 @click.argument("archive", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the report.")
 @click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
-@click.option("--confirmed/--all-labels", default=True, show_default=True, help="Only objects with sure labels.")
+@click.option("--confirmed/--all-labels", default=True, show_default=True, help="Only objects with confirmed labels.")
 @click.option(
-    "--prior", help="Mixture of classes that probabilities assume, instead of the checkpoint's: numbers in the order "
-    "of its classes, as 906,1988,3225,2130, or train: that of the archive's training objects with such labels.",
+    "--prior", help="Class prior that probabilities assume, instead of the checkpoint's: numbers in the order "
+    "of its classes, as 906,1988,3225,2130, or train: that of the archive's training objects with confirmed labels.",
 )  # fmt: skip
 @click.option(
-    "--against", multiple=True, metavar="CHECKPOINT", help="Draw this one alongside, on the same objects with the same "
-    "gaps: scores over stamps and over the share of missing observations. Can be given several times.",
+    "--against", multiple=True, metavar="CHECKPOINT",
+    help="Compare with this checkpoint, on the same objects with the same gaps: scores over stamps and over "
+    "the share of missing observations. Repeatable.",
 )  # fmt: skip
 @click.option(
-    "--estimate-prior", is_flag=True, help="Report how often the classes occur among all objects of the split, labels "
-    "or not, by EM and BBSE with intervals. It is never applied: pass it to --prior if you believe it.",
+    "--estimate-prior", is_flag=True,
+    help="Estimate the class frequencies among all objects of the split, labelled or not, by EM and BBSE with "
+    "intervals. Never applied: pass the estimate to --prior to use it.",
 )  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
@@ -163,13 +166,13 @@ def evaluate(
     checkpoint: str, archive: Path, output: Path, split: str, confirmed: bool, prior: str | None,
     against: tuple[str, ...], estimate_prior: bool, device: str, precision: str,
 ) -> None:  # fmt: skip
-    """Score a model on an archive, early and late; everything lands in one folder.
+    """Score a model on an archive, early and late; writes a report folder.
 
     \b
     Example:  skyheed evaluate sdss sky/sdss -o runs/report
 
-    Models are compared with --against, such as those that know the days of observations with those that know only their
-    order (time = "days" and time = "position" in the training configuration). Objects without a stamp in the bands of
+    --against compares models, such as those that know the days of observations with those that know only their order
+    (time = "days" and time = "position" in the training configuration). Objects without a stamp in the bands of
     every model are left out, and --prior holds for all of them.
 
     \b
@@ -200,10 +203,14 @@ def evaluate(
 
 @click.command()
 @click.argument("archive", type=PATH)
-@click.option("--out", "output", type=PATH, required=True, help="Folder for the scores, a Parquet part for each part.")
-@click.option("--model", "name", help="Checkpoint directory, or shipped weights; the survey's default otherwise.")
+@click.option(
+    "--out", "output", type=PATH, required=True, help="Folder for the scores: one Parquet file for each part."
+)
+@click.option("--model", "name", help="Checkpoint directory, or shipped weights; by default the survey's.")
 @click.option("--epochs", default="last", show_default=True, help="all, last, or numbers such as 1,3,6,last.")
-@click.option("--shard", default="1/1", metavar="I/N", help="Every Nth part from the Ith on: one machine's share.")
+@click.option(
+    "--shard", default="1/1", metavar="I/N", help="Every Nth part starting with the Ith: one machine's share."
+)
 @click.option(
     "--prior",
     default="",
@@ -213,9 +220,9 @@ def evaluate(
 @click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
 @click.option("--threads", type=int, help="CPU threads; by default all cores.")
 @click.option("--runtime", default="auto", show_default=True, help="auto, torch or onnx.")
-@click.option("--check", is_flag=True, help="Only check whether the folder holds the scores of the whole archive.")
+@click.option("--check", is_flag=True, help="Only check that the folder holds the scores of the whole archive.")
 def score(archive: Path, output: Path, name: str | None, epochs: str, shard: str, check: bool, **given: Any) -> None:
-    """Classify every object of an archive; a run that was interrupted resumes where it stopped.
+    """Classify every object of an archive; an interrupted run resumes where it stopped.
 
     \b
     Example:  skyheed score sky/sdss --out scores --model sdss --epochs 1,3,6,last

@@ -1,6 +1,7 @@
-"""The one table of what a packet says of an object alongside its images and fluxes, under names that all surveys share.
+"""The table of context numbers: what a packet says about an object besides images and fluxes, under survey-neutral
+names.
 
-A number that is not known is absent: never -999, never NaN. There is no right ascension and no declination, because a
+An unknown number is absent: never -999, never NaN. There is no right ascension and no declination, because a
 network would remember fields by them. Numpy only.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-CATALOGUE = 3  # nearest catalogue sources that are named
+CATALOGUE = 3  # nearest catalogue sources included
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class Quantity:
 
     Attributes:
         unit: "" for a number without one.
-        low, high: what lies outside is a damaged or missing value.
-        fields: survey -> where it comes from in the survey's packet; a survey that is not named does not say it.
+        low, high: values outside are damaged or missing.
+        fields: survey -> its source in that survey's packet; other surveys do not provide it.
     """
 
     name: str
@@ -68,7 +69,7 @@ CODES = {name: code for code, name in enumerate(NAMES)}
 
 
 def known(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Those of the values that are known: None, NaN and what no such number can be (such as -999) are left out."""
+    """The known values: None, NaN and impossible values (such as -999) are dropped."""
     found = {}
     for name, value in values.items():
         quantity = QUANTITIES[CODES[name]]
@@ -90,13 +91,13 @@ def galactic_latitude(ra: float, dec: float) -> float:
 
 
 def check(context: Mapping[str, float]) -> None:
-    """Raise ValueError for a name that is not in the table, or a value that no such number can be."""
+    """Raise ValueError for a name that is not in the table, or an impossible value."""
     for name, value in context.items():
         if name not in CODES:
             raise ValueError(f"context has no {name!r}: its names are {', '.join(NAMES)}")
         quantity = QUANTITIES[CODES[name]]
         if not quantity.low <= value <= quantity.high:
-            raise ValueError(f"context {name} is {value}: leave out what is not known")
+            raise ValueError(f"context {name} is {value}: leave out unknown values")
 
 
 def table(contexts: Sequence[Mapping[str, float]], names: Sequence[str] = NAMES) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Errors of the classifier; the broker's tree (broker/errors.py) shows them alongside its own."""
+"""Errors of the classifier; listed in broker/errors.py, too."""
 
 
 class ClassifierError(Exception):
@@ -10,4 +10,4 @@ class ModelError(ClassifierError):
 
 
 class ArchiveError(ClassifierError):
-    """A data set of stamp sequences that is missing, half-written or damaged."""
+    """An archive of histories that is missing, incomplete or damaged."""

@@ -1,6 +1,6 @@
 """What is known of one object: its epochs in time order, their images, photometry without images, context.
 
-Every model takes histories and nothing else, so that training, evaluation, the worker and a notebook show it the same.
+Models take only histories, so that training, evaluation, the worker and notebooks give them the same input.
 Numpy only.
 """
 
@@ -17,12 +17,12 @@ from skyheed.classifier.stamp import STAMP_SIZE
 
 BANDS = "ugrizy"  # a band's code is its index, in Redis, archives and models: append, never reorder
 IMAGE_KINDS = ("science", "difference", "template")
-LONGEST = 99  # epochs that a stream keeps of an object
+LONGEST = 99  # epochs that a stream keeps for an object
 DETECTION, FORCED, UPPER_LIMIT = 0, 1, 2  # kinds of photometry points
 POINT_KINDS = 3
-MOST_POINTS = 300  # of photometry that are kept of an object, the newest
-STEPS_A_DAY = 100_000  # points of one band and kind are the same point if their times, in these steps, round alike
-_EXPONENT = np.uint16(0x7C00)  # of a float16: all of it is set where a pixel is not finite
+MOST_POINTS = 300  # points kept for an object, the newest
+STEPS_A_DAY = 100_000  # points of one band and kind are identical if their times round to the same step
+_EXPONENT = np.uint16(0x7C00)  # exponent bits of a float16, all set if a pixel is not finite
 
 
 class Observed(Protocol):
@@ -47,8 +47,8 @@ class Observed(Protocol):
 class Photometry:
     """Measurements without images, in time order.
 
-    Where a survey's packets bring them, the detections that have stamps are among the points as well, so that a light
-    curve can be read of the points alone; each has the time and band of its epoch.
+    If a survey's packets include them, detections with stamps are also among the points, so that the points alone form
+    the light curve; each has the time and band of its epoch.
 
     Attributes:
         mjd: float64 [k] days, MJD TAI.
@@ -67,7 +67,7 @@ class Photometry:
         return len(self.mjd)
 
     def until(self, mjd: float) -> Photometry:
-        """The points up to a time, to a step."""
+        """The points up to a time, to within one step."""
         rows = slice(0, int(np.searchsorted(self.mjd, mjd + 1 / STEPS_A_DAY, "right")))
         return self.take(rows)
 
@@ -79,8 +79,8 @@ class Photometry:
     def merged(cls, parts: Sequence[Photometry]) -> Photometry:
         """The points of several packets in any order, each once, the newest `MOST_POINTS` of them.
 
-        Points are the same if time (in `STEPS_A_DAY`), band and kind are; of two values of one point that with the
-        smaller error stays, then that with the larger flux. Times come out rounded.
+        Points are the same if time (in `STEPS_A_DAY`), band and kind are; of two values of one point the one with the
+        smaller error is kept, then the one with the larger flux. Times are rounded.
         """
         joined = cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in POINT_COLUMNS))
         step, error = np.rint(joined.mjd * STEPS_A_DAY), np.nan_to_num(joined.flux_error, nan=np.inf)
@@ -99,13 +99,13 @@ class History:
         mjd: float64 [n] days, MJD TAI, mid-exposure.
         band: uint8 [n], indices into `BANDS`.
         flux, flux_error: float32 [n] nJy, of the difference; NaN where the survey gave none.
-        images: kind -> float16 [m, 32, 32] as `stamp.normalise` returns them, of the epochs `shown`, in order; zeros
-            where an epoch was sent without that kind. difference = science - template.
-        shown: int64 [m], the epochs that have their images here; the others' are covered by `kept`.
-        kept: what a model asked to be kept, by the index of its span of epochs (`Needs.span`).
-        photometry: None where it was not asked for.
-        context: name (of `context.NAMES`) -> number, from the newest epoch's packet; what is not known is absent.
-        contexts: the same for each epoch, where it is known; `until` and `take` give that of their last epoch, or none.
+        images: kind -> float16 [m, 32, 32] as `stamp.normalise` returns them, for the epochs `shown`, in order; zeros
+            if an epoch was sent without that kind. difference = science - template.
+        shown: int64 [m], the epochs whose images are included; the others are covered by `kept`.
+        kept: what a model asked to cache, by the index of its span of epochs (`Needs.span`).
+        photometry: None if not requested.
+        context: name (of `context.NAMES`) -> number, from the newest epoch's packet; unknown ones are absent.
+        contexts: the same for each epoch, if known; `until` and `take` use that of their last epoch, or none.
         source_id, ra, dec (degrees, ICRS), flags: [n].
     """
 
@@ -143,13 +143,13 @@ class History:
 
     @classmethod
     def by_object(cls, observations: Iterable[Observed], survey: str = "") -> dict[str, History]:
-        """Histories of all objects, from observations in any order; of two of one source the first is taken.
+        """Histories of all objects, from observations in any order; of two with the same source id the first is used.
 
         Args:
-            survey: of observations that do not say theirs.
+            survey: for observations that do not name theirs.
 
         Returns:
-            object id -> history, in the order in which the objects first came.
+            object id -> history, in order of first appearance.
         """
         groups: dict[str, dict[int, Observed]] = {}
         for seen in observations:
@@ -161,16 +161,16 @@ class History:
         cls, mjd: NDArray[np.float64], band: NDArray[np.uint8], stamps: NDArray[np.float16],
         kept: Mapping[int, bytes] | None = None, span: int = 1, **others: Any,
     ) -> History:  # fmt: skip
-        """A history with one image an epoch; `stamps` are those of the epochs in no span of `kept`, in order."""
+        """A history with one image per epoch; `stamps` are those of epochs not covered by `kept`, in order."""
         kept = kept or {}
         shown = np.array([n for n in range(len(mjd)) if n // span not in kept], np.int64)
         return cls(mjd, band, {"science": stamps}, shown, kept, **others)
 
     def until(self, *, epochs: int | None = None, mjd: float | None = None) -> History:
-        """What was known after this many epochs, or at a time.
+        """The history as known after this many epochs, or at a time.
 
         Raises:
-            ValueError: neither or both are given, or nothing was known then.
+            ValueError: neither or both are given, or nothing was known yet.
         """
         if (epochs is None) == (mjd is None):
             raise ValueError("give either epochs or mjd")
@@ -179,18 +179,18 @@ class History:
             epochs = int(np.searchsorted(self.mjd, mjd, "right"))
         last = min(epochs, len(self))
         if last < 1:
-            raise ValueError(f"nothing was known of {self.object_id or 'the object'} then: give a later time")
+            raise ValueError(f"nothing was known of {self.object_id or 'the object'} yet: give a later time")
         return self.take(np.arange(last))
 
     def take(self, epochs: NDArray[np.int64]) -> History:
-        """Some of the epochs, in rising order, with photometry up to the last of them; what was kept is dropped.
+        """A selection of epochs, in ascending order, with photometry up to the last of them; cached values are dropped.
 
         Raises:
-            ValueError: an epoch's images are not here.
+            ValueError: an epoch's images are not included.
         """
         rows = np.searchsorted(self.shown, epochs)
         if (self.images and not (rows < len(self.shown)).all()) or (self.images and (self.shown[rows] != epochs).any()):
-            raise ValueError("the images of some of these epochs are not here: fetch the whole history")
+            raise ValueError("the images of some of these epochs are missing: fetch the whole history")
         return replace(
             self,
             images={kind: pixels[rows] for kind, pixels in self.images.items()},
@@ -202,13 +202,13 @@ class History:
         )  # fmt: skip
 
     def _context_at(self, epoch: int) -> Mapping[str, float]:
-        """What was said of the surroundings in the packet of an epoch; a later packet's numbers were not known then."""
+        """The context from an epoch's own packet; numbers from later packets were not known then."""
         if self.contexts:
             return self.contexts[epoch]
         return self.context if epoch == len(self) - 1 else {}
 
     def newest(self, count: int) -> History:
-        """The newest epochs, or all of them if there are no more."""
+        """The newest epochs, or all if there are fewer."""
         return self if len(self) <= count else self.take(np.arange(len(self) - count, len(self)))
 
     def pixels(self, kind: str, epochs: NDArray[np.int64]) -> NDArray[np.float16]:
@@ -216,7 +216,7 @@ class History:
         return self.images[kind][np.searchsorted(self.shown, epochs)]
 
     def check(self, longest: int) -> None:
-        """Raise ValueError if the parts do not fit together, or hold what no history has."""
+        """Raise ValueError if the parts are inconsistent or invalid."""
         if not 1 <= len(self) <= longest:
             raise ValueError(f"a history has 1 to {longest} epochs here, not {len(self)}")
         if any(len(getattr(self, name)) != len(self) for name in PER_EPOCH):
@@ -251,7 +251,7 @@ def _history(name: str, seen: Sequence[Observed], survey: str) -> History:
 
 
 def _images(seen: Sequence[Observed]) -> dict[str, NDArray[np.float16]]:
-    """The stamps by kind; of the kinds beyond science those that some epoch has."""
+    """The stamps by kind; kinds other than science only if some epoch has them."""
     missing = np.zeros((STAMP_SIZE, STAMP_SIZE), np.float16)
     further = [kind for kind in IMAGE_KINDS[1:] if any(kind in o.images for o in seen)]
     return {
@@ -261,7 +261,7 @@ def _images(seen: Sequence[Observed]) -> dict[str, NDArray[np.float16]]:
 
 
 def _points(seen: Sequence[Observed]) -> Photometry | None:
-    """The points of all packets, none later than the newest of them; None where no packet brought any."""
+    """The points of all packets, none later than the newest packet; None if no packet had any."""
     parts = [o.photometry.until(o.mjd) for o in seen if o.photometry is not None]
     return Photometry.merged(parts) if parts else None
 
@@ -271,7 +271,7 @@ def _check_images(kind: str, pixels: NDArray[np.float16], shown: int) -> None:
     if pixels.shape != wanted:
         raise ValueError(f"{kind} stamps have shape {pixels.shape}; expected {wanted}")
     if pixels.dtype != np.float16:
-        raise ValueError(f"stamps are float16, not {pixels.dtype}: make them by stamp.normalise")
-    # of the bits, because numpy takes 20 times as long for isfinite of float16
+        raise ValueError(f"stamps must be float16, not {pixels.dtype}: make them with stamp.normalise")
+    # on the bits, because numpy's isfinite is 20 times slower for float16
     if ((pixels.view(np.uint16) & _EXPONENT) == _EXPONENT).any():
-        raise ValueError("a stamp has pixels that are not finite: make it by stamp.normalise, which fills them")
+        raise ValueError("a stamp has pixels that are not finite: make it with stamp.normalise, which fills them")

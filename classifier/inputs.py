@@ -1,5 +1,5 @@
-"""What a model is shown, in a few numbers for each band: of the training data for a model's card, and of a stream's
-nights to compare with it. Numbers that many stamps agree on, not measurements of one.
+"""Summary statistics of a model's input stamps by band: of the training data, for the model's card, and of each night
+of a stream, to compare with it. They describe many stamps, not single ones.
 """
 
 from collections import defaultdict
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from skyheed.classifier.history import BANDS, History
 from skyheed.classifier.stamp import BORDER, STAMP_SIZE
 
-_SIGMA = 1.4826  # of a normal distribution, in median absolute deviations
+_SIGMA = 1.4826  # standard deviation of a normal distribution, in median absolute deviations
 _MIDDLE = STAMP_SIZE // 2
 _PERCENTILES = {"p16": 16, "p50": 50, "p84": 84}
 # Four pixels wide, inside of the border, which is padding where a survey's stamps are smaller (Rubin: 30 pixels).
@@ -27,7 +27,7 @@ def gather(histories: Iterable[History], night: int | None = None) -> Seen:
     """Fluxes and science stamps by band.
 
     Args:
-        night: whole MJD of the epochs that are wanted; None for all.
+        night: integer MJD of the wanted epochs; None for all.
     """
     found: Seen = defaultdict(list)
     for history in histories:

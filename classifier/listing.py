@@ -1,4 +1,4 @@
-"""`skyheed model list` and `skyheed model describe`: what can be trained, what it needs, what it costs."""
+"""`skyheed model list` and `skyheed model describe`: the models that can be trained, their needs and cost."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from skyheed.classifier.names import printable
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.training import objectives
 
-UPDATES = (3, 12, 48, 99)  # stamps at which the cost of an update is told
+UPDATES = (3, 12, 48, 99)  # numbers of stamps for which the cost of an update is listed
 
 
 def listing() -> list[dict[str, Any]]:
@@ -28,7 +28,7 @@ def _entry(name: str, own: Preset, weights: list[str]) -> dict[str, Any]:
 
 
 def trained(checkpoint_name: str) -> str:
-    """What shipped weights were learnt from, and where."""
+    """What shipped weights were trained on, and on which device."""
     info = checkpoint.read_info(checkpoint_name)
     how, archive = info.training, info.training.get("archive", {})
     return (
@@ -54,7 +54,7 @@ def description(name: str, classes: int = 4, changes: Mapping[str, Any] | None =
         changes: of its configuration.
 
     Raises:
-        ModelError: there is no such model, or it cannot be so.
+        ModelError: no such model, or an invalid configuration.
     """
     own = preset(name)
     values = {**own.network, "classes": classes, **(changes or {})}
@@ -80,7 +80,7 @@ def description(name: str, classes: int = 4, changes: Mapping[str, Any] | None =
 
 
 def layers(network: Network) -> list[tuple[str, int]]:
-    """(name, parameters) of every layer that has any, in order."""
+    """(name, parameters) of every layer with parameters, in order."""
     rows = []
     for name, module in network.named_modules():
         count = sum(p.numel() for p in module.parameters(recurse=False))

@@ -1,7 +1,7 @@
-"""Names and texts that came from elsewhere, made fit for file names, terminals, log lines and pictures.
+"""Makes names and texts from outside safe for file names, terminals, log lines and pictures.
 
-Object ids, class names and the like are data: of a packet, of somebody's table, of an archive that was downloaded. They
-may hold slashes, line ends, terminal escapes or marks that turn the direction of writing.
+Object ids, class names and the like are data from packets, users' tables or downloaded archives. They may contain
+slashes, line ends, terminal escapes or bidirectional control characters.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ _MARKED = re.compile(r".*-[0-9a-f]{12}")
 def file_name(name: str) -> str:
     """One component of a path for any name: it has no separator, is not hidden, not reserved and not too long.
 
-    Plain names (letters, digits, `_.+@=-`) stay as they are. In others all else becomes `_`, and the first 12 hex
-    digits of the name's SHA-256 are added, so that different names never meet in one file.
+    Plain names (letters, digits, `_.+@=-`) stay as they are. In others, all other characters become `_`, and the first
+    12 hex digits of the name's SHA-256 are added, so that different names never share a file.
     """
     if len(name) <= LONGEST and _PLAIN.fullmatch(name) and not _special(name):
         return name
@@ -47,33 +47,34 @@ def printable(text: object, most: int = 0) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """`printable` for a text of several lines, which it keeps."""
+    """`printable` for a text of several lines; line breaks are kept."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def table_cell(text: object) -> str:
-    """`printable` in a table of Markdown, whose cells a `|` would part."""
+    """`printable` for a Markdown table, in which `|` would split a cell."""
     return printable(text).replace("|", "\\|")
 
 
 def caption(text: object, most: int = 60) -> str:
-    """`printable` in a picture: ASCII, which every font has, and no `$`, which would begin a formula."""
+    """`printable` for a picture: ASCII, which every font has, and no `$`, which would start a formula."""
     return printable(text, most).encode("ascii", "backslashreplace").decode().replace("$", r"\$")
 
 
 def header_text(text: object) -> str:
-    """`printable` in a FITS header: ASCII without line ends."""
+    """`printable` for a FITS header: ASCII without line ends."""
     return printable(text).encode("ascii", "backslashreplace").decode()
 
 
-# Spreadsheets run a cell that begins so (OWASP, CSV injection); the full-width forms count in East Asian versions.
+# Spreadsheets execute cells that begin like this (OWASP, CSV injection); East Asian versions accept the full-width
+# forms.
 _FORMULA = "=+-@＝＋－＠"
 
 
 def spreadsheet_cell(value: object) -> object:
-    """A cell of a CSV file that no spreadsheet runs: a text that would begin a formula gets a `'` in front of it.
+    """A CSV cell that no spreadsheet executes: text that would start a formula is prefixed with `'`.
 
-    Numbers stay numbers, also negative ones, and texts are `printable`.
+    Numbers stay numbers, including negative ones, and texts are `printable`.
     """
     if not isinstance(value, str):
         return value

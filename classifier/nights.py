@@ -1,4 +1,4 @@
-"""Epochs of a history gathered into nights: one row with a flux and an error for each band. Numpy only."""
+"""Groups a history's epochs by night: one row with a flux and an error for each band. Numpy only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ NIGHT_D = 0.33  # days that one night's observations span (Möller & de Boissiè
 
 @dataclass(frozen=True)
 class Nights:
-    """One history night by night.
+    """One history, night by night.
 
     Attributes:
         mjd: float64 [k], of each night's first epoch.
-        flux, flux_error: float32 [k, 6] nJy; 0 where a band was not observed (or has no flux).
+        flux, flux_error: float32 [k, 6] nJy; 0 if a band was not observed (or has no flux).
         seen: bool [k, 6], bands that were observed.
-        epoch: int64 [k, 6], the epoch that was taken; -1 where there is none.
+        epoch: int64 [k, 6], the epoch used; -1 if none.
     """
 
     mjd: NDArray[np.float64]
@@ -33,7 +33,7 @@ class Nights:
 
 
 def nights(history: History) -> Nights:
-    """The nights of a history; of two epochs of one band in a night the one with the smaller error is taken."""
+    """The nights of a history; of two epochs in one band and night, the one with the smaller error is used."""
     starts = _starts(history.mjd)
     night = np.searchsorted(starts, np.arange(len(history)), "right") - 1
     epoch = np.full((len(starts), len(BANDS)), -1)
@@ -56,7 +56,7 @@ def _starts(mjd: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def padded(rows: Sequence[NDArray[np.floating]], width: int = 0) -> NDArray[np.float32]:
-    """Rows [k, …] of several histories in one array [b, n, …], zero behind the end of each."""
+    """Rows [k, …] of several histories in one array [b, n, …], zero-padded."""
     longest = max(width, *(len(r) for r in rows))
     out = np.zeros((len(rows), longest, *rows[0].shape[1:]), np.float32)
     for n, r in enumerate(rows):

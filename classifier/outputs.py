@@ -1,4 +1,4 @@
-"""Output paths are checked before the work that would be lost with them, without leaving anything behind."""
+"""Checks output paths before long work starts, without leaving anything behind."""
 
 import os
 import tempfile
@@ -6,15 +6,15 @@ from pathlib import Path
 
 from skyheed.classifier.errors import ArchiveError
 
-SPARE_NAME = 32  # bytes that names of unfinished files need more than the name itself (`.NAME.partial-PID`)
+SPARE_NAME = 32  # extra bytes in names of unfinished files (`.NAME.partial-PID`)
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 
 def check_folder(path: str | Path, error: type[Exception] = ArchiveError) -> None:
-    """That a folder can be written into, or made where it does not exist yet.
+    """Check that a folder can be written to, or created.
 
     Raises:
-        `error`: it is a file, cannot be made, or is not ours to write into.
+        `error`: it is a file, cannot be created, or is not writable.
     """
     path = Path(path)
     try:
@@ -26,10 +26,10 @@ def check_folder(path: str | Path, error: type[Exception] = ArchiveError) -> Non
 
 
 def check_file(path: str | Path, error: type[Exception] = ArchiveError) -> None:
-    """That a file can be written, or written again.
+    """Check that a file can be written or overwritten.
 
     Raises:
-        `error`: its folder does not exist, it is a folder itself, or is not ours to write.
+        `error`: its folder does not exist, it is a folder itself, or is not writable.
     """
     path = Path(path)
     try:
@@ -46,7 +46,7 @@ def check_file(path: str | Path, error: type[Exception] = ArchiveError) -> None:
 
 
 def check_picture(path: str | Path, error: type[Exception] = ArchiveError) -> None:
-    """`check_file`, and that its ending is that of a picture.
+    """`check_file`, and check that it has a picture's file extension.
 
     Raises:
         `error`
@@ -57,7 +57,7 @@ def check_picture(path: str | Path, error: type[Exception] = ArchiveError) -> No
 
 
 def _try(folder: Path, name: str) -> None:
-    """Write a nameless file; permissions alone do not tell of read-only file systems, quotas and access lists."""
+    """Write an unnamed file; permissions alone do not reveal read-only file systems, quotas and access lists."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file")
     longest = os.pathconf(folder, "PC_NAME_MAX")

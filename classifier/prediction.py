@@ -1,4 +1,4 @@
-"""What a model needs of a history, and what it says of it. Numpy only, so that readers need no torch."""
+"""What a model needs from a history, and its prediction. Numpy only, so that readers need no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ class Declined(StrEnum):
 
     TOO_FEW_STAMPS = "too_few_stamps"
     BANDS_UNKNOWN = "bands_unknown"  # it has epochs in a band that the model was not trained on
-    NOT_FINITE = "not_finite"  # some probability is not a number
-    UNLIKE_TRAINING = "unlike_training"  # it looks like nothing that the model has learned from
+    NOT_FINITE = "not_finite"  # a probability is not a number
+    UNLIKE_TRAINING = "unlike_training"  # it is unlike anything in the model's training data
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Needs:
     """What a model reads of a history.
 
     Attributes:
-        images: kinds of stamps; none for a model of light curves.
+        images: kinds of stamps; none for a light-curve model.
         photometry: points without images.
         context: numbers about the surroundings.
-        fewest, most: epochs; an object with less is declined, of one with more the newest are taken.
-        span: neighbouring epochs that one kept thing belongs to; 0: nothing is kept.
+        fewest, most: epochs; an object with fewer is declined, of one with more the newest are used.
+        span: neighbouring epochs covered by one cached value; 0: nothing is cached.
     """
 
     images: tuple[str, ...] = ("science",)
@@ -48,7 +48,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A further number that a model gives, such as a phase, with its 1-sigma error."""
+    """A further output of a model, such as a phase, with its 1-sigma error."""
 
     value: float
     error: float
@@ -56,13 +56,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one history.
+    """A model's prediction for one history.
 
     Attributes:
-        probabilities: float32 [classes], calibrated, sum 1; empty where it declines.
+        probabilities: float32 [classes], calibrated, with sum 1; empty if it declines.
         reason: why it declines, or None.
         estimates: further heads, by name.
-        keep: index of a span of epochs -> what the model wants to see again; it never changes.
+        keep: index of a span of epochs -> what to cache for it; it never changes.
     """
 
     probabilities: NDArray[np.float32]

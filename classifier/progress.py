@@ -1,6 +1,6 @@
 """Progress of long work on stderr: a bar on a terminal, elsewhere at most a line every ten seconds.
 
-A log file, a pipe or a container's log would hold every redrawing of a bar. The one place that knows tqdm.
+A log file, pipe or container log would record every redraw of a bar. The only user of tqdm.
 """
 
 import sys
@@ -10,12 +10,12 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-EVERY_S = 10.0  # between two lines where there is no terminal
-ON_TERMINAL_S = 0.5  # between two redrawings
+EVERY_S = 10.0  # between two lines without a terminal
+ON_TERMINAL_S = 0.5  # between two redraws
 
 
 class _Lines(tqdm):  # type: ignore[misc]
-    """The same numbers as whole lines, each at least EVERY_S after the one before; short work says nothing."""
+    """The same numbers as whole lines, at least EVERY_S apart; short work prints nothing."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._said = time.monotonic()
@@ -38,13 +38,13 @@ class _Lines(tqdm):  # type: ignore[misc]
 def progress_bar(
     items: Iterable[Any] | None = None, what: str = "", total: int | None = None, *, show: bool = True, **options: Any
 ) -> "tqdm[Any]":
-    """An iterator over `items`, or a bar to `update`, that shows how far it is.
+    """An iterator over `items`, or a bar to `update`, that shows progress.
 
     Args:
-        what: said before the numbers.
-        total: number of items, where `items` does not know it.
-        show: False says nothing at all.
-        options: of tqdm (unit, initial, leave, delay, smoothing).
+        what: text before the numbers.
+        total: number of items, if `items` does not know it.
+        show: False prints nothing.
+        options: for tqdm (unit, initial, leave, delay, smoothing).
     """
     out = sys.stderr
     kind = tqdm if _is_terminal(out) else _Lines

@@ -1,12 +1,13 @@
 """Ends the processes and removes the folders of a program that was killed before it could do so itself.
 
-`kill -9`, a crash or the out-of-memory killer leave a program no time to stop its servers. So whatever a program
-starts it also names to a small watcher process, over a pipe that only the program holds open: when the program is
-gone, however it went, the pipe ends, and the watcher asks the daemons to finish the batch in hand, then stops the
-servers, then removes the temporary folders. This needs no Linux call and no thread, and a program that ends in order
-finds the watcher idle.
+`kill -9`, a crash or the out-of-memory killer leave a program no time to stop its servers. So a program reports
+everything it starts to a small watcher process, over a pipe that only the program holds open: when the program is gone
+for any reason, the pipe closes, and the watcher asks the daemons to finish their batch, then stops the servers, then
+removes the temporary folders. This needs no Linux-specific call and no thread, and after an orderly exit the watcher
+has nothing to do.
 
-The watcher runs this file alone (`python -I -S reaper.py`), so it starts in milliseconds and imports nothing of ours.
+The watcher runs this file alone (`python -I -S reaper.py`), so it starts in milliseconds and imports nothing from
+skyheed.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ class Reaper:
         self._kept: set[str] = set()
 
     def process(self, pid: int, kind: str) -> None:
-        """Watch a process that leads a session of its own; `kind` is DAEMON or SERVER."""
+        """Watch a process that leads its own session; `kind` is DAEMON or SERVER."""
         self._tell("keep", f"{kind}:{pid}")
 
     def forget_process(self, pid: int, kind: str) -> None:
@@ -77,11 +78,11 @@ class Reaper:
     def _say(self, word: str, what: str) -> None:
         assert self._watcher is not None
         assert self._watcher.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # somebody killed it: the next thing to keep starts another
+        with contextlib.suppress(BrokenPipeError):  # it was killed: the next registration starts another
             self._watcher.stdin.write(json.dumps([word, what]).encode() + b"\n")
 
     def _end(self) -> None:
-        """Call the watcher off and wait for it, so that a program that has ended leaves no process."""
+        """Stop the watcher and wait for it, so that a program that has ended leaves no process."""
         if self._watcher is not None and self._watcher.stdin is not None:
             self._say("off", "")
             self._watcher.stdin.close()
@@ -92,14 +93,13 @@ class Reaper:
 reaper = Reaper()
 _sections = 0
 _waiting: list[BaseException] = []
-_asked: list[BaseException] = []  # what a signal asked for, raised or about to be
+_asked: list[BaseException] = []  # the exception that a signal asked for, raised or pending
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let a signal that would end the program wait for the end of the block: starting a process and keeping it is one.
-
-    For the main thread; in others signals are not handled.
+    """Delay a signal that would end the program until the end of the block, so that starting and registering a process
+    is atomic. For the main thread; others do not handle signals.
     """
     global _sections
     if threading.current_thread() is not threading.main_thread():
@@ -123,15 +123,14 @@ def interrupt(error: BaseException) -> None:
 
 
 def nothing_asked() -> None:
-    """A verb begins: what was asked of one before it in this process is over."""
+    """A verb begins: forget signals to an earlier one in this process."""
     _asked.clear()
 
 
 def end_if_asked() -> None:
-    """Raise what `interrupt` raised, once more: call it in a verb's loop, not while it cleans up.
-
-    A signal's error comes wherever the program is, and a few in a hundred were lost somewhere in the first moments of a
-    run (which code drops them is not known): the verb would go on to its end.
+    """Raise again what `interrupt` raised: call it in a verb's loop, not during clean-up. A signal's exception can
+    strike anywhere, and a few in a hundred were lost early in a run (which code swallows them is unknown), so that the
+    verb would run to its end.
     """
     if _asked and not _sections:
         raise _asked[-1]
@@ -139,7 +138,7 @@ def end_if_asked() -> None:
 
 @contextlib.contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """A folder that only we can read, removed at the end of the block, or when we are killed."""
+    """A private folder, removed at the end of the block, or when this program is killed."""
     path = make_folder(prefix)
     try:
         yield path
@@ -148,9 +147,9 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 def make_folder(prefix: str) -> Path:
-    """A temporary folder that only we can read; `remove_folder` removes it, or the watcher when we are killed."""
+    """A private temporary folder; `remove_folder` removes it, or the watcher if this program is killed."""
     path = Path(tempfile.gettempdir()).absolute() / f"{prefix}{secrets.token_hex(6)}"
-    reaper.folder(path)  # before it is there: we may be killed at any time
+    reaper.folder(path)  # before it exists: we may be killed at any time
     path.mkdir(mode=0o700)
     return path
 
@@ -165,10 +164,10 @@ def remove_folder(path: Path) -> None:
 
 
 def watch(orders: IO[bytes]) -> None:
-    """Take orders until their end, then end and remove what is left."""
+    """Read orders until the pipe closes, then stop and remove what is left."""
     kept: set[str] = set()
     for line in orders:
-        with contextlib.suppress(ValueError):  # cut in the middle: whoever wrote it was killed
+        with contextlib.suppress(ValueError):  # incomplete: its writer was killed
             word, what = json.loads(line)
             if word == "off":
                 return
@@ -181,7 +180,7 @@ def watch(orders: IO[bytes]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove it, also while a process that has not noticed yet still writes into it."""
+    """Remove it, even while a process still writes to it."""
     deadline = time.monotonic() + PATIENCE_S[SERVER]
     while folder.exists() and time.monotonic() < deadline:
         shutil.rmtree(folder, ignore_errors=True)
@@ -209,13 +208,13 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    try:  # where nobody takes the children of the dead, they stay as zombies
+    try:  # where no process adopts orphans, they stay as zombies
         return Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0] not in "ZX"
     except (OSError, IndexError):
         return not Path("/proc/self").exists()
 
 
 if __name__ == "__main__":
-    for unwanted in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends when whom it watches has ended
+    for unwanted in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends when the program it watches has ended
         signal.signal(unwanted, signal.SIG_IGN)
     watch(sys.stdin.buffer)

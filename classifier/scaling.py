@@ -1,4 +1,4 @@
-"""From linear flux to what networks see; fitted once on training data and kept with the checkpoint."""
+"""Scales linear fluxes for networks; fitted once on training data and stored with the checkpoint."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Scaling:
         softening: [6] in `stamp.STAMP_UNIT_NJY`: the sky noise of the band's stamps in the training data.
         gain: makes the variance of scaled pixels about one.
         flux_unit: [6] nJy, about the error of the band's fluxes in the training data; empty in checkpoints of release
-            0.1, whose models saw no fluxes.
+            0.1, whose models used no fluxes.
     """
 
     softening: tuple[float, ...]

@@ -2,8 +2,8 @@
 
     skyheed score sky/sdss --out scores --model sdss --shard 3/64 --epochs 1,3,6,last
 
-A finished part is there whole or not at all, and a run that is started again passes over it. A folder belongs to one
-model with one class prior and one choice of epochs; others are refused.
+Parts are written atomically, and a restarted run skips finished ones. A folder belongs to one model with one class
+prior and one choice of epochs; others are refused.
 """
 
 import json
@@ -32,7 +32,7 @@ from skyheed.classifier.progress import progress_bar
 MANIFEST = "score.json"
 MOST_MANIFEST = 2**20
 BATCH = 64  # histories computed at a time
-_OBJECTS, _ROWS = b"skyheed_objects", b"skyheed_rows"  # keys of a part's metadata: what it was made of, what it has
+_OBJECTS, _ROWS = b"skyheed_objects", b"skyheed_rows"  # keys of a part's metadata: its input, its contents
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Epochs:
 
     @classmethod
     def parse(cls, text: str) -> "Epochs":
-        """From "all", "last", or numbers and "last" with commas between.
+        """From "all", "last", or comma-separated numbers and "last".
 
         Raises:
             ModelError: it is none of these.
@@ -57,7 +57,7 @@ class Epochs:
         return cls(tuple(sorted({int(part) for part in numbers})), "all" in parts, "last" in parts)
 
     def of(self, length: int) -> list[int]:
-        """The prefixes of a history of this many epochs, in rising order."""
+        """The prefixes of a history of this many epochs, in ascending order."""
         found = set(range(1, length + 1)) if self.every else {n for n in self.numbers if n <= length}
         return sorted(found | ({length} if self.last else set()))
 
@@ -69,11 +69,11 @@ class Scorer:
     """A model as a function of tables, for Ray's `map_batches`, LSDB's `map_partitions` and the like.
 
     Args:
-        model: as `load_model` gives it.
+        model: from `load_model`.
         epochs: after how many epochs each history is classified.
 
     A table has the columns of an archive's part (`skyheed.classifier.archives.format`); all rows of an object must be
-    in the same table, in any order. What comes back has a row for each object and number of epochs: object_id, survey,
+    in the same table, in any order. The result has a row for each object and number of epochs: object_id, survey,
     n_stamps, last_mjd (days TAI), p_<class>, top_class, status, reason, model, weights_digest.
     """
 
@@ -84,12 +84,12 @@ class Scorer:
         """The classifications of the objects in a table.
 
         Raises:
-            ArchiveError: the table is no part of an archive.
+            ArchiveError: the table is not part of an archive.
         """
         return self.classify(_histories(table, str(self.model.info.surveys[0])))
 
     def classify(self, histories: Sequence[History]) -> pa.Table:
-        """The classifications of histories; those of one object by rising number of epochs."""
+        """The classifications of histories; for each object by ascending number of epochs."""
         cuts = [(h, n) for h in histories for n in self.epochs.of(len(h))]
         found: list[Prediction] = []
         for at in range(0, len(cuts), BATCH):
@@ -118,14 +118,14 @@ class Scorer:
 
 
 def _probability(column: NDArray[np.float32], sure: Sequence[bool]) -> pa.Array:
-    """Null where the model declines: a decline is no probability."""
+    """Null if the model declines: a decline has no probabilities."""
     return pa.array(column, pa.float32(), mask=~np.array(sure, bool))
 
 
 def _histories(table: pa.Table, survey: str) -> list[History]:
-    """The histories in rows of a part's table, objects in the order in which they come.
+    """The histories in rows of a part's table, objects in order of appearance.
 
-    The table's metadata says the stamps' shape and form; where it was lost on the way they are square and the survey's.
+    The table's metadata gives the stamps' shape and form; without it they are assumed square and the survey's own.
     """
     names = [name for name in KINDS.values() if name in table.column_names]
     if "object_id" not in table.column_names or "stamp" not in names:
@@ -179,7 +179,7 @@ def _shape(facts: Mapping[bytes, bytes], kind: pa.DataType) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of scores was made with; the same for all of its parts."""
+    """What a folder of scores was made with, the same for all its parts."""
 
     model: str
     version: str
@@ -201,10 +201,10 @@ class Manifest:
 
 
 def score(archive: Archive, output: Path, scorer: Scorer, shard: tuple[int, int] = (1, 1)) -> int:
-    """Score the parts of a shard that are not scored yet; how many rows were written.
+    """Score the parts of a shard that are not scored yet; returns the number of rows written.
 
     Args:
-        output: folder, made where it does not exist.
+        output: folder, created if missing.
         shard: (i, n): every n-th part, from the i-th on.
 
     Raises:
@@ -273,7 +273,7 @@ def _score_part(archive: Archive, number: int, objects: Sequence[str], output: P
 
 
 def _usable(archive: Archive, object_id: str) -> History | None:
-    """An object that never was an alert, or has no usable stamp, has nothing to be classified by."""
+    """An object that never caused an alert, or has no usable stamp, cannot be classified."""
     try:
         return history_of(archive, object_id)
     except ArchiveError as error:
@@ -291,13 +291,13 @@ def _parts(archive: Archive) -> dict[int, list[str]]:
 
 
 def _claim(output: Path, manifest: Manifest) -> None:
-    """Write the manifest, or see that the one that is there is the same."""
+    """Write the manifest, or check that the existing one is the same."""
     wanted = json.loads(json.dumps(asdict(manifest)))
     path = output / MANIFEST
     unfinished = output / f".{MANIFEST}.partial-{os.getpid()}"
     unfinished.write_text(json.dumps(wanted, indent=1) + "\n")
     try:
-        os.link(unfinished, path)  # of several shards that begin at once, one wins
+        os.link(unfinished, path)  # of several shards that start together, one wins
     except FileExistsError:
         there = _manifest(output)
         if other := [key for key in wanted if there.get(key) != wanted[key]]:

@@ -1,6 +1,6 @@
-"""Serving: histories in, predictions out, on one device in one precision, both said and never changed in silence.
+"""Serving: histories in, predictions out, on one device in one precision, both reported and never changed silently.
 
-What was kept of earlier predictions, and what else is in a batch, makes no difference to a prediction.
+A prediction depends neither on cached values nor on what else is in the batch.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ RUNTIMES = ("auto", "torch", "onnx")
 
 @dataclass(frozen=True)
 class Where:
-    """On what a model computes: device, float32 or bfloat16, and a sentence that says what was chosen and why."""
+    """Where a model computes: device, float32 or bfloat16, and a sentence that explains the choice."""
 
     device: "torch.device"
     precision: str
@@ -37,9 +37,9 @@ class Where:
 
 
 class Served(BasePredictor):
-    """A checkpoint that is computed whole, in float32, for every prediction; families with a faster form extend it."""
+    """A checkpoint computed whole, in float32, for every prediction; families with a faster form extend it."""
 
-    narrow = False  # whether a part of it is computed in bfloat16 where that was chosen
+    narrow = False  # whether part of it can be computed in bfloat16
 
     def __init__(self, network: "Network", info: checkpoint.Info, where: Where) -> None:
         import torch
@@ -63,7 +63,7 @@ class Served(BasePredictor):
         found = self.calibrated(logits.float().cpu().numpy(), histories)
         if spread is None:
             return [Prediction(p) for p in found]
-        # of the most probable class, how far a network that knows its own uncertainty scatters
+        # scatter of the top class's probability, for a network that estimates its own uncertainty
         errors = spread.float().cpu().tolist()
         return [
             Prediction(p, estimates={"probability": Estimate(float(p.max()), e)})
@@ -88,12 +88,12 @@ def load(
     Args:
         model: checkpoint directory, or shipped weights: SURVEY, SURVEY/MODEL, or MODEL of the survey; or the folder of
             an export to ONNX.
-        survey: whose stamps will come.
+        survey: source of the stamps.
         device: auto, cpu or cuda.
-        precision: auto, float32 or bfloat16; of the part that a family computes so, the rest is float32.
+        precision: auto, float32 or bfloat16; for the part that a family can compute so; the rest is float32.
         threads: of the CPU; None for all cores.
-        any_survey: serve stamps of a survey that the model was not trained for.
-        fewest: epochs below which a history is declined; None for as few as the model needs.
+        any_survey: accept stamps of a survey that the model was not trained for.
+        fewest: epochs below which a history is declined; None for the model's own minimum.
         prior: class prior that probabilities assume instead of the checkpoint's, as for `checkpoint.class_prior`.
         runtime: torch; onnx (onnxruntime, on the CPU, without torch where `model` is an export); auto: onnx for an
             export, torch otherwise.
@@ -141,7 +141,7 @@ def _by_onnxruntime(
         return served(Path(model), info, threads)
     from skyheed.classifier.models.onnx.export import export
 
-    with tempfile.TemporaryDirectory(prefix="skyheed-onnx-") as folder:  # read wholly before it goes
+    with tempfile.TemporaryDirectory(prefix="skyheed-onnx-") as folder:  # read completely before it is removed
         return served(export(checkpoint.resolve(model, survey), Path(folder) / "export"), info, threads)
 
 
@@ -152,10 +152,10 @@ def load_model(
 
     Args:
         name: SURVEY (its default), SURVEY/MODEL, a checkpoint directory, or the folder of an export to ONNX.
-        device, precision, prior, runtime: as for `load`; an export needs numpy and onnxruntime alone.
+        device, precision, prior, runtime: as for `load`; an export needs only numpy and onnxruntime.
 
     Raises:
-        ModelError: there is none, or it cannot be used so.
+        ModelError: no such model, or it cannot be used in this way.
     """
     exported = (Path(name) / EXPORT).is_file()
     info = read_export(Path(name)).info if exported else checkpoint.read_info(name)
@@ -182,7 +182,7 @@ def choose(device: str, precision: str) -> Where:
     """Device and precision.
 
     Raises:
-        ModelError: they are unknown, or cuda was asked for and there is none.
+        ModelError: they are unknown, or cuda was requested and there is no GPU.
     """
     import torch
 
@@ -192,7 +192,7 @@ def choose(device: str, precision: str) -> Where:
             "bfloat16"
         )
     if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda was asked for, but torch sees no GPU: install a CUDA build, or use device cpu")
+        raise ModelError("device cuda was requested, but torch sees no GPU: install a CUDA build, or use device cpu")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         native_there = torch.cuda.is_bf16_supported(including_emulation=False)
         chosen = ("bfloat16" if native_there else "float32") if precision == "auto" else precision
@@ -210,7 +210,7 @@ def choose(device: str, precision: str) -> Where:
 
 
 def native_bfloat16() -> str:
-    """The CPU's flag for native bfloat16 arithmetic, or empty: elsewhere bfloat16 is slower than float32."""
+    """The CPU's flag for native bfloat16 arithmetic, or empty: without it bfloat16 is slower than float32."""
     try:
         lines = CPU_INFO.read_text().splitlines()
     except OSError:

@@ -1,10 +1,10 @@
-"""The one normaliser: a stamp of any survey, real or simulated, becomes what the model sees.
+"""The stamp normaliser: turns a stamp of any survey, real or simulated, into model input.
 
 Training and serving call the same function, so that they cannot drift apart. What it does, in order: the
 background (median of the image's border) is subtracted; the image is turned so that rows run from south to north
-and columns from east to west; 32 x 32 pixels about the source are cut out at the survey's own pixel scale, where
-the image ends the background is continued; the unit becomes `STAMP_UNIT_NJY`. Pixels that are not finite become
-background. Everything that depends on the model (asinh, standardisation) is the model's business.
+and columns from east to west; 32 x 32 pixels about the source are cut out at the survey's own pixel scale, padded with
+background beyond the image; the unit becomes `STAMP_UNIT_NJY`. Pixels that are not finite become
+background. Everything that depends on the model (asinh, standardisation) is left to the model.
 """
 
 import math
@@ -27,14 +27,14 @@ STAMP_UNIT_NJY = 100.0
 PADDED, FILLED, ROTATED = 2, 4, 16
 
 BORDER = 2  # pixels: width of the frame whose median is the background
-# Turns closer than this to a multiple of 90 degrees are made by flips alone: at the edge of a stamp (16 pixels) an
+# Rotations this close to a multiple of 90 degrees are made by flips only: at the edge of a stamp (16 pixels) an
 # error of 1 degree is 0.3 pixel, less than what interpolation blurs.
 _EXACT = math.sin(math.radians(1.0))
 _LARGEST = float(np.finfo(np.float16).max)
-_NO_PIXEL = np.float32(-3.4e38)  # less, the lowest float32, stands for "no pixel" in ZTF's templates
+_NO_PIXEL = np.float32(-3.4e38)  # values below, such as the lowest float32, mean "no pixel" in ZTF's templates
 _SMALL_SUM = 1e36
 _CENTRE = STAMP_SIZE // 2
-SHARP = 6  # of the 11 significant bits of a float16, of stamps alongside the science stamp
+SHARP = 6  # of the 11 significant bits of a float16, for stamps other than science
 _SPARE = np.uint16((1 << (11 - SHARP)) - 1)
 _HALF_STEP = np.uint16(1 << (10 - SHARP))
 _LARGEST_ROUND = np.uint16(0x7BE0)  # 64512
@@ -45,7 +45,7 @@ NORTH_UP = ((-1.0, 0.0), (0.0, 1.0))  # (dx, dy) -> (east, north) with north up 
 
 
 class StampError(ClassifierError):
-    """The source lies outside its image, or the image's geometry or scale makes no sense."""
+    """The source lies outside its image, or the image's geometry or scale is invalid."""
 
 
 class EmptyStampError(StampError):
@@ -53,10 +53,10 @@ class EmptyStampError(StampError):
 
 
 def middle(shape: tuple[int, ...]) -> tuple[float, float]:
-    """(x, y) of the middle pixel of an image [ny, nx], from 0: `n // 2`, also where the side is even.
+    """(x, y) of the middle pixel of an image [ny, nx], from 0: `n // 2`, even for an even side.
 
-    Archives, ZTF, Rubin and the model's own stamps all have the source there; (n - 1) / 2 is half a pixel off in
-    images of even side.
+    Archives, ZTF, Rubin and the model's own stamps all have the source there; (n - 1) / 2 would be half a pixel off
+    for an even side.
     """
     ny, nx = shape
     return nx // 2, ny // 2
@@ -82,7 +82,7 @@ def normalise(
     """Bring one image to the model's size, orientation and unit.
 
     Args:
-        image: [ny, nx], any linear unit; may hold NaN, and -3.4e38 for the same.
+        image: [ny, nx], any linear unit; may contain NaN, or -3.4e38 with the same meaning.
         njy_per_count: nJy per pixel unit.
         centre: (x, y) of the source, pixels from 0, in the image; `middle` by default.
         to_sky: [2, 2], (dx, dy) in pixels -> (east, north) in any unit; north up, east left by default.
@@ -116,7 +116,7 @@ def normalise_all(
 
 
 class Place(NamedTuple):
-    """Where in its image a stamp is, and how the image is turned: what may differ between stamps made at once.
+    """Where a stamp is in its image, and the image's orientation: shared by stamps made together.
 
     Attributes:
         shape: (ny, nx) of the image.
@@ -136,7 +136,7 @@ class Place(NamedTuple):
 def place(
     shape: tuple[int, int], njy_per_count: float, centre: tuple[float, float] | None, to_sky: Matrix | None
 ) -> Place:
-    """The place of a stamp, as for `normalise`, once it is sure that one can be made there.
+    """The place of a stamp, as for `normalise`, after checking that one can be made there.
 
     Raises:
         StampError
@@ -148,7 +148,7 @@ def place(
     if not 0 < njy_per_count < math.inf:
         raise StampError(f"{njy_per_count} nJy per count")
     to_sky = NORTH_UP if to_sky is None else to_sky
-    # a survey whose stamps all lie alike has one tuple for all
+    # a survey whose stamps all have the same geometry has one tuple for all
     a, b, c, d = _pixels_of_alike(to_sky) if isinstance(to_sky, tuple) else _pixels_of(to_sky)
     if min(ny, nx) < 2 and not _near_right_angle(a, b, c, d):
         raise StampError(f"an image of {nx} x {ny} pixels cannot be turned")
@@ -159,7 +159,7 @@ def place(
 def normalise_at(images: NDArray[np.float32], njy_per_count: NDArray[np.float64], where: Place) -> list[Stamp | None]:
     """`normalise` for images of one place, [n, ny, nx], each with its own scale [n], at once.
 
-    An image with pixels that are none takes much longer than others and does not slow them: those are made apart. The
+    Images with missing pixels take much longer and are made separately, so that they do not slow the others. The
     result does not depend on which images are made together.
     """
     whole = np.abs(images.sum(axis=(1, 2))) < _SMALL_SUM
@@ -196,7 +196,7 @@ def _normalise(
 
 
 def rounded(stamp: NDArray[np.float16]) -> NDArray[np.float16]:
-    """The stamp with `SHARP` significant bits a pixel, so that it is kept in little more than half of the room.
+    """The stamp with `SHARP` significant bits a pixel, so that it takes little more than half the space.
 
     A pixel changes by 1.6 % of itself at most, which is far below its noise. The same for either sign.
     """
@@ -207,12 +207,13 @@ def rounded(stamp: NDArray[np.float16]) -> NDArray[np.float16]:
 
 
 def _whole(images: NDArray[np.float32]) -> bool:
-    """Whether surely every pixel is one: a single look at all of them, because one that is none spoils the sum."""
+    """Whether every pixel is certainly valid: one sum suffices, because a missing pixel spoils it."""
     return bool(abs(float(images.sum())) < _SMALL_SUM)
 
 
 def _backgrounds(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of each image the median (the upper of two middle values) of the good pixels of its border, else of the image."""
+    """For each image the median (the upper of two middle values) of the valid pixels of its border, otherwise of the
+    whole image."""
     borders = images.reshape(len(images), -1)[:, _border(images.shape[1:])]
     if _whole(borders):
         middle = borders.shape[1] // 2
@@ -264,7 +265,7 @@ def _near_right_angle(a: float, b: float, c: float, d: float) -> bool:
 def _flip(
     images: NDArray[np.float32], x: float, y: float, a: float, b: float, c: float, d: float
 ) -> tuple[NDArray[np.float32], float, float]:
-    """The images turned by views alone, and where the source is in them."""
+    """The images rotated by array views only, and the source's position in them."""
     if abs(a) < abs(b):
         images, x, y, a, d = images.swapaxes(1, 2), y, x, c, b
     if a < 0:
@@ -277,7 +278,7 @@ def _flip(
 def _crop(
     images: NDArray[np.float32], x: float, y: float, background: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], int]:
-    """The stamps about the pixel nearest to (x, y), and how many of their pixels the images have."""
+    """The stamps about the pixel nearest to (x, y), and how many of their pixels lie within the images."""
     n, ny, nx = images.shape
     left, low = math.floor(x + 0.5) - _CENTRE, math.floor(y + 0.5) - _CENTRE
     if left >= 0 and low >= 0 and left + STAMP_SIZE <= nx and low + STAMP_SIZE <= ny:
@@ -302,7 +303,7 @@ def _turn(
     d: float,
     background: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], int]:
-    """The stamps interpolated (bilinear), the source exactly in their middle pixel."""
+    """The stamps, interpolated (bilinear) so that the source is exactly in the middle pixel."""
     n, ny, nx = images.shape
     column = _U * np.float32(a) + _V * np.float32(b) + np.float32(x)
     row = _U * np.float32(c) + _V * np.float32(d) + np.float32(y)
@@ -319,7 +320,7 @@ def _turn(
 
 
 def _fill(cut: NDArray[np.float32], background: NDArray[np.float32], inside: int) -> list[int | None]:
-    """Give pixels that are none the background; for each stamp FILLED or 0, None where no pixel is left."""
+    """Replace missing pixels with background; returns FILLED or 0 for each stamp, None if no pixel is valid."""
     if _whole(cut):
         return [0] * len(cut)
     good = np.isfinite(cut)

@@ -1,7 +1,7 @@
-"""The classes that models tell apart, and their numbers.
+"""The classes that models distinguish, and their ids.
 
 The standard ones are the four of Bairouk et al. 2023 (A&A 673, A141) with the nearest classes of the ELAsTiCC taxonomy
-(LSSTDESC/elasticc, taxonomy/taxonomy.ipynb). A training configuration may bring its own.
+(LSSTDESC/elasticc, taxonomy/taxonomy.ipynb). A training configuration may define its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ CLASSES = ("AGN", "SNIa", "Variable", "SNOther")
 # it, is the parent of all of them and of AGN: a reader of the hierarchy counted wrongly.)
 CLASS_IDS: Mapping[str, int] = {"AGN": 2332, "SNIa": 2222, "Variable": 2100, "SNOther": 2221, "SN": 2220}
 NOT_CLASSIFIED = 300
-# The three-class problem of the slides: all supernovae are one class.
+# The three-class problem: all supernovae are one class.
 THREE_CLASSES = ("AGN", "SN", "Variable")
 
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """Classes, their numbers, and what of an archive belongs to them.
+    """Classes, their ids, and which archive labels belong to them.
 
     Attributes:
         version: as published with every classification.
@@ -36,7 +36,7 @@ class Taxonomy:
     members: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def class_of(self, label: str, kind: str, classes: Sequence[str]) -> str:
-        """Which of `classes` an object of this label and type belongs to; "" for none."""
+        """The class among `classes` of an object with this label and type; "" for none."""
         for name in self.members:
             if {label, kind} & set(self.members[name]):
                 return name if name in classes else ""
@@ -55,7 +55,7 @@ def from_mapping(given: Mapping[str, Any]) -> Taxonomy:
         given: `version`, and `classes`: name -> {id, of: [types or classes of the archive]}.
 
     Raises:
-        ModelError: it is not of that form.
+        ModelError: it does not have that form.
     """
     if not given:
         return STANDARD
@@ -77,7 +77,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _distinct(own: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a number or a type that two classes claim."""
+    """Refuse an id or a type that two classes claim."""
     for what, claimed in (("id", [c["id"] for c in own.values()]), ("of", [t for c in own.values() for t in c["of"]])):
         twice = sorted({str(value) for value in claimed if claimed.count(value) > 1})
         if twice:
@@ -90,5 +90,5 @@ def merge_supernovae(name: str) -> str:
 
 
 def among(name: str, classes: Sequence[str]) -> str:
-    """A class as those who tell `classes` apart call it: kinds of supernovae are one, unless they know them."""
+    """A class in terms of `classes`: kinds of supernovae are merged unless `classes` distinguishes them."""
     return name if name in classes else merge_supernovae(name)

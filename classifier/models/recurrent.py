@@ -114,7 +114,7 @@ def _frames(history: History, config: Config, scaling: Scaling) -> tuple[NDArray
     night, column = np.nonzero(epoch >= 0)
     chosen = epoch[night, column]
     if not np.isin(chosen, history.shown).all():
-        raise ValueError("the images of some of these epochs are not here: fetch the whole history")
+        raise ValueError("the images of some of these epochs are missing: fetch the whole history")
     frames = np.zeros((len(kept), len(config.bands), STAMP_SIZE, STAMP_SIZE), np.float32)
     frames[night, column] = scaling(history.pixels("science", chosen), history.band[chosen])
     days = mjd - mjd[0]

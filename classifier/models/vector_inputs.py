@@ -101,7 +101,7 @@ class Inputs:
     def pixels(self, history: History, epochs: NDArray[np.int64], scaling: Scaling) -> NDArray[np.float32]:
         """Scaled images of some epochs, float32 [k, kinds, 32, 32]."""
         if not np.isin(epochs, history.shown).all():
-            raise ValueError("the images of some of these epochs are not here: fetch the whole history")
+            raise ValueError("the images of some of these epochs are missing: fetch the whole history")
         made = np.zeros((len(epochs), len(self.config.kinds), STAMP_SIZE, STAMP_SIZE), np.float32)
         for n, kind in enumerate(self.config.kinds):
             if kind in history.images and len(epochs):

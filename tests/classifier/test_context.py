@@ -51,7 +51,7 @@ def test_check_refuses_other_names_and_values() -> None:
     with pytest.raises(ValueError, match="context has no 'ra'"):
         context.check({"ra": 3.0})
     for value in (math.nan, -999.0):
-        with pytest.raises(ValueError, match="leave out what is not known"):
+        with pytest.raises(ValueError, match="leave out unknown values"):
             context.check({"age_days": value})
 
 

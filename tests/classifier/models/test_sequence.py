@@ -120,7 +120,7 @@ def test_every_finite_pixel_is_taken() -> None:
 
 def test_pixels_of_another_precision_are_refused() -> None:
     given = sequence(3)
-    with pytest.raises(ValueError, match="stamps are float16, not float32"):
+    with pytest.raises(ValueError, match="stamps must be float16, not float32"):
         replace(given, images={"science": given.images["science"].astype(np.float32)}).check(99)  # type: ignore[arg-type]
 
 

@@ -177,7 +177,7 @@ def test_what_was_kept_of_another_epoch_is_not_taken(change: str) -> None:
     other = replace(whole, **{change: values})
     served = serve(network, replace(other, kept=kept))
     torch.testing.assert_close(served.logits, logits(network, [other]), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="images of some of these epochs are not here"):
+    with pytest.raises(ValueError, match="images of some of these epochs are missing"):
         serve(network, shown(other, kept))
 
 
