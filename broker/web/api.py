@@ -120,6 +120,7 @@ def sky_of(web: Here, night: int | None, model: str = "") -> dict[str, Any]:
         "models": names,
         "nights": listed,
         "points": points,
+        "classes": web.status.classes(),
         "capped": len(points) >= SKY_POINTS,
     }
 

@@ -14,8 +14,8 @@ Cursor = Annotated[str, Query(max_length=LONGEST, description="`next` of the pag
 Sort = Annotated[
     str,
     Query(
-        max_length=20, pattern="^-?(newest|probability|epochs|days|first|id)$",
-        description="newest, probability, epochs, days, first or id; with a - in front, the other way round",
+        max_length=20, pattern="^-?(newest|probability|epochs|days|night|first|id)$",
+        description="newest, probability, epochs, days, night, first or id; with a - in front, the other way round",
     ),
 ]  # fmt: skip
 Limit = Annotated[int, Query(ge=1, le=LONGEST_LIST, description="rows of a page, at most 500")]

@@ -197,9 +197,8 @@ def _sure(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 def what_if(own: Explained, history: History, given: Mapping[str, Any]) -> dict[str, Any]:
     """The classification without some epochs and kinds, and of the whole history."""
     kinds = frozenset(given["kinds"])
-    missing = [kind for kind in own.model.needs.images if kind in kinds]
-    if missing:
-        raise Problem(422, f"the model {own.model.info.name} cannot do without {missing[0]} stamps: leave them on")
+    if "science" in kinds and "science" in own.model.needs.images:
+        raise Problem(422, "every epoch has its science stamp: leave them on, or switch epochs, nights or bands off")
     keep = np.flatnonzero(kept_epochs(history, given))
     if not len(keep):
         raise Problem(422, "nothing is left of the history: leave at least one epoch on")
@@ -219,10 +218,13 @@ def kept_epochs(history: History, given: Mapping[str, Any]) -> NDArray[np.bool_]
 
 
 def without_kinds(history: History, kinds: frozenset[str]) -> History:
-    """The history as if the survey had not sent some kinds of images, photometry or context."""
+    """The history as if the survey had not sent some kinds of images, photometry or context.
+
+    An image that was not sent is one without any light, as the store gives it.
+    """
     return replace(
         history,
-        images={kind: pixels for kind, pixels in history.images.items() if kind not in kinds},
+        images={kind: np.zeros_like(pixels) if kind in kinds else pixels for kind, pixels in history.images.items()},
         photometry=None if "photometry" in kinds else history.photometry,
         context={} if "context" in kinds else history.context,
     )

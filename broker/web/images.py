@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.broker.packets.surveys.links import PIXEL_ARCSEC
+from skyheed.broker.packets.surveys.links import pixel_arcsec
 from skyheed.broker.web.problems import Problem
 from skyheed.classifier.history import BANDS, IMAGE_KINDS, History
 from skyheed.classifier.names import header_text
@@ -178,7 +178,7 @@ def _header(history: History) -> Any:
 def _place(header: Any, history: History, epoch: int) -> None:
     """The source is in pixel [16, 16] from 0; columns run from east to west, so that east is left."""
     header["BUNIT"] = ("100 nJy", "a pixel, above the local background")
-    scale, ra, dec = PIXEL_ARCSEC.get(history.survey), float(history.ra[epoch]), float(history.dec[epoch])
+    scale, ra, dec = pixel_arcsec(history.survey), float(history.ra[epoch]), float(history.dec[epoch])
     if scale is None or not np.isfinite([ra, dec]).all():
         return
     cards = {

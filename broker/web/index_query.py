@@ -10,7 +10,7 @@ from skyheed.broker.web.search import Filters, SearchError
 # what a list can be sorted by: the column, and whether its largest come first
 SORTS = {
     "newest": ("classified_ms", True), "probability": ("top_probability", True), "epochs": ("n_stamps", True),
-    "days": ("days", True), "first": ("first_mjd", True), "id": ("object_id", False),
+    "days": ("days", True), "night": ("night", True), "first": ("first_mjd", True), "id": ("object_id", False),
 }  # fmt: skip
 
 

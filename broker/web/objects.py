@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.broker.errors import ServiceError, ServiceUnavailable, StreamError
-from skyheed.broker.packets.surveys.links import PIXEL_ARCSEC
+from skyheed.broker.packets.surveys.links import pixel_arcsec
 from skyheed.broker.results.formats import decode
 from skyheed.broker.results.record import utc_ms
 from skyheed.broker.state.histories import SequenceStore
@@ -135,7 +135,9 @@ class Objects:
             "epochs": epochs(history, stored.header), "images": images(history),
             "images_missing": pictures.missing(history),
             "photometry": photometry(history.photometry), "context": context(history),
-            "models": self._cards.all({m: (latest[m] or {}).get("provenance") for m in said}),
+            "models": _with_classes(
+                self._cards.all({m: (latest[m] or {}).get("provenance") for m in said}), published
+            ),
             "published": {m: published[m] for m in said}, "latest": said,
             "turned": {m: turned(published[m]) for m in said}, "rows": list(rows),
         }  # fmt: skip
@@ -145,8 +147,8 @@ class Objects:
         published = {row["model"]: [_published(row)] for row in rows}
         return self._head(object_id, _known(newest["ra"]), _known(newest["dec"])) | {
             "revision": newest["revision"], "source": "index", "notice": notice, "epochs": None, "images": {},
-            "images_missing": 0,
-            "photometry": None, "context": [], "models": self._cards.all(dict.fromkeys(published)),
+            "images_missing": 0, "photometry": None, "context": [],
+            "models": _with_classes(self._cards.all(dict.fromkeys(published)), published),
             "published": published, "latest": dict.fromkeys(published),
             "turned": dict.fromkeys(published), "rows": list(rows),
         }  # fmt: skip
@@ -158,7 +160,7 @@ class Objects:
             "survey": self.survey, "object_id": object_id, "path": path_key(object_id), "kind": "as published",
             "ra": ra, "dec": dec, "sexagesimal": sky.sexagesimal(ra, dec) if place else None,
             "galactic": {"l": longitude, "b": latitude},
-            "stamp": {"size": STAMP_SIZE, "pixel_arcsec": PIXEL_ARCSEC.get(self.survey), "unit": UNIT},
+            "stamp": {"size": STAMP_SIZE, "pixel_arcsec": pixel_arcsec(self.survey), "unit": UNIT},
             "links": sky.links(self.survey, object_id, ra, dec),
             "neighbours": self._neighbours(object_id, ra, dec) if place else [],
         }  # fmt: skip
@@ -170,6 +172,16 @@ class Objects:
             return []
         names = ("object_id", "path", "separation")
         return [{name: row[name] for name in names} for row in near if row["object_id"] != object_id]
+
+
+def _with_classes(models: list[dict[str, Any]], published: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The models; those whose cards are not here with the classes that they have published for the object."""
+    return [
+        model | {"classes": model["classes"] or list(dict.fromkeys(
+            name for line in published.get(model["name"], ()) for name in line["probabilities"]
+        ))}
+        for model in models
+    ]  # fmt: skip
 
 
 def _known(value: float | None) -> float:

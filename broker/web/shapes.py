@@ -274,6 +274,7 @@ class Sky(_Shape):
     models: list[str]
     nights: list[dict[str, int]]
     points: list[dict[str, Any]]
+    classes: list[str]
     capped: bool
 
 
@@ -303,6 +304,7 @@ class Status(_Shape):
 
 class Letter(_Shape):
     letter: dict[str, Any]
+    value_url: str
     headers: list[list[str]]
     hex: str
     fields: dict[str, str]

@@ -54,7 +54,8 @@ def links(survey: str, object_id: str, ra: float, dec: float) -> list[dict[str, 
         ),
         (
             "NED", "https://ned.ipac.caltech.edu/conesearch",
-            {"search_type": "Near Position Search", "coordinates": f"{a}d {dec:+.6f}d", "radius": NEAR / 60},
+            {"search_type": "Near Position Search", "coordinates": f"{a}d {dec:+.6f}d", "radius": NEAR / 60,
+             "in_csys": "Equatorial", "in_equinox": "J2000.0"},
         ),
         (
             "TNS", "https://www.wis-tns.org/search", {"ra": a, "decl": d, "radius": NEAR, "coords_unit": "arcsec"},

@@ -28,6 +28,7 @@ from skyheed.broker.web.follow import Follower
 from skyheed.broker.web.index import Index, by_night, now_ms, percentiles
 from skyheed.broker.web.paths import path_key
 from skyheed.broker.web.recompute import Pool
+from skyheed.broker.web.rows import PREFIX
 from skyheed.classifier.names import printable
 
 T = TypeVar("T")
@@ -109,6 +110,10 @@ class Status:
     def published(self) -> list[str]:
         """Names of the models that have published, the survey's first one first."""
         return self._s.cards.ordered(self._s.index.models())
+
+    def classes(self) -> list[str]:
+        """Those of the models that are here, then others that have been published."""
+        return list(dict.fromkeys([c for entry in self.models() for c in entry["classes"]] + self._s.index.classes()))
 
     def books(self) -> dict[str, Any]:
         """The books with a sentence for each count.
@@ -285,7 +290,11 @@ def look_into(letter: deadletter.DeadLetter, most: int = 512) -> dict[str, Any]:
         [printable(name, 100), printable((text or b"").decode("utf-8", "replace"), 400)]
         for name, text in list(letter.headers)[:50]
     ]
-    return {"letter": letter_row(letter), "headers": headers, "hex": value[:most].hex(" "), "fields": _fields(value)}
+    row = letter_row(letter)
+    return {
+        "letter": row, "value_url": f"{PREFIX}/dead-letters/{row['place']}/value", "headers": headers,
+        "hex": value[:most].hex(" "), "fields": _fields(value),
+    }  # fmt: skip
 
 
 def _fields(value: bytes) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """The pages: templates filled with what the JSON API answers."""
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from skyheed.broker.errors import SkyheedError
 from skyheed.broker.observation import BANDS
 from skyheed.broker.web import lists
 from skyheed.broker.web.answers import encode, respond
@@ -24,6 +26,7 @@ from skyheed.broker.web.paths import object_of, path_key
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.rows import PREFIX
 from skyheed.broker.web.search import Filters
+from skyheed.broker.web.status import letter_row
 from skyheed.broker.web.web import HERE, Here, Web
 
 router = APIRouter(include_in_schema=False)
@@ -90,10 +93,8 @@ def error_page(request: Request, web: Web, problem: Problem) -> Response:
 def _choices(web: Web) -> dict[str, Any]:
     cards = {entry["name"]: entry for entry in web.status.models()}
     models = web.status.published() or list(cards)
-    classes = list(dict.fromkeys(name for entry in cards.values() for name in entry["classes"]))
-    classes += [name for name in web.index.classes() if name not in classes]
     bands = "".join(b for b in BANDS if any(b in entry["bands"] for entry in cards.values())) or BANDS
-    return {"models": models, "classes": classes, "bands": bands}
+    return {"models": models, "classes": web.status.classes(), "bands": bands}
 
 
 @router.get("/")
@@ -145,9 +146,22 @@ def status(request: Request, web: Here) -> Response:
 @router.get("/api")
 def api(request: Request, web: Here) -> Response:
     """The JSON API, with examples."""
-    rows, _ = web.index.recent(Filters(), 1)
-    data = {"openapi": f"{PREFIX}/openapi.json", "example": rows[0]["path"] if rows else ""}
+    data = {"openapi": f"{PREFIX}/openapi.json", "example": _example(web), "token": web.token is not None}
     return page(request, web, "api", data)
+
+
+def _example(web: Web) -> dict[str, str]:
+    """What the examples ask for: the object that was classified last, its newest epoch, the newest dead letter."""
+    rows = web.index.recent(Filters(declined="no"), 1)[0] or web.index.recent(Filters(), 1)[0]
+    found = {}
+    if rows:
+        found = {"key": rows[0]["path"], "alert_id": rows[0]["path"]}
+        with contextlib.suppress(Problem, SkyheedError):
+            found["source_id"] = str(web.objects.history(rows[0]["object_id"])[0].source_id[-1])
+    with contextlib.suppress(SkyheedError):
+        for letter in web.status.letters()[:1]:
+            found["place"] = letter_row(letter)["place"]
+    return found
 
 
 @router.get("/login")

@@ -1,10 +1,14 @@
 """What a reader of the page wants to know of a survey and its packets do not say: pixel scales, and where other brokers
 show an object. Only addresses: nothing is asked of them.
+
+The addresses are those that public code of brokers and of their users links to (read in November 2026: Rubin's
+tutorials and TOM add-ons for ALeRCE, alert viewers for Fink and Lasair, the babamul client). None has been opened from
+here: that they still lead to the object was not tried.
 """
 
 from urllib.parse import quote
 
-PIXEL_ARCSEC = {"sdss": 0.396, "ztf": 1.012, "lsst": 0.2}
+_PIXEL_ARCSEC = {"sdss": 0.396, "ztf": 1.012, "lsst": 0.2}
 # name of a broker, and its page of an object
 _BROKERS = {
     "ztf": (
@@ -22,6 +26,16 @@ _BROKERS = {
 }
 
 
+def base_of(survey: str) -> str:
+    """Whose packets they are: `ztf` of the replay `ztf.night20`."""
+    return survey.partition(".")[0]
+
+
+def pixel_arcsec(survey: str) -> float | None:
+    """Arcseconds of a pixel's side; None where we do not know the survey's camera."""
+    return _PIXEL_ARCSEC.get(base_of(survey))
+
+
 def brokers(survey: str, object_id: str) -> list[tuple[str, str]]:
     """(name, URL) of the object at other brokers; none for a survey that they do not have."""
-    return [(name, address.format(quote(object_id, safe=""))) for name, address in _BROKERS.get(survey, ())]
+    return [(name, address.format(quote(object_id, safe=""))) for name, address in _BROKERS.get(base_of(survey), ())]

@@ -67,8 +67,9 @@ function provenance(model, data) {
     `${model.title || model.name} ${model.version ?? ""}`.trim(), model.digest && `weights ${String(model.digest).slice(0, 8)}`, model.preprocessing, prior && `prior ${prior}`,
     record?.classified_ms && `classified ${clock(record.classified_ms)}`,
   ];
+  const other = model.same_as_published === false ? h("b", {}, " The model on this server is another one than published this: what is recomputed is its answer.") : null;
   const estimates = Object.entries(record?.estimates ?? {}).map(([name, e]) => `${e.name ?? name} ${withError(e.value, e.error)}`);
-  return h("p", { class: "muted small" }, lines.filter(Boolean).join(" · "), estimates.length ? h("br") : null, estimates.join(" · "), " ", h("a", { href: "/status#models" }, "card"));
+  return h("p", { class: "muted small" }, lines.filter(Boolean).join(" · "), estimates.length ? h("br") : null, estimates.join(" · "), other, " ", h("a", { href: "/status#models" }, "card"));
 }
 
 export function fillMore(data, page) {

@@ -30,7 +30,10 @@ function frame(label, low, high, xs, xText, wide, room = 0) {
 /** Stacked bars, one next to the other: `rows` of {at, parts: [[name, value]]}; `paint(name)` gives a fill. */
 export function stackedBars(label, rows, paint, xText, wide = 1200) {
   const most = Math.max(...rows.map((row) => row.parts.reduce((sum, [, value]) => sum + value, 0)), 1);
-  const text = (n) => (rows[Math.round(n)] ? xText(rows[Math.round(n)].at) : "");
+  const text = (n) => { // behind the last bar stands its own label
+    const row = rows[n === rows.length ? n - 1 : n];
+    return row ? xText(row.at) : "";
+  };
   const { x, y, root } = frame(label, 0, most, rows.length > 2 ? [0, Math.floor(rows.length / 2), rows.length] : [0, Math.max(6, rows.length)], text, wide);
   const width = Math.min(40, (x(1) - x(0)) * 0.8);
   rows.forEach((row, n) => {

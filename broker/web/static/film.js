@@ -79,6 +79,7 @@ export class Film {
     const shown = new Set(this.shown(lane, epochs));
     for (const epoch of epochs) {
       const x = axisPx(this.axis, epoch);
+      if (x < LEFT - 1) continue; // as the points of the light curve
       if (shown.has(epoch)) this.drawStamp(context, epoch, x, top, off.has(epoch));
       context.fillStyle = colour(shown.has(epoch) ? "--edge" : `--band-${lane}`);
       context.fillRect(x - 1, top + STAMP + 1, 2, shown.has(epoch) ? 2 : 4);

@@ -1,14 +1,14 @@
 // Rows of the live page and of lists.
 
-import { className, classColour, dateOf, fixed, h, objectUrl, shares } from "./lib.js";
+import { className, classColour, clock, dateOf, fixed, h, objectUrl, shares } from "./lib.js";
 
 const COLUMNS = [
-  ["object", "id"], ["last stamps"], ["class", "class"], ["p", "probability"], ["probabilities"], ["change"], ["epochs", "epochs"], ["bands"], ["days", "days"], ["last night", "newest"], ["model"],
+  ["object", "id"], ["last stamps"], ["class", "class"], ["p", "probability"], ["probabilities"], ["change"], ["epochs", "epochs"], ["bands"], ["days", "days"], ["last night", "night"], ["classified", "newest"], ["model"],
 ];
 const LEFT_COLUMNS = new Set(["object", "class", "last stamps", "probabilities", "bands", "model"]);
 
-const LESS = new Set(["probabilities", "bands", "last night", "model", "days"]); // left out on a phone
-const LEAST = new Set(["last night", "model"]); // left out on a small screen
+const LESS = new Set(["probabilities", "bands", "last night", "classified", "model", "days"]); // left out on a phone
+const LEAST = new Set(["last night", "classified", "model"]); // left out on a small screen
 
 /** The head of the table; `sort` is {by, onsort} where columns can be sorted by. */
 export function head(sort = null) {
@@ -31,7 +31,7 @@ export function rowOf(row, classes) {
     h("th", { scope: "row", class: "l name" }, h("a", { href: objectUrl(row.path), title: row.object_id }, row.object_id)),
     h("td", { class: "l strip" }, row.strip ? h("img", { src: row.strip, alt: "", loading: "lazy", decoding: "async", width: 204, height: 34, onerror: (event) => event.target.remove() }) : null),
     h("td", { class: "l class" }, name), h("td", { class: "p" }, fixed(row.top_probability)), h("td", { class: "l less" }, shares(row.probabilities, classes)),
-    h("td", { class: "change" }, change(row)), h("td", { class: "epochs" }, row.n_stamps), h("td", { class: "l less" }, bands), h("td", { class: "less" }, fixed(row.days, 1)), h("td", { class: "less least" }, dateOf(Math.floor(row.last_mjd))), h("td", { class: "l less least" }, row.model));
+    h("td", { class: "change" }, change(row)), h("td", { class: "epochs" }, row.n_stamps), h("td", { class: "l less" }, bands), h("td", { class: "less" }, fixed(row.days, 1)), h("td", { class: "less least" }, dateOf(Math.floor(row.last_mjd))), h("td", { class: "less least", title: clock(row.classified_ms) }, clock(row.classified_ms).slice(5, 16)), h("td", { class: "l less least" }, row.model));
 }
 
 /** What changed since the classification before: of the top class, or that it is another one. */

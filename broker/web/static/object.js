@@ -74,9 +74,10 @@ class ObjectPage {
       const plot = h("div", { class: "plot" });
       const said = h("span", {});
       const note = h("div", { class: "note" });
-      const label = h("div", { class: "label" }, h("b", {}, model.name || "Class"), said);
+      const values = h("div", { class: "values" });
+      const label = h("div", { class: "label" }, h("b", {}, model.name || "Class"), said, values);
       box.append(h("div", { class: "row classes", "data-model": model.name }, label, plot));
-      const panel = new ClassPanel(plot, this.axis, model);
+      const panel = new ClassPanel(plot, this.axis, model, values);
       plot.append(note);
       return Object.assign(panel, { said, note });
     });
@@ -251,6 +252,7 @@ class ObjectPage {
     this.film.draw(epoch, this.off);
     this.influence.draw(epoch);
     for (const plot of [this.light.plot, ...this.panels.map((panel) => panel.plot)]) plot.moveCursor(this.axis.of(epoch));
+    for (const panel of this.panels) panel.tell(this.data.epochs.mjd[epoch]);
     this.counter.textContent = `${epoch + 1} / ${this.n}`;
     this.epochCard.show(epoch);
     const slider = byId("film");

@@ -1,10 +1,11 @@
 // What is painted in the rows: the light curve, class probabilities over time, the influence of each stamp.
 
-import { className, classVariable, colour, fixed } from "./lib.js";
+import { className, classColour, classVariable, colour, fixed, h } from "./lib.js";
 import { FONT, LEFT, marker, Plot, prepare, RIGHT } from "./timeline.js";
 
 const ZERO_POINT = 31.4; // AB magnitude of 1 nJy
 const POGSON = 2.5 / Math.LN10;
+const TOLD = 4; // classes whose probabilities stand next to a panel
 
 /** Points of the light curve in the chosen unit: {x, band, value, error, kind, epoch}; kind "limit" for upper limits. */
 export function points(data, axis, unit) {
@@ -127,8 +128,9 @@ function limit(context, x, y) {
 
 /** Class probabilities as stacked steps, each from its epoch to the next; what was declined is a dashed frame. */
 export class ClassPanel {
-  constructor(box, axis, model) {
-    Object.assign(this, { box, axis, model, steps: [], current: null });
+  /** `values` is where the probabilities of the current epoch stand in words. */
+  constructor(box, axis, model, values) {
+    Object.assign(this, { box, axis, model, values, steps: [] });
     const total = Object.fromEntries(model.classes.map((name) => [name, 0]));
     this.total = total;
     this.plot = new Plot(box, axis, {
@@ -140,6 +142,7 @@ export class ClassPanel {
   /** `steps`: {mjd, status, reason_text, probabilities} in the order of time. */
   setSteps(steps) {
     this.steps = steps;
+    this.told = undefined;
     for (const name of this.model.classes) this.total[name] = steps.reduce((sum, s) => sum + (s.probabilities[name] ?? 0), 0);
     this.plot.refresh();
   }
@@ -231,6 +234,17 @@ export class ClassPanel {
   /** What the model said at a time: the last step before it. */
   at(mjd) {
     return this.steps.findLast((step) => step.mjd <= mjd + 1e-6) ?? null;
+  }
+
+  /** Says it in words, next to the panel. */
+  tell(mjd) {
+    const step = this.at(mjd);
+    if (step === this.told) return;
+    this.told = step;
+    const parts = Object.entries(step?.probabilities ?? {}).sort((a, b) => b[1] - a[1]).slice(0, TOLD);
+    const dot = (name) => h("i", { class: "dot", style: { background: classColour(name, this.model.classes) } });
+    const declined = step && !parts.length ? `declined: ${step.reason_text ?? step.reason ?? "no reason given"}` : "";
+    this.values.replaceChildren(...parts.map(([name, p]) => h("div", {}, dot(name), className(name), h("b", {}, fixed(p)))), declined);
   }
 }
 

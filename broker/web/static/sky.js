@@ -46,31 +46,31 @@ function grid() {
   ];
 }
 
-function point(one) {
+function point(one, classes) {
   const [x, y] = project(one.ra, one.dec);
   const text = `${one.object_id}: ${one.class ? `${className(one.class)} ${fixed(one.probability)}` : "declined"}`;
   const circle = one.class
-    ? svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 2.5 + 2.5 * (one.probability ?? 0), "fill-opacity": 0.8, style: { fill: classColour(one.class, []) } })
+    ? svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 2.5 + 2.5 * (one.probability ?? 0), "fill-opacity": 0.8, style: { fill: classColour(one.class, classes) } })
     : svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 3, fill: "none", style: { stroke: "var(--edge)" } });
   circle.append(svg("title", {}, text));
   return svg("a", { href: objectUrl(one.path), "aria-label": text, tabindex: -1 }, circle);
 }
 
-function legend(points) {
+function legend(points, classes) {
   const counts = new Map();
   for (const one of points) counts.set(one.class, (counts.get(one.class) ?? 0) + 1);
-  const items = [...counts].sort((a, b) => b[1] - a[1]).map(([name, n]) => h("span", {}, h("i", { class: "dot", style: name ? { background: classColour(name, []) } : { background: "none", border: "1.5px solid var(--edge)" } }), `${name ? className(name) : "declined"} ${n}`));
+  const items = [...counts].sort((a, b) => b[1] - a[1]).map(([name, n]) => h("span", {}, h("i", { class: "dot", style: name ? { background: classColour(name, classes) } : { background: "none", border: "1.5px solid var(--edge)" } }), `${name ? className(name) : "declined"} ${n}`));
   return h("div", { class: "legend" }, items, h("span", {}, "dashed: Galactic plane · larger: more probable"));
 }
 
 function show(found) {
-  const { night, model, points, capped } = found;
+  const { night, model, points, classes, capped } = found;
   byId("summary").textContent = points.length ? `${capped ? "The first " : ""}${plural(points.length, "object")} whose last epoch was in the night of ${dateOf(night)}, classes by ${model}.` : "";
   byId("empty").hidden = points.length > 0;
   byId("empty").textContent = "No object that this model has classified had its last epoch in this night: choose another night or model.";
-  const map = svg("svg", { viewBox: `0 0 ${WIDE} ${TALL}`, role: "group", "aria-label": `Sky map, right ascension increasing to the left, ${plural(points.length, "object")}` }, grid(), points.map(point));
+  const map = svg("svg", { viewBox: `0 0 ${WIDE} ${TALL}`, role: "group", "aria-label": `Sky map, right ascension increasing to the left, ${plural(points.length, "object")}` }, grid(), points.map((one) => point(one, classes)));
   const table = h("p", { class: "muted small" }, h("a", { href: `/objects?${new URLSearchParams({ night, model })}` }, "The same as a list"));
-  byId("sky").replaceChildren(legend(points), map, table);
+  byId("sky").replaceChildren(legend(points, classes), map, table);
 }
 
 export function start(data) {

@@ -56,7 +56,8 @@ function fillParts({ state, daemons }) {
 }
 
 function fillNights({ shares: nights, models }) {
-  const classes = models[0]?.classes ?? [];
+  const counted = (nights ?? []).flatMap((one) => Object.keys(one.counts)).filter((name) => name !== "declined");
+  const classes = [...new Set([...models.flatMap((model) => model.classes), ...counted])];
   const names = [...new Set((nights ?? []).map((one) => one.model))];
   if (!names.length) {
     byId("nights").replaceChildren(nothing("Nothing has been classified yet."));

@@ -33,11 +33,12 @@ export class WhatIf {
     const { epochs } = this.page.data;
     const bands = [..."ugrizy"].filter((band) => epochs.band.includes(band));
     const nights = [...new Set(epochs.night)];
-    const kinds = [...this.model.needs.images, this.model.needs.photometry && "photometry", this.model.needs.context && "context"].filter(Boolean);
+    // every epoch has its science stamp: without it there is no epoch
+    const kinds = [...this.model.needs.images.filter((kind) => kind !== "science"), this.model.needs.photometry && "photometry", this.model.needs.context && "context"].filter(Boolean);
     this.choices.replaceChildren(
       ...(this.models.length > 1 ? [this.modelChoice()] : []),
       this.group("bands", "bands", bands.map((band) => [band, h("span", { class: `band-${band}` }, band)])),
-      ...(kinds.length > 1 ? [this.group("kinds", "input", kinds.map((kind) => [kind, kind]))] : []),
+      ...(kinds.length ? [this.group("kinds", "input", kinds.map((kind) => [kind, kind]))] : []),
       h("details", {}, h("summary", { class: "small" }, plural(nights.length, "night")), h("div", { class: "tall", tabindex: 0, role: "region", "aria-label": "Nights" }, this.group("nights", "", nights.map((night) => [night, dateOf(night)])))),
       h("p", { class: "muted small" }, "Single stamps: shift-click one in the strip, or press ", h("kbd", {}, "x"), " on the current epoch."),
     );
@@ -199,11 +200,11 @@ export class WhatIf {
   }
 
   /** The same of the prefixes under today's model. */
-  sayRecomputed(name, { turned, sure }) {
+  sayRecomputed(name, { turned, sure, notice }) {
     if (name !== this.model?.name || !turned) return;
     const parts = [`Recomputed now, it has been ${className(turned.class)} since `, this.epochLink(turned.epochs - 1)];
     if (sure) parts.push(`, with p above 0.8 for the first time after ${plural(sure.epochs, "epoch")} (day ${fixed(sure.days, 1)})`);
-    this.turnedSaid.replaceChildren(...parts, ".");
+    this.turnedSaid.replaceChildren(...parts, ".", notice ? ` Note: ${notice}.` : "");
   }
 
   epochLink(epoch) {
