@@ -15,7 +15,6 @@ from stream_tools import altered, ingest_all, publish, save_checkpoint, sdss_ale
 from skyheed.broker import app as daemon
 from skyheed.broker import metrics, models, serve
 from skyheed.broker.kafka import client as kafka
-from skyheed.broker.local import embedded
 from skyheed.broker.results import formats, record
 from skyheed.broker.settings import Settings
 from skyheed.broker.state.sequence import HEADER
@@ -36,13 +35,13 @@ HOSTILE = (
 )
 
 
-def page_settings(kafka_address: str, redis: embedded.Server, folder: Path, **options: Any) -> Settings:
-    """Settings of a stream with topics of its own."""
+def page_settings(kafka_address: str, redis: Any, folder: Path, survey: str = "sdss", **options: Any) -> Settings:
+    """Settings of a stream with topics of its own, in the Redis at `redis.url`."""
     prefix = f"web{uuid.uuid4().hex[:10]}"
     model = str(save_checkpoint(folder, "sdss"))
     own = {"topics.prefix": prefix, "work.model": model, "work.device": "cpu", "work.threads": 1, **options}
     own = {"work.precision": "float32", **own}
-    return settings_for(kafka_address, redis.url, "sdss", f"{prefix}.alerts.sdss", **own)
+    return settings_for(kafka_address, redis.url, survey, f"{prefix}.alerts.sdss", **own)
 
 
 def send(settings: Settings, objects: dict[str, Sequence[int]]) -> None:

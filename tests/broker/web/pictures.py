@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT / "tests" / part) for part in ("", "broker/web", "broker/packets")]
 
 import numpy as np  # noqa: E402
+from browser_tools import CHROMIUM, Stack, start_stack, visit  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
-from test_browser import CHROMIUM, Stack, start_stack, visit  # noqa: E402
 from ztf_sky import alerts, named  # noqa: E402
 
 from skyheed.broker.local import embedded  # noqa: E402

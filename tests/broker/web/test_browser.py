@@ -1,45 +1,49 @@
-"""The page in a real browser, on a running stack: a simulated sky, hostile ids, real ZTF packets where there are some.
-
-One stack and one browser for all of them. Every context fails on a request to another host, on a script error and on
-anything that the content security policy refused.
-"""
+"""The page in a real browser, on a running stack: a simulated sky, hostile ids. One stack and one browser for all."""
 
 import contextlib
 import csv
+import io
 import json
 import re
-import shutil
-import signal
+import subprocess
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from process_tools import Program, until
-from real_data import ztf_files
-from stream_tools import answers, publish, settings_for
-from web_tools import keep, page_of, page_settings, publish_news
+from astropy.io import fits
+from astropy.wcs import WCS
+from astropy.wcs.utils import proj_plane_pixel_scales
+from browser_tools import (
+    FILM,
+    MARKS,
+    MODEL,
+    Reader,
+    Stack,
+    an_object,
+    epoch_of,
+    holds,
+    names,
+    open_object,
+    start_stack,
+    visit,
+)  # fmt: skip
+from PIL import Image
+from process_tools import until
+from web_tools import page_of
 from ztf_sky import alerts, named
 
 from skyheed.broker import app as daemon
 from skyheed.broker.local import embedded
-from skyheed.broker.settings import Settings
+from skyheed.broker.web import recompute
 from skyheed.broker.work import history_of
 from skyheed.classifier.serving import load
 from skyheed.classifier.sky import simulate
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright for Python: pip install '.[dev]'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.kafka, pytest.mark.redis,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on the PATH (Debian: apt install chromium)"),
-]  # fmt: skip
-
+pytestmark = MARKS
 HERE = Path(__file__).parent
 AXE = HERE / "vendor" / "axe-core-4.14.1" / "axe.min.js"
 HOSTILE = [
@@ -47,98 +51,6 @@ HOSTILE = [
     "x" * 150, "\u05e9\u05dc\u05d5\u05dd", "~tilde", "a/b?c#d&e", "{{7*7}}",
 ]  # fmt: skip
 EPOCHS, OBJECTS = 24, 6
-MODEL = "convention"  # declines what has fewer than three stamps, whatever a survey's default is
-WAIT_MS = 20_000
-SIZES = {"wide": (1440, 900), "middle": (1024, 800), "phone": (390, 844)}
-
-
-@dataclass
-class Stack:
-    """A survey's stream, and the page of it."""
-
-    settings: Settings
-    topic: str
-    folder: Path
-    port: int
-    words: Sequence[str]
-    index: Sequence[str]
-    runs: list[Program] = field(default_factory=list)
-    sent: int = 0
-
-    @contextlib.contextmanager
-    def streaming(self) -> Iterator["Stack"]:
-        """With ingest and worker running."""
-        publish(self.settings, self.topic, [], partitions=2)
-        ingest = Program(self.folder / "ingest", "ingest", *self.words, "--debounce", "0")
-        work = Program(self.folder / "work", "work", *self.words)
-        try:
-            yield self
-        finally:
-            for run in (ingest, work):
-                run.process.send_signal(signal.SIGTERM)
-            for run in (ingest, work):
-                run.process.wait(30)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """The page, on the same port every time."""
-        run = Program(
-            self.folder / f"serve{len(self.runs)}", "serve", *self.words, *self.index, "--port", str(self.port)
-        )
-        self.runs.append(run)
-        until(lambda: self._answers() or run.process.poll() is not None, 60, run.said)
-        assert run.process.poll() is None, run.said
-
-    def _answers(self) -> bool:
-        try:
-            with fetched(f"{self.url}/api/v1/state") as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def stop(self) -> None:
-        run = self.runs[-1]
-        run.process.send_signal(signal.SIGTERM)
-        run.process.wait(30)
-
-    def classify(self, packets: Sequence[bytes]) -> None:
-        """Through Kafka, ingest and worker; returns when nothing is pending."""
-        self.sent += publish(self.settings, self.topic, packets, partitions=2)
-        ledger = daemon.connect_store(self.settings)[2]
-        until(lambda: ledger.books().consumed >= self.sent and ledger.books().pending == 0, 90, "classifying")
-
-    def get(self, path: str) -> Any:
-        with fetched(f"{self.url}{path}") as answer:
-            return json.load(answer)
-
-    def indexed(self) -> None:
-        """Wait until the page has read all that has been published."""
-        wanted = len(answers(self.settings))
-        until(lambda: self.get("/api/v1/state")["index"]["classifications"] >= wanted, 30, "the index")
-
-
-def fetched(url: str) -> Any:
-    return urllib.request.urlopen(url, timeout=10)
-
-
-def start_stack(
-    survey: str, kafka: embedded.Server, redis: embedded.Server, folder: Path, topic: str = "page-simulated",
-    models: Sequence[str] = (MODEL,),
-) -> Stack:  # fmt: skip
-    settings = settings_for(
-        kafka.address, redis.url, survey, topic, **{"topics.classifications": f"{topic}-classifications"}
-    )
-    file = folder / "page.toml"
-    file.write_text(
-        f'[topics]\nclassifications = "{topic}-classifications"\n[ingest]\ntopics = ["{topic}"]\n'
-        + "".join(f'[[work.models]]\nmodel = "{survey}/{model}"\nname = "{model}"\n' for model in models)
-    )
-    words = ["--survey", survey, "--kafka", kafka.address, "--redis", redis.url, "--config", str(file)]
-    index = ["--index", str(folder / "index.sqlite")]
-    return Stack(settings, topic, folder, embedded.free_port(), words, index)
 
 
 @pytest.fixture(scope="module")
@@ -172,91 +84,6 @@ def simulated(folder: Path) -> list[bytes]:
     """The first alerts of some simulated objects, in the order of time."""
     simulate("ztf", OBJECTS, 8, folder, seasons=1, balanced=True, most=EPOCHS)
     return alerts(folder, EPOCHS)
-
-
-# --- the browser ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    cut = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", cut])
-        yield running
-        running.close()
-
-
-@dataclass
-class Reader:
-    """Somebody who opens pages; what went wrong in their browser is kept."""
-
-    browser: Any
-    wrong: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
-    contexts: list[Any] = field(default_factory=list)
-    expected: str = ""  # what may go wrong in this test
-
-    def open(self, url: str, size: str = "wide", scheme: str = "light") -> Any:
-        width, height = SIZES[size]
-        context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        self.contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(WAIT_MS)
-        page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
-        page.on("request", self._asked)
-        page.add_init_script(SHIFTS)
-        return visit(page, url) if url != "about:blank" else page
-
-    def _asked(self, request: Any) -> None:
-        host = urllib.parse.urlsplit(request.url).hostname
-        if request.url.startswith("http") and host != "127.0.0.1":
-            self.foreign.append(request.url)
-
-
-def visit(page: Any, url: str) -> Any:
-    """Go on to another page."""
-    page.goto(url)
-    page.wait_for_selector("body[data-ready]")
-    return page
-
-
-SHIFTS = """
-window.shifted = 0;
-new PerformanceObserver((list) => { for (const e of list.getEntries()) window.shifted += e.value; })
-  .observe({ type: "layout-shift", buffered: true });
-"""
-
-
-@pytest.fixture
-def reader(browser: Any) -> Iterator[Reader]:
-    made = Reader(browser)
-    yield made
-    for context in made.contexts:
-        context.close()
-    assert not made.foreign, "the page asked another host"
-    assert not [said for said in made.wrong if not made.expected or not re.search(made.expected, said)]
-
-
-def an_object(stack: Stack) -> dict[str, Any]:
-    """The whole answer about a simulated object with all its epochs."""
-    rows = stack.get("/api/v1/objects?q=ztf-sim&sort=epochs&declined=no&limit=50")["rows"]
-    return dict(stack.get(f"/api/v1/objects/{rows[0]['path']}"))
-
-
-def open_object(reader: Reader, stack: Stack, found: dict[str, Any], size: str = "wide") -> Any:
-    page = reader.open(f"{stack.url}/object/{found['path']}", size)
-    holds(page, "document.querySelector('#film').getAttribute('aria-valuetext')")
-    return page
-
-
-def holds(page: Any, expression: str, argument: object = None) -> None:
-    """Poll until it is true in the page; Playwright's own wait evaluates text, which our policy forbids."""
-    until(lambda: page.evaluate(expression, argument), WAIT_MS / 1000, expression)
-
-
-def epoch_of(page: Any) -> int:
-    return int(page.locator("#film").get_attribute("aria-valuenow"))
 
 
 # --- the object page --------------------------------------------------------------------------------------------------
@@ -326,9 +153,6 @@ def test_stamps_answer_to_kind_stretch_and_axis(reader: Reader, stack: Stack) ->
         assert switch.is_enabled() == bool(found["images"].get(kind))
         if switch.is_enabled():
             changed_by(page.locator("label", has=switch).click)
-
-
-FILM = "() => document.querySelector('#film canvas').toDataURL()"
 
 
 def test_what_if_is_what_the_worker_says_of_the_reduced_history(reader: Reader, stack: Stack) -> None:
@@ -420,10 +244,6 @@ def test_a_declined_object_says_why(reader: Reader, stack: Stack) -> None:
 
 
 # --- lists, live, status ----------------------------------------------------------------------------------------------
-
-
-def names(page: Any) -> list[str]:
-    return list(page.locator("#rows tbody th").all_inner_texts())
 
 
 def test_search_by_id_part_and_position(reader: Reader, stack: Stack) -> None:
@@ -518,68 +338,6 @@ def test_a_network_that_was_cut_loses_no_row(reader: Reader, stack: Stack) -> No
     holds(page, "document.querySelector('#lamp').dataset.state === 'ok'")
 
 
-@pytest.mark.long
-def test_redis_and_kafka_go_and_come_back(
-    reader: Reader, apache_kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path
-) -> None:
-    reader.expected = "404|503"  # the stamps of a row that Redis does not have
-    settings = page_settings(apache_kafka.address, durable_valkey, tmp_path / "model")
-    publish_news(settings, {"first": 4})
-    keep(settings, {"first": 4})
-    with page_of(settings, tmp_path) as client:
-        url = str(client.base_url)
-        until(lambda: client.get("api/v1/state").json()["index"]["objects"] == 1, 60, "the index")
-        live = reader.open(url)
-        lamp = "document.querySelector('#lamp').textContent.includes('{}')"
-        durable_valkey.kill()
-        holds(live, lamp.format("Redis away"))
-        page = reader.open(f"{url}object/first")
-        assert page.locator("#panel").is_hidden()
-        assert page.locator("#message").is_visible()
-        durable_valkey.restart()
-        page.locator("#panel").wait_for()  # by itself
-        holds(page, f"() => ({FILM})() !== ''")
-        apache_kafka.kill()
-        holds(live, lamp.format("Kafka away"))
-        assert names(live) == ["first"], "what was there stays"
-        apache_kafka.restart()
-        publish_news(settings, {"second": 4})
-        live.get_by_role("link", name="second", exact=True).wait_for(timeout=60_000)
-        holds(live, lamp.format("up to date"))
-
-
-@pytest.mark.long
-def test_several_models_have_a_panel_each_and_stay_apart(
-    reader: Reader, kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path
-) -> None:
-    own = start_stack("ztf", kafka, durable_valkey, tmp_path, "page-models", ("fusion", MODEL))
-    with own.streaming():
-        own.start()
-        own.classify([named("both", n) for n in range(1, 5)])
-        until(lambda: len(own.get("/api/v1/classifications?limit=50")["rows"]) >= 2, 60, "both models")
-        rows = own.get("/api/v1/objects?model=*")["rows"]
-        assert {row["model"] for row in rows} == {"fusion", MODEL}
-        assert [row["model"] for row in own.get("/api/v1/objects")["rows"]] == ["fusion"], "the first of the settings"
-        page = open_object(reader, own, own.get("/api/v1/objects/both"))
-        labels = page.locator("#classes .label b")
-        assert labels.all_inner_texts() == ["fusion", MODEL]
-        assert page.locator("#now .chip").count() == 2
-        page.get_by_text("recomputed now", exact=True).click()
-        page.locator("#whatif select").first.select_option(MODEL)
-        page.get_by_text("Recomputed now, it has been").wait_for()
-        page.get_by_role("group", name="bands that the model sees").get_by_label("g", exact=True).uncheck()
-        said = page.locator("#whatif-said")
-        said.wait_for()
-        assert "declined" in said.inner_text(), "two stamps are too few for this model"
-        page.locator("#whatif select").first.select_option("fusion")
-        holds(page, "!document.querySelector('#whatif-said').textContent.includes('declined')")
-        visit(page, f"{own.url}/sky")
-        page.get_by_label("classes by").select_option(MODEL)
-        page.get_by_text(f"classes by {MODEL}").first.wait_for()
-        page.close()  # it asks on
-        own.stop()
-
-
 def test_status_tells_of_books_models_and_dead_letters(reader: Reader, stack: Stack) -> None:
     page = reader.open(f"{stack.url}/status")
     assert "The books balance." in page.locator("#books").inner_text()
@@ -587,6 +345,7 @@ def test_status_tells_of_books_models_and_dead_letters(reader: Reader, stack: St
     page.locator("#dead button").first.click()
     page.locator("#letter pre").wait_for()
     assert "6e 6f 20 70" in page.locator("#letter pre").inner_text(), "the packet's own bytes"
+    assert downloaded(page, page.get_by_role("link", name="the whole packet")) == b"no packet at all"
 
 
 def test_the_sky_and_the_examples_of_the_api(reader: Reader, stack: Stack) -> None:
@@ -594,7 +353,7 @@ def test_the_sky_and_the_examples_of_the_api(reader: Reader, stack: Stack) -> No
     assert page.locator("#sky circle").count() > 0
     page = reader.open(f"{stack.url}/api")
     page.get_by_text("what-if").first.click()
-    assert "curl -s -X POST" in page.locator("details[open] pre").first.inner_text()
+    assert "-d '{" in page.locator("details[open] pre").first.inner_text()
 
 
 # --- what must never happen -------------------------------------------------------------------------------------------
@@ -658,19 +417,119 @@ def test_every_page_looks_right_at_every_width(reader: Reader, stack: Stack, siz
     looks_right(reader, stack, PATHS, size, scheme)
 
 
-@pytest.mark.long
-def test_real_ztf_packets_are_shown(
-    reader: Reader, kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path
+# --- what a reader takes along ----------------------------------------------------------------------------------------
+
+
+def downloaded(page: Any, link: Any) -> bytes:
+    """What a click on a link saves."""
+    with page.expect_download() as waiting:
+        link.click()
+    return Path(waiting.value.path()).read_bytes()
+
+
+def test_every_download_holds_what_its_link_says(reader: Reader, stack: Stack) -> None:
+    found = an_object(stack)
+    epochs, images = found["epochs"], found["images"]
+    page = open_object(reader, stack, found)
+    links = page.locator("#more-body p.links a")
+    texts = links.all_inner_texts()
+    got = {text: downloaded(page, links.nth(n)) for n, text in enumerate(texts)}
+    assert json.loads(got.pop("JSON"))["object_id"] == found["object_id"]
+    lines = list(csv.DictReader(got.pop("light curve (CSV)").decode().splitlines()))
+    assert [line["source_id"] for line in lines if line["source_id"]] == epochs["source_id"]
+    with np.load(io.BytesIO(got.pop("stamps (NPZ)"))) as archive:
+        assert {f"stamps_{kind}" for kind in images} <= set(archive)
+        assert archive["stamps_science"].shape == (len(epochs["mjd"]), 32, 32)
+        science = archive["stamps_science"]
+    with fits.open(io.BytesIO(got.pop("stamps (FITS cubes)"))) as parts:
+        assert {kind: len(parts[kind.upper()].data) for kind in images} == {k: len(n) for k, n in images.items()}
+        assert (parts["SCIENCE"].data == science.astype(np.float32)).all()
+    for kind, shown in images.items():
+        film = Image.open(io.BytesIO(got.pop(f"{kind} film (GIF)")))
+        assert (film.n_frames, film.size) == (len(shown), (128, 128))
+        strip = Image.open(io.BytesIO(got.pop(f"{kind} strip (PNG)")))
+        assert strip.size[1] == 96
+    assert not got, "every link is looked at"
+    facts = page.locator("#epoch-body dl")
+    picture = Image.open(io.BytesIO(downloaded(page, facts.get_by_role("link", name="PNG"))))
+    assert picture.size == (256, 256)
+    with fits.open(io.BytesIO(downloaded(page, facts.get_by_role("link", name="FITS")))) as parts:
+        assert (parts[0].data == science[-1].astype(np.float32)).all()
+        place = WCS(parts[0].header)
+        assert np.allclose(proj_plane_pixel_scales(place) * 3600, found["stamp"]["pixel_arcsec"])
+        assert np.allclose(place.wcs_pix2world([[16, 16]], 0)[0], [epochs["ra"][-1], epochs["dec"][-1]], atol=1e-5)
+
+
+def test_copy_buttons_copy(reader: Reader, stack: Stack) -> None:
+    found = an_object(stack)
+    page = open_object(reader, stack, found)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=stack.url)
+    ra, dec = found["sexagesimal"]["ra"], found["sexagesimal"]["dec"]
+    wanted = {
+        "Copy position, sexagesimal": f"{ra} {dec}",
+        "Copy position in degrees": f"{found['ra']:.5f} {found['dec']:.5f}",
+        "Copy source id": found["epochs"]["source_id"][-1],
+    }
+    for name, text in wanted.items():
+        button = page.get_by_role("button", name=name)
+        button.click()
+        holds(page, "label => document.querySelector(`[aria-label='${label}']`).textContent === 'copied'", name)
+        assert page.evaluate("navigator.clipboard.readText()") == text
+
+
+class _EnoughError(Exception):
+    """Of a stream that does not end."""
+
+
+def test_every_example_of_the_api_runs(
+    reader: Reader, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packets = [path.read_bytes() for path in ztf_files() if path.stat().st_size < 400_000][:12]
-    own = start_stack("ztf", kafka, durable_valkey, tmp_path, "page-real")
-    with own.streaming():
-        own.classify(packets)
-        own.start()
-        own.indexed()
-        rows = own.get("/api/v1/objects?limit=5")["rows"]
-        page = reader.open(f"{own.url}/object/{rows[0]['path']}")
-        assert page.locator("h1").inner_text() == rows[0]["object_id"]
-        holds(page, f"({FILM})() !== ''")
+    pytest.importorskip("requests")
+    page = reader.open(f"{stack.url}/api")
+    codes = page.locator("details[data-operation]").evaluate_all(
+        "all => all.map(d => [d.dataset.operation, ...[...d.querySelectorAll('pre')].map(pre => pre.textContent)])"
+    )
+    own = visit(page, f"{stack.url}/object/{an_object(stack)['path']}").locator("#more-body pre").all_text_contents()
+    assert {name for name, _, _ in codes} == {
+        f"{method} {path}" for path, methods in stack.get("/api/v1/openapi.json")["paths"].items() for method in methods
+    }
+    monkeypatch.chdir(tmp_path)
+    for name, curl, python in [*codes, ("an object's page", own[1], own[0])]:
+        endless = name.endswith("/events")
+        limits = "--max-time 2" if endless else "--fail --max-time 60"
+        ran = subprocess.run(f"{curl} {limits}", shell=True, capture_output=True, timeout=90)
+        assert ran.returncode == (28 if endless else 0), (name, curl, ran.stderr)
+        assert ran.stdout or list(tmp_path.iterdir()), curl
+        said: list[str] = []
+
+        def say(*words: object, said: list[str] = said, endless: bool = endless) -> None:
+            said.append(" ".join(map(str, words)))
+            if endless:
+                raise _EnoughError
+
+        with contextlib.suppress(_EnoughError):
+            exec(python, {"print": say})
+        assert said or "open(" in python, python
+
+
+def test_without_torch_the_page_says_what_is_missing_and_shows_the_rest(
+    reader: Reader, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of a model whose card is not on this server it shows what was published."""
+    reader.expected = "503"
+    monkeypatch.setattr(recompute, "_torch_is_there", lambda: False)
+    found = an_object(stack)
+    with page_of(stack.settings, tmp_path) as client:
+        url = str(client.base_url)
+        until(lambda: client.get("api/v1/state").json()["index"]["classifications"] > 0, 60, "the index")
+        page = reader.open(f"{url}object/{found['path']}")
+        assert "torch is not installed here" in page.locator("#whatif-body").inner_text()
+        values = page.locator(f".row[data-model={MODEL}] .values div")
+        holds(page, f"document.querySelectorAll('.row[data-model={MODEL}] .values div').length > 1")
+        latest = sorted((p["probability"] for p in found["latest"][MODEL]["probabilities"]), reverse=True)
+        assert [text.split()[-1] for text in values.all_inner_texts()] == [f"{p:.2f}" for p in latest]
+        page.get_by_text("recomputed now", exact=True).click()
+        page.locator("#classes .note").get_by_text("torch is not installed here").wait_for()
+        visit(page, f"{url}status")
+        assert "torch is not installed here" in page.locator("#parts").inner_text()
         page.close()  # it asks on
-        own.stop()

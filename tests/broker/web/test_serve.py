@@ -7,28 +7,32 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import redis as redis_py
+from astropy.io import fits
 from click.testing import CliRunner
-from test_page_api import API, eventually
+from test_page_api import API, eventually, routes
 from web_tools import keep, page_of, page_settings, publish_news
 
 from skyheed.broker import cli, serve
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.local import embedded
+from skyheed.broker.packets.surveys import elsewhere
 from skyheed.broker.settings import Settings
 from skyheed.broker.state.keys import Keys, shard_of
-from skyheed.broker.web import images, recompute, shapes
+from skyheed.broker.web import images, recompute, shapes, sky
 from skyheed.broker.web.guard import COSTLY_BURST, Rates
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.recompute import Pool, Task
 from skyheed.classifier.history import History
 
 TOKEN = "a-token-for-the-tests-0123456789"
+PAGES = ("/", "/objects", "/sky", "/status", "/api", "/login", "/object/a")
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 
@@ -160,6 +164,33 @@ class TestAway:
             assert client.get("/status", headers={"accept": "text/html"}).status_code == 200
 
 
+class TestReplay:
+    def test_a_replayed_night_has_its_surveys_camera_links_and_models(
+        self, kafka: embedded.Server, valkey: embedded.Server, tmp_path: Path
+    ) -> None:
+        settings = page_settings(kafka.address, valkey, tmp_path / "model", survey="sdss.night20")
+        publish_news(settings, {"a": 4, "b": 5})
+        keep(settings, {"a": 4, "b": 5})
+        with page_of(settings, tmp_path) as client:
+            eventually(lambda: objects(client) == {"a", "b"})
+            found = client.get(f"{API}/objects/a").json()
+            assert found["stamp"]["pixel_arcsec"] == 0.396
+            assert {link["name"] for link in found["links"]} >= {"SIMBAD", "Legacy Survey"}
+            assert found["models"][0]["recompute"] is True
+            assert client.get(f"{API}/objects?min_epochs=5&model=test").json()["count"] == 1
+            assert client.get(f"{API}/objects?q=b").json()["rows"][0]["survey"] == "sdss.night20"
+            with fits.open(io.BytesIO(client.get(f"{API}/objects/a/stamps/1.fits").content)) as parts:
+                assert parts[0].header["CTYPE1"] == "RA---TAN"
+            assert client.get("/object/a", headers={"accept": "text/html"}).status_code == 200
+
+    @pytest.mark.parametrize("survey", ["ztf", "lsst"])
+    def test_other_brokers_have_the_object_of_a_replay_as_well(self, survey: str) -> None:
+        live, replayed = (sky.links(name, "ZTF18abc", 10.0, 0.5) for name in (survey, f"{survey}.night20"))
+        assert live == replayed
+        assert {link["name"] for link in live} >= {"ALeRCE", "Fink", "Lasair", "Babamul"}
+        assert elsewhere.pixel_arcsec(f"{survey}.night20") == elsewhere.pixel_arcsec(survey) is not None
+
+
 class TestWho:
     def test_a_token_opens_the_page(self, settings: Settings, tmp_path: Path) -> None:
         with page_of(settings, tmp_path, token=TOKEN) as client:
@@ -169,7 +200,9 @@ class TestWho:
             redirect = client.get("/", headers={"accept": "text/html"})
             assert (redirect.status_code, redirect.headers["location"]) == (303, "/login")
             assert client.get("/login", headers={"accept": "text/html"}).status_code == 200
-            assert client.post("/login", data={"token": "wrong"}).status_code == 403
+            refused = client.post("/login", data={"token": "wrong"})
+            assert refused.status_code == 403
+            assert "That is not the token" in refused.text
             for away in ("//evil.example", "https://evil.example", "/\\evil", "/\r\nx: y"):
                 assert client.post("/login", data={"token": TOKEN, "next": away}).headers["location"] == "/"
             client.cookies.clear()
@@ -182,6 +215,34 @@ class TestWho:
             page = client.get("/status", headers={"accept": "text/html"})
             assert page.status_code == 200
             assert TOKEN not in page.text
+
+    def test_no_answer_tells_a_secret(self, kafka: embedded.Server, tmp_path: Path) -> None:
+        secret = "hush-hush-0123456789"
+        with embedded.start_valkey() as valkey:
+            with redis_py.Redis.from_url(valkey.url) as admin:
+                admin.config_set("requirepass", secret)
+            with_password = SimpleNamespace(url=valkey.url.replace("redis://", f"redis://:{secret}@"))
+            settings = page_settings(kafka.address, with_password, tmp_path / "model")
+            publish_news(settings, {"a": 4})
+            keep(settings, {"a": 4})
+            with page_of(settings, tmp_path, token=TOKEN) as client:
+                client.headers["authorization"] = f"Bearer {TOKEN}"
+                eventually(lambda: objects(client) == {"a"})
+                assert client.get(f"{API}/objects/a").json()["source"] == "redis"
+                urls = [*routes(client, key="a", alert_id="a", source_id="1", place="x"), *PAGES, "/nothing"]
+                self._tells_nothing(client, urls, secret)
+                valkey.stop()
+                eventually(lambda: not client.get(f"{API}/state").json()["redis"]["ok"])
+                self._tells_nothing(client, urls, secret)
+
+    @staticmethod
+    def _tells_nothing(client: httpx.Client, urls: list[str], secret: str) -> None:
+        for url in urls:
+            for accept in ("text/html", "application/json"):
+                answer = client.get(url, headers={"accept": accept})
+                said = answer.content + str(answer.headers).encode()
+                assert secret.encode() not in said, url
+                assert TOKEN.encode() not in said, url
 
     def test_other_addresses_need_a_token(self) -> None:
         for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
