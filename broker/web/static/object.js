@@ -45,6 +45,18 @@ class ObjectPage {
     this.resize();
     this.images.load(this.images.kind);
     byId("panel").setAttribute("aria-busy", "false");
+    document.addEventListener("state", ({ detail }) => detail.redis.ok && this.lookForNewer());
+  }
+
+  /** Says that there is more than is shown: what somebody looks at does not change under them. */
+  async lookForNewer() {
+    if (byId("newer")) return;
+    const found = await getJson(apiUrl(this.data.path)).catch(() => null);
+    if (!found?.epochs || byId("newer")) return;
+    const more = found.epochs.mjd.length - this.n;
+    const made = ({ latest }) => Object.values(latest).map((record) => record?.classification_id).join();
+    const news = more > 0 ? `${plural(more, "more epoch")} since` : made(found) !== made(this.data) ? "newly classified since" : "";
+    if (news) byId("now").append(h("button", { type: "button", id: "newer", onclick: () => location.reload() }, `${news}: show`));
   }
 
   withoutEpochs() {

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT / "tests" / part) for part in ("", "broker/web", "broker/packets")]
 
 import numpy as np  # noqa: E402
-from browser_tools import CHROMIUM, Stack, start_stack, visit  # noqa: E402
+from browser_tools import CHROMIUM, MODEL, Stack, start_stack, visit  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 from ztf_sky import alerts, named  # noqa: E402
 
@@ -24,11 +24,11 @@ from skyheed.classifier.sky import simulate  # noqa: E402
 FOLDER = ROOT / "docs" / "page"
 OBJECTS, SEED, MOST, PORTIONS = 40, 8, 60, 24
 PICTURES = [
-    ("object", "object", 1440, 1180, "light"),
+    ("object", "object", 1440, 1240, "light"),
     ("object-dark", "object", 1024, 1240, "dark"),
     ("object-phone", "object", 390, 844, "light"),
     ("live", "", 1440, 800, "light"),
-    ("status", "status", 1440, 1000, "light"),
+    ("status", "status", 1440, 1560, "light"),
 ]
 
 
@@ -69,24 +69,31 @@ def take(browser: Any, stack: Stack, name: str, path: str, width: int, height: i
             page.get_by_text("recomputed now", exact=True).click()
         page.wait_for_timeout(1000)
         page.evaluate("scrollTo(0, 0)")
+    if path == "status":
+        page.locator("#drift svg").first.wait_for(timeout=60_000)  # looked at in the background
     page.screenshot(path=FOLDER / f"{name}.png")
     context.close()
 
 
+def take_all(stack: Stack) -> None:
+    """Every picture of a stack that is filled."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for name, path, *rest in PICTURES:
+            take(browser, stack, name, chosen(stack) if path == "object" else path, *rest)
+        browser.close()
+
+
 def main() -> None:
-    """All pictures."""
+    """Simulate, stream, and take the pictures."""
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as place, embedded.start_kafka() as kafka, embedded.start_valkey() as valkey:
-        stack = start_stack("ztf", kafka, valkey, Path(place))
+        stack = start_stack("ztf", kafka, valkey, Path(place), models=("fusion", MODEL))
         with stack.streaming():
             stack.start()
             fill(stack, Path(place) / "sky")
             stack.indexed()
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-                for name, path, *rest in PICTURES:
-                    take(browser, stack, name, chosen(stack) if path == "object" else path, *rest)
-                browser.close()
+            take_all(stack)
             stack.stop()
 
 

@@ -308,6 +308,16 @@ def test_the_live_page_filters_pauses_and_goes_on(reader: Reader, stack: Stack) 
     assert min(counts) >= 4
 
 
+def test_an_object_page_says_that_there_is_more_and_shows_it_on_a_click(reader: Reader, stack: Stack) -> None:
+    stack.classify([named("grows", n) for n in range(1, 4)])
+    page = reader.open(f"{stack.url}/object/grows")
+    stack.classify([named("grows", 4)])
+    page.evaluate("document.dispatchEvent(new CustomEvent('state', { detail: { redis: { ok: true } } }))")
+    assert page.locator("#film").get_attribute("aria-valuemax") == "3", "nothing moves by itself"
+    page.get_by_role("button", name="1 more epoch since: show").click()
+    holds(page, "document.querySelector('#film').getAttribute('aria-valuemax') === '4'")
+
+
 def test_a_restart_of_the_server_loses_no_row(reader: Reader, stack: Stack) -> None:
     reader.expected = "ERR_|Failed to load"  # while the server is away
     page = reader.open(f"{stack.url}/")
