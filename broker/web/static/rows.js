@@ -143,6 +143,7 @@ export class ClassPanel {
   setSteps(steps) {
     this.steps = steps;
     this.told = undefined;
+    this.values.replaceChildren(); // until it is told of these steps: nothing of others stands here
     for (const name of this.model.classes) this.total[name] = steps.reduce((sum, s) => sum + (s.probabilities[name] ?? 0), 0);
     this.plot.refresh();
   }

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT / "tests" / part) for part in ("", "broker/web", "broker/packets")]
 
 import numpy as np  # noqa: E402
-from browser_tools import CHROMIUM, MODEL, Stack, start_stack, visit  # noqa: E402
+from browser_tools import CHROMIUM, MODEL, Stack, holds, start_stack, visit  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 from ztf_sky import alerts, named  # noqa: E402
 
@@ -26,9 +26,9 @@ OBJECTS, SEED, MOST, PORTIONS = 40, 8, 60, 24
 PICTURES = [
     ("object", "object", 1440, 1240, "light"),
     ("object-dark", "object", 1024, 1240, "dark"),
-    ("object-phone", "object", 390, 844, "light"),
+    ("object-phone", "object", 390, 1240, "light"),
     ("live", "", 1440, 800, "light"),
-    ("status", "status", 1440, 1560, "light"),
+    ("status", "status", 1440, 2060, "light"),
 ]
 
 
@@ -67,6 +67,7 @@ def take(browser: Any, stack: Stack, name: str, path: str, width: int, height: i
         everything(page)
         if scheme == "dark":
             page.get_by_text("recomputed now", exact=True).click()
+            holds(page, "[...document.querySelectorAll('#classes .note')].every(note => !note.textContent)")
         page.wait_for_timeout(1000)
         page.evaluate("scrollTo(0, 0)")
     if path == "status":

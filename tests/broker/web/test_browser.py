@@ -8,6 +8,7 @@ import re
 import subprocess
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,14 @@ from browser_tools import (
 )  # fmt: skip
 from PIL import Image
 from process_tools import until
-from web_tools import page_of
+from stream_tools import settings_for
+from web_tools import news, page_of
 from ztf_sky import alerts, named
 
 from skyheed.broker import app as daemon
+from skyheed.broker.kafka import client as kafka
 from skyheed.broker.local import embedded
+from skyheed.broker.results import formats
 from skyheed.broker.web import recompute
 from skyheed.broker.work import history_of
 from skyheed.classifier.serving import load
@@ -182,10 +186,18 @@ def test_recomputed_and_published_are_never_mixed(reader: Reader, stack: Stack) 
     page = open_object(reader, stack, found)
     label = page.locator("#classes .label span")
     assert label.all_inner_texts() == ["as published"]
-    page.get_by_text("recomputed now", exact=True).click()
+    values = page.locator("#classes .values")
+    assert values.inner_text(), "what was published stands next to the panel"
+    held: list[Any] = []
+    page.route("**/prefixes*", held.append)
+    with page.expect_request("**/prefixes*"):
+        page.get_by_text("recomputed now", exact=True).click()
+    assert values.all_inner_texts() == [""], "nothing that was published, while it is recomputed"
+    held.pop().continue_()
     holds(page, "document.querySelector('#panel').dataset.source === 'recomputed'")
     assert label.all_inner_texts() == ["recomputed now"]
     page.get_by_text("Recomputed now, it has been").wait_for()
+    assert values.inner_text()
     page.get_by_role("button", name="show the influence of each stamp").click()
     page.locator("#influence-row").wait_for()
     page.get_by_role("button", name="What in this stamp carries it?").click()
@@ -382,6 +394,31 @@ def test_hostile_ids_are_text(reader: Reader, stack: Stack) -> None:
         visit(page, f"{stack.url}{href}")
         assert page.locator("h1").inner_text() == name
         assert page.evaluate("window.hacked") is None
+
+
+def test_hostile_labels_are_text(reader: Reader, stack: Stack, tmp_path: Path) -> None:
+    """Of classes, models and their versions, as a worker of somebody else's may publish them."""
+    reader.expected = "404"  # there are no stamps
+    bad = '<img src=x onerror="window.hacked=1"> \u202e{{7*7}}'
+    made = news("ztf", "labelled", 5, model=bad)
+    parts = tuple(replace(part, name=f"{n}{bad}") for n, part in enumerate(made.probabilities))
+    provenance = replace(made.provenance, model_name=bad, model_version=bad, weights_digest=bad, preprocessing=bad)
+    hostile = replace(made, probabilities=parts, provenance=provenance)
+    own = settings_for(
+        stack.settings.kafka["bootstrap.servers"], stack.settings.redis.url, "ztf", "labels",
+        **{"topics.classifications": "labels-classifications"},
+    )  # fmt: skip
+    kafka.ensure_topics(own.kafka, {"labels-classifications": {}}, 3, 1)
+    with kafka.Publisher(own.kafka) as publisher:
+        publisher.publish_all([("labels-classifications", b"labelled", formats.encode(hostile), None)])
+    with page_of(own, tmp_path) as client:
+        until(lambda: client.get("api/v1/state").json()["index"]["objects"] == 1, 60, "the index")
+        page = reader.open("about:blank")
+        for path in ("", "objects?model=*", "object/labelled", "sky", "status", "api"):
+            visit(page, f"{client.base_url}{path}")
+            assert path == "api" or bad in page.locator("body").text_content(), path
+            assert page.evaluate("window.hacked") is None
+        page.close()  # it asks on
 
 
 def test_aladin_is_loaded_on_a_click_only_and_says_so(reader: Reader, stack: Stack) -> None:
