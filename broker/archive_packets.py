@@ -4,8 +4,8 @@ Stamps are model-ready, as the stream keeps them, of every kind in the packets, 
 within `SAME` of each other are merged, because a survey numbers an object in two overlapping fields twice.
 """
 
-import csv
 import logging
+import re
 import shlex
 import tempfile
 from collections import Counter
@@ -26,9 +26,11 @@ from skyheed.broker.packets.reader import read_packet
 from skyheed.classifier.archives.extras import Extras, no_points
 from skyheed.classifier.archives.reader import UNLABELLED, ArchiveObject, ArchiveWriter, stamp_rows
 from skyheed.classifier.archives.writer import check_target
-from skyheed.classifier.bounded import open_regular
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import STEPS_A_DAY, Photometry
+from skyheed.classifier.names import printable
+from skyheed.classifier.sources import tables
+from skyheed.classifier.sources.tables import Column, Sheet
 from skyheed.classifier.stamp import STAMP_SIZE, STAMP_UNIT_NJY
 from skyheed.classifier.training.dataset import sky_noise
 
@@ -40,11 +42,13 @@ LABELS = {
     "agn": "AGN", "qso": "AGN", "snia": "SNIa", "sn ia": "SNIa", "snother": "SNOther", "slsn": "SNOther",
     "variable": "Variable", "variable/stellar": "Variable",
 }  # fmt: skip
-NAME_COLUMNS = ("objectId", "object_id", "diaObjectId", "oid")
+NAME_COLUMNS = ("objectid", "diaobjectid", "oid")  # simple names: capitals and underscores do not count
 LABEL_COLUMNS = ("class", "coarse", "label")
 PIXEL = {"ztf": 1.01, "lsst": 0.2, "sdss": 0.396}  # arcsec
 BRIGHTEST = 15_000  # sky noises in one pixel that an archive can hold
 MOST_LABELS = 5_000_000
+MOST_LETTERS = 200
+ROUNDED = re.compile(r"\d(\.\d+)?e\+\d+", re.IGNORECASE)
 MADE = """\
 ## How it was made
 
@@ -71,7 +75,7 @@ def build(
     """Make an archive of the packets in files, folders and tar archives.
 
     Args:
-        labels: CSV with columns objectId (or object_id, diaObjectId, oid) and class (or coarse, label).
+        labels: a table with columns objectId (or object_id, diaObjectId, oid) and class (or coarse, label).
         schemas: directory of writer schemas, for Rubin's packets.
 
     Raises:
@@ -102,25 +106,44 @@ def build(
 
 
 def labels_of(path: Path) -> dict[str, str]:
-    """Object -> its label; of several rows for an object, the first that has one.
+    """Object -> its label; rows without a label say nothing.
 
     Raises:
-        ConfigError: no such table, or it lacks the columns.
+        ConfigError: no such table, or not one that can be understood (`classifier.sources.tables` says what can).
     """
-    with open_regular(path, ConfigError) as file:
-        rows = csv.DictReader(line.decode("utf-8", "replace") for line in file)
-        names = rows.fieldnames or []
-        name = next((column for column in NAME_COLUMNS if column in names), None)
-        label = next((column for column in LABEL_COLUMNS if column in names), None)
-        if name is None or label is None:
-            raise ConfigError(f"{path} needs a column objectId and a column class")
-        found: dict[str, str] = {}
-        for row in rows:
-            if row[name] and row[label]:
-                found.setdefault(row[name].strip(), row[label].strip())
-            if len(found) > MOST_LABELS:
-                raise ConfigError(f"{path} has more than {MOST_LABELS} labels: split it")
+    try:
+        return _labels(tables.read(path, (NAME_COLUMNS, LABEL_COLUMNS)))
+    except ArchiveError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _labels(sheet: Sheet) -> dict[str, str]:
+    name, label = sheet.require("a table of labels", {"objectId": NAME_COLUMNS, "class": LABEL_COLUMNS})
+    found: dict[str, str] = {}
+    for row in range(sheet.rows):
+        text = _text(sheet, row, label)
+        if text.casefold() in tables.MISSING or text.startswith("-9"):
+            continue
+        thing = _text(sheet, row, name)
+        if thing.casefold() in tables.MISSING:
+            sheet.fail(row, name, f"the object labelled {text} has no name")
+        other = found.setdefault(thing, text)
+        if other != text:
+            sheet.fail(row, label, f"{thing} is {text} here and {other} in a row before: leave one")
+        if len(found) > MOST_LABELS:
+            raise ConfigError(f"{sheet.path} has more than {MOST_LABELS} labels: split it")
     return found
+
+
+def _text(sheet: Sheet, row: int, column: Column) -> str:
+    """A cell as text."""
+    cell = column.cells[row]
+    text = "" if cell is None else str(cell).strip()
+    if isinstance(cell, float) or ROUNDED.fullmatch(text):  # by a spreadsheet or pandas
+        sheet.fail(row, column, f"{text} is a rounded number: write it as text, with all digits")
+    if len(text) > MOST_LETTERS or not text.isprintable():
+        sheet.fail(row, column, f"{printable(text, 40)} is too long, or has characters that names cannot have")
+    return text
 
 
 def observations(survey: str, paths: Iterable[Path], report: Report, schemas: str | None = None) -> list[Observation]:

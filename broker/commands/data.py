@@ -8,7 +8,7 @@ import click
 @click.command("build-packets")
 @click.argument("survey")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--labels", type=click.Path(path_type=Path), help="CSV: objectId, class (or coarse).")
+@click.option("--labels", type=click.Path(path_type=Path), help="A table: objectId, class (or coarse).")
 @click.option("--schemas", metavar="FOLDER", help="Writer schemas of Rubin packets; the installed ones by default.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing archive of that name.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")

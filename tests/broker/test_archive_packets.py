@@ -1,5 +1,6 @@
 """`skyheed archive build-packets`: packets become an archive, joined by name and place, with labels."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -76,9 +77,35 @@ def test_labels_come_from_the_first_row_that_says_anything(tmp_path: Path) -> No
     assert all(row["origin"] == "real" for row in rows.values())
 
 
-def test_a_table_without_labels_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("name,kind\na,AGN\n")
-    with pytest.raises(ConfigError, match="needs a column objectId and a column class"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbfobjectId,class\r\nA,AGN\r\nB,null\r\n", b"Object ID;Class\nA;AGN\nB;-99\n",
+        b"OID\tLABEL\nA\tAGN\n\n",
+        "diaObjectId,coarse\nA,AGN\n".encode("utf-16"), b"# by hand\nclass,objectId\nAGN,A\nAGN,A\n",
+    ],
+)  # fmt: skip
+def test_labels_are_read_as_people_write_them(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "x.csv").write_bytes(text)
+    assert labels_of(tmp_path / "x.csv") == {"A": "AGN"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"name,kind\na,AGN\n", "not a table of labels with the columns objectId, class: it has no objectId"),
+        (b"objectId,class\nA,AGN\nB\n", "line 3 has 1 cells"), (b"objectId,class\nA,AGN,x\n", "line 2 has 3 cells"),
+        (b"objectId,class\n,AGN\n", "line 2, column objectId: the object labelled AGN has no name"),
+        (b"objectId,class\nA,AGN\nA,SNIa\n", "line 3, column class: A is SNIa here and AGN in a row before"),
+        (b"diaObjectId,class\n1.7e+17,AGN\n", "line 2, column diaObjectId: 1.7e+17 is a rounded number"),
+        (b"objectId,class\n", "has no rows"), (b"", "is empty"), (b"objectId,class\nA,\xe9\n", "not text in UTF-8"),
+        (b"objectId,class\nA,A\x1bN\n", r"line 2, column class: A\x1bN"),
+        (b"objectId,class,class\nA,B,C\n", "2 columns"),
+    ],
+)  # fmt: skip
+def test_a_table_of_labels_that_is_not_understood_is_one_sentence(tmp_path: Path, text: bytes, words: str) -> None:
+    (tmp_path / "x.csv").write_bytes(text)
+    with pytest.raises(ConfigError, match=re.escape(words)):
         labels_of(tmp_path / "x.csv")
 
 
