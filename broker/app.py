@@ -1,5 +1,6 @@
 """Wires the stages together: builds the daemons from settings and runs them until a signal or the end of a drain."""
 
+import _thread
 import contextlib
 import logging
 import signal
@@ -46,13 +47,18 @@ def stop_on_signal() -> threading.Event:
     """
     stop = threading.Event()
 
-    def asked(number: int, _frame: object) -> None:
+    def asked(number: int) -> None:
         log.info("%s: finishing the batch in hand", signal.Signals(number).name)
         stop.set()
 
+    def handle(number: int, _frame: object) -> None:
+        # The interrupted main thread may hold the lock of the event (it waits for it often) or of the log's stream:
+        # taking it here would block for ever. `threading.Thread` takes one, too.
+        _thread.start_new_thread(asked, (number,))
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, asked)
+            signal.signal(number, handle)
     return stop
 
 

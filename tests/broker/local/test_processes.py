@@ -170,6 +170,28 @@ def test_a_hang_up_that_is_ignored_stays_ignored(start: Start) -> None:
     assert done.stdout == "still here False\n"
 
 
+@pytest.mark.parametrize("held", ["stop._cond", "logging.getLogger().handlers[0].stream.lock"])
+def test_a_signal_that_comes_while_a_lock_is_held_stops_the_daemon(held: str) -> None:
+    """The main thread often waits for the event or writes a line of log; the handler runs in the middle of it."""
+    code = f"""
+        import io, logging, os, signal, sys, threading, time
+        from skyheed.broker import app
+        class Stream(io.StringIO):
+            lock = threading.Lock()
+            def write(self, text):
+                with self.lock:
+                    return super().write(text)
+        logging.basicConfig(level=logging.INFO, stream=Stream())
+        stop = app.stop_on_signal()
+        with {held}:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(1000): pass  # the handler runs in here
+        print("stopped", stop.wait(30))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=90)
+    assert done.stdout == "stopped True\n", done.stderr
+
+
 @pytest.mark.parametrize("number", [INTERRUPT, END, HANG_UP])
 @pytest.mark.parametrize("place", ["destructor", "weak reference"])
 def test_a_signal_that_comes_where_errors_are_thrown_away_still_ends_the_program(number: int, place: str) -> None:
