@@ -23,7 +23,8 @@ from skyheed.broker.errors import (
     ServiceUnavailable,
 )
 from skyheed.broker.packets.avro_schema import MAX_SCHEMA_BYTES, Library, Schema, bad_schema, load_json
-from skyheed.broker.registry.client import Away, CertificateRefused, RegistryClient
+from skyheed.broker.registry.client import MAX_ANSWER_BYTES, Away, CertificateRefused, RegistryClient
+from skyheed.classifier.bounded import read_file
 
 log = logging.getLogger("skyheed.registry")
 
@@ -171,7 +172,7 @@ class SchemaSource:
             flat = root / f"{schema_id}.avsc"
             try:
                 if flat.is_file():
-                    return Schema(flat.read_bytes())
+                    return Schema(read_file(flat, MAX_ANSWER_BYTES, ValueError))
                 if isinstance(schema_id, int) and (root / Path(*map(str, divmod(schema_id, 100)))).is_dir():
                     return _read_directory(root / Path(*map(str, divmod(schema_id, 100))))
             except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -204,7 +205,7 @@ def _read_directory(directory: Path) -> Schema | None:
     library: list[tuple[str, Any]] = []
     top = None
     for path in sorted(directory.glob("*.avsc")):
-        definition = load_json(path.read_bytes())
+        definition = load_json(read_file(path, MAX_ANSWER_BYTES, ValueError))
         if path.name.endswith(".alert.avsc"):
             top = definition
         else:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from skyheed.classifier import checks, taxonomy
+from skyheed.classifier.bounded import read_file
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.family import Family, preset
 
+MOST_CONFIGURATION = 2**20  # bytes
 SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout")  # of ConvEntion's network, here for short
 STEPS = ("short_steps", "steps", "head_steps", "fine_steps", "fine_head_steps")
 _KINDS = {
@@ -252,9 +254,10 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: it cannot be read.
     """
+    data = read_file(Path(path), MOST_CONFIGURATION, ModelError)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows write a byte order mark
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(data.decode("utf-8-sig"))  # editors of Windows write a byte order mark
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ModelError(f"cannot read the training configuration {path}: {error}") from error
 
 

@@ -22,6 +22,7 @@ from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.bounded import gunzip, open_regular, read_file, within
 from skyheed.classifier.errors import ArchiveError, ModelError
 from skyheed.classifier.models import checkpoint
+from skyheed.classifier.training import protocol
 
 
 def test_files_are_read_up_to_their_bound(tmp_path: Path) -> None:
@@ -36,6 +37,17 @@ def test_files_are_read_up_to_their_bound(tmp_path: Path) -> None:
     for odd in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(ArchiveError, match="not an ordinary file"):
             open_regular(odd)
+
+
+def test_training_configurations_are_bounded(tmp_path: Path) -> None:
+    with (tmp_path / "large.toml").open("wb") as sparse:
+        sparse.truncate(2**40)
+    os.mkfifo(tmp_path / "pipe.toml")
+    deep = tmp_path / "deep.toml"
+    deep.write_text("a = " + "[" * 100_000)
+    for path in (tmp_path / "large.toml", tmp_path / "pipe.toml", deep, Path("/dev/zero")):
+        with pytest.raises(ModelError, match=path.name):
+            protocol.load(path)
 
 
 def test_gzip_without_end() -> None:

@@ -1,6 +1,7 @@
 import base64
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -304,6 +305,17 @@ def test_a_damaged_local_schema(tmp_path, text):
     (tmp_path / "1" / "0" / "x.alert.avsc").write_text(text)
     for schema_id in (7, 100):
         assert reason_of(SchemaSource(directory=tmp_path, package=""), schema_id) is Reason.BAD_SCHEMA
+
+
+def test_a_local_schema_that_never_ends(tmp_path):
+    (tmp_path / "1" / "0").mkdir(parents=True)
+    os.mkfifo(tmp_path / "1" / "0" / "x.alert.avsc")
+    (tmp_path / "7.avsc").symlink_to("/dev/zero")
+    with (tmp_path / "8.avsc").open("wb") as sparse:
+        sparse.truncate(2**40)
+    schemas = SchemaSource(directory=tmp_path, package="")
+    assert [reason_of(schemas, n) for n in (100, 8)] == [Reason.BAD_SCHEMA] * 2
+    assert reason_of(schemas, 7) is Reason.UNKNOWN_SCHEMA
 
 
 @pytest.mark.parametrize("version", ["7/1", "9/0", "10/0", "11/0"])
