@@ -17,25 +17,24 @@ from collections.abc import Callable
 from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason
-from skyheed.broker.packets.avro import MAX_DEPTH, PlainReader, Plan, Schema, Steps, Type, resolve
+from skyheed.broker.packets.avro import PlainReader, Plan, Schema, Steps, Type, resolve
+from skyheed.broker.packets.avro_patterns import (
+    FIXED_WIDTH,
+    Piece,
+    Unsupported,
+    joined,
+    literal,
+    passing,
+    short_strings,
+)
 from skyheed.broker.packets.avro_runtime import RUNTIME, Blocks, Items, Mismatch, Reader
 
 # Types of a schema written out in full, where arrays and the strings in them count more because their patterns take
 # longer to compile: 0.15 s at most. ZTF's schema comes to about 1000 (20 ms), Rubin's to 2000.
 MAX_PARTS = 8_000
 CREDIT_PARTS, EARNED_PARTS = 40_000, 40  # compiled at once after the start, and for each message: 1 ms
-_ARRAY_PARTS, _SHORT_PARTS = 100, 20
-_SHORT = 128  # bytes; longer strings inside arrays take the slow path
+_ARRAY_PARTS = 100
 _MAX_NESTING = 12  # of generated `if` blocks
-_VARINT = rb"[\x80-\xff]{0,8}+(?:[\x00-\x7f]|[\x80-\xff][\x00\x01])"  # of 64 bits
-_FIXED_WIDTH = {
-    "null": b"", "boolean": rb"[\x00\x01]", "int": _VARINT, "long": _VARINT, "enum": _VARINT,
-    "float": b".{4}", "double": b".{8}",
-}  # fmt: skip
-
-
-class _Unsupported(Exception):
-    """The schema is too odd for the compiler."""
 
 
 class Credit:
@@ -113,7 +112,7 @@ class RecordReader:
             return
         self._compilable = False  # not again, whatever comes of it
         writer = _Writer()
-        with contextlib.suppress(_Unsupported):
+        with contextlib.suppress(Unsupported):
             self.source, self._fast = _compile(self.plan, writer)
         credit.left -= writer.parts
         re.purge()  # `re` would keep the patterns of 512 schemas that nobody uses any more
@@ -144,7 +143,7 @@ class _Writer:
         self._short = short  # pattern of the strings that are passed over by it, or None
         self.lines: list[str] = []
         self.constants: dict[str, Any] = {}
-        self._pattern: list[bytes] = []
+        self._pattern: list[Piece] = []
         self._groups: list[str] = []
         self._after: list[str] = []  # conversions of the groups
         self._nesting = 1
@@ -166,11 +165,11 @@ class _Writer:
     def count(self, parts: int = 1) -> None:
         self.parts += parts
         if self.parts > MAX_PARTS:
-            raise _Unsupported
+            raise Unsupported
 
     def flush(self) -> None:
         """Write out the pattern collected so far and the conversions of its groups."""
-        pattern = b"".join(self._pattern)
+        pattern = joined(self._pattern)
         if pattern:
             match = self.constant("match", re.compile(pattern, re.DOTALL).match)
             self.line(f"found = {match}(data, pos, end)")
@@ -188,7 +187,7 @@ class _Writer:
         """Write code that leaves the value in the variable `target`."""
         self.count()
         if plan.error:
-            raise _Unsupported
+            raise Unsupported
         if not plan.take:
             self.skip(plan.type)
             self._after.append(f"{target} = None")
@@ -203,12 +202,12 @@ class _Writer:
             self.line(f"{target}, pos = take_{plan.take}(data, pos, end)")
         else:
             pattern, conversion = self._number(plan)
-            self._pattern.append(pattern)
+            self._pattern.append(Piece(pattern))
             self._after.append(f"{target} = {conversion}")
 
     def _simple(self, plan: Plan) -> bool:
         """Whether a pattern can follow the value: inside arrays that of a short text as well."""
-        return plan.type.kind in _FIXED_WIDTH or bool(self._short and plan.type.kind == plan.take == "string")
+        return plan.type.kind in FIXED_WIDTH or bool(self._short and plan.type.kind == plan.take == "string")
 
     def _number(self, plan: Plan) -> tuple[bytes, str]:
         """Pattern with a group for a value of simple form, and the expression that converts it."""
@@ -222,12 +221,12 @@ class _Writer:
             "boolean": f"{group} == ONE",
             "float": f"unpack_float({group})[0]",
             "double": f"unpack_double({group})[0]",
-        }.get(plan.type.kind, f"zigzag({group})")
+        }.get(plan.type.kind, f"zigzag[{group}]")
         if plan.type.kind == "enum":
             expression = f"symbol({self.constant('symbols', plan.type.symbols)}, {expression})"
         elif plan.take in ("float", "double") and plan.type.kind in ("int", "long"):
             expression = f"float({expression})"
-        return b"(" + _FIXED_WIDTH[plan.type.kind] + b")", expression
+        return b"(" + FIXED_WIDTH[plan.type.kind] + b")", expression
 
     def _take_record(self, plan: Plan, target: str) -> None:
         values = {key: repr(value) for key, value in plan.defaults.items()}
@@ -253,25 +252,29 @@ class _Writer:
         return not part.take and self._passing(part.type, self._short) is not None
 
     def _take_simple_union(self, plan: Plan, target: str) -> None:
-        choices, value = [], "None"
+        choices: list[bytes] = []
+        value = "None"
         for index, part in enumerate(plan.parts):
             if part.error:
                 continue  # the plain reader will say so when it comes up
             if not part.take:
-                choices.append(_literal(index) + (self._passing(part.type, self._short) or b""))
+                passed = self._passing(part.type, self._short)
+                choices.append(literal(index) + (passed.any if passed else b""))
                 continue
             before = len(self._groups)
             pattern, conversion = self._number(part)
-            choices.append(_literal(index) + pattern)
+            choices.append(literal(index) + pattern)
             if len(self._groups) > before:
                 value = f"{conversion} if {self._groups[-1]} is not None else {value}"
-        self._pattern.append(b"(?>" + b"|".join(choices) + b")")
+        # null is seldom the value; the others stay as they are, because their groups are numbered
+        choices.sort(key=lambda choice: len(choice) <= 2)
+        self._pattern.append(Piece(b"(?>" + b"|".join(choices) + b")"))
         self._after.append(f"{target} = {value}")
 
     def _take_array(self, item: Plan, target: str) -> None:
         self.count(_ARRAY_PARTS)
         self.flush()
-        inner = _Writer(_short_strings())
+        inner = _Writer(short_strings())
         inner.parts = self.parts
         _, read = _compile(item, inner)
         self.parts = inner.parts
@@ -300,13 +303,13 @@ class _Writer:
 
     def _item(self, each: Type) -> bytes | None:
         """The pattern that passes over an item of an array or map."""
-        pattern = self._passing(each.branches[0], _short_strings())
-        prefix = _short_strings() if each.kind == "map" else b""
-        return None if pattern is None else prefix + pattern
+        pattern = self._passing(each.branches[0], short_strings())
+        prefix = short_strings() if each.kind == "map" else b""
+        return None if pattern is None else prefix + pattern.any
 
     def _branch(self, parts: list[Any], write: Callable[[Any], None]) -> None:
         if len(parts) > 64 or self._nesting > _MAX_NESTING:
-            raise _Unsupported
+            raise Unsupported
         self.line("branch = data[pos]; pos += 1")
         self.line("if branch & 0x81: raise Mismatch")
         for index, part in enumerate(parts):
@@ -320,45 +323,10 @@ class _Writer:
             self._nesting -= 1
         self.line("else: raise Mismatch")
 
-    def _passing(self, each: Type, short: bytes | None = None, depth: int = 0) -> bytes | None:
-        """A pattern that passes over any value of the type, or None where there is none.
-
-        With `short`, strings are passed over by that pattern.
-        """
-        self.count()
-        if depth > MAX_DEPTH:
-            raise _Unsupported
-        if each.kind == "fixed":
-            return b".{%d}" % each.size
-        if each.kind in ("record", "union"):
-            parts = each.branches or [part for _, part in each.fields]
-            patterns = [self._passing(part, short, depth + 1) for part in parts]
-            known = [pattern for pattern in patterns if pattern is not None]
-            if len(known) < len(patterns):
-                return None
-            return _alternatives(known) if each.kind == "union" else b"".join(known)
-        if each.kind in ("string", "bytes"):
-            self.count(_SHORT_PARTS if short else 0)
-            return short
-        return _FIXED_WIDTH.get(each.kind)
-
-
-def _literal(index: int) -> bytes:
-    """The pattern of a branch number or length, zig-zag encoded."""
-    number, out = 2 * index, bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return re.escape(bytes([*out, number]))
-
-
-def _alternatives(patterns: list[bytes]) -> bytes:
-    return b"(?>" + b"|".join(_literal(i) + pattern for i, pattern in enumerate(patterns)) + b")"
-
-
-def _short_strings() -> bytes:
-    return b"(?>" + b"|".join(_literal(size) + b".{%d}" % size for size in range(_SHORT)) + b")"
+    def _passing(self, each: Type, short: bytes | None = None) -> Piece | None:
+        """What passes over any value of the type, or None where no pattern can."""
+        return passing(each, self.count, short)
 
 
 # Texts of less than 64 bytes, whose length is one byte.
-_SHORT_TEXT = b"(?>" + b"|".join(_literal(size) + b".{%d}" % size for size in range(64)) + b")"
+_SHORT_TEXT = short_strings(64)

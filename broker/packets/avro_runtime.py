@@ -120,13 +120,14 @@ def _take_string(data: bytes, pos: int, end: int) -> tuple[str, int]:
     return text.decode(), pos
 
 
-def _zigzag(digits: bytes) -> int:
-    if len(digits) == 1:
-        return (digits[0] >> 1) ^ -(digits[0] & 1)
-    number = 0
-    for byte in reversed(digits):
-        number = number << 7 | byte & 0x7F
-    return (number >> 1) ^ -(number & 1)
+class _Zigzag(dict[bytes, int]):
+    """Digits -> number; those of one byte are looked up."""
+
+    def __missing__(self, digits: bytes) -> int:
+        number = 0
+        for byte in reversed(digits):
+            number = number << 7 | byte & 0x7F
+        return (number >> 1) ^ -(number & 1)
 
 
 def _symbol(symbols: tuple[str, ...], index: int) -> str:
@@ -140,7 +141,7 @@ RUNTIME: dict[str, Any] = {
     "ONE": b"\x01",
     "unpack_float": struct.Struct("<f").unpack,
     "unpack_double": struct.Struct("<d").unpack,
-    "zigzag": _zigzag,
+    "zigzag": _Zigzag({bytes([n]): (n >> 1) ^ -(n & 1) for n in range(128)}),
     "symbol": _symbol,
     "skip_bytes": _skip_bytes,
     "take_bytes": _take_bytes,

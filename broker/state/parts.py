@@ -42,13 +42,16 @@ Words = tuple[bytes, bytes, bytes, bytes, bytes]
 def words(seen: Sequence[Observation]) -> list[Words]:
     """What `store.lua` takes of observations: difference, digest of the template, template, points, context."""
     packed = iter(pack_stamps([stamp for one in seen for stamp in one.images.values()]))
-    return [_words(one, {kind: next(packed) for kind in one.images}) for one in seen]
+    points = pack_points_of([one.photometry for one in seen])
+    return [
+        _words(one, {kind: next(packed) for kind in one.images}, own) for one, own in zip(seen, points, strict=True)
+    ]
 
 
-def _words(seen: Observation, packed: Mapping[str, bytes]) -> Words:
+def _words(seen: Observation, packed: Mapping[str, bytes], points: bytes) -> Words:
     template = packed.get("template", b"")
     digest = blake2b(template, digest_size=DIGEST_BYTES).digest() if template else b""
-    return packed.get("difference", b""), digest, template, pack_points(seen.photometry), pack_context(seen.context)
+    return packed.get("difference", b""), digest, template, points, pack_context(seen.context)
 
 
 def pack_stamps(stamps: Sequence[NDArray[np.float16]]) -> list[bytes]:
@@ -99,14 +102,30 @@ def unpack_stamp(packed: bytes) -> NDArray[np.float16]:
 
 def pack_points(photometry: Photometry | None) -> bytes:
     """Points by their keys, each once."""
-    if photometry is None or not len(photometry):
-        return b""
-    keys = np.rint(photometry.mjd * STEPS_A_DAY) * _PLACES + (photometry.band * np.uint8(POINT_KINDS) + photometry.kind)
-    if not (keys[1:] > keys[:-1]).all() or len(keys) > MOST_POINTS:  # of a survey that did not merge them
-        return pack_points(Photometry.merged([photometry]))
-    packed = np.empty(len(photometry), POINT)
-    packed["key"], packed["flux"], packed["flux_error"] = keys, photometry.flux, photometry.flux_error
-    return packed.tobytes()
+    return pack_points_of([photometry])[0]
+
+
+def pack_points_of(many: Sequence[Photometry | None]) -> list[bytes]:
+    """`pack_points` of each, at once."""
+    full = [one for one in many if one is not None and len(one)]
+    if not full:
+        return [b""] * len(many)
+    mjd, band, kind, flux, error = (
+        np.concatenate([getattr(one, name) for one in full]) for name in ("mjd", "band", "kind", "flux", "flux_error")
+    )
+    packed = np.empty(len(mjd), POINT)
+    keys = np.rint(mjd * STEPS_A_DAY) * _PLACES + (band * np.uint8(POINT_KINDS) + kind)
+    packed["key"], packed["flux"], packed["flux_error"] = keys, flux, error
+    whole, rises = packed.tobytes(), np.append(keys[1:] > keys[:-1], True)
+    made, start = [], 0
+    for one in many:
+        size = 0 if one is None else len(one)
+        if one is None or size < 2 or (rises[start : start + size - 1].all() and size <= MOST_POINTS):
+            made.append(whole[start * POINT.itemsize : (start + size) * POINT.itemsize])
+        else:  # of a survey that did not merge them
+            made.append(pack_points(Photometry.merged([one])))
+        start += size
+    return made
 
 
 def unpack_points(packed: bytes) -> Photometry:

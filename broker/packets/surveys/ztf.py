@@ -45,6 +45,8 @@ _CHIP_MIDDLE = 1540.0  # a readout quadrant has 3072 x 3080 pixels
 # ZTF writes t and f; brokers that write packets again also 1, 0 and -1, booleans, and all of these as text.
 _BRIGHTER, _FAINTER = frozenset(("t", "true", "1", "+1", "1.0")), frozenset(("f", "false", "0", "-1", "0.0", "-1.0"))
 
+_AS_WRITTEN: dict[Any, float] = {"t": 1.0, "f": -1.0}  # by IPAC
+
 
 class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
     """The Zwicky Transient Facility."""
@@ -136,8 +138,7 @@ def _earlier(item: Mapping[str, Any]) -> base.Point | None:
         return None
     if item["magpsf"] is None:  # diffmaglim is the limit of 5 sigma
         return mjd, band, 0.0, _flux(item["diffmaglim"]) / 5, UPPER_LIMIT
-    sign = _known_sign(item["isdiffpos"])
-    flux = sign * _flux(item["magpsf"])
+    flux = _known_sign(item["isdiffpos"]) * _flux(item["magpsf"])
     return mjd, band, flux, abs(flux) * base.ERROR_PER_MAG * base.finite(item["sigmapsf"]), DETECTION
 
 
@@ -153,7 +154,7 @@ def _forced(item: Mapping[str, Any]) -> base.Point | None:
 
 def _flux(magnitude: float | None) -> float:
     """nJy of a magnitude; NaN for none, and for what no magnitude can be."""
-    return base.flux_of(magnitude) if magnitude is not None and 0 < magnitude < 40 else math.nan
+    return base.AB_NJY * 10 ** (-0.4 * magnitude) if magnitude is not None and 0 < magnitude < 40 else math.nan
 
 
 def _context(candidate: Mapping[str, Any], ra: float, dec: float) -> dict[str, float]:
@@ -187,6 +188,9 @@ def _between(one: float | None, other: float | None) -> float | None:
 
 
 def _known_sign(isdiffpos: str | float | None) -> float:
+    """The sign of an earlier detection; NaN where it is unknown."""
+    if isdiffpos in _AS_WRITTEN:
+        return _AS_WRITTEN[isdiffpos]
     try:
         return _sign(isdiffpos)
     except PacketError:

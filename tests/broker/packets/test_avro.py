@@ -54,6 +54,52 @@ def reason_of(writer, reader, data):
     return reasons[0]
 
 
+# --- runs of values that nobody wants
+
+
+SEVERAL = [
+    ["null", "float"], ["double", "null"], ["null", "long"], "long", ["null", "boolean"], ["null", "string"],
+    ["null", {"type": "record", "name": "in{n}", "fields": [{"name": "a", "type": ["null", "int"]}]}],
+    ["long", "null", "string"], {"type": "enum", "name": "e{n}", "symbols": ["A", "B"]}, "float",
+]  # fmt: skip
+
+
+def drawn(kind, rng):
+    """A value of a kind: often null, and numbers of every length."""
+    if isinstance(kind, list):
+        return None if "null" in kind and rng.random() < 0.4 else drawn(next(k for k in kind if k != "null"), rng)
+    if isinstance(kind, dict):
+        return rng.choice("AB") if kind["type"] == "enum" else {"a": rng.choice([None, 5, -(2**31)])}
+    return {
+        "float": 0.5, "double": -1.5, "boolean": True, "string": "x" * rng.choice([0, 15, 16, 63, 64, 79, 80, 127]),
+        "long": rng.choice([0, -64, 64, 2**31, 2**62, 2**63 - 1, -(2**63)]),
+    }[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_runs_of_passed_values(seed):
+    """Alone, in an array, whole, and cut or changed anywhere: as the plain reader says."""
+    rng = random.Random(seed)
+    kinds = [json.loads(json.dumps(rng.choice(SEVERAL)).replace("{n}", str(n))) for n in range(rng.randint(1, 40))]
+    item = record(*((f"f{n}", kind) for n, kind in enumerate(kinds)), ("own", ["null", "long"]), name="item")
+    writer = record(("skipped", {"type": "array", "items": item}), ("one", "item"), ("end", "long"))
+    values = [{f"f{n}": drawn(kind, rng) for n, kind in enumerate(kinds)} | {"own": 3} for _ in range(4)]
+    data = encode(writer, {"skipped": values[1:], "one": values[0], "end": 9})
+    reader = wanted(("end", "long"))
+    assert read(writer, reader, data) == {"end": 9}
+    whole = RecordReader(Schema(writer), Schema(reader))
+    for _ in range(200):
+        at = rng.randrange(len(data))
+        damaged = data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :] if rng.random() < 0.7 else data[:at]
+        results = []
+        for one in (whole, whole.plain):
+            try:
+                results.append(one(damaged, 0, len(damaged)))
+            except PacketError as error:
+                results.append(error.reason)
+        assert results[0] == results[1], damaged
+
+
 # --- resolution
 
 
