@@ -1,6 +1,7 @@
 // The card of the current epoch: its images of every kind, its numbers, what in it carries the classification.
 
 import { apiUrl, byId, className, colour, classVariable, copyButton, dateOf, fixed, getJson, h, KINDS, withError } from "./lib.js";
+import { unitOf } from "./rows.js";
 import { enlarge, renderMap, SIZE } from "./stamps.js";
 
 export class EpochCard {
@@ -43,10 +44,10 @@ export class EpochCard {
 
   flux(epoch) {
     const { epochs } = this.page.data;
-    const { unit } = this.page.light;
-    const njy = unit.njy ?? 1;
     const [flux, error] = [epochs.flux[epoch], epochs.flux_error[epoch]];
-    return flux === null ? "flux unknown" : `${withError(flux / njy, error === null ? null : error / njy)} ${unit.njy ? unit.text : "nJy"}`;
+    if (this.page.light.unit.name === "mag" && epochs.mag[epoch] !== null) return `${withError(epochs.mag[epoch], epochs.mag_error[epoch])} mag`;
+    const { text, njy } = unitOf("flux", epochs.flux);
+    return flux === null ? "flux unknown" : `${withError(flux / njy, error === null ? null : error / njy)} ${text}`;
   }
 
   there(kind, epoch) {

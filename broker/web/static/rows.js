@@ -5,6 +5,7 @@ import { FONT, LEFT, marker, Plot, prepare, RIGHT } from "./timeline.js";
 
 const ZERO_POINT = 31.4; // AB magnitude of 1 nJy
 const POGSON = 2.5 / Math.LN10;
+const SAME_D = 1.5e-4; // days (13 s): exposures of a band are further apart, rounded times of one are not
 const TOLD = 4; // classes whose probabilities stand next to a panel
 
 /** Points of the light curve in the chosen unit: {x, band, value, error, kind, epoch}; kind "limit" for upper limits. */
@@ -13,10 +14,11 @@ export function points(data, axis, unit) {
     x: axis.of(epoch), band: data.epochs.band[epoch], flux: data.epochs.flux[epoch], error: data.epochs.flux_error[epoch], kind: "stamp", epoch,
   }));
   const more = (data.photometry?.mjd ?? []).map((mjd, n) => ({
-    x: axis.at(mjd), band: data.photometry.band[n], flux: data.photometry.flux[n], error: data.photometry.flux_error[n], kind: data.photometry.kind[n],
+    mjd, x: axis.at(mjd), band: data.photometry.band[n], flux: data.photometry.flux[n], error: data.photometry.flux_error[n], kind: data.photometry.kind[n],
   }));
-  const own = new Set(epochs.map((p) => `${p.band}${p.x.toFixed(4)}`));
-  const others = more.filter((p) => p.kind === "upper_limit" || !own.has(`${p.band}${p.x.toFixed(4)}`));
+  // a later packet tells of an epoch's detection again
+  const again = (p) => epochs.some(({ epoch, band }) => band === p.band && Math.abs(data.epochs.mjd[epoch] - p.mjd) < SAME_D);
+  const others = more.filter((p) => p.kind === "upper_limit" || !again(p));
   return [...others, ...epochs].map((p) => inUnit(p, unit)).filter((p) => Number.isFinite(p.value));
 }
 
@@ -50,7 +52,7 @@ export class LightCurve {
     Object.assign(this, { axis, data, unit: unitOf("flux", data.epochs.flux), off: new Set(), current: 0 });
     this.points = points(data, axis, this.unit);
     this.plot = new Plot(box, axis, {
-      height: 216, yRange: () => this.range(), yText: (y) => this.text(y), draw: (context, x, y) => this.draw(context, x, y),
+      height: 216, yRange: () => this.range(), falls: () => this.unit.name === "mag", yText: (y) => this.text(y), draw: (context, x, y) => this.draw(context, x, y),
     });
   }
 
@@ -68,7 +70,7 @@ export class LightCurve {
     if (!this.points.length) return [0, 1];
     // errors of single points must not squeeze all others: they may leave the plot
     const [low, high] = span(this.points.map((p) => p.value));
-    return this.unit.name === "mag" ? [high, low] : [Math.min(low, -0.06 * high), high];
+    return this.unit.name === "mag" ? [low, high] : [Math.min(low, -0.06 * high), high];
   }
 
   text(value) {

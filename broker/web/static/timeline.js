@@ -123,10 +123,10 @@ export function prepare(canvas, width, height) {
 
 /** A uPlot that shares the axis; `draw(context, x, y)` paints its data in CSS pixels. */
 export class Plot {
-  constructor(box, axis, { height, yRange, ySplits, yText, bottom = true, draw }) {
+  constructor(box, axis, { height, yRange, ySplits, yText, falls = () => false, bottom = true, draw }) {
     this.box = box;
     this.axis = axis;
-    this.spec = { height, yRange, ySplits, yText, bottom, draw };
+    this.spec = { height, yRange, ySplits, yText, falls, bottom, draw };
     this.cursor = h("div", { class: "cursor" });
     this.make();
   }
@@ -182,6 +182,7 @@ export class Plot {
   refresh() {
     const { plot, axis, spec } = this;
     if (plot.width !== axis.width || plot.height !== spec.height) plot.setSize({ width: axis.width, height: spec.height });
+    plot.scales.y.dir = spec.falls() ? -1 : 1; // magnitudes grow downwards
     // the scales are functions: setting the data anew asks them again
     plot.setData([[axis.range[0], axis.range[1]], [0, 1]], true);
   }

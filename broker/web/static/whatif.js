@@ -38,7 +38,7 @@ export class WhatIf {
     this.choices.replaceChildren(
       ...(this.models.length > 1 ? [this.modelChoice()] : []),
       this.group("bands", "bands", bands.map((band) => [band, h("span", { class: `band-${band}` }, band)])),
-      ...(kinds.length ? [this.group("kinds", "input", kinds.map((kind) => [kind, kind]))] : []),
+      ...(kinds.length ? [this.group("kinds", "input", kinds.map((kind) => [kind, kind === "context" ? "surroundings" : kind]))] : []),
       h("details", {}, h("summary", { class: "small" }, plural(nights.length, "night")), h("div", { class: "tall", tabindex: 0, role: "region", "aria-label": "Nights" }, this.group("nights", "", nights.map((night) => [night, dateOf(night)])))),
       h("p", { class: "muted small" }, "Single stamps: shift-click one in the strip, or press ", h("kbd", {}, "x"), " on the current epoch."),
     );

@@ -152,11 +152,39 @@ def test_stamps_answer_to_kind_stretch_and_axis(reader: Reader, stack: Stack) ->
     changed_by(lambda: page.get_by_role("button", name="Zoom in").click())
     page.get_by_role("group", name="Unit of the light curve").get_by_text("mag").click()
     assert "Magnitude" in page.locator("#light-label").inner_text()
+    holds(page, "document.querySelector('#epoch-title').textContent.endsWith(' mag')")
+    assert page.evaluate(NUMBERS_AT_THE_LEFT), "magnitudes have an axis too"
     for kind in ("difference", "template"):
         switch = page.locator(f"input[value={kind}]")
         assert switch.is_enabled() == bool(found["images"].get(kind))
         if switch.is_enabled():
             changed_by(page.locator("label", has=switch).click)
+
+
+NUMBERS_AT_THE_LEFT = """() => {
+  const canvas = document.querySelector('#light canvas');
+  const { data } = canvas.getContext('2d').getImageData(0, 0, 30, canvas.height);
+  return data.some((value, n) => n % 4 === 3 && value > 0);
+}"""
+POINTS = """async (path) => {
+  const [{ points, unitOf }, { Axis }] = [await import('/static/rows.js'), await import('/static/timeline.js')];
+  const data = await (await fetch(path)).json();
+  const axis = new Axis(data.epochs.mjd, data.photometry.mjd);
+  axis.mode = 'even';
+  const made = points(data, axis, unitOf('flux', data.epochs.flux)).filter((p) => p.kind !== 'limit');
+  return made.map((p) => [p.band, p.mjd ?? data.epochs.mjd[p.epoch]]);
+}"""
+
+
+def test_no_detection_is_drawn_twice(reader: Reader, stack: Stack) -> None:
+    """Once with its stamp, and once as a later packet tells of it."""
+    found = an_object(stack)
+    page = open_object(reader, stack, found)
+    points = page.evaluate(POINTS, f"/api/v1/objects/{found['path']}")
+    assert len(points) >= len(found["epochs"]["mjd"])
+    for band in "gri":
+        times = np.sort([mjd for name, mjd in points if name == band])
+        assert (np.diff(times) > 1e-4).all(), band
 
 
 def test_what_if_is_what_the_worker_says_of_the_reduced_history(reader: Reader, stack: Stack) -> None:
@@ -445,6 +473,7 @@ def looks_right(reader: Reader, stack: Stack, paths: Sequence[str], size: str, s
         visit(page, f"{stack.url}{where}")
         page.wait_for_timeout(300)  # images come in this time
         shifted = page.evaluate("window.shifted")
+        page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
         page.evaluate(AXE.read_text())
         found = page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]
         serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
