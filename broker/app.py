@@ -27,6 +27,7 @@ from skyheed.broker.state import client as state
 from skyheed.broker.state import layout
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.ledger import Ledger
+from skyheed.broker.state.neighbours import Neighbours
 from skyheed.broker.state.queue import DueQueue
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def _views(client: state.Client, settings: Settings, model: str) -> tuple[Sequen
         ttl_s=settings.redis.ttl_days * 86_400,
         debounce_s=ingest.debounce_s,
         quiet_s=ingest.debounce_s / 5 if ingest.quiet_s < 0 else ingest.quiet_s,
+        neighbours=neighbours_of(client, settings) if ingest.join_arcsec else None,
     )
     queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=model)
     return (
@@ -149,6 +151,11 @@ def _views(client: state.Client, settings: Settings, model: str) -> tuple[Sequen
             idle_s=settings.redis.books_idle_days * 86_400,
         ),
     )
+
+
+def neighbours_of(client: state.Client, settings: Settings) -> Neighbours:
+    """Where objects are found by their place."""
+    return Neighbours(client, settings.survey, settings.redis.ttl_days * 86_400)
 
 
 def schema_source(settings: Settings) -> SchemaSource:

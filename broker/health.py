@@ -3,7 +3,7 @@
 import importlib.util
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaException
@@ -127,16 +127,27 @@ def _schema(settings: Settings) -> Line:
 
 
 def _model(settings: Settings) -> Line:
-    from skyheed.classifier.models.checkpoint import describe
+    from skyheed.classifier.models.checkpoint import describe, is_export
 
-    asked = [describe(m.model or settings.base_survey, settings.base_survey, m.prior) for m in settings.models]
-    sentence = "; ".join(asked)
-    if importlib.util.find_spec("torch") is None:
-        return Line("model", True, f"{sentence}; this machine has no torch, so no worker can run here")
+    names = [m.model or settings.base_survey for m in settings.models]
+    asked = [describe(name, settings.base_survey, m.prior) for name, m in zip(names, settings.models, strict=True)]
+    exports = [is_export(name) for name in names]
+    missing = [kind for kind, wanted in (("onnxruntime", any(exports)), ("torch", not all(exports)))
+               if wanted and importlib.util.find_spec(kind) is None]  # fmt: skip
+    if missing:
+        where = f"this machine has no {' and no '.join(missing)}, so no worker can run here"
+    else:
+        where = f"a worker here computes {' and '.join(_computes(settings, exports))}"
+    return Line("model", True, f"{'; '.join(asked)}; {where}")
+
+
+def _computes(settings: Settings, exports: Sequence[bool]) -> Iterator[str]:
     from skyheed.classifier.serving import choose
 
-    chosen = choose(settings.work.device, settings.work.precision).chosen
-    return Line("model", True, f"{sentence}; a worker here computes on {chosen}")
+    if not all(exports):
+        yield f"on {choose(settings.work.device, settings.work.precision).chosen}"
+    if any(exports):
+        yield "by onnxruntime, float32, on the CPU"
 
 
 def _lag(settings: Settings) -> Line:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from skyheed.broker import metrics
 from skyheed.broker import waiting as patience
-from skyheed.broker.app import connect_store, survey_of
+from skyheed.broker.app import connect_store, neighbours_of, survey_of
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.packets.surveys import Survey
@@ -117,6 +117,7 @@ def make_worker(
 ) -> "Worker":
     """The worker of one model."""
     from skyheed.broker.batching import BatchLimits
+    from skyheed.broker.state.joined import Joined
     from skyheed.broker.work import Output, Pace, Worker
 
     agreement = layout.of_worker(settings.redis, served.model.info.bands, served.model.needs.images)
@@ -127,7 +128,11 @@ def make_worker(
     )
     work = settings.work
     pace = Pace(work.batch_size, work.interval_s, work.lease_s, BatchLimits(work.batch_bytes, work.batch_s))
-    return Worker(settings.survey, queue, store, served.model, publisher, output, measured, pace)
+    joined = None
+    if settings.ingest.join_arcsec:
+        found = neighbours_of(state.connect_as(settings.redis), settings)
+        joined = Joined(store, found, settings.ingest.join_arcsec)
+    return Worker(settings.survey, queue, store, served.model, publisher, output, measured, pace, joined)
 
 
 def depth_of(client: state.Client, settings: Settings, name: str, measured: metrics.WorkMetrics) -> Callable[[], None]:

@@ -51,7 +51,7 @@ def report(settings: Settings, topics: Sequence[str], last: int, timeout: float 
 
 
 def _infos(settings: Settings) -> list[Info]:
-    return [checkpoint.read_info(m.model or settings.survey) for m in settings.models]
+    return [checkpoint.card_of(m.model or settings.base_survey, settings.base_survey) for m in settings.models]
 
 
 def newest(records: Iterable[Classification], last: int) -> dict[Served, list[Classification]]:

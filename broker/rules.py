@@ -17,6 +17,7 @@ LARGEST_BYTES = 2**30
 LARGEST_MESSAGE = 64 * 2**20  # the limit of skyheed's own topics
 LONGEST_GROUP = 249
 LARGEST_ARCSEC = 30  # ZTF's own search radius for solar-system objects
+LARGEST_JOIN = 5  # arcsec: beyond, neighbours are other objects
 LONGEST_MODEL_NAME = 48
 MOST_PROCESSES = 64
 Rule = tuple[bool, str]
@@ -128,6 +129,10 @@ def _stream_rules(settings: "Settings") -> list[Rule]:
         (
             ingest.solar_system_arcsec == -1 or 0 <= ingest.solar_system_arcsec <= LARGEST_ARCSEC,
             f"ingest.solar_system_arcsec must be 0 to {LARGEST_ARCSEC}, or -1 for the survey's own",
+        ),
+        (
+            0 <= ingest.join_arcsec <= LARGEST_JOIN,
+            f"ingest.join_arcsec must be 0 (objects stay apart) to {LARGEST_JOIN}",
         ),
         (
             _is_count(topics.partitions, 10_000),

@@ -44,6 +44,7 @@ class IngestSettings:
     solar_system_arcsec: float = (
         -1.0
     )  # a detection this close to a known solar-system object is one; -1: the survey's own
+    join_arcsec: float = 0.0  # read objects within this distance as one history, 0 to 5; 0: each by itself
     bands: str = ""  # bands to keep; empty: all of the survey's
     debounce_s: float = 1.0  # an object is due this long after its first new stamp: a visit makes one classification
     quiet_s: float = -1.0  # due earlier after this long without a stamp, once all is read; -1: a fifth of debounce_s

@@ -30,6 +30,7 @@ from skyheed.broker.metrics import WorkMetrics
 from skyheed.broker.results.formats import Form, datum_of, encode_single
 from skyheed.broker.results.record import Classification, Provenance
 from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.state.joined import Joined
 from skyheed.broker.state.queue import Claim, DueQueue
 from skyheed.broker.state.sequence import SOURCE_BYTES, Answer, Lane, Settled, StoredSequence
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, patiently
@@ -87,6 +88,7 @@ class Worker:
         output: Output,
         metrics: WorkMetrics,
         pace: Pace,
+        joined: Joined | None = None,
     ) -> None:
         self.survey = survey
         self.queue = queue
@@ -98,6 +100,7 @@ class Worker:
         self.lane = Lane(output.model, model.kept_as, needs.span, needs.images, needs.photometry, needs.context)
         self.metrics = metrics
         self.pace = pace
+        self.joined = joined
         self.batching = Batching(pace.limits, pace.lease_s, model.needs, self.lane)
         self.totals: Counter[str] = Counter()
         self._pause = POLL_S
@@ -201,6 +204,13 @@ class Worker:
         """
         found = self.store.fetch(claims, self.lane)
         longest = self.model.needs.most
+        if self.joined:
+            read = self.joined.read(found, self.lane)
+            found = [sequence for sequence in read if not sequence.members]
+            return [*self._cut(found, longest), *(_newest(sequence, longest) for sequence in read if sequence.members)]
+        return self._cut(found, longest)
+
+    def _cut(self, found: list[StoredSequence], longest: int) -> list[StoredSequence]:
         long = [sequence.claim for sequence in found if len(sequence.header) > longest]
         if not long:
             return found
@@ -218,8 +228,8 @@ class Worker:
         probabilities = None if prediction.reason else _named(self.model, prediction)
         record = Classification.of(
             survey=self.survey,
-            object_id=sequence.object_id,
-            revision=sequence.revision,
+            object_id=sequence.name,
+            revision=sequence.published_revision,
             header=sequence.header,
             probabilities=probabilities,
             reason=prediction.reason,
@@ -234,7 +244,8 @@ class Worker:
             classified=record.status is Status.CLASSIFIED,
             latest=encode_single(record),
             history=record.to_history(),
-            tokens=prediction.keep,
+            tokens={} if sequence.members else prediction.keep,
+            spoken=(record.object_id, record.revision) if sequence.members else ("", 0),
         )
         return record, answer
 
@@ -242,6 +253,8 @@ class Worker:
         """Publish the results still pending, wait for the broker's acknowledgement, then settle. Safe to repeat."""
         held = self.queue.still_held([answer.claim for _, answer in answers])
         kept = [pair for pair, ours in zip(answers, held, strict=True) if ours]
+        # the members of a group that were claimed together bring the same record
+        records = {(r.classification_id, r.revision): (r, a) for r, a in kept}
         self.publisher.publish_all(
             [
                 (
@@ -250,7 +263,7 @@ class Worker:
                     self.output.form.encode(r, datum_of(a.latest)),
                     r.headers(self.output.form.container),
                 )
-                for r, a in kept
+                for r, a in records.values()
             ],
             waiting,
         )
@@ -286,7 +299,7 @@ def history_of(stored: StoredSequence, survey: str) -> History:
     return History(
         header["mjd"], header["band"], images, shown, stored.tokens,
         photometry=stored.photometry, context=stored.context,
-        flux=header["flux"], flux_error=header["flux_error"], object_id=stored.object_id, survey=survey,
+        flux=header["flux"], flux_error=header["flux_error"], object_id=stored.name, survey=survey,
         source_id=header["source_id"], ra=header["ra"], dec=header["dec"], flags=header["flags"],
     )  # fmt: skip
 

@@ -14,7 +14,6 @@ from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.family import family
-from skyheed.classifier.models.onnx.folder import EXPORT, read_export
 from skyheed.classifier.prediction import Estimate, Prediction
 
 if TYPE_CHECKING:
@@ -103,10 +102,10 @@ def load(
     """
     if runtime not in RUNTIMES:
         raise ModelError(f"there is no runtime {runtime}: use {', '.join(RUNTIMES)}")
-    exported = (Path(model) / EXPORT).is_file()
+    exported = checkpoint.is_export(model)
     if exported and runtime == "torch":
         raise ModelError(f"{model} is an export to ONNX: leave the runtime out, or give the checkpoint it was made of")
-    info = read_export(Path(model)).info if exported else checkpoint.read_info(model, survey)
+    info = checkpoint.card_of(model, survey)
     checkpoint.check_survey(info, survey, any_survey=any_survey)
     if prior:
         info = checkpoint.assuming(info, checkpoint.class_prior(prior, info.classes))
@@ -137,7 +136,7 @@ def _by_onnxruntime(
 
     if device == "cuda" or precision == "bfloat16":
         raise ModelError(f"onnxruntime computes on the CPU in float32 here: leave out {device} and {precision}")
-    if (Path(model) / EXPORT).is_file():
+    if checkpoint.is_export(model):
         return served(Path(model), info, threads)
     from skyheed.classifier.models.onnx.export import export
 
@@ -157,9 +156,14 @@ def load_model(
     Raises:
         ModelError: no such model, or it cannot be used in this way.
     """
-    exported = (Path(name) / EXPORT).is_file()
-    info = read_export(Path(name)).info if exported else checkpoint.read_info(name)
-    return load(name, survey=info.surveys[0], device=device, precision=precision, prior=prior, runtime=runtime)
+    return load(
+        name,
+        survey=checkpoint.card_of(name).surveys[0],
+        device=device,
+        precision=precision,
+        prior=prior,
+        runtime=runtime,
+    )
 
 
 def load_network(name: str | Path, info: checkpoint.Info, survey: str = "") -> "Network":

@@ -8,6 +8,7 @@ from typing import Any
 
 from skyheed.broker.state.client import Claim, Client
 from skyheed.broker.state.keys import MODEL_PARTS, Keys, shard_of
+from skyheed.broker.state.neighbours import Neighbours
 from skyheed.broker.state.sequence import (
     EVERYTHING,
     Answer,
@@ -37,6 +38,7 @@ class SequenceStore:
         ttl_s: an object without a new stamp for this long is forgotten, unless it still waits for an answer.
         debounce_s: an object becomes ready this long after its first new stamp, at the latest.
         quiet_s: and earlier, when nothing came of it for this long, as far as the caller of `store` is not behind.
+        neighbours: where objects are noted by their place.
     """
 
     def __init__(
@@ -49,11 +51,13 @@ class SequenceStore:
         ttl_s: float = 180 * 86_400.0,
         debounce_s: float = 1.0,
         quiet_s: float = math.inf,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._client = client
         self._keys = Keys(survey)
         self._shards = shards
         self._max_stamps = max_stamps
+        self._neighbours = neighbours
         self._ttl_ms = round(ttl_s * 1000)
         self._debounce_ms = round(debounce_s * 1000)
         self._quiet_ms = round(min(quiet_s, debounce_s) * 1000)
@@ -71,6 +75,8 @@ class SequenceStore:
             ServiceUnavailable: Redis is unavailable or full; some shards may have been stored: repeat all.
             ServiceError: Redis refuses us.
         """
+        if self._neighbours:
+            self._neighbours.note(d.observation for d in deliveries)
         groups = self._by_shard([d.observation.object_id for d in deliveries])
         calls: list[tuple[Any, ...]] = []
         indices: list[int] = []
@@ -116,8 +122,9 @@ class SequenceStore:
         Raises:
             ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
-        groups = self._by_shard([answer.claim.object_id for answer in answers])
         suffix = self._keys.lane(lane.model)
+        self._speak([answer for answer in answers if answer.spoken[0] not in ("", answer.claim.object_id)], suffix)
+        groups = self._by_shard([answer.claim.object_id for answer in answers])
         calls: list[tuple[Any, ...]] = [
             (
                 "settle",
@@ -141,9 +148,13 @@ class SequenceStore:
 
     def sequence(self, object_id: str, lane: Lane = EVERYTHING) -> StoredSequence | None:
         """An object's whole sequence with all that is kept of it, or with what a lane wants, without claiming it."""
-        reply = self._read([object_id], lane)[0]
-        claim = Claim(object_id, shard_of(object_id, self._shards), "")
-        return None if reply is None else unpack(claim, reply, lane)
+        return self.sequences([object_id], lane)[0]
+
+    def sequences(self, object_ids: Sequence[str], lane: Lane) -> list[StoredSequence | None]:
+        """The same of several objects, in one round trip."""
+        claims = [Claim(object_id, shard_of(object_id, self._shards), "") for object_id in object_ids]
+        replies = self._read(object_ids, lane)
+        return [None if r is None else unpack(c, r, lane) for c, r in zip(claims, replies, strict=True)]
 
     def sources(self, object_id: str) -> set[int]:
         """The detections of an object that are kept; its stamps are not read."""
@@ -213,6 +224,17 @@ class SequenceStore:
         """Memory that the server uses for the object's own keys, bytes."""
         keys = self._keys.of_object(object_id, shard_of(object_id, self._shards), self.models())
         return sum(size or 0 for size in self._client.run([("MEMORY USAGE", key, "SAMPLES", 0) for key in keys]))
+
+    def _speak(self, answers: Sequence[Answer], suffix: str) -> None:
+        """Keep answers to joined histories with the objects that they are published under; before they are settled,
+        so that whoever is stopped in between does it again."""
+        groups = self._by_shard([answer.spoken[0] for answer in answers])
+        calls = [
+            (self._keys.shard(shard), suffix, HISTORY,
+             *(w for n in members for w in (*answers[n].spoken, answers[n].latest, answers[n].history)))
+            for shard, members in groups.items()
+        ]  # fmt: skip
+        self._client.call("speak", calls)
 
     def _key(self, part: str, object_id: str) -> str:
         return f"{self._keys.shard(shard_of(object_id, self._shards))}{part}:{object_id}"

@@ -35,6 +35,9 @@ sh:{survey:shard}:        of an object, until it was quiet for redis.ttl_days an
     stored:<partition>:<segment>, duplicate:…  string  a bit for each offset; until folded, and redis.books_days more
     Without any model the names end before the dot; so did those of release 0.1, which knew one. The first model that
     joins takes them over (join.lua), what release 0.1 said of an object is read, and its tokens are not.
+sh:{survey:sky/band/part}:
+    near                  set     objects with a detection in this cell of the sky (neighbours.py), where
+                                  ingest.join_arcsec is set; redis.ttl_days after the last one
 sh:{survey|partition}:
     <mark>:<segment>      string  a bit for each offset; until folded, and redis.books_days more
     segments              set     the segments of these bitmaps, as long as those
@@ -86,6 +89,10 @@ class Keys:
     def shard(self, shard: int) -> str:
         """What all keys of a shard begin with."""
         return f"sh:{{{self.survey}:{shard}}}:"
+
+    def near(self, band: int, part: int) -> str:
+        """The objects of a cell of the sky."""
+        return f"sh:{{{self.survey}:sky/{band}/{part}}}:near"
 
     @staticmethod
     def lane(model: str) -> str:

@@ -105,6 +105,8 @@ class StoredSequence:
         images: the further kinds that were asked for, in the form of `stamps`; zeros where an epoch has none.
         photometry: None where it was not asked for.
         context: of the newest epoch.
+        members: of a joined history (joined.py), the objects that it was made of, in the order of names.
+        published: their newest revision.
     """
 
     object_id: str
@@ -118,6 +120,18 @@ class StoredSequence:
     images: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
     photometry: Photometry | None = None
     context: Mapping[str, float] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    published: int = 0
+
+    @property
+    def name(self) -> str:
+        """What its classification is published under."""
+        return self.members[0] if self.members else self.object_id
+
+    @property
+    def published_revision(self) -> int:
+        """The revision of its classification."""
+        return max(self.published, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +144,7 @@ class Answer:
         latest: the classification as it was published.
         history: one line for the object's history.
         tokens: index of a span of epochs -> token, of full spans only.
+        spoken: what it is published under and with which revision, where the history was joined.
     """
 
     claim: Claim
@@ -138,6 +153,7 @@ class Answer:
     latest: bytes
     history: str
     tokens: Mapping[int, bytes]
+    spoken: tuple[str, int] = ("", 0)
 
 
 def check(observation: Observation) -> None:

@@ -26,6 +26,7 @@ from skyheed.classifier.scaling import Scaling
 
 FORMAT = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
+EXPORT = "onnx.json"  # the card of an export to ONNX (`models.onnx.folder`)
 MOST_CARD = 16 * 2**20  # bytes of model.json; ours have 30 kB
 MOST_WEIGHTS = 16 * 2**30  # bytes; ours have 2 MB
 MOST_HEADER = 16 * 2**20  # bytes of names and shapes in safetensors, which are parsed as JSON
@@ -370,13 +371,29 @@ def assuming(info: Info, counts: Sequence[float]) -> Info:
     return replace(info, version=version, calibration=replace(info.calibration, prior=relative))
 
 
+def is_export(name: str | Path) -> bool:
+    """Whether a model is the folder of an export to ONNX."""
+    return os.path.isfile(Path(name) / EXPORT)  # also False for names that no file can have
+
+
+def card_of(name: str | Path, survey: str = "") -> Info:
+    """What a model says of itself, be it a checkpoint or the folder of an export to ONNX.
+
+    Raises:
+        ModelError: as `read_info`.
+    """
+    from skyheed.classifier.models.onnx.folder import read_export
+
+    return read_export(Path(name)).info if is_export(name) else read_info(name, survey)
+
+
 def describe(name: str | Path, survey: str, prior: str = "") -> str:
-    """One sentence about the checkpoint that a survey would be served with.
+    """One sentence about the checkpoint or export that a survey would be served with.
 
     Raises:
         ModelError: it cannot serve it, or not with that prior.
     """
-    info = read_info(name, survey)
+    info = card_of(name, survey)
     check_survey(info, survey)
     if prior:
         info = assuming(info, class_prior(prior, info.classes))

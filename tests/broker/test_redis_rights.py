@@ -42,6 +42,7 @@ LUA = {
         "release",
         "tokens",
         "join",
+        "speak",
         "retire",
         "agree",
         "beat",

@@ -16,9 +16,9 @@ from typing import Any
 from skyheed.classifier.bounded import read_file
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models.checkpoint import EXPORT as EXPORT
 from skyheed.classifier.prediction import Needs
 
-EXPORT = "onnx.json"
 FORMAT = 1
 OPSET = 20  # of what is written
 ENCODER, HEAD = "encoder", "head"

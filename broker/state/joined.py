@@ -1,0 +1,133 @@
+"""Reads neighbours as one history (`ingest.join_arcsec`): LSST gives one transient several diaObjectIds.
+
+What is stored stays apart, object by object, and so do queues and books: a worker that has claimed an object reads
+those of its group as well and answers for all of them. Switching it off gives back the separate histories. A group is
+whoever can be reached from neighbour to neighbour. It depends on what is stored alone, never on the order in which it
+came, and it is called after the smallest of its names.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from skyheed.broker.state.histories import SequenceStore
+from skyheed.broker.state.neighbours import Neighbours, Place
+from skyheed.broker.state.sequence import Lane, StoredSequence
+from skyheed.classifier.history import Photometry
+
+MOST_JOINED = 8  # objects of a group; a larger one is an artefact or a crowded field, and is not joined
+POSITIONS = Lane(images=())
+MARGIN = 2.0  # of the radius: a neighbour's detections scatter around its place
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Reads the histories of groups.
+
+    Attributes:
+        arcsec: neighbours are at most this far apart, from mean to mean of their detections that are kept.
+    """
+
+    store: SequenceStore
+    neighbours: Neighbours
+    arcsec: float
+
+    def read(self, claimed: Sequence[StoredSequence], lane: Lane) -> list[StoredSequence]:
+        """The same sequences, each joined with those of its group; without tokens where there is anything to join.
+
+        Raises:
+            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+        """
+        groups = self._groups(claimed)
+        wanted = sorted({name for group in groups if len(group) > 1 for name in group})
+        found = self.store.sequences(wanted, replace(lane, span=0))
+        whole = {name: sequence for name, sequence in zip(wanted, found, strict=True) if sequence is not None}
+        joined = []
+        for own, group in zip(claimed, groups, strict=True):
+            members = [whole[name] for name in group if name in whole]
+            joined.append(join(own, members) if len(members) > 1 and own.object_id in whole else own)
+        return joined
+
+    def _groups(self, claimed: Sequence[StoredSequence]) -> list[list[str]]:
+        """Of each sequence its group, in the order of names; itself alone where that is too large."""
+        places = {sequence.object_id: place_of(sequence) for sequence in claimed}
+        links: dict[str, list[str]] = {}
+        frontier = list(places)
+        for _ in range(MOST_JOINED):
+            self._link(frontier, places, links)
+            frontier = [name for name in dict.fromkeys(n for o in frontier for n in links[o]) if name not in links]
+            if not frontier:
+                break
+        return [_group(sequence.object_id, links) for sequence in claimed]
+
+    def _link(self, frontier: Sequence[str], places: dict[str, Place], links: dict[str, list[str]]) -> None:
+        """Find the neighbours of each of `frontier`; learn the places of those that are met for the first time."""
+        candidates = self.neighbours.near([places[name] for name in frontier], MARGIN * self.arcsec)
+        new = sorted(set().union(*candidates) - set(places))
+        for name, sequence in zip(new, self.store.sequences(new, POSITIONS), strict=True):
+            if sequence is not None:  # forgotten meanwhile; its cell still knows it
+                places[name] = place_of(sequence)
+        for name, near in zip(frontier, candidates, strict=True):
+            links[name] = [
+                other for other in sorted(near)
+                if other != name and other in places and separation(places[name], places[other]) <= self.arcsec
+            ]  # fmt: skip
+
+
+def _group(name: str, links: Mapping[str, Sequence[str]]) -> list[str]:
+    group, waiting = {name}, [name]
+    while waiting and len(group) <= MOST_JOINED:
+        new = [other for other in links.get(waiting.pop(), ()) if other not in group]
+        group.update(new)
+        waiting += new
+    return sorted(group, key=rank) if len(group) <= MOST_JOINED else [name]
+
+
+def rank(name: str) -> tuple[int, str]:
+    """The order of names: numbers by their size."""
+    return len(name), name
+
+
+def place_of(sequence: StoredSequence) -> Place:
+    """The mean of the detections that are kept, degrees."""
+    ra, dec = np.radians(sequence.header["ra"]), np.radians(sequence.header["dec"])
+    x, y, z = np.mean([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
+    return float(np.degrees(np.arctan2(y, x))) % 360.0, float(np.degrees(np.arctan2(z, np.hypot(x, y))))
+
+
+def separation(one: Place, other: Place) -> float:
+    """The angle between two places, arcsec (haversine: exact for small ones)."""
+    (ra, dec), (other_ra, other_dec) = np.radians(one), np.radians(other)
+    half = np.sin((other_dec - dec) / 2) ** 2 + np.cos(dec) * np.cos(other_dec) * np.sin((other_ra - ra) / 2) ** 2
+    return float(np.degrees(2 * np.arcsin(np.sqrt(min(half, 1.0)))) * 3600.0)
+
+
+def join(claimed: StoredSequence, members: Sequence[StoredSequence]) -> StoredSequence:
+    """One history of those of several objects, in the order of (MJD, source id).
+
+    A detection that two of them hold counts once, as the first of them in the order of names has it. The context is
+    that of the newest detection.
+
+    Args:
+        claimed: the one among them that a worker has claimed.
+        members: as they are now, in the order of names, all read without tokens.
+    """
+    header = np.concatenate([member.header for member in members])
+    _, first = np.unique(header["source_id"], return_index=True)
+    order = first[np.lexsort((header["source_id"][first], header["mjd"][first]))]
+    newest = members[int(np.searchsorted(np.cumsum([len(m.header) for m in members]), order[-1], side="right"))]
+    points = [m.photometry for m in members if m.photometry is not None and len(m.photometry)]
+    own = next(member for member in members if member.object_id == claimed.object_id)
+    sources = header["source_id"][order].astype(">u8").tobytes()
+    return replace(
+        own,
+        claim=replace(claimed.claim, sources=sources),
+        header=header[order],
+        stamps=np.concatenate([m.stamps for m in members])[order] if own.looked else own.stamps,
+        images={kind: np.concatenate([m.images[kind] for m in members])[order] for kind in own.images},
+        photometry=Photometry.merged(points) if points else own.photometry,
+        context=newest.context,
+        members=tuple(member.object_id for member in members),
+        published=max(member.revision for member in members),
+    )
