@@ -1,1 +1,1 @@
-"""From bytes to observations: containers, Avro, FITS, surveys. Knows no Kafka and no Redis."""
+"""From bytes to observations: containers, Avro, FITS, surveys. Independent of Kafka and Redis."""

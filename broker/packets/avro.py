@@ -1,8 +1,8 @@
-"""Avro schemas, what a reader wants of them, and the plain reader: slow, strict, for any schema.
+"""Avro schemas, plans for reading them, and the plain reader: slow, strict, for any schema.
 
-`avro_fast` makes a fast reader of the same plan; whatever that one does not like is read here again, so that
-this module alone decides what is an error and which one. It never trusts a length, a count or a branch number,
-does no work that the number of bytes does not pay for, and knows nothing of files, topics or surveys.
+`avro_fast` makes a fast reader from the same plan; whatever that one rejects is read again here, so that only this
+module decides what is an error, and which. It never trusts a length, count or branch number, does work only in
+proportion to the bytes, and is independent of files, topics and surveys.
 
 Specification: https://avro.apache.org/docs/1.11.1/specification/ (binary encoding, schema resolution).
 Two deliberate differences: records are matched by field, not by name (ZTF's `ztf.alert` comes back from Spark as
@@ -19,9 +19,9 @@ from skyheed.broker.packets.avro_schema import MAX_DEPTH, MAX_SCHEMA_BYTES, Sche
 
 __all__ = ["MAX_DEPTH", "MAX_SCHEMA_BYTES", "MAX_STEPS", "PlainReader", "Plan", "Schema", "Steps", "Type", "resolve"]
 
-# Values passed over in one message: 1 or 2 s by the slow reader. The year's history of a Rubin deep field has 500,000.
+# Values skipped in one message: 1 or 2 s by the slow reader. A year's history of a Rubin deep field has 500,000.
 MAX_STEPS = 2_000_000
-ITEM_STEPS = 100  # that an item of an array costs which is taken: 20,000 of them, each some 500 bytes of memory
+ITEM_STEPS = 100  # cost of an array item that is kept: 20,000 of them, each some 500 bytes of memory
 
 # Writer type -> reader types that may take it (specification, "Schema Resolution").
 _PROMOTIONS = {
@@ -39,7 +39,7 @@ _DOUBLE = struct.Struct("<d").unpack_from
 
 @dataclass(eq=False, slots=True)
 class Plan:
-    """How one writer type is read: skipped, taken as `take`, or refused with `error` when it comes up."""
+    """How one writer type is read: skipped, kept as `take`, or refused with `error` if it occurs."""
 
     type: Type
     take: str = ""  # the reader's type; empty: skip
@@ -53,7 +53,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Steps:
-    """How many more values one message may make us pass over."""
+    """How many more values may be skipped in one message."""
 
     left: int = MAX_STEPS
 
@@ -62,9 +62,8 @@ class Steps:
 
 
 def resolve(writer: Type, reader: Type | None) -> Plan:
-    """How to read what `writer` wrote as `reader` wants it; without a reader everything is skipped.
-
-    A mismatch is no error yet: it becomes one when such a value comes up.
+    """The plan for reading what `writer` wrote as `reader` wants it; without a reader everything is skipped. A
+    mismatch is not an error until such a value occurs.
     """
     return _Resolution().plan(writer, reader, "")
 
@@ -197,7 +196,7 @@ class PlainReader:
                 return self.bytes()
 
     def skip(self, each: Type) -> None:
-        """Pass over one value of any type."""
+        """Skip one value of any type."""
         self._depth += 1
         self._steps.left -= 1
         if self._depth > MAX_DEPTH * 2:
@@ -226,7 +225,7 @@ class PlainReader:
         item = each.branches[0]
         least = item.least + (each.kind == "map")
         for count, stop in self._blocks(least):
-            # Items of no bytes (null) are passed over at once: their count is not paid for by bytes.
+            # Zero-byte items (null) are skipped at once: their count costs no bytes.
             for _ in range(count if least else 0):
                 if each.kind == "map":
                     self._advance(self.length())
@@ -247,7 +246,7 @@ class PlainReader:
 
     def _check_stop(self, stop: int | None) -> None:
         if stop not in (None, self.position):
-            self._fail(Reason.BAD_BLOCK, "a block is not as long as it says")
+            self._fail(Reason.BAD_BLOCK, "a block's length differs from the one it states")
 
     def long(self) -> int:
         """A zig-zag number of at most 64 bits."""
@@ -262,7 +261,7 @@ class PlainReader:
                 self._fail(Reason.WRONG_TYPE, "a number of more than 64 bits")
 
     def length(self) -> int:
-        """A length that fits into what is left."""
+        """A length that fits into the remaining bytes."""
         length = self.long()
         if length < 0:
             self._fail(Reason.WRONG_TYPE, f"a length of {length}")

@@ -1,7 +1,7 @@
-"""Readers of the writer schemas that came lately, in bounded memory and time.
+"""Readers for recently seen writer schemas, in bounded memory and time.
 
-A schema seen once waits in a small cache of its own, so that a stream with a new schema in every packet pushes out
-only what it brought itself. What is wrong with a bad schema is remembered too.
+A schema seen once is kept in a separate small cache, so that a stream with a new schema in every packet evicts only
+its own. Errors of bad schemas are remembered, too.
 """
 
 from collections import OrderedDict

@@ -1,6 +1,7 @@
-"""What the code calls that `avro_fast` generates: numbers, bytes and strings, and the items of arrays and maps.
+"""Functions called by the code that `avro_fast` generates: numbers, bytes and strings, and the items of arrays and
+maps.
 
-Whatever it does not like it gives up on with `Mismatch`; the plain reader decides.
+They give up with `Mismatch` on anything unusual; then the plain reader decides.
 """
 
 import re

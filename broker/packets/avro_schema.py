@@ -1,7 +1,7 @@
 """Avro schemas: JSON text -> types, at a cost that is linear in the text and limited.
 
-A schema can come with every packet, so reading one must be cheap whatever is in it: the limits below keep the worst
-one at a few milliseconds. The largest known schema, Rubin's, has 120 kB, 2800 brackets and commas, 10 named types.
+A schema can come with every packet, so parsing must be cheap for any content: the limits below keep the worst one at a
+few milliseconds. The largest known schema, Rubin's, has 120 kB, 2800 brackets and commas, 10 named types.
 
 Specification: https://avro.apache.org/docs/1.11.1/specification/#schema-declaration
 """
@@ -209,7 +209,7 @@ class Schema:
         else:
             bad_schema("records that hold each other in too many ways")
         if math.inf in before:
-            bad_schema("a record that holds itself without end")
+            bad_schema("a record that contains itself without end")
 
 
 def _as_json(each: Type, written: set[str]) -> Any:
@@ -260,7 +260,7 @@ def _size(size: Any) -> int:
 
 def _symbols(symbols: Any) -> tuple[str, ...]:
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
-        bad_schema("an enum whose symbols are no names")
+        bad_schema("an enum whose symbols are not names")
     return tuple(symbols)
 
 
@@ -268,7 +268,7 @@ def load_json(text: Any) -> Any:
     """A schema's JSON text as Python values; anything but text is returned as it is.
 
     Raises:
-        PacketError: BAD_SCHEMA, longer or more intricate than any real schema.
+        PacketError: BAD_SCHEMA, longer or more complex than any real schema.
         ValueError, RecursionError: no JSON.
     """
     if not isinstance(text, str | bytes):

@@ -4,7 +4,7 @@ Three wire forms: the Avro object container (schema inside, one or more records;
 schema's id, or byte 1 and its GUID, either in front of the record or in a Kafka header; Rubin), and Fink Livestream's
 (a bare record, and the schema's JSON as the message's key; fink-client 12.3.0, consumer.py). A damaged or hostile
 message ends in a `PacketError`, never in another exception, an unbounded loop or unbounded memory: sizes, counts,
-sync markers, checksums and the end of every record are checked, also where a field that nobody wants was cut.
+sync markers, checksums and the end of every record are checked, even if the cut is in a field that is not read.
 
 Container: https://avro.apache.org/docs/1.11.1/specification/#object-container-files
 Confluent: https://docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop/index.html#wire-format

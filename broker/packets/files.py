@@ -1,8 +1,8 @@
-"""Where packets lie on disk: files, folders, and tar archives as the surveys publish them, whole or damaged.
+"""Finds packets on disk: in files, folders, and tar archives as the surveys publish them, intact or damaged.
 
-Archives come from many hands: macOS adds `._name` for every file and a folder `__MACOSX`, a night without alerts is an
-archive of nothing, a download may be cut short, and a tar may lie inside a tar. What was read before a damage is kept;
-what is wrong is said once, in `damaged`.
+Archives vary: macOS adds `._name` for every file and a folder `__MACOSX`, a night without alerts is an empty archive,
+a download may be truncated, and a tar may contain a tar. Packets read before the damage are kept; each problem is
+reported once, in `damaged`.
 """
 
 import gzip
@@ -20,7 +20,7 @@ from skyheed.classifier.bounded import open_regular, within
 from skyheed.classifier.names import printable
 
 log = logging.getLogger("skyheed.replay")
-PACKETS = (".avro", ".bin")  # what is taken from folders and tar archives; a file named on its own may have any name
+PACKETS = (".avro", ".bin")  # read from folders and tar archives; a file given explicitly may have any name
 TARS = (".tar", ".tar.gz", ".tgz")
 GZIP_MAGIC = b"\x1f\x8b"
 LARGEST = 256 * 2**20  # bytes of one file of packets, which is split in memory; Kafka takes messages of 64 MiB
@@ -34,7 +34,7 @@ Place = tuple[Path, int, int]  # file, offset, length
 
 
 class PacketFiles:
-    """Finds packets; unpacked archives lie in `folder`, which the caller removes.
+    """Finds packets; archives are unpacked into `folder`, which the caller removes.
 
     Attributes:
         inputs: name, size and time of change of every file that was read, for a fingerprint.
@@ -213,6 +213,6 @@ class _Headers:
 
 
 def _is_hidden(name: str) -> bool:
-    """Files that file managers leave behind (`._name`, `.DS_Store`, `__MACOSX/`), and what somebody hid."""
+    """Files left by file managers (`._name`, `.DS_Store`, `__MACOSX/`), and hidden files."""
     parts = name.split("/")
     return "__MACOSX" in parts or any(part.startswith(".") and part not in (".", "..") for part in parts)

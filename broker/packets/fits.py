@@ -1,8 +1,8 @@
 """FITS bytes -> image.
 
 A parser for the small images that alert packets carry (the first image of the file, uncompressed pixels, the WCS of
-`wcs`): 50 us with decompression, where `astropy.io.fits` takes 340. The tests compare the two on every real stamp at
-hand. Sizes are bounded before anything is unpacked or allocated.
+`wcs`): 50 us with decompression, where `astropy.io.fits` takes 340. The tests compare the two on every available real
+stamp. Sizes are bounded before anything is unpacked or allocated.
 
 FITS standard 4.0: https://fits.gsfc.nasa.gov/fits_standard.html; WCS: Calabretta & Greisen 2002, A&A 395, 1077.
 """
@@ -202,7 +202,7 @@ def _interpret(cards: Cards, size: int) -> _Header | None:
 
 
 def _wcs(cards: Cards) -> tuple[Wcs | None, str]:
-    """The WCS, or why there is none: it counts only where a stamp is turned by it."""
+    """The WCS, or why there is none, which matters only if the stamp is rotated by it."""
     try:
         return wcs.read(cards), ""
     except wcs.Unapplied as error:
@@ -224,7 +224,7 @@ def _pixels(data: bytes, start: int, header: _Header) -> NDArray[np.float32]:
 
 
 def _check_rest(data: bytes, at: int) -> None:
-    """What stands behind the image is another unit, or padding; else the header gives the image another size."""
+    """What follows the image must be another unit or padding; otherwise the header's image size is wrong."""
     if len(data) > at and not data.startswith(b"XTENSION", at) and data.count(0, at) < len(data) - at:
         _fail(Reason.BAD_FITS, "bytes behind the image that begin no further unit")
 

@@ -1,4 +1,4 @@
-"""Where every packet of files, folders and archives lies, and when it was taken; packets are read when asked for."""
+"""The position and time of every packet in files, folders and archives; packets are read on demand."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ ALERT_COLUMNS = (
 class PacketIndex:
     """Where every packet lies on disk and when it was taken.
 
-    A packet whose time cannot be read (a damaged one) takes the time of the one before it: it is the ingest's to judge.
+    A packet whose time cannot be read (a damaged one) gets the time of the previous one; ingest will deal with it.
 
     Args:
         schemas: where writer schemas come from, for packets that name theirs by number.

@@ -1,4 +1,4 @@
-"""From the bytes of one alert packet to its observations; for the daemons, notebooks and other hosts alike."""
+"""From the bytes of one alert packet to its observations; used by daemons, notebooks and other hosts."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -20,11 +20,11 @@ class Check(Protocol):
     """Refuses an observation that cannot be kept."""
 
     def __call__(self, observation: Observation) -> None:
-        """Raises PacketError, or anything else for what no survey should have let through."""
+        """Raises PacketError, or another exception for values that no survey adapter should have passed."""
 
 
 class Decodes(Protocol):
-    """A `Decoder`, or what stands in for one."""
+    """A `Decoder`, or an equivalent."""
 
     def decode(self, payload: bytes, headers: Headers | None = ...) -> list[dict[str, Any]]:
         """The records of one message, wanted fields only."""
@@ -47,7 +47,7 @@ class PacketReader:
     def observations(
         self, value: bytes | None, headers: Headers | None = None, meanwhile: Callable[[], None] = lambda: None
     ) -> list[Observation]:
-        """The observations of one message; a message of several records is taken or refused as a whole.
+        """The observations of one message; a message with several records is accepted or refused as a whole.
 
         Args:
             meanwhile: done before every record, because a message may hold thousands of large stamps. What it raises
@@ -95,7 +95,7 @@ class PacketReader:
         return found
 
     def good(self, value: bytes, errors: list[Exception]) -> list[Observation]:
-        """The observations of the good records of one message; why the others are none is added to `errors`.
+        """The observations of the good records of one message; the reasons for the others are added to `errors`.
 
         Raises:
             PacketError: the message cannot be read at all.
@@ -126,21 +126,21 @@ def read_packet(
     errors: list[Exception] | None = None, images: Sequence[str] | None = None, skip: Collection[str] = FILTERS,
     least_score: float | None = None, solar_system_arcsec: float | None = None,
 ) -> list[Observation]:  # fmt: skip
-    """The observations of one alert packet, as it comes from Kafka or lies in a file.
+    """The observations of one alert packet, from Kafka or a file.
 
     Args:
-        survey: sdss, ztf, lsst, or one that an installed package brings.
+        survey: sdss, ztf, lsst, or one from an installed package.
         stamp: science, difference or template; None for the survey's default.
         bands: letters of the bands to keep; None for all.
         schemas: directory of writer schemas for Confluent-framed packets (Rubin); None for those that are installed.
-        errors: take the good records of a packet that holds several, and add why the others are not here to this list.
+        errors: return the good records of a packet with several, and append the errors of the others to this list.
         images: kinds of stamps to read; None for all that the survey sends, or for `stamp` alone if it is not science.
-        skip: of not_public, artefact and solar_system, the sound packets that are skipped; () for none of them.
-        least_score: of being real (0 to 1), below which a detection is an artefact; None for the survey's own.
+        skip: which valid packets to skip, of not_public, artefact and solar_system; () for none.
+        least_score: real-bogus score (0 to 1) below which a detection is an artefact; None for the survey's own.
         solar_system_arcsec: a detection this close to a known solar-system object is one; None for the survey's own.
 
     Raises:
-        SkipPacket: the packet is sound, but no record of it is of use here (without `errors`).
+        SkipPacket: the packet is valid, but none of its records is needed (without `errors`).
         PacketError: the packet, or (without `errors`) some record of it, cannot be used; its `reason` says why.
         ConfigError: no such survey, stamp, band, kind of image or filter.
     """

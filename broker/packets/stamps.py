@@ -1,8 +1,8 @@
 """Images of packets -> model-ready stamps, those of many packets at once.
 
-numpy takes as long for one stamp as for five, so stamps wait until there are some of them and are then made together.
-What is wrong with a packet's images is found before they wait, in the order of a packet read alone; that a stamp is
-empty shows when it is made, and is kept with its packet.
+numpy takes as long for one stamp as for five, so stamps are collected and made together. Errors in a packet's images
+are found before that, in the same order as for a single packet; an empty stamp is noticed when it is made, and
+recorded with its packet.
 """
 
 from collections import defaultdict

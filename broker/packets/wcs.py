@@ -1,7 +1,8 @@
-"""Where a stamp's pixels lie on the sky: the FITS keywords of its header, applied or refused, never passed over.
+"""Where a stamp's pixels are on the sky: the FITS keywords of its header, applied or refused, never ignored.
 
 Applied, to 1e-6 pixel of what `astropy.wcs` says: CD, PC with CDELT, CDELT with CROTA2, the old PC001001, CUNIT,
-LONPOLE, axes in either order, the projections TAN and SIN. All that would bend or turn the image otherwise (SIP, TPV
+LONPOLE, axes in either order, the projections TAN and SIN. Everything else that would distort or rotate the image
+(SIP, TPV
 and PV terms, distortion tables, other projections, other equinoxes, keywords that contradict each other) is refused.
 
 Calabretta & Greisen 2002, A&A 395, 1077 (paper II); Greisen & Calabretta 2002, A&A 395, 1061 (paper I).

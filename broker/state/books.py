@@ -1,4 +1,4 @@
-"""What the books say: counts from bitmaps of offsets, and whether they balance. Knows no Redis."""
+"""The books: counts from bitmaps of offsets, and whether they balance. Independent of Redis."""
 
 import zlib
 from collections import Counter
@@ -65,7 +65,7 @@ class PartitionBooks:
 
 @dataclass(frozen=True)
 class ModelBooks:
-    """Objects by what became of them with one model.
+    """Objects by their outcome for one model.
 
     Attributes:
         classified, declined: by their last classification, where nothing is pending.
@@ -84,11 +84,11 @@ class ModelBooks:
 
 @dataclass(frozen=True)
 class ObjectBooks:
-    """Objects by what became of them.
+    """Objects by outcome.
 
     Attributes:
         touched: that are kept now.
-        expired: were quiet for too long and are forgotten.
+        expired: inactive for too long and forgotten.
         lost: Redis lost a part of them (evicted or deleted by hand).
         models: by name; one without a name while none has joined.
     """
@@ -153,7 +153,7 @@ class Books:
         return {**self.summary(), "models": models, "partitions": [p.to_json() for p in self.partitions]}
 
     def to_text(self) -> str:
-        """A table for a person, with what to look at where it does not balance."""
+        """A readable table; where it does not balance it says what to inspect."""
         width = max([len(printable(p.partition)) for p in self.partitions], default=9)
         rows = [_ROW.format("partition", "consumed", "stored", "duplicate", "skipped", "rejected", "", width=width)]
         rows += [_row(p, width) for p in self.partitions]

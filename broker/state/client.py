@@ -1,11 +1,11 @@
-"""A connection to Redis or Valkey, one node or a cluster: pipelines, scripts, and errors in our words.
+"""A connection to Redis or Valkey, one node or a cluster: pipelines, scripts, and errors as ours.
 
-Every call is one pipeline. A pipeline is not a transaction: what must change together is one script. Nothing here is
-repeated by itself but what the server has certainly not done (redirections, a script it does not know); callers repeat
-after `ServiceUnavailable`, and every write of ours may be repeated.
+Every call is one pipeline. A pipeline is not a transaction: what must change together is one script. Only what the
+server has certainly not done is repeated here (redirections, an unknown script); callers repeat after
+`ServiceUnavailable`, and all our writes may be repeated.
 
 After `ServiceUnavailable` the connections are dropped: the name is looked up again and the next call connects again,
-because a server that failed over may live on as a replica and keep its connections.
+because after a failover the old server may continue as a replica and keep its connections.
 """
 
 import contextlib
@@ -56,11 +56,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Health:
-    """What an operator must know of the server; of a cluster, of its fullest node.
+    """What an operator must know about the server; for a cluster, about its fullest node.
 
     Attributes:
         used_memory, max_memory: bytes; max_memory 0 is no limit.
-        eviction_policy: anything but noeviction loses stamps in silence once a limit is reached.
+        eviction_policy: anything but noeviction silently loses stamps once the limit is reached.
         append_only: every node keeps an append-only file; without it a restart forgets.
         replicas: that are connected, of the node that has the fewest.
         read_only: the server is a replica.
@@ -79,7 +79,7 @@ class Health:
 
     @property
     def evicts(self) -> bool:
-        """The server may throw away what we count on."""
+        """The server may evict keys that we rely on."""
         return self.max_memory > 0 and self.eviction_policy != "noeviction"
 
 

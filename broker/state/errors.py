@@ -1,4 +1,4 @@
-"""What a Redis or Valkey server, or redis-py, says went wrong, as our errors.
+"""Translates errors of Redis, Valkey and redis-py into ours.
 
 Two kinds: what passes by itself or with a new connection (`ServiceUnavailable`: the daemons wait, connect again and
 repeat) and what does not (`ServiceError`, `MissingRight`: they stop with one sentence).
@@ -17,7 +17,7 @@ from skyheed.broker.errors import (
     SkyheedError,
 )
 
-# What a server says while it starts, fails over, moves slots or cannot write; all of it passes.
+# Errors while a server starts, fails over, moves slots or cannot write; all are temporary.
 PASSING = (
     "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "READONLY", "MISCONF", "NOREPLICAS", "BUSY", "NOSCRIPT",
     "UNBLOCKED", "INPROG", "ASK ", "OOM",
@@ -70,7 +70,7 @@ def _cause(text: str) -> str:
 
 
 def passes(error: Exception) -> bool:
-    """Whether an error reply goes away by itself or with a new connection."""
+    """Whether an error reply is temporary or passes with a new connection."""
     text = str(error)
     return isinstance(error, PASSING_KINDS) or text.startswith(PASSING) or bool(PASSING_WORDS.search(text))
 
@@ -104,7 +104,7 @@ def _of_login(error: Exception, where: str) -> SkyheedError | None:
 
 
 def _of_tls(error: Exception, where: str) -> SkyheedError | None:
-    """A certificate that we do not trust or the server does not; waiting cures neither."""
+    """A certificate that we or the server do not trust; waiting does not help."""
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         verified = _VERIFY.search(text)
@@ -138,12 +138,12 @@ def _busy(error: Exception) -> bool:
 
 
 def _hint(text: str, where: str) -> str:
-    """What a server that says nothing, or hangs up, may mean by it."""
+    """The likely cause when a server is silent or hangs up."""
     hung_up = any(words in text for words in ("closed by server", "reset by peer", "EOF occurred"))
     if not where.startswith("rediss://"):
         return " (if it speaks TLS, write rediss:// in redis.url)" if hung_up else ""
     if hung_up:
-        return " (if it asks for a certificate of ours, set redis.certificate_file and redis.key_file)"
+        return " (if it requires a client certificate, set redis.certificate_file and redis.key_file)"
     return " (if it does not speak TLS, write redis:// in redis.url)" if "Timeout connecting" in text else ""
 
 

@@ -1,5 +1,5 @@
 """Per object the time-ordered sequence of its stamps, in Redis: atomic, idempotent, bounded, and the same for every
-order of arrival. Knows nothing of Kafka or of the model; a token is bytes."""
+order of arrival. Independent of Kafka and models; a token is just bytes."""
 
 import math
 from collections import defaultdict
@@ -24,7 +24,7 @@ from skyheed.broker.state.sequence import (
 )
 from skyheed.classifier.history import MOST_POINTS
 
-HISTORY = 99  # classifications kept of an object, of each model
+HISTORY = 99  # classifications kept for each object and model
 DELIVERIES_A_CALL = 250  # a script call of these takes a few milliseconds, during which the server does nothing else
 SWEEP_A_BATCH = 20  # objects to forget, alongside one for each delivery, so that forgetting keeps up with storing
 
@@ -33,9 +33,9 @@ class SequenceStore:
     """The sequences of one survey.
 
     Args:
-        shards: fixed for the life of the data.
+        shards: fixed for the lifetime of the data.
         max_stamps: longest sequence; the newest stay.
-        ttl_s: an object without a new stamp for this long is forgotten, unless it still waits for an answer.
+        ttl_s: an object without a new stamp for this long is forgotten, unless it still waits to be classified.
         debounce_s: an object becomes ready this long after its first new stamp, at the latest.
         quiet_s: and earlier, when nothing came of it for this long, as far as the caller of `store` is not behind.
         neighbours: where objects are noted by their place.
@@ -82,7 +82,7 @@ class SequenceStore:
         indices: list[int] = []
         for shard, members in groups.items():
             base = self._keys.shard(shard)
-            # first, because it makes room
+            # first, because it frees memory
             calls.append(("sweep", base, self._ttl_ms, len(members) + SWEEP_A_BATCH))
             store = ("store", base, self._debounce_ms, self._debounce_ms if behind else self._quiet_ms)
             for chunk in _chunks(members, deliveries):
@@ -114,10 +114,11 @@ class SequenceStore:
         return found
 
     def settle(self, answers: Sequence[Answer], lane: Lane) -> list[Settled]:
-        """Acknowledge a model's answers, in one round trip; keeps the answer, its line in the history and the tokens.
+        """Acknowledge a model's classifications, in one round trip; stores the classification, its line in the
+        history, and the tokens.
 
-        Safe to repeat: what was acknowledged before comes back as STALE. Works on a full server, too; only the
-        tokens are left out there.
+        Safe to repeat: what was acknowledged before comes back as STALE. Works on a full server, too, except that
+        tokens are not stored.
 
         Raises:
             ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
@@ -166,7 +167,7 @@ class SequenceStore:
         return int(self._client.run([("HGET", self._key("meta", object_id), "rev")])[0] or 0)
 
     def join(self, *models: str, backlog: Collection[str] = ()) -> dict[str, int]:
-        """Make models known: from now on every object that changes is due for them. Safe to repeat.
+        """Register models: from now on every object that changes is due for them. Safe to repeat.
 
         The first models of a survey, all of one call, are due for every object that is there.
 
@@ -189,7 +190,7 @@ class SequenceStore:
         return sorted({name.decode() for names in found for name in names})
 
     def retire(self, model: str) -> bool:
-        """Forget a model: its queue, its books and what it said of every object; whether it was known.
+        """Forget a model: its queue, its books and its classifications; returns whether it was known.
 
         Raises:
             ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us; repeat.

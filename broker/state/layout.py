@@ -1,4 +1,4 @@
-"""What all daemons of a survey have to agree on, because it decides on what stands in Redis: recorded there by the
+"""The settings that all daemons of a survey must share, because they determine what is in Redis: recorded by the
 first, compared by the others when they start and whenever they connect again. Models may differ: what they make says
 which of them made it.
 
@@ -68,7 +68,7 @@ class Agreement:
 
 
 def of_ingest(redis: RedisSettings, survey: "Survey") -> Agreement:
-    """Of who writes histories: ingest and redrive."""
+    """For writers of histories: ingest and redrive."""
     bands = "".join(sorted(survey.bands, key=BANDS.index))
     images = ",".join(getattr(survey, "images", (survey.stamp,)))  # a survey of another package may have one kind
     own = {"stamp": survey.stamp, "images": images, "bands": bands}
@@ -76,7 +76,7 @@ def of_ingest(redis: RedisSettings, survey: "Survey") -> Agreement:
 
 
 def of_worker(redis: RedisSettings, bands: str, images: tuple[str, ...] = ()) -> Agreement:
-    """Of who reads them, with a model that knows `bands` and looks at `images`."""
+    """For readers, with a model that knows `bands` and uses `images`."""
     return Agreement(_shared(redis), _compared(redis), bands, images)
 
 
@@ -109,7 +109,7 @@ class Layout:
         return {name: value.decode() for name, value in found.items() if value is not None}
 
     def agree(self, own: Agreement) -> None:
-        """Record what nobody has recorded, and compare the rest.
+        """Record what is not recorded yet, and compare the rest.
 
         Raises:
             ConfigError: something else is recorded; names the setting and both values.
@@ -178,7 +178,7 @@ class Layout:
         )
 
     def _sample(self, own: Mapping[str, str]) -> None:
-        """See that stored histories are as our settings would have made them."""
+        """Check that stored histories match our settings."""
         bases = [self._keys.shard(shard) for shard in range(int(own["shards"]))]
         picked = self._client.run([("ZRANDMEMBER", f"{base}touched", SAMPLE) for base in bases])
         places = [(base, object_id.decode()) for base, found in zip(bases, picked, strict=True) for object_id in found]
@@ -210,7 +210,7 @@ _CHANGES: Mapping[str, Callable[[str], str]] = {"max_stamps": _stamps, "bands": 
 
 
 def _toml(name: str, value: str) -> str:
-    """As one writes it in the settings."""
+    """As written in the settings."""
     if name == "images":
         return json.dumps(value.split(","))
     number = value.removeprefix("at least ")

@@ -1,9 +1,9 @@
-"""The books: which offsets were consumed and what became of each, and the objects. Reads and writes the marks.
+"""The books: which offsets were consumed and the outcome of each, and the objects. Reads and writes the marks.
 
 A mark is a bit, so that redelivery cannot count twice and gaps in Kafka's offsets do not matter. `consumed` is marked
 when a message is polled, apart from its outcome; stored and duplicate are marked by the script that stores.
 
-Surveys make topics by the night: the books of a partition that nothing has come to for a while are closed (`finish`),
+Surveys create topics by the night: the books of a partition that has been quiet for a while are closed (`finish`),
 and what they cost in memory and to read does not grow with the number of nights. Later marks open them again.
 """
 
@@ -61,7 +61,7 @@ class Ledger:
         self._begun: set[tuple[str, int]] = set()
 
     def ping(self) -> None:
-        """See that Redis answers and holds this survey in as many shards as we think.
+        """Check that Redis answers and holds this survey in the expected number of shards.
 
         Raises:
             ConfigError: it holds it in another number of shards.
@@ -92,7 +92,7 @@ class Ledger:
         self._begun |= begun
 
     def skipped(self, marks: Iterable[Mark]) -> None:
-        """Mark (partition, offset, reason) as sound but of no use here. Safe to repeat.
+        """Mark (partition, offset, reason) as valid but not needed. Safe to repeat.
 
         Raises:
             ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
@@ -194,7 +194,7 @@ class Ledger:
         return f"{self._keys.partition(partition)}recent"
 
     def _reopen(self, partitions: Iterable[str]) -> None:
-        """Open the books of those that may have been closed since we marked something."""
+        """Reopen the books of partitions that may have been closed since our last mark."""
         now = time.monotonic()
         closed = [name for name in partitions if now - self._opened.get(name, -math.inf) > self._idle_s / 2]
         if closed:

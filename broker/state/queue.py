@@ -1,6 +1,6 @@
 """The due queue: objects that wait to be classified, claimed under leases and never popped.
 
-Every model has a queue of its own, so that a slow one makes no other late. A claimed object is in flight until it is
+Every model has its own queue, so that a slow one does not delay the others. A claimed object is in flight until it is
 settled (`SequenceStore.settle`), or until its lease is over and the next claim of anyone returns it. Times are the
 server's.
 """
@@ -15,7 +15,7 @@ from skyheed.broker.state.keys import Keys
 
 __all__ = ["Claim", "DueQueue"]
 
-OLDER_SHARE = 0.25  # of a claim is for objects that were answered before, while such wait: no kind starves the other
+OLDER_SHARE = 0.25  # share of a claim for objects classified before, while such wait: neither kind starves the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class DueQueue:
         return held
 
     def release(self, claims: Sequence[Claim]) -> int:
-        """Give objects back that were not classified, before their leases end; how many were still ours.
+        """Return unclassified objects before their leases end; returns how many were still ours.
 
         Raises:
             ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us; then they return with their leases.
@@ -95,7 +95,7 @@ class DueQueue:
         return sum(r.fresh + r.due for r in self._wake())
 
     def depth(self) -> dict[str, int]:
-        """Pending objects: `new` were never answered, `due` were, `in_flight` are claimed."""
+        """Pending objects: `new` were never classified, `due` were, `in_flight` are claimed."""
         names = ("fresh", "due", "inflight")
         counts = self._client.run([("ZCARD", base + name + self._lane) for name in names for base in self._bases])
         width = len(self._bases)

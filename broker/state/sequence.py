@@ -37,7 +37,7 @@ _LARGEST_FLUX = 3e38  # nJy; float32 ends at 3.4e38
 
 
 class Outcome(Enum):
-    """What became of a delivery; the value is the script's."""
+    """The outcome of a delivery; the values are the script's."""
 
     STORED = 1
     DUPLICATE = 2  # its source is in the sequence already
@@ -45,7 +45,7 @@ class Outcome(Enum):
 
 
 class Settled(Enum):
-    """What became of an answer; the value is the script's."""
+    """The outcome of a classification; the values are the script's."""
 
     ACKED = 1
     REQUEUED = 2  # kept, but the object changed meanwhile and is due again
@@ -136,7 +136,7 @@ class StoredSequence:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a worker says of a sequence.
+    """A worker's classification of a sequence.
 
     Attributes:
         claim: the one of the `StoredSequence`.
@@ -157,7 +157,7 @@ class Answer:
 
 
 def check(observation: Observation) -> None:
-    """See that `store` can keep what a survey made of a packet: there, a failure would stop a whole batch.
+    """Check that `store` can keep an observation: there, a failure would stop a whole batch.
 
     Raises:
         PacketError: BAD_FLUX or BAD_OBJECT_ID.

@@ -39,10 +39,10 @@ class Survey(Protocol):
     def reader_schema(self) -> dict[str, Any]: ...
 
     def observation(self, record: dict[str, Any]) -> Observation:
-        """What the record says, with a model-ready stamp.
+        """The observation in a record, with a model-ready stamp.
 
         Raises:
-            SkipPacket: it is sound, but of no use here.
+            SkipPacket: it is valid, but not needed.
             PacketError: it cannot be used.
         """
 

@@ -1,5 +1,4 @@
-"""What the surveys share: the choice of stamps, bands and further parts, and the checks of values that every packet
-needs."""
+"""What surveys share: the choice of stamps, bands and further parts, and checks of the values in every packet."""
 
 import abc
 import json
@@ -28,13 +27,13 @@ Point = tuple[float, str, float, float, int]  # MJD, band, flux and its error (n
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is taken of a packet, and which sound packets are skipped.
+    """What is read from a packet, and which valid packets are skipped.
 
     Attributes:
         images: kinds of stamps; None for all that the survey sends.
         photometry, context: see `Observation`.
         skip: of `FILTERS`, what is skipped.
-        least_score: of being real (0 to 1), below which a detection is an artefact; None for the survey's own.
+        least_score: real-bogus score (0 to 1) below which a detection is an artefact; None for the survey's own.
         solar_system_arcsec: a detection this close to a known solar-system object is one; None for the survey's own.
 
     Raises:
@@ -62,7 +61,7 @@ class InSteps(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, record: dict[str, Any]) -> Unfinished:
-        """What a record says, but for its stamps.
+        """The contents of a record without its stamps.
 
         Raises:
             SkipPacket, PacketError: as `broker.surveys.Survey.observation`.
@@ -171,17 +170,17 @@ class BaseSurvey:
         return band
 
     def check_filters(self, *, public: bool, score: float | None, solar_system: float | None) -> None:
-        """Raise SkipPacket for a packet that the filters leave out.
+        """Raise SkipPacket for a packet that the filters drop.
 
         Args:
-            score: of being real, 0 to 1; None where the packet has none.
+            score: real-bogus score, 0 to 1; None if the packet has none.
             solar_system: arcsec to the nearest known solar-system object; None for none.
         """
         skip = self.wanted.skip
         if not public and Reason.NOT_PUBLIC in skip:
             raise SkipPacket(Reason.NOT_PUBLIC, "the survey has not made this alert public")
         if score is not None and score < self._score and Reason.ARTEFACT in skip:
-            raise SkipPacket(Reason.ARTEFACT, f"it is real with a score of {score:.3g}, less than {self._score:g}")
+            raise SkipPacket(Reason.ARTEFACT, f"its real-bogus score is {score:.3g}, less than {self._score:g}")
         if solar_system is not None and solar_system <= self._arcsec and Reason.SOLAR_SYSTEM in skip:
             raise SkipPacket(Reason.SOLAR_SYSTEM, f"{solar_system:.2g} arcsec from a known solar-system object")
 
@@ -247,7 +246,7 @@ def cutout_field(kind: str) -> str:
 
 
 def photometry_of(points: Iterable[Point]) -> Photometry:
-    """Points in any order, each once; those that are damaged (no finite flux and positive error) are left out.
+    """Points in any order, each once; damaged ones (no finite flux and positive error) are dropped.
 
     The same as `Photometry.merged`, in a third of the time for the few points of a packet.
     """
@@ -288,7 +287,7 @@ def source_id(value: int | str | None) -> int:
 
 
 def mjd(value: float | None) -> float:
-    """A time (MJD) that can be one."""
+    """A plausible time (MJD)."""
     if value is None or not _MJD_RANGE[0] < value < _MJD_RANGE[1]:
         raise PacketError(Reason.NO_TIME, f"time {value!r} (MJD)")
     return value

@@ -30,7 +30,7 @@ class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
     earlier_file = "lsst/earlier.avsc"
 
     history_fields = ("prvDiaSources", "prvDiaForcedSources")
-    least_score = 0.05  # the lowest of the real packets at hand is 0.11
+    least_score = 0.05  # the lowest among the available real packets is 0.11
 
     def begin(self, record: dict[str, Any]) -> Unfinished:
         """See `InSteps.begin`."""

@@ -1,6 +1,6 @@
-"""ZTF alert packets, schema versions 3.0 to 4.02, as IPAC writes them or as brokers wrote them again.
+"""ZTF alert packets, schema versions 3.0 to 4.02, as IPAC writes them or as brokers rewrite them.
 
-Facts that the schema does not tell, each checked on real packets by tests/test_surveys.py:
+Facts not in the schema, each checked on real packets by tests/broker/packets/test_surveys.py:
 - Stamps have no WCS (one that another broker added is applied). Rows run from north to south and columns from east to
   west: the nearest reference source (candidate.ranr, decnr) is where that orientation puts it.
 - Science and template stamps include the sky (border medians of 70 to 370 counts); the normaliser takes it off.
@@ -42,7 +42,7 @@ _PIXEL_ARCSEC = 1.0125  # as distnr counts: 3.75 degrees / 13,333 pixels; Dekany
 _PUBLIC = (None, 1)  # programid
 _NEGATIVE = int(Flag.NEGATIVE)
 _CHIP_MIDDLE = 1540.0  # a readout quadrant has 3072 x 3080 pixels
-# ZTF writes t and f; brokers that write packets again also 1, 0 and -1, booleans, and all of these as text.
+# ZTF writes t and f; brokers that rewrite packets also 1, 0 and -1, booleans, and all of these as text.
 _BRIGHTER, _FAINTER = frozenset(("t", "true", "1", "+1", "1.0")), frozenset(("f", "false", "0", "-1", "0.0", "-1.0"))
 
 _AS_WRITTEN: dict[Any, float] = {"t": 1.0, "f": -1.0}  # by IPAC
@@ -83,7 +83,7 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
         )
 
     def _filter(self, candidate: Mapping[str, Any]) -> None:
-        score = candidate.get("drb") or candidate.get("rb")  # brokers that write packets again have 0 for none
+        score = candidate.get("drb") or candidate.get("rb")  # brokers that rewrite packets use 0 for none
         near, magnitude = candidate.get("ssdistnr"), candidate.get("ssmagnr")
         known = near is not None and near >= 0 and (magnitude is None or magnitude > 0)
         self.check_filters(
