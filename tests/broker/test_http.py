@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from host_tools import Reply, Request, Stand, standing
-from test_records import classification
+from test_record import classification
 
 from skyheed.broker import http, providers, sinks
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable, SkyheedError

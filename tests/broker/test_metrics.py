@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-from test_records import classification, header
+from test_record import classification, header
 from tls_tools import Authority
 
 from skyheed.broker import config, metrics

@@ -22,7 +22,7 @@ from stream_tools import (
     settings_for,
     work_all,
 )
-from test_registry import Server as Registry
+from test_schemas import Server as Registry
 
 from skyheed.broker import app as daemon
 from skyheed.broker.errors import SkipPacket

@@ -17,7 +17,7 @@ import confluent_kafka as ck
 import fastavro
 import pytest
 from pyarrow import parquet
-from test_records import classification, header
+from test_record import classification, header
 
 from skyheed.broker import subscribe, writers
 from skyheed.broker.errors import ConfigError, ServiceError, StreamError

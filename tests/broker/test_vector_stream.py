@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from state_tools import deliveries, observation, open_state
-from test_worker import worker_of
+from test_work import worker_of
 from zoo_tools import SCALING, lively
 
 from skyheed.broker.local import embedded

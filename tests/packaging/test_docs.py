@@ -36,7 +36,7 @@ def test_the_reference_names_everything_and_shows_no_secret(generate: ModuleType
             f"| `{field.name}` |" in text["settings"] for field in dataclasses.fields(table) if field.name != "models"
         )
     assert all(variable in text["settings"] for variable in config.ENVIRONMENT)
-    assert "fixed for the life of a data set" in text["settings"]  # a comment of the code
+    assert "fixed for the lifetime of the data" in text["settings"]  # a comment of the code
     assert all(f"- `{reason}`" in text["reasons"] for reason in Reason)
     assert "`provenance.weights_digest`" in text["schemas"]
     assert all(f"`{family.name}`" in text["metrics"] for family in metrics.WorkMetrics("x").registry.collect())

@@ -181,7 +181,7 @@ def many_probabilities() -> bytes:
 
 
 def _record() -> records.Classification:
-    from test_records import classification
+    from test_record import classification
 
     return classification()
 

@@ -13,7 +13,7 @@ import hostile_records as hostile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_records import classification
+from test_record import classification
 
 from skyheed.broker.errors import StreamError
 from skyheed.broker.results import foreign, formats

@@ -10,7 +10,7 @@ from typing import Any
 import fastavro
 import pytest
 import real_data
-from test_records import classification
+from test_record import classification
 from test_subscribe import QUICK
 
 from skyheed.broker.errors import ConfigError, ServiceError

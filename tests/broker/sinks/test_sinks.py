@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from host_tools import LasairRules, SkyPortalRules, standing
-from test_records import classification
+from test_record import classification
 
 from skyheed.broker import sinks
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
