@@ -1,18 +1,15 @@
 """Servers for the tests, each started once, on free loopback ports, and stopped at the end."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis as redis_py
-from server_tools import ValkeyCluster, start_apache_kafka, start_valkey_cluster
+from server_tools import HOME, NEEDS_APACHE, SCRAM_USERS, ValkeyCluster, start_apache_kafka, start_valkey_cluster
 
 from skyheed.broker.local import embedded
 
-HOME = os.environ.get("KAFKA_HOME", "")
 embedded.START_S = 300.0  # a Java machine among many others takes its time
-NEEDS_APACHE = "needs an Apache Kafka: set KAFKA_HOME to its folder"
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -73,10 +70,6 @@ group.consumer.heartbeat.interval.ms=300
 group.consumer.min.session.timeout.ms=1000
 group.consumer.session.timeout.ms=6000
 """
-SCRAM_USERS = {
-    "admin": "admin-pw-5731", "alice": "alice-pw-8264", "bob": "bob-pw-1907", "carol": "carol-pw-3380",
-    "dave": "dave-pw-6612", "erin": "erin-pw-9045",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

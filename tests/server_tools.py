@@ -25,6 +25,12 @@ from skyheed.broker.local.embedded import (
 )
 from skyheed.classifier.reaper import make_folder, remove_folder
 
+HOME = os.environ.get("KAFKA_HOME", "")
+NEEDS_APACHE = "needs an Apache Kafka: set KAFKA_HOME to its folder"
+SCRAM_USERS = {
+    "admin": "admin-pw-5731", "alice": "alice-pw-8264", "bob": "bob-pw-1907", "carol": "carol-pw-3380",
+    "dave": "dave-pw-6612", "erin": "erin-pw-9045",
+}  # fmt: skip
 CLUSTER_SLOTS = 16384
 LOG4J = """\
 appender.out.type=Console

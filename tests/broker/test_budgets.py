@@ -11,9 +11,9 @@ from typing import Any
 import fastavro
 import numpy as np
 import pytest
-from conftest import HOME, NEEDS_APACHE
 from process_tools import Program, until
 from raw_kafka import produce
+from server_tools import HOME, NEEDS_APACHE
 from stream_tools import publish, raw_messages, record_of, sdss_alert, settings_for
 from test_ingest import Message, Survey, Taking, Words
 

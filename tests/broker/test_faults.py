@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SCRAM_USERS
 from fault_tools import Child, arguments_for, children, settled, wait_for
-from server_tools import scram_options
+from server_tools import SCRAM_USERS, scram_options
 from stream_tools import answers, last_answers, publish, save_checkpoint, sdss_alert, settings_for
 
 from skyheed.broker import app as daemon

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HOME, NEEDS_APACHE
 from fault_tools import Child, arguments_for, children
 from process_tools import until
-from server_tools import start_apache_kafka
+from server_tools import HOME, NEEDS_APACHE, start_apache_kafka
 from stream_tools import answers, ingest_all, last_answers, publish, save_checkpoint, sdss_alert, settings_for
 
 from skyheed.broker import app as daemon

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import Producer
-from conftest import HOME, NEEDS_APACHE
 from process_tools import Program, until
+from server_tools import HOME, NEEDS_APACHE
 from stream_tools import ingest_all, settings_for
 from test_surveys import ztf_packet
 

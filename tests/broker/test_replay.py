@@ -15,10 +15,10 @@ from typing import Any
 import fastavro
 import numpy as np
 import pytest
-from conftest import HOME, NEEDS_APACHE
 from hypothesis import given
 from hypothesis import strategies as st
 from real_data import real_data
+from server_tools import HOME, NEEDS_APACHE
 
 from skyheed.broker import replay
 from skyheed.broker.errors import ConfigError

@@ -9,7 +9,7 @@ import uuid
 
 import confluent_kafka as ck
 import pytest
-from conftest import HOME, NEEDS_APACHE
+from server_tools import HOME, NEEDS_APACHE
 from test_subscribe import Topic, numbers, record
 
 from skyheed.broker import subscribe

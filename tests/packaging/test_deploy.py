@@ -15,8 +15,7 @@ from typing import Any
 import click
 import pytest
 import yaml
-from conftest import HOME, NEEDS_APACHE
-from server_tools import start_apache_kafka
+from server_tools import HOME, NEEDS_APACHE, start_apache_kafka
 
 from skyheed.broker import app as daemon
 from skyheed.broker import cli, config, metrics

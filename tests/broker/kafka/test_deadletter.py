@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import HOME, NEEDS_APACHE
+from server_tools import HOME, NEEDS_APACHE
 from state_tools import SURVEY, observation, open_state
 
 from skyheed.broker import app as daemon

@@ -12,8 +12,7 @@ from typing import Any
 import confluent_kafka as ck
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition, admin
-from conftest import HOME, NEEDS_APACHE, SCRAM_USERS
-from server_tools import scram_options
+from server_tools import HOME, NEEDS_APACHE, SCRAM_USERS, scram_options
 
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
 from skyheed.broker.kafka import topics

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HOME, NEEDS_APACHE, SCRAM_USERS
 from kafka_tools import with_tls
 from redis_tools import Name
-from server_tools import scram_options
+from server_tools import HOME, NEEDS_APACHE, SCRAM_USERS, scram_options
 from tls_tools import DAY, Authority, server_side
 
 from skyheed.broker.certificates import why_refused

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition, admin
-from conftest import HOME, NEEDS_APACHE
+from server_tools import HOME, NEEDS_APACHE
 from stream_tools import sdss_alert, settings_for
 from test_kafka import numbered, options, publish, until
 from test_subscribe import record

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import HOME, NEEDS_APACHE
+from server_tools import HOME, NEEDS_APACHE
 
 from skyheed.broker.kafka import client, connection
 from skyheed.broker.local import embedded

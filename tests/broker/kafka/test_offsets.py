@@ -11,7 +11,7 @@ from dataclasses import replace
 import confluent_kafka as ck
 import pytest
 from confluent_kafka import TopicPartition, admin
-from conftest import HOME, NEEDS_APACHE
+from server_tools import HOME, NEEDS_APACHE
 from stream_tools import settings_for
 
 from skyheed.broker import health as check

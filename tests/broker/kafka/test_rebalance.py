@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import confluent_kafka as ck
 import pytest
-from conftest import HOME, NEEDS_APACHE
+from server_tools import HOME, NEEDS_APACHE
 
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.kafka.client import (

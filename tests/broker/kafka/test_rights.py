@@ -12,10 +12,9 @@ import httpx
 import pytest
 import redis as redis_py
 from confluent_kafka import admin
-from conftest import SCRAM_USERS
 from host_tools import Reply, Request, SkyPortalRules, standing
 from process_tools import Program, until
-from server_tools import scram_options
+from server_tools import SCRAM_USERS, scram_options
 from stream_tools import answers, ingest_all, publish, raw_messages, save_checkpoint, sdss_alert, settings_for, work_all
 from test_backfill import AlerceRules, fetched, packet
 from test_redis_rights import PASSWORD, with_rights

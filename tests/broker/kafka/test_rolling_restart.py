@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from confluent_kafka import TopicCollection
 from confluent_kafka.admin import AdminClient
-from conftest import HOME, NEEDS_APACHE
 from fault_tools import Child, arguments_for, settled, wait_for
 from kafka_cluster import KafkaCluster
+from server_tools import HOME, NEEDS_APACHE
 from stream_tools import raw_messages, settings_for
 from test_many_kills import BENCHMARKS, Expected, cheap_model, judge, simulated
 

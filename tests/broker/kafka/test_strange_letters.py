@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HOME, NEEDS_APACHE
 from raw_kafka import produce
+from server_tools import HOME, NEEDS_APACHE
 from stream_tools import sdss_alert, settings_for
 from test_deadletter import Message, make_topic, rejected, set_aside
 

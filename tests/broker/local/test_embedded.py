@@ -9,8 +9,7 @@ from typing import Any
 import confluent_kafka as ck
 import pytest
 from confluent_kafka.admin import AdminClient
-from conftest import HOME, NEEDS_APACHE, SCRAM_USERS
-from server_tools import ValkeyCluster, scram_options, start_apache_kafka
+from server_tools import HOME, NEEDS_APACHE, SCRAM_USERS, ValkeyCluster, scram_options, start_apache_kafka
 
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.local import embedded

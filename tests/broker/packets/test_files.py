@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import HOME, NEEDS_APACHE  # noqa: F401
+from server_tools import HOME, NEEDS_APACHE  # noqa: F401
 from test_replay import SDSS, packet, tarred
 
 from skyheed.broker import replay
