@@ -223,6 +223,15 @@ def test_kafka_knows_the_settings_of_compose_and_starts_with_them(tmp_path: Path
         ensure_topics({"bootstrap.servers": server.address}, {"alerts": daemon.ALERT_TOPIC}, 1, -1)
 
 
+def test_images_of_others_are_pinned_by_digest() -> None:
+    """What is ours is built by whoever runs it."""
+    images = [service["image"] for path in COMPOSE_FILES for service in services(path).values() if "image" in service]
+    images += re.findall(r"^FROM (\S+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    others = [image for image in images if not image.startswith("skyheed")]
+    assert len(others) == 6
+    assert all(re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+(-slim)?@sha256:[0-9a-f]{64}", image) for image in others), others
+
+
 def test_every_file_that_compose_mounts_is_there() -> None:
     for service in services(DEPLOY / "compose.yaml").values():
         for volume in service.get("volumes", []):
