@@ -6,6 +6,7 @@ not there. The topics stay the only truth; Redis has what is known of each objec
 """
 
 import json
+import logging
 import math
 import sqlite3
 import time
@@ -27,7 +28,10 @@ COUNTED = 10_000  # matches that are counted; then "more"
 LONGEST_LIST = 500
 NIGHTS, HOURS = 400, 24 * 14  # that are kept
 PRUNE_EVERY = 5_000  # classifications
+log = logging.getLogger("skyheed.page")
 SCANNED = 20_000  # rows that a page of a cone looks through at most
+LARGEST_ROW = 2**16  # characters; ours have 2,000, but anybody may have written to the topic
+MOST_NAMES = 1_000  # models, and their classes a night, that are told apart
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,9 @@ class Index:
             return None
         row = row_of(record, last)
         text = json.dumps(plain(row), separators=(",", ":"))
+        if len(text) > LARGEST_ROW:
+            log.warning("left out: %s offset %d: a row of %d characters", read.place, read.offset, len(text))
+            return None
         if last is None or record.revision >= last["revision"]:
             self._keep(base, record, row, text)
         _count(base, record)
@@ -176,8 +183,11 @@ class Index:
         """The models that have published, by name."""
         base, found, after = self._file.reading(), [], ""
         # one look at the index for each: SELECT DISTINCT would go through all of it
-        while (row := base.execute("SELECT min(model) FROM latest WHERE model > ?", (after,)).fetchone()) and row[0]:
-            after = row[0]
+        while len(found) < MOST_NAMES:
+            [name] = base.execute("SELECT min(model) FROM latest WHERE model > ?", (after,)).fetchone()
+            if not name:
+                break
+            after = name
             found.append(str(after))
         unnamed = base.execute("SELECT 1 FROM latest WHERE model = '' LIMIT 1").fetchone()
         return [""] * bool(unnamed) + found
@@ -324,16 +334,24 @@ def _is_repeat(record: Classification, last: Mapping[str, Any]) -> bool:
 
 def _count(base: sqlite3.Connection, record: Classification) -> None:
     night, hour = night_of(record.last_mjd), record.classified_ms // HOUR_MS * HOUR_MS
-    base.execute(
-        "INSERT INTO shares VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET n = n + 1",
-        (night, record.model, record.top_class or DECLINED),
-    )
     declined = int(record.top_class is None)
+    _add(base, "shares", {"night": night, "model": record.model, "label": record.top_class or DECLINED}, {"n": 1})
+    counts = {"classified": 1 - declined, "declined": declined}
+    _add(base, "hours", {"hour_ms": hour, "model": record.model}, counts)
+
+
+def _add(base: sqlite3.Connection, table: str, key: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    """Add to the counts of a row; a new row only while there are less than `MOST_NAMES` with the same first key."""
+    where = " AND ".join(f"{name} = :{name}" for name in key)
+    values = {**key, **counts, "most": MOST_NAMES}
+    more = ", ".join(f"{name} = {name} + :{name}" for name in counts)
+    if base.execute(f"UPDATE {table} SET {more} WHERE {where}", values).rowcount:
+        return
+    names, first = [*key, *counts], next(iter(key))
     base.execute(
-        "INSERT INTO hours VALUES (?, ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET classified = classified + excluded.classified, "
-        "declined = declined + excluded.declined",
-        (hour, record.model, 1 - declined, declined),
+        f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(f':{name}' for name in names)} "
+        f"WHERE (SELECT count(*) FROM {table} WHERE {first} = :{first}) < :most",
+        values,
     )
 
 

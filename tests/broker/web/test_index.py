@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,20 @@ def test_an_index_says_whose_it_is_from_the_first_moment(tmp_path: Path) -> None
     first = IndexFile(tmp_path / "index", "ztf")
     IndexFile(tmp_path / "index", "ztf").close()
     first.close()
+
+
+def test_huge_records_and_ever_new_names_stay_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "MOST_NAMES", 5)
+    index = Index(tmp_path / "i", "s")
+    plain = news("s", "a", 4)
+    part = plain.probabilities[0]
+    huge = replace(plain, object_id="huge", probabilities=(part, *(replace(part, name=f"{n:>900}") for n in range(99))))
+    assert index.add(reads(huge), {PLACE: 1}) == []
+    named = [replace(news("s", f"o{n}", 4, model=f"m{n:02}"), top_class=f"c{n}") for n in range(20)]
+    assert len(index.add(reads(*named, first=1), {PLACE: 21})) == 20
+    assert index.totals()["latest"] == 20
+    assert index.models() == [f"m{n:02}" for n in range(5)]
+    assert len(index.shares()) == len(index.hours()) == 5
+    index.add(reads(replace(named[0], revision=2, classification_id="0" * 32), first=21), {PLACE: 22})
+    assert [n for *_, n in index.shares() if n > 1] == [2], "what is known is counted on"
+    index.close()
