@@ -181,7 +181,8 @@ class Index:
 
     def models(self) -> list[str]:
         """The models that have published, by name."""
-        base, found, after = self._file.reading(), [], ""
+        base, after = self._file.reading(), ""
+        found: list[str] = []
         # one look at the index for each: SELECT DISTINCT would go through all of it
         while len(found) < MOST_NAMES:
             [name] = base.execute("SELECT min(model) FROM latest WHERE model > ?", (after,)).fetchone()

@@ -23,7 +23,8 @@ NO_LIMITS = {
     "broker/waiting.py LONGEST_WAIT_S", "broker/replay.py LONGEST_SLEEP_S",  # our own pace
     "broker/sinks/lasair.py LONGEST_VERSION",  # the host's
     "broker/packets/stamps.py MOST_BYTES",  # of what is made together, for the cache of a core
-    "broker/archive_packets.py MOST_LABELS",  # of one's own table
+    "broker/archive_packets.py MOST_LABELS", "broker/archive_packets.py MOST_LETTERS",  # of one's own table
+    "broker/packets/avro_patterns.py _LONGEST_USUAL",  # longer ones are read otherwise
     "broker/packets/surveys/base.py _MAX_MAG", "broker/packets/surveys/base.py _MAX_FLUX_NJY",
     "broker/state/nodes.py LARGEST_FAN", "broker/state/sequence.py _LARGEST_FLUX",
 }  # fmt: skip
