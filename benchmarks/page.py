@@ -80,6 +80,7 @@ def lists(client: httpx.Client) -> dict[str, Any]:
     queries = {
         "newest": "", "class": "&class=SNIa&min_probability=0.9", "bands": "&bands=u&min_epochs=30",
         "part of an id": "&q=99", "cone": "&cone=10.9,0.5,60", "by probability": "&sort=probability",
+        "by night": "&sort=night",
     }  # fmt: skip
     return {name: timed(client, f"{API}/objects?limit=100{query}") for name, query in queries.items()}
 

@@ -120,7 +120,7 @@ export class EpochCard {
       const found = await getJson(apiUrl(page.data.path, `/saliency?${query}`));
       if (this.epoch !== epoch) return;
       this.map = found;
-      this.answer.textContent = `Recomputed now by ${model.name}. Coloured: pixels that speak for ${className(found.class)}; grey: against it. ${found.method}`;
+      this.answer.textContent = `Recomputed now by ${model.name}. Coloured: pixels that speak for ${className(found.class)}; grey: against it. By ${found.method}.`;
     } catch (error) {
       this.answer.textContent = error.message;
     }

@@ -50,6 +50,7 @@ def test_a_list_of_100_among_100000_objects(tmp_path: Path) -> None:
         {"filters": Filters(model="test", class_="SNIa", min_probability=0.6)},
         {"filters": Filters(model="test", min_epochs=90, declined="no")},
         {"filters": Filters(model="test"), "sort": "probability"},
+        {"filters": Filters(model="test"), "sort": "night"},
         {"filters": Filters(model="test"), "part": "99999"},
         {"filters": Filters(cone=Cone(180, 0.5, 60))},
     ]
