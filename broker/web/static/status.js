@@ -79,9 +79,11 @@ function fillDrift({ drift, drift_reference: reference }) {
     return;
   }
   const paint = (band) => `var(--band-${band})`;
-  const series = (value) => bands.map((band) => ({ name: band, points: drift.filter((one) => one.band === band).sort((a, b) => a.night - b.night).map((one) => ({ at: one.night, ...value(one) })) }));
+  // one night next to the other, however long nothing was observed between them
+  const nights = [...new Set(drift.map((one) => one.night))].sort((a, b) => a - b);
+  const series = (value) => bands.map((band) => ({ name: band, points: drift.filter((one) => one.band === band).sort((a, b) => a.night - b.night).map((one) => ({ at: nights.indexOf(one.night), ...value(one) })) }));
   const trained = (value) => bands.filter((band) => reference?.bands?.[band]).map((band) => ({ name: band, ...value(reference.bands[band]) })).filter((one) => Number.isFinite(one.value));
-  const figure = (title, value, compared = true) => h("div", {}, h("h3", {}, title), lines(title, series(value), paint, dateOf, { reference: compared ? trained(value) : [], wide: 300, floor: compared ? null : 0 }));
+  const figure = (title, value, compared = true) => h("div", {}, h("h3", {}, title), lines(title, series(value), paint, (n) => dateOf(nights[n]), { reference: compared ? trained(value) : [], wide: 300, floor: compared ? null : 0 }));
   const legend = bands.map((band) => h("span", { class: `band-${band}` }, band));
   byId("drift").replaceChildren(
     h("div", { class: "legend" }, legend, h("span", {}, reference?.sentence ?? "No model's card is here: there is nothing to compare with.")),

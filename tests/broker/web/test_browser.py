@@ -217,7 +217,7 @@ def test_recomputed_and_published_are_never_mixed(reader: Reader, stack: Stack) 
     values = page.locator("#classes .values")
     assert values.inner_text(), "what was published stands next to the panel"
     held: list[Any] = []
-    page.route("**/prefixes*", held.append)
+    page.route("**/prefixes*", lambda route: held.append(route))
     with page.expect_request("**/prefixes*"):
         page.get_by_text("recomputed now", exact=True).click()
     assert values.all_inner_texts() == [""], "nothing that was published, while it is recomputed"
