@@ -74,7 +74,6 @@ def load(
     environ = os.environ if environ is None else environ
     path = path or environ.get(CONFIG_VARIABLE)
     tree = _read_toml(Path(path)) if path else {}
-    _read_secret_files(tree, "")
     for variable, place in ENVIRONMENT.items():
         if environ.get(variable):
             _put(tree, place, environ[variable].rstrip("\r\n"))  # of an .env file that Windows wrote
@@ -93,11 +92,14 @@ def load(
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    """The tree of a file, with the secrets that it says are in others."""
     try:
         data = _read(path, MOST_SETTINGS + 1)
         if len(data) > MOST_SETTINGS:
             raise ConfigError(f"the configuration {path} has more than {MOST_SETTINGS} bytes: is it the right file?")
-        return tomllib.loads(data.decode("utf-8-sig"))
+        tree = tomllib.loads(data.decode("utf-8-sig"))
+        _read_secret_files(tree, "")  # tables in tables without end are found out here
+        return tree
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

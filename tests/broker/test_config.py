@@ -109,6 +109,7 @@ def test_a_password_that_is_no_text_is_not_shown(tmp_path: Path) -> None:
         ("[kafka]\nbootstrap.servers = 'a'", 'as in "bootstrap.servers"'),
         ("[kafka", "not valid TOML"),
         ("a = " + "[" * 100_000, "not valid TOML"),
+        ("a" + ".a" * 5000 + " = 1", "not valid TOML"),
         ("[redis]\npassword_file = '/nowhere/x'", "cannot read /nowhere/x"),
         ("[redis]\npassword_file = 5", "redis.password_file must be the path of a file"),
         ("[redis]\nttl_days = 0", "redis.ttl_days must be 0.01 to"),
