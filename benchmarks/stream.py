@@ -2,6 +2,7 @@
 
     python benchmarks/stream.py            everything (about twelve minutes on two cores)
     python benchmarks/stream.py --quick    a tenth of the alerts
+    python benchmarks/stream.py --model ztf/fusion     visit and steady stream with this model alone
 
 Regimes, all in one run on one Kafka (Apache with KAFKA_HOME set, the embedded one otherwise) and one Valkey:
   ingest     alerts/s of skyheed's ingest with the science stamp alone (ingest_per_s, as in reports of 2026-11-21),
@@ -14,7 +15,7 @@ Regimes, all in one run on one Kafka (Apache with KAFKA_HOME set, the embedded o
   steady     latency from Kafka's time stamp to the classification at 100 and at 500 alerts/s, and how long after the
              last alert was sent the last answer came.
   memory     bytes per object in Valkey at 10, 30 and 99 stamps.
-Visit and steady stream run with each of MODELS; the first one's figures also stand at the top, `family` names it.
+Visit and steady stream run with each model; the first one's figures also stand at the top, `family` names it.
 Client, servers and model share the cores: that is what an operator with one machine gets.
 """
 
@@ -67,14 +68,16 @@ def main() -> None:
     """Run every regime."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the alerts")
-    scale = 10 if parser.parse_args().quick else 1
+    parser.add_argument("--model", action="append", help=f"that visit and steady stream run with: {', '.join(MODELS)}")
+    given = parser.parse_args()
+    scale, models = 10 if given.quick else 1, given.model or list(MODELS)
     with tempfile.TemporaryDirectory(prefix="skyheed-bench-") as name, servers(Path(name)) as settings:
         result: dict[str, Any] = {"kafka": kafka_name(), "cpu": cpu_name()}
         result |= ingest(settings, 3000 // scale, 600 // scale)
         result["us_per_alert"] = profile(settings, 2000 // scale)
         result["bytes_per_object"] = memory(settings)
-        found = {model: stream(settings, Path(name), model, 10_000 // scale, 3000 // scale) for model in MODELS}
-    print(json.dumps({**result, "family": MODELS[0], **found[MODELS[0]], "models": found}))
+        found = {model: stream(settings, Path(name), model, 10_000 // scale, 3000 // scale) for model in models}
+    print(json.dumps({**result, "family": models[0], **found[models[0]], "models": found}))
 
 
 def profile(settings: Settings, alerts: int) -> dict[str, dict[str, float]]:

@@ -36,11 +36,12 @@ from skyheed.broker.packets.surveys import Survey
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.ledger import Ledger
 from skyheed.broker.state.sequence import Delivery, Outcome, check
-from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, patiently
+from skyheed.broker.waiting import GRACE_S, Meanwhile, Started, Stopped, Unfinished, patiently
 
 log = logging.getLogger("skyheed.ingest")
 LAG_S = 5.0
 BOOKS_S = 600.0  # how often old books are closed
+PART = 125  # messages decoded while the previous ones are stored; smaller parts cost Redis more for each
 Mark = tuple[str, int, Reason]
 Keyed = tuple[str, int, Message]  # partition key, offset
 
@@ -142,17 +143,20 @@ class Intake:
         batch.skipped, batch.rejected = sorting.results()
         return batch
 
-    def settle(self, batch: Batch, meanwhile: Callable[[], None] = lambda: None, behind: bool = False) -> Counter[str]:
+    def settle(
+        self, batch: Batch, meanwhile: Callable[[], None] = lambda: None, outcomes: Sequence[Outcome] | None = None
+    ) -> Counter[str]:
         """Store, mark and set aside; then every message of the batch is accounted for. Safe to repeat.
 
         Args:
             meanwhile: called while waiting for Kafka; an exception from it ends the wait.
-            behind: more messages are already waiting (`SequenceStore.store`).
+            outcomes: of the deliveries, if they are already stored.
 
         Raises:
             ServiceUnavailable: Redis or Kafka is unavailable; repeat with the same batch.
         """
-        outcomes = self.store.store(batch.deliveries, behind)
+        if outcomes is None:
+            outcomes = self.store.store(batch.deliveries)
         skipped = [*batch.skipped, *_beyond(batch.deliveries, outcomes)]
         if skipped:
             self.ledger.skipped(skipped)
@@ -231,6 +235,23 @@ def _beyond(deliveries: Sequence[Delivery], outcomes: Sequence[Outcome]) -> list
     ]
 
 
+@dataclass(frozen=True)
+class _Storing:
+    """A slice on its way to Redis, where it is also marked as consumed."""
+
+    batch: Batch
+    messages: Sequence[Message]
+    began: float
+    stored: Started[list[Outcome]]
+
+
+def _parts(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """The messages in pieces of about `PART`."""
+    count = max(1, round(len(messages) / PART))
+    size = -(-len(messages) // count)
+    return (messages[first : first + size] for first in range(0, len(messages), size))
+
+
 class Ingest:
     """The daemon's loop around an `Intake`."""
 
@@ -248,6 +269,7 @@ class Ingest:
         self.totals: Counter[str] = Counter()
         self._lag_at = time.monotonic()
         self._books_at, self._more_books = -math.inf, False
+        self._storing: _Storing | None = None
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
         """Consume until `stop` is set or, with `drain`, until everything present at the start was consumed.
@@ -290,33 +312,70 @@ class Ingest:
         return not self._more_books
 
     def _batch(self, messages: Sequence[Message], stop: threading.Event) -> None:
-        """Settle and commit slice by slice; whatever is left when `stop` is set will be delivered again."""
-        left = list(messages)
-        while left and not stop.is_set():
-            left = left[self._slice(left, stop) :]
+        """Settle and commit part by part, storing each while the next is decoded.
+
+        Whatever is left when `stop` is set will be delivered again. Nothing is still being stored afterwards.
+        """
+        try:
+            for part in _parts(messages):
+                left = list(part)
+                while left and not stop.is_set():
+                    left = left[self._slice(left, stop) :]
+            self._end(stop)
+        except BaseException:
+            if self._storing:
+                self._storing.stored.wait(GRACE_S)  # not committed: it will be delivered again
+            raise
+        finally:
+            self._storing = None
 
     def _slice(self, messages: Sequence[Message], stop: threading.Event) -> int:
-        """Settle and commit the first slice of the messages; returns its size: 0 if `stop` came during the first
-        message."""
+        """Decode the first slice of the messages and start to store it once the previous one is settled.
+
+        Returns:
+            Its size: 0 if `stop` came during the first message.
+        """
         began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
         keyed = [(self.consumer.partition_key(*place_of(m)), cast(int, m.offset()), m) for m in messages]
         alive = self.consumer.keep_alive
-        reading, settling = Meanwhile(stop, alive), Meanwhile(stop, alive, GRACE_S)
-        batch = patiently(lambda: self.intake.sort(keyed, now_ms, self.budget, reading), stop, alive)
+        reading = Meanwhile(stop, alive)
+
+        def meanwhile() -> None:
+            reading()
+            if self._storing and self._storing.stored.done:  # a slow message must not delay the commit
+                self._end(stop)
+
+        batch = patiently(lambda: self.intake.sort(keyed, now_ms, self.budget, meanwhile), stop, alive)
+        self._end(stop)
         if not batch.taken:
             return 0
         alive()
         offsets: dict[str, list[int]] = defaultdict(list)
         for partition, offset, _ in keyed[: batch.taken]:
             offsets[partition].append(offset)
-        # consumed is marked for the messages, independently of any outcome, so that the books can fail to balance
-        patiently(lambda: self.intake.ledger.consumed(offsets), stop, alive)
+        # the next part is stored before these objects are due; what is still in Kafka may not be
         behind = batch.taken < len(messages) or any(self.consumer.lag().values())
-        counts = patiently(lambda: self.intake.settle(batch, settling, behind), stop, alive)
-        self.consumer.commit(messages[: batch.taken])
-        alive()
-        self._report(batch.taken, counts, batch, time.monotonic() - began)
+
+        def store() -> list[Outcome]:
+            # consumed is marked for the messages, independently of any outcome, so that the books can fail to balance
+            self.intake.ledger.consumed(offsets)
+            return self.intake.store.store(batch.deliveries, behind)
+
+        self._storing = _Storing(batch, messages[: batch.taken], began, Started(store))
         return batch.taken
+
+    def _end(self, stop: threading.Event) -> None:
+        """Settle and commit the slice being stored, if any."""
+        if self._storing is None:
+            return
+        slice_, alive = self._storing, self.consumer.keep_alive
+        settling = Meanwhile(stop, alive, GRACE_S)
+        outcomes = patiently(lambda: slice_.stored.result(settling), stop, alive)
+        counts = patiently(lambda: self.intake.settle(slice_.batch, settling, outcomes), stop, alive)
+        self._storing = None
+        self.consumer.commit(slice_.messages)
+        alive()
+        self._report(len(slice_.messages), counts, slice_.batch, time.monotonic() - slice_.began)
 
     def _report(self, consumed: int, counts: Counter[str], batch: Batch, seconds: float) -> None:
         self.totals["consumed"] += consumed

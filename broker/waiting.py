@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from skyheed.broker.errors import ServiceUnavailable, SkyheedError
 
@@ -127,24 +127,54 @@ def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callabl
             return result
 
 
+class Started(Generic[T]):
+    """An action that starts at once in another thread; it must be safe to repeat."""
+
+    def __init__(self, action: Callable[[], T]) -> None:
+        self._action = action
+        self._first: Future[T] | None = Future()
+        threading.Thread(target=self._work, args=(self._first,), name="apart", daemon=True).start()
+
+    def _work(self, done: Future[T]) -> None:
+        try:
+            done.set_result(self._action())
+        except BaseException as error:
+            done.set_exception(error)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has finished, successfully or not."""
+        return self._first is None or self._first.done()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it finishes within this time."""
+        return self._first is None or bool(wait([self._first], seconds).done)
+
+    def result(self, look: Callable[[], None]) -> T:
+        """What it returned or raised; a second call repeats the action.
+
+        Args:
+            look: a `Meanwhile`, called until it is done.
+
+        Raises:
+            Stopped: by `look`. The action is abandoned and its result lost.
+        """
+        first = self._first
+        if first is None:
+            return self._action()
+        while not self.wait(APART_S):
+            look()
+        self._first = None
+        return first.result()
+
+
 def apart(action: Callable[[], T], look: Callable[[], None]) -> T:
     """Do `action`, which may block for long, in another thread; call `look`, a `Meanwhile`, until it is done.
 
     Raises:
         Stopped: by `look`. The action is abandoned and its result lost, so it must be safe to repeat.
     """
-    done: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            done.set_result(action())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=work, name="apart", daemon=True).start()
-    while not wait([done], APART_S).done:
-        look()
-    return done.result()
+    return Started(action).result(look)
 
 
 def _pause(seconds: float, stop: threading.Event, meanwhile: Callable[[], None]) -> bool:

@@ -6,8 +6,8 @@ A claimed object leaves the queue only after the output broker acknowledged its 
 valid and the object's revision has not changed; otherwise it is classified again. Nothing is ever popped.
 
 Claimed objects are fetched, classified and settled in small batches (`batching`), so that memory, the time to stop and
-the part of the lease used are bounded for any batch size and model. Objects not started when a signal comes, or when
-half of the lease is over, return to the queue.
+the part of the lease used are bounded for any batch size and model; one is published while the next is classified.
+Objects not started when a signal comes, or when half of the lease is over, return to the queue.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.joined import Joined
 from skyheed.broker.state.queue import Claim, DueQueue
 from skyheed.broker.state.sequence import SOURCE_BYTES, Answer, Lane, Settled, StoredSequence
-from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, Unfinished, patiently
+from skyheed.broker.waiting import GRACE_S, Meanwhile, Started, Stopped, Unfinished, patiently
 from skyheed.classifier.history import History
 from skyheed.classifier.prediction import Prediction, Status
 
@@ -75,6 +75,15 @@ class Output:
         return f"{object_id} {self.model}".encode() if self.shared else object_id.encode()
 
 
+@dataclass(frozen=True)
+class _Publishing:
+    """A portion's answers on their way to Kafka and Redis."""
+
+    answers: Sequence[tuple[Classification, Answer]]
+    clock: tuple[float, float, float]  # when fetching began, when classifying began and ended (monotonic)
+    settled: Started[tuple[list[Settled], float]]  # what became of it, and when
+
+
 class Worker:
     """Classifies the objects that are due for one model; any number of workers may share one queue."""
 
@@ -104,6 +113,7 @@ class Worker:
         self.batching = Batching(pace.limits, pace.lease_s, model.needs, self.lane)
         self.totals: Counter[str] = Counter()
         self._pause = POLL_S
+        self._publishing: _Publishing | None = None
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
         """Classify until `stop` is set or, with `drain`, until nothing is pending.
@@ -120,8 +130,12 @@ class Worker:
                 done = drain and patiently(self._pending, stop) == 0
                 if not done:
                     patiently(lambda: self._wait(stop), stop)
+            self._end(stop)
         except Stopped as stopped:
             log.warning("stopped while waiting; claimed objects return when their lease ends: %s", stopped)
+        finally:
+            if self._publishing:  # after an error: let it finish
+                self._publishing.settled.wait(GRACE_S)
         event(log, f"worker of {self.output.model} ends:", **dict(sorted(self.totals.items())))
         if drain and not done:
             raise Unfinished
@@ -143,10 +157,14 @@ class Worker:
             self._pause = POLL_S if ready else min(2 * self._pause, self.pace.interval_s)
 
     def _batch(self, stop: threading.Event) -> int:
-        """Claim a batch and classify as much of it as time allows; returns how many were claimed."""
+        """Claim a batch and classify as much of it as time allows; returns how many were claimed.
+
+        The last answers of a full batch may still be on their way to Kafka afterwards: the next batch is ready.
+        """
         claimed = time.monotonic()
         claims = patiently(lambda: self.queue.claim(self.pace.batch_size, self.pace.lease_s), stop)
         if not claims:
+            self._end(stop)
             return 0
         self._pause = POLL_S
         left = {claim.object_id: claim for claim in claims}
@@ -157,6 +175,8 @@ class Worker:
                     del left[sequence.object_id]
                 if stop.is_set() or self.batching.late(claimed):
                     break
+            if len(claims) < self.pace.batch_size:
+                self._end(stop)
         except Stopped as stopped:
             if getattr(stopped.__cause__, "server", "") != "redis":
                 self._give_back(left.values())
@@ -179,14 +199,31 @@ class Worker:
                 fetch_s = 0.0
 
     def _portion(self, sequences: Sequence[StoredSequence], fetch_s: float, stop: threading.Event) -> None:
+        """Classify while the previous answers are being published, then start to publish."""
         began = time.monotonic()
         answers = self.answer(sequences)
         classified = time.monotonic()
         self.batching.took(sequences, classified - began)
+        self._end(stop)
         waiting = Meanwhile(stop, grace_s=GRACE_S)
-        settled = patiently(lambda: self._publish(answers, waiting), stop)
-        clock = (began - fetch_s, began, classified, time.monotonic())
-        self._report(answers, settled, clock, patiently(self.queue.depth, stop))
+        clock = (began - fetch_s, began, classified)
+        self._publishing = _Publishing(
+            answers, clock, Started(lambda: (self._publish(answers, waiting), time.monotonic()))
+        )
+
+    def _end(self, stop: threading.Event) -> None:
+        """Wait for what is being published, if anything."""
+        if self._publishing is None:
+            return
+        own, self._publishing = self._publishing, None
+        waiting = Meanwhile(stop, grace_s=GRACE_S)
+        try:
+            settled, at = patiently(lambda: own.settled.result(waiting), stop)
+        except Stopped as stopped:
+            if getattr(stopped.__cause__, "server", "") != "redis":
+                self._give_back([answer.claim for _, answer in own.answers])
+            raise
+        self._report(own.answers, settled, (*own.clock, at), patiently(self.queue.depth, stop))
 
     def _give_back(self, claims: Iterable[Claim]) -> None:
         """Silent if Redis is unavailable: they return when their leases end."""

@@ -97,6 +97,57 @@ def test_the_consumer_is_kept_alive_between_the_records_of_a_message() -> None:
     assert consumer.alive > 60
 
 
+def test_a_part_is_stored_while_the_next_is_decoded_and_committed_in_order() -> None:
+    """Storing waits for the first message of the next part, which would come after it if they took turns."""
+    stop, begun = threading.Event(), threading.Event()
+    messages = [Message(n, b"x") for n in range(500)]
+    loop, consumer, state = loop_over(messages, stop)
+    stored = state.store
+    state.store = lambda deliveries, behind=False: begun.wait(30) and stored(deliveries, behind)  # type: ignore
+    decode = loop.intake.reader.decoder.decode
+
+    def decoding(value: bytes, *headers: Any) -> Any:
+        decoded.append(1)
+        if len(decoded) > 125:
+            begun.set()
+        return decode(value, *headers)
+
+    decoded: list[int] = []
+    loop.intake.reader.decoder.decode = decoding  # type: ignore[method-assign]
+    assert loop.run(stop)["stored"] == 500
+    assert (state.calls, state.marked) == ([125] * 4, list(range(500)))
+    assert consumer.committed == [125] * 4
+
+
+def test_a_part_that_cannot_be_stored_is_stored_later_and_nothing_behind_it_before() -> None:
+    stop = threading.Event()
+    loop, consumer, state = loop_over([Message(n, b"x") for n in range(250)], stop)
+    stored, left = state.store, [2]
+
+    def store(deliveries: Any, behind: bool = False) -> list[Outcome]:
+        if left[0]:
+            left[0] -= 1
+            raise ServiceUnavailable("Redis is away")
+        return stored(deliveries, behind)
+
+    state.store = store  # type: ignore[method-assign]
+    assert loop.run(stop)["stored"] == 250
+    assert (state.calls, consumer.committed) == ([125, 125], [125, 125])
+    assert state.marked == [*range(125)] * 3 + [*range(125, 250)], "consumed is marked again, which changes nothing"
+
+
+def test_a_stop_leaves_a_part_that_is_never_stored() -> None:
+    stop, forever = threading.Event(), threading.Event()
+    loop, consumer, state = loop_over([Message(n, b"x") for n in range(200)], stop)
+    state.store = lambda *_: forever.wait(60)  # type: ignore
+    threading.Timer(0.3, stop.set).start()
+    began = time.monotonic()
+    loop.run(stop)
+    forever.set()
+    assert time.monotonic() - began < STOP_S
+    assert consumer.committed == []
+
+
 def slow_stamp(side: int = 511) -> bytes:
     """A gzipped stamp of 1 MiB that has one kB: the size that is still taken."""
     fits = gzip.decompress(record_of(sdss_alert("slow", 1))[1]["cutoutScience"])[:2880]
