@@ -156,15 +156,13 @@ def check_fit(settings: Settings, survey: Survey, model: "Model") -> None:
 
 
 def output_form(settings: Settings, topic: str) -> formats.Form:
-    """How a classification is published: container, Confluent wire where a registry is set, or ELAsTiCC."""
-    if settings.work.format == "elasticc":
-        return formats.Form(formats.encode_elasticc, False)
+    """The configured output format; Avro is in Confluent wire format if a registry is set."""
     registry = settings.registry
-    if registry.output_url:
+    if settings.work.format == "avro" and registry.output_url:
         client_of = registry.user, registry.password, registry.ca_file
         schema_id = formats.register(registry.output_url, f"{topic}-value", *client_of)
         return formats.Form(lambda record, datum: formats.encode_wire(record, schema_id, datum), False)
-    return formats.Form(formats.encode, True)
+    return formats.FORMATS[settings.work.format]
 
 
 def provenance_of(model: "Model") -> records.Provenance:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.kafka.selection import check_name, internal
+from skyheed.broker.settings import FORMATS
 from skyheed.broker.urls import http_fault, redis_fault, servers_fault, splits_well
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _work_rules(work: "WorkSettings") -> list[Rule]:
         (0 < work.interval_s <= DAY_S, "work.interval_s must be above 0, and at most 86400"),
         (work.device in ("auto", "cpu", "cuda"), "work.device must be auto, cpu or cuda"),
         (work.precision in ("auto", "float32", "bfloat16"), "work.precision must be auto, float32 or bfloat16"),
-        (work.format in ("avro", "elasticc"), "work.format must be avro or elasticc"),
+        (work.format in FORMATS, f"work.format must be {' or '.join(FORMATS)}"),
         (_is_port(work.metrics_port), "work.metrics_port must be 0 (none) to 65535"),
     ]
 

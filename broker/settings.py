@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from skyheed.broker.kafka.selection import Outputs, Selection
 
 Options = Mapping[str, str]
+FORMATS = "avro", "elasticc"  # of output; `results.formats.FORMATS` has their encoders
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class WorkSettings:
     prior: str = ""  # of that one model
     models: tuple[ModelSettings, ...] = ()  # [[work.models]], several models
     min_stamps: int = 0  # objects with fewer are declined (too_few_stamps); 0: the model's own minimum
-    format: str = "avro"  # avro or elasticc
+    format: str = "avro"  # one of FORMATS
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"
 

@@ -12,7 +12,7 @@ import click
 from skyheed.broker import logs, nights
 from skyheed.broker.commands.options import MODELS, models_place, options, settings_from
 from skyheed.broker.errors import ConfigError
-from skyheed.broker.settings import Settings
+from skyheed.broker.settings import FORMATS, Settings
 from skyheed.classifier import outputs
 from skyheed.classifier.names import printable
 
@@ -116,7 +116,7 @@ def _replayed(since: str, until: str, into: str, settings: Settings) -> None:
 @click.option("--batch-size", type=int, help="Objects per batch.")
 @click.option("--interval", type=float, metavar="SECONDS", help="Look for due objects at least this often.")
 @click.option("--min-stamps", type=int, help="Decline objects with fewer stamps.")
-@click.option("--format", "format_", type=click.Choice(["avro", "elasticc"]), help="What to publish.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), help="What to publish.")
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
 @click.option("--drain", is_flag=True, help="Stop when no object is pending.")
 def work(drain: bool, **given: Any) -> None:

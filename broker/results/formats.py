@@ -85,6 +85,9 @@ def encode_elasticc(record: Classification, _datum: bytes | None = None) -> byte
     return out.getvalue()
 
 
+FORMATS: Mapping[str, Form] = {"avro": Form(encode, True), "elasticc": Form(encode_elasticc, False)}
+
+
 def decode(payload: bytes, writer_schema: Callable[[int], Schema] | None = None) -> Classification:
     """A record from any of the three envelopes, even of a later minor version of the schema.
 

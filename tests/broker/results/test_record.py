@@ -21,6 +21,7 @@ from skyheed.broker.errors import ServiceError, ServiceUnavailable, StreamError
 from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
 from skyheed.broker.results.record import Classification, Provenance, Status
+from skyheed.broker.settings import FORMATS
 
 HEADER = np.dtype(
     [("mjd", "f8"), ("band", "u1"), ("flags", "u2"), ("ra", "f8"), ("dec", "f8"), ("kafka_ms", "i8"),
@@ -330,3 +331,10 @@ def test_a_registry_that_is_away_or_ill_can_be_asked_again(registry: str, monkey
     monkeypatch.setattr(Registry, "status", 503)
     with pytest.raises(ServiceUnavailable, match="503"):
         formats.register(registry, "topic-value", "me", "secret")
+
+
+def test_every_output_format_of_the_settings_has_an_encoder() -> None:
+    assert tuple(formats.FORMATS) == FORMATS
+    for form in formats.FORMATS.values():
+        record = classification(header(1))
+        assert form.encode(record, formats.datum_of(formats.encode_single(record)))
