@@ -338,6 +338,8 @@ class BatchConsumer(Assignment):
         if error is None or error.code() == KafkaError._PARTITION_EOF:
             return False
         code = error.code()
+        if self._group is None and code == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            return True  # librdkafka also looks for the coordinator of a group that is not used
         if fatal(error) or code in REFUSED_RIGHT | REFUSED_USER:
             raise self.connection.refusal(error, right(error, event.topic() or "", self._group or ""))
         if code in NO_TOPIC and not self._parts and (event.topic() or "") in self._topics.names:

@@ -186,15 +186,12 @@ def test_the_page_works_with_its_rights(settings: Callable[..., Settings], looks
     with running(Program(tmp_path / "page", *words, environ=secrets), REFUSAL) as own_page:
         own_page.until_it_says("the page is at")
         url = own_page.said.split("the page is at ")[1].split()[0]
-        page = httpx.Client(base_url=f"{url}api/v1/", timeout=60)
-        until(lambda: "does not allow user 'erin'" in page.get("status").text, 60, "that it may not read")
-        grant(admins.kafka, "erin", rights()["serve"])
-        until(lambda: page.get("objects/seen").status_code == 200, 120, "an object")
-        assert len(page.get("objects/seen").json()["epochs"]["mjd"]) == 4
-        until(
-            lambda: not page.get("status").json()["notices"], 120, f"no notice: {page.get('status').json()['notices']}"
-        )
-        status = page.get("status").json()
-        page.close()
+        with httpx.Client(base_url=f"{url}api/v1/", timeout=60) as page:
+            until(lambda: "does not allow user 'erin'" in page.get("status").text, 60, "that it may not read")
+            grant(admins.kafka, "erin", rights()["serve"])
+            until(lambda: page.get("objects").json()["rows"], 120, "a classification")
+            assert len(page.get("objects/seen").json()["epochs"]["mjd"]) == 4
+            until(lambda: not page.get("status").json()["notices"], 120, "no notice")
+            status = page.get("status").json()
     assert status["lag"]
     assert status["dead_letters"]["letters"]
