@@ -153,7 +153,9 @@ def _cards(header: bytes) -> Cards:
     cards: Cards = {}
     for at in range(0, len(header), _CARD):
         key = header[at : at + 8].rstrip()
-        if key == b"END":
+        if key[:4].rstrip() == b"END":
+            if header[at + 3 : at + _CARD].strip():  # some readers go on behind it
+                raise ValueError("END has a value")
             break
         if key in _WANTED or (key[:2] in wcs.BENDS and wcs.BEND.fullmatch(key)):
             value = _value(header, at, key)

@@ -276,6 +276,8 @@ def header_with(*cards):
         ["CTYPE2   'RA---TAN'"],
         ["CD1_2     5"],
         ["A_2_0     5"],
+        ["END     = 'DEC--TAN'", "CRPIX1  = 99999999999"],  # astropy reads on behind it
+        ["END / of the header"],
     ],
 )
 def test_keywords_without_a_value_or_with_two_are_refused(cards):
