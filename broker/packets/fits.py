@@ -9,7 +9,7 @@ FITS standard 4.0: https://fits.gsfc.nasa.gov/fits_standard.html; WCS: Calabrett
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NoReturn
 
 import numpy as np
@@ -48,7 +48,7 @@ class Image:
     no_wcs: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Header:
     shape: tuple[int, int]
     dtype: str
@@ -60,7 +60,7 @@ class _Header:
     wcs: Wcs | None
     no_wcs: str
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Of the pixels."""
         return self.shape[0] * self.shape[1] * np.dtype(self.dtype).itemsize
@@ -216,10 +216,12 @@ def _pixels(data: bytes, start: int, header: _Header) -> NDArray[np.float32]:
     if start + header.bytes > len(data):
         _fail(Reason.BAD_FITS, f"ends inside its {nx} x {ny} pixels")
     raw = np.frombuffer(data, header.dtype, ny * nx, start).reshape(ny, nx)
-    with np.errstate(over="ignore", invalid="ignore"):
+    scaled = header.scale != 1 or header.zero != 0
+    if header.dtype == ">f4" and not scaled:  # the bytes are only swapped
         pixels = raw.astype(np.float32)
-        if header.scale != 1 or header.zero != 0:
-            pixels = (raw * header.scale + header.zero).astype(np.float32)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            pixels = (raw * header.scale + header.zero if scaled else raw).astype(np.float32)
     if header.blank is not None:
         pixels[raw == header.blank] = np.nan
     return pixels
