@@ -29,7 +29,7 @@ def write(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     pages = {
         "cli": cli(), "settings": settings(), "schemas": schemas(), "reasons": reasons(), "metrics": exported(),
-        "context": contexts(), "python": PYTHON,
+        "context": contexts(), "python": PYTHON, "openapi": openapi(), "thresholds": thresholds(),
     }  # fmt: skip
     for name, text in pages.items():
         path = folder / f"{name}.md"
@@ -156,3 +156,64 @@ def contexts() -> str:
     ]
     head = "# Context of an object\n\n| name | unit | meaning | from |\n|---|---|---|---|\n"
     return head + "\n".join(rows) + "\n"
+
+
+def openapi() -> str:
+    """The JSON API of the page, from the application itself."""
+    from skyheed.broker.web import app
+    from skyheed.broker.web.web import Web
+
+    nothing: Any = None  # no server is asked for the document
+    document = app.make(Web(Settings(), *[nothing] * 5)).openapi()
+    parts = [
+        "# JSON API\n", document["info"]["description"], "",
+        "The document itself is at `/api/v1/openapi.json` of `skyheed serve`.\n",
+    ]  # fmt: skip
+    for path, methods in document["paths"].items():
+        for method, said in methods.items():
+            parts.append(f"## {method.upper()} {path}\n\n{said.get('description') or said.get('summary', '')}\n")
+            if rows := [_parameter(one) for one in said.get("parameters", ())]:
+                parts.append("| parameter | in | type | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
+            answers = [f"| {status} | {one['description']} |" for status, one in said["responses"].items()]
+            parts.append("| status | answer |\n|---|---|\n" + "\n".join(answers) + "\n")
+    return "\n".join(parts)
+
+
+def _parameter(one: dict[str, Any]) -> str:
+    kinds = [part.get("type", "") for part in one["schema"].get("anyOf", [one["schema"]])]
+    kind = " or ".join(kind for kind in kinds if kind and kind != "null")
+    meaning = one.get("description", "").replace("|", "\\|").replace("\n", " ")
+    return f"| `{one['name']}` | {one['in']} | {kind} | {meaning} |"
+
+
+def thresholds() -> str:
+    """Purity and completeness of every shipped model, from docs/thresholds/*.json (benchmarks/thresholds.py)."""
+    found = [json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "thresholds").glob("*.json"))]
+    parts = [
+        "# Purity and completeness by threshold\n\n"
+        "**Simulated objects only**, the same number of each class, that no model has seen. Purity depends on how "
+        "often the classes occur; here they occur equally often, in a stream they do not. Chosen: objects whose "
+        "probability of the class is at least the threshold; one that the model declines is never chosen, but "
+        "counts in the completeness. Real objects are on {doc}`../real-sky`: too few of them have labels for such a "
+        "table, and no figure here holds for them.\n"
+    ]
+    for one in found:
+        version = f"{one['name']} {one['version']}, weights `{one['weights'][:12]}`"
+        parts.append(f"## {one['model']}\n\n{version}; {one['data']}; `{one['command']}`, {one['date']}.\n")
+        for epochs, classes in one["after"].items():
+            after = "the last epoch" if epochs == "last" else f"{epochs} epochs"
+            parts.append(f"**After {after}**: purity / completeness (chosen)\n\n{_curves(classes)}")
+    return "\n".join(parts)
+
+
+def _curves(classes: dict[str, list[dict[str, Any]]]) -> str:
+    head = [f"{name} (of {rows[0]['of']})" for name, rows in classes.items()]
+    lines = ["| threshold | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for rows in zip(*classes.values(), strict=True):
+        cells = [f"{_share(row['purity'])} / {_share(row['completeness'])} ({row['chosen']})" for row in rows]
+        lines.append(f"| {rows[0]['threshold']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

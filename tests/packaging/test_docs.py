@@ -69,7 +69,7 @@ def test_the_site_builds_without_a_warning_and_its_notebooks_run(tmp_path: Path)
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr[-3000:]
-    for name in ("first-night", "your-own-model", "score-an-archive"):
+    for name in ("first-night", "your-own-model", "add-a-survey", "score-an-archive"):
         assert "cell_output" in (tmp_path / "tutorials" / f"{name}.html").read_text()
 
 

@@ -72,7 +72,7 @@ def told(sequence: StoredSequence) -> tuple[Any, ...]:
     names = [n for n in sequence.header.dtype.names or () if n not in ("kafka_ms", "ingest_ms")]
     points = sequence.photometry
     return (
-        sequence.header[names].tobytes(), sequence.stamps.tobytes(), sequence.images["difference"].tobytes(),
+        sequence.header[names].tolist(), sequence.stamps.tobytes(), sequence.images["difference"].tobytes(),
         None if points is None else (points.mjd.tolist(), points.flux.tolist()), dict(sequence.context),
         sequence.name, sequence.members,
     )  # fmt: skip
