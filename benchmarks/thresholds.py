@@ -23,7 +23,7 @@ from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.models.checkpoint import shipped_names
 from skyheed.classifier.sky import simulate
 
-SEED = 20261126  # of no training or validation archive
+SEED = 7_261_126  # of no training or validation archive
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 EPOCHS = ("3", "6", "last")
 
