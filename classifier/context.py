@@ -50,7 +50,8 @@ def _catalogue(k: int) -> tuple[Quantity, ...]:
 QUANTITIES: tuple[Quantity, ...] = (
     Quantity("reference_distance", "arcsec", "to the nearest source of the survey's own reference image", 0, 3600, {
         "ztf": "distnr (pixels of 1.0125 arcsec)"}),
-    Quantity("reference_magnitude", "mag", "AB, of that source; if the survey names none, of the reference image at the object's position", 0, 40, {"ztf": "magnr", "lsst": "templateFlux, where it is 3 times its error"}),
+    Quantity("reference_magnitude", "mag", "AB, of that source; if the survey names none, of the reference image at "
+             "the object's position", 0, 40, {"ztf": "magnr", "lsst": "templateFlux, where it is 3 times its error"}),
     Quantity("reference_shape", "", "how extended that source is: DAOPHOT's sharpness, 0 for a star, larger for a "
              "galaxy; or the probability that it is extended", -100, 100, {"ztf": "sharpnr", "lsst": "extendedness"}),
     Quantity("magnitude_over_reference", "mag", "magnitude of the absolute difference flux of this detection minus "

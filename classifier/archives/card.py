@@ -8,10 +8,10 @@ from skyheed.classifier.names import printable, table_cell
 OBJECT_FIELDS = {
     "object_id": "the survey's name of the object",
     "class": "the label to learn: AGN, SNIa, Variable or SNOther",
-    "type": "finer type (Ia, II-P, IIn, RRab, ...), empty where unknown",
-    "true_class": "the truth of a simulated object; differs from `class` where a photometric label is wrong",
-    "confirmed": "false where the label rests on photometric supernova typing alone",
-    "redshift": "NaN for stars and where unknown",
+    "type": "finer type (Ia, II-P, IIn, RRab, ...), empty if unknown",
+    "true_class": "the truth of a simulated object; differs from `class` if a photometric label is wrong",
+    "confirmed": "false if the label rests only on photometric supernova typing",
+    "redshift": "NaN for stars and if unknown",
     "ra, dec": "degrees, ICRS",
     "peak_mjd": "maximum light; for AGN and variables the brightest epoch of the sequence",
     "origin": "`real` (images), `rendered` (images painted from real photometry), `painted` (simulated sources on real "
@@ -28,15 +28,15 @@ STAMP_FIELDS = {
     "flux, flux_error": "nJy; PSF flux of the difference against the template, as measured, and its error",
     "source_flux": "nJy; noise-free flux of the point source in the stamp itself (NaN in real images)",
     "detected": "|flux| above 5 errors in this stamp, in a band that the survey searches",
-    "alert": "what an alert stream would have sent: detections alone (ZTF, LSST), or every exposure from the first "
-    "visit with a detection on (SDSS); what is no alert is forced photometry",
+    "alert": "what an alert stream would have sent: only detections (ZTF, LSST), or every exposure from "
+    "the first visit with a detection on (SDSS); other rows are forced photometry",
     "psf_fwhm": "arcsec",
     "sky_noise": "nJy per pixel, standard deviation",
     "zero_point": "AB magnitude of one count of the raw image",
     "photometry": "not in every archive: points without images that this epoch's packet adds to the earlier ones; mjd "
     "(TAI), band (index in ugrizy), flux and flux_error (nJy, of the difference), kind (0 detection, 1 forced, 2 upper "
     "limit)",
-    "context_…": "not in every archive: what the packet says of the object's place, by name; null where it does not",
+    "context_…": "not in every archive: what the packet says about the object's surroundings, by name; null if missing",
     "rotation": "the image's +y axis points this many degrees east of north; 0 is north up, east left",
 }
 

@@ -1,4 +1,4 @@
-"""Reads a whole archive and says what is wrong with it."""
+"""Reads a whole archive and reports its problems."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ MOST = 20  # problems reported
 
 
 def validate(path: str | Path) -> list[str]:
-    """Everything that is wrong, one sentence each, at most `MOST`; empty if the archive is sound."""
+    """All problems, one sentence each, at most `MOST`; empty if the archive is valid."""
     problems: list[str] = []
     try:
         for problem in _problems(Archive(path)):

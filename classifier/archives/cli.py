@@ -42,15 +42,15 @@ def archive() -> None:
 @click.option(
     "--shift",
     metavar="NAME=NUMBER,...",
-    help="Other conditions than the survey's: noise and seeing are factors, "
-    "zero_point an added scatter; noise=1.4,seeing=1.3,zero_point=0.05.",
+    help="Conditions other than the survey's: noise and seeing are factors, zero_point an added scatter; "
+    "noise=1.4,seeing=1.3,zero_point=0.05.",
 )
 @click.option(
     "--mixture",
     metavar="CLASS=SHARE,...",
-    help="Shares of the classes, no wrong labels: AGN=0.2,SNIa=0.1,Variable=0.6,SNOther=0.1.",
+    help="Class shares, without wrong labels: AGN=0.2,SNIa=0.1,Variable=0.6,SNOther=0.1.",
 )
-@click.option("--most", type=int, default=12, show_default=True, help="Alerts of an object (ztf, lsst).")
+@click.option("--most", type=int, default=12, show_default=True, help="Maximum alerts per object (ztf, lsst).")
 @click.option("--processes", type=int, help="Processes; by default one per core.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
@@ -192,7 +192,7 @@ def _card(found: Archive) -> str:
 @archive.command()
 @click.argument("path", type=click.Path(path_type=Path))
 def validate(path: Path) -> None:
-    """Read everything and check it; exit status 1 if something is wrong."""
+    """Read and check everything; exit status 1 if anything is wrong."""
     problems = validate_archive(path)
     for problem in problems:
         click.echo(printable(problem))
@@ -211,10 +211,10 @@ def validate(path: Path) -> None:
 @click.option("--object", "objects", multiple=True, metavar="ID", help="Only this object; repeatable.")
 @click.option("--every", type=click.IntRange(1), default=1, help="Keep one object in this many.")
 @click.option(
-    "--mixture", metavar="CLASS=SHARE,...", help="Leave out objects until the classes of each split have these shares."
+    "--mixture", metavar="CLASS=SHARE,...", help="Drop objects until the classes of each split have these shares."
 )
 @click.option("--alerts-only", is_flag=True, help="Only what an alert stream would have sent.")
-@click.option("--most", type=click.IntRange(1), help="Keep only this many stamps of each object, the first.")
+@click.option("--most", type=click.IntRange(1), help="Keep only the first stamps of each object, this many.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 def convert(
     path: Path,

@@ -1,4 +1,5 @@
-"""Parts of an archive in other forms: a smaller archive, NumPy files, FITS files to look at, or a HATS catalogue."""
+"""Converts parts of an archive to other formats: a smaller archive, NumPy files, FITS files to look at, or a HATS
+catalogue."""
 
 import json
 import shlex
@@ -26,13 +27,13 @@ from skyheed.classifier.stamp import middle, turned
 
 @dataclass(frozen=True)
 class Cut:
-    """Which stamps of an object are written: alerts alone, and the first ones of those."""
+    """Which stamps of an object are written: only alerts, and how many of the first."""
 
     alerts_only: bool
     most: int | None
 
     def read(self, archive: Archive, name: str) -> tuple[NDArray[np.void], Extras | None]:
-        """An object's stamps, and what its packets say alongside them."""
+        """An object's stamps, and what its packets contain besides them."""
         stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=self.alerts_only)[: self.most]
         extras = archive.extras(name, alerts_only=self.alerts_only)
         return stamps, None if extras is None else extras.take(np.arange(len(stamps)))
@@ -58,8 +59,8 @@ def convert(
         form: `archive`; `npz`: one file per object with an array per column; `fits`: one file per object with an
             image extension per stamp and its WCS; `hats`: a catalogue of objects, see `archives.hats`.
         labels, split, objects: which; all by default.
-        every: of these one in this many.
-        mixture: of these the most that have such shares of the classes.
+        every: of these, one in this many.
+        mixture: of these, the largest selection with these class shares.
         alerts_only: only what an alert stream would have sent.
         most: stamps of each object, the first ones; all by default.
 
@@ -170,7 +171,7 @@ def _image(archive: Archive, row: Mapping[str, Any], stamp: np.void, kind: str) 
             "CD1_1": matrix[0, 0], "CD1_2": matrix[0, 1], "CD2_1": matrix[1, 0], "CD2_2": matrix[1, 1],
         }
     )  # fmt: skip
-    # FITS has no NaN: what is not known has no card
+    # FITS has no NaN: unknown values have no card
     measured = {"SEEING": "psf_fwhm", "SKYNOISE": "sky_noise", "FLUX": "flux", "FLUXERR": "flux_error"}
     image.header.update({key: float(stamp[name]) for key, name in measured.items() if np.isfinite(stamp[name])})
     return image

@@ -35,8 +35,8 @@ def croissant(card: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The metadata of an archive in `folder`, as JSON-LD.
 
     Args:
-        card: the data card. Of its own accord an archive has no licence: `license` (an SPDX id or a URL), `url` and
-            `cite_as` are taken from the card where it has them.
+        card: the data card. An archive has no licence by default: `license` (an SPDX id or a URL), `url` and `cite_as`
+            are taken from the card if present.
     """
     return {
         "@context": CONTEXT,
@@ -111,7 +111,7 @@ def _meaning(column: str, meanings: Mapping[str, str]) -> str:
 _OTHER = {
     "survey": "whose alerts", "stamps": "how many", "part": "which stamps/part-*.parquet",
     "row_group": "which row group of it", "object_id": "the survey's name of the object",
-    "stamp_unit": "nJy; what a pixel counts in", "stamp": "pixels: binary float16, rows south to north, in stamp_unit",
+    "stamp_unit": "nJy; the unit of the pixels", "stamp": "pixels: binary float16, rows south to north, in stamp_unit",
 }  # fmt: skip
 
 

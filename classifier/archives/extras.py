@@ -1,4 +1,4 @@
-"""What packets say alongside their stamps, as an archive keeps it: photometry and context, an epoch at a time.
+"""What packets contain besides stamps, as stored in an archive: photometry and context by epoch.
 
 Two further kinds of columns in the table of stamps, both optional:
 
@@ -30,7 +30,7 @@ _ARROW = {"<f8": pa.float64(), "<f4": pa.float32(), "u1": pa.uint8()}
 
 @dataclass(frozen=True)
 class Extras:
-    """What an object's packets say alongside their stamps.
+    """What an object's packets contain besides stamps.
 
     Attributes:
         photometry: [n], the points that each epoch's packet adds to those before it.
@@ -46,7 +46,7 @@ class Extras:
     def take(self, rows: NDArray[Any]) -> "Extras":
         """Some of the epochs, in this order; `rows` are indices, or a mask.
 
-        The points of an epoch that is left out go to the next one that stays, whose packet would have brought them.
+        Points of a dropped epoch move to the next one kept, whose packet would have included them.
         """
         kept = np.arange(len(self))[rows]
         if not len(kept):
@@ -58,7 +58,7 @@ class Extras:
         return Extras(points, [self.context[i] for i in kept])
 
     def until(self, epoch: int) -> Photometry:
-        """All points that the packets up to this epoch brought."""
+        """All points from the packets up to this epoch."""
         return Photometry.merged(self.photometry[: epoch + 1])
 
 

@@ -1,4 +1,4 @@
-"""An object of an archive as the history that a model is shown: the same that a stream would keep of its packets."""
+"""An archive's object as a model's history: the same as a stream would keep from its packets."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def history_of(archive: Archive, object_id: str, *, epochs: int | None = None, alerts_only: bool = True) -> History:
-    """What was known of an object after this many of its alerts, or after all.
+    """An object's history after this many of its alerts, or after all.
 
     Args:
         alerts_only: what an alert stream would have sent; otherwise every exposure of the archive is an epoch.
@@ -75,5 +75,5 @@ def model_stamp(image: NDArray[np.float32], rotation: float, normalised: bool = 
         return np.asarray(np.clip(np.nan_to_num(image / STAMP_UNIT_NJY), -_LARGEST, _LARGEST), np.float16)
     try:
         return normalise(image, 1.0, middle(image.shape), turned(rotation))[0]
-    except EmptyStampError:  # off the edge of the chip: the stream sets it aside, too
+    except EmptyStampError:  # off the edge of the chip: a stream sets it aside, too
         return np.zeros((STAMP_SIZE, STAMP_SIZE), np.float16)

@@ -1,4 +1,4 @@
-"""Shares of classes, as command lines give them, and parts of an archive that have them."""
+"""Class shares from the command line, and parts of an archive with such shares."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def written(mixture: Mapping[str, float]) -> str:
 
 
 def counts(objects: int, mixture: Mapping[str, float]) -> dict[str, int]:
-    """How many of this many objects are of every class, by largest remainder."""
+    """How many objects of each class, by largest remainder."""
     exact = {label: objects * share for label, share in mixture.items()}
     made = {label: int(value) for label, value in exact.items()}
     for label in sorted(exact, key=lambda k: made[k] - exact[k])[: objects - sum(made.values())]:
@@ -36,10 +36,10 @@ def counts(objects: int, mixture: Mapping[str, float]) -> dict[str, int]:
 
 
 def thinned(rows: Sequence[Mapping[str, Any]], mixture: Mapping[str, float]) -> list[Mapping[str, Any]]:
-    """The most of an archive's objects that have these shares in each split, the same ones every time.
+    """The largest selection of an archive's objects with these shares in each split, always the same.
 
     Raises:
-        ArchiveError: a class that is asked for does not occur.
+        ArchiveError: a requested class does not occur.
     """
     kept = []
     for split in sorted({row["split"] for row in rows}):

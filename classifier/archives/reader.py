@@ -1,4 +1,4 @@
-"""Archives: Parquet data sets of stamp sequences, real or simulated; what the model learns from and replay streams.
+"""Archives: Parquet data sets of stamp sequences, real or simulated, for training and replay.
 
     DIR/
       README.md            the data card: how it was made, what is in it, what the columns mean
@@ -15,7 +15,7 @@ Readers return float32 nJy. Rows run from south to north, columns from east to w
 camera was turned), and the source is in pixel [n // 2, n // 2], counted from 0, give or take the astrometric error.
 Archives of real packets hold model-ready stamps instead (`Archive.normalised`), which are not normalised again.
 
-Knows nothing of Kafka, Redis, Avro or torch.
+Independent of Kafka, Redis, Avro and torch.
 """
 
 import json
@@ -80,7 +80,7 @@ MOST_TABLE = 2**31  # bytes that objects.parquet may unpack to
 
 
 def _objects(path: Path) -> pa.Table:
-    """The table of objects; whether it is bounded is seen before it is unpacked.
+    """The table of objects; its size is checked before it is unpacked.
 
     Raises:
         ArchiveError, OSError, ValueError, KeyError, pa.ArrowException: it is not what it should be.
@@ -120,7 +120,7 @@ class Archive:
         objects: pyarrow table, one row per object (`OBJECT_SCHEMA`).
 
     Raises:
-        ArchiveError: there is no archive, or it is not complete.
+        ArchiveError: there is no archive, or it is incomplete.
     """
 
     def __init__(self, path: str | Path) -> None:

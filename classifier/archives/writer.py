@@ -1,4 +1,4 @@
-"""Writes archives that stand under their name only when they are complete."""
+"""Writes archives that appear under their name only when complete."""
 
 import contextlib
 import glob
@@ -45,7 +45,7 @@ class ArchiveWriter:
 
     Everything goes into a hidden directory alongside the target; leaving the block without an exception writes the data
     card, waits until the disk has all of it, and renames it. After an exception, or a crash of the process or the
-    machine, nothing new stands under the archive's name.
+    machine, nothing new exists under the archive's name.
 
     Args:
         path: the directory to make.
@@ -104,7 +104,7 @@ class ArchiveWriter:
             remove_folder(self.directory)
 
     def _sweep(self) -> None:
-        """Remove what writers of this archive left behind when they were killed."""
+        """Remove leftovers of killed writers of this archive."""
         name = glob.escape(self.path.name)
         left = [*self.path.parent.glob(f".{name}.partial-*")]
         if self.path.exists():
@@ -151,7 +151,7 @@ class ArchiveWriter:
 
 
 def check_target(path: Path, overwrite: bool = False) -> None:
-    """That an archive of this name can be made; builders ask before their work.
+    """Check that an archive of this name can be made, before long work.
 
     Raises:
         ArchiveError: the name is taken, or cannot be written.
@@ -164,7 +164,7 @@ def check_target(path: Path, overwrite: bool = False) -> None:
 
 
 def _flush_to_disk(directory: Path) -> None:
-    """A rename must not reach the disk before the files that it puts in place."""
+    """Sync to disk: a rename must not be written before the files that it puts in place."""
     for path in (*directory.rglob("*"), directory):
         _synchronise(path)
 

@@ -1,6 +1,6 @@
-"""How good a model is, early and late: after this many stamps, after this many days, with gaps.
+"""Evaluates a model early and late: after given numbers of stamps and days, and with gaps.
 
-A sequence is cut as a stream shows it: its beginning, and of that the newest stamps that the model takes.
+A sequence is cut as in a stream: a prefix, and of it the newest stamps that the model takes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How often classes occur in what a model classified, as far as its own probabilities tell: a report, never applied.
+"""Estimates class frequencies from a model's own probabilities: a report, never applied.
 
 Two estimates, of which neither needs a label of the stream: by expectation maximisation of the probabilities, and from
 the classes said and how the model confuses them (`training.label_shift`). Both hold only where each class looks as it

@@ -1,4 +1,4 @@
-"""Convolutional encoders: a stamp -> its features. Each stamp by itself, so that its features never change."""
+"""Convolutional encoders: stamp -> features. Stamps are encoded independently, so that their features never change."""
 
 from functools import partial
 
@@ -15,10 +15,10 @@ FEATURES = CHANNELS * MAP**2
 
 
 class Encoder(nn.Module):
-    """What all encoders have in common.
+    """The common interface of encoders.
 
     Attributes:
-        features: how many numbers it makes of a stamp.
+        features: number of features per stamp.
         operations: multiply-adds of a stamp.
     """
 
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def fold(self) -> None:
-        """Change into the form that serves, with the same values; most have none."""
+        """Convert to the serving form with the same values; most have none."""
 
 
 class Branches(nn.Module):

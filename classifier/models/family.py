@@ -1,6 +1,6 @@
 """Families of models: what configures a network, and the registry of families. Loads no torch by itself.
 
-A family is found through the entry-point group `skyheed.models`, so that a package of someone else's can bring one.
+A family is found through the entry-point group `skyheed.models`, so that other packages can provide one.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ class Config:
         self.check()
 
     def check(self) -> None:
-        """Refuse values that do not fit together.
+        """Refuse inconsistent values.
 
         Raises:
             ModelError: in one sentence that names the key.
@@ -82,7 +82,7 @@ class Family:
         """A config from plain values.
 
         Raises:
-            ModelError: an unknown key, or a value that cannot be.
+            ModelError: an unknown key, or an invalid value.
         """
         known = {field.name for field in fields(self.config)}
         if unknown := sorted(set(values) - known):
@@ -92,7 +92,7 @@ class Family:
         return self.config(**values)
 
     def needs(self, config: Any) -> Needs:
-        """What such a network reads of a history."""
+        """What such a network needs from a history."""
         raise NotImplementedError
 
     def build(self, config: Any) -> "Network":
@@ -111,11 +111,11 @@ class Family:
         return Served(network, info, where)
 
     def served_parameters(self, network: "Network") -> int:
-        """How many numbers a worker computes with; fewer than were trained where layers are folded."""
+        """Number of parameters when served; fewer than trained if layers are folded."""
         return sum(p.numel() for p in network.parameters())
 
     def facts(self, config: Any) -> dict[str, Any]:
-        """What else `skyheed model describe` tells, such as `parameters_encoder`."""
+        """Further facts for `skyheed model describe`, such as `parameters_encoder`."""
         return {}
 
     def operations(self, config: Any, stamps: int) -> int:
@@ -144,7 +144,7 @@ def family(name: str) -> Family:
 
 @dataclass(frozen=True)
 class Preset:
-    """What a name of `skyheed model list` stands for: a family, and what differs from its defaults."""
+    """The meaning of a name in `skyheed model list`: a family, and differences from its defaults."""
 
     family: Family
     network: Mapping[str, Any]

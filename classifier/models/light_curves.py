@@ -1,4 +1,4 @@
-"""What models of light curves see: a night a row, with a flux and an error for each band. Numpy only."""
+"""Inputs of light-curve models: one row per night, with a flux and an error for each band. Numpy only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -21,7 +21,7 @@ class Config(light_curves.Config):
     """What configures the network.
 
     Attributes:
-        hidden: numbers that the cell remembers.
+        hidden: size of the cell's state.
     """
 
     hidden: int = 116

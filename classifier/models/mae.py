@@ -1,8 +1,8 @@
 """Pre-training of the `vit` encoder without labels: a masked auto-encoder (He et al. 2022, CVPR) for stamps.
 
-Most patches of a stamp are hidden, and told from the others. Stamps are mostly sky, which nobody can tell; so pixels
-are compared as they are scaled, or weighted by how much of a patch is signal, and not, as published, patch by patch
-brought to variance one, which makes noise the target (that form is there, too).
+Most patches of a stamp are hidden and predicted from the others. Stamps are mostly sky, which is unpredictable; so the
+loss compares scaled pixels, optionally weighted by each patch's signal, instead of normalising each patch to unit
+variance as published, which makes noise the target (that form is available, too).
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""SITS-BERT on light curves (Yuan & Lin 2021, IEEE JSTARS 14, 474): a Transformer that is first taught to mend them.
+"""SITS-BERT on light curves (Yuan & Lin 2021, IEEE JSTARS 14, 474): a Transformer pre-trained to denoise them.
 
 Deviations: errors of the fluxes are given, too, so that an absent band (error 0) is not a flux of 0; days are counted
 from the first night, to any length; the maximum over time leaves padding out, unless `published_pooling` is on.

@@ -2,7 +2,7 @@
 
 Two bidirectional LSTM layers of 32, the mean over the nights, one dense layer. In the Bayesian form every weight of the
 LSTM and of the dense layer has a mean and a scatter, learnt by Bayes by backprop (Blundell et al. 2015, ICML); 50 draws
-are averaged when serving, and their scatter is published.
+are averaged when serving, and their scatter is reported.
 
 Deviations: light curves begin with the first alert, not 30 days before the peak, which nobody knows early. The prior
 mixture is taken weight by weight; the published code takes it between sums over whole tensors.

@@ -1,8 +1,9 @@
-"""What a causal network keeps of every epoch, and how it finds out later whether that still holds. Numpy only.
+"""The cache of a causal network: what it stores for every epoch, and how it later checks whether that is still valid.
+Numpy only.
 
-What is kept of an epoch is two digests and some numbers. The first digest is of the epoch itself: its stamp's vector
-holds as long as it fits. The second is of all epochs up to it: keys, values and outputs hold as long as that fits, too,
-so that a late epoch, or a window that has moved on, ends all that came after it.
+Each entry has two digests and some numbers. The first digest covers the epoch itself: its stamp's vector is valid
+while it matches. The second covers all epochs up to it: keys, values and outputs are valid while it matches, too, so
+that a late epoch, or a window that has moved, invalidates everything after it.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Predictions of `vector` and `fusion` from what was kept of the epochs before, whatever computes them. Numpy only."""
+"""Predictions of `vector` and `fusion` from cached earlier epochs, for every runtime. Numpy only."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Declined, Prediction
 from skyheed.classifier.scaling import Scaling
 
-FORM = 1  # raised when kept things are computed in another way, so that old ones are not mixed with new ones
+FORM = 1  # raised when cached values are computed differently, so that old and new ones are not mixed
 TOGETHER = 256  # stamps that are encoded at once
 
 
@@ -29,7 +29,7 @@ class Engine(Protocol):
 
 
 class Updates:
-    """What a network says of histories, from what was kept of them."""
+    """Predictions for histories, from cached values."""
 
     def __init__(self, engine: Engine, inputs: Inputs) -> None:
         self.engine, self.inputs, self.config = engine, inputs, inputs.config
@@ -110,7 +110,7 @@ def _new(found: token_cache.Found, changed: NDArray[np.bool_], dtype: np.dtype[A
 
 
 class Updated(BasePredictor):
-    """A model that is served by `Updates`; where the network knows what is unlike its training, that is declined."""
+    """A model served by `Updates`; objects unlike the training data are declined, if the network can tell."""
 
     _update: Updates
 

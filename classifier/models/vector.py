@@ -1,9 +1,9 @@
 """One vector for every stamp, and causal attention over them: an update costs one stamp, however long the history is.
 
 An encoder makes features of each stamp by itself; band and time are added; two Transformer blocks in which a token sees
-itself and those before it follow; the last token and the running mean of all make the representation. So every
-beginning of a history is classified in the same pass, and nothing that was computed of an epoch ever changes: keys,
-values and outputs are kept (`kept`), and a new stamp is all that is computed.
+itself and those before it follow; the last token and the running mean of all make the representation. So every prefix
+of a history is classified in the same pass, and nothing computed for an epoch ever changes: keys, values and outputs
+are cached (`token_cache`), and only new stamps are computed.
 
 Switches that change nothing of the plain form while they are off: difference and template stamps, the photometry that
 packets carry, context numbers (`fusion`).

@@ -1,4 +1,4 @@
-"""What `vector` and `fusion` are configured by and see, as arrays. Numpy only."""
+"""Configuration and inputs of `vector` and `fusion`, as arrays. Numpy only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The two parts of `vector` and `fusion` that serving calls and other runtimes are given: the encoder, and the rest."""
+"""The two parts of `vector` and `fusion` that serving calls and that are exported: the encoder, and the rest."""
 
 import torch
 from torch import Tensor, nn

@@ -1,5 +1,5 @@
-"""What catalogues say of an object's place: the survey's own reference sources, and a deeper catalogue of stars and
-galaxies, with errors, confusion and gaps as real ones have them. Names as in `classifier.context`.
+"""Catalogue entries around an object: the survey's own reference sources, and a deeper catalogue of stars and
+galaxies, with realistic errors, confusion and gaps. Names as in `classifier.context`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -183,7 +183,7 @@ def context_of(
     magnitude: float,
     others: Mapping[str, float],
 ) -> dict[str, float]:
-    """What one alert's packet says of its place, as far as the survey's packets say it.
+    """The context in one alert's packet, as far as the survey's packets contain it.
 
     Args:
         band: index into the survey's bands.

@@ -1,4 +1,4 @@
-"""When a survey looks at a place, and in which conditions: the same nights for every object of a simulation."""
+"""When a survey observes a position, and under which conditions: the same nights for all objects of a simulation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

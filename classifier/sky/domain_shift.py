@@ -1,6 +1,6 @@
-"""Another sky of the same survey: what a model meets that was trained on conditions other than those it is used in.
+"""Skies in other conditions, for models that are trained in conditions other than those of their use.
 
-For experiments in which the truth is known: train on one sky, and be measured on a shifted one.
+For experiments with known truth: train on one sky and evaluate on a shifted one.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from skyheed.classifier.archives.mixture import pairs
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.sky.surveys import Survey, survey_named
 
-FACTORS = (0.2, 5.0)  # beyond these the survey would be another one
+FACTORS = (0.2, 5.0)  # beyond these it would be a different survey
 MOST_ZERO_POINT = 0.5
 _HOW = "write --shift noise=1.4,seeing=1.3,zero_point=0.05, or some of these"
 

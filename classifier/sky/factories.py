@@ -1,4 +1,4 @@
-"""How each class of object is drawn: a supernova, a nucleus or a star at a given place, with its fluxes."""
+"""Draws objects of each class: a supernova, a nucleus or a star at a given position, with its fluxes."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -150,6 +150,6 @@ def _band_means(band: np.ndarray[Any, np.dtype[np.int64]], values: Array) -> Arr
     return np.asarray(means[band])
 
 
-# None: too faint to be worth a second look; draw again.
+# None: too faint; draw again.
 Maker = Callable[[np.random.Generator, Sight], Target | None]
 MAKERS: Mapping[str, Maker] = MappingProxyType({"SNIa": _ia, "SNOther": _other, "AGN": _agn, "Variable": _star})

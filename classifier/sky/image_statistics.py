@@ -1,4 +1,4 @@
-"""What an image shows of itself: noise of the sky, and the width and place of its sources."""
+"""Statistics measured on an image: sky noise, and the width and position of its sources."""
 
 import math
 import warnings

@@ -1,5 +1,5 @@
 """Semi-real objects: simulated sources painted onto real template stamps, with the packet's PSF width, noise, place on
-the sky and catalogues. What is simulated is the change; what stands still is real.
+the sky and catalogues. The variable source is simulated; everything constant is real.
 
 A scene is one packet of an archive of real packets (`skyheed archive build-packets`). Objects painted on it are in the
 split of the packet's object, so that no template is seen on two sides.

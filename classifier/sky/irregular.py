@@ -1,4 +1,4 @@
-"""Variable stars without a clock: young stars, dwarf novae, spotted stars, and the large red ones."""
+"""Irregular variable stars: young stars, dwarf novae, spotted stars, and the large red ones."""
 
 from collections.abc import Callable
 from typing import Any

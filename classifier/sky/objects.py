@@ -1,4 +1,4 @@
-"""One simulated object as the survey's search would have found it."""
+"""One simulated object, as the survey's search would have found it."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What an alert stream sends of one simulated object: stamps of detections, photometry of the days before, context."""
+"""What an alert stream sends for one simulated object: stamps of detections, photometry of the days before, context."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +118,7 @@ def photometry(
 def contexts(
     rng: np.random.Generator, survey: Survey, seen: Observed, measured: tuple[Array, Array], sent: NDArray[np.intp]
 ) -> list[dict[str, float]]:
-    """What each packet says of the object's place and past."""
+    """Each packet's context: the object's surroundings and past."""
     (flux, _), visits = measured, seen.visits
     field = observe_field(rng, survey, seen.target, visits.band, seen.contents)
     found = []

@@ -1,4 +1,4 @@
-"""What each survey finds: how bright and how far, which kinds of stars, and where on the sky."""
+"""What each survey finds: magnitudes and redshifts, kinds of stars, and positions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What else is in a stamp: the host, and stars and galaxies alongside it."""
+"""Other sources in a stamp: the host, and nearby stars and galaxies."""
 
 from dataclasses import dataclass
 

@@ -95,7 +95,7 @@ def plan(objects: int, seed: int, *, balanced: bool, mixture: Mapping[str, float
     if objects < 1:
         raise ArchiveError("an archive needs at least one object")
     if mixture and balanced:
-        raise ArchiveError("a mixture of classes is asked for, and equal classes: give either")
+        raise ArchiveError("class shares and equal classes were both requested: give either")
     rng = np.random.default_rng([seed, 0xA11])
     sure = balanced or mixture is not None
     shares = mixture or dict.fromkeys(CLASSES, 1 / len(CLASSES))
@@ -121,7 +121,7 @@ def _in_proportion(objects: int) -> dict[tuple[str, bool], int]:
 
 
 def _half_confirmed(each: Mapping[str, int]) -> dict[tuple[str, bool], int]:
-    """So many of each class; supernovae half confirmed."""
+    """The same number of each class; half of the supernovae confirmed."""
     found: dict[tuple[str, bool], int] = {}
     for label, n in each.items():
         photometric = n // 2 if label.startswith("SN") else 0
@@ -302,7 +302,7 @@ def simulate(
             raise ArchiveError(f"{survey} sends no templates: --scenes is for ztf and lsst")
         if shift != NO_SHIFT:
             raise ArchiveError("--scenes takes the conditions of its packets, so --shift would do nothing: give either")
-        scenes_of(scenes, sky)  # what is wrong is said before the work
+        scenes_of(scenes, sky)  # errors are reported before the work
     wishes = list(enumerate(plan(objects, seed, balanced=balanced, mixture=mixture)))
     tasks = [
         (part, wishes[start : start + OBJECTS_PER_PART])
@@ -371,7 +371,7 @@ def _card(
         classes = f" --mixture {written(mixture)}"
     classes += f" --most {most}" if survey.detections_only else ""
     other = "" if template is STANDARD else f" --template {template.name}"
-    # without its folders: where a user keeps it is nobody's business
+    # without its folders, which are private
     other += "" if scenes is None else f" --scenes {scenes.name}"
     other += f" --shift {shift}" if str(shift) else ""
     share = ", ".join(f"{label} {share:.0%}" for label, share in MISTAKES.items())

@@ -1,4 +1,4 @@
-"""What a simulated object is before it is observed, and the circumstances in which it is looked at."""
+"""A simulated object before it is observed, and the circumstances of its observation."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -174,7 +174,7 @@ def sequence(number: int, cuts: list[Cut]) -> NDArray[np.void]:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the candidates."""
+    """What happened to the candidates."""
 
     written: int
     without_frames: list[Candidate]

@@ -1,4 +1,4 @@
-"""FITS files of others: unpacked, bounded, and every way in which they can be damaged as one sentence."""
+"""Reads FITS files from others within bounds; any damage becomes one sentence."""
 
 import bz2
 import contextlib

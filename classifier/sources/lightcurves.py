@@ -1,6 +1,6 @@
 """Real light curves become archives: their own photometry, cadence and errors, painted into simulated surroundings.
 
-Nobody simulated the variability of such a test set, and its stamps' PSF photometry is the measured one exactly
+The variability of such a test set is real, and its stamps' PSF photometry is exactly the measured one
 (`classifier.sky.render.render_measured`). What is simulated: host, neighbours, seeing and pixel noise. It is an
 independent test only with light curves that the simulated sky was not calibrated on; docs/sky.md says on which it was.
 
@@ -152,7 +152,7 @@ def build(
     sky = survey_named(survey)
     places = list(places)
     files = list(_labelled(places))
-    # Names without their folders: where a user keeps the files is nobody's business.
+    # names without their folders, which are private
     words = [f"--survey {survey} --seed {seed}", *(["--whole"] if whole else [])]
     words += [f"{label}={place.name}" for label, place in places]
     card = {

@@ -1,6 +1,5 @@
-"""Light curve files that people write: SNANA text and CSV, by the names of their columns.
-
-`tables` says what is forgiven. Filters may be written with their survey or their whole path (`SDSS-g`, `sdss_g`,
+"""Reads light-curve files that people write: SNANA text and CSV, by column name. `tables` says what is tolerated.
+Filters may be written with their survey or their whole path (`SDSS-g`, `sdss_g`,
 `SDSS.g`, `filters/SDSS_Doi2010/G.dat`); filters of other surveys keep their name and fall out later.
 """
 

@@ -1,8 +1,8 @@
-"""Tables that people write: CSV of any editor or spreadsheet, FITS and Parquet, read by their columns' names.
+"""Reads tables that people write: CSV from any editor or spreadsheet, FITS and Parquet, by column name.
 
-What is forgiven: byte order marks, UTF-16, any line ends, `,` `;` tab or `|` between cells, capitals, spaces and
-underscores in column names, synonyms, units in brackets, gzip, comment lines (#), empty rows. What is not understood is
-one sentence with file, line and column; nothing is taken by its position.
+Tolerated: byte order marks, UTF-16, any line ends, `,` `;` tab or `|` between cells, capitals, spaces and
+underscores in column names, synonyms, units in brackets, gzip, comment lines (#), empty rows. Anything else is refused
+in one sentence with file, line and column; nothing is read by its position.
 """
 
 import csv
@@ -176,7 +176,7 @@ def number(value: Any) -> float:
     if text.casefold() in MISSING:
         return math.nan
     try:
-        found = float(text.replace("_", "x"))  # Python's 1_000 is nobody's number
+        found = float(text.replace("_", "x"))  # Python's 1_000 is not a number here
     except ValueError:
         _refuse(text)
     return _finite(found, text)

@@ -1,4 +1,4 @@
-"""Predictions of ConvEntion's stream variant from kept tokens, whatever computes them. Numpy only.
+"""Predictions of ConvEntion's stream variant from cached tokens, for every runtime. Numpy only.
 
 A token never changes, so a new stamp costs one group. Whether a token was kept or computed just now, and what else was
 in the batch, makes no difference to a prediction.

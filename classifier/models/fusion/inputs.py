@@ -1,4 +1,4 @@
-"""What `fusion` sees beside stamps and points. Numpy only."""
+"""Inputs of `fusion` besides stamps and points. Numpy only."""
 
 from collections.abc import Sequence
 

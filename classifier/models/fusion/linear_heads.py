@@ -1,7 +1,7 @@
-"""Linear heads that are fitted to labelled real objects, one for every combination of what may be known of an object.
+"""Linear heads fitted to labelled real objects, one for every combination of available modalities.
 
-Some dozens of objects decide a few hundred weights that a strong ridge holds near zero (`training.few_shot`), so the
-heads are stored as plain arrays and learn nothing by gradients.
+A few dozen objects determine a few hundred weights under strong ridge regularisation (`training.few_shot`), so the
+heads are stored as plain arrays and are not trained by gradients.
 """
 
 import torch

@@ -1,9 +1,11 @@
-"""Images, light curve and surroundings of an alert, joined late: what is missing adds nothing, from the first alert on.
+"""Late fusion of images, light curve and surroundings; missing parts contribute nothing, so it works from the first
+alert on.
 
 A `vector` network sees stamps (science, difference, template) and points of photometry as tokens in time order;
 a small network for each kind of hand-chosen number (`numbers`) sees the light curve as a whole and the surroundings.
-Their logits are added. In training kinds are withheld, so that none is relied on. All this is learnt from a simulation.
-Heads fitted to a few labelled real objects may then decide between groups of classes (`fitted`).
+Their logits are added. In training, modalities are dropped at random, so that the network relies on none. All of this
+is learned from a simulation. Heads fitted to a few labelled real objects may then decide between groups of classes
+(`linear_heads`).
 """
 
 from collections.abc import Mapping, Sequence

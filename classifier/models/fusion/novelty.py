@@ -1,4 +1,4 @@
-"""How far an object is from all that was learnt from: a distance in the space of the hand-chosen numbers."""
+"""Novelty: how far an object is from the training data, in the space of the hand-chosen features."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ WIDEST = 8.0  # sigma: beyond, a single number tells no more
 class Familiar(nn.Module):
     """Squared Mahalanobis distance to the nearest of some centres, over a limit; where nothing was fitted, always 0.
 
-    Statistics alone are stored, no objects. A number that is not known stands where the centre is.
+    Only statistics are stored, no objects. Unknown values are set to the centre's.
 
     Args:
         inputs: numbers.
@@ -32,7 +32,7 @@ class Familiar(nn.Module):
     scatter: Tensor
 
     def forward(self, numbers: Tensor) -> Tensor:
-        """Numbers [b, inputs], NaN where unknown -> [b]; above 1 an object is unlike all that was learnt from."""
+        """Numbers [b, inputs], NaN where unknown -> [b]; above 1 an object is unlike the training data."""
         away = ((numbers - self.mean) / self.scatter)[:, None] - self.centre
         away = away.nan_to_num(0.0).clamp(-WIDEST, WIDEST)
         squared = ((away @ self.precision) * away).sum(2)

@@ -1,7 +1,7 @@
-"""Numbers that sum up what an alert says beside its images: its surroundings, and its light curve so far.
+"""Hand-chosen features of an alert besides its images: its surroundings, and its light curve so far.
 
-They are chosen by hand, few, and alike for all surveys, so that some dozens of labelled objects are enough to fit what
-stands behind them. A number that is not known is NaN. Numpy only.
+They are few and the same for all surveys, so that a few dozen labelled objects suffice to fit heads on them. Unknown
+values are NaN. Numpy only.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""What an alert says beside its stamps: points of photometry as tokens among the stamps' own, and context numbers.
+"""Inputs besides stamps: photometry points as tokens among those of stamps, and context numbers.
 
-Either may be missing, and in training it often is (modality dropout), so that a network does not come to rely on it.
+Either may be missing, and in training it often is (modality dropout), so that a network does not rely on it.
 """
 
 from collections.abc import Sequence

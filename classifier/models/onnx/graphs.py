@@ -1,4 +1,5 @@
-"""Networks cut into graphs: what is kept of stamps, and what comes behind. A graph takes and gives arrays by name."""
+"""Networks split into graphs: the encoder, whose outputs are cached, and the head. Inputs and outputs are named
+arrays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

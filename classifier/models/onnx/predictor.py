@@ -1,4 +1,4 @@
-"""Models computed by onnxruntime, on the CPU in float32; numpy and onnxruntime are all that this needs."""
+"""Models computed by onnxruntime, on the CPU in float32; needs only numpy and onnxruntime."""
 
 import hashlib
 import json
