@@ -3,7 +3,7 @@
     python benchmarks/thresholds.py --objects 300 --out docs/thresholds
 
 For each survey it simulates `--objects` objects, the same number of each class, lets every shipped model classify them
-after so many stamps, and writes docs/thresholds/<survey>-<model>.json, of which the documentation makes its page.
+after so many stamps, and writes docs/thresholds/<survey>-<model>.json, which the page "Purity and completeness" shows.
 """
 
 import argparse

@@ -14,6 +14,7 @@ import yaml
 from skyheed.broker import config, metrics
 from skyheed.broker.errors import Reason
 from skyheed.broker.settings import IngestSettings, ModelSettings, RedisSettings, WorkSettings
+from skyheed.classifier.models import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,21 @@ def test_the_reference_names_everything_and_shows_no_secret(generate: ModuleType
     assert all(f"- `{reason}`" in text["reasons"] for reason in Reason)
     assert "`provenance.weights_digest`" in text["schemas"]
     assert all(f"`{family.name}`" in text["metrics"] for family in metrics.WorkMetrics("x").registry.collect())
+    assert "## GET /api/v1/objects" in text["openapi"]
+    assert "| `cursor` | query |" in text["openapi"]
+    for name in checkpoint.shipped_names():
+        if "/" in name:
+            assert f"### {name}\n\n{checkpoint.read_info(name).name}" in text["thresholds"]
+    simulated, real = text["thresholds"].split("## Real objects")
+    assert "simulated" in simulated
+    assert "simulated" not in real
     assert set(text["index"].split()) >= set(text) - {"index"}
+
+
+def test_curves_say_when_nobody_is_chosen(generate: ModuleType) -> None:
+    rows = [{"threshold": 0.5, "chosen": 4, "right": 3, "of": 6, "purity": 0.75, "completeness": 0.5}]
+    nobody = [{**rows[0], "chosen": 0, "right": 0, "purity": None, "completeness": 0.0}]
+    assert "| 0.5 | 0.75 / 0.50 (4) | – / 0.00 (0) |" in generate._curves({"AGN": rows, "SNIa": nobody})
 
 
 def test_every_alert_has_its_page_in_the_runbook() -> None:
