@@ -19,9 +19,13 @@ from skyheed.classifier.reaper import nothing_asked
 
 # Verbs that live in the classifier: name -> (module, attribute, one line for --help)
 CLASSIFIER_VERBS = {
-    "archive": ("skyheed.classifier.archives.cli", "archive", "Make, read and check archives of stamp sequences."),
-    "model": ("skyheed.classifier.cli", "model", "Describe the model: layers, parameters, operations."),
-    "train": ("skyheed.classifier.cli", "train", "Train a model on an archive."),
+    "archive": (
+        "skyheed.classifier.archives.cli",
+        "archive",
+        "Make, read and check archives of histories; simulate a sky.",
+    ),
+    "model": ("skyheed.classifier.cli", "model", "List and describe models: needs, layers, parameters, operations."),
+    "train": ("skyheed.classifier.cli", "train", "Train a model on an archive, from a configuration file."),
     "few-shot": ("skyheed.classifier.cli", "few_shot", "Fit a model to a few labelled real packets."),
     "evaluate": ("skyheed.classifier.cli", "evaluate", "Score a model on an archive, early and late."),
     "score": ("skyheed.classifier.cli", "score", "Classify every object of an archive, resumable and in shards."),

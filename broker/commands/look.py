@@ -161,8 +161,9 @@ def object_(object_id: str, **given: Any) -> None:
 @options("config", "survey", "redis")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change max_stamps or bands; repeatable.")
 def layout_(changes: tuple[str, ...], **given: Any) -> None:
-    """Print the settings that all daemons of a survey share, as recorded in Redis; change them only while all daemons
-    are stopped.
+    """Print the settings that all daemons of a survey share, as recorded in Redis.
+
+    Change them only while all daemons are stopped.
 
     \b
     Example:  skyheed layout --survey ztf --set max_stamps=60

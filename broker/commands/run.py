@@ -25,7 +25,7 @@ from skyheed.classifier.names import printable
 @MODELS
 @click.option("--serve", "show_page", is_flag=True, help="Show the page from the start and keep it until Ctrl-C.")
 def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ...], show_page: bool) -> None:
-    """Simulate an SDSS season, stream it through embedded servers, classify it live and score the classifications.
+    """Simulate an SDSS season, classify it live through embedded servers, and score it.
 
     \b
     Example:  skyheed demo
@@ -173,7 +173,9 @@ def up(data: str | None, show_page: bool, **given: Any) -> None:
 @click.option("--index", type=click.Path(dir_okay=False), help="The page's index file; in the user's cache by default.")
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that recompute.")
 def serve(**given: Any) -> None:
-    """Serve the page: live classifications, objects with their stamps, search, status, and a JSON API. Read-only.
+    """Serve the page and its JSON API: live classifications, objects, search, status.
+
+    Objects are shown with all their stamps. The page is read-only.
 
     \b
     Example:  skyheed serve --survey ztf --kafka host:9092 --redis redis://host
@@ -201,7 +203,9 @@ def serve(**given: Any) -> None:
 @click.option("--shuffle", type=int, metavar="SEED", help="Send in random order (for tests).")
 @click.option("--duplicate", type=float, default=0.0, metavar="FRACTION", help="Send this fraction twice (for tests).")
 def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any) -> None:
-    """Send an archive (sdss) or packet files, folders and tar archives (ztf, lsst) in survey-time order.
+    """Send an archive (sdss) or packet files (ztf, lsst) to Kafka in survey-time order.
+
+    Packet files may be in folders and tar archives.
 
     \b
     Example:  skyheed replay ztf ztf_public_20260401.tar.gz --rate 200
@@ -257,7 +261,7 @@ def redrive(reason: str | None, **given: Any) -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, as JSON, and send nothing.")
 @click.option("--drain", is_flag=True, help="Stop once everything present at the start has been sent.")
 def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: Any) -> None:
-    """Send classifications on to another system. Its options are in [sinks.NAME] of the configuration.
+    """Send classifications to another system. Its options are in [sinks.NAME] of the configuration.
 
     \b
     Example:  skyheed forward --survey lsst --to lasair --class SNIa --min-probability 0.8 --config night.toml
@@ -290,7 +294,7 @@ def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: A
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
 @click.option("--drain", is_flag=True, help="Stop once everything present at the start has been examined.")
 def backfill(provider: str, drain: bool, **given: Any) -> None:
-    """Complete histories: request from a provider the packets of earlier detections whose stamps are missing.
+    """Request packets of earlier detections whose stamps are missing from a provider.
 
     They are published to skyheed.alerts.SURVEY.backfill; add it to the topics of ingest.
 
@@ -309,7 +313,7 @@ def backfill(provider: str, drain: bool, **given: Any) -> None:
 @options("config", "survey", "redis")
 @click.argument("model")
 def retire(model: str, **given: Any) -> None:
-    """Forget a model that no worker runs any more: its queue, its books and its classifications in Redis.
+    """Remove a model that no worker runs any more: queue, books, results in Redis.
 
     What it published stays on its topic.
 
