@@ -106,7 +106,7 @@ class Follower(threading.Thread):
         lags = consumer.lag()
         self.behind = sum(lags.values()) if lags else None
         if consumer.connection.away():
-            self._say(f"Kafka at {consumer.connection.hosts} is away ({consumer.connection.detail()})")
+            self._say(f"Kafka at {consumer.connection.hosts} is unavailable ({consumer.connection.detail()})")
         elif not lags and not consumer.connection.answers():
             self._say(f"Kafka at {consumer.connection.hosts} has not answered yet")
         else:

@@ -58,7 +58,7 @@ class Objects:
 
         Raises:
             Problem: there is none.
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         found = self._sequence(object_id)
         if found is None:

@@ -25,7 +25,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for code, text in {
         400: "Not understood", 401: "The token is missing", 404: "Not known", 422: "Cannot be",
         429: "Too many requests", 500: "An internal error", 501: "A package is missing here",
-        502: "A server refuses us", 503: "A server is away, or torch is missing", 504: "The computation took too long",
+        502: "A server refuses us", 503: "A server, or torch, is unavailable", 504: "The computation took too long",
     }.items()
 }  # fmt: skip
 FILES: dict[int | str, dict[str, Any]] = {
@@ -179,7 +179,7 @@ class Object(_Shape):
     revision: int
     source: Literal["redis", "index"]
     notice: str
-    waits_for_redis: bool = Field(default=False, description="Redis is away: ask again later for the rest")
+    waits_for_redis: bool = Field(default=False, description="Redis is unavailable: ask again later for the rest")
     ra: float | None
     dec: float | None
     epochs: Epochs | None

@@ -119,7 +119,7 @@ class Status:
         """The books with a sentence for each count.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         return _explained(self._once("books", KEPT_S, self._s.ledger.books))
 
@@ -127,7 +127,7 @@ class Status:
         """The newest dead letters.
 
         Raises:
-            ServiceUnavailable, ServiceError: Kafka is away, or refuses us.
+            ServiceUnavailable, ServiceError: Kafka is unavailable, or refuses us.
         """
         if self._s.follower.trouble:
             raise ServiceUnavailable(self._s.follower.trouble)
@@ -154,7 +154,7 @@ class Status:
             return None
 
     def _of_kafka(self, notices: list[str], name: str, make: Callable[[], T]) -> T | None:
-        """As `_try`; while Kafka is away nobody waits for it, and what it said last is shown."""
+        """As `_try`; while Kafka is unavailable nobody waits for it, and what it said last is shown."""
         if trouble := self._s.follower.trouble:
             notices += [trouble] if trouble not in notices else []
             return self._kept[name].value if name in self._kept else None

@@ -191,7 +191,7 @@ export function lamp(state) {
   const element = byId("lamp");
   element.dataset.state = bad ? "bad" : "ok";
   element.title = state ? (parts.map((part) => part.sentence).join(" ") || state.index?.sentence || "") : "The server does not answer; the page keeps what it has.";
-  const text = !state ? "no server" : names.length ? `${names.join(", ")} away` : "up to date";
+  const text = !state ? "no server" : names.length ? `${names.join(", ")} unavailable` : "up to date";
   const label = element.querySelector("span");
   if (label.textContent !== text) label.textContent = text;
 }

@@ -49,7 +49,7 @@ function fillSpeed(status) {
 }
 
 function fillParts({ state, daemons }) {
-  const part = (name, { ok, sentence }) => [name, h("span", { class: ok ? "good" : "bad" }, ok ? "runs" : "away"), sentence];
+  const part = (name, { ok, sentence }) => [name, h("span", { class: ok ? "good" : "bad" }, ok ? "runs" : "unavailable"), sentence];
   const rows = [part("Kafka", state.kafka), part("Redis", state.redis), ["index", count(state.index.objects), state.index.sentence], ["recomputing", h("span", { class: state.recompute.ok ? "good" : "bad" }, state.recompute.ok ? "runs" : "off"), state.recompute.sentence]];
   const alive = (daemons ?? []).map((one) => [one.name, duration(one.age_s), Object.entries(one.waiting ?? {}).map(([on, s]) => `waits for ${on} ${typeof s === "number" ? duration(s) : ""}`).join(", ") || "working"]);
   byId("parts").replaceChildren(table("What this page reads", [["part", "l"], ["state", "l"], ["says", "l"]], rows), alive.length ? table("Daemons, and when they last reported", [["daemon", "l"], ["ago"], ["doing", "l"]], alive) : nothing("No daemon has reported: skyheed ingest and skyheed work do so every few seconds while they run."));

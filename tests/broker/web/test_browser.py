@@ -260,7 +260,7 @@ FINGER = """(by) => {
 
 def test_without_redis_the_object_page_keeps_what_was_published(reader: Reader, stack: Stack) -> None:
     found = an_object(stack)
-    away = "Redis is away: stamps and fluxes come back with it"
+    away = "Redis is unavailable: stamps and fluxes come back with it"
 
     def without_epochs(route: Any) -> None:
         body = route.fetch().text()
@@ -359,7 +359,7 @@ def test_an_object_page_says_that_there_is_more_and_shows_it_on_a_click(reader: 
 
 
 def test_a_restart_of_the_server_loses_no_row(reader: Reader, stack: Stack) -> None:
-    reader.expected = "ERR_|Failed to load"  # while the server is away
+    reader.expected = "ERR_|Failed to load"  # while the server is unavailable
     page = reader.open(f"{stack.url}/")
     holds(page, "document.body.dataset.stream === 'open'")
     rows = names(page)

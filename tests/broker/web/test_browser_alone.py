@@ -28,7 +28,7 @@ def test_redis_and_kafka_go_and_come_back(
         live = reader.open(url)
         lamp = "document.querySelector('#lamp').textContent.includes('{}')"
         durable_valkey.kill()
-        holds(live, lamp.format("Redis away"))
+        holds(live, lamp.format("Redis unavailable"))
         page = reader.open(f"{url}object/first")
         assert page.locator("#panel").is_hidden()
         assert page.locator("#message").is_visible()
@@ -36,7 +36,7 @@ def test_redis_and_kafka_go_and_come_back(
         page.locator("#panel").wait_for()  # by itself
         holds(page, f"() => ({FILM})() !== ''")
         apache_kafka.kill()
-        holds(live, lamp.format("Kafka away"))
+        holds(live, lamp.format("Kafka unavailable"))
         assert names(live) == ["first"], "what was there stays"
         apache_kafka.restart()
         publish_news(settings, {"second": 4})

@@ -143,7 +143,7 @@ class TestAway:
             found = client.get(f"{API}/objects/a").json()
             assert found["source"] == "index"
             assert found["epochs"] is None
-            assert "away" in found["notice"]
+            assert "unavailable" in found["notice"]
             assert client.get(f"{API}/objects/b").status_code == 503
             assert client.get(f"{API}/objects/a/stamps.npz").status_code == 503
             assert objects(client) == {"a"}
