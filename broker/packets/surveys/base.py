@@ -225,7 +225,7 @@ class BaseSurvey:
         if not self.wanted.photometry:
             return None
         bands, last = frozenset(self.bands), until + 1 / STEPS_A_DAY
-        return photometry_of(p for p in points if p[1] in bands and p[0] <= last)
+        return photometry_of([p for p in points if p[1] in bands and p[0] <= last])
 
     def further_images(self, record: Mapping[str, Any]) -> dict[str, bytes]:
         """The files of the wanted stamps by kind, the chosen one first; a missing one of another kind is left out.
