@@ -127,6 +127,33 @@ def test_a_signal_while_kafka_takes_nothing_gives_all_back(valkey: embedded.Serv
 
 
 @pytest.mark.redis
+def test_answers_are_published_while_the_next_are_computed_and_again_after_a_failure(valkey: embedded.Server) -> None:
+    """Publishing waits for the next prediction to begin, which would come after it if they took turns."""
+    worker = worker_of(valkey.url, "a", Slow(), [], Pace(10, 0.1, 120.0))
+    fill(worker.store, 20)
+    predictions = threading.Semaphore(0)
+    predict, asked, sent = worker.model.predict, [], []
+
+    def predicting(histories: Any) -> Any:
+        predictions.release()
+        return predict(histories)
+
+    def publish_all(messages: Any, _waiting: Any) -> None:
+        asked.append(len(messages))
+        if len(asked) == 1:
+            assert all(predictions.acquire(timeout=30) for _ in range(2))
+            raise ServiceUnavailable("Kafka is away")
+        sent.extend(messages)
+
+    worker.model.predict = predicting  # type: ignore[method-assign]
+    worker.publisher = SimpleNamespace(publish_all=publish_all)  # type: ignore[assignment]
+    totals = worker.run(threading.Event(), drain=True)
+    assert (totals["acked"], totals["stale"]) == (20, 0)
+    assert asked[0] == asked[1], "the same once more"
+    assert len({key for _, key, _, _ in sent}) == len(sent) == 20
+
+
+@pytest.mark.redis
 def test_only_who_holds_a_lease_gives_it_back(valkey: embedded.Server) -> None:
     worker = worker_of(valkey.url, "a", Slow(), [])
     fill(worker.store, 3)
