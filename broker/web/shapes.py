@@ -255,7 +255,7 @@ class Off(BaseModel):
     nights: list[int] = Field(default_factory=list, max_length=1000, description="whole MJD")
     bands: list[Literal["u", "g", "r", "i", "z", "y"]] = Field(default_factory=list, max_length=6)
     kinds: list[Literal["science", "difference", "template", "photometry", "context"]] = Field(
-        default_factory=list, max_length=5
+        default_factory=list, max_length=5, description="of input; every epoch has its science stamp, which stays"
     )
 
 

@@ -12,6 +12,7 @@ import { fillHead, fillModels, fillMore } from "./about.js";
 
 const PLAY_MS = 350;
 const NARROW = 560;
+const LOOK_EVERY = 6; // times that the state of the servers is told, which is every ten seconds
 
 class ObjectPage {
   constructor(data) {
@@ -45,7 +46,8 @@ class ObjectPage {
     this.resize();
     this.images.load(this.images.kind);
     byId("panel").setAttribute("aria-busy", "false");
-    document.addEventListener("state", ({ detail }) => detail.redis.ok && this.lookForNewer());
+    let heard = 0;
+    document.addEventListener("state", ({ detail }) => detail.redis.ok && (heard += 1) % LOOK_EVERY === 0 && this.lookForNewer());
   }
 
   /** Says that there is more than is shown: what somebody looks at does not change under them. */
