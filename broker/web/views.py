@@ -146,7 +146,7 @@ def status(request: Request, web: Here) -> Response:
 @router.get("/api")
 def api(request: Request, web: Here) -> Response:
     """The JSON API, with examples."""
-    data = {"openapi": f"{PREFIX}/openapi.json", "example": _example(web), "token": web.token is not None}
+    data = {"openapi": f"{PREFIX}/openapi.json", "example": _example(web)}
     return page(request, web, "api", data)
 
 

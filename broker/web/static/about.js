@@ -1,6 +1,6 @@
 // What surrounds the rows of an object: its head, its models, its downloads, its epochs as a table.
 
-import { apiUrl, byId, chip, className, clock, copyButton, duration, fixed, h, objectUrl, plural, priorOf, report, withError } from "./lib.js";
+import { apiUrl, byId, chip, className, clock, copyButton, curlToken, duration, fixed, h, objectUrl, plural, priorOf, pythonImports, pythonToken, report, withError } from "./lib.js";
 
 export function fillHead(data) {
   const degrees = `${fixed(data.ra, 5)} ${fixed(data.dec, 5)}`.replaceAll("−", "-");
@@ -87,8 +87,8 @@ function downloads(data) {
 
 function code(data) {
   const url = `${location.origin}${apiUrl(data.path)}`;
-  const python = `import requests\n\nobject = requests.get(${JSON.stringify(url)}, timeout=30).json()\nfor model, records in object["published"].items():\n    print(model, records[-1]["probabilities"])`;
-  return [h("details", {}, h("summary", {}, "Code"), h("pre", { tabindex: 0 }, python), copyButton(python, "Python code"), h("pre", { tabindex: 0 }, `curl -s '${url}'`))];
+  const python = `${pythonImports()}\n\nobject = requests.get(${JSON.stringify(url)}, timeout=30${pythonToken()}).json()\nfor model, records in object["published"].items():\n    print(model, records[-1]["probabilities"])`;
+  return [h("details", {}, h("summary", {}, "Code"), h("pre", { tabindex: 0 }, python), copyButton(python, "Python code"), h("pre", { tabindex: 0 }, `curl -sS${curlToken()} '${url}'`))];
 }
 
 function neighbours(data) {

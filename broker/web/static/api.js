@@ -1,6 +1,6 @@
 // The API page: every operation of the OpenAPI document, with an example for curl and Python that runs as it stands.
 
-import { byId, copyButton, getJson, h, plural, report } from "./lib.js";
+import { byId, copyButton, curlToken, getJson, h, plural, pythonImports, pythonToken, report } from "./lib.js";
 
 const METHODS = ["get", "post"];
 const BODY = { off: { bands: ["g"] } }; // of a what-if, the only operation that takes one
@@ -26,23 +26,24 @@ function fileName(url) {
   return last.includes(".") ? last : `${last}.bin`;
 }
 
-function curlOf(method, url, form, token) {
-  const words = ["curl -sS", form === "stream" && "-N", form === "file" && `-o ${fileName(url)}`, token && `-H "Authorization: Bearer $TOKEN"`, `'${url}'`];
+function curlOf(method, url, form) {
+  const words = [`curl -sS${curlToken()}`, form === "stream" && "-N", form === "file" && `-o ${fileName(url)}`, `'${url}'`];
   if (method === "post") words.push("-H 'content-type: application/json'", `-d '${JSON.stringify(BODY)}'`);
   return words.filter(Boolean).join(" ");
 }
 
-function pythonOf(method, url, form, token) {
-  const given = [`"${url}"`, method === "post" && `json=${JSON.stringify(BODY)}`, token && `headers={"Authorization": f"Bearer {token}"}`, form === "stream" && "stream=True", "timeout=60"];
-  const call = `requests.${method}(${given.filter(Boolean).join(", ")})`;
-  if (form === "stream") return `import requests\n\nwith ${call} as answer:\n    answer.raise_for_status()\n    for line in answer.iter_lines(decode_unicode=True):\n        print(line)`;
+function pythonOf(method, url, form) {
+  const given = [`"${url}"`, method === "post" && `json=${JSON.stringify(BODY)}`, form === "stream" && "stream=True", "timeout=60"];
+  const imports = pythonImports();
+  const call = `requests.${method}(${given.filter(Boolean).join(", ")}${pythonToken()})`;
+  if (form === "stream") return `${imports}\n\nwith ${call} as answer:\n    answer.raise_for_status()\n    for line in answer.iter_lines(decode_unicode=True):\n        print(line)`;
   const use = form === "json" ? "print(answer.json())" : `with open("${fileName(url)}", "wb") as file:\n    file.write(answer.content)`;
-  return `import requests\n\nanswer = ${call}\nanswer.raise_for_status()\n${use}`;
+  return `${imports}\n\nanswer = ${call}\nanswer.raise_for_status()\n${use}`;
 }
 
-function operation(method, path, spec, { example, token }) {
+function operation(method, path, spec, { example }) {
   const [url, form] = [address(path, spec, example), formOf(spec)];
-  const [curl, python] = [curlOf(method, url, form, token), pythonOf(method, url, form, token)];
+  const [curl, python] = [curlOf(method, url, form), pythonOf(method, url, form)];
   const parameters = (spec.parameters ?? []).map((one) => h("tr", {}, h("th", { scope: "row" }, h("code", {}, one.name)), h("td", { class: "l" }, one.in), h("td", { class: "l" }, one.description ?? "")));
   const code = (title, text, what) => [h("h3", {}, title), h("pre", { tabindex: 0, "data-language": title.toLowerCase() }, text), copyButton(text, what)];
   return h("details", { "data-operation": `${method} ${path}` },

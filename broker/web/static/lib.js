@@ -65,6 +65,12 @@ export function report(error) {
   if (error) box.replaceChildren(h("b", {}, error.title || "Internal error"), " ", error.message);
 }
 
+/** Code for whoever asks this server; where it wants a token, from the environment variable TOKEN. */
+const wantsToken = () => "token" in document.body.dataset;
+export const curlToken = () => (wantsToken() ? ` -H "Authorization: Bearer $TOKEN"` : "");
+export const pythonToken = () => (wantsToken() ? `, headers={"Authorization": "Bearer " + os.environ["TOKEN"]}` : "");
+export const pythonImports = () => (wantsToken() ? "import os\n\nimport requests" : "import requests");
+
 export const objectUrl = (path) => `/object/${path}`;
 export const apiUrl = (path, rest = "") => `/api/v1/objects/${path}${rest}`;
 

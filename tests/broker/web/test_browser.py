@@ -608,3 +608,23 @@ def test_without_torch_the_page_says_what_is_missing_and_shows_the_rest(
         visit(page, f"{url}status")
         assert "torch is not installed here" in page.locator("#parts").inner_text()
         page.close()  # it asks on
+
+
+def test_a_token_opens_the_page_and_stands_in_no_example(reader: Reader, stack: Stack, tmp_path: Path) -> None:
+    reader.expected = "401|403"
+    token = "a-token-of-more-than-16-characters"
+    with page_of(stack.settings, tmp_path, token=token) as client:
+        page = reader.open(f"{client.base_url}status")
+        field = page.get_by_label("Token")
+        field.fill("wrong")
+        field.press("Enter")
+        page.get_by_text("That is not the token.").wait_for()
+        field.fill(token)
+        field.press("Enter")
+        holds(page, "document.body.dataset.stream === 'open'")
+        visit(page, f"{client.base_url}api")
+        codes = page.locator("details[data-operation] pre").all_text_contents()
+        assert codes
+        assert all("$TOKEN" in code or 'os.environ["TOKEN"]' in code for code in codes)
+        assert token not in page.content()
+        page.close()  # it asks on

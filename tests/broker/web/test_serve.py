@@ -215,6 +215,7 @@ class TestWho:
             page = client.get("/status", headers={"accept": "text/html"})
             assert page.status_code == 200
             assert TOKEN not in page.text
+            assert " data-token" in page.text
 
     def test_no_answer_tells_a_secret(self, kafka: embedded.Server, tmp_path: Path) -> None:
         secret = "hush-hush-0123456789"
