@@ -12,7 +12,7 @@ export function modelCard(model) {
 }
 
 function facts(model) {
-  const { needs = {}, card = {} } = model;
+  const [needs, card] = [model.needs ?? {}, model.card ?? {}]; // null of a model that is not on this server
   const needed = [...(needs.images ?? []).map((kind) => `${kind} stamps`), needs.photometry && "photometry", needs.context && "surroundings"].filter(Boolean);
   const prior = priorOf(model);
   const trained = card.training ?? {};

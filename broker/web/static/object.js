@@ -186,6 +186,7 @@ class ObjectPage {
   setUnit(unit) {
     this.light.setUnit(unit);
     byId("light-label").replaceChildren(h("b", {}, unit === "mag" ? "Magnitude" : "Flux"), h("span", {}, this.light.unit.text));
+    this.update();
   }
 
   setAxis(mode) {

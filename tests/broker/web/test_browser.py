@@ -163,7 +163,7 @@ def test_stamps_answer_to_kind_stretch_and_axis(reader: Reader, stack: Stack) ->
 
 NUMBERS_AT_THE_LEFT = """() => {
   const canvas = document.querySelector('#light canvas');
-  const { data } = canvas.getContext('2d').getImageData(0, 0, 30, canvas.height);
+  const { data } = canvas.getContext('2d').getImageData(0, 0, 44, canvas.height);
   return data.some((value, n) => n % 4 === 3 && value > 0);
 }"""
 POINTS = """async (path) => {
@@ -532,7 +532,7 @@ def test_every_download_holds_what_its_link_says(reader: Reader, stack: Stack) -
     assert picture.size == (256, 256)
     with fits.open(io.BytesIO(downloaded(page, facts.get_by_role("link", name="FITS")))) as parts:
         assert (parts[0].data == science[-1].astype(np.float32)).all()
-        place = WCS(parts[0].header)
+        place = WCS(parts[0].header, fix=False)
         assert np.allclose(proj_plane_pixel_scales(place) * 3600, found["stamp"]["pixel_arcsec"])
         assert np.allclose(place.wcs_pix2world([[16, 16]], 0)[0], [epochs["ra"][-1], epochs["dec"][-1]], atol=1e-5)
 
