@@ -204,5 +204,6 @@ def _colour(band: NDArray[np.int64], flux: Floats) -> float:
 
 def table(histories: Sequence[History]) -> NDArray[np.float32]:
     """The `NUMBERS` of histories, float32 [b, NUMBERS]; NaN where unknown."""
-    rows = [surroundings(h.context) | light_curve(h) for h in histories]
+    with np.errstate(divide="ignore", invalid="ignore"):  # of fluxes that are all 0: not known, like what is missing
+        rows = [surroundings(h.context) | light_curve(h) for h in histories]
     return np.array([[row.get(name, np.nan) for name in NUMBERS] for row in rows], np.float32)

@@ -1,5 +1,6 @@
 """The family `fusion`: numbers, late joining, fitted heads, what is unlike training, serving with what is kept."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,14 @@ def test_one_exposure_counts_once_and_order_does_not_matter() -> None:
     assert light_curve(replace(seen, flux=np.abs(seen.flux), photometry=points(*same))) == pytest.approx(alone)
     only = Measured(replace(seen, flux=np.full(3, np.nan, np.float32), photometry=points(*same)))
     assert len(only.mjd) == 3
+
+
+def test_fluxes_that_are_all_0_are_not_known_and_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (row,) = table([history(6, fluxes=np.zeros(6))])
+    assert not np.isinf(row).any()
+    assert np.isnan(row[NUMBERS.index("below_peak")])
 
 
 def test_what_is_not_known_adds_nothing() -> None:
