@@ -52,9 +52,10 @@ class Stack:
         try:
             yield self
         finally:
-            for run in (ingest, work):
+            started = [ingest, work, *self.runs]  # the page too, where a test ended without stopping it
+            for run in started:
                 run.process.send_signal(signal.SIGTERM)
-            for run in (ingest, work):
+            for run in started:
                 run.process.wait(30)
 
     @property
