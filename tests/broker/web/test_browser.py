@@ -152,7 +152,8 @@ def test_stamps_answer_to_kind_stretch_and_axis(reader: Reader, stack: Stack) ->
     changed_by(lambda: page.get_by_role("button", name="Zoom in").click())
     page.get_by_role("group", name="Unit of the light curve").get_by_text("mag").click()
     assert "Magnitude" in page.locator("#light-label").inner_text()
-    holds(page, "document.querySelector('#epoch-title').textContent.endsWith(' mag')")
+    if found["epochs"]["mag"][-1] is not None:
+        holds(page, "document.querySelector('#epoch-title').textContent.endsWith(' mag')")
     assert page.evaluate(NUMBERS_AT_THE_LEFT), "magnitudes have an axis too"
     for kind in ("difference", "template"):
         switch = page.locator(f"input[value={kind}]")
@@ -465,7 +466,9 @@ PATHS = ("/", "/objects", "/sky", "/status", "/api", "/object/none", "an object"
 LOOKS = [("wide", "light"), ("middle", "dark"), ("phone", "light")]
 
 
-def looks_right(reader: Reader, stack: Stack, paths: Sequence[str], size: str, scheme: str) -> None:
+def looks_right(
+    reader: Reader, stack: Stack, paths: Sequence[str], size: str, scheme: str, unfolded: bool = False
+) -> None:
     """Nothing serious for axe, nothing wider than the screen, nothing that jumps."""
     reader.expected = "404" if "/object/none" in paths else ""
     page = reader.open(f"{stack.url}/login", size, scheme)
@@ -474,7 +477,8 @@ def looks_right(reader: Reader, stack: Stack, paths: Sequence[str], size: str, s
         visit(page, f"{stack.url}{where}")
         page.wait_for_timeout(300)  # images come in this time
         shifted = page.evaluate("window.shifted")
-        page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+        if unfolded:
+            page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
         page.evaluate(AXE.read_text())
         found = page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]
         serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
@@ -491,7 +495,7 @@ def test_pages_look_right(reader: Reader, stack: Stack, look: int) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(("size", "scheme"), [*LOOKS, ("wide", "dark"), ("phone", "dark")])
 def test_every_page_looks_right_at_every_width(reader: Reader, stack: Stack, size: str, scheme: str) -> None:
-    looks_right(reader, stack, PATHS, size, scheme)
+    looks_right(reader, stack, PATHS, size, scheme, unfolded=True)
 
 
 # --- what a reader takes along ----------------------------------------------------------------------------------------
@@ -621,6 +625,8 @@ def test_a_token_opens_the_page_and_stands_in_no_example(reader: Reader, stack: 
         page.get_by_text("That is not the token.").wait_for()
         field.fill(token)
         field.press("Enter")
+        page.wait_for_url(str(client.base_url))
+        page.wait_for_selector("body[data-ready]")
         holds(page, "document.body.dataset.stream === 'open'")
         visit(page, f"{client.base_url}api")
         codes = page.locator("details[data-operation] pre").all_text_contents()
