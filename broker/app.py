@@ -263,7 +263,7 @@ def run_work(settings: Settings, drain: bool) -> Counter[str]:
         ClassifierError: a model does not load or does not run here.
     """
     from skyheed.broker import models as running  # torch takes seconds: only this verb pays
-    from skyheed.broker.work import run_all
+    from skyheed.broker.workers import run_all
 
     stop = stop_on_signal()
     checked(settings)

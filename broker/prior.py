@@ -16,7 +16,7 @@ from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import shares
-from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models import checkpoint, priors
 from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.names import printable
 
@@ -76,7 +76,7 @@ def newest(records: Iterable[Classification], last: int) -> dict[Served, list[Cl
 def _of_model(served: Served, records: Sequence[Classification], known: dict[str, Info]) -> dict[str, Any]:
     found: dict[str, Any] = {"model": served.model, "version": served.version, "objects": len(records)}
     info = known.get(served.digest)
-    _, changed, written = served.version.partition(checkpoint.PRIOR)
+    _, changed, written = served.version.partition(priors.PRIOR)
     if info is None and not changed:
         why = "the prior that its probabilities assume is unknown: give its checkpoint with --model"
         return {**found, "refused": why}

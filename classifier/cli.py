@@ -180,7 +180,7 @@ def evaluate(
     """
     from skyheed.classifier.evaluation import evaluate as evaluation
     from skyheed.classifier.evaluation import report
-    from skyheed.classifier.models import checkpoint as checkpoints
+    from skyheed.classifier.models import priors
 
     outputs.check_folder(output, ModelError)
     entries = evaluation.entries((checkpoint, *against), archive, device, precision)
@@ -193,7 +193,7 @@ def evaluate(
         click.echo(f"{entry.label}: {entry.how}")
         if prior:
             counts = evaluation.class_prior(prior, entry.data, confirmed, entry.model.info)
-            entry.model.info = checkpoints.assuming(entry.model.info, counts)
+            entry.model.info = priors.assuming(entry.model.info, counts)
     found = evaluation.compare(entries, chosen)
     found["command"] = " ".join(["skyheed", *sys.argv[1:]])
     found |= {"shares": shares} if shares else {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from skyheed.classifier.base_predictor import BasePredictor
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
-from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models import checkpoint, priors
 from skyheed.classifier.models.family import family
 from skyheed.classifier.prediction import Estimate, Prediction
 
@@ -93,7 +93,7 @@ def load(
         threads: of the CPU; None for all cores.
         any_survey: accept stamps of a survey that the model was not trained for.
         fewest: epochs below which a history is declined; None for the model's own minimum.
-        prior: class prior that probabilities assume instead of the checkpoint's, as for `checkpoint.class_prior`.
+        prior: class prior that probabilities assume instead of the checkpoint's, as for `priors.class_prior`.
         runtime: torch; onnx (onnxruntime, on the CPU, without torch where `model` is an export); auto: onnx for an
             export, torch otherwise.
 
@@ -108,7 +108,7 @@ def load(
     info = checkpoint.card_of(model, survey)
     checkpoint.check_survey(info, survey, any_survey=any_survey)
     if prior:
-        info = checkpoint.assuming(info, checkpoint.class_prior(prior, info.classes))
+        info = priors.assuming(info, priors.class_prior(prior, info.classes))
     if exported or runtime == "onnx":
         made = _by_onnxruntime(model, info, survey, device, precision, threads)
     else:

@@ -12,7 +12,7 @@ from skyheed.broker import models
 from skyheed.broker.settings import Settings
 from skyheed.classifier.bounded import read_file
 from skyheed.classifier.errors import ClassifierError, ModelError
-from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models import checkpoint, priors
 
 log = logging.getLogger("skyheed.web")
 
@@ -84,10 +84,10 @@ def _prior(asked: str, card: Mapping[str, Any]) -> tuple[str, list[float] | None
     """The version and the class prior that probabilities assume: as asked for, or the checkpoint's own."""
     if not asked:
         return str(card["version"]), list(card["calibration"].get("prior") or []) or None
-    counts = checkpoint.class_prior(asked, card["classes"])
+    counts = priors.class_prior(asked, card["classes"])
     name = "-".join(f"{count:g}" for count in counts)
     relative = [count * len(counts) / sum(counts) for count in counts]
-    return f"{str(card['version']).partition(checkpoint.PRIOR)[0]}{checkpoint.PRIOR}{name}", relative
+    return f"{str(card['version']).partition(priors.PRIOR)[0]}{priors.PRIOR}{name}", relative
 
 
 def _entry(name: str, card: dict[str, Any], prior: tuple[str, list[float] | None], can: bool) -> dict[str, Any]:

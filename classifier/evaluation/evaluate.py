@@ -16,7 +16,7 @@ from skyheed.classifier import taxonomy
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import scores, shares
 from skyheed.classifier.history import History
-from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models import priors
 from skyheed.classifier.models.base import Model
 from skyheed.classifier.models.checkpoint import Info, read_info
 from skyheed.classifier.prediction import Needs
@@ -51,11 +51,11 @@ def class_prior(text: str, data: Dataset, confirmed: bool, info: Info) -> tuple[
         ModelError: not one positive number for each class.
     """
     if text != "train":
-        return checkpoint.class_prior(text, info.classes)
+        return priors.class_prior(text, info.classes)
     chosen = data.choose("train", True if confirmed else None)
     numbers = _numbers([data.label[i] for i in chosen], [data.kind[i] for i in chosen], info)
     counts = np.bincount(numbers, minlength=len(info.classes))
-    return checkpoint.class_prior(",".join(str(count) for count in counts), info.classes)
+    return priors.class_prior(",".join(str(count) for count in counts), info.classes)
 
 
 def answers(

@@ -6,7 +6,6 @@ an answer, the SHA-256 of the weights, so that a damaged or mixed-up pair is not
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,6 +19,7 @@ from skyheed.classifier import checks, taxonomy
 from skyheed.classifier.bounded import open_regular, read_file
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import BANDS
+from skyheed.classifier.models import priors
 from skyheed.classifier.models.convention import groups as sequence
 from skyheed.classifier.models.family import family, known_presets
 from skyheed.classifier.scaling import Scaling
@@ -31,7 +31,6 @@ MOST_CARD = 16 * 2**20  # bytes of model.json; ours have 30 kB
 MOST_WEIGHTS = 16 * 2**30  # bytes; ours have 2 MB
 MOST_HEADER = 16 * 2**20  # bytes of names and shapes in safetensors, which are parsed as JSON
 CARD_DIGEST = "card_digest"  # key of the JSON: SHA-256 of everything else in it
-PRIOR = "+prior."  # in a version: what follows is another class prior than the checkpoint's own
 SHIPPED = Path(__file__).parents[1] / "weights"
 
 
@@ -327,50 +326,6 @@ def check_survey(info: Info, survey: str, *, any_survey: bool = False) -> None:
         )
 
 
-def class_prior(text: str, classes: Sequence[str]) -> tuple[float, ...]:
-    """How often the classes occur, relative to each other, from numbers in their order, as 906,1988,3225,2130.
-
-    Raises:
-        ModelError: not one positive number for each class.
-    """
-    counts = tuple(_number(part) for part in text.split(","))
-    if len(counts) != len(classes) or not all(0 < count < math.inf for count in counts):
-        example = ",".join("1" * len(classes))
-        raise ModelError(
-            f"the prior {text} does not give each of {', '.join(classes)} a positive number: write them as {example}"
-        )
-    return counts
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def assuming(info: Info, counts: Sequence[float]) -> Info:
-    """The same model with probabilities that assume another class prior; its version says which.
-
-    Args:
-        counts: how often each class occurs, in any unit.
-
-    Returns:
-        Version "5" becomes "5+prior.906-1988-3225-2130" (build metadata, as semantic versioning calls it).
-
-    Raises:
-        ModelError: the model was trained on classes as they occur, so another prior would count that twice.
-    """
-    if info.training.get("protocol", {}).get("balanced") is False:
-        raise ModelError(
-            f"the model {info.name} learned from classes as often as they occur (balanced = false), so that "
-            "another prior would count that twice: leave the prior out, or train with balanced = true"
-        )
-    relative = tuple(count * len(counts) / sum(counts) for count in counts)
-    version = f"{info.version.partition(PRIOR)[0]}{PRIOR}{'-'.join(f'{count:g}' for count in counts)}"
-    return replace(info, version=version, calibration=replace(info.calibration, prior=relative))
-
-
 def is_export(name: str | Path) -> bool:
     """Whether a model is the folder of an export to ONNX."""
     return os.path.isfile(Path(name) / EXPORT)  # also False for names that no file can have
@@ -396,7 +351,7 @@ def describe(name: str | Path, survey: str, prior: str = "") -> str:
     info = card_of(name, survey)
     check_survey(info, survey)
     if prior:
-        info = assuming(info, class_prior(prior, info.classes))
+        info = priors.assuming(info, priors.class_prior(prior, info.classes))
     return (
         f"{info.name} {info.version}, weights {info.digest[:12]}, bands {info.bands}, classes {', '.join(info.classes)}"
     )

@@ -22,7 +22,8 @@ from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.keys import Keys, shard_of
 from skyheed.broker.state.queue import DueQueue
 from skyheed.broker.state.sequence import Lane, Settled
-from skyheed.broker.work import Output, Pace, Worker, run_all
+from skyheed.broker.work import Output, Pace, Worker
+from skyheed.broker.workers import run_all
 from skyheed.classifier.history import History
 from skyheed.classifier.prediction import Needs, Prediction
 

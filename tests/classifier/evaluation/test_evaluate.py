@@ -18,7 +18,7 @@ from skyheed.classifier import cli, serving
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import evaluate, report, scores
 from skyheed.classifier.history import History
-from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models import priors
 from skyheed.classifier.models.checkpoint import Calibration, Info
 from skyheed.classifier.models.convention.network import Config
 from skyheed.classifier.prediction import Needs, Prediction
@@ -201,7 +201,7 @@ def test_another_prior_shifts_the_odds_and_nothing_else(tmp_path: Path) -> None:
     config, data = Config(), made([6])
     model = Served(lively(config), info(config, calibration=Calibration()), choose("cpu", "float32"))
     before = evaluate.at_the_end(model, data, np.array([0]))[0]
-    model.info = checkpoint.assuming(model.info, (0.5, 0.5, 1.0, 2.0))
+    model.info = priors.assuming(model.info, (0.5, 0.5, 1.0, 2.0))
     after = evaluate.at_the_end(model, data, np.array([0]))[0]
     np.testing.assert_allclose(after / after[0], before / before[0] * [1, 1, 2, 4], rtol=1e-4)
 

@@ -13,7 +13,7 @@ import torch
 from model_tools import info, lively, write
 
 from skyheed.classifier.errors import ModelError
-from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models import checkpoint, priors
 from skyheed.classifier.models.checkpoint import CARD_DIGEST, MODEL, SHIPPED, WEIGHTS, Calibration
 from skyheed.classifier.models.convention.network import Config
 from skyheed.classifier.scaling import Scaling
@@ -233,10 +233,10 @@ def test_shipped_weights_are_sound_small_and_say_how_they_were_made(path: Path) 
 
 def test_another_prior_stands_in_the_version(tmp_path: Path) -> None:
     known = info(Config(), calibration=Calibration())
-    other = checkpoint.assuming(known, (906, 1988, 3225, 2130))
+    other = priors.assuming(known, (906, 1988, 3225, 2130))
     assert other.version == f"{known.version}+prior.906-1988-3225-2130"
     np.testing.assert_allclose(np.array(other.calibration.prior) * 8249 / 4, [906, 1988, 3225, 2130])
-    assert checkpoint.assuming(other, (1, 1, 1, 0.5)).version == f"{known.version}+prior.1-1-1-0.5"
+    assert priors.assuming(other, (1, 1, 1, 0.5)).version == f"{known.version}+prior.1-1-1-0.5"
     assert known.calibration.prior == ()
     write(tmp_path)
     assert "+prior.1-1-1-2," in checkpoint.describe(tmp_path, "sdss", "1,1,1,2")
@@ -245,15 +245,15 @@ def test_another_prior_stands_in_the_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,x", "1,2,3,0", "1,2,3,inf", "", "1;2;3;4"])
 def test_a_prior_is_one_positive_number_for_each_class(text: str) -> None:
     with pytest.raises(ModelError, match="does not give each of AGN, SNIa, Variable, SNOther a positive number"):
-        checkpoint.class_prior(text, info(Config()).classes)
+        priors.class_prior(text, info(Config()).classes)
 
 
 def test_a_prior_is_not_counted_twice() -> None:
     for balanced in (True, None):
         trained = {} if balanced is None else {"protocol": {"balanced": balanced}}
-        checkpoint.assuming(info(Config(), training=trained), (1, 1, 1, 1))
+        priors.assuming(info(Config(), training=trained), (1, 1, 1, 1))
     with pytest.raises(ModelError, match=r"balanced = false.*leave the prior out"):
-        checkpoint.assuming(info(Config(), training={"protocol": {"balanced": False}}), (1, 1, 1, 1))
+        priors.assuming(info(Config(), training={"protocol": {"balanced": False}}), (1, 1, 1, 1))
 
 
 def test_weights_are_named_by_survey_and_model() -> None:

@@ -1,0 +1,57 @@
+"""Class priors: reading them from text, and models whose probabilities assume another one. Numpy only."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from skyheed.classifier.errors import ModelError
+
+if TYPE_CHECKING:
+    from skyheed.classifier.models.checkpoint import Info
+
+PRIOR = "+prior."  # in a version: a class prior other than the checkpoint's own follows
+
+
+def class_prior(text: str, classes: Sequence[str]) -> tuple[float, ...]:
+    """Relative class frequencies from numbers in the order of the classes, such as 906,1988,3225,2130.
+
+    Raises:
+        ModelError: not one positive number for each class.
+    """
+    counts = tuple(_number(part) for part in text.split(","))
+    if len(counts) != len(classes) or not all(0 < count < math.inf for count in counts):
+        example = ",".join("1" * len(classes))
+        raise ModelError(
+            f"the prior {text} does not give each of {', '.join(classes)} a positive number: write them as {example}"
+        )
+    return counts
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def assuming(info: "Info", counts: Sequence[float]) -> "Info":
+    """The same model with probabilities that assume another class prior; its version says which.
+
+    Args:
+        counts: how often each class occurs, in any unit.
+
+    Returns:
+        Version "5" becomes "5+prior.906-1988-3225-2130" (build metadata, as semantic versioning calls it).
+
+    Raises:
+        ModelError: the model was trained on classes as they occur, so another prior would count that twice.
+    """
+    if info.training.get("protocol", {}).get("balanced") is False:
+        raise ModelError(
+            f"the model {info.name} learned from classes as often as they occur (balanced = false), so that "
+            "another prior would count that twice: leave the prior out, or train with balanced = true"
+        )
+    relative = tuple(count * len(counts) / sum(counts) for count in counts)
+    version = f"{info.version.partition(PRIOR)[0]}{PRIOR}{'-'.join(f'{count:g}' for count in counts)}"
+    return replace(info, version=version, calibration=replace(info.calibration, prior=relative))
