@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors, everything else as JSON beside them; never pickle.
+"""Checkpoints: weights as safetensors, everything else as JSON alongside them; never pickle.
 
 A checkpoint is a directory with `weights.safetensors` and `model.json`. The JSON holds all that is needed to reproduce
 an answer, the SHA-256 of the weights, so that a damaged or mixed-up pair is noticed, and that of its own other content.

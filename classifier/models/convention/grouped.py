@@ -15,7 +15,7 @@ from skyheed.classifier.models.convention.config import Config
 from skyheed.classifier.models.convention.groups import Layout, check_kept, groups, layout, padded_width, uncached
 from skyheed.classifier.prediction import Prediction
 
-TOGETHER = 16  # histories behind the CNN at once on a CPU, as many as its caches hold beside other work
+TOGETHER = 16  # histories behind the CNN at once on a CPU, as many as its caches hold alongside other work
 Token = NDArray[np.generic]
 
 

@@ -8,7 +8,7 @@
 Two variants with the same layers:
     paper   as published and released: zero padding that everything sees, LayerNorm over time, band u = padding.
     stream  what we serve: padding is masked everywhere, bands have embeddings distinct from padding, normalisation is
-            per token, days since the first stamp enter beside the position. A full group's token never changes.
+            per token, days since the first stamp enter alongside the position. A full group's token never changes.
 Two kinds of attention:
     linear  as published: one convolution on Q_i + K_j. The softmax over j cancels Q_i, so every position gets the same
             mean of V, computed here exactly in O(n).
