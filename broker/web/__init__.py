@@ -1,1 +1,1 @@
-"""The page and its JSON API: reads our own topics and Redis, and writes nothing but its index."""
+"""The page and its JSON API: reads skyheed's topics and Redis, and writes only its index."""

@@ -1,4 +1,4 @@
-"""JSON answers with an ETag, and what else has one."""
+"""JSON responses with an ETag, and other responses that have one."""
 
 import hashlib
 import json

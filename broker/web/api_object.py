@@ -1,4 +1,4 @@
-"""The JSON API about one object: what is known of it, its stamps, and what today's models say of it."""
+"""The JSON API about one object: its data, its stamps, and today's models' classifications."""
 
 from typing import Annotated, Any, Literal
 

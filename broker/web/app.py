@@ -1,4 +1,4 @@
-"""Puts the page together: routes, errors, compression, files, and what stands in front of all of them."""
+"""Puts the page together: routes, errors, compression, files, and the checks before all of them."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What can be asked for in the query of a list, of the stream, and of a picture; the same words everywhere."""
+"""Query parameters of lists, the stream and pictures; the same names everywhere."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""Models as the page shows them: the cards of those that this process may run, and of others what they published.
+"""Models as the page shows them: cards of those that this process may run; for others, what they published.
 
 A card is read as JSON, without torch and without its weights, which the worker checks.
 """

@@ -1,5 +1,5 @@
-"""What the stamps of the last nights look like, night by night and band by band, next to what the model's card says of
-its training data: a stream that drifts away from them is classified worse, and nothing else shows it.
+"""Statistics of the stamps of recent nights, by night and band, compared with the training data on the model's card: a
+stream that drifts away from them is classified less well, and nothing else shows it.
 
 From a sample of objects in Redis, in the background.
 """

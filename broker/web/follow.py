@@ -1,4 +1,4 @@
-"""Reads our own classification topics into the index, for as long as the page is served; a thread of its own.
+"""Reads the classification topics into the index while the page is served, in a separate thread.
 
 It has no consumer group: how far it has read stands in the index, with what it read.
 """

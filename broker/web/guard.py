@@ -1,4 +1,4 @@
-"""What stands in front of every answer: who may ask, how often, how much, and what a browser may do with the answer."""
+"""Checks before every response: who may ask, how often and how much, and what a browser may do with it."""
 
 import hashlib
 import hmac

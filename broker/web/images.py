@@ -1,4 +1,4 @@
-"""Stamps for people and programs: an atlas for the page, npz and FITS for analysis, PNG and GIF for eyes.
+"""Stamps for people and programs: an atlas for the page, npz and FITS for analysis, PNG and GIF to look at.
 
 Arrays keep the model's orientation (row 0 south, column 0 east); pictures and FITS files are turned so that they show
 north up and east left, as negatives (light is dark), pixels not smoothed.

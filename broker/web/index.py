@@ -1,4 +1,4 @@
-"""The index: what was classified lately, in one SQLite file that can be thrown away.
+"""The index: recent classifications, in one disposable SQLite file.
 
 It is filled from our own classification topics and from nothing else, holds how far it has read them together with
 what it read (so that a restart neither misses nor repeats), is bounded, and is made anew from the topics when it is

@@ -1,4 +1,4 @@
-"""The index's file: its tables, one connection a thread, and what happens when it is damaged or of another release."""
+"""The index's file: its tables, one connection per thread, and recovery if it is damaged or from another release."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""What a reader asks of a list, as SQL: filters, order, and the cursor behind which a page begins."""
+"""Translates a reader's list query to SQL: filters, order, and the cursor after which a page begins."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Lists of what was classified, from the index: for the page, the API and downloads."""
+"""Lists of classifications, from the index: for the page, the API and downloads."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""One object as the page shows it: what Redis keeps of it, "as published". One bounded read; changes nothing."""
+"""One object as the page shows it: its data in Redis, "as published". One bounded read; changes nothing."""
 
 import json
 import math

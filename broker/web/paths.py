@@ -1,4 +1,4 @@
-"""Object ids in URLs. An id is a text that a stranger chose: it may hold slashes, dots, markup or 200 characters."""
+"""Object ids in URLs. An id is arbitrary text from outside: it may contain slashes, dots, markup or 200 characters."""
 
 import base64
 import binascii

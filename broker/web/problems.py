@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457): every answer that is not what was asked for says so in one sentence."""
+"""Errors as problem details (RFC 9457): every error response explains itself in one sentence."""
 
 from collections.abc import Mapping
 from http import HTTPStatus

@@ -1,4 +1,4 @@
-"""What today's model says of a history, of its beginnings, and of it with parts switched off: "recomputed now".
+"""Today's model's classification of a history, its prefixes, and versions with parts switched off: "recomputed now".
 
 By the worker's own predictor, in processes of their own, so that the page needs no torch, stays quick meanwhile, and
 can end a computation that takes too long.

@@ -1,4 +1,4 @@
-"""What a reader wants to see: filters, and what was typed into the search box. Knows no SQL and no HTTP."""
+"""What a reader wants to see: filters, and the text of the search box. Independent of SQL and HTTP."""
 
 import math
 import re

@@ -1,5 +1,5 @@
-"""The shapes of requests and answers, for the OpenAPI document. Answers are made as plain values and not checked again;
-a test compares them with these."""
+"""The shapes of requests and responses, for the OpenAPI document. Responses are built as plain values and not
+validated again; a test compares them with these."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Positions: sexagesimal, galactic, and links to where the same place is shown. Asks nobody anything."""
+"""Positions: sexagesimal, galactic, and links to the same position elsewhere. Sends no requests."""
 
 import math
 from typing import Any

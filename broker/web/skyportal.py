@@ -1,5 +1,5 @@
-"""`/alerts` and `/alerts/{id}` as SkyPortal's generic broker plug-in reads them (broker_apis/generic.py there): what
-stands under `data`. Further parameters are SkyPortal's and ignored."""
+"""`/alerts` and `/alerts/{id}` as SkyPortal's generic broker plug-in reads them (broker_apis/generic.py there): the
+contents of `data`. Further parameters are SkyPortal's and ignored."""
 
 from typing import Annotated, Any
 

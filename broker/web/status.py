@@ -1,5 +1,5 @@
-"""How the survey's stream is: servers, books, queues, lag, dead letters, latency. Changes nothing. An answer is kept
-for a few seconds, so that many readers ask the servers as often as one.
+"""The state of the survey's stream: servers, books, queues, lag, dead letters, latency. Changes nothing. Results are
+cached for a few seconds, so that many readers cause no more requests than one.
 """
 
 import threading

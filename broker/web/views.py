@@ -1,4 +1,4 @@
-"""The pages: templates filled with what the JSON API answers."""
+"""The pages: templates filled with the JSON API's responses."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What every request may use: one value, made once when the page starts."""
+"""State shared by all requests, created once when the page starts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
