@@ -188,6 +188,11 @@ def _parameter(one: dict[str, Any]) -> str:
     return f"| `{one['name']}` | {one['in']} | {kind} | {meaning} |"
 
 
+NO_THRESHOLDS = "Those by threshold have not been measured yet; `benchmarks/thresholds.py` makes them."
+BY_THRESHOLD = (
+    "Those by threshold are made by `benchmarks/thresholds.py`: an object is chosen where the probability of the class "
+    "is at least the threshold; one that the model declines is never chosen, but counts in the completeness."
+)
 CHOSEN_AFTER = ("1", "3", "6", "12")  # epochs, besides the last
 
 
@@ -201,9 +206,8 @@ def thresholds() -> str:
         "# Purity and completeness\n\n"
         "Of every shipped model, simulated objects first and real ones apart. Purity depends on how often the classes "
         "occur, so that no figure here holds for a stream with another mixture. The tables by epochs are what each "
-        "model's card holds: an object is chosen for its most probable class. Those by threshold are made by "
-        "`benchmarks/thresholds.py`: an object is chosen where the probability of the class is at least the threshold; "
-        "one that the model declines is never chosen, but counts in the completeness.\n\n"
+        "model's card holds: an object is chosen for its most probable class. "
+        f"{BY_THRESHOLD if measured else NO_THRESHOLDS}\n\n"
         "## Simulated objects\n"
     ]
     for name, info in cards.items():

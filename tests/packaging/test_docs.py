@@ -2,6 +2,7 @@
 
 import configparser
 import dataclasses
+import re
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -91,3 +92,39 @@ def test_the_site_builds_without_a_warning_and_its_notebooks_run(tmp_path: Path)
 def test_every_page_is_in_the_table_of_contents() -> None:
     listed = set((ROOT / "docs" / "index.md").read_text().split())
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"} <= listed
+
+
+def written_pages() -> list[Path]:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "integrations").rglob("*.md")]
+    made = {"_build", "reference", "jupyter_execute", ".jupyter_cache", ".venv"}
+    return [page for page in pages if not made & set(page.relative_to(ROOT).parts)]
+
+
+@pytest.mark.parametrize("page", written_pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for place in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, heading = place.partition("#")
+        if "://" in path or path.startswith("mailto:"):
+            continue
+        there = (page.parent / path) if path else page
+        assert there.exists(), place
+        if heading and there.suffix == ".md":
+            assert heading in {_anchor(line) for line in there.read_text().splitlines() if line.startswith("#")}, place
+
+
+def _anchor(heading: str) -> str:
+    """As the site and GitHub make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lstrip("#").strip().lower()).replace(" ", "-")
+
+
+def test_every_host_has_a_page_that_says_what_was_tried() -> None:
+    pages = [page for page in (ROOT / "docs" / "hosts").glob("*.md") if page.stem != "index"]
+    assert {page.stem for page in pages} >= {
+        "lasair", "skyportal", "fastdb", "hopskotch", "webhook", "ampel", "tom", "hyrax",
+        "fink", "pitt-google", "boom", "alerce", "antares",
+    }  # fmt: skip
+    listed = (ROOT / "docs" / "hosts" / "index.md").read_text().split()
+    for page in pages:
+        assert page.stem in listed
+        assert "tried" in page.read_text().lower()
