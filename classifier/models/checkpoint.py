@@ -125,6 +125,8 @@ def default(survey: str | Path) -> str:
 
 def shipped_name(name: str | Path, surveys: Sequence[str]) -> str:
     """What a shipped checkpoint is called within its survey, as in SURVEY/MODEL; "" for one that is not shipped."""
+    if is_export(name):
+        return ""
     for survey in surveys:
         path = resolve(name, survey)
         if path.parent.parent == SHIPPED:
