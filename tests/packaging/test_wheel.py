@@ -86,7 +86,8 @@ def test_an_installed_wheel_runs_the_demo(wheel: Path, tmp_path: Path) -> None:
     packages = {sysconfig.get_paths()["purelib"], *(path for path in sys.path if path.endswith("site-packages"))}
     Path(site, "extras.pth").write_text("\n".join(sorted(packages)))
     environ = {"PATH": os.defpath, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    where = subprocess.check_output([own, "-c", "import skyheed; print(skyheed.__file__)"], text=True, env=environ)
+    asked = [own, "-c", "import skyheed; print(skyheed.__file__)"]
+    where = subprocess.check_output(asked, text=True, env=environ, cwd=tmp_path)
     assert where.startswith(site)
     ran = subprocess.run(
         [own, "-m", "skyheed.broker.cli", "demo", "--objects", "16"],
