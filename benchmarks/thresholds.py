@@ -54,7 +54,7 @@ def measure(name: str, archive: Archive, folder: Path) -> dict[str, Any]:
     model = load_model(name, device="cpu", precision="float32")
     scoring.score(archive, folder, scoring.Scorer(model, ",".join(EPOCHS)))
     rows = ds.dataset(folder, format="parquet", exclude_invalid_files=True).to_table().to_pandas()
-    label = {name: archive.object(name)["label"] for name in archive.object_ids}
+    label = {name: archive.object(name)["class"] for name in archive.object_ids}
     longest = rows.groupby("object_id")["n_stamps"].transform("max")
     found = {}
     for epochs in EPOCHS:
