@@ -1,1 +1,1 @@
-"""The page and its JSON API: reads skyheed's topics and Redis, and writes only its index."""
+"""The page and its JSON API. Reads skyheed's topics and Redis; writes only its own index."""

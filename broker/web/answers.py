@@ -1,4 +1,4 @@
-"""JSON responses with an ETag, and other responses that have one."""
+"""JSON responses and file downloads, with an ETag."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 
 def plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: what is not a number is not known."""
+    """Plain values for JSON, which has no NaN or infinity: those become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -21,7 +21,7 @@ def plain(value: Any) -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """Compact JSON in UTF-8; a lone surrogate, which no UTF-8 holds, stays an escape."""
+    """Compact JSON in UTF-8; a lone surrogate, which UTF-8 cannot encode, stays an escape."""
     text = json.dumps(plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     try:
         return text.encode()
@@ -32,13 +32,13 @@ def encode(value: Any) -> bytes:
 def respond(
     request: Request, content: bytes, media_type: str = "application/json", *, name: str = "", stays: bool = False
 ) -> Response:
-    """An answer that a client may keep and ask for again.
+    """A response that a client may cache and revalidate.
 
     Args:
-        name: of the file, for a download.
-        stays: it never changes.
+        name: file name, for a download.
+        stays: the content never changes.
     """
-    # weak: the same content is sent plain and compressed
+    # weak: the same content is sent both plain and compressed
     etag = f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, max-age=86400" if stays else "private, no-cache"}
     if name:

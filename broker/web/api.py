@@ -1,4 +1,4 @@
-"""The JSON API about many objects: lists, search, the stream, the sky, status. One object: `api_object`."""
+"""The JSON API for lists of objects, search, the stream, the sky and status. For one object: `api_object`."""
 
 import time
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ MOST_READERS = 1_000
 
 @router.get("/state", response_model=shapes.State, summary="Whether the servers are there")
 def state(request: Request, web: Here) -> Response:
-    """Kafka, Redis, how far the index has come, and whether models can be asked again."""
+    """The state of Kafka and Redis, how far the index has read, and whether models can recompute here."""
     return as_json(request, web.status.state())
 
 
 @router.get("/models", response_model=shapes.Models, summary="The models, with their cards")
 def models(request: Request, web: Here) -> Response:
-    """Those of the settings, then others that have published."""
+    """The models in the settings, then others that have published."""
     return as_json(request, {"models": web.status.models()})
 
 
@@ -40,7 +40,7 @@ def objects(
     request: Request, web: Here, wanted: Wanted, typed: Search, sort: Sort = "newest", limit: Limit = 100,
     cursor: Cursor = "",
 ) -> Response:  # fmt: skip
-    """The latest classification of each object; `next` of the answer is the `cursor` of the next page."""
+    """The latest classification of each object; pass `next` from the response as `cursor` to get the next page."""
     began = time.perf_counter()
     found = lists.page(web, wanted, typed, sort, limit, cursor)
     took = round(1000 * (time.perf_counter() - began), 1)
@@ -70,7 +70,7 @@ def export(
 
 @router.get("/classifications", response_model=shapes.Classifications, summary="The newest classifications")
 def classifications(request: Request, web: Here, wanted: Wanted, limit: Limit = 100) -> Response:
-    """Every one, newest first, and where the stream goes on behind them (`last_event_id`)."""
+    """All classifications, newest first, and the stream position that follows them (`last_event_id`)."""
     wanted = lists.of_one_model(web, wanted) if wanted.model else wanted
     rows, positions = web.index.recent(wanted, limit)
     return as_json(request, {"rows": rows, "last_event_id": event_id(positions)})
@@ -84,7 +84,7 @@ async def events(
     web: Here, wanted: Wanted, last_event_id: Annotated[str | None, Query(max_length=LONGEST_ID)] = None,
     last: Annotated[str | None, Header(alias="Last-Event-ID", max_length=LONGEST_ID)] = None,
 ) -> Response:  # fmt: skip
-    """Events `classifications`, `state`, `gap` and, where nothing else comes, `alive`; goes on behind Last-Event-ID."""
+    """Sends `classifications`, `state`, `gap` and, when nothing else happens, `alive`; resumes after Last-Event-ID."""
     if web.hub.readers >= MOST_READERS:
         raise Problem(503, "too many readers of the stream: try again later", {"Retry-After": "30"})
     wanted = lists.of_one_model(web, wanted) if wanted.model else wanted
@@ -95,12 +95,12 @@ async def events(
 
 @router.get("/sky", response_model=shapes.Sky, summary="A night's objects on the sky")
 def sky(request: Request, web: Here, night: Night = None, model: Model = "") -> Response:
-    """Positions of the objects whose last epoch is in a night (whole MJD; the newest by default)."""
+    """Positions of the objects whose last epoch is in a given night (whole MJD; the newest by default)."""
     return as_json(request, sky_of(web, night, model))
 
 
 def sky_of(web: Here, night: int | None, model: str = "") -> dict[str, Any]:
-    """The answer of `/sky`."""
+    """The response of `/sky`."""
     nights = web.index.nights()
     at = night if night is not None else (nights[0][0] if nights else None)
     names = web.status.published()
@@ -127,25 +127,25 @@ def sky_of(web: Here, night: int | None, model: str = "") -> dict[str, Any]:
 
 @router.get("/status", response_model=shapes.Status, summary="Books, queues, lag, dead letters, latency")
 def status(request: Request, web: Here) -> Response:
-    """Everything of the status page; what cannot be had is null, and `notices` say why."""
+    """Everything on the status page; what is unavailable is null, and `notices` say why."""
     return as_json(request, web.status.whole())
 
 
 @router.get("/books", response_model=shapes.Books, summary="The books")
 def books(request: Request, web: Here) -> Response:
-    """Which alerts were read and what became of them; as `skyheed audit --json`, with a sentence for each count."""
+    """Which alerts were read and what became of them: as `skyheed audit --json`, with a sentence for each count."""
     return as_json(request, web.status.books())
 
 
 @router.get("/dead-letters/{place}", response_model=shapes.Letter, summary="A look into a packet that was set aside")
 def dead_letter(request: Request, web: Here, place: Annotated[str, Path(max_length=2000)]) -> Response:
-    """Its headers and its first bytes."""
+    """The headers and first bytes of a dead letter."""
     return as_json(request, look_into(_letter(web, place)))
 
 
 @router.get("/dead-letters/{place}/value", response_class=Response, summary="The packet", responses=shapes.FILES)
 def dead_letter_value(request: Request, web: Here, place: Annotated[str, Path(max_length=2000)]) -> Response:
-    """As it was received."""
+    """The dead letter as it was received."""
     return respond(request, _letter(web, place).value or b"", "application/octet-stream", name="packet.bin")
 
 

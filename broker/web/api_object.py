@@ -1,4 +1,4 @@
-"""The JSON API about one object: its data, its stamps, and today's models' classifications."""
+"""The JSON API for one object: its data, its stamps, and classifications by today's models."""
 
 from typing import Annotated, Any, Literal
 
@@ -56,7 +56,7 @@ def npz(request: Request, web: Here, name: Name) -> Response:
 
 @router.get("/{key}/stamps.fits", response_class=Response, summary="FITS cubes", responses=shapes.FILES)
 def cube(request: Request, web: Here, name: Name) -> Response:
-    """A cube [epoch, y, x] for each kind, and tables of the epochs."""
+    """A cube [epoch, y, x] for each kind of image, and tables of the epochs."""
     history, _ = web.objects.history(name)
     return respond(request, images.fits_cube(history), "application/fits", name=f"{file_name(name)}.fits")
 
@@ -66,7 +66,7 @@ def film(
     request: Request, web: Here, name: Name, look: Looking, kind: Kind = "science", bands: Bands = "",
     ms: Annotated[int, Query(ge=20, le=5000, description="a frame, milliseconds")] = 200,
 ) -> Response:  # fmt: skip
-    """One frame an epoch, all between the same cuts."""
+    """One frame per epoch, all with the same cuts."""
     history, _ = web.objects.history(name)
     content = images.film(images.chosen(history, kind, bands, len(history)), look, ms)
     return respond(request, content, "image/gif")
@@ -77,14 +77,14 @@ def strip(
     request: Request, web: Here, name: Name, look: Looking, kind: Kind = "science", bands: Bands = "",
     last: Annotated[int, Query(ge=1, le=MOST_STRIP)] = 6,
 ) -> Response:  # fmt: skip
-    """Each between its own cuts."""
+    """Stamps side by side, each with its own cuts."""
     history, _ = web.objects.history(name)
     return respond(request, images.strip(images.chosen(history, kind, bands, last), look), "image/png")
 
 
 @router.get("/{key}/light-curve.csv", response_class=Response, summary="Epochs and photometry", responses=shapes.FILES)
 def light_curve(request: Request, web: Here, name: Name) -> Response:
-    """One line each."""
+    """One line per epoch or photometry point."""
     found = web.objects.describe(name)
     if found["epochs"] is None:
         raise Problem(503, found["notice"], {"Retry-After": "5"})
@@ -119,13 +119,13 @@ def _ask(web: Here, name: str, task: str, model: str, given: dict[str, Any]) -> 
 
 @router.get("/{key}/prefixes", response_model=shapes.Prefixes, summary="After every epoch, recomputed now")
 def prefixes(request: Request, web: Here, name: Name, model: Model = "") -> Response:
-    """What today's model says of the first epoch, the first two, and so on."""
+    """Classifications by today's model after the first epoch, the first two, and so on."""
     return as_json(request, _ask(web, name, "prefixes", model, {}))
 
 
 @router.post("/{key}/what-if", response_model=shapes.WhatIf, summary="With parts switched off, recomputed now")
 def what_if(request: Request, web: Here, name: Name, asked: shapes.WhatIfBody) -> Response:
-    """What today's model would say without some epochs, nights, bands or kinds."""
+    """Classification by today's model without some epochs, nights, bands or kinds of input."""
     off = asked.off
     codes = [BANDS.index(band) for band in off.bands]
     given = {"sources": off.sources, "nights": off.nights, "bands": codes, "kinds": off.kinds}
@@ -137,7 +137,7 @@ def influence(
     request: Request, web: Here, name: Name, model: Model = "",
     class_: Class = "",
 ) -> Response:  # fmt: skip
-    """Log-odds of a class with every epoch minus those without it; of the top class by default."""
+    """Log-odds of a class with all epochs minus those without a given epoch; for the top class by default."""
     return as_json(request, _ask(web, name, "influence", model, {"class": class_}))
 
 
@@ -146,7 +146,7 @@ def saliency(
     request: Request, web: Here, name: Name, source_id: Annotated[str, Query(pattern=r"^\d{1,20}$")],
     model: Model = "", class_: Class = "",
 ) -> Response:  # fmt: skip
-    """How much patches of the stamp speak for a class."""
+    """How much each patch of the stamp supports a class."""
     history, revision = web.objects.history(name)
     given = {"class": class_, "epoch": images.epoch_of(history, source_id)}
     return as_json(request, {"revision": revision, **web.pool.run(Task("saliency", model, history, given))})

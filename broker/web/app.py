@@ -1,4 +1,4 @@
-"""Puts the page together: routes, errors, compression, files, and the checks before all of them."""
+"""Assembles the page: routes, errors, compression, static files, and the checks that run before them."""
 
 import asyncio
 import contextlib
@@ -22,8 +22,8 @@ from skyheed.broker.web.rows import PREFIX
 from skyheed.broker.web.web import Web
 
 log = logging.getLogger("skyheed.web")
-STATE_S = 2.0  # how often readers of the stream learn of a server that went or came back
-SAME_FOR = 31_536_000  # seconds that a file named with its digest stays
+STATE_S = 2.0  # how often the stream's readers are told that a server went down or came back
+SAME_FOR = 31_536_000  # seconds for which a file named with its digest may be cached
 DESCRIPTION = (
     "Early classifications of alert streams from sequences of stamps. Ids are strings. Times: `mjd` days TAI, `_ms` "
     "Unix milliseconds UTC. Fluxes in nJy, magnitudes AB, positions in degrees ICRS; what is not known is null. Errors "
@@ -64,7 +64,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _watch(web: Web) -> None:
-    """Tell the readers of the stream when a server goes or comes back."""
+    """Tell the stream's readers when a server goes down or comes back."""
     while True:
         try:
             web.hub.tell_state(await asyncio.to_thread(web.status.state))
@@ -87,7 +87,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 class _Files(StaticFiles):
-    """Our files; those that are named with their digest never change."""
+    """Static files; those named with their digest never change."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

@@ -1,4 +1,4 @@
-"""Query parameters of lists, the stream and pictures; the same names everywhere."""
+"""Query parameters of lists, the stream and pictures, with the same names everywhere."""
 
 from typing import Annotated, Literal
 
@@ -48,10 +48,10 @@ def filters(
     night: Annotated[int | None, Query(ge=0, le=100_000, description="whole MJD of the last epoch")] = None,
     since_ms: Annotated[int | None, Query(ge=0, le=10**14, description="classified since, Unix ms")] = None,
 ) -> Filters:
-    """The filters of a query.
+    """The filters in a query.
 
     Raises:
-        Problem: one makes no sense.
+        Problem: a filter is invalid.
     """
     try:
         return Filters(
@@ -66,7 +66,7 @@ def typed(q: Annotated[str, Query(max_length=LONGEST, description="id, part of o
     """What was typed into the search box.
 
     Raises:
-        Problem: a position that is none.
+        Problem: it looks like a position but is not a valid one.
     """
     try:
         return understand(q)
@@ -82,7 +82,7 @@ def look(
     high: Annotated[float, Query(ge=0, le=100, allow_inf_nan=False, description="percentile that is black")] = 99.5,
     scale: Annotated[int, Query(ge=1, le=16, description="picture pixels for each pixel")] = 1,
 ) -> Look:
-    """How a stamp becomes a picture."""
+    """How to render a stamp as a picture."""
     return Look(stretch, low, high, scale)
 
 

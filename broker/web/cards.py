@@ -1,6 +1,6 @@
-"""Models as the page shows them: cards of those that this process may run; for others, what they published.
+"""Models as the page shows them: the cards of models that this process can run, and what other models published.
 
-A card is read as JSON, without torch and without its weights, which the worker checks.
+A card is read as JSON, without torch and without loading the weights, which the worker checks.
 """
 
 import json
@@ -18,7 +18,7 @@ log = logging.getLogger("skyheed.web")
 
 
 class Cards:
-    """The models of the settings, by their names among the survey's."""
+    """The models in the settings, by their names for the survey."""
 
     def __init__(self, settings: Settings, can_compute: bool) -> None:
         self._survey = settings.base_survey
@@ -34,15 +34,15 @@ class Cards:
 
     @property
     def names(self) -> list[str]:
-        """Of those whose cards are here."""
+        """The names of the models whose cards are available here."""
         return list(self._known)
 
     def ordered(self, published: Sequence[str]) -> list[str]:
-        """Models that have published: those of the settings in their order, then others."""
+        """Models that have published: those in the settings, in their order, then others."""
         return [n for n in self._known if n in published] + [n for n in published if n not in self._known]
 
     def entry(self, name: str, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A model; of one that is not here, what its classifications said of it.
+        """One model; if its card is not available here, what its classifications say about it.
 
         Args:
             provenance: of its last classification.
@@ -61,7 +61,7 @@ class Cards:
         return known | {"published": said or None, "same_as_published": same if said else None}
 
     def all(self, published: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
-        """Those that are here, then others that have published."""
+        """The models whose cards are available here, then others that have published."""
         names = [*self.names, *(name for name in published if name not in self._known)]
         return [self.entry(name, published.get(name)) for name in names]
 
@@ -81,7 +81,7 @@ def _card(place: str, survey: str) -> dict[str, Any]:
 
 
 def _prior(asked: str, card: Mapping[str, Any]) -> tuple[str, list[float] | None]:
-    """The version and the class prior that probabilities assume: as asked for, or the checkpoint's own."""
+    """The version and the class prior that the probabilities assume: the prior requested, or the checkpoint's own."""
     if not asked:
         return str(card["version"]), list(card["calibration"].get("prior") or []) or None
     counts = priors.class_prior(asked, card["classes"])
@@ -102,7 +102,7 @@ def _entry(name: str, card: dict[str, Any], prior: tuple[str, list[float] | None
 
 
 def _needs(card: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the model reads of a history; None where its family cannot be asked here (it needs torch, say)."""
+    """What the model reads of a history; None if its family cannot be loaded here (say, because it needs torch)."""
     from skyheed.classifier.models.family import family
 
     try:

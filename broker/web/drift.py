@@ -1,7 +1,7 @@
-"""Statistics of the stamps of recent nights, by night and band, compared with the training data on the model's card: a
-stream that drifts away from them is classified less well, and nothing else shows it.
+"""Statistics of recent stamps by night and band, compared with the training data on the model's card. If a stream
+drifts away from the training data, it is classified less well, and nothing else reveals that.
 
-From a sample of objects in Redis, in the background.
+Computed in the background from a sample of objects in Redis.
 """
 
 import logging
@@ -19,11 +19,11 @@ from skyheed.classifier.history import History
 
 log = logging.getLogger("skyheed.drift")
 EVERY_S = 600.0
-NIGHTS, OBJECTS = 7, 20  # that are looked at: nights, and objects of each
+NIGHTS, OBJECTS = 7, 20  # the number of nights, and of objects in each
 
 
 class Drift:
-    """The newest look at the last nights; made again in the background when it is old."""
+    """The latest statistics of recent nights; recomputed in the background when they are old."""
 
     def __init__(self, survey: str, store: SequenceStore, index: Index) -> None:
         self._survey, self._store, self._index = survey, store, index
@@ -32,7 +32,7 @@ class Drift:
         self._lock = threading.Lock()
 
     def rows(self) -> list[dict[str, Any]] | None:
-        """One entry for each night and band, newest night first; None until the first look has ended."""
+        """One entry for each night and band, newest night first; None until the first computation has finished."""
         with self._lock:
             old = time.monotonic() - self._looked >= EVERY_S
             if old:
@@ -42,13 +42,13 @@ class Drift:
         return self._rows
 
     def look(self) -> None:
-        """Look now; what fails is tried again with the next call."""
+        """Compute now; if this fails, the next call tries again."""
         try:
             self._rows = list(self._look())
         except (SkyheedError, OSError) as error:
             log.warning("the last nights' stamps cannot be looked at: %s", error)
             self._looked = -EVERY_S
-        if not self._rows:  # nothing was classified yet: soon again
+        if not self._rows:  # nothing has been classified yet: try again soon
             self._looked = time.monotonic() - EVERY_S + 5
 
     def _look(self) -> Iterator[dict[str, Any]]:
@@ -65,10 +65,10 @@ class Drift:
 
 
 def reference(models: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What the first model's card says of the stamps that it was trained on; None where no card is here.
+    """The statistics of the training stamps on the first model's card; None if no card is available here.
 
     Args:
-        models: as `Cards.all` gives them.
+        models: as returned by `Cards.all`.
     """
     first = next((entry for entry in models if entry["card"]), None)
     if first is None:

@@ -1,8 +1,8 @@
 """Computes what the page shows as "recomputed now"; runs in a process of `recompute` and is the only part of the page
 that loads models.
 
-Leaving epochs out makes a history of its own, which the worker's predictor takes as it takes any. What the model asks
-to be kept depends on the neighbouring epochs alone, so most of a reduced history is known from the whole one.
+Leaving epochs out makes a new history, which the worker's predictor handles like any other. What the model caches
+depends only on neighbouring epochs, so most of what a reduced history needs is already cached from the full one.
 """
 
 import math
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 CONTEXT_NOTICE = "this model reads context, and every beginning is shown with the newest epoch's: hindsight in part"
 SURE = 0.8  # probability from which a class counts as recognised
-KEPT = 4_000  # kept things of epochs; a token of ConvEntion has 1.3 kB
-PATCH = 4  # pixels that are covered at a time
+KEPT = 4_000  # cached entries for epochs; a token of ConvEntion has 1.3 kB
+PATCH = 4  # side in pixels of the square that is covered at a time
 BATCH = 64
 METHOD = (
     f"occlusion: the change of the class's log-odds when {PATCH} x {PATCH} pixels are covered with background (0); "
@@ -38,10 +38,10 @@ METHOD = (
 
 
 class Models:
-    """The models of the settings, ready to compute.
+    """The models in the settings, ready to compute.
 
     Raises:
-        SkyheedError, ClassifierError: one does not load.
+        SkyheedError, ClassifierError: a model does not load.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -49,10 +49,10 @@ class Models:
         self._served = {served.name: Explained(served.model) for served in models.load_models(quick)}
 
     def run(self, task: Any) -> dict[str, Any]:
-        """Do a task.
+        """Run a task.
 
         Raises:
-            Problem: no such model, or what was asked for cannot be.
+            Problem: there is no such model, or the request cannot be met.
         """
         name = task.model or next(iter(self._served))
         if name not in self._served:
@@ -65,7 +65,7 @@ def seen_by(own: "Explained", history: History) -> History:
     """The history as the model needs it.
 
     Raises:
-        Problem: it needs images, and some are not kept any more.
+        Problem: it needs images, and some are no longer kept.
     """
     if not own.model.needs.images:
         return replace(history, images={}, shown=np.arange(len(history)))
@@ -75,17 +75,17 @@ def seen_by(own: "Explained", history: History) -> History:
 
 
 class Explained:
-    """One model, and what it asked to be kept of the epochs that it was shown lately."""
+    """One model, and what it cached for the epochs it was shown recently."""
 
     def __init__(self, model: "Model") -> None:
         self.model = model
         self._kept: OrderedDict[Any, bytes] = OrderedDict()
 
     def predict(self, histories: Sequence[History], mark: str = "") -> list[Prediction]:
-        """As the worker's predictor, with what is known of the epochs.
+        """Predict as the worker's predictor does, using what is cached for the epochs.
 
         Args:
-            mark: what was changed in the epochs; what is kept of them belongs to this change alone.
+            mark: what was changed in the epochs; cache entries belong to this change only.
         """
         found: list[Prediction] = []
         for first in range(0, len(histories), BATCH):
@@ -104,7 +104,7 @@ class Explained:
         return [(*name, sources[at * width : (at + 1) * width]) for at in range(len(history) // span)] if span else []
 
     def kept(self, history: History, mark: str = "") -> dict[int, bytes]:
-        """What is kept of the history's epochs, by span."""
+        """What is cached for the history's epochs, by span."""
         return {at: self._kept[key] for at, key in enumerate(self._keys(history, mark)) if key in self._kept}
 
     def _known(self, history: History, mark: str) -> History:
@@ -136,7 +136,7 @@ class Explained:
         }  # fmt: skip
 
     def brief(self) -> dict[str, Any]:
-        """What computes."""
+        """The model that computes."""
         info = self.model.info
         return {
             "name": info.name, "version": info.version, "digest": info.digest, "classes": list(self.model.classes),
@@ -144,7 +144,7 @@ class Explained:
         }  # fmt: skip
 
     def class_index(self, asked: str, prediction: Prediction) -> int:
-        """Of the class that is asked for, or of the most probable one."""
+        """The index of the requested class, or of the most probable one."""
         if asked:
             if asked not in self.model.classes:
                 raise Problem(422, f"the model knows the classes {', '.join(self.model.classes)}")
@@ -153,13 +153,13 @@ class Explained:
 
 
 def log_odds(probability: float) -> float:
-    """log(p / (1 - p)), finite also where a float32 is 0 or 1."""
+    """log(p / (1 - p)), finite even where a float32 is 0 or 1."""
     p = min(max(float(probability), 1e-7), 1 - 1e-7)
     return math.log(p / (1 - p))
 
 
 def prefixes(own: Explained, history: History, _given: Mapping[str, Any]) -> dict[str, Any]:
-    """The probabilities after every epoch; of a decline, its reason."""
+    """The probabilities after every epoch, or the reason for a decline."""
     counts = range(1, len(history) + 1)
     made = own.predict([history, *(history.until(epochs=n) for n in counts)])[1:]
     first = float(history.mjd[0])
@@ -170,13 +170,13 @@ def prefixes(own: Explained, history: History, _given: Mapping[str, Any]) -> dic
         }
         for n, prediction in zip(counts, made, strict=True)
     ]  # fmt: skip
-    # Redis keeps the context of the newest epoch alone: an earlier one's is not known any more
+    # Redis keeps the context of the newest epoch only: that of an earlier epoch is no longer known
     notice = CONTEXT_NOTICE if own.model.needs.context and history.context else ""
     return {"model": own.brief(), "notice": notice, "prefixes": rows, "turned": _turned(rows), "sure": _sure(rows)}
 
 
 def _turned(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The first epoch from which on the most probable class is the last one's."""
+    """The first epoch from which the most probable class stays the same as the last one's."""
     last = rows[-1]["top_class"]
     if last is None:
         return None
@@ -195,7 +195,7 @@ def _sure(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def what_if(own: Explained, history: History, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The classification without some epochs and kinds, and of the whole history."""
+    """The classification without some epochs and kinds of input, and that of the full history."""
     kinds = frozenset(given["kinds"])
     if "science" in kinds and "science" in own.model.needs.images:
         raise Problem(422, "every epoch has its science stamp: leave them on, or switch epochs, nights or bands off")
@@ -211,7 +211,7 @@ def what_if(own: Explained, history: History, given: Mapping[str, Any]) -> dict[
 
 
 def kept_epochs(history: History, given: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Which epochs stay when sources, nights (whole MJD) and bands are switched off."""
+    """Which epochs remain when sources, nights (whole MJD) and bands are switched off."""
     sources = np.array([str(source) for source in history.source_id])
     off = np.isin(sources, list(given["sources"])) | np.isin(np.floor(history.mjd), list(given["nights"]))
     return ~(off | np.isin(history.band, list(given["bands"])))
@@ -220,7 +220,7 @@ def kept_epochs(history: History, given: Mapping[str, Any]) -> NDArray[np.bool_]
 def without_kinds(history: History, kinds: frozenset[str]) -> History:
     """The history as if the survey had not sent some kinds of images, photometry or context.
 
-    An image that was not sent is one without any light, as the store gives it.
+    An image that was not sent has all pixels zero, as the store returns it.
     """
     return replace(
         history,
@@ -238,7 +238,7 @@ def _changes(own: Explained, whole: Prediction, reduced: Prediction) -> dict[str
 
 
 def influence(own: Explained, history: History, given: Mapping[str, Any]) -> dict[str, Any]:
-    """How much each epoch speaks for a class: log-odds with it minus log-odds without it."""
+    """How much each epoch supports a class: log-odds with it minus log-odds without it."""
     whole = own.predict([history])[0]
     if whole.reason is not None:
         raise Problem(422, f"the object is not classified: {reason_text(str(whole.reason))}")
@@ -246,7 +246,7 @@ def influence(own: Explained, history: History, given: Mapping[str, Any]) -> dic
     n, rest = len(history), []
     if n > 1:
         reduced = [history.take(np.delete(np.arange(n), left_out)) for left_out in range(n)]
-        # the first one alone: what is kept of its epochs, moved by one, is known to the others then
+        # this one first, alone: what is cached for its shifted epochs is then available to the others
         rest = own.predict(reduced[:1]) + own.predict(reduced[1:])
     base = log_odds(float(whole.probabilities[at]))
     rows = [
@@ -262,7 +262,7 @@ def influence(own: Explained, history: History, given: Mapping[str, Any]) -> dic
 
 
 def saliency(own: Explained, history: History, given: Mapping[str, Any]) -> dict[str, Any]:
-    """How much the pixels of one epoch's stamps speak for a class, by covering patches of them."""
+    """How much the pixels of one epoch's stamps support a class, found by covering patches of them."""
     whole = own.predict([history])[0]
     if whole.reason is not None:
         raise Problem(422, f"the object is not classified: {reason_text(str(whole.reason))}")
@@ -298,7 +298,7 @@ def _patched(history: History, kind: str, epoch: int, y: int, x: int) -> History
 
 
 def _with_rest(own: Explained, covered: History, epoch: int) -> History:
-    """The changed history with what is kept of all epochs but those that share a span with the changed one."""
+    """The changed history with what is cached for all epochs except those that share a span with the changed one."""
     span = max(own.model.needs.span, 1)
     kept = {at: token for at, token in own.kept(covered).items() if at != epoch // span}
     shown = np.array([n for n in range(len(covered)) if n // span not in kept], np.int64)

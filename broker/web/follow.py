@@ -1,6 +1,6 @@
-"""Reads the classification topics into the index while the page is served, in a separate thread.
+"""Reads the classification topics into the index, in a separate thread, while the page is served.
 
-It has no consumer group: how far it has read stands in the index, with what it read.
+It has no consumer group: the index stores how far it has read together with what it read.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from skyheed.broker.web.index import Event, Index, Read
 
 log = logging.getLogger("skyheed.follow")
 BATCH = 500
-BATCH_BYTES = 16 * 2**20  # read at a time, and the messages of one fetch more
+BATCH_BYTES = 16 * 2**20  # read at a time, plus the messages of one fetch
 WAIT_S = 0.2
-AGAIN_S = 5.0  # after a refusal
+AGAIN_S = 5.0  # wait after a refusal
 OURS = "skyheed-classification-id"
 
 
 def topics_of(settings: Settings) -> list[str]:
-    """The topics that the survey's classifications are published to: the first model's, and other models' behind it."""
+    """The topics to which the survey's classifications are published: the first model's, then those of other models."""
     own = settings.classification_topic
     named = [model.topic for model in settings.models if model.topic]
     return [f"^{re.escape(own)}(\\.[A-Za-z0-9_-]+)?$", *(f"^{re.escape(name)}$" for name in named)]
@@ -36,8 +36,8 @@ class Follower(threading.Thread):
     """Fills the index and tells `news` what is new.
 
     Attributes:
-        trouble: what is wrong with Kafka now, in one sentence; empty while nothing is.
-        behind: offsets not yet read; None while it is not known.
+        trouble: what is currently wrong with Kafka, in one sentence; empty if nothing is.
+        behind: offsets not yet read; None if unknown.
     """
 
     def __init__(self, settings: Settings, index: Index, news: Callable[[Sequence[Event]], None]) -> None:
@@ -49,11 +49,11 @@ class Follower(threading.Thread):
         self.bad = 0
 
     def stop(self) -> None:
-        """End after the batch in hand."""
+        """Stop after the current batch."""
         self._stop_asked.set()
 
     def run(self) -> None:
-        """Follow until `stop`; what goes wrong is said, and tried again."""
+        """Follow until `stop`; failures are reported and retried."""
         while not self._stop_asked.is_set():
             try:
                 self._follow()
@@ -90,7 +90,7 @@ class Follower(threading.Thread):
             self._news(events)
 
     def _read(self, message: Any, place: str, offset: int) -> list[Read]:
-        """The classification in a message; none where it is somebody else's, or somebody deleted an object."""
+        """The classification in a message; nothing if it is of another survey, or only marks an object as deleted."""
         value = message.value()
         if value is None:
             return []

@@ -1,4 +1,4 @@
-"""Checks before every response: who may ask, how often and how much, and what a browser may do with it."""
+"""Checks before every response: who may make requests, how many and how large, and what a browser may do."""
 
 import hashlib
 import hmac
@@ -16,21 +16,21 @@ from skyheed.broker.web import problems
 from skyheed.broker.web.problems import Problem
 
 COOKIE = "skyheed"
-LARGEST_BODY = 65_536  # bytes of a what-if
+LARGEST_BODY = 65_536  # bytes of a what-if request
 LONGEST_URL = 8_192
-FREE = ("/static/", "/login")  # that need no token
+FREE = ("/static/", "/login")  # need no token
 RECOMPUTED = ("/prefixes", "/what-if", "/influence", "/saliency")
-# requests a second and how many at once, by client: of everything, and of what a model computes
+# requests a second and burst size, by client: for all requests, and for those that a model computes
 RATE, BURST = 50.0, 400.0
 COSTLY_RATE, COSTLY_BURST = 5.0, 40.0
-CLIENTS = 10_000  # that are remembered
+CLIENTS = 10_000  # remembered clients
 
 POLICY = (
     "default-src 'none'; script-src 'self'{more}; style-src 'self'{more}; img-src 'self' data: blob:{more}; "
     "connect-src 'self'{more}; font-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
-# Aladin Lite comes from CDS, once a reader asked for it
+# Aladin Lite comes from CDS once a reader has asked for it
 ALADIN = " https://aladin.cds.unistra.fr https://alasky.cds.unistra.fr https://alaskybis.cds.unistra.fr"
 HEADERS = {
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
@@ -39,19 +39,19 @@ HEADERS = {
 
 
 class Token:
-    """The one secret that opens the page where others can reach it."""
+    """The single secret that opens the page where others can reach it."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
-        # what a browser keeps does not tell the token
+        # the token cannot be derived from what a browser keeps
         self.cookie = hmac.new(self._token, b"skyheed page", hashlib.sha256).hexdigest()
 
     def opens(self, given: str) -> bool:
-        """Whether it is the token."""
+        """Whether this is the token."""
         return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self._token)
 
     def admits(self, headers: Headers) -> bool:
-        """Whether a request brings the token (Authorization: Bearer) or the cookie of the page."""
+        """Whether a request carries the token (Authorization: Bearer) or the page's cookie."""
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() in ("bearer", "token") and self.opens(given.strip()):
             return True
@@ -63,7 +63,7 @@ class Token:
 
 
 class _Bucket:
-    """Tokens that come back with time."""
+    """A token bucket that refills with time."""
 
     __slots__ = ("left", "seen")
 
@@ -71,7 +71,7 @@ class _Bucket:
         self.left, self.seen = burst, time.monotonic()
 
     def take(self, rate: float, burst: float) -> float:
-        """Take one; the seconds to wait where there is none."""
+        """Take one token; returns the seconds to wait if there is none."""
         now = time.monotonic()
         self.left = min(burst, self.left + rate * (now - self.seen))
         self.seen = now
@@ -82,14 +82,14 @@ class _Bucket:
 
 
 class Rates:
-    """How often each client may ask."""
+    """How often each client may make requests."""
 
     def __init__(self, rate: float, burst: float) -> None:
         self._rate, self._burst = rate, burst
         self._clients: OrderedDict[str, _Bucket] = OrderedDict()
 
     def take(self, client: str) -> float:
-        """One request of `client`; the seconds that it has to wait, 0 if none."""
+        """Count one request of `client`; returns the seconds it has to wait, 0 if none."""
         bucket = self._clients.setdefault(client, _Bucket(self._burst))
         self._clients.move_to_end(client)
         if len(self._clients) > CLIENTS:
@@ -101,9 +101,9 @@ class Guard:
     """ASGI middleware.
 
     Args:
-        hosts: names that a browser may have in its address line: another one is a page of someone else's that was
-            led to us (DNS rebinding).
-        token: without it nothing is shown; None on this machine alone.
+        hosts: names that a browser may show in its address bar; any other is someone else's page that was
+            pointed at this server (DNS rebinding).
+        token: required to see anything; None if the page is served to this machine only.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str], token: Token | None, rates: bool = True) -> None:
@@ -173,7 +173,7 @@ def _host_of(header: str) -> str:
 
 
 async def _bounded(scope: Scope, receive: Receive) -> Receive:
-    """Read the body of a POST, which is small or refused."""
+    """Read the body of a POST; refuse a large one."""
     if scope["method"] != "POST":
         return receive
     size, parts, more = 0, [], True
@@ -201,7 +201,7 @@ async def _bounded(scope: Scope, receive: Receive) -> Receive:
 def _with_headers(scope: Scope, send: Send) -> Callable[[MutableMapping[str, Any]], Awaitable[None]]:
     more = ALADIN if scope["path"].startswith("/object/") and b"aladin=1" in scope.get("query_string", b"") else ""
     policy = POLICY.format(more=more)
-    # Aladin Lite's core is WebAssembly, and it sets styles of its own
+    # Aladin Lite's core is WebAssembly, and it sets its own styles
     policy = policy.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'") if more else policy
     policy = policy.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'") if more else policy
     extra = [(b"content-security-policy", policy.encode())]

@@ -1,7 +1,7 @@
-"""Stamps for people and programs: an atlas for the page, npz and FITS for analysis, PNG and GIF to look at.
+"""Stamps for people and programs: an atlas for the page, npz and FITS for analysis, PNG and GIF for viewing.
 
-Arrays keep the model's orientation (row 0 south, column 0 east); pictures and FITS files are turned so that they show
-north up and east left, as negatives (light is dark), pixels not smoothed.
+Arrays keep the model's orientation (row 0 south, column 0 east); pictures and FITS files are turned so that north is
+up and east left. Pictures are negatives (light is dark), without smoothing.
 """
 
 import io
@@ -20,14 +20,14 @@ from skyheed.classifier.names import header_text
 
 STRETCHES = ("linear", "asinh", "log", "sqrt")
 MOST_PIXELS = 4096 * 1024  # of one picture
-GAP = 1  # pixels between stamps of a strip
+GAP = 1  # pixels between the stamps of a strip
 BLANK = 255
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # of files in an archive: the same stamps are the same bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # time stamp of files in an archive, so that the same stamps give the same bytes
 
 
 @dataclass(frozen=True)
 class Look:
-    """How pixels become grey: cuts as percentiles, and the curve between them."""
+    """How pixel values become grey: cuts as percentiles, and the stretch between them."""
 
     stretch: str = "linear"
     low: float = 1.0
@@ -41,7 +41,7 @@ class Look:
             raise Problem(422, "cuts are percentiles: 0 <= low < high <= 100")
 
     def grey(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-        """[…, 32, 32] -> the same as grey values, all between the same cuts, light dark."""
+        """[…, 32, 32] -> grey values of the same shape, all with the same cuts, light shown dark."""
         values = pixels.astype(np.float32)
         low, high = np.percentile(values, [self.low, self.high])
         span = float(high - low)
@@ -59,12 +59,12 @@ _CURVES: dict[str, Any] = {
 
 
 def missing(history: History) -> int:
-    """Of how many epochs the images are not kept any more."""
+    """The number of epochs whose images are no longer kept."""
     return len(history) - (len(history.shown) if "science" in history.images else 0)
 
 
 def without(count: int, epochs: int) -> str:
-    """The same as a sentence; empty where nothing is missing."""
+    """The same as a sentence; empty if nothing is missing."""
     if not count:
         return ""
     which = "the images of this object are" if count == epochs else f"the images of {count} of its {epochs} epochs are"
@@ -72,20 +72,20 @@ def without(count: int, epochs: int) -> str:
 
 
 def kinds(history: History) -> list[str]:
-    """The kinds of images that some epoch was sent with."""
+    """The kinds of images that at least one epoch was sent with."""
     return [kind for kind, pixels in history.images.items() if _sent(kind, pixels).any()]
 
 
 def _sent(kind: str, pixels: NDArray[np.float16]) -> NDArray[np.bool_]:
-    """Which epochs have an image: one without any light was not sent."""
+    """Which epochs have an image: one with all pixels zero was not sent."""
     return np.asarray(pixels.reshape(len(pixels), -1).any(1) | (kind == "science"))
 
 
 def of_kind(history: History, kind: str) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """The epochs that have an image of a kind, and these.
+    """The epochs that have an image of a kind, and those images.
 
     Raises:
-        Problem: none has.
+        Problem: no epoch has one.
     """
     there = kinds(history)
     if kind not in there:
@@ -110,7 +110,7 @@ def atlas(history: History, kind: str, revision: int) -> bytes:
 
 
 def npz(history: History) -> bytes:
-    """Everything of a history as a NumPy archive; the same history is always the same bytes."""
+    """A full history as a NumPy archive; the same history always gives the same bytes."""
     columns: dict[str, NDArray[Any]] = {
         "mjd": history.mjd, "band": np.array([BANDS[code] for code in history.band]), "flux": history.flux,
         "flux_error": history.flux_error, "source_id": history.source_id, "ra": history.ra, "dec": history.dec,
@@ -176,7 +176,7 @@ def _header(history: History) -> Any:
 
 
 def _place(header: Any, history: History, epoch: int) -> None:
-    """The source is in pixel [16, 16] from 0; columns run from east to west, so that east is left."""
+    """Write the position: the source is at pixel [16, 16] from 0; columns run from east to west, so east is left."""
     header["BUNIT"] = ("100 nJy", "a pixel, above the local background")
     scale, ra, dec = pixel_arcsec(history.survey), float(history.ra[epoch]), float(history.dec[epoch])
     if scale is None or not np.isfinite([ra, dec]).all():
@@ -212,7 +212,7 @@ def picture(pixels: NDArray[np.float16], look: Look) -> bytes:
 
 
 def strip(stamps: NDArray[np.float16], look: Look) -> bytes:
-    """Stamps side by side as a PNG; each between its own cuts, because bands and nights differ."""
+    """Stamps side by side as a PNG, each with its own cuts, because bands and nights differ."""
     panels = [look.grey(stamp)[::-1] for stamp in stamps]
     blank = np.full((len(panels[0]), GAP), BLANK, np.uint8)
     row = [part for panel in panels for part in (panel, blank)][:-1]
@@ -220,7 +220,7 @@ def strip(stamps: NDArray[np.float16], look: Look) -> bytes:
 
 
 def film(stamps: NDArray[np.float16], look: Look, frame_ms: int) -> bytes:
-    """Stamps one after the other as a GIF, all between the same cuts."""
+    """Stamps one after the other as a GIF, all with the same cuts."""
     from PIL import Image
 
     frames = [Image.fromarray(_scaled(panel[::-1], look.scale)) for panel in look.grey(stamps)]
@@ -256,10 +256,10 @@ def epoch_of(history: History, source_id: str) -> int:
 
 
 def check_kind(kind: str) -> str:
-    """A kind of image that there can be.
+    """Check that a kind of image exists, and return it.
 
     Raises:
-        Problem: there is none.
+        Problem: there is no such kind.
     """
     if kind not in IMAGE_KINDS:
         raise Problem(422, f"kind is one of {', '.join(IMAGE_KINDS)}")
@@ -267,7 +267,7 @@ def check_kind(kind: str) -> str:
 
 
 def chosen(history: History, kind: str, bands: str, last: int) -> NDArray[np.float16]:
-    """The stamps of a kind in some bands (all if empty), the newest `last` of them.
+    """The stamps of a kind in some bands (all bands if empty): the newest `last` of them.
 
     Raises:
         Problem: there are none.

@@ -1,8 +1,8 @@
 """The index: recent classifications, in one disposable SQLite file.
 
-It is filled from our own classification topics and from nothing else, holds how far it has read them together with
-what it read (so that a restart neither misses nor repeats), is bounded, and is made anew from the topics when it is
-not there. The topics stay the only truth; Redis has what is known of each object.
+It is filled only from skyheed's classification topics, and stores how far it has read them together with what it read
+(so that a restart neither misses nor repeats anything). It is bounded, and rebuilt from the topics if it is missing.
+The topics remain the only source of truth; what is known of each object is in Redis.
 """
 
 import json
@@ -24,19 +24,19 @@ from skyheed.broker.web.rows import DECLINED, night_of, row_of
 from skyheed.broker.web.search import Cone, Filters
 
 HOUR_MS = 3_600_000
-COUNTED = 10_000  # matches that are counted; then "more"
+COUNTED = 10_000  # matches are counted up to here; beyond it, "more"
 LONGEST_LIST = 500
 NIGHTS, HOURS = 400, 24 * 14  # that are kept
 PRUNE_EVERY = 5_000  # classifications
 log = logging.getLogger("skyheed.page")
-SCANNED = 20_000  # rows that a page of a cone looks through at most
-LARGEST_ROW = 2**16  # characters; ours have 2,000, but anybody may have written to the topic
-MOST_NAMES = 1_000  # models, and their classes a night, that are told apart
+SCANNED = 20_000  # rows that a page of a cone search scans at most
+LARGEST_ROW = 2**16  # characters; ours have 2,000, but anyone could have written to the topic
+MOST_NAMES = 1_000  # distinct models, and their classes in a night, that are counted separately
 
 
 @dataclass(frozen=True)
 class Read:
-    """A classification and where on our topics it stood; `place` is `topic@topicid/partition`."""
+    """A classification and its position on our topics; `place` is `topic@topicid/partition`."""
 
     place: str
     offset: int
@@ -45,7 +45,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Event:
-    """What the live page is told of one classification."""
+    """What the live page is told about one classification."""
 
     seq: int
     place: str
@@ -55,7 +55,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Page:
-    """Some rows of a list, how to go on, and how many there are (at most `COUNTED`)."""
+    """Some rows of a list, the cursor of the next page, and the number of matches (counted up to `COUNTED`)."""
 
     rows: list[dict[str, Any]]
     next: str | None
@@ -66,7 +66,7 @@ class Index:
     """One file; any thread may read it, one thread writes it.
 
     Args:
-        most_objects, most_events: classifications kept, of the newest.
+        most_objects, most_events: how many classifications are kept, newest first.
 
     Raises:
         ConfigError: the file cannot be used.
@@ -84,13 +84,13 @@ class Index:
     # --- writing
 
     def add(self, found: Sequence[Read], positions: Mapping[str, int]) -> list[Event]:
-        """Take what was read, and how far, in one transaction; what was there already changes nothing.
+        """Store what was read, and how far, in one transaction; what is already there changes nothing.
 
         Args:
             positions: place -> next offset to read.
 
         Returns:
-            Those that are news.
+            Those that are new.
         """
         with self._file.writing() as base:
             known = dict(base.execute("SELECT place, next FROM positions").fetchall())
@@ -172,7 +172,7 @@ class Index:
         return dict(self._file.reading().execute("SELECT place, next FROM positions").fetchall())
 
     def totals(self) -> dict[str, int]:
-        """How many classifications and objects there are, about."""
+        """The approximate numbers of classifications and objects."""
         base = self._file.reading()
         [kept] = base.execute("SELECT count(*) FROM latest").fetchone()
         [events] = base.execute("SELECT count(*) FROM events").fetchone()
@@ -180,10 +180,10 @@ class Index:
         return {"objects": int(objects), "latest": int(kept), "events": int(events)}
 
     def models(self) -> list[str]:
-        """The models that have published, by name."""
+        """The names of the models that have published."""
         base, after = self._file.reading(), ""
         found: list[str] = []
-        # one look at the index for each: SELECT DISTINCT would go through all of it
+        # one index look-up for each: SELECT DISTINCT would scan the whole index
         while len(found) < MOST_NAMES:
             [name] = base.execute("SELECT min(model) FROM latest WHERE model > ?", (after,)).fetchone()
             if not name:
@@ -194,7 +194,7 @@ class Index:
         return [""] * bool(unnamed) + found
 
     def classes(self) -> list[str]:
-        """The classes that were published in the nights that are kept, by name."""
+        """The names of the classes published in the nights that are kept."""
         found = self._file.reading().execute(
             "SELECT DISTINCT label FROM shares WHERE label != ? LIMIT 200", (DECLINED,)
         )
@@ -203,22 +203,22 @@ class Index:
     def page(
         self, filters: Filters, part: str = "", sort: str = "newest", limit: int = 100, cursor: str = ""
     ) -> Page:  # fmt: skip
-        """A page of the latest classification of each object.
+        """A page of a list: the latest classification of each object.
 
         Args:
-            part: of the id.
-            sort: one of `SORTS`, with a - in front the other way round.
-            cursor: `Page.next` of the page before, with everything else the same.
+            part: of the object's id.
+            sort: one of `SORTS`; a leading - reverses the order.
+            cursor: `Page.next` of the previous page; every other argument must stay the same.
 
         Raises:
-            SearchError: no such order, or a cursor that is none.
+            SearchError: there is no such order, or the cursor is invalid.
         """
         column, falls = order_of(sort)
         clauses, values = where(filters, part)
         after, more = after_cursor(cursor, column, falls)
         base, way = self._file.reading(), "DESC" if falls else "ASC"
         found = base.execute(
-            # what decides stands in one index; the rows themselves are read of the page alone
+            # an index alone decides which rows are wanted; only the rows of this page are read in full
             f"SELECT id, {column}, row FROM latest WHERE id IN (SELECT id FROM latest "
             f"WHERE {' AND '.join([*clauses, *after]) or '1'} ORDER BY {column} {way}, id {way} LIMIT ?) "
             f"ORDER BY {column} {way}, id {way}",
@@ -243,17 +243,17 @@ class Index:
         return int(count)
 
     def of_object(self, object_id: str) -> list[dict[str, Any]]:
-        """The latest row of each model."""
+        """The latest row from each model."""
         query = "SELECT row FROM latest WHERE object_id = ? ORDER BY model"
         return [json.loads(text) for [text] in self._file.reading().execute(query, (storable(object_id),))]
 
     def near(self, cone: Cone, most: int = 20) -> list[dict[str, Any]]:
-        """Objects in a cone, the nearest first."""
+        """Objects in a cone, nearest first."""
         found = {row["object_id"]: row for row in self.page(Filters(cone=cone), limit=LONGEST_LIST).rows}
         return sorted(found.values(), key=lambda row: float(row["separation"]))[:most]
 
     def recent(self, filters: Filters, limit: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """The newest classifications, newest first, and the positions behind all of them."""
+        """The newest classifications, newest first, and the positions that follow all of them."""
         base = self._file.reading()
         base.execute("BEGIN")
         try:
@@ -271,20 +271,20 @@ class Index:
         return rows, positions
 
     def events_after(self, seq: int, limit: int) -> list[Event]:
-        """Events behind one, oldest first."""
+        """Events after a given one, oldest first."""
         query = "SELECT seq, place, offset, row FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
         return [Event(*row) for row in self._file.reading().execute(query, (seq, limit))]
 
     def last_seq(self) -> int:
-        """Of the newest event."""
+        """The number of the newest event."""
         [seq] = self._file.reading().execute("SELECT max(seq) FROM events").fetchone()
         return int(seq or 0)
 
     def seq_before(self, positions: Mapping[str, int]) -> tuple[int, int]:
-        """Where to go on behind positions (place -> next offset).
+        """Where to resume after positions (place -> next offset).
 
         Returns:
-            The event behind which everything that they miss stands, and how many offsets of it are no longer kept.
+            The event after which everything they have not seen follows, and how many of the offsets are no longer kept.
         """
         base = self._file.reading()
         first, missed = self.last_seq(), 0
@@ -302,7 +302,7 @@ class Index:
         return [(int(night), int(n)) for night, n in self._file.reading().execute(query, (most,))]
 
     def sky(self, night: int, model: str, most: int) -> list[dict[str, Any]]:
-        """Positions of a night's objects."""
+        """Positions of the objects of a night."""
         query = "SELECT row FROM latest WHERE night = ? AND model = ? ORDER BY classified_ms DESC LIMIT ?"
         return [json.loads(text) for [text] in self._file.reading().execute(query, (night, model, most))]
 
@@ -323,13 +323,13 @@ class Index:
         return [(int(a), str(b), int(c), int(d)) for a, b, c, d in self._file.reading().execute(query, (most,))]
 
     def latencies(self, most: int = 5_000) -> list[int]:
-        """Milliseconds from the newest alert's Kafka time to the classification, of the newest ones."""
+        """Milliseconds from the Kafka time of the newest alert to its classification, for recent classifications."""
         query = "SELECT classified_ms - kafka_ms FROM latest WHERE kafka_ms >= 0 ORDER BY classified_ms DESC LIMIT ?"
         return [int(ms) for [ms] in self._file.reading().execute(query, (most,))]
 
 
 def _is_repeat(record: Classification, last: Mapping[str, Any]) -> bool:
-    """The same answer again, as Kafka may deliver it."""
+    """Whether this is the same classification again, as Kafka may deliver it."""
     return bool(record.revision == last["revision"] and record.classification_id == last["classification_id"])
 
 
@@ -342,7 +342,7 @@ def _count(base: sqlite3.Connection, record: Classification) -> None:
 
 
 def _add(base: sqlite3.Connection, table: str, key: Mapping[str, Any], counts: Mapping[str, int]) -> None:
-    """Add to the counts of a row; a new row only while there are less than `MOST_NAMES` with the same first key."""
+    """Add to the counts of a row; create a row only while fewer than `MOST_NAMES` share the first key."""
     where = " AND ".join(f"{name} = :{name}" for name in key)
     values = {**key, **counts, "most": MOST_NAMES}
     more = ", ".join(f"{name} = {name} + :{name}" for name in counts)
@@ -367,7 +367,7 @@ def _with_distance(row: dict[str, Any], cone: Cone | None) -> dict[str, Any]:
 
 
 def percentiles(values: Sequence[int]) -> dict[str, Any]:
-    """p50, p90 and p99 of some numbers, and how many they are."""
+    """p50, p90 and p99 of some numbers, and how many numbers there are."""
     ordered = sorted(values)
     found = {
         f"p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] if ordered else None for p in (50, 90, 99)

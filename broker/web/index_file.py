@@ -11,7 +11,7 @@ from skyheed.broker.errors import ConfigError
 from skyheed.classifier.bounded import open_regular
 
 log = logging.getLogger("skyheed.index")
-FORMAT = 2  # of the tables: another one is made anew
+FORMAT = 2  # of the tables: a file with another format is rebuilt
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS positions (place TEXT PRIMARY KEY, next INTEGER NOT NULL, pruned INTEGER NOT NULL DEFAULT -1)
@@ -36,13 +36,13 @@ CREATE TABLE IF NOT EXISTS hours (
 """
 
 
-# Of every SQLite file, and at byte 68 whose it is: https://www.sqlite.org/fileformat.html
+# the header of every SQLite file, and at byte 68 the application id: https://www.sqlite.org/fileformat.html
 _BEGIN, _OWNER_AT = b"SQLite format 3\x00", 68
 _OWNER = 0x736B7968  # "skyh"
 
 
 def _check_ours(path: Path) -> None:
-    """Refuse what we would have to throw away although it is no index: devices, links out, other people's files.
+    """Refuse what must not be replaced because it is not an index: devices, links elsewhere, other people's files.
 
     Raises:
         ConfigError
@@ -60,7 +60,7 @@ def _check_ours(path: Path) -> None:
 
 
 class IndexFile:
-    """A SQLite file that can be thrown away; any thread may read it, one thread writes it.
+    """A disposable SQLite file; any thread may read it, one thread writes it.
 
     Raises:
         ConfigError: the file cannot be used.
@@ -87,7 +87,7 @@ class IndexFile:
             base.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(wanted.items()))
 
     def _begin_anew(self, error: Exception) -> None:
-        """The file is damaged, or of another release or survey: all of it is on the topics."""
+        """The file is damaged, or from another release or survey: start again, since everything is on the topics."""
         log.warning("the index %s cannot be used (%s): made anew from the topics", self.path, error)
         self.close()
         try:
@@ -128,7 +128,7 @@ class IndexFile:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """This thread's connection in a transaction, which is rolled back when something fails."""
+        """This thread's connection in a transaction, which is rolled back if anything fails."""
         base = self.reading()
         base.execute("BEGIN IMMEDIATE")
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from skyheed.broker.web.search import Filters, SearchError
 
-# what a list can be sorted by: the column, and whether its largest come first
+# what a list can be sorted by: the column, and whether the largest values come first
 SORTS = {
     "newest": ("classified_ms", True), "probability": ("top_probability", True), "epochs": ("n_stamps", True),
     "days": ("days", True), "night": ("night", True), "first": ("first_mjd", True), "id": ("object_id", False),
@@ -15,7 +15,7 @@ SORTS = {
 
 
 def order_of(sort: str) -> tuple[str, bool]:
-    """The column of an order, and whether its largest come first.
+    """The column to sort by, and whether the largest values come first.
 
     Raises:
         SearchError: there is no such order.
@@ -27,7 +27,7 @@ def order_of(sort: str) -> tuple[str, bool]:
 
 
 def where(filters: Filters, part: str) -> tuple[list[str], list[Any]]:
-    """Conditions and their values.
+    """SQL conditions and their values.
 
     Args:
         part: of the object's id.
@@ -48,7 +48,7 @@ def where(filters: Filters, part: str) -> tuple[list[str], list[Any]]:
         low, high, width = f.cone.box
         clauses.append("dec BETWEEN ? AND ?")
         values += [low, high]
-        if width < 180:  # the difference in right ascension, the short way round
+        if width < 180:  # the difference in right ascension, the shorter way round
             clause, places = _about(f.cone.ra, width)
             clauses.append(clause)
             values += places
@@ -56,7 +56,7 @@ def where(filters: Filters, part: str) -> tuple[list[str], list[Any]]:
 
 
 def _about(ra: float, width: float) -> tuple[str, list[float]]:
-    """Right ascensions about one, also where that is 0."""
+    """Right ascensions around a given one, including across 0."""
     low, high = ra - width, ra + width
     if low < 0 or high > 360:
         return "(ra >= ? OR ra <= ?)", [low % 360, high % 360]
@@ -68,12 +68,12 @@ def _escaped(text: str) -> str:
 
 
 def storable(text: str) -> str:
-    """SQLite takes no lone surrogate."""
+    """Text that SQLite can store: without lone surrogates."""
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def after_cursor(cursor: str, column: str, falls: bool) -> tuple[list[str], list[Any]]:
-    """The condition that a page begins behind a cursor, and its values.
+    """The SQL condition for rows after a cursor, and its values.
 
     Raises:
         SearchError: the cursor was not made by `cursor_of`.
@@ -88,22 +88,22 @@ def after_cursor(cursor: str, column: str, falls: bool) -> tuple[list[str], list
     if not good:
         raise SearchError("this cursor was not made here: begin at the first page")
     sign = "<" if falls else ">"
-    if value is None:  # SQLite takes NULL for less than anything
+    if value is None:  # SQLite sorts NULL before everything else
         return ([f"{column} IS NULL AND id < ?"], [key]) if falls else ([f"({column} IS NOT NULL OR id > ?)"], [key])
     tail = f" OR {column} IS NULL" if falls else ""
     return [f"({column} {sign} ? OR ({column} = ? AND id {sign} ?){tail})"], [value, value, key]
 
 
 def _fits(number: object) -> bool:
-    """Whether SQLite takes it for an integer."""
+    """Whether it is a number that fits in an SQLite integer."""
     return isinstance(number, int) and abs(number) < 2**63
 
 
 def cursor_of(value: Any, key: int) -> str:
-    """The cursor behind a row.
+    """The cursor that follows a row.
 
     Args:
-        value: of the column that the list is sorted by.
-        key: the row's own.
+        value: of the column by which the list is sorted.
+        key: the row's own key.
     """
     return base64.urlsafe_b64encode(json.dumps([1, value, key]).encode()).decode().rstrip("=")

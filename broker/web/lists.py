@@ -1,4 +1,4 @@
-"""Lists of classifications, from the index: for the page, the API and downloads."""
+"""Lists of classifications from the index, for the page, the API and downloads."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def of_one_model(web: Web, filters: Filters) -> Filters:
-    """Filters that name a model: `*` is all of them, none is the first one."""
+    """The filters, with a model: `*` means all models, an empty name the first one."""
     if filters.model == ALL:
         return replace(filters, model="")
     if filters.model:
@@ -34,7 +34,7 @@ def page(web: Web, filters: Filters, typed: Typed, sort: str, limit: int, cursor
     """A page of the latest classification of each object.
 
     Raises:
-        Problem: no such order or cursor.
+        Problem: there is no such order, or the cursor is invalid.
     """
     wanted = of_one_model(web, filters)
     if typed.cone:
@@ -71,7 +71,7 @@ def _flat(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, 
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The rows as CSV whose cells no spreadsheet runs."""
+    """The rows as CSV, with cells that no spreadsheet will execute as formulas."""
     columns, flat = _flat(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

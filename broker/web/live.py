@@ -1,8 +1,8 @@
 """The live stream: server-sent events of new classifications, for many readers at once.
 
-An event's id says how far its reader has come: `place:offset` of every partition. A reader that comes back with it
-(after a reconnect, or after a restart of the server) gets everything behind it from the index and then goes on live.
-What all readers get alike is made once.
+An event's id says how far its reader has come: `place:offset` for every partition. A reader that returns with it
+(after a reconnect, or after the server restarted) gets everything since then from the index and then continues live.
+What all readers receive is built only once.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from skyheed.broker.web.index import Event, Index
 from skyheed.broker.web.search import Filters
 
 BATCH_S = 0.5
-KEEP_ALIVE_S = 15.0  # a reader that hears nothing for three times as long may come again
-KEPT = 240  # batches: a reader that is slower than two minutes goes on from the index
+KEEP_ALIVE_S = 15.0  # a reader that hears nothing for three times as long may reconnect
+KEPT = 240  # batches: a reader more than two minutes behind continues from the index
 PAGE = 500  # events read from the index at a time
-FRAMES = 64  # forms of a batch (one for each set of filters) that are kept
+FRAMES = 64  # versions of a batch (one for each set of filters) that are kept
 RETRY_MS = 2000
 LONGEST_ID = 16_384
 
@@ -30,7 +30,7 @@ Positions = dict[str, int]  # place -> next offset
 
 
 def event_id(positions: Mapping[str, int]) -> str:
-    """The id of an event behind which a reader goes on: `topic@id/partition:offset` of the last one of each."""
+    """The id of the event after which a reader resumes: `topic@id/partition:offset` of the last event of each."""
     return ",".join(f"{place}:{offset - 1}" for place, offset in sorted(positions.items()))
 
 
@@ -38,7 +38,7 @@ def positions_of(text: str) -> Positions:
     """The positions in an event's id.
 
     Raises:
-        ValueError: it was not made here.
+        ValueError: the id was not made here.
     """
     if len(text) > LONGEST_ID:
         raise ValueError("too long")
@@ -52,14 +52,14 @@ def positions_of(text: str) -> Positions:
 
 
 def frame(kind: str, data: bytes, id_: str = "") -> bytes:
-    """One event; `data` is JSON without line ends."""
+    """One event; `data` is JSON without line breaks."""
     head = f"id: {id_}\n" if id_ else ""
     return f"{head}event: {kind}\ndata: ".encode() + data + b"\n\n"
 
 
 @dataclass
 class Batch:
-    """The news of half a second, the positions behind them, and how they look to readers by their filters."""
+    """The news of half a second, the positions that follow them, and the bytes for each set of filters."""
 
     events: Sequence[Event]
     id: str
@@ -70,7 +70,7 @@ class Batch:
         return self.events[-1].seq
 
     def form(self, filters: Filters) -> bytes | None:
-        """What a reader with these filters gets, or None if nothing is for it."""
+        """What a reader with these filters receives, or None if nothing matches."""
         if filters.key not in self.frames:
             self.frames[filters.key] = _form(self.events, filters, self.id)
             if len(self.frames) > FRAMES:
@@ -86,7 +86,7 @@ def _form(events: Sequence[Event], filters: Filters, id_: str) -> bytes | None:
 
 
 class Hub:
-    """Gathers news and hands them to the readers; everything but `tell` runs in the server's loop."""
+    """Collects news and distributes them to the readers; everything except `tell` runs in the server's event loop."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -100,20 +100,20 @@ class Hub:
         self._moved = asyncio.Event()
         self.closed = False
         self.readers = 0
-        self.caught_up: Callable[[], bool] = lambda: True  # the index has read all there is
+        self.caught_up: Callable[[], bool] = lambda: True  # whether the index has read everything there is
 
     def start(self) -> None:
-        """In the loop, before the first reader."""
+        """Start, in the event loop, before the first reader."""
         self._loop = asyncio.get_running_loop()
         self._positions, self._last = self._index.positions(), self._index.last_seq()
 
     def tell(self, events: Sequence[Event]) -> None:
-        """News, from any thread."""
+        """Add news, from any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._pending.extend, events)
 
     def tell_state(self, state: Mapping[str, Any]) -> None:
-        """The state of the servers, in the loop; readers are told when it changed."""
+        """Set the state of the servers, in the event loop; readers are told if it changed."""
         said = encode({key: value for key, value in state.items() if key != "now_ms"})
         if said != self._state:
             self._state, self._state_number = said, self._state_number + 1
@@ -126,7 +126,7 @@ class Hub:
             self.gather()
 
     def gather(self) -> None:
-        """One batch of what is pending."""
+        """Make one batch of what is pending."""
         events = [event for event in self._pending if event.seq > self._last]
         self._pending.clear()
         if not events:
@@ -147,10 +147,10 @@ class Hub:
         self._moved = asyncio.Event()
 
     async def stream(self, filters: Filters, last_id: str | None) -> AsyncIterator[bytes]:
-        """The events of one reader, for ever.
+        """The events for one reader, without end.
 
         Args:
-            last_id: of the last event that it has; None for from now on.
+            last_id: id of the last event the reader has received; None to start from now.
         """
         self.readers += 1
         try:
@@ -200,7 +200,7 @@ class Hub:
         return reader, retry + frame("gap", encode(said))
 
     async def _next(self, reader: "_Reader", filters: Filters) -> list[bytes]:
-        """What the reader has not seen: of the index while it is behind, of the batches then."""
+        """What the reader has not seen: from the index while it is behind, then from the batches."""
         first = self._batches[0].events[0].seq if self._batches else self._last + 1
         if reader.catching or reader.at + 1 < first <= self._last:
             return await self._older(reader, filters)
@@ -208,7 +208,7 @@ class Hub:
 
     async def _older(self, reader: "_Reader", filters: Filters) -> list[bytes]:
         found = await asyncio.to_thread(self._index.events_after, reader.at, PAGE)
-        # what the index has and no batch yet is for everybody's next batch
+        # what is in the index but not yet in a batch will be in everyone's next batch
         events = [event for event in found if event.seq <= self._last]
         if not events:
             reader.catching = reader.catching and (reader.at < self._last or self._is_ahead(reader))
@@ -218,7 +218,7 @@ class Hub:
         return [made] if made else []
 
     def _is_ahead(self, reader: "_Reader") -> bool:
-        """Whether it has seen what the index has not read again yet, because that was made anew."""
+        """Whether the reader has seen what the index has not read again yet, because the index was rebuilt."""
         if self.caught_up():
             return False
         return any(offset > self._positions.get(place, 0) for place, offset in reader.floor.items())
@@ -229,11 +229,11 @@ class _Reader:
     """How far one reader has come.
 
     Attributes:
-        at: the last event that it has.
+        at: the last event it has received.
         positions: place -> next offset.
-        floor: what it had when it came; nothing before comes again.
-        catching: it reads what it missed, from the index.
-        waits: and that has nothing for it yet.
+        floor: what it already had when it connected; nothing earlier is sent again.
+        catching: it is reading from the index what it missed.
+        waits: it is catching up, but the index has nothing for it yet.
     """
 
     at: int
@@ -244,7 +244,7 @@ class _Reader:
     said: float = field(default_factory=time.monotonic)
 
     def take(self, events: Sequence[Event]) -> list[Event]:
-        """Those of `events` that it has not; it has them then."""
+        """Those of `events` that the reader has not yet received; they count as received afterwards."""
         fresh = [event for event in events if event.seq > self.at and event.offset >= self.floor.get(event.place, 0)]
         self.at = max(self.at, events[-1].seq)
         for event in fresh:
@@ -260,6 +260,6 @@ def _of(batch: Batch, reader: _Reader, filters: Filters) -> list[bytes]:
 
 
 async def _came(moved: asyncio.Event, until: float) -> None:
-    """Wait for news, until a time."""
+    """Wait for news until a given time."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(moved.wait(), max(0.0, until - time.monotonic()))

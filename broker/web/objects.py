@@ -31,7 +31,7 @@ from skyheed.classifier.stamp import STAMP_SIZE, STAMP_UNIT_NJY
 AB_ZERO = 31.4  # magnitude of 1 nJy: -2.5 log10(1e-9 / 3631)
 LIMIT_SIGMA = 5.0
 WITHOUT_IMAGES = Lane(images=(), photometry=True, context=True)
-SPLIT_ARCSEC = 2.0  # other ids this near may be the same object
+SPLIT_ARCSEC = 2.0  # other ids within this distance may be the same object
 MOST_MODELS = 20
 KINDS = {DETECTION: "detection", FORCED: "forced", UPPER_LIMIT: "upper_limit"}
 UNIT = (
@@ -50,14 +50,14 @@ class Objects:
         self.survey, self._store, self._index, self._cards = survey, store, index, cards
 
     def _sequence(self, object_id: str) -> StoredSequence | None:
-        """Its sequence; without images where any of them are not kept any more."""
+        """The object's sequence; without images if any of them are no longer kept."""
         return self._store.sequence(object_id) or self._store.sequence(object_id, WITHOUT_IMAGES)
 
     def stored(self, object_id: str) -> StoredSequence:
-        """Its sequence.
+        """The object's sequence.
 
         Raises:
-            Problem: there is none.
+            Problem: there is no such object.
             ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         found = self._sequence(object_id)
@@ -66,7 +66,7 @@ class Objects:
         return found
 
     def history(self, object_id: str) -> tuple[History, int]:
-        """Its history and revision.
+        """The object's history and revision.
 
         Raises:
             As `stored`.
@@ -75,10 +75,10 @@ class Objects:
         return history_of(stored, self.survey), stored.revision
 
     def describe(self, object_id: str) -> dict[str, Any]:
-        """All that is known of it.
+        """Everything known about an object.
 
         Raises:
-            Problem: nothing is.
+            Problem: nothing is known.
         """
         rows, waits = self._index.of_object(object_id), False
         try:
@@ -96,7 +96,7 @@ class Objects:
         return self._of_index(object_id, rows, away) | {"waits_for_redis": waits}
 
     def models(self) -> list[str]:
-        """The models that the survey's objects are classified by: joined, published, or of the settings."""
+        """The models that classify the survey's objects: joined, published, or in the settings."""
         return self._models([])
 
     def _models(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -105,7 +105,7 @@ class Objects:
         return [*found, *more][:MOST_MODELS]
 
     def provenance(self, object_id: str, model: str) -> dict[str, Any] | None:
-        """What made the last classification of an object."""
+        """What produced the last classification of an object."""
         latest = self._latest(object_id, model)
         return None if latest is None else latest["provenance"]
 
@@ -115,7 +115,7 @@ class Objects:
             return None
         try:
             record = decode(payload)
-        except StreamError:  # of a release that we do not know
+        except StreamError:  # of a release that this one does not know
             return None
         said = record.to_json()
         said["sources"] = [str(source) for source in said["sources"]]
@@ -175,7 +175,7 @@ class Objects:
 
 
 def _with_classes(models: list[dict[str, Any]], published: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """The models; those whose cards are not here with the classes that they have published for the object."""
+    """The models; if a model's card is not available here, with the classes that it has published for the object."""
     return [
         model | {"classes": model["classes"] or list(dict.fromkeys(
             name for line in published.get(model["name"], ()) for name in line["probabilities"]
@@ -189,7 +189,7 @@ def _known(value: float | None) -> float:
 
 
 def _lines(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """The lines that `Classification.to_history` wrote; one that is none is left out."""
+    """The lines written by `Classification.to_history`; invalid lines are left out."""
     found = []
     for line in lines:
         try:
@@ -216,7 +216,7 @@ def _published(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def turned(published: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """From which classification on the most probable class stayed as it is now; None where it is declined now."""
+    """The classification from which the most probable class has stayed the same; None if the last one is a decline."""
     tops = [_top(line["probabilities"]) for line in published]
     if not tops or tops[-1] is None:
         return None
@@ -232,7 +232,7 @@ def _top(probabilities: Mapping[str, float]) -> str | None:
 
 
 def magnitudes(flux: NDArray[Any], error: NDArray[Any]) -> tuple[list[float | None], list[float | None]]:
-    """AB magnitudes of fluxes in nJy, and their errors to first order; none where there is no positive flux."""
+    """AB magnitudes of fluxes in nJy, and their errors to first order; None where the flux is not positive."""
     good = np.isfinite(flux) & (flux > 0)
     safe = np.where(good, flux, 1.0).astype(float)
     values = AB_ZERO - 2.5 * np.log10(safe)
@@ -248,7 +248,7 @@ def _list(values: NDArray[Any], digits: int | None = None) -> list[float | None]
 
 
 def _brief(values: NDArray[Any]) -> list[float | None]:
-    """float32 numbers in no more digits than they have."""
+    """float32 numbers with only as many digits as they hold."""
     return [float(f"{v:.7g}") if math.isfinite(v) else None for v in np.asarray(values, float).tolist()]
 
 
@@ -277,7 +277,7 @@ def images(history: History) -> dict[str, list[int]]:
 
 
 def photometry(points: Photometry | None) -> dict[str, Any] | None:
-    """Points without images, a list for each column; an upper limit has a 5-sigma magnitude."""
+    """Points without images, as a list for each column; upper limits have a 5-sigma magnitude."""
     if points is None or not len(points):
         return None
     magnitude, error = magnitudes(points.flux, points.flux_error)

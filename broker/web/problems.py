@@ -17,12 +17,12 @@ LONGEST = 500  # characters of a sentence
 
 
 class Problem(Exception):
-    """What was asked for cannot be given.
+    """What was requested cannot be given.
 
     Args:
-        status: of HTTP.
+        status: HTTP status code.
         detail: one sentence that says what to do.
-        headers: such as Retry-After.
+        headers: extra headers, such as Retry-After.
     """
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
@@ -38,13 +38,13 @@ def body(status: int, detail: str) -> dict[str, Any]:
 
 
 def answer(problem: Problem) -> JSONResponse:
-    """The problem as JSON."""
+    """The problem as a JSON response."""
     headers = {**problem.headers, "Cache-Control": "no-store"}
     return JSONResponse(body(problem.status, problem.detail), problem.status, headers, media_type=CONTENT_TYPE)
 
 
 def of_error(error: Exception) -> Problem:
-    """What a caller may know of an error."""
+    """What a client may be told about an error."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, HTTPException):
@@ -70,5 +70,5 @@ def _first_fault(error: RequestValidationError) -> str:
 
 
 async def handle(_request: Request, error: Exception) -> Response:
-    """Answer any error of the JSON API."""
+    """Respond to any error of the JSON API."""
     return answer(of_error(error))

@@ -1,6 +1,6 @@
 """Today's model's classification of a history, its prefixes, and versions with parts switched off: "recomputed now".
 
-By the worker's own predictor, in processes of their own, so that the page needs no torch, stays quick meanwhile, and
+This uses the worker's own predictor, in separate processes, so that the page needs no torch, stays responsive, and
 can end a computation that takes too long.
 """
 
@@ -20,9 +20,9 @@ from skyheed.broker.web.problems import Problem
 from skyheed.classifier.history import History
 
 log = logging.getLogger("skyheed.recompute")
-LIMIT_S = 30.0  # of one computation
-LOAD_S = 120.0  # torch and the weights, once
-WAITING = 8  # requests that may wait for a process; more are told to come again
+LIMIT_S = 30.0  # for one computation
+LOAD_S = 120.0  # for torch and the weights, once
+WAITING = 8  # requests that may wait for a process; further ones are told to come back later
 MISSING = "torch is not installed here: pip install 'skyheed[classifier]' (everything else on this page works without)"
 
 
@@ -32,7 +32,7 @@ def _torch_is_there() -> bool:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be computed: a name of `web.explain.TASKS`, of a model, a history, and what else it needs."""
+    """What to compute: a name from `web.explain.TASKS`, the name of a model, a history, and any other arguments."""
 
     name: str
     model: str
@@ -41,7 +41,7 @@ class Task:
 
 
 class Pool:
-    """A few processes that compute, each with the models of the settings.
+    """A few processes that compute, each with the models in the settings loaded.
 
     Attributes:
         missing: why nothing can be computed here; empty if it can.
@@ -60,7 +60,7 @@ class Pool:
         """Compute, waiting for a free process.
 
         Raises:
-            Problem: torch is missing, too many wait, it took too long, or it cannot be.
+            Problem: torch is missing, too many requests wait, it took too long, or the request cannot be met.
         """
         if self.missing:
             raise Problem(503, self.missing)
@@ -93,7 +93,7 @@ class Pool:
 
 
 class _Process:
-    """One process, started when it is needed and again after it was ended."""
+    """One process, started when it is needed and restarted after it has ended."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -102,7 +102,7 @@ class _Process:
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
-        """Start it and wait until its models are loaded; what goes wrong shows with the first task."""
+        """Start the process and wait until its models are loaded; a failure shows up with the first task."""
         with self._lock:
             try:
                 self._started()
@@ -113,7 +113,7 @@ class _Process:
         """Compute one task.
 
         Raises:
-            Problem: it took too long, or cannot be.
+            Problem: it took too long, or the request cannot be met.
         """
         with self._lock:
             pipe = self._started()
@@ -132,7 +132,7 @@ class _Process:
         return {**value, "seconds": round(time.monotonic() - began, 3)}
 
     def end(self) -> None:
-        """End it now."""
+        """End the process immediately."""
         self._end()
 
     def _started(self) -> Connection:
@@ -167,10 +167,10 @@ class _Process:
 
 
 def _serve(pipe: Connection, settings: Settings) -> None:
-    """The process: load, then answer tasks until the other end is gone."""
+    """Runs in the process: load the models, then do tasks until the other end closes."""
     import signal
 
-    for number in (signal.SIGINT, signal.SIGHUP):  # the terminal's; whoever started us ends us
+    for number in (signal.SIGINT, signal.SIGHUP):  # sent by the terminal; the parent process ends this one
         signal.signal(number, signal.SIG_IGN)
     answers = _safely(lambda: _models(settings))
     pipe.send(("ready", None) if answers[0] == "value" else answers)

@@ -1,4 +1,4 @@
-"""One classification as a row of a list, of the live page and of the index; plain values."""
+"""One classification as a row of a list, of the live page or of the index; plain values."""
 
 import math
 from collections.abc import Mapping
@@ -9,21 +9,21 @@ from skyheed.broker.results.record import Classification
 from skyheed.broker.web.paths import path_key
 from skyheed.classifier.prediction import Declined
 
-# What a decline means, for a person; readers must expect codes that they do not know.
+# What a decline means, in words; readers must expect codes they do not know.
 REASONS = {
     Declined.TOO_FEW_STAMPS: "too few stamps so far",
     Declined.BANDS_UNKNOWN: "has stamps in a band that the model does not know",
     Declined.NOT_FINITE: "the model gave no finite number",
 }
 PREFIX = "/api/v1"
-DECLINED = "declined"  # how a decline is called where others have their class
+DECLINED = "declined"  # what a decline is called where other rows show their class
 
 
 def row_of(record: Classification, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The row of a classification.
 
     Args:
-        before: the row of the same model's last one of the object.
+        before: the row of the same model's previous classification of the object.
     """
     probabilities = {p.name: round(p.probability, 6) for p in record.probabilities}
     return {
@@ -49,12 +49,12 @@ def _change(top: str | None, now: Mapping[str, float], before: Mapping[str, Any]
 
 
 def reason_text(reason: str | None) -> str | None:
-    """A decline's code as words."""
+    """A decline's code in words."""
     return None if reason is None else REASONS.get(reason, reason.replace("_", " "))  # type: ignore[call-overload]
 
 
 def flag_names(flags: int) -> list[str]:
-    """What happened to stamps, by the names of `Flag`; unknown bits as their numbers."""
+    """What happened to the stamps, by the names of `Flag`; unknown bits as numbers."""
     known = [flag.name.lower() for flag in Flag if flags & flag and flag.name]
     unknown = flags & ~sum(Flag)
     return known + [f"bit_{n}" for n in range(16) if unknown >> n & 1]

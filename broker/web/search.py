@@ -1,4 +1,4 @@
-"""What a reader wants to see: filters, and the text of the search box. Independent of SQL and HTTP."""
+"""What a reader wants to see: filters, and the text in the search box. Independent of SQL and HTTP."""
 
 import math
 import re
@@ -19,7 +19,7 @@ _SEXAGESIMAL = re.compile(
 
 
 class SearchError(ValueError):
-    """What was asked for makes no sense; the message says what to write."""
+    """The request makes no sense; the message says what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Cone:
             raise SearchError(f"the radius is above 0 and at most {LARGEST_RADIUS:.0f} arcsec")
 
     def separation(self, ra: float, dec: float) -> float:
-        """Arcseconds from the middle (haversine, exact for small and large angles)."""
+        """Arcseconds from the centre (haversine, accurate for small and large angles)."""
         return separation(self.ra, self.dec, ra, dec)
 
     @property
     def box(self) -> tuple[float, float, float]:
-        """(least, largest declination, half width in right ascension; 180 where it reaches a pole), degrees."""
+        """(smallest, largest declination, half width in right ascension; 180 if the cone reaches a pole), degrees."""
         radius = self.radius / 3600
         low, high = self.dec - radius, self.dec + radius
         if low <= -90 or high >= 90:
@@ -60,11 +60,11 @@ def separation(ra: float, dec: float, other_ra: float, other_dec: float) -> floa
 
 @dataclass(frozen=True)
 class Typed:
-    """What a search box's text means.
+    """What the text in a search box means.
 
     Attributes:
-        kind: all, id (also a part of one) or cone.
-        sentence: the same for a person.
+        kind: all, id (or part of one), or cone.
+        sentence: the meaning in words.
     """
 
     kind: str
@@ -83,10 +83,10 @@ class Typed:
 
 
 def understand(text: str) -> Typed:
-    """What was typed: nothing, a position with or without a radius, or an id or a part of one.
+    """Interpret the text: nothing, a position with or without a radius, or an id or part of one.
 
     Raises:
-        SearchError: a position that is none.
+        SearchError: it looks like a position but is not a valid one.
     """
     if not text.strip():
         return Typed("all", sentence="everything")
@@ -114,7 +114,7 @@ def cone_of(text: str) -> Cone:
     """A cone from "ra,dec,radius" in degrees and arcseconds.
 
     Raises:
-        SearchError: it is none.
+        SearchError: it is not a cone.
     """
     try:
         ra, dec, *radius = (float(part) for part in text.split(","))
@@ -127,14 +127,14 @@ def cone_of(text: str) -> Cone:
 
 @dataclass(frozen=True)
 class Filters:
-    """Which classifications are wanted; what is None or empty does not matter.
+    """Which classifications are wanted; fields that are None or empty are ignored.
 
     Attributes:
         class_: top class.
         min_probability, max_probability: of the top class.
-        bands: letters that the object must have stamps in.
-        declined: "yes" those only, "no" none of them, "all".
-        model: one model's; "" for all.
+        bands: letters of bands in which the object must have stamps.
+        declined: "yes" declines only, "no" without declines, "all".
+        model: name of a model; "" for all.
         night: of the last epoch.
     """
 
@@ -158,12 +158,12 @@ class Filters:
 
     @property
     def key(self) -> str:
-        """The same for filters that want the same."""
+        """A key that is equal for filters that select the same."""
         return repr(self)
 
     @property
     def empty(self) -> bool:
-        """Everything is wanted."""
+        """Whether everything is wanted."""
         return self == Filters()
 
     def wants(self, row: Mapping[str, Any]) -> bool:

@@ -1,5 +1,5 @@
-"""The shapes of requests and responses, for the OpenAPI document. Responses are built as plain values and not
-validated again; a test compares them with these."""
+"""Models of requests and responses, for the OpenAPI document. Responses are built as plain values and not validated
+again; a test compares them with these models."""
 
 from typing import Any, Literal
 
@@ -247,7 +247,7 @@ class Saliency(_Recomputed):
 
 
 class Off(BaseModel):
-    """What is switched off."""
+    """What to switch off."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -260,7 +260,7 @@ class Off(BaseModel):
 
 
 class WhatIfBody(BaseModel):
-    """A question."""
+    """A what-if request."""
 
     model_config = ConfigDict(extra="forbid")
 

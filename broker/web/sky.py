@@ -16,7 +16,7 @@ _GALACTIC = np.array(
         [-0.8676661490190047, -0.1980763734312015, 0.4559837761750669],
     ]
 )
-NEAR = 5  # arcsec that other services search about the position
+NEAR = 5  # arcsec: the search radius around the position at other services
 
 
 def galactic(ra: float, dec: float) -> tuple[float, float]:
@@ -33,7 +33,7 @@ def sexagesimal(ra: float, dec: float) -> dict[str, str]:
 
 def _sixty(value: float, digits: int, turn: int = 0) -> str:
     unit = 10**digits
-    ticks = round(value * 3600 * unit)  # rounded once, so that no 60 appears
+    ticks = round(value * 3600 * unit)  # rounded once, so that 60 never appears
     ticks = ticks % (turn * 3600 * unit) if turn else ticks
     minutes, seconds = divmod(ticks, 60 * unit)
     hours, minutes = divmod(minutes, 60)
@@ -41,7 +41,7 @@ def _sixty(value: float, digits: int, turn: int = 0) -> str:
 
 
 def links(survey: str, object_id: str, ra: float, dec: float) -> list[dict[str, Any]]:
-    """Where a reader can look further: services by position, other brokers by id."""
+    """Where a reader can look further: services by position, other brokers by object id."""
     found = [{"name": name, "url": url, "group": "broker"} for name, url in brokers(survey, object_id)]
     if not (math.isfinite(ra) and math.isfinite(dec)):
         return found

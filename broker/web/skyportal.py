@@ -1,5 +1,5 @@
-"""`/alerts` and `/alerts/{id}` as SkyPortal's generic broker plug-in reads them (broker_apis/generic.py there): the
-contents of `data`. Further parameters are SkyPortal's and ignored."""
+"""`/alerts` and `/alerts/{id}` as SkyPortal's generic broker plug-in (its broker_apis/generic.py) reads them: the
+contents of `data`. Other parameters belong to SkyPortal and are ignored."""
 
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ def alerts(
     radius: Annotated[float, Query(gt=0, le=3600, allow_inf_nan=False, description="arcseconds")] = 5.0,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> Response:  # fmt: skip
-    """The newest objects, of an id or about a position."""
+    """The newest objects, with a given id or around a position."""
     try:
         cone = Cone(ra, dec, radius) if ra is not None and dec is not None else None
     except SearchError as error:

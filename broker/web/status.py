@@ -32,16 +32,16 @@ from skyheed.broker.web.rows import PREFIX
 from skyheed.classifier.names import printable
 
 T = TypeVar("T")
-KEPT_S = 5.0  # an answer of a server
+KEPT_S = 5.0  # how long a server's response is reused
 LETTERS_S = 30.0
 LETTERS_KEPT = 50
-LETTERS_READ = 5_000  # of the topic, at most; more are not looked at
+LETTERS_READ = 5_000  # dead letters read from the topic, at most
 DUE_SHOWN = 50
 
 
 @dataclass
 class Sources:
-    """What the status is made of."""
+    """Where the status comes from."""
 
     settings: Settings
     index: Index
@@ -61,7 +61,7 @@ class _Kept:
 
 
 class Status:
-    """Answers about the stream."""
+    """The state of the stream, with cached results."""
 
     def __init__(self, sources: Sources) -> None:
         self._s = sources
@@ -70,7 +70,7 @@ class Status:
         self._drift = Drift(sources.settings.survey, sources.store, sources.index)
 
     def state(self) -> dict[str, Any]:
-        """Whether the servers are there, and how far the index has come."""
+        """Whether the servers are available, and how far the index has read."""
         trouble = self._s.follower.trouble
         totals = self._once("totals", KEPT_S, self._s.index.totals)
         redis_trouble = self._once("redis", KEPT_S, self._redis)
@@ -88,7 +88,7 @@ class Status:
         }  # fmt: skip
 
     def whole(self) -> dict[str, Any]:
-        """Everything of the status page; what cannot be had is null, and `notices` say why."""
+        """Everything on the status page; what is unavailable is null, and `notices` say why."""
         notices: list[str] = []
         books: Books | None = self._try(notices, "books", self._s.ledger.books)
         return {
@@ -104,7 +104,7 @@ class Status:
         }  # fmt: skip
 
     def models(self) -> list[dict[str, Any]]:
-        """Those of the settings, then others that have published."""
+        """The models in the settings, then others that have published."""
         return self._s.cards.all(dict.fromkeys(self._s.index.models()))
 
     def published(self) -> list[str]:
@@ -112,7 +112,7 @@ class Status:
         return self._s.cards.ordered(self._s.index.models())
 
     def classes(self) -> list[str]:
-        """Those of the models that are here, then others that have been published."""
+        """The classes of the models available here, then others that have been published."""
         return list(dict.fromkeys([c for entry in self.models() for c in entry["classes"]] + self._s.index.classes()))
 
     def books(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Status:
     def _once(self, name: str, kept_s: float, make: Callable[[], T]) -> T:
         with self._lock:
             kept = self._kept.setdefault(name, _Kept())
-        with kept.lock:  # one asks, the others wait for it
+        with kept.lock:  # one thread asks, the others wait for it
             if time.monotonic() - kept.at > kept_s:
                 kept.value, kept.at = make(), time.monotonic()
             return kept.value  # type: ignore[no-any-return]
@@ -154,7 +154,7 @@ class Status:
             return None
 
     def _of_kafka(self, notices: list[str], name: str, make: Callable[[], T]) -> T | None:
-        """As `_try`; while Kafka is unavailable nobody waits for it, and what it said last is shown."""
+        """As `_try`; while Kafka is unavailable, nobody waits for it and its last response is shown."""
         if trouble := self._s.follower.trouble:
             notices += [trouble] if trouble not in notices else []
             return self._kept[name].value if name in self._kept else None
@@ -175,7 +175,7 @@ class Status:
         return found
 
     def _due(self) -> list[dict[str, Any]]:
-        """Objects that wait, those that are ready first; from each shard only a few are read."""
+        """Objects in the queue, ready ones first; only a few are read from each shard."""
         found: list[dict[str, Any]] = []
         keys = Keys(self._s.settings.survey)
         shards = self._s.settings.redis.shards
@@ -232,7 +232,7 @@ _WHY = {
 
 
 def _pairs(reply: Any) -> list[tuple[str, int]]:
-    """(object, score) of a ZRANGE … WITHSCORES, in either form that clients give."""
+    """(object, score) from a ZRANGE … WITHSCORES reply, in either form that clients return."""
     flat = [part for item in reply for part in (item if isinstance(item, list | tuple) else (item,))]
     names, scores = flat[::2], flat[1::2]
     return [(name.decode(), int(float(score))) for name, score in zip(names, scores, strict=True)]
@@ -273,7 +273,7 @@ def _explained(books: Books) -> dict[str, Any]:
 
 
 def letter_row(letter: deadletter.DeadLetter) -> dict[str, Any]:
-    """A dead letter in a list."""
+    """A dead letter as a row of a list."""
     source = f"{letter.source_topic}/{letter.source_partition}@{letter.source_offset}"
     return {
         "place": path_key(f"{letter.place}/{letter.offset}"), "offset": str(letter.offset),
@@ -284,7 +284,7 @@ def letter_row(letter: deadletter.DeadLetter) -> dict[str, Any]:
 
 
 def look_into(letter: deadletter.DeadLetter, most: int = 512) -> dict[str, Any]:
-    """A dead letter with its first bytes and its headers; nothing of it is decoded, because that failed before."""
+    """A dead letter with its first bytes and headers; nothing is decoded, because decoding has already failed."""
     value = letter.value or b""
     headers: list[Any] = [
         [printable(name, 100), printable((text or b"").decode("utf-8", "replace"), 400)]
@@ -298,7 +298,7 @@ def look_into(letter: deadletter.DeadLetter, most: int = 512) -> dict[str, Any]:
 
 
 def _fields(value: bytes) -> Mapping[str, str]:
-    """What a container's header says of its schema, where it can be read."""
+    """What a container's header says about its schema, if it can be read."""
     import json
 
     begin = value.find(b'"name"')

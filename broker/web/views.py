@@ -32,12 +32,12 @@ from skyheed.broker.web.web import HERE, Here, Web
 router = APIRouter(include_in_schema=False)
 LIVE_ROWS = 50
 SESSION_S = 30 * 86_400
-# "<" would end the script element, U+2028 and U+2029 the line in older readers
+# "<" would end the script element; U+2028 and U+2029 would end the line in older browsers
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def embedded(value: Any) -> Markup:
-    """JSON that may stand in a script element."""
+    """JSON that is safe inside a script element."""
     return Markup(encode(value).decode().translate(_UNSAFE))
 
 
@@ -52,21 +52,21 @@ def _environment() -> Environment:
 
 @functools.cache
 def digest(name: str) -> str:
-    """Of one of our files, so that a browser asks for a changed one again."""
+    """The digest of a static file, so that a browser fetches it again when it has changed."""
     return hashlib.sha256((HERE / "static" / name).read_bytes()).hexdigest()[:12]
 
 
 def static(name: str) -> str:
-    """The address of one of our files."""
+    """The URL of a static file."""
     return f"/static/{name}?v={digest(name)}"
 
 
 def page(request: Request, web: Web, name: str, data: Any, nav: str = "", code: int = 200, **more: Any) -> Response:
-    """A page.
+    """Render a page.
 
     Args:
         name: of the template.
-        data: what its JavaScript gets.
+        data: passed to its JavaScript.
     """
     state = web.status.state()
     text = _environment().get_template(f"{name}.html").render(
@@ -79,7 +79,7 @@ def page(request: Request, web: Web, name: str, data: Any, nav: str = "", code: 
 
 
 def error_page(request: Request, web: Web, problem: Problem) -> Response:
-    """What went wrong, for a person."""
+    """An error page for people."""
     from http import HTTPStatus
 
     said: dict[str, Any] = {
@@ -99,7 +99,7 @@ def _choices(web: Web) -> dict[str, Any]:
 
 @router.get("/")
 def live(request: Request, web: Here) -> Response:
-    """New classifications as they come."""
+    """New classifications as they arrive."""
     rows, positions = web.index.recent(Filters(), LIVE_ROWS)
     return page(request, web, "live", {"rows": rows, "last_event_id": event_id(positions), **_choices(web)})
 
@@ -109,7 +109,7 @@ def objects(
     request: Request, web: Here, wanted: Wanted, typed: Search, sort: Sort = "newest", limit: Limit = 100,
     cursor: Cursor = "",
 ) -> Response:  # fmt: skip
-    """The list; a search that names one object leads to it."""
+    """The list of objects; a search that matches exactly one object opens its page."""
     found = lists.page(web, wanted, typed, sort, limit, cursor)
     exact = web.index.of_object(typed.text) if typed.kind == "id" and found.count <= 1 and not cursor else []
     if exact:
@@ -123,7 +123,7 @@ def objects(
 
 @router.get("/sky")
 def sky(request: Request, web: Here, night: Night = None, model: Model = "") -> Response:
-    """A night's objects on the sky."""
+    """The objects of a night on a map of the sky."""
     return page(request, web, "sky", sky_of(web, night, model))
 
 
@@ -139,7 +139,7 @@ def object_(request: Request, web: Here, key: str) -> Response:
 
 @router.get("/status")
 def status(request: Request, web: Here) -> Response:
-    """How the stream is."""
+    """The state of the stream."""
     return page(request, web, "status", web.status.whole())
 
 
@@ -151,7 +151,7 @@ def api(request: Request, web: Here) -> Response:
 
 
 def _example(web: Web) -> dict[str, str]:
-    """What the examples ask for: the object that was classified last, its newest epoch, the newest dead letter."""
+    """What the examples request: the object classified last, its newest epoch, the newest dead letter."""
     rows = web.index.recent(Filters(declined="no"), 1)[0] or web.index.recent(Filters(), 1)[0]
     found = {}
     if rows:
@@ -166,20 +166,20 @@ def _example(web: Web) -> dict[str, str]:
 
 @router.get("/login")
 def login(request: Request, web: Here) -> Response:
-    """Where the token is typed."""
+    """The form for the token."""
     return page(request, web, "login", {}, wrong=False, next="/")
 
 
 @router.post("/login")
 async def sign_in(request: Request, web: Here) -> Response:
-    """Take the token and remember it as a cookie that no script reads."""
+    """Check the token and store it in a cookie that scripts cannot read."""
     form = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=10)
     token, next_ = (form.get(name, [""])[0] for name in ("token", "next"))
     if web.token is None:
         return RedirectResponse("/", 303)
     if not web.token.opens(token.strip()):
         return await asyncio.to_thread(page, request, web, "login", {}, code=403, wrong=True, next="/")
-    # only to ourselves: //host and /\host are addresses of others
+    # only to this site: //host and /\host lead to other hosts
     inside = next_.startswith("/") and next_[1:2] not in ("/", "\\") and next_.isprintable()
     response = RedirectResponse(next_ if inside else "/", 303)
     response.set_cookie(

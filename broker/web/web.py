@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Web:
-    """The parts of a page of one survey."""
+    """The components of the page of one survey."""
 
     settings: Settings
     index: Index
