@@ -1,16 +1,16 @@
-"""Domain adaptation: losses that bring features of a source (simulated stamps) and of a target (real ones) together.
+"""Domain adaptation: losses that align the features of a source (simulated stamps) and a target (real stamps).
 
-Pure functions and modules of features [n, d]; what is adapted, and where the target comes from, is the caller's. What
-each is for, and its limits:
+Pure functions and modules that take features [n, d]; the caller decides what is adapted and where the target comes
+from. What each is for, and its limits:
 
-    reverse, DomainHead   DANN (Ganin et al. 2016, JMLR 17): hurts where classes are mixed otherwise in the target.
-    weights of classes    DANN on some classes of the source only, after GammaLearn (Dell'aiera et al. 2023): remedy.
+    reverse, DomainHead   DANN (Ganin et al. 2016, JMLR 17): harmful where class shares differ in the target.
+    of_classes            DANN on some source classes only, after GammaLearn (Dell'aiera et al. 2023): the remedy.
     conditioned           CDAN (Long et al. 2018, NeurIPS): the head sees features times probabilities.
     coral                 DeepCORAL (Sun & Saenko 2016).
     mkmmd                 DAN (Long et al. 2015, ICML); unbiased, so it may be negative.
-    jdot                  DeepJDOT (Damodaran et al. 2018, ECCV): inherits the source batch's class shares.
-    adapt_batch_norm      AdaBN (Li et al. 2018): statistics of the target; everything else must beat it.
-    a_distance            how well domains can be told apart (Ben-David et al. 2010): 0 not at all, 2 always.
+    jdot                  DeepJDOT (Damodaran et al. 2018, ECCV): inherits the class shares of the source batch.
+    adapt_batch_norm      AdaBN (Li et al. 2018): batch statistics of the target; the baseline that others must beat.
+    a_distance            how separable the domains are (Ben-David et al. 2010): 0 not at all, 2 perfectly.
 """
 
 import copy
@@ -39,19 +39,19 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse(x: Tensor, strength: float) -> Tensor:
-    """The same values; on the way back gradients are multiplied by minus the strength."""
+    """The identity in the forward pass; in the backward pass gradients are multiplied by minus the strength."""
     out: Tensor = _Reverse.apply(x, strength)  # type: ignore[no-untyped-call]
     return out
 
 
 def strength(step: int, steps: int, silent: float = 0.0) -> float:
-    """Of adaptation at a step, rising from 0 to 1; after a share of the steps without any."""
+    """Strength of adaptation at a step, rising from 0 to 1; 0 during an initial share `silent` of the steps."""
     share = min(max((step / steps - silent) / (1 - silent), 0.0), 1.0)
     return 2 / (1 + math.exp(-10 * share)) - 1
 
 
 class DomainHead(nn.Module):
-    """Tells from features whether they are of the source (0) or of the target (1)."""
+    """Predicts from features whether they belong to the source (0) or the target (1)."""
 
     def __init__(self, features: int, hidden: int = 100) -> None:
         super().__init__()
@@ -66,11 +66,11 @@ class DomainHead(nn.Module):
 def domain_loss(
     head: nn.Module, source: Tensor, target: Tensor, strength: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy of the domains; the head learns to tell them, what made the features learns that it cannot.
+    """Cross-entropy of the domains: the head learns to separate them, the feature extractor to make them inseparable.
 
     Args:
         source, target: features [n, d] and [m, d].
-        weights: [n + m], the source's first; None for all alike. Of samples with weight 0 nothing is learnt.
+        weights: [n + m], the source's first; None weights all equally. Samples with weight 0 contribute nothing.
     """
     logits = head(reverse(torch.cat([source, target]), strength))
     domain = torch.arange(len(logits), device=logits.device) >= len(source)
@@ -81,39 +81,39 @@ def domain_loss(
 
 
 def of_classes(labels: Tensor, classes: Sequence[int], target: int) -> Tensor:
-    """Weights for `domain_loss`: 1 for source samples of these classes and for all of the target, 0 for others.
+    """Weights for `domain_loss`: 1 for source samples of these classes and for the whole target, 0 otherwise.
 
     Args:
         labels: [n], of the source.
-        target: how many samples there are of the target.
+        target: number of target samples.
     """
     own = torch.isin(labels, torch.tensor(list(classes), device=labels.device))
     return torch.cat([own, torch.ones(target, dtype=torch.bool, device=labels.device)]).float()
 
 
 def conditioned(features: Tensor, logits: Tensor) -> Tensor:
-    """What CDAN's head sees: the outer product of features [n, d] and probabilities [n, c], [n, d c]."""
+    """Input of CDAN's head: the outer product of features [n, d] and probabilities [n, c], [n, d c]."""
     return (features[:, :, None] * logits.softmax(1).detach()[:, None]).flatten(1)
 
 
 def certainty(logits: Tensor) -> Tensor:
-    """CDAN's weights of samples [n]: 1 + exp(-entropy), of mean 1."""
+    """CDAN's sample weights [n]: 1 + exp(-entropy), normalised to mean 1."""
     entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).detach()
     weights = 1 + (-entropy).exp()
     return weights / weights.mean()
 
 
 def coral(source: Tensor, target: Tensor) -> Tensor:
-    """Squared difference of the covariances of features [n, d] and [m, d], over 4 d^2."""
+    """Squared difference of the covariances of features [n, d] and [m, d], divided by 4 d^2."""
     difference = source.T.cov() - target.T.cov()
     return difference.square().sum() / (4 * source.shape[1] ** 2)
 
 
 def mkmmd(source: Tensor, target: Tensor, scales: Iterable[int] = (-3, -2, -1, 0, 1)) -> Tensor:
-    """Maximum mean discrepancy of features [n, d] and [m, d] with a sum of Gaussian kernels, without bias.
+    """Unbiased maximum mean discrepancy of features [n, d] and [m, d] with a sum of Gaussian kernels.
 
     Args:
-        scales: powers of two times the mean squared distance of all pairs.
+        scales: kernel widths, as powers of two times the mean squared distance over all pairs.
     """
     z, a, b = torch.cat([source, target]), len(source), len(target)
     apart = _squared_distances(z, z)
@@ -125,22 +125,22 @@ def mkmmd(source: Tensor, target: Tensor, scales: Iterable[int] = (-3, -2, -1, 0
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Of [n, d] and [m, d], [n, m]."""
+    """Squared distances [n, m] between the rows of [n, d] and [m, d]."""
     return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)
 
 
 def jdot(
     source: Tensor, labels: Tensor, target: Tensor, logits: Tensor, alpha: float = 0.1, beta: float = 0.1
 ) -> Tensor:
-    """DeepJDOT's loss of batches of one size: features, and classifications of the target, of an optimal pairing.
+    """DeepJDOT's loss for batches of equal size: features, and classifications of the target, under optimal pairing.
 
-    With equal masses an optimal plan is a pairing, so it is found exactly.
+    With equal masses an optimal transport plan is a pairing, so it is found exactly.
 
     Args:
         source, labels: features [n, d] and classes [n].
         target, logits: features [n, d] and logits [n, classes].
-        alpha, beta: weights of squared distances of features, and of cross-entropies; the defaults suit features of
-            length one.
+        alpha, beta: weights of squared feature distances and of cross-entropies; the defaults suit features of unit
+            length.
 
     Raises:
         ValueError: the batches differ in size.
@@ -154,7 +154,7 @@ def jdot(
 
 @torch.no_grad()
 def pairing(apart: Tensor, labels: Tensor, logits: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    """Rows and columns [n] of the pairing that costs least: features apart [n, n], and classes by squared error."""
+    """Rows and columns [n] of the cheapest pairing: feature distances [n, n] plus squared error of the classes."""
     wanted = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
     cost = alpha * apart + beta * _squared_distances(wanted, logits.softmax(1))
     rows, columns = linear_sum_assignment(cost.cpu().numpy())
@@ -163,7 +163,7 @@ def pairing(apart: Tensor, labels: Tensor, logits: Tensor, alpha: float, beta: f
 
 @torch.no_grad()
 def adapt_batch_norm(network: Network, batches: Iterable[Batch]) -> Network:
-    """A copy of a network with batch statistics of these batches, each counted alike; weights are the same."""
+    """A copy of a network with batch statistics from these batches, equally weighted; weights are unchanged."""
     made = copy.deepcopy(network).eval()
     norms = [m for m in made.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [norm.momentum for norm in norms]
@@ -181,10 +181,10 @@ def adapt_batch_norm(network: Network, batches: Iterable[Batch]) -> Network:
 def a_distance(
     source: np.ndarray[Any, Any], target: np.ndarray[Any, Any], seed: int = 0, steps: int = 400
 ) -> tuple[float, float]:
-    """How well a small network tells features [n, d] of two domains apart, and the 1-sigma error of that.
+    """How well a small network separates features [n, d] of two domains, and the 1-sigma error of that.
 
-    It learns from half of each and is measured on the other half; rows are objects. Measure it within each class, too:
-    over all of them it holds the difference of their shares.
+    The network is trained on half of each and tested on the other half; rows are objects. Also measure it within each
+    class: over all classes it includes the difference of class shares.
     """
     rng = np.random.default_rng(seed)
     count = min(len(source), len(target)) // 2 * 2
@@ -206,7 +206,7 @@ def a_distance(
 
 
 def distance_of(wrong: float) -> float:
-    """The A-distance where so large a share is told wrongly: 2 (1 - 2 e), 0 at least."""
+    """The A-distance for a given error rate e of the domain classifier: 2 (1 - 2 e), at least 0."""
     return max(0.0, 2 * (1 - 2 * wrong))
 
 

@@ -1,6 +1,6 @@
-"""The table and the figure of a grid of adaptation runs, made from what the runs wrote as JSON and from nothing else.
+"""The table and figure of a grid of adaptation runs, made only from the JSON that the runs wrote.
 
-One table for each archive that was measured on; simulated and real ones are never in one number.
+One table for each archive used for measurement; results on simulated and real archives are never combined.
 """
 
 import json
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from skyheed.classifier.names import caption, table_cell
 from skyheed.classifier.training import adapted
 
-REFERENCE = "none"  # the method whose row the others are compared with
-WHEN = "first"  # alert, after which the scores are
+REFERENCE = "none"  # the method whose row is the reference for comparisons
+WHEN = "first"  # scores are given after this alert
 DRAWS = 1000
 TABLE, FIGURE = "adaptation.md", "adaptation.png"
 Floats = NDArray[np.float64]
@@ -24,11 +24,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Row:
-    """What the models of one row, one a seed, made of one archive.
+    """Results of the models of one row, one per seed, on one archive.
 
     Attributes:
         method: of adaptation.
-        measured: what `adapted.measure` gave, one a seed.
+        measured: results of `adapted.measure`, one per seed.
     """
 
     name: str
@@ -37,16 +37,16 @@ class Row:
 
     @property
     def grouped(self) -> bool:
-        """Whether objects are real, of which only AGN, supernovae and variables are sure."""
+        """Whether objects are real; for real ones only the groups AGN, supernovae and variables are certain."""
         return bool(self.measured[0]["real"])
 
     def said(self, number: int = 0) -> tuple[NDArray[np.int64], Floats]:
-        """Truth and probabilities of one seed's model."""
+        """Truth and predicted probabilities for one seed's model."""
         return adapted.summary(dict(self.measured[number]), WHEN, self.grouped)
 
 
 def read(runs: Mapping[str, Sequence[Path]]) -> dict[str, list[Row]]:
-    """Archive -> rows, of those runs (row -> folders, one a seed) that measured on it."""
+    """Archive -> rows, for those runs (row -> folders, one per seed) that were measured on it."""
     found: dict[str, list[Row]] = {}
     for name, folders in runs.items():
         reports = [json.loads((folder / "objective.json").read_text()) for folder in folders if _has(folder)]
@@ -70,10 +70,10 @@ def _method(folder: Path) -> str:
 
 
 def write(runs: Mapping[str, Sequence[Path]], output: Path) -> bool:
-    """`adaptation.md` and `adaptation.png`, where any run measured on an archive.
+    """Write `adaptation.md` and `adaptation.png` if any run was measured on an archive.
 
     Returns:
-        whether there was any.
+        whether any was.
     """
     if not (found := read(runs)):
         return False
@@ -120,7 +120,7 @@ def _line(row: Row, reference: Row | None) -> str:
 
 
 def _apart(own: Mapping[str, Any]) -> str:
-    """A-distances over all objects and within those classes that have enough."""
+    """A-distances over all objects and within those classes that have enough objects."""
     found = own["a_distance"]
     if not found:
         return ""
@@ -129,18 +129,18 @@ def _apart(own: Mapping[str, Any]) -> str:
 
 
 def interval(truth: NDArray[np.int64], p: Floats) -> tuple[float, float, float]:
-    """Balanced accuracy with its 95 % interval, objects drawn again within each class."""
+    """Balanced accuracy with its 95 % interval, from resampling objects within each class."""
     draws = [adapted.balanced_accuracy(truth[r], p[r]) for r in _drawn(truth)]
     low, high = np.percentile(draws, (2.5, 97.5))
     return adapted.balanced_accuracy(truth, p), float(low), float(high)
 
 
 def paired(row: Row, reference: Row) -> tuple[float, float, float]:
-    """Difference of balanced accuracies on the same objects, the mean over the seeds that both have, with its 95 %
+    """Difference of balanced accuracies on the same objects, averaged over the seeds common to both rows, with its 95 %
     interval over objects.
 
     Raises:
-        ValueError: they were measured on other objects.
+        ValueError: the rows were measured on different objects.
     """
     if row.measured[0]["objects"] != reference.measured[0]["objects"]:
         raise ValueError(f"{row.name} and {reference.name} were measured on different objects")
@@ -171,7 +171,7 @@ def _drawn(truth: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def figure(found: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """Balanced accuracy of every row and seed with its 95 % interval, a panel an archive."""
+    """Balanced accuracy of every row and seed with its 95 % interval, one panel per archive."""
     from matplotlib import pyplot
 
     most = max(len(rows) for rows in found.values())

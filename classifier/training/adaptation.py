@@ -1,7 +1,7 @@
-"""The objective `adapt`: learn from a labelled source, and make features that a target without labels shares.
+"""The objective `adapt`: learn from a labelled source, with features shared by an unlabelled target.
 
-Aligned are representations of single stamps, one an object and step, because whole sequences of two skies differ in
-length too; what comes behind learns from the source alone. The methods and their limits stand in `adapt`.
+Representations of single stamps are aligned, one per object and step, because entire sequences from the two skies also
+differ in length; the layers that follow learn from the source alone. `adapt` describes the methods and their limits.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from skyheed.classifier.training.objectives import Objective, Setting, Views
 METHODS = ("none", "adabn", "dann", "dann-class", "cdan", "coral", "dan", "jdot")
 DOMAINS = ("apart", "together")
 TASKS = ("class", "multitask")
-MOST_OFTEN = 16.0  # times the weight of the supervised loss that a balanced domain loss may get (SIDDA: b >= a / 4)
-FOR_STATISTICS = 512  # objects that batch statistics of the target are taken of
+MOST_OFTEN = 16.0  # upper limit of the balanced domain weight, relative to the supervised one (SIDDA: b >= a / 4)
+FOR_STATISTICS = 512  # objects from which the target's batch statistics are computed
 BATCH = 32
 ONE = Augmentation(longest=1, whole=0.0, truncate=0.0, most=1, late=1.0, drop=0.0, dense=1.0)
 
@@ -36,26 +36,26 @@ class Adaptation(Objective):
     """See the module.
 
     Args:
-        method: `none` learns from the source alone, `adabn` takes batch statistics of the target afterwards; others
-            align.
-        target: an archive. Where some of its objects have no label, these are the target; otherwise those of its
-            split train are. No label of it is ever learnt from.
-        weight: of the alignment at the end; it rises to that from 0.
-        silent: share of the steps before it rises.
-        domains: `apart` computes the batches of source and target one after the other, so that each has its own batch
-            statistics, and serves those of the target; `together` in one batch.
-        classes: of the source that dann-class aligns with the target, such as those that a stream mostly is.
-        shares: of the classes, expected in the target: dann-class weights the source by them.
-        inject: the share of a batch of the target that dann-class takes from the source's classes that are not in
-            `classes`, so that both sides have them.
+        method: `none` learns from the source alone; `adabn` also takes batch statistics from the target at the end; all
+            others align.
+        target: an archive. If some of its objects have no label, those are the target; otherwise the objects of its
+            training split are. Its labels are never used for training.
+        weight: final weight of the alignment loss; it rises to this from 0.
+        silent: share of the steps before it starts to rise.
+        domains: `apart` computes source and target batches separately, each with its own batch statistics, and serves
+            those of the target; `together` computes them as one batch.
+        classes: source classes that dann-class aligns with the target, such as those that dominate a stream.
+        shares: expected class shares in the target: dann-class weights the source by them.
+        inject: the fraction of a target batch that dann-class replaces by source samples of classes not in `classes`,
+            so that both sides contain them.
         alpha, beta: of jdot (`adapt.jdot`).
-        tasks: what is learnt from the source: the class, or all of `multitask`, balanced among themselves.
-        balance_domain: the alignment's weight is learnt too (Kendall et al. 2018), but at most 16 times that of what is
-            learnt from the source (SIDDA: arXiv 2501.14048); otherwise it stays outside, by its schedule.
-        measure_on: further archives that the finished model is measured on.
+        tasks: what is learned from the source: the class alone, or all tasks of `multitask`, balanced among themselves.
+        balance_domain: also learn the weight of the alignment loss (Kendall et al. 2018), limited to 16 times that of
+            the source loss (SIDDA: arXiv 2501.14048); otherwise it follows its own schedule.
+        measure_on: further archives on which the finished model is measured.
 
     Raises:
-        ModelError: a setting that cannot be.
+        ModelError: an invalid setting.
     """
 
     steps: Tensor
@@ -99,7 +99,7 @@ class Adaptation(Objective):
         return [known.index(name) for name in names]
 
     def _shares(self, shares: Sequence[float]) -> Tensor | None:
-        """Weights of the classes on the source's side, of mean 1 where classes are drawn equally often."""
+        """Class weights on the source side, with mean 1 if classes are drawn equally often."""
         if not shares:
             return None
         if len(shares) != len(self.setting.protocol.classes) or min(shares) < 0 or not sum(shares) > 0:
@@ -130,7 +130,7 @@ class Adaptation(Objective):
         return balanced
 
     def _aligned(self, seen: Views, by: float, generator: np.random.Generator) -> Tensor:
-        """The loss of single stamps of source and target."""
+        """The alignment loss for single stamps of source and target."""
         others = self._drawn(len(seen.histories), generator)
         own = [_one(h, int(o.band[0]), generator) for h, o in zip(seen.histories, others, strict=True)]
         source, target = self._encoded(own, others)
@@ -163,7 +163,7 @@ class Adaptation(Objective):
         return adapt.domain_loss(self.head, source, target, by, weights)
 
     def _injected(self, source: Tensor, target: Tensor, labels: Tensor, generator: np.random.Generator) -> Tensor:
-        """The target, a share of it replaced by source samples of the classes that it lacks."""
+        """The target, with a fraction replaced by source samples of the classes that it lacks."""
         others = (~torch.isin(labels, torch.tensor(self.chosen, device=labels.device))).nonzero()[:, 0]
         count = round(self.inject * len(target))
         if not len(others) or not count:
@@ -172,7 +172,7 @@ class Adaptation(Objective):
         return torch.cat([target[count:], source[rows]])
 
     def _drawn(self, count: int, generator: np.random.Generator) -> list[History]:
-        """One stamp of each of this many objects of the target."""
+        """One stamp from each of this many target objects."""
         assert self.target is not None
         rows = generator.choice(self.members, count, replace=count > len(self.members))
         return [ONE.view(self.target, int(i), generator)[0] for i in rows]
@@ -189,11 +189,11 @@ class Adaptation(Objective):
         return source.float(), target.float()
 
     def log(self) -> dict[str, float]:
-        """Losses and the alignment's strength."""
+        """Losses and the alignment strength."""
         return self._log
 
     def finish(self) -> None:
-        """Batch statistics of the target, where the target is what they are served for."""
+        """Take batch statistics from the target if those are the ones to be served."""
         if self.target is not None and (self.method == "adabn" or self.domains == "apart"):
             self.setting.mean.load_state_dict(
                 adapt.adapt_batch_norm(self.setting.mean, self._for_statistics()).state_dict()
@@ -206,14 +206,14 @@ class Adaptation(Objective):
         return [self.setting.batch(own) for own in batches if len(own) == BATCH or len(batches) == 1]
 
     def measure(self, model: Model) -> dict[str, Any]:
-        """See `Objective.measure`: `adapted.measure` of the target and all other archives; how far domains are apart is
-        told of the target, and of all where there is none."""
+        """See `Objective.measure`: `adapted.measure` on the target and all other archives; domain distances are for
+        the target only, or for all archives if there is no target."""
         apart = self.measured[:1] if self.target else self.measured
         return {"measured": [adapted.measure(self.setting, model, name, name in apart) for name in self.measured]}
 
 
 class Pair(nn.Module):
-    """Learnt weights of the supervised and the domain loss, 1 / (2 a^2) and 1 / (2 b^2), with b >= a / 4 (SIDDA)."""
+    """Learned weights of the supervised and the domain loss, 1 / (2 a^2) and 1 / (2 b^2), with b >= a / 4 (SIDDA)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class Pair(nn.Module):
         return ((-a).exp() * supervised + (-b).exp() * domain + a + b) / 2
 
     def _bounded(self) -> tuple[Tensor, Tensor]:
-        """Gradients pass a bound, so that what ran against it can come back."""
+        """The bounded logarithms; gradients pass through the bound, so that a value at the bound can return."""
         a = self.logs[0] + (self.logs[0].clamp(-3, 6) - self.logs[0]).detach()
         low = (a - math.log(MOST_OFTEN)).detach()
         return a, self.logs[1] + (torch.maximum(self.logs[1], low) - self.logs[1]).detach()
@@ -238,7 +238,7 @@ class Pair(nn.Module):
 
 @contextlib.contextmanager
 def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Batch norm computes with the statistics of its batch, and keeps none of them."""
+    """Let batch norm use the statistics of its batch without updating its running statistics."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -251,7 +251,7 @@ def _statistics_kept(network: nn.Module) -> Iterator[None]:
 
 
 def _one(history: History, band: int, generator: np.random.Generator) -> History:
-    """One stamp of a history, of this band if there is one."""
+    """One stamp of a history, in this band if there is one."""
     alike = np.flatnonzero(history.band == band)
     return history.take(np.array([generator.choice(alike if len(alike) else len(history))]))
 

@@ -1,6 +1,6 @@
-"""What an adapted model is worth on an archive: scores, how far apart the domains still are, class shares of a target.
+"""Evaluation of an adapted model on an archive: scores, remaining domain distance, class shares of a target.
 
-Scores use labels of objects that nothing was adapted to; everything that may choose between models uses none.
+Scores use labels of objects that were not adapted to; criteria for choosing between models use no labels.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ from skyheed.classifier.training.objectives import Setting
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 MOST = 300  # objects whose features are compared
-FEWEST = 10  # of a class, to tell its domains apart
+FEWEST = 10  # objects of a class needed to measure the distance between its domains
 SEEDS = 3
-SHARP = 0.05  # temperature of similarities
+SHARP = 0.05  # temperature of the similarities
 BATCH = 64
 
 
 def members_of(data: Dataset) -> tuple[Indices, Indices]:
-    """Which objects of a target are adapted to, and which have labels and are kept apart to be measured on."""
+    """Objects of a target used for adaptation, and labelled objects held out for measurement."""
     every = data.choose("all")
     labelled = np.array([data.label[i] != UNLABELLED for i in every], bool)
     if not labelled.all():
@@ -38,15 +38,16 @@ def members_of(data: Dataset) -> tuple[Indices, Indices]:
 
 
 def measure(setting: Setting, model: Model, path: str, apart: bool = True) -> dict[str, Any]:
-    """A finished model on an archive.
+    """Measure a finished model on an archive.
 
     Args:
-        apart: also how far its features are from the source's, which takes most of the time.
+        apart: also measure how far its features are from the source's, which takes most of the time.
 
     Returns:
-        whether they are `real`; objects, truth, and the probabilities of `first` alerts and of the `whole`, of the
-        objects that have labels and were not adapted to; `a_distance` (all, by class, control); `unsupervised`, of
-        those that were; the `prior` that probabilities assume, and the `shares` of classes that follow from them.
+        `real`, whether the objects are; objects, truth, and the probabilities after the `first` alert and for the
+        `whole` sequence, for labelled objects that were not adapted to; `a_distance` (all, by class, control);
+        `unsupervised`, scores of the objects adapted to; the `prior` that probabilities assume, and the class `shares`
+        inferred from them.
     """
     data = dataset.load(path, bands=model.info.bands)
     members, held = members_of(data)
@@ -68,7 +69,7 @@ def measure(setting: Setting, model: Model, path: str, apart: bool = True) -> di
 
 @torch.inference_mode()
 def features(setting: Setting, data: Dataset, indices: Indices) -> Floats:
-    """Representations [n, width] of the first alerts of some objects, by the network that is served."""
+    """Representations [n, width] of the first alerts of some objects, computed by the network that is served."""
     network = setting.mean.eval()
     histories: list[History] = [data.history(int(i), 0, 1) for i in indices]
     parts = [histories[at : at + BATCH] for at in range(0, len(histories), BATCH)]
@@ -77,10 +78,10 @@ def features(setting: Setting, data: Dataset, indices: Indices) -> Floats:
 
 
 def a_distances(setting: Setting, data: Dataset, held: Indices, truth: Indices) -> dict[str, list[float]]:
-    """A-distance and 1-sigma error of source and target: over all objects, within each class, and of a control.
+    """A-distance and 1-sigma error between source and target: over all objects, within each class, and for a control.
 
-    Over all objects it holds the difference of class shares, too. The control is the source against itself, by as many
-    objects; it should be 0 within its error.
+    Over all objects it also includes the difference of class shares. The control compares the source with itself, using
+    the same number of objects; it should be 0 within its error.
     """
     source = setting.data.choose("test")[:MOST]
     own, target = features(setting, setting.data, source), features(setting, data, held[:MOST])
@@ -101,17 +102,17 @@ def _class(setting: Setting, index: int) -> str:
 
 
 def _mean_distance(one: Floats, other: Floats) -> list[float]:
-    """Over seeds: the mean, and the larger of its scatter and its binomial error."""
+    """The mean over seeds, and the larger of its scatter and its binomial error."""
     runs = [adapt.a_distance(one, other, seed) for seed in range(SEEDS)]
     values = [value for value, _ in runs]
     return [round(float(np.mean(values)), 3), round(float(max(np.std(values), np.mean([e for _, e in runs]))), 3)]
 
 
 def unsupervised(probabilities: NDArray[np.floating[Any]], found: Floats) -> dict[str, float]:
-    """Scores that need no labels, by which models may be chosen.
+    """Scores that need no labels, for choosing between models.
 
     Mean entropy of the probabilities rewards a collapse to one class; soft neighbourhood density (Saito et al. 2021,
-    ICCV), the entropy of similarities between features, is larger where objects lie in dense groups.
+    ICCV), the entropy of similarities between features, is larger if objects lie in dense clusters.
     """
     p = np.clip(np.asarray(probabilities, np.float64), 1e-9, 1)
     return {
@@ -121,16 +122,16 @@ def unsupervised(probabilities: NDArray[np.floating[Any]], found: Floats) -> dic
 
 
 def neighbourhood_density(found: Floats) -> float:
-    """Mean entropy of every object's similarities [n, d] to all others."""
+    """Mean entropy of each object's similarities to all others, from features [n, d]."""
     unit = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
     similar = unit @ unit.T / SHARP
-    np.fill_diagonal(similar, -1e9)  # nobody is its own neighbour
+    np.fill_diagonal(similar, -1e9)  # an object is not its own neighbour
     log_p = similar - np.logaddexp.reduce(similar, axis=1, keepdims=True)
     return float(-(np.exp(log_p) * log_p).sum(1).mean())
 
 
 def groups_of(classes: Sequence[str]) -> tuple[list[str], list[int]]:
-    """AGN, supernovae and variables, which real labels are sure of, and the group of every class."""
+    """AGN, supernovae and variables, the groups that real labels give reliably, and the group of every class."""
     from skyheed.classifier import taxonomy
 
     names = list(dict.fromkeys(map(taxonomy.merge_supernovae, classes)))
@@ -138,7 +139,7 @@ def groups_of(classes: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def summary(measured: dict[str, Any], when: str, grouped: bool) -> tuple[Indices, Floats]:
-    """Truth [n] and probabilities [n, classes] of what `measure` returned, of classes or of groups."""
+    """Truth [n] and probabilities [n, classes] from the result of `measure`, for classes or groups."""
     truth, p = np.array(measured["truth"], np.int64), np.array(measured[when], np.float64)
     if not grouped:
         return truth, p

@@ -1,4 +1,4 @@
-"""Temperatures by number of stamps, and the prior, fitted on objects that the model has not learnt from."""
+"""Temperatures by number of stamps, and the prior, fitted on objects that the model was not trained on."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.protocol import Protocol
 
 AT = (1, 2, 3, 5, 8, 13, 20, 30, 50, 99)  # stamps
-ENOUGH = 50  # objects that a temperature is fitted on
+ENOUGH = 50  # objects needed to fit a temperature
 GRID = np.exp(np.linspace(np.log(0.3), np.log(5), 80))
 
 
@@ -20,11 +20,11 @@ def fit(
     """A temperature for each number of stamps (Guo et al. 2017, arXiv 1706.04599); the prior comes on top.
 
     Args:
-        model: with no calibration.
+        model: without calibration.
         labels: of `indices`.
     """
     weight = np.ones(len(indices))
-    if protocol.balanced:  # classes counted equally in training, so they do here; the prior is corrected afterwards
+    if protocol.balanced:  # classes had equal weight in training, so they do here; the prior is corrected afterwards
         weight = 1 / np.bincount(labels, minlength=len(protocol.classes))[labels]
     stamps, temperatures = [], []
     for n, (rows, p) in after_stamps(model, data, indices, AT).items():

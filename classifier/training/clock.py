@@ -1,4 +1,4 @@
-"""The time that a training run takes, across interruptions, and how much of its CPU time a stage has used."""
+"""The time taken by a training run, across interruptions, and the share of its CPU time that a stage has used."""
 
 import time
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from typing import Any
 
 from skyheed.classifier.training.protocol import Protocol
 
-FINE_SHARE = 0.15  # of the CPU time, where it is limited, goes to the stages on confirmed labels
+FINE_SHARE = 0.15  # of the CPU time, if it is limited, reserved for the stages on confirmed labels
 
 
 class Clock:
-    """Counts from the moment it is made, on top of what a resumed run had taken.
+    """Counts from its creation, on top of the time that a resumed run had already taken.
 
     Attributes:
-        seconds, cpu_seconds: all the time that the run has taken up to the last `count`, measurements included.
+        seconds, cpu_seconds: total time of the run up to the last `count`, including measurements.
         begun: stage -> CPU seconds before it.
     """
 
@@ -24,7 +24,7 @@ class Clock:
         self.begun: dict[str, float] = {}
 
     def begin(self, stage: str) -> None:
-        """A stage begins, or goes on."""
+        """Begin a stage, or resume it."""
         self.begun.setdefault(stage, self.spent())
 
     def count(self) -> None:
@@ -38,7 +38,7 @@ class Clock:
         return self.cpu_seconds + time.process_time() - self._cpu_since
 
     def share(self, stage: str) -> float:
-        """How much of a stage's CPU time is gone; the stages on confirmed labels have a part of it for themselves."""
+        """The share of a stage's CPU time used so far; stages on confirmed labels have their own budget."""
         p = self._protocol
         if not p.cpu_seconds:
             return 0.0
@@ -54,6 +54,6 @@ class Clock:
         return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "begun": self.begun}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Resume from `state_dict`."""
         self.seconds, self.cpu_seconds = state["seconds"], state.get("cpu_seconds", 0.0)
         self.begun = state.get("begun", {})

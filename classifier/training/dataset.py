@@ -20,11 +20,11 @@ from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.stamp import PREPROCESSING, STAMP_SIZE
 
-QUIET = 1e-3  # sky noise that no real stamp has, in the stamps' units
+QUIET = 1e-3  # sky noise below that of any real stamp, in the stamps' units
 _RADIUS = np.hypot(*(np.indices((STAMP_SIZE, STAMP_SIZE)) - (STAMP_SIZE - 1) / 2))
-_RING = (_RADIUS > 10) & (_RADIUS < 14)  # within a turned stamp of 30x30 pixels, too
-LOOKED_BACK = 31.0  # days that the photometry of a packet reaches back, about
-CACHE = 5  # raised when the cached arrays change
+_RING = (_RADIUS > 10) & (_RADIUS < 14)  # also lies within a rotated stamp of 30x30 pixels
+LOOKED_BACK = 31.0  # days that the photometry of a packet reaches back, approximately
+CACHE = 5  # increment when the cached arrays change
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Dataset:
     Attributes:
         object_ids, label, true_class, split, origin, kind: [objects] text; kind is the archive's `type`.
         confirmed: bool [objects].
-        start: [objects + 1], where each object's stamps begin.
+        start: [objects + 1], index of each object's first stamp.
         mjd, band: [stamps]; stamps: float16 [stamps, 32, 32] as `stamp.normalise` returns them.
         flux: float32 [stamps, 2], nJy: of the difference as measured, and of the source without noise (NaN: unknown).
-        flux_error: float32 [stamps], nJy, of the measured one.
-        images: further kinds (difference, template) -> as `stamps`; zeros where a stamp has none.
-        extras: what each object's packets say alongside their stamps, aligned with them; () where the archive has none.
+        flux_error: float32 [stamps], nJy, of the measured flux.
+        images: further kinds (difference, template), shaped like `stamps`; zeros where a stamp has none.
+        extras: photometry and context from each object's packets, aligned with its stamps; () if the archive has none.
     """
 
     object_ids: list[str]
@@ -66,11 +66,11 @@ class Dataset:
         return self.rows(np.arange(rows.start, rows.stop), self.pixels(rows), index)
 
     def pixels(self, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[np.float16]]:
-        """Images of some stamps, by kind."""
+        """Images for some stamps, by kind."""
         return {"science": self.stamps[rows], **{kind: pixels[rows] for kind, pixels in self.images.items()}}
 
     def rows(self, rows: NDArray[np.int64], images: Mapping[str, NDArray[np.float16]], index: int) -> History:
-        """Some of the stamps of an object, in rising order, with these pixels; and what was known at the last."""
+        """Some stamps of an object, in ascending order, with these pixels, and the context known at the last one."""
         photometry, context = self._beside(index, int(rows[0]), int(rows[-1]))
         return History(
             self.mjd[rows], self.band[rows], images, flux=self.flux[rows, 0], flux_error=self.flux_error[rows],
@@ -78,7 +78,7 @@ class Dataset:
         )  # fmt: skip
 
     def _beside(self, index: int, first: int, last: int) -> tuple[Photometry | None, Mapping[str, float]]:
-        """Photometry and context as a stream has them that joined at the stamp `first` and has come to `last`."""
+        """Photometry and context as a stream that starts at stamp `first` would have them at stamp `last`."""
         if not self.extras:
             return None, {}
         own, begin = self.extras[index], int(self.start[index])
@@ -87,15 +87,15 @@ class Dataset:
         return points.take(np.flatnonzero(~late)) if first > begin else points, own.context[last - begin]
 
     def length(self, index: int) -> int:
-        """Stamps of an object."""
+        """Number of stamps of an object."""
         return int(self.start[index + 1] - self.start[index])
 
     def object_of(self, row: int) -> int:
-        """Whose stamp a row of the arrays is."""
+        """The object to which a row of the arrays belongs."""
         return int(np.searchsorted(self.start, row, "right")) - 1
 
     def choose(self, split: str, confirmed: bool | None = None) -> NDArray[np.int64]:
-        """Indices of the objects of a split (or of "all") that have stamps; of all labels, confirmed, or others."""
+        """Indices of the objects in a split (or "all") that have stamps; all, or only (un)confirmed ones."""
         keep = np.array([split in (s, "all") for s in self.split]) & (np.diff(self.start) > 0)
         if confirmed is not None:
             keep &= self.confirmed == confirmed
@@ -103,10 +103,10 @@ class Dataset:
 
 
 def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") -> Dataset:
-    """Normalise every alert stamp of an archive once; the second time the cache is read.
+    """Normalise every alert stamp of an archive once; later calls read the cache.
 
     Args:
-        cache: folder for the normalised stamps; alongside the archive by default.
+        cache: folder for the normalised stamps; by default next to the archive.
         bands: keep only these; empty for all.
 
     Raises:
@@ -134,7 +134,7 @@ def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") 
 
 
 def _kinds(source: Archive) -> list[str]:
-    """Of images alongside the science stamp."""
+    """Kinds of images that accompany the science stamps."""
     return [kind for kind, name in KINDS.items() if kind != "science" and name in source.kinds]
 
 
@@ -143,7 +143,7 @@ def _of_kind(stamps: Path, kind: str) -> Path:
 
 
 def _extras(source: Archive, kept: NDArray[np.bool_]) -> list[Extras]:
-    """What packets say alongside their stamps, of the alerts that have usable ones."""
+    """Photometry and context from the packets of the alerts with usable stamps."""
     found, at = [], 0
     for name in source.object_ids:
         own = source.extras(name, alerts_only=True)
@@ -173,7 +173,7 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
             seen += 1
             for kind, name in names.items():
                 out[kind][at] = model_stamp(row[name], float(row["rotation"]), source.normalised)
-            if not out["science"][at].any():  # off the edge of the chip: the stream sets it aside, too
+            if not out["science"][at].any():  # off the edge of the chip: the stream skips it, too
                 continue
             kept[seen - 1] = True
             mjd[at], band[at] = row["mjd"], code[str(row["band"])]
@@ -182,7 +182,7 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
         start.append(at)
     for pixels in out.values():
         pixels.flush()
-    # the table comes last, and whole: without it the stamps are made again
+    # written last, and in one piece: without it the stamps are computed again
     half = table.with_suffix(".half.npz")
     flux = flux[:at].astype(np.float32)
     np.savez(
@@ -192,9 +192,9 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
 
 
 def only(data: Dataset, bands: str) -> Dataset:
-    """The stamps of some bands."""
+    """The same data with the stamps of some bands only."""
     keep = np.isin(data.band, [BANDS.index(b) for b in bands])
-    if keep.all():  # the memory map stays one
+    if keep.all():  # keep the memory map
         return data
     start = np.concatenate([[0], np.cumsum(keep)])[data.start]
     extras = [own.take(keep[data.start[i] : data.start[i + 1]]) for i, own in enumerate(data.extras)]
@@ -206,15 +206,15 @@ def only(data: Dataset, bands: str) -> Dataset:
 
 
 def shuffled(object_id: str) -> int:
-    """A number that orders objects by chance, and always alike."""
+    """A reproducible pseudo-random number to order objects by."""
     return zlib.crc32(f"fold:{object_id}".encode())
 
 
 def fit_scaling(data: Dataset, indices: Sequence[int], sample: int = 4000, seed: int = 0) -> Scaling:
-    """Softening (sky noise by band, from a ring in the stamps' outer parts), gain and unit of flux, from some stamps.
+    """Softening (sky noise by band, from an outer ring of the stamps), gain and flux unit, from a sample of stamps.
 
     Raises:
-        ArchiveError: no stamps, or a band without noise.
+        ArchiveError: there are no stamps, or a band has no noise.
     """
     if not len(indices):
         raise ArchiveError("no objects to take the sky noise from: the archive needs some in its split train")
@@ -235,17 +235,17 @@ def fit_scaling(data: Dataset, indices: Sequence[int], sample: int = 4000, seed:
 
 
 def sky_noise(pixels: NDArray[np.float32]) -> float:
-    """Sky noise of stamps [n, 32, 32]: the median over stamps of each ring's own scatter; neighbours do not count."""
+    """Sky noise of stamps [n, 32, 32]: the median over stamps of the scatter in each ring; robust to neighbours."""
     ring = pixels[:, _RING].astype(np.float64)
-    ring[ring == 0] = np.nan  # filled in: beyond the image, or no measurement
+    ring[ring == 0] = np.nan  # filled pixels: outside the image, or without measurement
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of stamps that are empty there
+        warnings.simplefilter("ignore", RuntimeWarning)  # for stamps with an empty ring
         deviation = np.abs(ring - np.nanmedian(ring, 1, keepdims=True))
         return float(np.nan_to_num(np.nanmedian(deviation) * 1.4826))
 
 
 def flux_unit(data: Dataset) -> NDArray[np.float64]:
-    """[bands] nJy: the scatter of the difference fluxes that are small, by band; about their error."""
+    """Flux unit [bands] in nJy: the scatter of the small difference fluxes in each band; close to their error."""
     unit = np.ones(len(BANDS))
     for code in np.unique(data.band):
         flux = np.abs(data.flux[data.band == code, 0])
@@ -256,16 +256,16 @@ def flux_unit(data: Dataset) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random views of a sequence: what a stream shows of it early, seen from any side.
+    """Random views of a sequence: the early parts that a stream shows, at any orientation.
 
     Attributes:
-        longest: stamps that most views have at most.
-        most: stamps that the model takes.
-        whole: share of views that may have as many.
-        truncate: share of views that end at a random time (log-uniform in stamps), so that short ones are first-class.
-        late: share of views that begin at a random stamp, as sequences do that outgrew the window.
-        drop: stamps of half of the views are left out with a random probability up to this.
-        dense: share of too long views that are cut to a stretch; others are thinned out over their whole time.
+        longest: most stamps in most views.
+        most: most stamps that the model accepts.
+        whole: fraction of views that may have up to `most`.
+        truncate: fraction of views that end at a random time (log-uniform in stamps), so that short ones are common.
+        late: fraction of views that begin at a random stamp, like sequences that have outgrown the window.
+        drop: in half of the views, stamps are dropped with a random probability up to this.
+        dense: fraction of overlong views that are cut to a contiguous stretch; others are thinned over their full time.
         shift: pixels; neighbours move with the source.
     """
 
@@ -279,7 +279,7 @@ class Augmentation:
     shift: int = 1
 
     def view(self, data: Dataset, index: int, rng: np.random.Generator) -> tuple[History, NDArray[np.int64]]:
-        """One random view of an object, and which of the data set's stamps it shows."""
+        """One random view of an object, and the data set's stamps that it contains."""
         rows = self._rows(data.length(index), rng) + data.start[index]
         turns, mirrored, shift = self._turning(rng)
         images = {kind: turned(pixels, turns, mirrored, shift) for kind, pixels in data.pixels(rows).items()}

@@ -1,8 +1,9 @@
-"""Few labelled real objects: linear heads on what a network that learnt from simulations makes of them.
+"""Few labelled real objects: linear heads on the outputs of a network trained on simulations.
 
-Groups of classes (all supernovae are one) are what real labels are sure of and what few objects can decide; how a group
-is shared among its classes stays with the network. One head for each combination of images, light curve and
-surroundings, so that what is missing is not missed. Strengths and temperatures come from grouped cross-validation.
+Heads predict groups of classes (all supernovae are one), which real labels give reliably and few objects suffice to
+learn; how a group divides into its classes is left to the network. There is one head for each combination of images,
+light curve and surroundings, so that missing inputs do no harm. Strengths and temperatures come from grouped
+cross-validation.
 """
 
 from collections.abc import Sequence
@@ -24,23 +25,23 @@ from skyheed.classifier.scaling import Scaling
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 FOLDS = 5
-FEWEST = 3  # objects of each group
-FAMILIAR_SHARE = 0.99  # of held-out objects that the limit of `Familiar` lets pass
-MARGIN = 1.25  # on that limit, which few objects fix badly: it must rather decline too little
+FEWEST = 3  # objects per group
+FAMILIAR_SHARE = 0.99  # of held-out objects, accepted by the limit of `Familiar`
+MARGIN = 1.25  # factor on that limit, which few objects determine poorly; declining too little is preferred
 SHRINKAGE = 0.3  # of the covariance towards its diagonal
 TEMPERATURES = np.exp(np.linspace(np.log(0.3), np.log(3), 60))
 
 
 @dataclass(frozen=True)
 class Views:
-    """What a network makes of views of real objects: first alerts, whole sequences.
+    """Network outputs for views of real objects: first alerts and whole sequences.
 
     Attributes:
         inputs: float64 [n, inputs] of `Fusion.inputs_of_fitted`, NaN where unknown.
-        kinds: bool [n, MODALITIES], what is known.
+        kinds: bool [n, MODALITIES], which are known.
         logits: float64 [n, classes] of the network.
         group: int [n], labels; -1 where unknown.
-        objects: int [n], equal for views of one object.
+        objects: int [n], equal for views of the same object.
     """
 
     inputs: Floats
@@ -62,7 +63,7 @@ class Views:
 
 
 def columns(kinds: NDArray[np.bool_], inputs: int) -> NDArray[np.bool_]:
-    """Which inputs [n, inputs] belong to kinds [n, MODALITIES] that are known."""
+    """Which inputs [n, inputs] belong to known kinds [n, MODALITIES]."""
     n = len(SURROUNDINGS)
     parts = [np.repeat(kinds[:, [kind]], count, 1) for kind, count in ((2, n), (1, len(CURVE)))]
     return np.concatenate([*parts, np.repeat(kinds[:, [0]], inputs - len(NUMBERS), 1)], 1)
@@ -70,7 +71,7 @@ def columns(kinds: NDArray[np.bool_], inputs: int) -> NDArray[np.bool_]:
 
 @torch.inference_mode()
 def look(network: Fusion, scaling: Scaling, histories: Sequence[History], group: Indices, objects: Indices) -> Views:
-    """What a network makes of histories."""
+    """The network's outputs for histories."""
     made: dict[str, list[NDArray[Any]]] = {"inputs": [], "kinds": [], "logits": []}
     network.eval()
     for at in range(0, len(histories), 32):
@@ -86,7 +87,7 @@ def look(network: Fusion, scaling: Scaling, histories: Sequence[History], group:
 
 @dataclass
 class Heads:
-    """Standardisation and weights as `models.fusion.linear_heads.Fitted` keeps them; groups are counted alike."""
+    """Standardisation and weights, as stored in `models.fusion.linear_heads.Fitted`; groups are weighted equally."""
 
     mean: Floats
     scatter: Floats
@@ -109,7 +110,7 @@ class Heads:
 
 
 def weights_of(views: Views, groups: int) -> Floats:
-    """Of views: an object counts once, and every group as much as any other."""
+    """Weights of views: all objects of a group count equally, and all groups count equally."""
     each = 1 / np.bincount(views.objects, minlength=views.objects.max() + 1)[views.objects]
     of_group = np.bincount(views.group, each, groups)
     found: Floats = each / of_group[views.group]
@@ -117,10 +118,10 @@ def weights_of(views: Views, groups: int) -> Floats:
 
 
 def fit(views: Views, groups: int, strength: float) -> Heads:
-    """A ridge of that inverse strength for every combination of kinds.
+    """Fit a ridge-regularised head of this inverse strength for every combination of kinds.
 
     Args:
-        views: with labels.
+        views: labelled ones.
         strength: scikit-learn's C.
     """
     from sklearn.linear_model import LogisticRegression
@@ -141,7 +142,7 @@ def fit(views: Views, groups: int, strength: float) -> Heads:
 
 
 def _moments(inputs: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """Weighted means and scatters of what is known."""
+    """Weighted means and scatters of the known inputs."""
     known = np.isfinite(inputs)
     w = known * weight[:, None]
     total = np.maximum(w.sum(0), 1e-9)
@@ -151,7 +152,7 @@ def _moments(inputs: Floats, weight: Floats) -> tuple[Floats, Floats]:
 
 
 def folds(group: Indices, objects: Indices, count: int, seed: int) -> Indices:
-    """A fold for every view: those of one object in one, groups spread evenly."""
+    """A fold for every view: all views of an object are in one fold, and groups are spread evenly."""
     rng = np.random.default_rng(seed)
     names, first = np.unique(objects, return_index=True)
     order = rng.permutation(len(names))
@@ -162,7 +163,7 @@ def folds(group: Indices, objects: Indices, count: int, seed: int) -> Indices:
 
 
 def held_out(views: Views, groups: int, strength: float, seed: int = 0, count: int = FOLDS) -> dict[int, Floats]:
-    """Log-probabilities of every view from heads that did not see its object, for every combination of kinds."""
+    """Log-probabilities of every view from heads not trained on its object, for every combination of kinds."""
     fold = folds(views.group, views.objects, count, seed)
     found = {c: np.empty((len(views.group), groups)) for c in range(COMBINATIONS)}
     for n in range(count):
@@ -173,7 +174,7 @@ def held_out(views: Views, groups: int, strength: float, seed: int = 0, count: i
 
 
 def temperature(said: Floats, views: Views, groups: int) -> float:
-    """What to divide logits by, from held-out log-probabilities."""
+    """The divisor of the logits, from held-out log-probabilities."""
     weight = weights_of(views, groups)
 
     def loss(t: float) -> float:
@@ -199,10 +200,10 @@ def check(views: Views, groups: int) -> None:
 
 
 def install(network: Fusion, heads: Heads, group_of_class: Sequence[int], sharpness: float = 1.0) -> None:
-    """Put heads into a network; the class prior that it assumes is uniform over classes, as in training.
+    """Put heads into a network; the class prior that they assume is uniform over classes, as in training.
 
     Args:
-        sharpness: what calibration on the simulation multiplies the network's logits by.
+        sharpness: the factor by which calibration on the simulation multiplies the network's logits.
     """
     fitted, groups = network.fitted, heads.bias.shape[1]
     members = np.bincount(group_of_class, minlength=groups)
@@ -219,14 +220,14 @@ def install(network: Fusion, heads: Heads, group_of_class: Sequence[int], sharpn
 
 
 def install_familiar(network: Fusion, labelled: Views, others: Views, groups: int, seed: int = 0) -> float:
-    """Centres of the groups and a limit that lets pass nearly all held-out objects.
+    """Install centres of the groups and a limit that accepts nearly all held-out objects.
 
     Args:
-        labelled: give centres and the covariance within groups, and, held out, the limit.
-        others: without labels.
+        labelled: for the centres, the covariance within groups and (held out) the limit.
+        others: unlabelled objects.
 
     Returns:
-        The share of the others that is beyond the limit.
+        The fraction of the others beyond the limit.
     """
     fold = folds(labelled.group, labelled.objects, FOLDS, seed)
     held = np.empty(len(fold))
@@ -239,7 +240,7 @@ def install_familiar(network: Fusion, labelled: Views, others: Views, groups: in
     with torch.no_grad():
         for name, value in (("mean", mean), ("scatter", scatter), ("precision", precision)):
             getattr(target, name).copy_(value)
-        target.centre.copy_(centre[-1:])  # as many as classes; those that are no group's repeat the last
+        target.centre.copy_(centre[-1:])  # one centre per class; the surplus ones repeat the last group's
         target.centre[:groups] = centre.float()
         target.limit.fill_(limit)
     return float((_distance(others.inputs, parts) > limit).mean()) if len(others.group) else 0.0
@@ -257,7 +258,7 @@ def _familiar(views: Views, groups: int) -> tuple[Floats, Floats, Floats, Floats
 
 
 def _mean(z: Floats) -> Floats:
-    """Of what is known; 0 where nothing is."""
+    """Mean of the known values; 0 if there are none."""
     found: Floats = np.nansum(z, 0) / np.maximum(np.isfinite(z).sum(0), 1)
     return found
 

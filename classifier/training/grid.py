@@ -1,4 +1,4 @@
-"""Many runs under one protocol: the blocks and models of one configuration, or the rows of a table of ablations."""
+"""Many runs under one protocol: the blocks and models of one configuration, or the rows of an ablation table."""
 
 import json
 import logging
@@ -20,13 +20,13 @@ from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.protocol import Protocol
 
 log = logging.getLogger("skyheed.train")
-VALIDATION = 8  # one in this many of a block's training objects selects and calibrates
-AT_ONCE = 5.0  # seconds; a run that took no longer was there already
+VALIDATION = 8  # one in this many training objects of a block is used for selection and calibration
+AT_ONCE = 5.0  # seconds; a shorter run is taken to have existed already
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 
 
 def run(config: Protocol, output: Path, command: str) -> list[Info]:
-    """Every model of every block (one, without blocks), each in a folder of its own; finished ones are kept.
+    """Every model of every block (one if there are no blocks), each in its own folder; finished ones are kept.
 
     With blocks, `summary.json` holds the mean and the scatter of the scores over them.
     """
@@ -46,7 +46,7 @@ def run(config: Protocol, output: Path, command: str) -> list[Info]:
 def folds(data: Dataset, blocks: int, block: int) -> Dataset:
     """The data with one block of its objects as test set; every class and kind of label is spread over all blocks.
 
-    Objects keep to their side: whole objects are dealt out, before anything is drawn more than once.
+    Objects are split as a whole, before any resampling, so none is on both sides.
     """
     split = np.full(len(data.object_ids), "train", dtype=object)
     kinds = [f"{label} {sure}" for label, sure in zip(data.label, data.confirmed, strict=True)]
@@ -60,7 +60,7 @@ def folds(data: Dataset, blocks: int, block: int) -> Dataset:
 
 
 def summary(made: Sequence[Info]) -> dict[str, Any]:
-    """Mean and standard deviation over models of the scores at the end."""
+    """Mean and standard deviation of the final scores over models."""
     ends = [info.metrics["at_the_end"] for info in made]
     return {
         "models": len(made),
@@ -74,10 +74,10 @@ def summary(made: Sequence[Info]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: its name, how it differs from the common protocol, and what others published of it.
+    """One row of the table: its name, its changes to the common protocol, and published scores.
 
     Attributes:
-        configs: one a seed.
+        configs: one per seed.
         published: accuracy and macro-F1 in percent, on other data.
     """
 
@@ -87,12 +87,12 @@ class Row:
 
 
 def rows(path: Path, changes: Mapping[str, Any]) -> list[Row]:
-    """The runs of a table: `[common]` keys of a protocol, and `[[run]]` with a name and what is different.
+    """The runs of a table: `[common]` with keys of a protocol, and `[[run]]` with a name and its changes.
 
-    A run may also have `seeds`, a list, one model for each, and `published`, the scores that others reported.
+    A run may also have `seeds`, a list with one model each, and `published`, the scores that others reported.
 
     Raises:
-        ModelError: unreadable, or not of that form.
+        ModelError: it cannot be read, or does not have that form.
     """
     given = protocol.load(path)
     common, runs = given.get("common", {}), given.get("run")
@@ -122,7 +122,7 @@ def _row(path: Path, number: int, common: Mapping[str, Any], own: Mapping[str, A
 
 @dataclass(frozen=True)
 class _Run:
-    """One model of a row; those of further seeds come after all rows have their first."""
+    """One model of a row; further seeds are run after all rows have their first."""
 
     row: Row
     number: int
@@ -138,15 +138,15 @@ def _in_order(every: Sequence[Row]) -> list[_Run]:
 
 
 def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str) -> str:
-    """Every run of a table that is not there yet; `table.md`, `table.json` and `table.png` are written after each.
+    """Do every run of a table that is missing; `table.md`, `table.json` and `table.png` are written after each.
 
-    Where runs adapt to another sky, `adaptation.md` and `adaptation.png` are, too.
+    If runs adapt to another sky, so are `adaptation.md` and `adaptation.png`.
 
     Returns:
         The table.
 
     Raises:
-        ModelError: some runs failed; the others were made all the same.
+        ModelError: some runs failed; the others were completed.
     """
     every = rows(path, changes)
     todo = _in_order(every)
@@ -160,7 +160,7 @@ def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str
         began = time.monotonic()
         try:
             made = run(one.row.configs[one.number], output / one.folder, command)
-        except Exception as error:  # whatever it is, one row must not cost the others
+        except Exception as error:  # an error of any kind must not stop the other rows
             failed[one.folder] = f"{type(error).__name__}: {error}".splitlines()[0]
             log.exception("run %s failed", one.folder)
             continue
@@ -168,7 +168,7 @@ def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str
         found.setdefault(one.row.name, []).extend(grid_table.facts(info, one.row.published) for info in made)
         folders.setdefault(one.row.name, []).append(output / one.folder)
         _write({row.name: found[row.name] for row in every if row.name in found}, output, failed)
-        if time.monotonic() - began > AT_ONCE:  # intervals take seconds, so not again for every run that was there
+        if time.monotonic() - began > AT_ONCE:  # intervals take seconds: not for runs that existed already
             adapt_table.write(_ordered(folders, every), output)
     adapt_table.write(_ordered(folders, every), output)
     if failed:
@@ -177,24 +177,24 @@ def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str
 
 
 def _ordered(folders: Mapping[str, Sequence[Path]], every: Sequence[Row]) -> dict[str, Sequence[Path]]:
-    """Folders of the rows that have any, in the order of the table."""
+    """The folders of the rows that have any, in the order of the table."""
     return {row.name: folders[row.name] for row in every if row.name in folders}
 
 
 class _Clock:
-    """Says how long the runs that are left may take, from those that this process has made."""
+    """Estimates the time that the remaining runs may take, from those that this process has completed."""
 
     def __init__(self, runs: int) -> None:
         self._runs = runs
         self._took: list[float] = []
 
     def add(self, seconds: float) -> None:
-        """What a run took; one that was there already tells nothing."""
+        """Add the time of a run; one that existed already is ignored."""
         if seconds > AT_ONCE:
             self._took.append(seconds)
 
     def left(self, number: int) -> str:
-        """In words, before the run of that number."""
+        """The estimate in words, before the run of that number."""
         if not self._took:
             return ""
         left = (self._runs - number + 1) * float(np.mean(self._took)) / 60

@@ -1,4 +1,4 @@
-"""The table and the figure of a grid, made from the facts that its runs wrote as JSON and from nothing else."""
+"""The table and figure of a grid, made only from the facts that its runs wrote as JSON."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,19 +10,19 @@ from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.models.family import family
 from skyheed.classifier.names import caption, table_cell
 
-EARLY = (3, 6, 12, 30)  # stamps whose scores have a column of their own
-STAMPS = (3, 12, 48, 99)  # stamps at which the cost of an update is told
+EARLY = (3, 6, 12, 30)  # numbers of stamps whose scores have a column of their own
+STAMPS = (3, 12, 48, 99)  # numbers of stamps at which the cost of an update is given
 UNLIKE = "other data, not comparable"
 _KEPT = ("macro_f1", "macro_f1_68", "accuracy")
 Facts = Mapping[str, Any]  # of one run
-Grid = Mapping[str, Sequence[Facts]]  # of each row the runs, one a seed; the first one's scores are shown
+Grid = Mapping[str, Sequence[Facts]]  # runs of each row, one per seed; the first one's scores are shown
 
 
 def facts(info: Info, published: Sequence[float] = ()) -> dict[str, Any]:
-    """What the table and the figure are made of.
+    """The facts needed for the table and the figure.
 
     Args:
-        published: accuracy and macro-F1 in percent that others have reported of such a system, on other data.
+        published: accuracy and macro-F1 in percent that others reported for such a system, on other data.
     """
     early = info.metrics["after_stamps"]
     training = {key: value for key, value in info.training.items() if key != "archive"}
@@ -37,20 +37,20 @@ def facts(info: Info, published: Sequence[float] = ()) -> dict[str, Any]:
 
 
 def parameters(info: Info) -> int:
-    """That are served."""
+    """Number of parameters when served."""
     own = family(info.family)
     return own.served_parameters(own.build(own.configure(info.config)))
 
 
 def operations(info: Info) -> dict[str, int]:
-    """Multiply-adds of an update of a history that has come to this many stamps."""
+    """Multiply-adds of an update of a history that has reached this many stamps."""
     own = family(info.family)
     config = own.configure(info.config)
     return {str(n): own.operations(config, n) for n in STAMPS if n <= config.stamps}
 
 
 def text(found: Grid, failed: Mapping[str, str] | None = None) -> str:
-    """One line a row: scores with 68 % intervals, calibration, cost, and what was published of other data."""
+    """One line per row: scores with 68 % intervals, calibration, cost, and published scores on other data."""
     early = " | ".join(f"at {n}" for n in EARLY)
     columns = (
         f"run | accuracy | macro-F1 | {early} | seeds | class recall, least to most | log-loss | ECE (by chance) | "
@@ -114,13 +114,13 @@ def _recalls(one: Facts) -> list[float]:
 
 
 def trained(one: Facts) -> bool:
-    """Whether the balanced accuracy is above that of guessing."""
+    """Whether the balanced accuracy is better than chance."""
     end = one["at_the_end"]
     return bool(end.get("balanced_accuracy", 1.0) > 1.05 / max(len(one["classes"]), 1))
 
 
 def figure(found: Grid, path: Path) -> None:
-    """Macro-F1 at the end with its interval, and that at 3 and 12 stamps, a row a run, the best on top."""
+    """Final macro-F1 with its interval, and macro-F1 at 3 and 12 stamps, one line per run, the best on top."""
     from matplotlib import pyplot
 
     runs = sorted(found.items(), key=lambda row: row[1][0]["at_the_end"]["macro_f1"])

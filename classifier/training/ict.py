@@ -1,12 +1,12 @@
 """ICT-ConvEntion's objective: two views of each object, drawn together and towards their class, and classified.
 
-The seeds print L = L_MSE + L_CE + L_MSE + L_KL, an online and a slowly following target branch, and that the MSEs lower
-the variance within classes. Which tensors they join is not published. The default reading is that of SupBYOL (Oh & Lee
-2024, arXiv 2406.10815), after BYOL (Grill et al. 2020): one MSE to the other view of the object, one to the mean of the
-class, each class from a queue of its own, so that a rare one counts as much as a frequent one. It is the only reading
-that lowers the variance within classes in a toy (tests).
+The papers print L = L_MSE + L_CE + L_MSE + L_KL, with an online branch and a slowly following target branch, and state
+that the MSEs lower the variance within classes. Which tensors the MSEs compare is not published. The default
+interpretation is that of SupBYOL (Oh & Lee 2024, arXiv 2406.10815), after BYOL (Grill et al. 2020): one MSE to the
+other view of the object, one to the class mean, computed from a separate queue for each class so that rare and frequent
+classes count equally. It is the only interpretation that lowers the variance within classes in a toy problem (tests).
 
-The target is the exponential mean of the network, which is what is served, in evaluation mode.
+The target is the exponential mean of the network, in evaluation mode; it is also what is served.
 """
 
 import copy
@@ -27,21 +27,21 @@ from skyheed.classifier.models.base import Batch, Network
 from skyheed.classifier.training.objectives import Objective, Setting, Views, prefixes
 
 HIDDEN, WIDTH = 512, 128  # of projector and predictor
-COLLAPSED = 0.5 / math.sqrt(WIDTH)  # half the scatter of a number of vectors that are even on the sphere
-SETTLED = 100  # steps before which the target knows no batch statistics and its projections are all alike
-MOMENTUM = 0.99  # with which the target's projector begins to follow
+COLLAPSED = 0.5 / math.sqrt(WIDTH)  # half the scatter of vectors that are uniform on the sphere
+SETTLED = 100  # before this step the target has no batch statistics and its projections are all the same
+MOMENTUM = 0.99  # initial momentum of the target's projector
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the objective can be told.
+    """Settings of the objective.
 
     Attributes:
-        positives: what the two MSEs draw together. view+class: the other view, and the class; view: the other view,
-            both ways; class: another object of the class, both ways; levels: the other view, as representation and as
-            projection.
-        kl: between classifications of both views, or from those of whole views to those of their beginnings.
-        queue: vectors of each class that make its mean.
+        positives: what the two MSEs compare. view+class: the other view, and the class mean; view: the other view,
+            in both directions; class: another object of the class, in both directions; levels: the other view, as
+            representation and as projection.
+        kl: between the classifications of both views, or between whole views and their beginnings.
+        queue: vectors of each class from which its mean is computed.
         temperature: of the target's probabilities.
     """
 
@@ -62,7 +62,7 @@ class Settings:
         """Settings from plain values.
 
         Raises:
-            ModelError: an unknown key, or a value that cannot be.
+            ModelError: an unknown key, or an invalid value.
         """
         known = [f.name for f in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
@@ -82,14 +82,14 @@ def divergence(target: Tensor, online: Tensor) -> Tensor:
 
 
 def momentum(step: int, steps: int, first: float = MOMENTUM) -> float:
-    """How slowly a target follows after some of all steps: from `first` to 1."""
+    """Momentum of the target after some of all steps: from `first` to 1."""
     share = min(step / max(steps, 1), 1.0)
     return 1 - (1 - first) * (math.cos(math.pi * share) + 1) / 2
 
 
 @torch.no_grad()
 def follow(target: nn.Module, online: nn.Module, keep: float) -> None:
-    """target = keep * target + (1 - keep) * online, of weights and of batch statistics."""
+    """target = keep * target + (1 - keep) * online, for weights and batch statistics."""
     for old, new in zip(target.state_dict().values(), online.state_dict().values(), strict=True):
         if old.is_floating_point():
             old.lerp_(new, 1 - keep)
@@ -103,7 +103,7 @@ def projector(inputs: int) -> nn.Sequential:
 
 
 def extra_parameters(width: int) -> int:
-    """What projector and predictor learn; none of it is served."""
+    """Number of trainable parameters in projector and predictor; none of them are served."""
     return sum(n * HIDDEN + 2 * HIDDEN + HIDDEN * WIDTH for n in (width, WIDTH))
 
 
@@ -121,11 +121,11 @@ class Queue(nn.Module):
     def __init__(self, classes: int, size: int, width: int = WIDTH) -> None:
         super().__init__()
         self.register_buffer("vectors", torch.zeros(classes, size, width))
-        self.register_buffer("count", torch.zeros(classes, dtype=torch.int64))  # put in so far
+        self.register_buffer("count", torch.zeros(classes, dtype=torch.int64))  # total number added so far
 
     @torch.no_grad()
     def put(self, z: Tensor, labels: Tensor) -> None:
-        """Add vectors [b, width] with their labels [b]; the oldest of their class go."""
+        """Add vectors [b, width] with their labels [b]; the oldest of their class are removed."""
         size = self.vectors.shape[1]
         for label in torch.unique(labels).tolist():
             own = z.detach()[labels == label][-size:]
@@ -135,7 +135,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def means(self, labels: Tensor, otherwise: Tensor) -> Tensor:
-        """Mean vectors [b, width] of the classes [b]; `otherwise` [b, width] where a class has none yet."""
+        """Mean vectors [b, width] of the classes [b]; `otherwise` [b, width] for classes without vectors."""
         filled = self.count.clamp(max=self.vectors.shape[1])
         means = self.vectors.sum(1) / filled.clamp(min=1)[:, None]
         return torch.where((filled[labels] > 0)[:, None], means[labels], otherwise)
@@ -147,8 +147,9 @@ class Branch:
 
     Attributes:
         h: [b, width] representations. z: [b, 128] projections, normalised in the target. logits: [b, classes].
-        p: [b, 128] predictions, of the online branch.
-        early, rows: logits [k, classes] of beginnings and the whole, and whose they are, of the online branch.
+        p: [b, 128] predictions, only in the online branch.
+        early, rows: logits [k, classes] of beginnings and the whole, and their rows in the batch, only in the online
+            branch.
     """
 
     h: Tensor
@@ -162,7 +163,7 @@ class Branch:
 def joined(
     online: Sequence[Branch], target: Sequence[Branch], labels: Tensor, queue: Queue, settings: Settings
 ) -> dict[str, Tensor]:
-    """The four terms of the loss of two views each through the online and the target branch."""
+    """The four terms of the loss, from two views, each passed through the online and the target branch."""
     (a, b), (c, d) = online, target
     assert a.p is not None
     assert b.p is not None
@@ -184,7 +185,7 @@ def joined(
 
 
 def others(labels: Tensor) -> Tensor:
-    """For each of the labels [b] the next index of the same label, round in a ring; its own if there is no other."""
+    """For each label [b], the index of the next one of the same class (cyclic); its own if there is no other."""
     found = torch.arange(len(labels), device=labels.device)
     for label in torch.unique(labels):
         own = (labels == label).nonzero()[:, 0]
@@ -202,7 +203,7 @@ def _agreement(online: Sequence[Branch], target: Sequence[Branch], settings: Set
     (a, b), (c, d) = online, target
     if settings.kl == "views":
         pairs = ((d.logits, a.logits), (c.logits, b.logits))
-    else:  # what the beginning of a view should say is what the target says of the whole of it
+    else:  # the beginning of a view should match the target's classification of the whole
         pairs = tuple(
             (t.logits, o.logits) if o.early is None or o.rows is None else (t.logits[o.rows], o.early)
             for o, t in zip(online, target, strict=True)
@@ -214,7 +215,7 @@ class Ict(Objective):
     """See the module.
 
     Attributes:
-        projector, predictor: online; thrown away after training.
+        projector, predictor: of the online branch; discarded after training.
         target: the projector of the target branch, which follows.
     """
 
@@ -250,7 +251,7 @@ class Ict(Objective):
         return total
 
     def _follow(self) -> float:
-        """The target's projector after the step before; the mean of the network is the trainer's."""
+        """Update the target's projector from the previous step; the trainer updates the mean of the network."""
         p = self.setting.protocol
         keep = momentum(int(self.steps), p.short_steps + p.steps + p.fine_steps)
         self.steps += 1
@@ -275,11 +276,11 @@ class Ict(Objective):
 
     def log(self) -> dict[str, float]:
         """Each term, the momentum, the scatter of normalised projections, whether they collapsed, and the variance
-        within classes over that between them."""
+        within classes divided by that between them."""
         return self._log
 
     def alarm(self) -> str:
-        """Rings when all projections have become one, which those of the first steps are."""
+        """Warns when all projections have become the same; those of the first steps always are."""
         if not self._log.get("collapsed") or int(self.steps) < SETTLED:
             return ""
         return (
@@ -291,7 +292,7 @@ class Ict(Objective):
 def representations(
     network: Network, batch: Batch, count: int, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Representations [k, width] of histories and beginnings, int64 [k] whose they are, and [b] which are of wholes."""
+    """Representations [k, width] of histories and beginnings, their rows int64 [k], and those [b] of the wholes."""
     if _has_tokens(network):
         encoded, rows = _of_tokens(network, batch, count, generator)
         whole = np.arange(len(batch["valid"]))
@@ -308,7 +309,7 @@ def _has_tokens(network: Any) -> bool:
 def _of_tokens(
     network: Any, batch: Batch, count: int, generator: np.random.Generator
 ) -> tuple[Tensor, NDArray[np.int64]]:
-    """ConvEntion's, whose tokens are the work and do not change: the wholes first, then `count` beginnings of each."""
+    """For ConvEntion, whose tokens are costly and do not change: the wholes first, then `count` beginnings of each."""
     tokens = network.tokens(batch["pixels"], batch["bands"], batch["valid"])
     shown = prefixes(batch["valid"], count, generator)
     again = [t.repeat(1 + count, *[1] * (t.dim() - 1)) for t in (tokens, batch["days"], batch["present"])]
@@ -317,12 +318,12 @@ def _of_tokens(
 
 
 def scatter(z: Tensor) -> float:
-    """Mean over dimensions of the scatter of normalised vectors [n, d]; 0 where all are one, 1 / sqrt(d) at most."""
+    """Scatter of normalised vectors [n, d], averaged over dimensions; 0 if all are equal, 1 / sqrt(d) at most."""
     return float(functional.normalize(z.detach(), dim=1).std(0).mean())
 
 
 def within_between(z: Tensor, labels: Tensor) -> float:
-    """Variance within classes over that between them, of vectors [n, d] with labels [n]."""
+    """Variance within classes divided by that between them, for vectors [n, d] with labels [n]."""
     z = z.detach()
     groups = [z[labels == label] for label in torch.unique(labels)]
     centre = z.mean(0)

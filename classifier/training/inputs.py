@@ -1,4 +1,4 @@
-"""What a model's card says of its training stamps: a sample of the archive, in the numbers of `classifier.inputs`."""
+"""Statistics of a sample of the training stamps, for a model's card, as computed by `classifier.inputs`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +10,12 @@ from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import History
 
-MOST_OBJECTS = 400  # that are looked at
+MOST_OBJECTS = 400  # objects examined at most
 TRAIN = "train"
 
 
 def of_archive(path: str | Path, most: int = MOST_OBJECTS) -> dict[str, Any]:
-    """Numbers by band of some training objects, and what they are of; empty where there is no archive."""
+    """Statistics by band of some training objects, and which objects they are from; empty if there is no archive."""
     if not Path(path).is_dir():
         return {}
     archive = Archive(path)
@@ -31,5 +31,5 @@ def _histories(archive: Archive, names: list[str]) -> Iterator[History]:
     for name in names:
         try:
             yield history_of(archive, name)
-        except ArchiveError:  # no stamp of it can be used, so that training left it out, too
+        except ArchiveError:  # it has no usable stamp, so training left it out, too
             continue

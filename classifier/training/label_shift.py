@@ -1,7 +1,7 @@
-"""Shares of classes in a stream without labels, where each class looks as it did in training (label shift). Numpy only.
+"""Class shares in an unlabelled stream whose classes look as they did in training (label shift). Numpy only.
 
-Both ways need calibrated probabilities of the source, and fail where classes look different: adapt, calibrate, then
-correct. They only estimate; nobody's class prior is changed by them.
+Both methods need calibrated source probabilities, and fail if classes look different in the target: adapt, calibrate,
+then correct. They only estimate; they do not change the class prior of any model.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from skyheed.classifier.errors import ModelError
 
 Floats = NDArray[np.floating[Any]]
-SINGULAR = 1e3  # condition number from which a confusion matrix tells nothing
+SINGULAR = 1e3  # condition number above which a confusion matrix cannot be inverted usefully
 
 
 def expectation_maximisation(
@@ -21,8 +21,8 @@ def expectation_maximisation(
     """Class shares [c] of a target (Saerens et al. 2002, Neural Computation 14, 21).
 
     Args:
-        probabilities: [n, c], of the target's samples.
-        prior: [c], that these assume.
+        probabilities: [n, c], of the target samples.
+        prior: [c], assumed by the probabilities.
     """
     prior = np.asarray(prior, np.float64) / np.sum(prior)
     evidence = np.asarray(probabilities, np.float64) / prior
@@ -43,15 +43,15 @@ def black_box(
     target: NDArray[np.integer[Any]],
     classes: int,
 ) -> NDArray[np.float64]:
-    """Class shares [c] of a target from the classes that were predicted there (BBSE: Lipton et al. 2018, ICML).
+    """Class shares [c] of a target from the classes predicted there (BBSE: Lipton et al. 2018, ICML).
 
     Args:
-        labels, predicted: [n], of the source's validation samples.
+        labels, predicted: [n], of the source validation samples.
         target: [m], predicted.
         classes: how many.
 
     Raises:
-        ModelError: the classifier confuses classes so much that nothing follows.
+        ModelError: the classifier confuses the classes too much for an estimate.
     """
     joint = np.zeros((classes, classes))
     np.add.at(joint, (predicted, labels), 1 / len(labels))
@@ -75,7 +75,7 @@ def corrected(probabilities: Floats, prior: Floats, shares: Floats) -> NDArray[n
 
 
 def uncertainty(probabilities: Floats, prior: Floats, draws: int = 100, seed: int = 0) -> NDArray[np.float64]:
-    """1-sigma errors [c] of `expectation_maximisation`, by drawing samples again."""
+    """1-sigma errors [c] of `expectation_maximisation`, by bootstrap."""
     rng = np.random.default_rng(seed)
     n = len(probabilities)
     found = [expectation_maximisation(probabilities[rng.integers(n, size=n)], prior, 200, 1e-6) for _ in range(draws)]

@@ -1,4 +1,4 @@
-"""How much a few labelled real objects are worth: heads fitted to 1, 3, 10 of each group, measured on all others."""
+"""The value of a few labelled real objects: heads fitted to 1, 3, 10 of each group, measured on all others."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,21 +13,21 @@ from skyheed.classifier.training.few_shot import Floats, Indices, Views
 
 COUNTS = (1, 3, 10)
 DRAWS = 30
-STRENGTH = 0.1  # of the ridge, whatever the count, so that nothing is chosen by the objects that are measured
-LEAST = 3  # objects of each group that have to be left to measure on
+STRENGTH = 0.1  # of the ridge, for every count, so that the measured objects influence no choice
+LEAST = 3  # objects of each group that must be left for measurement
 SHOWN = (1, COMBINATIONS - 1)  # combinations of kinds: images alone, and everything
 
 
 def curve(views: Views, first: NDArray[np.bool_], of_class: Sequence[int], seed: int = 0) -> dict[str, Any]:
-    """Balanced accuracy at the first alert, by inputs and objects of each group; 0 is the network before the fit.
+    """Balanced accuracy at the first alert, by inputs and objects per group; 0 is the network before fitting.
 
     Args:
-        views: with labels.
+        views: labelled ones.
         first: [n], which of them are first alerts.
         of_class: the group of every class of the network.
 
     Returns:
-        name of the combination -> count -> mean, scatter over draws (16 to 84 %), and how many objects were measured.
+        name of the combination -> count -> mean, scatter over draws (16 to 84 %), and number of objects measured.
     """
     groups = max(of_class) + 1
     found: dict[str, Any] = {"network": {"0": _balanced(_before(views, of_class), views.group, first)}}
@@ -65,7 +65,7 @@ def _drawn(
 
 
 def _before(views: Views, of_class: Sequence[int]) -> Floats:
-    """Log-probabilities [n, groups] of the network that has learnt from simulations alone."""
+    """Log-probabilities [n, groups] of the network trained on simulations alone."""
     p = np.exp(views.logits - np.logaddexp.reduce(views.logits, axis=1, keepdims=True))
     joined = np.stack([p[:, np.array(of_class) == g].sum(1) for g in range(max(of_class) + 1)], 1)
     return np.log(joined + 1e-12)

@@ -1,8 +1,8 @@
-"""Several tasks from one representation: class, peak flux, phase and redshift, balanced by learnt uncertainties.
+"""Several tasks from one representation: class, peak flux, phase and redshift, balanced by learned uncertainties.
 
-After gamma-PhysNet (Jacquemont et al. 2021, VISAPP), which tells energy, direction and impact alongside the class, and
-Kendall et al. (2018, CVPR), after whom tasks are weighted. Regressions are learnt where there is something to learn: a
-peak where there is one, a redshift where it is known.
+After gamma-PhysNet (Jacquemont et al. 2021, VISAPP), which predicts energy, direction and impact as well as the class,
+with tasks weighted after Kendall et al. (2018, CVPR). A regression is trained only on objects for which its quantity
+is known: a peak that exists, a measured redshift.
 """
 
 import math
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 HIDDEN = 100
-LOWEST, HIGHEST = -3.0, 6.0  # of the logarithms of uncertainties; a loss near 0 would get an unbounded weight
+LOWEST, HIGHEST = -3.0, 6.0  # bounds on log-uncertainties; a loss near 0 would otherwise get an unbounded weight
 REGRESSIONS = ("flux", "phase", "redshift")
-# What the heads tell, from what is known: log10 of the peak flux in nJy, asinh(days since the peak / 10), log(1 + z).
+# Targets of the heads: log10 of the peak flux in nJy, asinh(days since the peak / 10), log(1 + z).
 TRANSFORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "flux": (lambda x: np.log10(np.clip(x, 1, None)), lambda y: 10**y),
     "phase": (lambda x: np.arcsinh(x / 10), lambda y: 10 * np.sinh(y)),
@@ -28,7 +28,7 @@ TRANSFORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 
 class Heads(nn.Module):
-    """Regressions from a representation [b, width]: the flux by itself, phase and redshift from one shared layer."""
+    """Regressions from a representation [b, width]: the flux by itself, phase and redshift from a shared layer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Heads(nn.Module):
 
 
 def transformed(name: str, values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """What the head of a task is to tell, from numbers in nJy, days or redshift; NaN stays NaN."""
+    """Regression targets from values in nJy, days or redshift; NaN stays NaN."""
     made: NDArray[np.float32] = TRANSFORMS[name][0](np.asarray(values, np.float64)).astype(np.float32)
     return made
 
@@ -55,11 +55,11 @@ def told(name: str, values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def regression(found: Tensor, wanted: Tensor) -> Tensor:
-    """Smooth L1 over what is known; 0, with gradients of 0, where nothing is.
+    """Smooth L1 over the known values; 0, with zero gradients, if there are none.
 
     Args:
         found: [b].
-        wanted: [b], NaN where there is nothing to learn.
+        wanted: [b], NaN where unknown.
     """
     known = wanted.isfinite()
     each = functional.smooth_l1_loss(found, torch.where(known, wanted, found.detach()), reduction="none")
@@ -67,10 +67,10 @@ def regression(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 class Balance(nn.Module):
-    """Weights of tasks by their uncertainties: sum of c exp(-s) L + s, with s learnt and clamped.
+    """Weights of tasks by their uncertainties: sum of c exp(-s) L + s, with s learned and clamped.
 
     Args:
-        tasks: name -> c, which matters only while s settles.
+        tasks: name -> c, which matters only until s has settled.
     """
 
     def __init__(self, tasks: Mapping[str, float]) -> None:
@@ -79,7 +79,7 @@ class Balance(nn.Module):
         self.logs = nn.ParameterDict({name: nn.Parameter(torch.ones(())) for name in tasks})
 
     def forward(self, losses: Mapping[str, Tensor], present: Mapping[str, bool] | None = None) -> Tensor:
-        """The balanced loss; tasks that the batch has nothing of are left out, so that their s stays as it is."""
+        """The balanced loss; tasks for which the batch has no data are left out, so that their s does not change."""
         terms = []
         for name, loss in losses.items():
             if present is None or present[name]:
@@ -93,18 +93,18 @@ class Balance(nn.Module):
 
 
 def _clamped(s: Tensor) -> Tensor:
-    """Within the bounds; gradients pass, so that s can come back."""
+    """s within the bounds; gradients pass through, so that s can return."""
     return s + (s.clamp(LOWEST, HIGHEST) - s).detach()
 
 
 def losses(
     logits: Tensor, labels: Tensor, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, bool]]:
-    """The loss of every task, and whether the batch has anything of it.
+    """The loss of every task, and whether the batch has any data for it.
 
     Args:
         logits, labels: [b, classes] and [b].
-        found, wanted: task -> [b]; NaN in `wanted` where there is nothing to learn.
+        found, wanted: task -> [b]; NaN in `wanted` where unknown.
     """
     made = {"class": functional.cross_entropy(logits, labels)}
     made |= {name: regression(found[name], wanted[name]) for name in REGRESSIONS}
@@ -116,15 +116,15 @@ def resolution(
     found: NDArray[np.floating[Any]], wanted: NDArray[np.floating[Any]], by: NDArray[np.floating[Any]],
     edges: Sequence[float],
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Bias (median error) and resolution (half the width that holds 68 % of the errors) against something else.
+    """Bias (median error) and resolution (half the width that contains 68 % of the errors) in bins of another quantity.
 
     Args:
-        found, wanted: [n]; what is not known is left out.
+        found, wanted: [n]; unknown values are left out.
         by: [n], such as the number of stamps or the flux.
         edges: of its bins.
 
     Returns:
-        For each bin its edges, how many there are, and both numbers; NaN where there are none.
+        For each bin its edges, the number of objects, bias and resolution; NaN for empty bins.
     """
     error = np.asarray(found, np.float64) - np.asarray(wanted, np.float64)
     rows = []

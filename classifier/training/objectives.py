@@ -1,6 +1,6 @@
-"""What training minimises. An objective sees random views of histories and gives a loss; architectures combine freely.
+"""What training minimises. An objective maps random views of histories to a loss and works with every architecture.
 
-An objective is a module: what it learns besides the network, such as a projector, is thrown away after training.
+An objective is a module: parameters of its own, such as a projector, are discarded after training.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ class Views:
 
     Attributes:
         histories: one view of each.
-        rows: which of the data set's epochs each of them shows.
+        rows: the data set's epochs that each view contains.
         labels: int64 [b], the classes.
     """
 
@@ -40,13 +40,13 @@ class Views:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an objective may look at.
+    """What an objective has access to.
 
     Attributes:
         network: in training.
         mean: the exponential mean of the network, which is what will be served; in evaluation mode.
-        data: where views come from.
-        autocast: bfloat16 where it is native.
+        data: the source of the views.
+        autocast: use bfloat16 where it is native.
     """
 
     network: Network
@@ -58,16 +58,16 @@ class Setting:
 
     @property
     def device(self) -> torch.device:
-        """Of the network."""
+        """The network's device."""
         return next(self.network.parameters()).device
 
     def batch(self, histories: Sequence[History]) -> Batch:
-        """Histories as the network takes them."""
+        """Histories as inputs of the network."""
         arrays = self.network.collate(histories, self.scaling)
         return {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
 
     def target(self, labels: NDArray[np.int64]) -> Tensor:
-        """Labels where the network is."""
+        """Labels on the network's device."""
         return torch.from_numpy(labels).to(self.device)
 
 
@@ -75,14 +75,14 @@ class Objective(nn.Module):
     """What is minimised.
 
     Attributes:
-        views: views of each object that a step needs.
+        views: number of views of each object that a step needs.
     """
 
     views = 1
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        object.__setattr__(self, "setting", setting)  # not a submodule: the networks are not the objective's to save
+        object.__setattr__(self, "setting", setting)  # not a submodule: the objective must not save the networks
 
     setting: Setting
 
@@ -91,27 +91,27 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def log(self) -> dict[str, float]:
-        """Numbers of the last step for the log."""
+        """Metrics of the last step for the log."""
         return {}
 
     def report(self, indices: NDArray[np.int64]) -> dict[str, Any]:
-        """What it measures of these objects when training is over, besides the scores of the class."""
+        """Measurements on these objects at the end of training, in addition to the classification scores."""
         return {}
 
     def finish(self) -> None:
-        """Change the mean network a last time before it is calibrated and measured; most leave it as it is."""
+        """Change the mean network a last time before it is calibrated and measured; most objectives do not."""
 
     def measure(self, model: Model) -> dict[str, Any]:
-        """What it measures of the calibrated model, besides the scores of the class; it joins the report."""
+        """Measurements on the calibrated model, in addition to the classification scores; added to the report."""
         return {}
 
     def alarm(self) -> str:
-        """What is wrong with the last step, in words; "" if nothing is."""
+        """A description of what is wrong with the last step; "" if nothing is."""
         return ""
 
 
 class CrossEntropy(Objective):
-    """Cross-entropy of the views and of their beginnings, and what the network adds by itself."""
+    """Cross-entropy of the views and of their beginnings, plus the network's own regularisation."""
 
     def loss(self, views: Sequence[Views], generator: np.random.Generator) -> Tensor:
         """See `Objective.loss`."""
@@ -123,9 +123,9 @@ class CrossEntropy(Objective):
 
 
 class ConvEntionObjective(Objective):
-    """Cross-entropy of views and beginnings, computed once up to the tokens, and a loss that has tokens tell fluxes.
+    """Cross-entropy of views and beginnings from tokens computed once, and a loss for predicting fluxes from tokens.
 
-    Tokens are the work and do not change, so every view is classified early, too, at no cost.
+    Tokens are costly but do not change, so every view is also classified at earlier stages, at no cost.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -157,7 +157,7 @@ class ConvEntionObjective(Objective):
         return loss + functional.cross_entropy(logits, self.setting.target(np.tile(seen.labels, 1 + count)))
 
     def _photometry(self, tokens: Tensor, present: Tensor, rows: Sequence[NDArray[np.int64]]) -> Tensor:
-        """The loss of a linear map from tokens to fluxes; the map is thrown away after training."""
+        """The loss of a linear map from tokens to fluxes; the map is discarded after training."""
         weight, data = self.setting.protocol.photometry, self.setting.data
         if not weight:
             return torch.zeros((), device=tokens.device)
@@ -170,7 +170,7 @@ class ConvEntionObjective(Objective):
 
 
 def prefixes(valid: Tensor, count: int, generator: np.random.Generator) -> Tensor:
-    """Which tokens the views and `count` beginnings of each show, bool [(1 + count) b, n]."""
+    """Which tokens are visible in the views and in `count` beginnings of each, bool [(1 + count) b, n]."""
     whole = valid.sum(1).cpu().numpy()
     shorter = np.exp(generator.uniform(0, np.log(whole + 1), (count, len(whole)))).astype(np.int64)
     limit = torch.from_numpy(np.concatenate([whole, shorter.ravel()])).to(valid.device)
@@ -178,7 +178,7 @@ def prefixes(valid: Tensor, count: int, generator: np.random.Generator) -> Tenso
 
 
 def cross_entropy(setting: Setting, **settings: Any) -> Objective:
-    """What the class alone is learnt by.
+    """The objective for classification alone.
 
     Raises:
         ModelError: it has no settings.
@@ -220,7 +220,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
 }  # fmt: skip
 
 
-# What an objective learns besides the network: name -> (network, settings) -> how many numbers.
+# Parameters that an objective learns in addition to the network: name -> (network, settings) -> how many.
 EXTRA: dict[str, Callable[..., int]] = {
     "ict": lambda network, **_: _ict_parameters(network), "multitask": lambda network, **_: _task_parameters(network)
 }  # fmt: skip
@@ -239,14 +239,14 @@ def _task_parameters(network: Network) -> int:
 
 
 def extra_parameters(asked: Mapping[str, Any], network: Network) -> int:
-    """How many numbers an objective learns and throws away after training, ConvEntion's photometer aside."""
+    """Number of parameters of an objective, discarded after training, not counting ConvEntion's photometer."""
     settings = {key: value for key, value in asked.items() if key != "name"}
     count = EXTRA.get(str(asked.get("name", "")))
     return count(network, **settings) if count else 0
 
 
 def make(setting: Setting) -> Objective:
-    """The objective that a protocol asks for.
+    """The objective requested by a protocol.
 
     Raises:
         ModelError: there is none of that name, or it has no such setting.

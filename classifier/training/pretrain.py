@@ -1,4 +1,4 @@
-"""Cross-entropy after pre-training without labels: SITS-BERT mends nights, ViT tells hidden patches."""
+"""Cross-entropy after pre-training without labels: SITS-BERT denoises nights, ViT predicts hidden patches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from skyheed.classifier.training import adapted, dataset
 from skyheed.classifier.training.dataset import Augmentation, Dataset
 from skyheed.classifier.training.objectives import CrossEntropy, Setting, Views
 
-STAMPS = 64  # of a step, that patches are hidden of
+STAMPS = 64  # stamps per step whose patches are hidden
 TARGETS = ("pixels", "signal", "normalised")
 
 
@@ -27,14 +27,14 @@ class Pretrained(CrossEntropy):
     """See the module.
 
     Args:
-        share: of the steps of all stages that learn end to end, in which the network is pre-trained.
-        also: further archives, such as of real packets without labels, of which every step sees as many objects as of
-            the archive that is learnt from; labelled ones that are kept to be measured on (`adapted.members_of`) are
-            left out.
+        share: the fraction of all end-to-end steps in which the network is pre-trained.
+        also: further archives, for example of unlabelled real packets. Each step draws as many objects from each of
+            them as from the training archive; labelled objects reserved for measurement (`adapted.members_of`) are left
+            out.
         settings: `target` of the masked auto-encoder.
 
     Raises:
-        ModelError: the network knows no pre-training, or a setting cannot be.
+        ModelError: the network has no pre-training, or a setting is invalid.
     """
 
     steps: Tensor
@@ -62,7 +62,7 @@ class Pretrained(CrossEntropy):
         return made
 
     def _drawn(self, count: int, generator: np.random.Generator) -> list[History]:
-        """A random view of this many objects of each of the other archives."""
+        """A random view of this many objects from each of the other archives."""
         p = self.setting.protocol
         view = Augmentation(p.longest, p.whole, p.truncate, p.stamps, drop=p.drop).view if self.others else None
         return [
@@ -73,7 +73,7 @@ class Pretrained(CrossEntropy):
         ]
 
     def log(self) -> dict[str, float]:
-        """The loss of pre-training, while it lasts."""
+        """The pre-training loss, while pre-training lasts."""
         return self._log
 
 
@@ -88,10 +88,10 @@ def _others(path: str, bands: str) -> tuple[Dataset, NDArray[np.int64]]:
 
 
 def task(network: Network, **settings: Any) -> tuple[nn.Module, Callable[[Batch], Any]]:
-    """What a network is pre-trained by, and what of a batch that looks at.
+    """A network's pre-training task, and a function that extracts its inputs from a batch.
 
     Raises:
-        ModelError: it knows none, or not this setting.
+        ModelError: it has none, or the setting is unknown.
     """
     known = set() if isinstance(network, SitsBert) else {"target"}
     if unknown := sorted(set(settings) - known):
@@ -106,6 +106,6 @@ def task(network: Network, **settings: Any) -> tuple[nn.Module, Callable[[Batch]
 
 
 def some_stamps(batch: Batch) -> Tensor:
-    """Some of the stamps of a batch of histories, [m, 1, 32, 32]."""
+    """A sample of the stamps in a batch of histories, [m, 1, 32, 32]."""
     images = batch["images"][batch["valid"]]
     return images[torch.randperm(len(images), device=images.device)[:STAMPS]]

@@ -12,7 +12,7 @@ from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.family import Family, preset
 
 MOST_CONFIGURATION = 2**20  # bytes
-SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout")  # of ConvEntion's network, here for short
+SHARED = ("variant", "attention", "band_embedding", "cnn", "time", "dropout")  # of ConvEntion's network, as shortcuts
 STEPS = ("short_steps", "steps", "head_steps", "fine_steps", "fine_head_steps")
 _KINDS = {
     str: "text in quotes", bool: "true or false", int: "a whole number", float: "a number",
@@ -31,40 +31,40 @@ class Protocol:
     `fine_head` from those that spectroscopy confirmed.
 
     Attributes:
-        archive: what to learn from.
-        name: of the checkpoint and in every figure that comes of it.
-        start: begin with the weights of this checkpoint (a directory or a shipped one); empty: with random ones.
+        archive: the training data.
+        name: of the checkpoint; it appears in every figure made from it.
+        start: begin with the weights of this checkpoint (a directory or a shipped one); empty: with random weights.
         bands: keep only these; empty for all of the archive.
         model: what is trained, a name of `skyheed model list`.
-        network: what of its configuration differs from that name's.
-        objective: `name` of what is minimised and its settings; empty for what the model's name implies.
-        variant, attention, band_embedding, cnn, time, dropout: of ConvEntion's network, for short.
+        network: changes to the configuration of that model.
+        objective: `name` of what is minimised and its settings; empty for the model's default.
+        variant, attention, band_embedding, cnn, time, dropout: of ConvEntion's network, as shortcuts.
         stamps: of the longest history.
-        classes: that are told apart; with a taxonomy of its own, all of it by default.
-        taxonomy: own classes instead of the standard ones, see `taxonomy.from_mapping`.
-        objects: use this many training objects, evenly of each class (as they are, if not `balanced`); 0 for all.
-        validation: the same of the objects that select the weights and calibrate.
-        short_steps: everything learns, from views of at most `short_longest` stamps: many objects for little work.
-        steps: everything learns, from views of at most `longest` stamps, a share `whole` of up to 99.
-        head_steps: the 3D-CNN rests and all behind it learns from tokens that were computed once.
+        classes: those to distinguish; if there is a custom taxonomy, all of its classes by default.
+        taxonomy: custom classes instead of the standard ones, see `taxonomy.from_mapping`.
+        objects: number of training objects, evenly by class (at natural frequencies if not `balanced`); 0 for all.
+        validation: the same for the objects used to select the weights and calibrate.
+        short_steps: everything learns, from views of at most `short_longest` stamps: many objects at low cost.
+        steps: everything learns, from views of at most `longest` stamps, a fraction `whole` of up to 99.
+        head_steps: the 3D-CNN is frozen and everything after it learns from tokens computed once.
         fine_steps, fine_head_steps: the same on confirmed labels.
-        rehearse: share of the objects of these two that are drawn from all labels, so that what the few confirmed ones
-            do not show is not forgotten.
-        batch, short_batch, head_batch: views of a step.
+        rehearse: in these two stages, the fraction of objects drawn from all labels, to prevent forgetting of what the
+            few confirmed ones do not show.
+        batch, short_batch, head_batch: views per step.
         bank_views: views of each object whose tokens are computed for the head.
         rate, head_rate: the highest learning rates; a quarter of them on confirmed labels.
         truncate, drop: of `dataset.Augmentation`.
         balanced: draw classes equally often (weighted random sampling), and correct the prior afterwards.
-        prefixes: beginnings of every view that are classified alongside it.
-        photometry: weight of the loss that has tokens tell fluxes; 0 as published.
-        average: how slowly the weights that are measured follow those that learn, per step.
-        prior: relative frequency of each class that the served probabilities assume; empty: equal.
-        cpu_seconds: CPU time of the process after which the stages end, whatever steps are left; 0: no such end. The
-            learning rate falls with whichever of steps and time is nearer to its end.
+        prefixes: number of beginnings of each view that are also classified.
+        photometry: weight of the loss for predicting fluxes from tokens; 0 as published.
+        average: decay per step of the exponential mean of the weights, which is what is measured.
+        prior: relative frequency of each class assumed by the served probabilities; empty: equal.
+        cpu_seconds: CPU time of the process after which the stages end, even if steps are left; 0: no limit. The
+            learning rate follows steps or time, whichever is closer to its end.
         every: steps between two measurements.
         patience: measurements without a better macro-F1 after which a stage stops; 0: never.
-        blocks, models: of object-disjoint folds, and models of each; 0 blocks: the archive's own splits.
-        device, autocast: where, and bfloat16 where it is native.
+        blocks, models: number of object-disjoint folds, and models for each; 0 blocks: the archive's own splits.
+        device, autocast: where to compute, and bfloat16 where it is native.
         threads: of the CPU; 0 for all.
     """
 
@@ -122,7 +122,7 @@ class Protocol:
 
     @property
     def family(self) -> Family:
-        """Of the model that is trained.
+        """The family of the model to be trained.
 
         Raises:
             ModelError: there is no such model.
@@ -130,7 +130,7 @@ class Protocol:
         return preset(self.model).family
 
     def configuration(self) -> dict[str, Any]:
-        """What configures the network.
+        """The configuration of the network.
 
         Raises:
             ModelError: there is no such model, or a key belongs to another one.
@@ -154,7 +154,7 @@ def from_mapping(given: Mapping[str, Any], where: str | Path) -> Protocol:
     """A protocol from its keys.
 
     Raises:
-        ModelError: an unknown or missing key, or one that cannot be.
+        ModelError: an unknown or missing key, or an invalid value.
     """
     known = {f.name for f in fields(Protocol)}
     if unknown := sorted(set(given) - known):
@@ -170,13 +170,13 @@ def from_mapping(given: Mapping[str, Any], where: str | Path) -> Protocol:
 
 
 def check(protocol: Protocol, where: str | Path) -> None:
-    """Refuse, before anything is computed, what cannot be trained or would not do what it says.
+    """Refuse, before anything is computed, settings that cannot be trained or would have no effect.
 
     Args:
-        where: the file, for the message.
+        where: the file, for the error message.
 
     Raises:
-        ModelError: the first key that cannot be.
+        ModelError: names the first invalid key.
     """
     try:
         for rule in (_types, _numbers, _data, _prior, _stages):
@@ -249,14 +249,14 @@ def _keeps_tokens(p: Protocol) -> bool:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The keys of a TOML file.
+    """The keys and values of a TOML file.
 
     Raises:
         ModelError: it cannot be read.
     """
     data = read_file(Path(path), MOST_CONFIGURATION, ModelError)
     try:
-        return tomllib.loads(data.decode("utf-8-sig"))  # editors of Windows write a byte order mark
+        return tomllib.loads(data.decode("utf-8-sig"))  # Windows editors write a byte order mark
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ModelError(f"cannot read the training configuration {path}: {error}") from error
 
@@ -265,6 +265,6 @@ def read(path: str | Path, changes: Mapping[str, Any] | None = None) -> Protocol
     """A protocol from its file, with some keys changed.
 
     Raises:
-        ModelError: unreadable, an unknown key, or one that cannot be.
+        ModelError: unreadable file, an unknown key, or an invalid value.
     """
     return from_mapping(load(path) | dict(changes or {}), path)

@@ -1,7 +1,7 @@
-"""`skyheed few-shot`: a `fusion` checkpoint that learnt from simulations, fitted to labelled real objects and measured.
+"""`skyheed few-shot`: a `fusion` checkpoint trained on simulations, fitted to labelled real objects and measured.
 
-The first alert and the whole sequence of every object are views of it. Everything stated comes from heads that did not
-see the object (grouped cross-validation), with intervals by drawing objects again.
+The first alert and the whole sequence of each object are its views. All reported results come from heads not trained
+on the object (grouped cross-validation), with intervals from resampling objects.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ STRENGTHS = (0.03, 0.1, 0.3)
 SEEDS = 5  # divisions into folds, over which held-out log-probabilities are averaged
 DRAWS = 1000
 EVERYTHING = COMBINATIONS - 1
-# How supernovae of a magnitude-limited survey divide, about (ZTF's: Fremling et al. 2020, ApJ 895, 32).
+# Approximate class shares of supernovae in a magnitude-limited survey (ZTF's: Fremling et al. 2020, ApJ 895, 32).
 WITHIN = {"SNIa": 0.72, "SNOther": 0.28}
 
 
@@ -38,7 +38,7 @@ def run(name: str, archive: str | Path, output: str | Path, command: str = "", v
     """Fit, measure, write a checkpoint.
 
     Args:
-        name: of the checkpoint that learnt from simulations.
+        name: of the checkpoint trained on simulations.
         archive: of real packets, some of them with a class.
 
     Raises:
@@ -74,13 +74,13 @@ def run(name: str, archive: str | Path, output: str | Path, command: str = "", v
 
 
 def groups_of(classes: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
-    """Groups of classes that real labels tell apart, and the group of every class."""
+    """Groups of classes that real labels distinguish, and the group of every class."""
     names = tuple(dict.fromkeys(map(taxonomy.merge_supernovae, classes)))
     return names, [names.index(taxonomy.merge_supernovae(c)) for c in classes]
 
 
 def prior_of(classes: Sequence[str], groups: Sequence[str]) -> tuple[float, ...]:
-    """Groups alike, supernovae divided as a survey finds them; relative to classes alike."""
+    """Equal groups, with supernovae divided as a survey finds them; relative to equal classes."""
     shares = [WITHIN.get(c, 1.0) for c in classes]
     whole = {
         g: sum(s for c, s in zip(classes, shares, strict=True) if taxonomy.merge_supernovae(c) == g) for g in groups
@@ -90,7 +90,7 @@ def prior_of(classes: Sequence[str], groups: Sequence[str]) -> tuple[float, ...]
 
 
 def views_of(network: Fusion, info: Info, archive: Archive, groups: Sequence[str]) -> tuple[Views, NDArray[np.bool_]]:
-    """First alerts and whole sequences of an archive's objects, and which of them are first alerts."""
+    """First alerts and whole sequences of an archive's objects, and which of the views are first alerts."""
     histories, group, objects, first = list[History](), list[int](), list[int](), list[bool]()
     for number, name in enumerate(archive.object_ids):
         label = archive.object(name)["class"]
@@ -107,7 +107,7 @@ def views_of(network: Fusion, info: Info, archive: Archive, groups: Sequence[str
 def _views(archive: Archive, name: str) -> list[tuple[History, bool]]:
     try:
         whole = history_of(archive, name)
-    except ArchiveError:  # no alert of it has a usable stamp: the stream sets them aside, too
+    except ArchiveError:  # no alert of it has a usable stamp: the stream skips it, too
         return []
     if len(whole) == 1:
         return [(whole, True)]
@@ -115,10 +115,10 @@ def _views(archive: Archive, name: str) -> list[tuple[History, bool]]:
 
 
 def chosen(views: Views, groups: int) -> tuple[dict[int, Floats], float, int]:
-    """Held-out log-probabilities for every combination of kinds, with the strength of the smallest loss.
+    """Held-out log-probabilities for every combination of kinds, with the strength of the lowest loss.
 
     Returns:
-        They, the strength, and how many were looked at.
+        The log-probabilities, the strength, and the number of strengths tried.
     """
     found = {strength: _averaged(views, groups, strength) for strength in STRENGTHS}
 
@@ -177,7 +177,7 @@ def _balanced(p: Floats, truth: Indices) -> float:
 
 
 def drawn(truth: Indices, seed: int = 0) -> list[Indices]:
-    """Objects drawn again within each group, DRAWS times."""
+    """Bootstrap samples of objects within each group, DRAWS of them."""
     rng = np.random.default_rng(seed)
     rows = [np.flatnonzero(truth == g) for g in np.unique(truth)]
     return [np.concatenate([rng.choice(r, len(r)) for r in rows]) for _ in range(DRAWS)]

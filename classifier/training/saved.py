@@ -1,4 +1,4 @@
-"""What a run keeps of itself, so that an interrupted one goes on and another one is told apart."""
+"""The saved state of a run, so that an interrupted one can resume and a different one is recognised."""
 
 import csv
 import hashlib
@@ -22,10 +22,10 @@ PROGRESS = "progress.pt"
 
 
 def finished(output: Path, protocol: Protocol) -> Info:
-    """The checkpoint of a run that is there already.
+    """The checkpoint of a run that is already complete.
 
     Raises:
-        ModelError: it is of another run.
+        ModelError: it belongs to a different run.
     """
     done = checkpoint.read_info(output)
     archived = done.training.get("archive", {})
@@ -37,17 +37,17 @@ def finished(output: Path, protocol: Protocol) -> Info:
 
 
 def write(output: Path, protocol: Protocol, state: Mapping[str, Any]) -> None:
-    """Keep the state of a run; a half-written one never takes the place of a whole one."""
+    """Save the state of a run; a partly written file never replaces a complete one."""
     about = {"archive": card(protocol.archive).get("digest"), "protocol": plain(protocol)}
     torch.save({**state, **about}, output / f".{PROGRESS}")
     os.replace(output / f".{PROGRESS}", output / PROGRESS)
 
 
 def read(output: Path, protocol: Protocol) -> dict[str, Any]:
-    """The state of an interrupted run; empty if there is none.
+    """The saved state of an interrupted run; empty if there is none.
 
     Raises:
-        ModelError: it is damaged, or of another run.
+        ModelError: it is damaged, or belongs to a different run.
     """
     path = output / PROGRESS
     if not path.exists():
@@ -65,13 +65,13 @@ def read(output: Path, protocol: Protocol) -> dict[str, Any]:
 
 
 def plain(protocol: Protocol) -> dict[str, Any]:
-    """As JSON gives it back; where it is computed, and on how many cores, makes no other run."""
+    """A protocol as JSON returns it; the device and number of cores are left out, as they do not define a run."""
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(protocol).items()}
     return {key: value for key, value in values.items() if key not in ("device", "threads")}
 
 
 def same(known: Mapping[str, Any], protocol: Protocol) -> bool:
-    """Whether a run was of this protocol; keys that it did not know yet had their present defaults."""
+    """Whether a run used this protocol; keys added since then are taken to have had their present defaults."""
     return plain(Protocol(archive="")) | dict(known) == plain(protocol)
 
 
@@ -86,7 +86,7 @@ def card(path: str) -> dict[str, Any]:
 
 
 def add_row(path: Path, row: Mapping[str, Any]) -> None:
-    """One more line of a CSV file, which begins with the names of the columns."""
+    """Append a line to a CSV file, which begins with the names of the columns."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(row))

@@ -1,4 +1,4 @@
-"""Which objects a run learns from, selects on and is measured on."""
+"""Which objects a run uses for training, selection and measurement."""
 
 import logging
 from dataclasses import replace
@@ -16,10 +16,10 @@ Indices = NDArray[np.int64]
 
 
 def check_data(protocol: Protocol, data: Dataset) -> None:
-    """Before hours of work: is there everything to learn from, to select on, to measure on?
+    """Check, before hours of work, that there are objects for training, selection and measurement.
 
     Raises:
-        ModelError: it says what is missing.
+        ModelError: states what is missing.
     """
     for split, sure, why in (
         ("train", None, "learn from"),
@@ -40,14 +40,14 @@ def check_data(protocol: Protocol, data: Dataset) -> None:
 
 
 def stages(protocol: Protocol, data: Dataset) -> tuple[Indices, Indices]:
-    """Training objects with any label, and those whose label spectroscopy confirmed."""
+    """Training objects with any label, and those with a spectroscopically confirmed label."""
     everything, confirmed = data.choose("train"), data.choose("train", True)
     everything = evenly(everything, data, protocol, protocol.objects)
     return everything, np.intersect1d(everything, confirmed)
 
 
 def evenly(indices: Indices, data: Dataset, protocol: Protocol, count: int) -> Indices:
-    """So many of the objects; evenly of each class, unless the run is to see them as often as they are. 0: all."""
+    """This many of the objects, evenly by class, unless the run uses natural frequencies. 0: all."""
     if not count:
         return indices
     rng = np.random.default_rng(protocol.seed)
@@ -65,7 +65,7 @@ def label(data: Dataset, index: int, protocol: Protocol) -> str:
 
 
 def of_known_classes(data: Dataset, protocol: Protocol) -> Dataset:
-    """The data without the objects that belong to no class of the run's own taxonomy."""
+    """The data without objects that belong to no class of the run's taxonomy."""
     if not protocol.taxonomy:
         return data
     strange = [i for i in range(len(data.object_ids)) if label(data, i, protocol) not in protocol.classes]

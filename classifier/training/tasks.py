@@ -1,7 +1,7 @@
 """The objective multitask: class, peak flux, phase and redshift from one representation (`multitask`).
 
-Beginnings are classified as always; regressions are learnt from whole views. The heads are thrown away after training:
-what they do for the class stays, and how well they tell is written alongside the checkpoint.
+Beginnings are classified as usual; regressions are trained on whole views. The regression heads are discarded after
+training: their effect on the classification remains, and their accuracy is written alongside the checkpoint.
 """
 
 import copy
@@ -24,8 +24,8 @@ from skyheed.classifier.training.objectives import Objective, Setting, Views
 
 BALANCES = ("uncertainty", "fixed")
 FIXED = {"class": 1.0, **dict.fromkeys(multitask.REGRESSIONS, 0.3)}
-CUTS = (3, 6, 12, 30, 99)  # stamps after which the regressions are measured
-EDGES = (1, 4, 7, 13, 31, 100)  # bins of stamps that hold one cut each, or shorter wholes
+CUTS = (3, 6, 12, 30, 99)  # numbers of stamps after which the regressions are measured
+EDGES = (1, 4, 7, 13, 31, 100)  # bins of stamps that each contain one cut, or shorter whole sequences
 BATCH = 32
 Truth = Mapping[str, NDArray[np.float64]]
 
@@ -34,10 +34,10 @@ class MultiTask(Objective):
     """See the module.
 
     Args:
-        balance: tasks are weighted by learnt uncertainties, or fixed: 1 for the class, 0.3 for the others.
+        balance: weight tasks by learned uncertainties, or fixed: 1 for the class, 0.3 for the others.
 
     Raises:
-        ModelError: a setting that cannot be.
+        ModelError: an invalid setting.
     """
 
     def __init__(self, setting: Setting, balance: str = "uncertainty", **settings: Any) -> None:
@@ -72,7 +72,7 @@ class MultiTask(Objective):
         return total + balanced
 
     def wanted(self, seen: Views) -> dict[str, NDArray[np.float32]]:
-        """What the heads are to tell of views, NaN where there is nothing to learn."""
+        """Regression targets for views, NaN where unknown."""
         index = np.array([self.setting.data.object_of(int(rows[0])) for rows in seen.rows])
         last = np.array([h.mjd[-1] for h in seen.histories])
         return self._wanted(index, last)
@@ -83,7 +83,7 @@ class MultiTask(Objective):
         return {name: multitask.transformed(name, values) for name, values in known.items()}
 
     def log(self) -> dict[str, float]:
-        """The loss of every task and, where they are learnt, the logarithms of the uncertainties."""
+        """The loss of every task and, if learned, the logarithms of the uncertainties."""
         return self._log
 
     @torch.inference_mode()
@@ -117,7 +117,7 @@ def truth_of(setting: Setting) -> Truth:
     """Peak flux (nJy, without noise), MJD of the peak and redshift of every object; NaN: unknown, or no peak.
 
     Raises:
-        ModelError: the archive does not say.
+        ModelError: the archive does not contain them.
     """
     data = setting.data
     table = Archive(setting.protocol.archive).objects.to_pydict()

@@ -1,6 +1,6 @@
-"""Tokens of random views, computed once: all behind ConvEntion's CNN then learns at a hundredth of the cost.
+"""Tokens of random views, computed once: the layers after ConvEntion's CNN then learn at a hundredth of the cost.
 
-A token depends on the stamps of its group alone, so sequences of tokens may begin and end at any group.
+A token depends only on the stamps of its group, so sequences of tokens may begin and end at any group.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from skyheed.classifier.training.dataset import Augmentation, Dataset
 
 TokenMaker = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
 TOGETHER = 16  # views whose groups are computed at once
-GAPS = 0.5  # half of the sequences miss up to such a share of their groups
-PARTIAL = 0.2  # share of groups that are also kept with only some of their first stamps
+GAPS = 0.5  # half of the sequences lack up to this fraction of their groups
+PARTIAL = 0.2  # fraction of groups also stored with only some of their first stamps
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Padded sequences of tokens as `ConvEntion.classify` takes them, and whose they are."""
+    """Padded sequences of tokens as `ConvEntion.classify` takes them, and the objects they belong to."""
 
     tokens: NDArray[np.float32]
     valid: NDArray[np.bool_]
@@ -40,7 +40,7 @@ class Bank:
         make: scaled pixels [g, group, 32, 32] and band ids [g, group] -> tokens.
         indices: the objects.
         views: of each.
-        seed: what is drawn of an object depends on it alone, not on the other objects.
+        seed: random draws for an object depend only on this and the object, not on the other objects.
         group: stamps of a token.
     """
 
@@ -79,7 +79,7 @@ class Bank:
         self._mjd, self._count, self._cut = (np.concatenate(column) for column in zip(*parts, strict=True))
 
     def _rows(self, view: History, cut: dict[int, History]) -> tuple[NDArray[np.generic], ...]:
-        """Times, stamps and the partial group of every token of a view; its own come first, the partial ones behind."""
+        """Times, stamps and the partial group of every token of a view; full groups first, then partial ones."""
         own = groups_of(view, self._group)
         partial = np.full(own + len(cut), -1)
         partial[list(cut)] = self._start[-1] + own + np.arange(len(cut))
@@ -89,7 +89,7 @@ class Bank:
         return steps, np.concatenate([_counts(s, self._group) for s in every]), partial
 
     def _partial_of(self, view: History, rng: np.random.Generator) -> dict[int, History]:
-        """Some full groups of a view (always the first) with only some of their first stamps; none of single stamps."""
+        """Some full groups of a view (always the first), cut to some of their first stamps; none for groups of one."""
         found: dict[int, History] = {}
         if self._group == 1:
             return found
@@ -103,8 +103,8 @@ class Bank:
         """A random stretch of a random view of each object.
 
         Args:
-            late: share that begin at a random group.
-            truncate: share that end at a random group, log-uniform in their number.
+            late: fraction that begin at a random group.
+            truncate: fraction that end at a random group, log-uniform in their number.
         """
         rows = [self._stretch(int(index), late, truncate, rng) for index in objects]
         longest = max(len(r) for r in rows)

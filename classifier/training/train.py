@@ -1,6 +1,6 @@
 """Training: photometric labels first, then spectroscopic ones; random views of sequences; the best weights are kept.
 
-A run is a TOML file (`protocol.Protocol`); everything it used ends up in the checkpoint.
+A run is a TOML file (`protocol.Protocol`); everything that it used is recorded in the checkpoint.
 """
 
 import copy
@@ -37,10 +37,10 @@ from skyheed.classifier.training.protocol import Protocol
 from skyheed.classifier.training.selection import Indices
 from skyheed.classifier.training.token_bank import Bank, TokenMaker
 
-SELECT_AT = (3, 10, 30, 99)  # stamps at which the validation's macro-F1 is averaged to select weights
-LOG, NOTES = "log.csv", "objective.jsonl"  # scores, and what the objective tells of itself
-REPORT = "objective.json"  # what the objective measured when training was over
-STATISTICS = 500  # objects that networks take statistics of their inputs from
+SELECT_AT = (3, 10, 30, 99)  # numbers of stamps over which the validation macro-F1 is averaged to select weights
+LOG, NOTES = "log.csv", "objective.jsonl"  # scores, and metrics of the objective
+REPORT = "objective.json"  # measurements of the objective after training
+STATISTICS = 500  # objects from which networks take input statistics
 log = logging.getLogger("skyheed.train")
 NOTHING: Indices = np.empty(0, np.int64)
 Step = Callable[[np.random.Generator], Tensor]  # the loss of one step
@@ -50,15 +50,15 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
     """Train, calibrate, measure, and write the checkpoint; an interrupted run resumes where it stopped.
 
     Args:
-        output: the checkpoint's directory; `progress.pt`, `log.csv` and `objective.jsonl` (where the objective tells of
-            itself) lie in it meanwhile.
-        data: instead of reading the protocol's archive.
+        output: the checkpoint's directory; during training it also contains `progress.pt`, `log.csv` and
+            `objective.jsonl` (if the objective logs anything).
+        data: used instead of reading the protocol's archive.
 
     Returns:
-        The checkpoint's Info; an existing checkpoint of the same protocol and archive is returned as it is.
+        The checkpoint's Info; an existing checkpoint of the same protocol and archive is returned unchanged.
 
     Raises:
-        ModelError: the output holds another run, or the archive lacks objects that the run needs.
+        ModelError: the output contains another run, or the archive lacks objects that the run needs.
     """
     if (Path(output) / checkpoint.MODEL).is_file():
         return saved.finished(Path(output), protocol)
@@ -99,23 +99,23 @@ class Trainer:
         self.objective = objectives.make(
             objectives.Setting(self.model, self.mean, data, self.scaling, protocol, self.precision == "bfloat16")
         )
-        self.averaged = 0  # steps in the mean
+        self.averaged = 0  # number of steps in the mean
         self.best, self.best_state = -1.0, _copied(self.mean)
         self.done: dict[str, int] = {}
         self.clock = Clock(protocol)
         self._saved_optimiser: dict[str, Any] | None = None
-        self._waited = 0  # measurements of the stage since the last better one
+        self._waited = 0  # measurements in this stage since the last improvement
         self._bank: tuple[dict[str, Tensor], Indices, Bank] | None = None
         self._resume()
 
     def _start(self) -> str:
-        """Take over the weights of another checkpoint.
+        """Load the weights of another checkpoint.
 
         Returns:
             Its name, version and digest.
 
         Raises:
-            ModelError: it is of another architecture.
+            ModelError: it has another architecture.
         """
         info = checkpoint.read_info(self.protocol.start)
         if info.family != self.family.name:
@@ -129,10 +129,10 @@ class Trainer:
         return f"{info.name} {info.version} {info.digest[:12]}"
 
     def _fit_inputs(self) -> str:
-        """Let the network take statistics of what it will see; it starts from nothing.
+        """Let the network take statistics of its inputs; it starts from random weights.
 
         Returns:
-            "", what it started from.
+            "", as there is no starting checkpoint.
         """
         chosen = self.data.choose("train")
         some = np.random.default_rng(self.protocol.seed).permutation(chosen)[:STATISTICS]
@@ -144,12 +144,12 @@ class Trainer:
         self, name: str, indices: Indices, steps: int, *, short: bool = False, slower: float = 1,
         rehearsed: Indices = NOTHING,
     ) -> None:  # fmt: skip
-        """Everything learns, from random views of sequences."""
+        """Train all layers, on random views of sequences."""
         p = self.protocol
         if self._over(name, indices, steps):
             return
         augmentation = Augmentation(p.longest, p.whole, p.truncate, p.stamps, drop=p.drop)
-        if short:  # any stretch of the light curve, so that tokens learn all of it
+        if short:  # any stretch of the light curve, so that tokens are trained on all of it
             augmentation = Augmentation(p.short_longest, 0.0, p.truncate, p.stamps, late=0.7, drop=p.drop, dense=0.9)
         batch = p.short_batch if short else p.batch
         parameters = [*self.model.parameters(), *self.objective.parameters()]
@@ -163,7 +163,7 @@ class Trainer:
         self._learn(name, steps, p.rate / slower, parameters, step)
 
     def head(self, name: str, indices: Indices, steps: int, *, slower: float = 1, rehearsed: Indices = NOTHING) -> None:
-        """The 3D-CNN rests; what is behind it learns from tokens as they are served."""
+        """Freeze the 3D-CNN and train the layers after it on tokens as they are served."""
         p = self.protocol
         if self._over(name, indices, steps):
             return
@@ -183,7 +183,7 @@ class Trainer:
         self._learn(name, steps, p.head_rate / slower, parameters, step)
 
     def _bank_of(self, indices: Indices) -> Bank:
-        """Tokens of views of these objects; those of an earlier stage, if the 3D-CNN has not changed since."""
+        """Tokens of views of these objects; reused from an earlier stage if the 3D-CNN has not changed since."""
         features = _copied(cast(ConvEntion, self.model).features)
         if self._bank is not None:
             known, of, bank = self._bank
@@ -209,14 +209,14 @@ class Trainer:
         return torch.inference_mode()(make)
 
     def _learn(self, name: str, steps: int, rate: float, parameters: Iterable[Parameter], step: Step) -> None:
-        """Steps of one stage, the learning rate rising and falling once."""
+        """The steps of one stage; the learning rate rises and falls once."""
         begun = self.done.get(name, 0)
         self.clock.begin(name)
         optimiser = torch.optim.AdamW(parameters, rate, weight_decay=self.protocol.weight_decay)
         if begun and self._saved_optimiser is not None:
             optimiser.load_state_dict(self._saved_optimiser)
         elif name.startswith("fine") and (self.best >= 0 or self.started_from):
-            self._measure(name, 0, math.nan)  # what the stage has to beat, on the labels that it is about
+            self._measure(name, 0, math.nan)  # what the stage has to beat, on the labels it uses
         self._waited = self._waited if begun else 0
         bar = progress_bar(range(begun, steps), name, steps, initial=begun, unit="step")
         loss_mean = math.nan
@@ -237,10 +237,10 @@ class Trainer:
         self.model.load_state_dict(self.best_state)
         self.mean.load_state_dict(self.best_state)
         self._saved_optimiser = None
-        self._keep(optimiser)  # a run that stops here continues from the best weights, too
+        self._keep(optimiser)  # a run that stops here also continues from the best weights
 
     def _generator(self, stage: str, at: int) -> np.random.Generator:
-        """Of one step, torch's dropout included, so that a resumed run draws what it would have drawn."""
+        """A generator for one step, including torch's dropout, so that a resumed run makes the same random draws."""
         seed = [self.protocol.seed, _number(stage), at]
         torch.manual_seed(int(np.random.default_rng([*seed, 1]).integers(2**62)))
         return np.random.default_rng(seed)
@@ -263,7 +263,7 @@ class Trainer:
         return torch.from_numpy(self.labels[chosen]).to(self.device)
 
     def _average(self) -> None:
-        """Exponential mean of weights and statistics over steps: what is measured, selected and served."""
+        """Update the exponential mean of weights and statistics, which is what is measured, selected and served."""
         self.averaged += 1
         keep = min(self.protocol.average, self.averaged / (self.averaged + 10))
         for mean, now in zip(self.mean.state_dict().values(), self.model.state_dict().values(), strict=True):
@@ -271,7 +271,7 @@ class Trainer:
                 mean.lerp_(now, 1 - keep)
 
     def _draw(self, indices: Indices, batch: int, rng: np.random.Generator, rehearsed: Indices = NOTHING) -> Indices:
-        """So many objects; in the second stage a share of them from all that the first one learned from."""
+        """Draw this many objects; in the second stage a fraction comes from all objects used in the first."""
         again = int((rng.random(batch) < self.protocol.rehearse).sum()) if len(rehearsed) else 0
         return np.concatenate([self._drawn(indices, batch - again, rng), self._drawn(rehearsed, again, rng)])
 
@@ -300,13 +300,13 @@ class Trainer:
         row = {"stage": stage, "step": step, "loss": round(loss, 4), "macro_f1": round(mean, 4)}
         saved.add_row(self.output / LOG, row | {f"at_{n}": round(f1.get(n, math.nan), 4) for n in SELECT_AT})
         self._note(stage, step)
-        better = mean > self.best or not step  # a stage that is measured by other labels begins with its own best
+        better = mean > self.best or not step  # a stage measured on different labels starts without a previous best
         if better:
             self.best, self.best_state = mean, _copied(self.mean)
         return better
 
     def _note(self, stage: str, step: int) -> None:
-        """What the objective tells of its last step, if anything."""
+        """Write the objective's metrics of the last step, if any."""
         if not (told := self.objective.log()):
             return
         with (self.output / NOTES).open("a") as file:
@@ -356,7 +356,7 @@ class Trainer:
         """Calibrate on the validation objects, score on the test objects, write the checkpoint.
 
         Raises:
-            ModelError: nothing was learnt.
+            ModelError: no weights were kept.
         """
         if self.best < 0:
             raise ModelError("no stage has any step: give short_steps, steps or head_steps")

@@ -1,4 +1,4 @@
-"""`skyheed train --dry-run`: sizes, steps and time of a run, from a few of its steps."""
+"""`skyheed train --dry-run`: sizes, steps and time of a run, estimated from a few of its steps."""
 
 import time
 from collections import Counter
@@ -11,11 +11,11 @@ from skyheed.classifier.training import dataset, selection, train
 from skyheed.classifier.training.dataset import Augmentation
 from skyheed.classifier.training.protocol import STEPS, Protocol
 
-TRIED = 3  # steps that are timed, after one that is not
+TRIED = 3  # number of timed steps, after one untimed step
 
 
 def text(protocol: Protocol) -> str:
-    """What would be trained, in a few lines.
+    """A summary of what would be trained, in a few lines.
 
     Raises:
         ModelError, ArchiveError: it could not be trained.
@@ -43,7 +43,7 @@ def text(protocol: Protocol) -> str:
 
 
 def _step(trainer: train.Trainer, indices: selection.Indices) -> float:
-    """Seconds of one step."""
+    """Time of one step in seconds."""
     p = trainer.protocol
     augmentation = Augmentation(p.longest, p.whole, p.truncate, p.stamps, drop=p.drop)
     rng = np.random.default_rng(0)
