@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Self-attention and two dense layers, each behind a LayerNorm and added to what came in.
+    """Self-attention and two dense layers, each preceded by a LayerNorm and added to its input.
 
     Args:
         width: of a token.
@@ -54,10 +54,10 @@ def sinusoids(places: Tensor, width: int, longest: float = 10_000.0) -> Tensor:
 
 
 def block_parameters(width: int) -> int:
-    """Numbers that one block learns."""
+    """Number of trainable parameters in one block."""
     return 12 * width**2 + 13 * width
 
 
 def block_operations(width: int, tokens: int, seen: int) -> int:
-    """Multiply-adds of this many tokens through one block, each of which sees this many."""
+    """Multiply-adds of one block for this many tokens, each attending to `seen` tokens."""
     return tokens * (12 * width**2 + 2 * seen * width)

@@ -1,7 +1,7 @@
-"""What every model family has in common: a network that takes histories, and how it is configured, trained and served.
+"""The common basis of all model families: a network that takes histories, its configuration, training and serving.
 
-A family is one file or folder here (or in a package of someone else's) and one line in the entry-point group
-`skyheed.models`. Training, calibration, evaluation, the worker and the page know this interface only.
+A family is one file or folder here (or in another package) and one line in the entry-point group `skyheed.models`.
+Training, calibration, evaluation, the worker and the page know only this interface.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ Batch = dict[str, Tensor]
 class Network(nn.Module):
     """A network that classifies batches of histories.
 
-    `encode` gives the representation that objectives such as domain adaptation or two views work on; `classify` is all
-    that comes behind it.
+    `encode` returns the representation used by objectives such as domain adaptation or two views; `classify` is
+    everything after it.
 
     Attributes:
         config: of the family.
         width: numbers in the representation of a history.
-        objects: to learn from, as the trainer sets it.
+        objects: number of training objects, as the trainer sets it.
     """
 
     config: Any
@@ -43,7 +43,7 @@ class Network(nn.Module):
         """Take statistics of the inputs from some training histories, once, into buffers; most networks need none."""
 
     def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        """A padded batch as `encode` takes it; what stands in the padding must not change an answer."""
+        """A padded batch as `encode` takes it; the content of the padding must not change a prediction."""
         raise NotImplementedError
 
     def encode(self, batch: Batch) -> Tensor:
@@ -59,7 +59,7 @@ class Network(nn.Module):
         return self.classify(self.encode(batch))
 
     def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
-        """Of the histories and, where that costs little, of some of their beginnings.
+        """Representations of the histories and, if that costs little, of some of their beginnings.
 
         Returns:
             Representations [k, width], and for each the history's row in the batch; a row's last one is of the whole.
@@ -68,7 +68,7 @@ class Network(nn.Module):
         return encoded, np.arange(len(encoded))
 
     def beginnings(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
-        """Logits of the histories and, where that costs little, of some of their beginnings, for training.
+        """Logits of the histories and, if that costs little, of some of their beginnings, for training.
 
         Returns:
             Logits [k, classes], and for each the history's row in the batch.
@@ -77,11 +77,11 @@ class Network(nn.Module):
         return self.classify(encoded), rows
 
     def predictive(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Logits [b, classes] for serving, and the spread [b] of probabilities where a network knows one."""
+        """Logits [b, classes] for serving, and the spread [b] of probabilities if the network provides one."""
         return self(batch), None
 
     def regularisation(self) -> Tensor:
-        """What the objective adds to the loss of a batch, such as a KL divergence of weights; 0 for most."""
+        """A term added to the loss of a batch, such as a KL divergence of weights; 0 for most networks."""
         return torch.zeros((), device=next(self.parameters()).device)
 
 
@@ -90,10 +90,10 @@ class Model(Protocol):
 
     Attributes:
         info: its card (`checkpoint.Info`).
-        needs: what it reads of a history.
+        needs: the parts of a history that it reads.
         classes: their names, in the order of the probabilities.
-        chosen: a sentence that says on what it computes, and why.
-        kept_as: changes with everything that what it keeps depends on; "" where it keeps nothing.
+        chosen: a sentence that states on which hardware it computes, and why.
+        kept_as: changes with everything that affects its cached values; "" if it caches nothing.
     """
 
     info: Any
@@ -103,15 +103,15 @@ class Model(Protocol):
     kept_as: str
 
     def predict(self, histories: Sequence[History]) -> list[Prediction]:
-        """What it says of each history, or why it declines; each alone and in any company the same."""
+        """A prediction for each history, or the reason for declining; independent of the rest of the batch."""
 
     def classify(self, histories: Sequence[History]) -> list[Prediction]:
-        """Probabilities of each history, however short it is, for evaluation."""
+        """Probabilities for each history, however short it is, for evaluation."""
 
     def warm_up(self, batch_size: int = 64) -> None:
-        """Compute once in the common shapes."""
+        """Compute once in the usual batch shapes."""
 
 
 def parameters(module: nn.Module) -> int:
-    """How many numbers a module learns."""
+    """Number of trainable parameters in a module."""
     return sum(p.numel() for p in module.parameters())

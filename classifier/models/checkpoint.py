@@ -1,7 +1,8 @@
 """Checkpoints: weights as safetensors, everything else as JSON alongside them; never pickle.
 
-A checkpoint is a directory with `weights.safetensors` and `model.json`. The JSON holds all that is needed to reproduce
-an answer, the SHA-256 of the weights, so that a damaged or mixed-up pair is noticed, and that of its own other content.
+A checkpoint is a directory with `weights.safetensors` and `model.json`. The JSON contains all that is needed to
+reproduce a prediction, the SHA-256 of the weights, so that damaged or mixed-up files are detected, and that of its
+other content.
 """
 
 import hashlib
@@ -27,8 +28,8 @@ from skyheed.classifier.scaling import Scaling
 FORMAT = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
 EXPORT = "onnx.json"  # the card of an export to ONNX (`models.onnx.folder`)
-MOST_CARD = 16 * 2**20  # bytes of model.json; ours have 30 kB
-MOST_WEIGHTS = 16 * 2**30  # bytes; ours have 2 MB
+MOST_CARD = 16 * 2**20  # bytes of model.json; the shipped ones have 30 kB
+MOST_WEIGHTS = 16 * 2**30  # bytes; the shipped ones have 2 MB
 MOST_HEADER = 16 * 2**20  # bytes of names and shapes in safetensors, which are parsed as JSON
 CARD_DIGEST = "card_digest"  # key of the JSON: SHA-256 of everything else in it
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -40,7 +41,7 @@ class Calibration:
 
     Attributes:
         stamps, temperatures: temperature at this many stamps, linear in log(n) between.
-        prior: of each class, relative to the mix that the model was trained on.
+        prior: of each class, relative to the class shares that the model was trained with.
     """
 
     stamps: tuple[float, ...] = (1.0,)
@@ -60,17 +61,17 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Info:
-    """What a checkpoint says of itself; `model.json` holds the same.
+    """The description of a checkpoint; `model.json` contains the same.
 
     Attributes:
         family: of models (`models.family`); checkpoints of release 0.1 name none and are ConvEntion's.
         config: of that family.
-        bands: letters that the model was trained on.
-        surveys: whose stamps it was trained on.
-        taxonomy, class_ids, members: version of the taxonomy, numbers of its classes, and what belongs to them
+        bands: letters of the bands that the model was trained on.
+        surveys: the surveys whose stamps it was trained on.
+        taxonomy, class_ids, members: version of the taxonomy, numbers of its classes, and their members
             (`taxonomy.Taxonomy`); checkpoints of release 0.1 have the standard classes and get their present numbers.
-        training: command, protocol, data card, seeds: how it was made.
-        metrics: what was measured when it was made, with the name of the data.
+        training: how it was made: command, protocol, data card, seeds.
+        metrics: measured at the end of training, with the name of the data.
         digest: SHA-256 of the weights.
     """
 
@@ -99,13 +100,13 @@ def resolve(name: str | Path, survey: str = "") -> Path:
 
     Args:
         name: a directory, or shipped weights: SURVEY (its default), SURVEY/MODEL, or MODEL alone.
-        survey: of MODEL alone.
+        survey: for MODEL alone.
 
     Raises:
         ModelError: there is none.
     """
     for path in (Path(name), SHIPPED / str(name), SHIPPED / survey / str(name), SHIPPED / str(name) / default(name)):
-        if os.path.isfile(path / MODEL):  # also False for names that no file can have
+        if os.path.isfile(path / MODEL):  # also False for impossible file names
             return path
     if str(name).rpartition("/")[2] in known_presets():
         raise ModelError(
@@ -118,13 +119,13 @@ def resolve(name: str | Path, survey: str = "") -> Path:
 
 
 def default(survey: str | Path) -> str:
-    """The model that a survey is served with unless another one is named; "" if it has no weights."""
+    """The model that a survey is served with by default; "" if it has no weights."""
     found: dict[str, str] = json.loads((SHIPPED / "defaults.json").read_text())
     return found.get(str(survey), "")
 
 
 def shipped_name(name: str | Path, surveys: Sequence[str]) -> str:
-    """What a shipped checkpoint is called within its survey, as in SURVEY/MODEL; "" for one that is not shipped."""
+    """The name of a shipped checkpoint within its survey, as in SURVEY/MODEL; "" for one that is not shipped."""
     if is_export(name):
         return ""
     for survey in surveys:
@@ -135,18 +136,18 @@ def shipped_name(name: str | Path, surveys: Sequence[str]) -> str:
 
 
 def shipped_names() -> list[str]:
-    """Of every checkpoint that comes with skyheed, SURVEY/MODEL."""
+    """The names of all checkpoints that come with skyheed, SURVEY/MODEL."""
     return sorted(str(p.parent.relative_to(SHIPPED)) for p in SHIPPED.glob(f"*/*/{MODEL}"))
 
 
 def save(directory: str | Path, state: Mapping[str, Any], info: Info) -> Info:
-    """Write a checkpoint; the JSON comes last, so that a half-written one is never loaded.
+    """Write a checkpoint; the JSON comes last, so that a partly written one is never loaded.
 
     Args:
         state: name -> torch tensor.
 
     Raises:
-        ModelError: the parts of `info` do not fit together; nothing is written.
+        ModelError: the parts of `info` are inconsistent; nothing is written.
     """
     from safetensors.torch import save_file
 
@@ -159,10 +160,10 @@ def save(directory: str | Path, state: Mapping[str, Any], info: Info) -> Info:
 
 
 def describe_training(directory: str | Path, **said: Any) -> Info:
-    """Add what became known of a checkpoint's training to its card; the weights stay as they are.
+    """Add information about a checkpoint's training to its card; the weights are unchanged.
 
     Raises:
-        ModelError: as `read_info`.
+        ModelError: see `read_info`.
     """
     info = read_info(directory)
     return _write_card(Path(directory), replace(info, training={**info.training, **said}), info.digest)
@@ -178,7 +179,7 @@ def _write_card(directory: Path, info: Info, digest: str) -> Info:
 
 
 def read_info(name: str | Path, survey: str = "") -> Info:
-    """What a checkpoint (named as for `resolve`) says of itself, its weights verified.
+    """The description of a checkpoint (named as for `resolve`), with its weights verified.
 
     Raises:
         ModelError: there is none, or it is damaged or from another version.
@@ -196,17 +197,17 @@ def read_info(name: str | Path, survey: str = "") -> Info:
         raise ModelError(f"{path} cannot be used ({error}): get the checkpoint again") from error
     if not (directory / WEIGHTS).is_file() or _digest(directory / WEIGHTS) != info.digest:
         raise ModelError(f"{directory / WEIGHTS} is not what {MODEL} was written for: get the checkpoint again")
-    # checkpoints of earlier versions have none
+    # checkpoints of earlier versions have no digest of the card
     if CARD_DIGEST in given and given[CARD_DIGEST] != _card_digest(given):
         raise ModelError(f"{path} was changed after it was written: get the checkpoint again")
     return info
 
 
 def from_card(given: Any, path: Path) -> Info:
-    """What a card that stands in another file says, without its family.
+    """The description from a card stored in another file; the family is not checked.
 
     Raises:
-        ModelError, ValueError, KeyError, TypeError, AttributeError: it cannot be.
+        ModelError, ValueError, KeyError, TypeError, AttributeError: the card is invalid.
     """
     info = _info(given, path)
     _check_words(info)
@@ -237,17 +238,17 @@ def _listed(value: Any, key: str) -> tuple[Any, ...]:
 
 
 def check(info: Info) -> None:
-    """Refuse a description whose parts do not fit together.
+    """Refuse an inconsistent description.
 
     Raises:
-        ModelError: the first value that cannot be.
+        ModelError: names the first invalid value.
     """
     _check_words(info)
     _check_config(info)
 
 
 def _check_words(info: Info) -> None:
-    """All that does not depend on the family."""
+    """Check everything that does not depend on the family."""
     for key in ("name", "version", "family", "bands", "preprocessing", "taxonomy"):
         checks.text(key, getattr(info, key))
     for survey in info.surveys:
@@ -269,7 +270,7 @@ def _check_config(info: Info) -> None:
     except ImportError as error:
         if error.name != "torch":
             raise
-        return  # most families need torch even to be configured; where it is missing, a card can still be read
+        return  # most families need torch even to be configured; without it, a card can still be read
     if config.classes != len(info.classes):
         raise ModelError(f"config has {config.classes} classes, classes names {len(info.classes)}: give as many")
     checks.count("max_stamps", info.max_stamps, 1)
@@ -316,7 +317,7 @@ def load_state(name: str | Path, survey: str = "") -> dict[str, Any]:
 
 
 def check_survey(info: Info, survey: str, *, any_survey: bool = False) -> None:
-    """Raise ModelError if the model was not made for a survey's stamps or by another preprocessing."""
+    """Raise ModelError if the model was made for other surveys or with different preprocessing."""
     if survey not in info.surveys and not any_survey:
         raise ModelError(
             f"the model {info.name} was trained for {', '.join(info.surveys)}, not for {survey}: choose another model"
@@ -329,15 +330,15 @@ def check_survey(info: Info, survey: str, *, any_survey: bool = False) -> None:
 
 
 def is_export(name: str | Path) -> bool:
-    """Whether a model is the folder of an export to ONNX."""
-    return os.path.isfile(Path(name) / EXPORT)  # also False for names that no file can have
+    """Whether a model is a folder with an export to ONNX."""
+    return os.path.isfile(Path(name) / EXPORT)  # also False for impossible file names
 
 
 def card_of(name: str | Path, survey: str = "") -> Info:
-    """What a model says of itself, be it a checkpoint or the folder of an export to ONNX.
+    """The description of a model: a checkpoint, or a folder with an export to ONNX.
 
     Raises:
-        ModelError: as `read_info`.
+        ModelError: see `read_info`.
     """
     from skyheed.classifier.models.onnx.folder import read_export
 
@@ -348,7 +349,7 @@ def describe(name: str | Path, survey: str, prior: str = "") -> str:
     """One sentence about the checkpoint or export that a survey would be served with.
 
     Raises:
-        ModelError: it cannot serve it, or not with that prior.
+        ModelError: the survey cannot be served with it, or not with that prior.
     """
     info = card_of(name, survey)
     check_survey(info, survey)
@@ -360,7 +361,7 @@ def describe(name: str | Path, survey: str, prior: str = "") -> str:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of the weights, once it is clear that they are of a size that can be read."""
+    """SHA-256 of the weights, after checking that their size is acceptable."""
     with open_regular(path, ModelError) as file:
         size, begin = os.fstat(file.fileno()).st_size, file.read(8)
         header = int.from_bytes(begin, "little")
@@ -373,6 +374,6 @@ def _digest(path: Path) -> str:
 
 
 def _card_digest(card: Mapping[str, Any]) -> str:
-    """SHA-256 of all that the JSON says besides, however it is laid out."""
+    """SHA-256 of the other content of the JSON, independent of its formatting."""
     said = {key: value for key, value in card.items() if key != CARD_DIGEST}
     return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -9,7 +9,7 @@ from torch.nn import functional
 from skyheed.classifier.history import BANDS
 from skyheed.classifier.stamp import STAMP_SIZE
 
-MAP = STAMP_SIZE // 4  # pixels on a side of the maps that the convolutional encoders leave
+MAP = STAMP_SIZE // 4  # pixels on a side of the maps produced by the convolutional encoders
 CHANNELS = 8  # of those maps
 FEATURES = CHANNELS * MAP**2
 
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
 
 
 class Branches(nn.Module):
-    """A convolution with a 1x1 convolution and, where shapes allow, the identity alongside, each with batch norm.
+    """A convolution with parallel 1x1 convolution and, where shapes allow, identity branches, each with batch norm.
 
     For serving they are folded into one convolution (RepVGG: Ding et al. 2021, CVPR).
     """
@@ -57,7 +57,7 @@ class Branches(nn.Module):
         return out if self.same_norm is None else out + self.same_norm(x)
 
     def fold(self) -> None:
-        """One convolution instead of all branches, with the statistics that batch norm has now."""
+        """Replace all branches by one convolution, using the present statistics of the batch norms."""
         if self.folded is not None:
             return
         kernel = self.wide.kernel_size[0]
@@ -79,7 +79,7 @@ class Branches(nn.Module):
 
 
 def _normed(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution without bias and the batch norm behind it."""
+    """Weight and bias of a convolution without bias, merged with the batch norm that follows."""
     assert norm.running_var is not None
     assert norm.running_mean is not None
     scale = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()
@@ -87,10 +87,10 @@ def _normed(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 class RepVgg(Encoder):
-    """Nine convolutions, 5x5 and 3x3, all dense: 18 million multiply-adds a stamp.
+    """Nine convolutions, 5x5 and 3x3, none separable: 18 million multiply-adds per stamp.
 
-    No stride above 2 before 16x16 pixels, as PSFs have 2 to 3 pixels; the map stays 8x8 to the end, so that the place
-    of the source in its host survives.
+    No strides greater than 2 above 16x16 pixels, as PSFs span 2 to 3 pixels; the map stays 8x8 to the end, so that the
+    position of the source in its host is preserved.
 
     Args:
         channels: of the images.
@@ -132,14 +132,14 @@ class RepVgg(Encoder):
 
 
 class Small(Encoder):
-    """Three convolutions, of 0.7 million multiply-adds a stamp with three kinds, on the middle 24 x 24 pixels.
+    """Three convolutions on the central 24 x 24 pixels; 0.7 million multiply-adds per stamp with three kinds.
 
-    The middle holds what tells classes apart from the first alert on (Carrasco-Davis et al. 2021, AJ 162, 231, use
+    The centre contains what distinguishes classes at the first alert (Carrasco-Davis et al. 2021, AJ 162, 231, use
     21 x 21 of ZTF's 63 x 63 pixels). Group norm, because batch statistics of simulated and real stamps differ.
 
     Args:
         channels: of the images.
-        batch_norm: instead of group norm, for what adapts its statistics.
+        batch_norm: use it instead of group norm, for methods that adapt its statistics.
     """
 
     features = 32 * 6**2
@@ -162,7 +162,7 @@ class Small(Encoder):
 
 
 class DualAttention(nn.Module):
-    """Scales maps by channel, and then by place (gamma-PhysNet: Jacquemont et al. 2021, VISAPP)."""
+    """Scales maps by channel, and then by position (gamma-PhysNet: Jacquemont et al. 2021, VISAPP)."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class DualAttention(nn.Module):
         self.place = nn.Conv2d(channels // 2, 1, 1)
 
     def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of maps [m, c, y, x]: by channel [m, c, 1, 1] in (0, 1), by place [m, 1, y, x] in (1, 2)."""
+        """Factors for maps [m, c, y, x]: by channel [m, c, 1, 1] in (0, 1), by position [m, 1, y, x] in (1, 2)."""
         by_channel = self.excite(functional.relu(self.squeeze(x.mean((2, 3))))).sigmoid()[:, :, None, None]
         by_place: Tensor = self.place(functional.relu(self.norm(self.reduce(x)))).sigmoid()
         return by_channel, 1 + by_place
@@ -187,7 +187,7 @@ class DualAttention(nn.Module):
 
 
 class Residual(nn.Module):
-    """A pre-activation residual layer (He et al. 2016); the very first of a network comes without its activation."""
+    """A pre-activation residual layer (He et al. 2016); the first one in a network has no activation before it."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, first: bool = False) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Residual(nn.Module):
 class PhysNet(Encoder):
     """gamma-PhysNet's backbone with dual attention (Jacquemont et al. 2021), for stamps of 32x32 pixels.
 
-    296,338 parameters with two channels of images; a 1x1 convolution makes features of its 64 maps of 8x8 pixels.
+    296,338 parameters with two image channels; a 1x1 convolution turns its 64 maps of 8x8 pixels into features.
     """
 
     features = FEATURES
@@ -239,7 +239,7 @@ class PhysNet(Encoder):
 
 
 def physnet_operations(channels: int) -> int:
-    """Multiply-adds of a stamp through gamma-PhysNet's backbone and the last convolution."""
+    """Multiply-adds per stamp of gamma-PhysNet's backbone and the last convolution."""
     total = STAMP_SIZE**2 * 9 * channels * 16
     inputs = 16
     for stage, outputs in enumerate((16, 32, 64)):

@@ -1,8 +1,8 @@
-"""A checkpoint as a Hugging Face folder: what `huggingface_hub` uploads as it is and `load_model` reads back.
+"""A checkpoint as a Hugging Face folder: `huggingface_hub` can upload it unchanged and `load_model` reads it.
 
-README.md             the model card, its YAML front matter made from model.json
-config.json           what the Hub shows of a model
-model.json, weights.safetensors   the checkpoint itself, byte for byte
+README.md             the model card, with YAML front matter made from model.json
+config.json           what the Hub displays for a model
+model.json, weights.safetensors   the unchanged files of the checkpoint
 """
 
 import json
@@ -22,11 +22,11 @@ README, CONFIG = "README.md", "config.json"
 
 
 def to_hugging_face(name: str, folder: Path) -> Path:
-    """Write the folder of a checkpoint.
+    """Write the folder for a checkpoint.
 
     Args:
         name: checkpoint directory, or the name of shipped weights.
-        folder: made where it does not exist; what is there of the same names is replaced.
+        folder: created if it does not exist; existing files of the same names are replaced.
 
     Raises:
         ModelError: there is no such model, or the folder cannot be written.
@@ -44,7 +44,7 @@ def to_hugging_face(name: str, folder: Path) -> Path:
 
 
 def card(info: Info) -> str:
-    """The model card: front matter as the Hub reads it, then what a reader has to know."""
+    """The model card: front matter for the Hub, then what users need to know."""
     front = yaml.safe_dump(_front_matter(info), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n" + "\n".join(_lines(info)) + "\n"
 

@@ -24,7 +24,7 @@ GROUP = "skyheed.models"
 
 @dataclass(frozen=True)
 class Config:
-    """What configures a network; a family adds fields with defaults, of type int, float, bool, str or Literal.
+    """The configuration of a network; a family adds fields with defaults, of type int, float, bool, str or Literal.
 
     Attributes:
         classes: how many.
@@ -68,7 +68,7 @@ class Family:
         name: in `model.json` and in training configurations.
         config: its `Config`.
         network: its `Network`; takes the config alone.
-        presets: name in `skyheed model list` -> what it sets in the config, and under `objective` what is minimised.
+        presets: name in `skyheed model list` -> its settings; the key `objective` sets what is minimised.
         summary: one sentence for `skyheed model list`.
     """
 
@@ -92,7 +92,7 @@ class Family:
         return self.config(**values)
 
     def needs(self, config: Any) -> Needs:
-        """What such a network needs from a history."""
+        """What a network of this configuration needs from a history."""
         raise NotImplementedError
 
     def build(self, config: Any) -> "Network":
@@ -101,7 +101,7 @@ class Family:
         return made
 
     def serve(self, network: "Network", info: "Info", where: "Where") -> "Model":
-        """A network ready to serve, by default computed whole for every prediction.
+        """A network ready to serve; by default it is computed in full for every prediction.
 
         Raises:
             ModelError: this configuration cannot be served.
@@ -119,7 +119,7 @@ class Family:
         return {}
 
     def operations(self, config: Any, stamps: int) -> int:
-        """Multiply-adds of one update of a history that has come to this many epochs, with what is kept."""
+        """Multiply-adds of one update of a history that has reached this many epochs, making use of cached values."""
         raise NotImplementedError
 
 
@@ -144,7 +144,7 @@ def family(name: str) -> Family:
 
 @dataclass(frozen=True)
 class Preset:
-    """The meaning of a name in `skyheed model list`: a family, and differences from its defaults."""
+    """A name in `skyheed model list`: its family, and differences from the family's defaults."""
 
     family: Family
     network: Mapping[str, Any]
@@ -167,7 +167,7 @@ def preset(name: str) -> Preset:
     Raises:
         ModelError: there is none.
     """
-    if name == "convention":  # known without loading the other families and torch
+    if name == "convention":  # does not need the other families or torch
         return _preset(family(name), family(name).presets[name])
     known = presets()
     if name not in known:

@@ -1,7 +1,7 @@
-"""A Gaussian process over time and wavelength, which makes an image of a light curve. Numpy and scipy.
+"""A Gaussian process over time and wavelength, which turns a light curve into an image. Numpy and scipy.
 
-Kernel: Matern 3/2 in sqrt((days / length)^2 + (wavelength / 6000 A)^2). Amplitude and length in time are fitted by the
-marginal likelihood, the length in wavelength is fixed (Boone 2019, AJ 158, 257; Qu et al. 2021, AJ 162, 67).
+Kernel: Matern 3/2 in sqrt((days / length)^2 + (wavelength / 6000 A)^2). Amplitude and time scale are fitted by maximum
+marginal likelihood, the wavelength scale is fixed (Boone 2019, AJ 158, 257; Qu et al. 2021, AJ 162, 67).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
 # Effective wavelengths in Angstrom of SDSS ugriz (Fukugita et al. 1996, AJ 111, 1748) and of Rubin y, in the order of
-# `history.BANDS`; the image's pixels are 230 wide, so that other surveys' differ by less than one.
+# `history.BANDS`; the image's pixels are 230 wide, so those of other surveys differ by less than one pixel.
 WAVELENGTHS = np.array([3551, 4686, 6166, 7480, 8932, 9710.0])
 LENGTH_A = 6000.0
 FIRST_LENGTH_D = 20.0
@@ -25,11 +25,11 @@ class Process:
     """A fitted process.
 
     Attributes:
-        days, wavelength: [k], where it was observed.
+        days, wavelength: [k], of the observations.
         amplitude: of the kernel, in squared units of flux.
         length: days.
         lower: Cholesky factor [k, k] of the covariance of the observations.
-        weights: [k], that covariance's inverse times the fluxes.
+        weights: [k], the inverse of that covariance times the fluxes.
     """
 
     days: Floats
@@ -40,7 +40,7 @@ class Process:
     weights: Floats
 
     def __call__(self, days: Floats, wavelength: Floats) -> tuple[Floats, Floats]:
-        """Mean and 1-sigma error of the flux at places [p] in time and wavelength, [p] each."""
+        """Mean and 1-sigma error of the flux at points [p] in time and wavelength, [p] each."""
         cross = kernel(days, wavelength, self.days, self.wavelength, self.amplitude, self.length)
         known = solve_triangular(self.lower, cross.T, lower=True)
         variance = self.amplitude - (known**2).sum(0)
@@ -50,7 +50,7 @@ class Process:
 def kernel(
     days: Floats, wavelength: Floats, other_days: Floats, other_wavelength: Floats, amplitude: float, length: float
 ) -> Floats:
-    """Covariance of the flux at places [p] and others [q], [p, q]."""
+    """Covariance of the flux at points [p] and others [q], [p, q]."""
     r = _ROOT * np.hypot(
         (days[:, None] - other_days) / length, (wavelength[:, None] - other_wavelength) / LENGTH_A
     )  # fmt: skip
@@ -59,7 +59,7 @@ def kernel(
 
 
 def fit(days: Floats, wavelength: Floats, flux: Floats, error: Floats) -> Process:
-    """The process that makes the observations [k] most likely, sought from half the surest flux as 1 sigma."""
+    """The process with maximum likelihood for the observations [k]; the search starts at half the most precise flux."""
     error = np.maximum(error, 1e-6 * np.abs(flux).max() + 1e-12)
     scale = max(abs(float(flux[np.argmax(np.abs(flux) / error)])), 1e-12)
     start = np.log([(0.5 * scale) ** 2, FIRST_LENGTH_D])

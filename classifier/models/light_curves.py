@@ -13,16 +13,16 @@ from skyheed.classifier.models import family
 from skyheed.classifier.nights import nights, padded
 from skyheed.classifier.scaling import Scaling
 
-SAME = 1e-4  # days: a point and an epoch of one band this close together are one measurement
+SAME = 1e-4  # days: a photometric point and an epoch in the same band this close in time are one measurement
 
 
 @dataclass(frozen=True)
 class Config(family.Config):
-    """What configures a model that knows some bands only.
+    """Configuration of a model for specific bands.
 
     Attributes:
         bands: letters, in the order of the columns.
-        photometry: use the points that packets carry, not the epochs with stamps alone.
+        photometry: use the photometric points in packets, not only the epochs with stamps.
     """
 
     bands: str = "ugriz"
@@ -34,13 +34,13 @@ class Config(family.Config):
 
     @property
     def codes(self) -> list[int]:
-        """Of the bands."""
+        """Numeric codes of the bands."""
         return [BANDS.index(b) for b in self.bands]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One light curve night by night.
+    """One light curve, binned by night.
 
     Attributes:
         days: float64 [k], since the first row.
@@ -55,15 +55,15 @@ class Rows:
 
     @property
     def gaps(self) -> NDArray[np.float64]:
-        """Days since the night before, [k]; 0 for the first."""
+        """Days since the previous night, [k]; 0 for the first."""
         return np.diff(self.days, prepend=0)
 
 
 def rows(history: History, config: Config, scaling: Scaling | None = None) -> Rows:
-    """Nights in which one of the config's bands was observed; one empty row if there is none.
+    """Nights in which at least one of the config's bands was observed; one empty row if there is none.
 
     Args:
-        scaling: for fluxes and errors as asinh(flux / unit of the band); nJy without it.
+        scaling: gives fluxes and errors as asinh(flux / unit of the band); without it they are in nJy.
     """
     if config.photometry:
         history = with_photometry(history)
@@ -81,7 +81,7 @@ def table(histories: Sequence[History], config: Config, scaling: Scaling) -> dic
     """Light curves as a padded batch.
 
     Returns:
-        nights: float32 [b, n, 2 bands + 1]: asinh of fluxes and errors, log(1 + days since the last night).
+        nights: float32 [b, n, 2 bands + 1]: asinh of fluxes and errors, log(1 + days since the previous night).
         valid: bool [b, n].
     """
     curves = [rows(h, config, scaling) for h in histories]
@@ -90,7 +90,7 @@ def table(histories: Sequence[History], config: Config, scaling: Scaling) -> dic
 
 
 def with_photometry(history: History) -> History:
-    """The epochs, and the points up to the last of them, as epochs without images."""
+    """The epochs, merged with the photometric points up to the last epoch as epochs without images."""
     if history.photometry is None:
         return history
     points = history.photometry.until(float(history.mjd[-1]))
@@ -121,5 +121,5 @@ def lengths_valid(curves: Sequence[Rows]) -> NDArray[np.bool_]:
 
 
 def expected_rows(config: Config, stamps: int) -> int:
-    """Nights of this many epochs where every band is observed in each of them."""
+    """Number of nights for this many epochs if every band is observed each night."""
     return -(-stamps // len(config.bands))

@@ -18,7 +18,7 @@ from skyheed.classifier.scaling import Scaling
 
 @dataclass(frozen=True)
 class Config(light_curves.Config):
-    """What configures the network.
+    """Configuration of the network.
 
     Attributes:
         hidden: size of the cell's state.
@@ -28,7 +28,7 @@ class Config(light_curves.Config):
 
 
 class Lstm(Network):
-    """One layer, read at the last night."""
+    """One layer; the output at the last night is used."""
 
     config: Config
 
@@ -54,7 +54,7 @@ class Lstm(Network):
         return out
 
     def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
-        """The histories after every night, which cost nothing more."""
+        """Representations after every night, at no additional cost."""
         valid = batch["valid"]
         return self.rnn(batch["nights"])[0][valid], valid.nonzero()[:, 0].cpu().numpy()
 
@@ -73,6 +73,6 @@ class LstmFamily(base.Family):
         return Needs(images=(), photometry=config.photometry, most=config.stamps)
 
     def operations(self, config: Config, stamps: int) -> int:
-        """See `Family.operations`; all nights are computed again."""
+        """See `Family.operations`; all nights are recomputed."""
         night = 4 * config.hidden * (2 * len(config.bands) + 1 + config.hidden)
         return light_curves.expected_rows(config, stamps) * night + config.hidden * config.classes

@@ -1,8 +1,8 @@
 """Pre-training of the `vit` encoder without labels: a masked auto-encoder (He et al. 2022, CVPR) for stamps.
 
-Most patches of a stamp are hidden and predicted from the others. Stamps are mostly sky, which is unpredictable; so the
-loss compares scaled pixels, optionally weighted by each patch's signal, instead of normalising each patch to unit
-variance as published, which makes noise the target (that form is available, too).
+Most patches of a stamp are hidden and predicted from the others. Stamps are mostly sky, whose noise is unpredictable,
+so the loss compares scaled pixels, optionally weighted by each patch's signal. The published form, which normalises
+each patch to unit variance and so makes noise the target, is also available.
 """
 
 from typing import Literal
@@ -19,11 +19,11 @@ Target = Literal["pixels", "signal", "normalised"]
 
 
 class MaskedAutoencoder(nn.Module):
-    """The decoder of an encoder, thrown away after pre-training.
+    """The decoder for an encoder; it is discarded after pre-training.
 
     Args:
-        encoder: that learns; its images have one channel.
-        target: pixels as they are; the same weighted by the patch's signal; or, as published, normalised patches.
+        encoder: is trained, too; its images have one channel.
+        target: scaled pixels; the same, weighted by each patch's signal; or normalised patches, as published.
     """
 
     places: Tensor
@@ -33,7 +33,7 @@ class MaskedAutoencoder(nn.Module):
         self, encoder: Vit, target: Target = "pixels", width: int = 64, layers: int = 2, heads: int = 2
     ) -> None:
         super().__init__()
-        object.__setattr__(self, "encoder", encoder)  # not a submodule: it is the network's to save and to learn
+        object.__setattr__(self, "encoder", encoder)  # not a submodule: the network saves and trains it
         self.target = target
         self.narrow, self.token = nn.Linear(encoder.width, width), nn.Parameter(torch.randn(width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
@@ -46,22 +46,22 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.side**2 - round(HIDDEN * self.encoder.side**2)
 
     def order(self, count: int, tube: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """For each of this many stamps a random order of its patches, of which the first ones are shown.
+        """A random order of patches for each of this many stamps; the first ones are visible.
 
         Args:
-            tube: neighbouring stamps, such as those of one object, that hide the same patches.
+            tube: number of consecutive stamps, such as those of one object, that hide the same patches.
         """
         noise = torch.rand(-(-count // tube), self.encoder.side**2, generator=generator)
         return noise.argsort(1).repeat_interleave(tube, 0)[:count].to(self.places.device)
 
     def latent(self, images: Tensor, order: Tensor) -> Tensor:
-        """Class token and shown patches [m, 1 + shown, width] of images [m, 1, 32, 32]."""
+        """Class token and visible patches [m, 1 + shown, width] of images [m, 1, 32, 32]."""
         patches = self.encoder.patches(images)
         shown = order[:, : self.shown, None].expand(-1, -1, patches.shape[2])
         return self.encoder.attend(patches.gather(1, shown))
 
     def reconstruct(self, latent: Tensor, order: Tensor) -> Tensor:
-        """The pixels of every patch in its place, [m, patches, 16]."""
+        """The predicted pixels of every patch, in their original order, [m, patches, 16]."""
         x = self.narrow(latent)
         hidden = self.token.expand(len(x), order.shape[1] - self.shown, -1)
         back = order.argsort(1)[:, :, None].expand(-1, -1, x.shape[2])
@@ -73,7 +73,7 @@ class MaskedAutoencoder(nn.Module):
         return out
 
     def targets(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What the pixels of every patch should be [m, patches, 16], and the patches' weights [m, patches]."""
+        """Target pixels of every patch [m, patches, 16], and the weights of the patches [m, patches]."""
         patches = windows(images.permute(0, 2, 3, 1), self.encoder.patch).view(len(images), -1, self.encoder.patch**2)
         if self.target == "normalised":
             variance, mean = torch.var_mean(patches, 2, keepdim=True)
@@ -81,12 +81,12 @@ class MaskedAutoencoder(nn.Module):
         weights = torch.ones_like(patches[:, :, 0])
         if self.target == "signal":
             power = patches.square().mean(2)
-            weights = power / power.median(1, keepdim=True).values.clamp(min=1e-6)  # most patches are sky: about one
+            weights = power / power.median(1, keepdim=True).values.clamp(min=1e-6)  # mostly sky: weight about one
             weights = weights.clamp(0.1, 10)
         return patches, weights
 
     def forward(self, images: Tensor, order: Tensor | None = None) -> Tensor:
-        """The loss of stamps [m, 1, 32, 32]: mean square error of the hidden patches, by their weights."""
+        """The loss for stamps [m, 1, 32, 32]: the weighted mean square error of the hidden patches."""
         order = self.order(len(images)) if order is None else order
         found = self.reconstruct(self.latent(images, order), order)
         wanted, weights = self.targets(images)

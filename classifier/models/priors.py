@@ -1,4 +1,4 @@
-"""Class priors: reading them from text, and models whose probabilities assume another one. Numpy only."""
+"""Class priors: parsing them, and models whose probabilities assume a different one. Numpy only."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from skyheed.classifier.errors import ModelError
 if TYPE_CHECKING:
     from skyheed.classifier.models.checkpoint import Info
 
-PRIOR = "+prior."  # in a version: a class prior other than the checkpoint's own follows
+PRIOR = "+prior."  # in a version: followed by a class prior other than the checkpoint's own
 
 
 def class_prior(text: str, classes: Sequence[str]) -> tuple[float, ...]:
@@ -36,16 +36,16 @@ def _number(text: str) -> float:
 
 
 def assuming(info: "Info", counts: Sequence[float]) -> "Info":
-    """The same model with probabilities that assume another class prior; its version says which.
+    """The same model with probabilities for another class prior, which is recorded in the version.
 
     Args:
-        counts: how often each class occurs, in any unit.
+        counts: frequency of each class, in any unit.
 
     Returns:
-        Version "5" becomes "5+prior.906-1988-3225-2130" (build metadata, as semantic versioning calls it).
+        Version "5" becomes "5+prior.906-1988-3225-2130" (build metadata in semantic versioning).
 
     Raises:
-        ModelError: the model was trained on classes as they occur, so another prior would count that twice.
+        ModelError: the model was trained at natural class frequencies, so another prior would count them twice.
     """
     if info.training.get("protocol", {}).get("balanced") is False:
         raise ModelError(

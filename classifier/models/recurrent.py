@@ -1,8 +1,8 @@
-"""CNN+GRU and CNN+LSTM: a frame of all bands a night through a CNN, and a recurrent cell over the nights.
+"""CNN+GRU and CNN+LSTM: a CNN on a frame with all bands of a night, and a recurrent cell over the nights.
 
 After Carrasco-Davis et al. 2019 (PASP 131, 108006) and Gomez et al. 2020 (MNRAS 499, 3130). Their layers are not
-published; these are the plainest ones that have the published numbers of parameters: 1.993 million (GRU) and 2.190
-million (LSTM) with five bands, 1.992 and 2.189 million with one.
+published; these are the simplest ones with the published numbers of parameters: 1.993 million (GRU) and 2.190 million
+(LSTM) with five bands, 1.992 and 2.189 million with one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,17 @@ from skyheed.classifier.prediction import Needs
 from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.stamp import STAMP_SIZE
 
-MAPS = (16, 32, 64, 256)  # of the four pairs of convolutions
-FRAME, HIDDEN = 512, 256  # numbers that describe a frame, and that the cell remembers
+MAPS = (16, 32, 64, 256)  # channels of the four pairs of convolutions
+FRAME, HIDDEN = 512, 256  # width of a frame's features and of the cell's state
 
 
 @dataclass(frozen=True)
 class Config(light_curves.Config):
-    """What configures the network.
+    """Configuration of the network.
 
     Attributes:
         cell: of the recurrence.
-        times: tell the cell the days since the first and the last night, and which bands were observed.
+        times: also give the cell the days since the first and the previous night, and which bands were observed.
     """
 
     cell: Literal["gru", "lstm"] = "gru"
@@ -41,7 +41,7 @@ class Config(light_curves.Config):
 
 
 class FrameRnn(Network):
-    """See the module; the output at the last night is read."""
+    """See the module; the output at the last night is used."""
 
     config: Config
 
@@ -56,7 +56,7 @@ class FrameRnn(Network):
             last = maps
         flat = last * (STAMP_SIZE >> len(MAPS)) ** 2
         for layer in layers:
-            if isinstance(layer, nn.Conv2d):  # torch's own weights would shrink a frame to nothing in eight layers
+            if isinstance(layer, nn.Conv2d):  # with torch's default weights the signal would vanish over eight layers
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.cnn = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, FRAME), nn.ReLU())
         cell = nn.GRU if config.cell == "gru" else nn.LSTM
@@ -80,7 +80,7 @@ class FrameRnn(Network):
         }  # fmt: skip
 
     def outputs(self, batch: Batch) -> Tensor:
-        """Of the cell at every night, [b, n, 256]."""
+        """Outputs of the cell at every night, [b, n, 256]."""
         valid = batch["valid"]
         made = self.cnn(batch["frames"][valid])  # padding is never computed
         x = made.new_zeros(*valid.shape, FRAME).index_put((valid,), made)
@@ -100,13 +100,13 @@ class FrameRnn(Network):
         return out
 
     def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
-        """The histories after every night, which cost nothing more."""
+        """Representations after every night, at no additional cost."""
         valid = batch["valid"]
         return self.outputs(batch)[valid], valid.nonzero()[:, 0].cpu().numpy()
 
 
 def _frames(history: History, config: Config, scaling: Scaling) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Frames [k, bands, 32, 32] and times [k, 2 + bands] of the nights that show one of the bands."""
+    """Frames [k, bands, 32, 32] and times [k, 2 + bands] of the nights with at least one of the bands."""
     found = nights(history)
     epoch = found.epoch[:, config.codes]
     kept = np.flatnonzero((epoch >= 0).any(1)) if (epoch >= 0).any() else np.array([0])
@@ -136,7 +136,7 @@ class Recurrent(base.Family):
         return Needs(most=config.stamps)
 
     def operations(self, config: Config, stamps: int) -> int:
-        """See `Family.operations`; all nights are computed again, each with all bands."""
+        """See `Family.operations`; all nights are recomputed, each with all bands."""
         total, last = 0, len(config.bands)
         for n, maps in enumerate(MAPS):
             total += (STAMP_SIZE >> n) ** 2 * 9 * (last * maps + maps * maps)

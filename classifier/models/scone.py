@@ -1,7 +1,7 @@
 """SCONE: a small CNN on an image of the light curve, flux against time and wavelength (Qu et al. 2021, AJ 162, 67).
 
-Everything is written from the papers. Deviation: the window begins 20 days before the first alert and ends with the
-last one, later bins are zero; the published one is laid about the peak, which nobody knows early.
+Written from the papers alone. Deviation: the window begins 20 days before the first alert and ends with the last one,
+and later bins are zero; the published one is placed around the peak, which is unknown at early times.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,17 @@ from skyheed.classifier.prediction import Needs
 from skyheed.classifier.scaling import Scaling
 
 WAVELENGTHS = np.linspace(3000, 10_100, 32)  # Angstrom, of the image's rows
-BEFORE_D = 20  # days of the window before the first epoch
+BEFORE_D = 20  # days by which the window starts before the first epoch
 FILTERS = (32, 16)
 CACHED = 1024  # images, 46 kB each
 
 
 @dataclass(frozen=True)
 class Config(light_curves.Config):
-    """What configures the network.
+    """Configuration of the network.
 
     Attributes:
-        bins: days of the window; 22,540 parameters with 180, 22,284 with 176.
+        bins: length of the window in days; 22,540 parameters with 180, 22,284 with 176.
     """
 
     bins: int = 180
@@ -86,7 +86,7 @@ class Scone(Network):
 
 
 class Columns(nn.Module):
-    """Filters as high as the image and three days wide; what they give becomes the height of the next image."""
+    """Filters as high as the image and three days wide; their outputs form the rows of the next image."""
 
     def __init__(self, inputs: int, filters: int, rows: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Columns(nn.Module):
 
 
 def image(history: History, config: Config) -> NDArray[np.float32]:
-    """Flux and error [2, 32, bins] of what is known of an object; nothing of later than its last epoch is in it."""
+    """Flux and error [2, 32, bins] from the data of an object; nothing after its last epoch enters."""
     if config.photometry:
         history = light_curves.with_photometry(history)
     known = np.isin(history.band, config.codes) & np.isfinite(history.flux) & np.isfinite(history.flux_error)
@@ -109,7 +109,7 @@ def image(history: History, config: Config) -> NDArray[np.float32]:
     return _image(begin, end, config.bins, *(np.ascontiguousarray(c).tobytes() for c in columns))
 
 
-@lru_cache(maxsize=CACHED)  # making them is nearly all of the work, and training shows them again and again
+@lru_cache(maxsize=CACHED)  # nearly all of the cost, and training uses the same images repeatedly
 def _image(
     begin: float, end: float, bins: int, mjd: bytes, band: bytes, flux: bytes, error: bytes
 ) -> NDArray[np.float32]:
@@ -119,7 +119,7 @@ def _image(
         wavelength = gaussian_process.WAVELENGTHS[np.frombuffer(band, np.uint8)]
         measured = (np.frombuffer(f, np.float32).astype(np.float64) for f in (flux, error))
         process = gaussian_process.fit(days, wavelength, *measured)
-        # an object that is older than the window is seen in its newest days
+        # for an object older than the window, its most recent days are shown
         first = max(-BEFORE_D, int(np.ceil(end - begin)) - bins + 1)
         shown = np.arange(first, first + bins)
         shown = shown[shown <= end - begin]
@@ -145,7 +145,7 @@ class SconeFamily(base.Family):
         return Needs(images=(), photometry=config.photometry, most=config.stamps)
 
     def operations(self, config: Config, stamps: int) -> int:
-        """See `Family.operations`; of the CNN and of what the Gaussian process says of the image's pixels."""
+        """See `Family.operations`; of the CNN and of the Gaussian process at the image's pixels."""
         rows, bins = len(WAVELENGTHS), config.bins
         pixels = rows * bins
         total, inputs = pixels * (stamps + stamps * stamps), 2

@@ -1,7 +1,7 @@
 """SITS-BERT on light curves (Yuan & Lin 2021, IEEE JSTARS 14, 474): a Transformer pre-trained to denoise them.
 
-Deviations: errors of the fluxes are given, too, so that an absent band (error 0) is not a flux of 0; days are counted
-from the first night, to any length; the maximum over time leaves padding out, unless `published_pooling` is on.
+Deviations: flux errors are also inputs, so that a missing band (error 0) differs from a flux of 0; days are counted
+from the first night, without limit; max pooling over time ignores padding, unless `published_pooling` is on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.scaling import Scaling
 
-CONTAMINATED = 0.15  # share of the nights that pre-training changes
-UNIT = 3.0  # brings asinh(flux / unit) to the order of one, which the size of the noise assumes
+CONTAMINATED = 0.15  # fraction of the nights altered in pre-training
+UNIT = 3.0  # brings asinh(flux / unit) to order one, as the noise amplitude assumes
 
 
 @dataclass(frozen=True)
 class Config(light_curves.Config):
-    """What configures the network.
+    """Configuration of the network.
 
     Attributes:
         hidden: width of a token.
-        published_pooling: let padding take part in the maximum over time, as the published code does.
+        published_pooling: include padding in the maximum over time, as the published code does.
     """
 
     hidden: int = 128
@@ -42,7 +42,7 @@ class Config(light_curves.Config):
 
 
 class PublishedNorm(nn.LayerNorm):
-    """Divides by the unbiased scatter + 1e-6."""
+    """Divides by the unbiased standard deviation + 1e-6."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same."""
@@ -51,7 +51,7 @@ class PublishedNorm(nn.LayerNorm):
 
 
 class PublishedBlock(Block):
-    """As published: the norm above, GELU in its tanh form, a further dropout on all that leaves the block."""
+    """As published: the norm above, GELU in its tanh form, additional dropout on the output of the block."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__(width, heads, dropout)
@@ -96,7 +96,7 @@ class SitsBert(Network):
         }
 
     def tokens(self, batch: Batch) -> Tensor:
-        """One for every night, [b, n, width], behind all blocks."""
+        """One token per night, [b, n, width], after all blocks."""
         half = self.config.hidden // 2
         days = sinusoids(batch["days"], half).to(batch["nights"].dtype)
         x = self.dropout(torch.cat([self.embed(batch["nights"]), days], 2))
@@ -119,17 +119,17 @@ class SitsBert(Network):
 
 
 class Mending(nn.Module):
-    """The objective of pre-training: tell from the other nights what some nights were before noise was added.
+    """The pre-training objective: recover some nights, as they were before noise was added, from the others.
 
     Args:
-        network: that learns, too; what `mend` learns is thrown away.
+        network: is trained, too; the parameters of `mend` are discarded.
     """
 
     network: SitsBert
 
     def __init__(self, network: SitsBert) -> None:
         super().__init__()
-        object.__setattr__(self, "network", network)  # not a submodule: it saves and learns by itself
+        object.__setattr__(self, "network", network)  # not a submodule: it is saved and trained separately
         self.mend = nn.Linear(network.width, network.features)
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
@@ -142,7 +142,7 @@ class Mending(nn.Module):
 
 
 def contaminate(nights: Tensor, valid: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Nights [b, n, f] with noise in some of those that are valid [b, n], and bool [b, n] which these are.
+    """Nights [b, n, f] with noise added to some of the valid ones [b, n], and which ones these are, bool [b, n].
 
     Half of them get noise from U(-0.5, 0), half from U(0, 0.5).
     """
@@ -167,7 +167,7 @@ class SitsBertFamily(base.Family):
         return Needs(images=(), photometry=config.photometry, most=config.stamps)
 
     def operations(self, config: Config, stamps: int) -> int:
-        """See `Family.operations`; all nights are computed again."""
+        """See `Family.operations`; all nights are recomputed."""
         n = light_curves.expected_rows(config, stamps)
         inputs = n * 2 * len(config.bands) * config.hidden // 2
         return inputs + config.layers * block_operations(config.hidden, n, n) + config.hidden * config.classes

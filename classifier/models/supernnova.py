@@ -1,11 +1,11 @@
 """SuperNNova, plain and Bayesian (Möller & de Boissière 2020, MNRAS 491, 4277), on light curves.
 
-Two bidirectional LSTM layers of 32, the mean over the nights, one dense layer. In the Bayesian form every weight of the
-LSTM and of the dense layer has a mean and a scatter, learnt by Bayes by backprop (Blundell et al. 2015, ICML); 50 draws
-are averaged when serving, and their scatter is reported.
+Two bidirectional LSTM layers of width 32, the mean over the nights, one dense layer. In the Bayesian form every weight
+of the LSTM and of the dense layer has a mean and a standard deviation, learned by Bayes by backprop (Blundell et al.
+2015, ICML); in serving, 50 draws are averaged, and their scatter is reported.
 
-Deviations: light curves begin with the first alert, not 30 days before the peak, which nobody knows early. The prior
-mixture is taken weight by weight; the published code takes it between sums over whole tensors.
+Deviations: light curves begin with the first alert, not 30 days before the peak, which is unknown at early times. The
+prior mixture is evaluated weight by weight; the published code evaluates it on sums over whole tensors.
 """
 
 import math
@@ -30,20 +30,20 @@ from skyheed.classifier.scaling import Scaling
 SMALL = 1e-5
 SHARE, WIDE, NARROW = 0.75, math.exp(-1), math.exp(-7)  # of the prior: 0.75 N(0, e^-1) + 0.25 N(0, e^-7)
 _SCATTER = math.sqrt(SHARE * WIDE**2 + (1 - SHARE) * NARROW**2)
-RHO = tuple(math.log(math.expm1(_SCATTER / n)) for n in (4, 3))  # what rho begins between
+RHO = tuple(math.log(math.expm1(_SCATTER / n)) for n in (4, 3))  # range of the initial values of rho
 
 
 @dataclass(frozen=True)
 class Config(light_curves.Config):
-    """What configures the network.
+    """Configuration of the network.
 
     Attributes:
-        bayes: weights with a mean and a scatter.
-        hidden: numbers that each direction remembers.
+        bayes: weights with a mean and a standard deviation.
+        hidden: state size in each direction.
         draws: of the weights, averaged when serving.
-        divergence: weight of the KL divergence between the weights and their prior. As published it is 1, for a data
-            base far larger than what there is here: with some thousand objects the divergence of 45,000 weights
-            outweighs all that the objects say, and nothing is learnt (docs/models.md).
+        divergence: weight of the KL divergence between the weights and their prior. The published value is 1, for a
+            far larger data set than those used here: with a few thousand objects the divergence of 45,000 weights
+            outweighs the likelihood, and nothing is learned (docs/models.md).
     """
 
     bayes: bool = False
@@ -77,7 +77,7 @@ class SuperNNova(Network):
         self.dropout = nn.Dropout(config.dropout)
 
     def fit_inputs(self, histories: Sequence[History], scaling: Scaling) -> None:
-        """Statistics of the logarithms of fluxes, errors and days, over all bands together; absent ones count as 0."""
+        """Statistics of the logarithms of fluxes, errors and days, over all bands together; missing ones count as 0."""
         curves = [light_curves.rows(h, self.config) for h in histories]
         for n, columns in enumerate(zip(*((c.flux, c.flux_error, c.gaps) for c in curves), strict=True)):
             values = torch.from_numpy(np.concatenate([c.ravel() for c in columns]).astype(np.float64))
@@ -86,10 +86,10 @@ class SuperNNova(Network):
             self.mean[n], self.scatter[n] = logs.mean(), logs.std().clamp(min=SMALL)
 
     def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        """See `Network.collate`; fluxes are in nJy, and scaled by the network.
+        """See `Network.collate`; fluxes are in nJy and are scaled by the network.
 
         Returns:
-            measured: float32 [b, n, 2 bands + 1]: fluxes, errors, days since the last night.
+            measured: float32 [b, n, 2 bands + 1]: fluxes, errors, days since the previous night.
             filters: int64 [b, n], which combination of bands the night has. valid: bool [b, n].
         """
         curves = [light_curves.rows(h, self.config) for h in histories]
@@ -101,7 +101,7 @@ class SuperNNova(Network):
         }  # fmt: skip
 
     def scaled(self, batch: Batch) -> Tensor:
-        """What the LSTM sees, [b, n, 2 bands + 1 + combinations]."""
+        """Input of the LSTM, [b, n, 2 bands + 1 + combinations]."""
         n = len(self.config.bands)
         group = torch.tensor([0] * n + [1] * n + [2], device=self.low.device)
         logs = (batch["measured"] - self.low[group]).clamp(min=0).add(SMALL).log()
@@ -123,10 +123,10 @@ class SuperNNova(Network):
         return out
 
     def predictive(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The mean probability of all draws as logits, and the scatter of that of the most probable class."""
+        """Mean probabilities over all draws, as logits, and the scatter for the most probable class."""
         if not self.config.bayes:
             return self(batch), None
-        # the same draws every time, so that an object is classified alike whenever it comes
+        # the same draws every time, so that an object is always classified in the same way
         with Seeded(self):
             drawn = torch.stack([self(batch).softmax(1) for _ in range(self.config.draws)])
         mean = drawn.mean(0)
@@ -134,7 +134,7 @@ class SuperNNova(Network):
         return mean.clamp(min=1e-30).log(), spread
 
     def regularisation(self) -> Tensor:
-        """KL divergence of the weights drawn last from their prior, for one object of those to learn from."""
+        """KL divergence from the prior, for the last draw of the weights, divided by the number of training objects."""
         if not isinstance(self.lstm, BayesianLstm) or not isinstance(self.head, BayesianLinear):
             return super().regularisation()
         divergence = self.lstm.weights.divergence() + self.head.weights.divergence()
@@ -142,7 +142,7 @@ class SuperNNova(Network):
 
 
 class Weights(nn.Module):
-    """Weights that are drawn anew for every pass: mean + softplus(rho) times noise.
+    """Weights that are drawn again in every pass: mean + softplus(rho) times noise.
 
     Args:
         shapes: name -> shape.
@@ -152,14 +152,14 @@ class Weights(nn.Module):
         super().__init__()
         self.mu = nn.ParameterDict({n: nn.Parameter(torch.empty(s).uniform_(-0.05, 0.05)) for n, s in shapes.items()})
         self.rho = nn.ParameterDict({n: nn.Parameter(torch.empty(s).uniform_(*RHO)) for n, s in shapes.items()})
-        self.generator: torch.Generator | None = None  # torch's own unless draws are to be repeated
+        self.generator: torch.Generator | None = None  # torch's global one unless draws are to be reproducible
         self.drawn: dict[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "drawn": {}, "generator": None}  # what was drawn cannot be copied
+        return {**self.__dict__, "drawn": {}, "generator": None}  # drawn tensors cannot be copied
 
     def scatter(self, name: str) -> Tensor:
-        """Of the weights of a name."""
+        """Standard deviation of the weights of that name."""
         return functional.softplus(self.rho[name]) + SMALL
 
     def draw(self) -> dict[str, Tensor]:
@@ -171,14 +171,14 @@ class Weights(nn.Module):
         return self.drawn
 
     def divergence(self) -> Tensor:
-        """log q(w) - log p(w), summed over the weights drawn last; draws where there are none."""
+        """log q(w) - log p(w), summed over the last draw of the weights; draws if there is none."""
         drawn = self.drawn or self.draw()
         total = [(_log_normal(w - self.mu[name], self.scatter(name)) - log_prior(w)).sum() for name, w in drawn.items()]
         return torch.stack(total).sum()
 
 
 def log_prior(weights: Tensor, share: float = SHARE, wide: float = WIDE, narrow: float = NARROW) -> Tensor:
-    """Logarithm of the prior density of each weight: a mixture of two normal distributions about 0."""
+    """Logarithm of the prior density of each weight: a mixture of two normal distributions with mean 0."""
     first = _log_normal(weights, torch.tensor(wide)) + math.log(share)
     if share == 1:
         return first
@@ -190,7 +190,7 @@ def _log_normal(x: Tensor, scatter: Tensor) -> Tensor:
 
 
 class BayesianLstm(nn.Module):
-    """An LSTM, every weight and bias of which is drawn; one draw a pass and batch."""
+    """An LSTM whose weights and biases are all random; one draw per pass and batch."""
 
     def __init__(self, lstm: nn.LSTM) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class BayesianLstm(nn.Module):
 
 
 class BayesianLinear(nn.Module):
-    """A dense layer, the weight of which is drawn; its bias is plain."""
+    """A dense layer with random weights; its bias is fixed."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class BayesianLinear(nn.Module):
 
 
 class Seeded:
-    """Draws of a network's weights that do not depend on what was drawn before."""
+    """Draws of a network's weights that do not depend on earlier draws."""
 
     def __init__(self, network: nn.Module, seed: int = 0) -> None:
         self._weights = [m for m in network.modules() if isinstance(m, Weights)]
@@ -248,7 +248,7 @@ class SuperNNovaFamily(base.Family):
         return Needs(images=(), photometry=config.photometry, most=config.stamps)
 
     def operations(self, config: Config, stamps: int) -> int:
-        """See `Family.operations`; all nights are computed again, once for each draw."""
+        """See `Family.operations`; all nights are recomputed, once for each draw."""
         n, hidden = len(config.bands), config.hidden
         night = 8 * hidden * (2 * n + 2**n + hidden) + 8 * hidden * (2 * hidden + hidden)
         once: int = light_curves.expected_rows(config, stamps) * night + 2 * hidden * config.classes

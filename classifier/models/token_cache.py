@@ -20,7 +20,7 @@ Row = NDArray[np.generic]
 
 
 def digests(history: History) -> tuple[list[bytes], list[bytes]]:
-    """Of every epoch by itself, and of all epochs up to it."""
+    """Digests of every epoch by itself, and of all epochs up to it."""
     own = [
         hashlib.blake2b(f"{s} {m!r} {b}".encode(), digest_size=DIGEST).digest()
         for s, m, b in zip(history.source_id.tolist(), history.mjd.tolist(), history.band.tolist(), strict=True)
@@ -33,22 +33,22 @@ def digests(history: History) -> tuple[list[bytes], list[bytes]]:
 
 
 def pack(own: bytes, upto: bytes, values: Row) -> bytes:
-    """What is kept of one epoch, as bytes."""
+    """The cache entry of one epoch, as bytes."""
     return own + upto + values.tobytes()
 
 
 class Found:
-    """What was kept of one history, as far as it still holds.
+    """The cached values of one history, as far as they are still valid.
 
     Args:
-        width: numbers kept of an epoch; the first `vector` of them are its stamp's.
+        width: numbers cached per epoch; the first `vector` of them are its stamp's vector.
         dtype: of those numbers.
 
     Attributes:
         own, upto: the digests of the history's epochs.
-        values: float32 [n, width]; zero where nothing holds.
+        values: float32 [n, width]; zero where nothing is valid.
         stamps: bool [n], epochs whose stamp's vector is known.
-        whole: this many epochs from the first one on have all their values.
+        whole: number of epochs, counted from the first, with all their values.
     """
 
     def __init__(self, history: History, width: int, dtype: np.dtype[Any]) -> None:
@@ -66,5 +66,5 @@ class Found:
 
 
 def _sound(kept: Mapping[int, bytes], epochs: int, size: int) -> list[tuple[int, bytes]]:
-    """Epochs and bytes of what could be ours."""
+    """Epochs and bytes of entries with a plausible form."""
     return [(epoch, raw) for epoch, raw in kept.items() if 0 <= epoch < epochs and len(raw) == size]

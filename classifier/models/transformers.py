@@ -10,9 +10,9 @@ from skyheed.classifier.stamp import STAMP_SIZE
 
 
 class Vit(Encoder):
-    """A vision Transformer (Dosovitskiy et al. 2021, ICLR): 4x4 patches, four blocks, read at the class token.
+    """A vision Transformer (Dosovitskiy et al. 2021, ICLR): 4x4 patches, four blocks; the class token's output is used.
 
-    Patches are not larger because PSFs have 2 to 3 pixels.
+    Patches are no larger because PSFs span 2 to 3 pixels.
     """
 
     patch, layers, heads = 4, 4, 4
@@ -32,12 +32,12 @@ class Vit(Encoder):
         self.operations += self.layers * block_operations(width, tokens + 1, tokens + 1)
 
     def patches(self, images: Tensor) -> Tensor:
-        """Images [m, c, 32, 32] -> tokens with their places [m, patches, width]."""
+        """Images [m, c, 32, 32] -> tokens with positional encoding [m, patches, width]."""
         tokens: Tensor = self.embed(images).flatten(2).transpose(1, 2)
         return tokens + self.places
 
     def attend(self, tokens: Tensor) -> Tensor:
-        """Some patches [m, k, width] -> class token and patches [m, 1 + k, width], through all blocks."""
+        """Some patches [m, k, width] -> class token and patches [m, 1 + k, width], after all blocks."""
         x = torch.cat([self.cls.expand(len(tokens), 1, -1), tokens], 1)
         for block in self.blocks:
             x = block(x)
@@ -50,7 +50,7 @@ class Vit(Encoder):
 
 
 def grid(side: int, width: int) -> Tensor:
-    """Fixed sinusoids [side * side, width] of places on a grid: half of them of the row, half of the column."""
+    """Fixed sinusoids [side * side, width] for positions on a grid: half encode the row, half the column."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     return torch.cat([sinusoids(p.flatten(), width // 2) for p in (y, x)], -1)
 
@@ -58,7 +58,7 @@ def grid(side: int, width: int) -> Tensor:
 class Swin(Encoder):
     """A shifted-window Transformer (Liu et al. 2021, ICCV): patches of 2x2, windows of 4x4 tokens, two stages.
 
-    134,892 parameters with two channels of images.
+    134,892 parameters with two image channels.
     """
 
     patch, window = 2, 4
@@ -78,19 +78,19 @@ class Swin(Encoder):
     def forward(self, images: Tensor, band: Tensor) -> Tensor:
         """See `Encoder.forward`."""
         x = self.first(self.norm0(self.embed(images).permute(0, 2, 3, 1)))
-        joined = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)  # 2x2 tokens become one
+        joined = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)  # 2x2 tokens are merged
         x = self.second(self.merge(self.merge_norm(joined)))
         out: Tensor = self.norm(x).mean((1, 2))
         return out
 
 
 class WindowBlock(nn.Module):
-    """A block whose tokens see those of their window; every second one has its windows shifted.
+    """A block whose tokens attend within their window; windows are shifted in every second block.
 
     Args:
         side: tokens on a side of the map.
-        shift: tokens by which the windows are shifted; those that stand together only because the map is rolled round
-            do not see each other.
+        shift: tokens by which the windows are shifted; tokens that are neighbours only because the map is rolled
+            cyclically do not attend to each other.
     """
 
     mask: Tensor
@@ -107,7 +107,7 @@ class WindowBlock(nn.Module):
         self.register_buffer("mask", self._mask(side), persistent=False)
 
     def _mask(self, side: int) -> Tensor:
-        """bool [windows, 1, 16, 16]: tokens that are neighbours in the sky, not by rolling the map."""
+        """bool [windows, 1, 16, 16]: pairs of tokens that are neighbours in the sky, not by rolling the map."""
         line = torch.arange(side)
         part = (line >= side - self.window).long() + (line >= side - self.shift).long() if self.shift else 0 * line
         region = windows((3 * part[:, None] + part[None])[None, :, :, None], self.window)[..., 0]
@@ -121,7 +121,7 @@ class WindowBlock(nn.Module):
         return weights
 
     def _bias(self, count: int) -> Tensor:
-        """Of the logits, [count, heads, 16, 16]: by relative place; minus infinity across regions."""
+        """Bias of the logits, [count, heads, 16, 16]: by relative position; minus infinity across regions."""
         bias = self.bias[self.relative].permute(2, 0, 1)
         seen = torch.where(self.mask, bias, float("-inf"))
         repeated: Tensor = seen.repeat(count // len(seen), 1, 1, 1)
@@ -142,7 +142,7 @@ class WindowBlock(nn.Module):
 
 
 def windows(x: Tensor, size: int) -> Tensor:
-    """A map [m, y, x, c] cut into windows [m * windows, size * size, c]."""
+    """A map [m, y, x, c] split into windows [m * windows, size * size, c]."""
     m, side, _, c = x.shape
     cut = x.reshape(m, side // size, size, side // size, size, c)
     return cut.transpose(2, 3).reshape(-1, size * size, c)

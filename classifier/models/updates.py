@@ -14,18 +14,18 @@ from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Declined, Prediction
 from skyheed.classifier.scaling import Scaling
 
-FORM = 1  # raised when cached values are computed differently, so that old and new ones are not mixed
+FORM = 1  # increment when cached values are computed differently, so that old and new ones are not mixed
 TOGETHER = 256  # stamps that are encoded at once
 
 
 class Engine(Protocol):
-    """The network in its two parts."""
+    """The two parts of the network."""
 
     def vectors(self, images: NDArray[np.float32], band: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors [m, width] of scaled stamps [m, kinds, 32, 32] of the bands [m]."""
 
     def behind(self, arrays: Arrays) -> Arrays:
-        """All that comes behind them, as `vector_parts.Behind` and `vector_parts.Among` compute it."""
+        """Everything after the vectors, as computed by `vector_parts.Behind` and `vector_parts.Among`."""
 
 
 class Updates:
@@ -35,15 +35,15 @@ class Updates:
         self.engine, self.inputs, self.config = engine, inputs, inputs.config
 
     def __call__(self, histories: Sequence[History], scaling: Scaling) -> tuple[Arrays, list[dict[int, bytes]]]:
-        """What the network says of histories that may hold what was kept, and what is to be kept of their new epochs.
+        """Outputs for histories that may contain cached values, and values to cache for their new epochs.
 
-        Only stamps without a kept vector are encoded, and only epochs behind the first new one go through the blocks.
+        Only stamps without a cached vector are encoded, and only epochs from the first new one on pass the blocks.
 
         Returns:
-            logits: [b, classes], and whatever else the network says of each; the rest is by history.
+            logits: [b, classes], and any further outputs of the network; the values to cache are given per history.
 
         Raises:
-            ValueError: what was kept does not belong to its epochs, and their images are not here.
+            ValueError: the cached values do not belong to their epochs, whose images are not available.
         """
         dtype = np.dtype(self.config.kept)
         found = [token_cache.Found(h, self.config.keeps, dtype) for h in histories]
@@ -60,7 +60,7 @@ class Updates:
     def _encode_missing(
         self, histories: Sequence[History], found: Sequence[token_cache.Found], scaling: Scaling
     ) -> None:
-        """Fill in the stamps' vectors that are not known."""
+        """Fill in missing vectors of stamps."""
         epochs = [np.flatnonzero(~f.stamps) for f in found]
         shown = [self.inputs.pixels(h, e, scaling) for h, e in zip(histories, epochs, strict=True)]
         images = shown[0] if len(shown) == 1 else np.concatenate(shown)
@@ -74,7 +74,7 @@ class Updates:
             f.values[e, : self.config.width] = own
 
     def _behind(self, found: Sequence[token_cache.Found], arrays: Arrays) -> Arrays:
-        """What is said of histories of which all stamps' vectors are known; fills in what is to be kept."""
+        """Outputs for histories for which the vectors of all stamps are known; fills in the values to cache."""
         if self.config.photometry:
             return self.engine.behind({"vectors": padded([f.values for f in found]), **arrays})
         width, n = self.config.width, arrays["valid"].shape[1]
@@ -94,7 +94,7 @@ class Updates:
 
 
 def _alike(changed: Sequence[NDArray[np.bool_]]) -> list[list[int]]:
-    """Rows of histories that have about as much to compute: long ones do not make short ones pay."""
+    """Rows of histories that need about the same computation, so that short ones are not padded to the long ones."""
     rows: dict[int, list[int]] = {}
     for row, own in enumerate(changed):
         rows.setdefault(int(own.sum()).bit_length(), []).append(row)
@@ -102,7 +102,7 @@ def _alike(changed: Sequence[NDArray[np.bool_]]) -> list[list[int]]:
 
 
 def _new(found: token_cache.Found, changed: NDArray[np.bool_], dtype: np.dtype[Any]) -> dict[int, bytes]:
-    """What is to be kept of the epochs that were computed just now."""
+    """Values to cache for the epochs that were just computed."""
     return {
         int(n): token_cache.pack(found.own[n], found.upto[n], found.values[n].astype(dtype))
         for n in np.flatnonzero(changed)
@@ -110,12 +110,12 @@ def _new(found: token_cache.Found, changed: NDArray[np.bool_], dtype: np.dtype[A
 
 
 class Updated(BasePredictor):
-    """A model served by `Updates`; objects unlike the training data are declined, if the network can tell."""
+    """A model served by `Updates`; objects unlike the training data are declined, if the network can detect them."""
 
     _update: Updates
 
     def judge(self, histories: Sequence[History]) -> list[Prediction]:
-        """See `BasePredictor.judge`: unlike `classify`, it declines what is far from all that was learnt from."""
+        """See `BasePredictor.judge`: unlike `classify`, it declines objects far from all training data."""
         if not histories:
             return []
         for history in histories:
@@ -131,7 +131,7 @@ class Updated(BasePredictor):
         return self._said(histories)[0]
 
     def _said(self, histories: Sequence[History]) -> tuple[list[Prediction], list[float]]:
-        """Predictions, and how far each history is from all that was learnt from; beyond 1 it is unlike that."""
+        """Predictions, and the distance of each history from the training data; beyond 1 it is unlike them."""
         said, keep = self._update(histories, self.info.scaling)
         probabilities = self.calibrated(said["logits"], histories)
         far: list[float] = said["far"].tolist() if "far" in said else [0.0] * len(histories)

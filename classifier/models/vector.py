@@ -1,12 +1,12 @@
 """One vector for every stamp, and causal attention over them: an update costs one stamp, however long the history is.
 
-An encoder makes features of each stamp by itself; band and time are added; two Transformer blocks in which a token sees
-itself and those before it follow; the last token and the running mean of all make the representation. So every prefix
-of a history is classified in the same pass, and nothing computed for an epoch ever changes: keys, values and outputs
-are cached (`token_cache`), and only new stamps are computed.
+An encoder computes features of each stamp independently, to which band and time are added. Two Transformer blocks
+follow, in which a token attends to itself and earlier ones. The last token and the running mean of all form the
+representation. Every prefix of a history is therefore classified in the same pass, and nothing computed for an epoch
+ever changes: keys, values and outputs are cached (`token_cache`), and only new stamps are computed.
 
-Switches that change nothing of the plain form while they are off: difference and template stamps, the photometry that
-packets carry, context numbers (`fusion`).
+Options, off by default and without effect on the basic form: difference and template stamps, photometry from packets,
+context numbers (`fusion`).
 """
 
 import copy
@@ -66,7 +66,7 @@ class Vector(Network):
         self._options(config)
 
     def _options(self, config: Config) -> None:
-        """Parts that are there only where they are switched on."""
+        """Create the optional parts that are switched on."""
         several, pixels = len(config.kinds) > 1, STAMP_SIZE**2
         self.band_images = nn.Embedding(len(BANDS), pixels) if config.band == "image" else None
         self.present = nn.Linear(len(config.kinds), config.width, bias=False) if several else None
@@ -84,7 +84,7 @@ class Vector(Network):
         return self.inputs.collate(histories, scaling)
 
     def stamp_vectors(self, images: Tensor, band: Tensor) -> Tensor:
-        """Vectors [m, width] of stamps [m, kinds, 32, 32] of the bands [m], each by itself."""
+        """Vectors [m, width] of stamps [m, kinds, 32, 32] in the bands [m], each computed independently."""
         images = self._withheld(images)
         channels = images
         if self.band_images is not None:
@@ -97,7 +97,7 @@ class Vector(Network):
         return out
 
     def _withheld(self, images: Tensor) -> Tensor:
-        """In training, stamps without some of the kinds that are not the science image."""
+        """In training, stamps from which some kinds other than the science image are removed."""
         if not self.training or self.present is None:
             return images
         shape = (*images.shape[:2], 1, 1)
@@ -106,7 +106,7 @@ class Vector(Network):
         return images * keep
 
     def outputs(self, batch: Batch) -> Tensor:
-        """The tokens behind all blocks, [b, n, width], each of which saw those up to itself."""
+        """Tokens after all blocks, [b, n, width], each of which attends only to itself and earlier ones."""
         valid = batch["valid"]
         made = self.stamp_vectors(batch["images"][valid], batch["band"][valid])  # padding is never computed
         vectors = made.new_zeros(*valid.shape, made.shape[1]).index_put((valid,), made)
@@ -117,12 +117,12 @@ class Vector(Network):
         if self.points is not None:
             return self._among_points(x, batch)
         for block in self.blocks:
-            x = block(x, causal=True)  # padding stands at the end, where nobody looks
+            x = block(x, causal=True)  # padding is at the end, so no token attends to it
         out: Tensor = self.norm(x)
         return out
 
     def _among_points(self, x: Tensor, batch: Batch) -> Tensor:
-        """Stamps and points in one order of time; what comes out at the stamps' places."""
+        """Stamps and photometric points as one sequence in time; returns the outputs at the stamps."""
         assert self.points is not None
         both = torch.cat([x, self.points(batch["points"], batch["point_band"])], 1)
         seen = torch.cat([batch["valid"], self.points.shown(batch["points"], batch["points_valid"])], 1)
@@ -133,14 +133,14 @@ class Vector(Network):
         mask = torch.ones(n, n, dtype=torch.bool, device=both.device).tril() & seen[:, None, None]
         mask |= torch.eye(
             n, dtype=torch.bool, device=both.device
-        )  # what is withheld sees itself, so that none is empty
+        )  # withheld tokens attend to themselves, so that no row is empty
         for block in self.blocks:
             both = block(both, mask)
         out: Tensor = self.norm(both.gather(1, place[:, :, None].expand(-1, -1, width)))
         return out
 
     def represent(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Of outputs [b, n, width], the representation after every epoch, [b, n, 2 width]."""
+        """The representation after every epoch [b, n, 2 width], from outputs [b, n, width]."""
         y = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         if self.score is None:
             counts = torch.arange(1, y.shape[1] + 1, device=y.device)[:, None]
@@ -162,19 +162,19 @@ class Vector(Network):
         return out
 
     def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
-        """The histories and every beginning of them, which cost nothing more."""
+        """Representations of the histories and all their beginnings, at no additional cost."""
         valid = batch["valid"]
         return self.represent(self.outputs(batch), batch)[valid], valid.nonzero()[:, 0].cpu().numpy()
 
     def fold(self) -> "Vector":
-        """The network in the form that serves, with the same values in evaluation mode."""
+        """The network in its serving form, with the same outputs in evaluation mode."""
         made = copy.deepcopy(self)
         made.encoder.fold()
         return made
 
 
 class VectorFamily(base.Family):
-    """A token for every stamp and causal attention, with encoders to choose from."""
+    """A token for every stamp and causal attention, with a choice of encoders."""
 
     name = "vector"
     summary = "one vector for every stamp, causal attention, an update costs one stamp"
@@ -192,7 +192,7 @@ class VectorFamily(base.Family):
         return Needs(config.kinds, config.photometry, config.context, 1, config.stamps, span=1)
 
     def serve(self, network: Network, info: "Info", where: "Where") -> Model:
-        """Folded, and with what is kept of earlier predictions."""
+        """Serve the folded network with cached values of earlier predictions."""
         from skyheed.classifier.models.vector_serving import VectorServed
 
         assert isinstance(network, Vector)
@@ -204,7 +204,7 @@ class VectorFamily(base.Family):
         return base.parameters(network.fold())
 
     def facts(self, config: Config) -> dict[str, Any]:
-        """The encoder's parameters, and with its decoder where it can be pre-trained."""
+        """Number of parameters of the encoder, and also with its decoder if it can be pre-trained."""
         encoder = encoder_of(config)
         count = base.parameters(encoder.backbone if isinstance(encoder, PhysNet) else encoder)
         if not isinstance(encoder, Vit) or config.channels > 1:
@@ -217,7 +217,7 @@ class VectorFamily(base.Family):
     def operations(self, config: Config, stamps: int) -> int:
         """See `Family.operations`."""
         encoder = encoder_of(config)
-        tokens = stamps + config.points if config.photometry else 1  # among points, all tokens are computed again
+        tokens = stamps + config.points if config.photometry else 1  # with points, all tokens are recomputed
         seen = stamps + config.points if config.photometry else stamps
         behind = config.layers * block_operations(config.width, tokens, seen)
         rest = encoder.features * config.width + 3 * config.width + 2 * config.width * config.classes

@@ -20,20 +20,22 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Config(family.Config):
-    """What configures the network.
+    """Configuration of the network.
 
     Attributes:
         encoder: of a stamp.
-        norm: of the encoder small: of groups of channels, or of batches (for adaptation; others have what they have).
+        norm: of the encoder small: over groups of channels, or over batches (for adaptation; other encoders have
+            a fixed norm).
         images: science stamps alone, or all kinds as channels of one image.
-        band: how a stamp tells its band: added to its vector, by scales and shifts of the first layer, or as a second
-            image.
-        pooling: how outputs of all epochs are joined: their mean, or one weighted by a learnt score.
+        band: how a stamp's band is encoded: added to its vector, by scales and shifts of the first layer, or as
+            a second image.
+        pooling: how outputs of all epochs are combined: their mean, or a mean weighted by a learned score.
         width, heads, layers: of the blocks.
-        photometry: points as further tokens, the newest `points` of them.
-        context: context numbers.
-        missing: in training, the chance that a kind of image, all points, a kind of point or the context is withheld.
-        kept: precision in which things are kept; computed ones are rounded alike.
+        photometry: use photometric points as additional tokens, the latest `points` of them.
+        context: use context numbers.
+        missing: in training, the probability that a kind of image, all points, a kind of point or the context is
+            withheld.
+        kept: precision of cached values; newly computed ones are rounded in the same way.
     """
 
     encoder: Literal["repvgg", "physnet", "vit", "swin", "small"] = "repvgg"
@@ -63,38 +65,38 @@ class Config(family.Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of images, in the order of the channels."""
+        """Kinds of images, in the order of the channels."""
         return ("science",) if self.images == "science" else IMAGE_KINDS
 
     @property
     def channels(self) -> int:
-        """Of the images that the encoder sees."""
+        """Number of image channels of the encoder."""
         return len(self.kinds) + (self.band == "image")
 
     @property
     def keeps(self) -> int:
-        """Numbers kept of an epoch: its vector, and, where nothing but stamps is seen, keys, values and the output."""
+        """Numbers cached per epoch: its vector and, if stamps are the only tokens, keys, values and the output."""
         return self.width * (1 if self.photometry else 2 + 2 * self.layers)
 
 
 class Inputs:
-    """Histories as a network takes them."""
+    """Converts histories to inputs of a network."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        """A padded batch of whole histories; all epochs' images must be here.
+        """A padded batch of whole histories; images of all epochs must be available.
 
         Returns:
             images: float32 [b, n, kinds, 32, 32] scaled; 0 where a kind is missing. band: int64 [b, n].
-            times: float32 [b, n, 3]. valid: bool [b, n]. Others where photometry or context is switched on.
+            times: float32 [b, n, 3]. valid: bool [b, n]. Further arrays if photometry or context is switched on.
         """
         everything = [self.pixels(h, np.arange(len(h)), scaling) for h in histories]
         return {"images": padded(everything), **self.without_images(histories, scaling)}
 
     def without_images(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        """The same but for the images."""
+        """The same without the images."""
         points = self._points(histories, scaling) if self.config.photometry else {}
         return layout(histories) | points | self.beside(histories)
 
@@ -109,12 +111,12 @@ class Inputs:
         return made
 
     def beside(self, histories: Sequence[History]) -> Arrays:
-        """What is known of histories as a whole."""
+        """Arrays for photometry and context of histories."""
         return {"context": context_numbers(histories)} if self.config.context else {}
 
     @staticmethod
     def beside_of(arrays: Arrays) -> Arrays:
-        """Those of `beside` in a batch."""
+        """The arrays of `beside` in a batch."""
         return {name: arrays[name] for name in ("context", "numbers", "imaged") if name in arrays}
 
     def _points(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
@@ -131,7 +133,7 @@ class Inputs:
 def layout(histories: Sequence[History]) -> Arrays:
     """Bands int64 [b, n], times float32 [b, n, 3] and valid bool [b, n] of histories.
 
-    Times: days since the first epoch and since the one before, both as log(1 + days), and days since the first / 100.
+    Times: days since the first and since the previous epoch, both as log(1 + days), and days since the first / 100.
     """
     days = [h.mjd - h.mjd[0] for h in histories]
     times = [np.stack([np.log1p(d), np.log1p(np.diff(d, prepend=0)), d / 100], 1) for d in days]

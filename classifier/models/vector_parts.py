@@ -1,4 +1,4 @@
-"""The two parts of `vector` and `fusion` that serving calls and that are exported: the encoder, and the rest."""
+"""The two parts of `vector` and `fusion` that are used in serving and exported: the encoder, and the rest."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ class Encoder(nn.Module):
     """Stamps -> their vectors.
 
     Args:
-        network: folded, in evaluation mode; so everywhere here.
+        network: folded, in evaluation mode; the same applies to the other classes here.
     """
 
     def __init__(self, network: Vector) -> None:
@@ -27,16 +27,16 @@ class Encoder(nn.Module):
 
 
 class Said(nn.Module):
-    """Representations -> what is said."""
+    """Representations -> outputs."""
 
     def __init__(self, network: Vector) -> None:
         super().__init__()
         self.network = network
-        # read once: what depends on a number cannot be written as a graph
+        # read once: a value-dependent branch cannot be part of a graph
         self.fitted = isinstance(network, Fusion) and bool(network.fitted.on)
 
     def forward(self, encoded: Tensor) -> dict[str, Tensor]:
-        """[b, width of representations] -> logits [b, classes], and far [b] where the network knows it."""
+        """[b, width of representations] -> logits [b, classes], and far [b] if the network computes it."""
         network = self.network
         if not isinstance(network, Fusion):
             return {"logits": network.classify(encoded)}
@@ -47,7 +47,7 @@ class Said(nn.Module):
 
 
 class Among(nn.Module):
-    """Stamps' vectors and points of photometry -> what is said; nothing behind the encoder is kept."""
+    """Vectors of stamps and photometric points -> outputs; nothing after the encoder is cached."""
 
     def __init__(self, network: Vector) -> None:
         super().__init__()
@@ -60,21 +60,21 @@ class Among(nn.Module):
 
 
 class Behind(nn.Module):
-    """Kept values -> what is said, and the values of some epochs; all that these see before them is known."""
+    """Cached values -> outputs, and the values of some epochs; all earlier values must be known."""
 
     def __init__(self, network: Vector) -> None:
         super().__init__()
         self.network, self.said, self.width = network, Said(network), network.config.width
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """What is said after the last epoch, and `fresh`.
+        """Outputs after the last epoch, and `fresh`.
 
         Args:
-            batch: values [b, n + 1, keeps], of which the last place is for what nobody looks at; times [b, n + 1, 3];
-                valid bool [b, n]; epochs to compute [b, k], rising, n for none; context where the network looks at it.
+            batch: values [b, n + 1, keeps], whose last place receives unused values; times [b, n + 1, 3]; valid
+                bool [b, n]; epochs to compute [b, k], ascending, padded with n; context if the network uses it.
 
         Returns:
-            logits, and fresh [b, k, keeps - width]: keys and values of each layer, and the output, of those epochs.
+            logits, and fresh [b, k, keeps - width]: keys and values of each layer, and the output, for those epochs.
         """
         values, epochs, width = batch["values"], batch["epochs"], self.width
         x = _taken(values[:, :, :width], epochs) + self.network.time(_taken(batch["times"], epochs))
@@ -95,7 +95,7 @@ class Behind(nn.Module):
         return {**said, "fresh": torch.cat(fresh, 2)}
 
     def _put(self, values: Tensor, part: int, what: Tensor, epochs: Tensor) -> Tensor:
-        """One part of the values, with what is new in its places."""
+        """Replace one part of the values at these epochs."""
         own = values[:, :, part * self.width : (part + 1) * self.width]
         return own.scatter(1, epochs[:, :, None].expand(-1, -1, self.width), what)
 
@@ -104,10 +104,10 @@ class Behind(nn.Module):
 
 
 def _taken(values: Tensor, epochs: Tensor) -> Tensor:
-    """Of [b, n, c] the epochs [b, k], [b, k, c]."""
+    """The epochs [b, k] from values [b, n, c], [b, k, c]."""
     return values.gather(1, epochs[:, :, None].expand(-1, -1, values.shape[2]))
 
 
 def _last(values: Tensor, valid: Tensor) -> Tensor:
-    """Of [b, n, c] those of each history's last epoch, [b, c]."""
+    """The values [b, n, c] at each history's last valid epoch, [b, c]."""
     return _taken(values, valid.sum(1, keepdim=True) - 1)[:, 0]

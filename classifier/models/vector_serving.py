@@ -1,4 +1,4 @@
-"""Serving `vector` and `fusion` by torch: the encoder folded, in float32."""
+"""Serving `vector` and `fusion` with torch: the encoder folded, in float32."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The model's shape, and what it can be; without torch, so that a checkpoint is checked in no time."""
+"""The model's architecture and its valid settings; without torch, so that a checkpoint is checked quickly."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -7,25 +7,25 @@ from skyheed.classifier import checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.convention.groups import GROUP
 
-SMALLEST = 15  # pixels of a stamp on a side of which the 3D-CNN leaves one
+SMALLEST = 15  # smallest stamp size in pixels for which the 3D-CNN leaves one
 
 
 @dataclass(frozen=True)
 class Config:
-    """The model's shape; the defaults with variant="paper" are the published one (`published`).
+    """The model's architecture; the defaults with variant="paper" are the published one (`published`).
 
     Attributes:
         band_embedding: an image for every band, learned or of constant brightness, or none.
-        cnn: 3d, or 2d: every stamp by itself makes a token.
-        time: what tells tokens their place: the position in the sequence, days since the first stamp, or both; the
-            paper variant knows the position only.
+        cnn: 3d, or 2d: every stamp becomes a token by itself.
+        time: how tokens are placed in time: by position in the sequence, days since the first stamp, or both; the paper
+            variant uses the position only.
         attention_hidden: channels between the two layers of the mlp attention.
         size: pixels of a stamp on a side.
         stamps: of the longest sequence.
-        bands: the largest band id; there are never less than the published 10 rows of embeddings.
+        bands: the largest band id; there are always at least the published 10 rows of embeddings.
 
     Raises:
-        ModelError: a value that is unknown, or that no model can be built with.
+        ModelError: an unknown or impossible value.
     """
 
     classes: int = 4

@@ -1,4 +1,4 @@
-"""What ConvEntion costs: multiply-adds as published and as computed here, and the parameters that never matter."""
+"""Cost of ConvEntion: multiply-adds as published and as computed here, and the parameters without effect."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ from skyheed.classifier.models.convention.config import Config
 
 
 def dead_parameters(config: Config) -> int:
-    """Parameters that provably never matter: Q and the biases of K and of the logits under linear attention."""
+    """Number of parameters that provably have no effect: Q, and biases of K and logits, under linear attention."""
     if config.attention != "linear":
         return 0
     d = config.channels
@@ -14,7 +14,7 @@ def dead_parameters(config: Config) -> int:
 
 
 def operations(config: Config) -> dict[str, int]:
-    """Multiply-adds of one group: over all planes as a plain Conv3d computes them, and as `through_planes` does."""
+    """Multiply-adds of one group: over all planes as in a plain Conv3d, and as in `through_planes`."""
     inputs = 1 if config.band_embedding == "none" else 2
     first, middle, last = ((config.map + more) ** 2 for more in (4, 2, 0))
     # of one plane of input for one plane of output
@@ -29,7 +29,7 @@ def operations(config: Config) -> dict[str, int]:
 
 
 def sequence_operations(config: Config) -> dict[str, int]:
-    """Multiply-adds of the longest sequence: every pair through the attention's network, and as it is computed here."""
+    """Multiply-adds of the longest sequence: attention over all pairs as published, and as computed here."""
     d, pixels, n = config.channels, config.map**2, config.tokens
     linear = config.attention == "linear"
     maps = config.heads if linear else config.attention_hidden
@@ -47,8 +47,8 @@ def sequence_operations(config: Config) -> dict[str, int]:
 
 
 def update_operations(config: Config, stamps: int) -> int:
-    """Multiply-adds of one new stamp of a history that has come to this many: its group, and all behind the 3-D CNN."""
-    if config.variant == "paper":  # computed whole, padding included
+    """Multiply-adds of one new stamp for a history with this many: its group, and everything after the 3-D CNN."""
+    if config.variant == "paper":  # computed in full, including padding
         return sequence_operations(config)["fast"]
     whole = sequence_operations(replace(config, stamps=stamps))["fast"]
     return whole - (-(-stamps // config.group) - 1) * operations(config)["fast"]

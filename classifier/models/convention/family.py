@@ -1,4 +1,4 @@
-"""The family of ConvEntion; torch is loaded only to compute."""
+"""The family of ConvEntion; torch is loaded only for computing."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -28,7 +28,7 @@ class Convention(Family):
     }
 
     def needs(self, config: Config) -> Needs:
-        """Three stamps make the first group; the 2-D form answers from the first stamp on."""
+        """Three stamps make the first group; the 2-D form classifies from the first stamp on."""
         span = config.group if config.variant == "stream" else 0
         return Needs(images=("science",), fewest=config.group, most=config.stamps, span=span)
 
@@ -39,7 +39,7 @@ class Convention(Family):
         return ConvEntion(config)
 
     def serve(self, network: "Network", info: "Info", where: "Where") -> "Model":
-        """The stream variant keeps its tokens; the paper's sees its padding and is computed whole."""
+        """The stream variant caches its tokens; the paper's depends on its padding and is computed in full."""
         from skyheed.classifier.models.convention.predictor import Predictor
 
         if network.config.variant == "paper":
@@ -47,7 +47,7 @@ class Convention(Family):
         return Predictor(cast("ConvEntion", network), info, where)
 
     def facts(self, config: Config) -> dict[str, Any]:
-        """The parameters that never matter, and the operations as published and as computed here."""
+        """Number of parameters without effect, and operations as published and as computed here."""
         from skyheed.classifier.models.convention.counts import dead_parameters, operations, sequence_operations
 
         return {

@@ -11,19 +11,19 @@ from torch.nn import functional
 
 from skyheed.classifier.models.convention.network import ConvEntion, PlaneKernels, plane_kernels, through_planes
 
-FORM = 2  # raised when tokens are computed in another way, so that kept ones are not mixed with new ones
+FORM = 2  # increment when tokens are computed differently, so that old and new ones are not mixed
 
 
 class FoldedFeatures(nn.Module):
-    """`convention.Features` in evaluation mode, with its weights folded, cut and laid out once.
+    """`convention.Features` in evaluation mode, with its weights folded, split and laid out once.
 
-    Some roundings to bfloat16 would be alike in every stamp and so would not average out; they are not made. Pixels and
-    their kernels come as rounded values and what rounding left of them: a small change of bright pixels is often what
-    tells objects apart. Biases are exact: see `with_exact_biases`.
+    Rounding to bfloat16 is avoided where the error would be the same in every stamp and so would not average out.
+    Pixels and their kernels enter as rounded values plus remainders: a small change of bright pixels often
+    distinguishes objects. Biases are exact: see `with_exact_biases`.
 
     Args:
-        model: where the weights come from; it is not changed.
-        dtype: float32 or bfloat16, of weights and maps. Sums are float32 in both, and so are tokens.
+        model: provides the weights; it is not changed.
+        dtype: float32 or bfloat16, of weights and maps. Sums and tokens are float32 in both cases.
     """
 
     last_bias: Tensor
@@ -41,7 +41,7 @@ class FoldedFeatures(nn.Module):
             pairs[0] = _with_remainders(pairs[0][0], dtype), pairs[0][1]
         # the last bias is added in float32
         self.register_buffer("last_bias", pairs[3][1].view(-1, 1, 1))
-        # sums of kernels are made in float32 and rounded once
+        # sums of kernels are computed in float32 and rounded once
         planes = plane_kernels([w for w, _ in pairs], [*(b for _, b in pairs[:3]), None])
         self.counts = [len(layer) for layer in planes.kernels]
         for i, count in enumerate(self.counts):
@@ -65,7 +65,7 @@ class FoldedFeatures(nn.Module):
             parts += [(pixels - parts[0].float()).to(self.dtype), parts[0]]
         if self.bands:
             parts.append(self.embedding[bands])  # type: ignore[index]
-        # stacked as channels-last images: planes and channels lie next to each other
+        # stacked as channels-last images: planes and channels are contiguous
         images = torch.stack([part.permute(0, 2, 3, 1) for part in parts], -1).permute(0, 3, 4, 1, 2)
         return through_planes(images, self.planes(), self._between)
 
@@ -76,7 +76,7 @@ class FoldedFeatures(nn.Module):
 
 
 def folded(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with the batch norm behind it."""
+    """Weight and bias of a convolution, merged with the batch norm that follows."""
     assert norm.running_var is not None
     assert norm.running_mean is not None
     assert conv.bias is not None
@@ -86,16 +86,16 @@ def folded(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
 
 
 def _with_remainders(kernel: Tensor, dtype: torch.dtype) -> Tensor:
-    """The first layer's kernel for the channels rounded pixel, its remainder, rounded pixel again, and band."""
+    """The first layer's kernel, for the channels rounded pixel, its remainder, rounded pixel again, and band."""
     pixel, band = kernel[:, :1], kernel[:, 1:]
     return torch.cat([pixel, pixel, pixel - pixel.to(dtype).to(pixel.dtype), band], 1)
 
 
 def with_exact_biases(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """The same convolutions with biases of 6 bits, so that they, twice and three times them are exact in bfloat16.
+    """The same convolutions with biases of 6 bits, so that their multiples by 1, 2 and 3 are exact in bfloat16.
 
-    Each channel is scaled by up to 2 % and the next layer's kernel scaled back: ReLU lets positive factors pass. The
-    last layer keeps its bias.
+    Each channel is scaled by up to 2 % and the next layer's kernel is scaled back, as ReLU commutes with positive
+    factors. The last layer keeps its bias.
     """
     made = list(pairs)
     for i in range(len(pairs) - 1):
@@ -131,7 +131,7 @@ class CpuTokens:
 
 @dataclass
 class _Slot:
-    """Buffers of one chunk on its way through a GPU: pinned ones here, fixed ones there, and the captured graph."""
+    """Buffers for one chunk on a GPU: pinned ones on the host, fixed ones on the device, and the captured graph."""
 
     pixels: torch.Tensor
     bands: torch.Tensor
@@ -144,9 +144,9 @@ class _Slot:
 
 
 class CudaTokens:
-    """Tokens on a GPU: chunks of a few fixed shapes, each a CUDA graph, two of them under way at once.
+    """Tokens on a GPU: chunks of a few fixed shapes, each a CUDA graph, two of them in flight at a time.
 
-    While one chunk is computed, the next one is copied through pinned memory on a stream of its own.
+    While one chunk is computed, the next one is copied through pinned memory on a separate stream.
     """
 
     sizes = (16, 128, 1024)
@@ -177,7 +177,7 @@ class CudaTokens:
     ) -> None:
         start, end, size = chunk
         slot = self._slots.get((size, lane)) or self._slots.setdefault((size, lane), self._capture(size))
-        # rows beyond the chunk keep what was there: their tokens are not read, and no row sees another
+        # rows beyond the chunk keep old values: their tokens are not read, and rows are independent
         slot.pixels[: end - start].copy_(torch.from_numpy(pixels[start:end]))
         slot.bands[: end - start].copy_(torch.from_numpy(bands[start:end]))
         with torch.cuda.stream(self._streams[lane]):
@@ -202,7 +202,7 @@ class CudaTokens:
         )
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):  # a graph is captured after its kernels were chosen
+        with torch.cuda.stream(side):  # kernels must be chosen before the graph is captured
             for _ in range(3):
                 self._features(pixels, bands)
         torch.cuda.current_stream(self._device).wait_stream(side)

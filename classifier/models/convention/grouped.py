@@ -1,7 +1,7 @@
 """Predictions of ConvEntion's stream variant from cached tokens, for every runtime. Numpy only.
 
-A token never changes, so a new stamp costs one group. Whether a token was kept or computed just now, and what else was
-in the batch, makes no difference to a prediction.
+A token never changes, so a new stamp costs one group. A prediction does not depend on whether a token was cached or
+just computed, or on what else is in the batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,18 +15,18 @@ from skyheed.classifier.models.convention.config import Config
 from skyheed.classifier.models.convention.groups import Layout, check_kept, groups, layout, padded_width, uncached
 from skyheed.classifier.prediction import Prediction
 
-TOGETHER = 16  # histories behind the CNN at once on a CPU, as many as its caches hold alongside other work
+TOGETHER = 16  # histories processed after the CNN at once on a CPU, as many as fit its caches alongside other work
 Token = NDArray[np.generic]
 
 
 class Grouped(BasePredictor):
-    """A model that makes a token of each group of stamps, and an answer of the tokens.
+    """A model that computes a token for each group of stamps, and a classification from the tokens.
 
     Attributes:
         config: of the network.
-        token_dtype: of kept tokens.
+        token_dtype: of cached tokens.
         tokens_of: [g, t, 32, 32] scaled pixels and [g, t] band ids -> float32 [g, channels, y, x].
-        together: histories behind the CNN at once.
+        together: histories processed after the CNN at once.
     """
 
     config: Config
@@ -62,7 +62,7 @@ class Grouped(BasePredictor):
         ]
 
     def tokens(self, histories: Sequence[History]) -> list[dict[int, Token]]:
-        """The tokens that are not kept, of each history: one batch of groups."""
+        """The tokens of each history that are not cached, computed as one batch of groups."""
         made = [uncached(h, self.info.scaling, self._group) for h in histories]
         pixels, bands = np.concatenate([g.pixels for g in made]), np.concatenate([g.bands for g in made])
         flat = np.empty((0, *self._token_shape), self.token_dtype)
@@ -77,7 +77,7 @@ class Grouped(BasePredictor):
         return found
 
     def _batches(self, histories: Sequence[History]) -> list[tuple[int, list[int]]]:
-        """A width, and rows whose histories are padded to it: long ones do not make short ones pay."""
+        """A width, and rows whose histories are padded to it, so that short ones are not padded to the longest."""
         rows: dict[int, list[int]] = {}
         for row, history in enumerate(histories):
             width = padded_width(groups(history, self._group), self.config.tokens)

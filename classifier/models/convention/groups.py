@@ -1,7 +1,7 @@
-"""Epochs in groups, and the padded batches of groups that ConvEntion's training and serving share. Numpy only.
+"""Groups of epochs, and the padded batches of groups that ConvEntion's training and serving share. Numpy only.
 
-A history of n epochs is cut into ceil(n / group) groups in time order; the last one is filled up with steps
-without a stamp. A group is three epochs for the 3-D CNN and one for the 2-D CNN.
+A history of n epochs is split into ceil(n / group) groups in time order; the last one is padded with steps without a
+stamp. A group has three epochs for the 3-D CNN and one for the 2-D CNN.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from skyheed.classifier.history import History
 from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.stamp import STAMP_SIZE
 
-GROUP = 3  # epochs that the 3-D CNN takes together
+GROUP = 3  # epochs per group for the 3-D CNN
 VERSION = f"{stamp.PREPROCESSING}/sequence-1"  # recorded with every checkpoint and classification
 NO_STAMP = 0  # band id of a step without a stamp; bands are 1 to 6
-IMAGES = "science"  # the kind of stamps that ConvEntion sees
+IMAGES = "science"  # the kind of stamps used by ConvEntion
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48, 72)  # groups that batches are padded to; longer ones to the longest
 
 
@@ -32,7 +32,7 @@ class GroupBatch:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the groups of a batch stand, padded to [b, n].
+    """The arrangement of groups in a batch, padded to [b, n].
 
     Attributes:
         valid: bool [b, n].
@@ -46,12 +46,12 @@ class Layout:
 
 
 def groups(history: History, group: int = GROUP) -> int:
-    """Number of groups, the last one perhaps not full."""
+    """Number of groups; the last one may be incomplete."""
     return -(-len(history) // group)
 
 
 def padded_width(count: int, most: int) -> int:
-    """Groups that histories of this many are padded to: few shapes, so that kernels are chosen once for each."""
+    """Number of groups to which histories of this many are padded: few shapes, so that kernels are rarely chosen."""
     return min(next((w for w in WIDTHS if w >= count), most), most)
 
 
@@ -86,7 +86,7 @@ def collate(
 
 
 def uncached(history: History, scaling: Scaling, group: int = GROUP) -> GroupBatch:
-    """The groups of a history that have no token, in order."""
+    """The groups of a history that have no cached token, in order."""
     steps = np.ones(len(history), bool)
     for token in history.kept:
         steps[group * token : group * token + group] = False
@@ -101,7 +101,7 @@ def uncached(history: History, scaling: Scaling, group: int = GROUP) -> GroupBat
 
 
 def check_kept(history: History, group: int = GROUP) -> None:
-    """Raise ValueError if tokens belong to no full group, or the stamps of a group without one are not here."""
+    """Raise ValueError if a token's group is incomplete, or the stamps of a group without a token are missing."""
     full = len(history) // group
     if any(not 0 <= token < full for token in history.kept):
         raise ValueError("a token belongs to a full group")

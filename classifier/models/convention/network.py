@@ -6,9 +6,9 @@
 - The maximum over time, two dense layers, one logit per class.
 
 Two variants with the same layers:
-    paper   as published and released: zero padding that everything sees, LayerNorm over time, band u = padding.
-    stream  what we serve: padding is masked everywhere, bands have embeddings distinct from padding, normalisation is
-            per token, days since the first stamp enter alongside the position. A full group's token never changes.
+    paper   as published and released: unmasked zero padding, LayerNorm over time, band u = padding.
+    stream  the variant served: padding is masked everywhere, bands have embeddings distinct from padding, normalisation
+            is per token, days since the first stamp are added to the position. A full group's token never changes.
 Two kinds of attention:
     linear  as published: one convolution on Q_i + K_j. The softmax over j cancels Q_i, so every position gets the same
             mean of V, computed here exactly in O(n).
@@ -29,14 +29,14 @@ from skyheed.classifier.models.convention.config import Config as Config
 from skyheed.classifier.models.convention.groups import GROUP, collate, groups, padded_width
 from skyheed.classifier.scaling import Scaling
 
-FILL = 32  # in training, groups come in multiples of this
+FILL = 32  # in training, the number of groups is a multiple of this
 
 
 class Features(nn.Module):
-    """The 3D-CNN: groups of 3 stamps -> tokens; weights as published, computed on the planes that are not zero.
+    """The 3D-CNN: groups of 3 stamps -> tokens; weights as published, computed only on non-zero planes.
 
-    Padding in time makes 5 planes out of 3 and 40 % of the multiplications are by zero; written as 2-D convolutions
-    over the real planes they are left out, exactly.
+    Padding in time makes 5 planes out of 3, so that 40 % of the multiplications are by zero; 2-D convolutions over the
+    real planes omit them without changing the result.
     """
 
     def __init__(self, config: Config) -> None:
@@ -71,7 +71,7 @@ class Features(nn.Module):
         norms = (self.norm1, self.norm2, self.norm3, self.norm4)
         images = self.images(pixels, bands)
         planes = plane_kernels([conv.weight for conv in convolutions], [conv.bias for conv in convolutions])
-        # planes stand along the batch, so the statistics are those of BatchNorm3d
+        # planes are stacked along the batch, so the statistics are those of BatchNorm3d
         return through_planes(images, planes, lambda i, x: _normed(norms[i], x))
 
 
@@ -95,19 +95,19 @@ class PlaneKernels:
 
 
 def plane_kernels(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> PlaneKernels:
-    """What `through_planes` needs, from four Conv3d kernels [out, in, t, k, k] and their biases [out], t = 3 or 1."""
+    """Kernels for `through_planes`, from four Conv3d kernels [out, in, t, k, k] and their biases [out], t = 3 or 1."""
     if weights[0].shape[2] == 1:
         flat = [w[:, :, 0].contiguous(memory_format=torch.channels_last) for w in weights]
         return PlaneKernels([[w] for w in flat], [[b] for b in biases])
     w1, (u0, u1, u2), (v0, v1, v2), w4 = weights[0], weights[1].unbind(2), weights[2].unbind(2), weights[3]
     kernels = (
-        # padding by two in time, stride 2: 0 0 a, a b c and c 0 0 are seen
+        # padding by two in time, stride 2: the windows are 0 0 a, a b c and c 0 0
         [_stacked(w1[:, :, 2:]), _stacked(w1), _stacked(w1[:, :, :1])],
         [u2, u1, u0, u2 + u1, u1 + u0, u2 + u0],
         [v0, v1, v2, v0 + v1, v0 + v2, v1 + v2],
         [_stacked(w4)],
     )
-    # this many biases that one is left in every plane when the products were added and subtracted
+    # multiples of the bias such that one remains in every plane after the products are added and subtracted
     shares = ((1, 1, 1), (1, 0, 1, 2, 2, 3), (1, 1, 1, 0, 0, 0), (1,))
     return PlaneKernels(
         [[k.contiguous(memory_format=torch.channels_last) for k in layer] for layer in kernels],
@@ -119,14 +119,14 @@ def plane_kernels(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) ->
 
 
 def through_planes(images: Tensor, planes: PlaneKernels, between: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """The 3D-CNN as 2-D convolutions over the planes that are not zero, channels-last.
+    """The 3D-CNN as channels-last 2-D convolutions over non-zero planes.
 
-    conv2 multiplies three planes by three kernels, each by each: a product of two polynomials in time, for which six
-    products of planes are enough instead of nine (Karatsuba & Ofman 1962). conv3 is its transpose.
+    conv2 multiplies each of three planes by each of three kernels: a product of two polynomials in time, for which six
+    products of planes suffice instead of nine (Karatsuba & Ofman 1962). conv3 is its transpose.
 
     Args:
         images: [g, t, c, y, x], t = 3, or 1 for kernels of one plane.
-        between: (layer from 0, [planes g, c, y, x]) -> the same shape: what follows each convolution.
+        between: (layer from 0, [planes g, c, y, x]) -> the same shape: the operations after each convolution.
 
     Returns:
         Tokens [g, channels, y', x'].
@@ -176,7 +176,7 @@ class Attention(nn.Module):
         self.kind, self.channels = config.attention, d
         self.qkv = nn.Conv2d(d, 3 * d, 1)
         # linear attention uses neither the first third of qkv nor the biases of K and of the logits: softmax over j
-        # cancels them. They are kept so that the count is the published one.
+        # cancels them. They are kept so that the parameter count matches the published one.
         out = config.heads if config.attention == "linear" else config.attention_hidden
         self.logits = nn.Conv2d(d, out, 5, padding=2)
         if config.attention == "mlp":
@@ -191,12 +191,12 @@ class Attention(nn.Module):
     def _linear(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """The exact O(n) form: one weighted mean of V for all positions, [b, 1, y, x, d].
 
-        K is never computed: the convolution of the logits takes the 1x1 convolution before it into its kernel. What the
-        biases add is the same for every j, so the softmax over j cancels it.
+        K is never computed: the preceding 1x1 convolution is merged into the kernel of the logits' convolution. The
+        biases contribute equally for every j, so the softmax over j cancels them.
         """
         d, images = self.channels, as_images(x)
         kernel = torch.einsum("okyx,kc->ocyx", self.logits.weight, self.qkv.weight[d : 2 * d, :, 0, 0])
-        # the logits of a head for each of its channels: costs nothing in the convolution and saves a broadcast
+        # a head's logits repeated for each of its channels: costs nothing in the convolution and avoids a broadcast
         kernel = kernel.repeat_interleave(d // self.heads, 0)
         logits = as_maps(functional.conv2d(images, kernel, padding=2), x)
         bias = None if self.qkv.bias is None else self.qkv.bias[2 * d :]
@@ -204,13 +204,13 @@ class Attention(nn.Module):
         return (_softmax(logits, valid) * values).sum(1, keepdim=True)
 
     def _mlp(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """conv(Q_i + K_j) = conv(Q_i) + conv(K_j): n convolutions each, then pointwise for every pair."""
+        """conv(Q_i + K_j) = conv(Q_i) + conv(K_j): n convolutions each, then pointwise operations for every pair."""
         q, k, v = self.qkv(as_images(x)).chunk(3, 1)
         a = as_maps(self.logits(q), x)
         c = as_maps(functional.conv2d(k, self.logits.weight, None, padding=2), x)
         values = as_maps(v, x).reshape(*x.shape[:-1], self.heads, -1)
         mixed = []
-        for i in range(x.shape[1]):  # one query at a time: the n^2 maps are never all in memory
+        for i in range(x.shape[1]):  # one query at a time, so that the n^2 maps are never all in memory
             pairs = functional.leaky_relu(a[:, i : i + 1] + c)
             weights = _softmax(as_maps(self.score(as_images(pairs)), x), valid)
             mixed.append((weights[..., None] * values).sum(1).flatten(-2))
@@ -218,7 +218,7 @@ class Attention(nn.Module):
 
 
 def _softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
-    """Over time."""
+    """Softmax over time."""
     if valid is not None:
         logits = logits.masked_fill(~valid[:, :, None, None, None], -math.inf)
     return logits.softmax(1)
@@ -246,30 +246,30 @@ class Block(nn.Module):
         y = normed(x, self.norm2)
         if valid is None or not self.training:
             return x + as_maps(self.feed(as_images(y)), x)
-        fed, kept = torch.zeros_like(y), y[valid]  # batch statistics never see padding
+        fed, kept = torch.zeros_like(y), y[valid]  # batch statistics exclude padding
         answers = self.feed(as_images(filled(kept, 8 * FILL)[None]))[: len(kept)]
         fed[valid] = answers.permute(0, 2, 3, 1).to(x.dtype)
         return x + fed
 
 
 def as_images(maps: Tensor) -> Tensor:
-    """[b, n, y, x, d] -> [b n, d, y, x] without a copy: channels-last, as a CPU convolves 2 to 30 times faster."""
+    """[b, n, y, x, d] -> [b n, d, y, x] without a copy: channels-last, in which CPUs convolve 2 to 30 times faster."""
     return maps.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def as_maps(images: Tensor, like: Tensor) -> Tensor:
-    """[b n, d, y, x] -> [b, n, y, x, d], b and n those of `like`; no copy of channels-last images."""
+    """[b n, d, y, x] -> [b, n, y, x, d], with b and n of `like`; channels-last images are not copied."""
     return images.permute(0, 2, 3, 1).reshape(*like.shape[:2], *images.shape[2:], -1)
 
 
 def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """A LayerNorm of [(n,) d, y, x] of maps [b, n, y, x, d]."""
+    """A LayerNorm with shape [(n,) d, y, x], applied to maps [b, n, y, x, d]."""
     weight, bias = norm.weight.movedim(-3, -1), norm.bias.movedim(-3, -1)
     return functional.layer_norm(x, weight.shape, weight.contiguous(), bias.contiguous(), norm.eps)
 
 
 def filled(x: Tensor, multiple: int) -> Tensor:
-    """Rows of x, the first ones again up to a multiple: libraries make new kernels for each shape they meet."""
+    """Rows of x, with the first ones repeated up to a multiple: libraries compile new kernels for each new shape."""
     more = -len(x) % multiple
     return x[torch.arange(len(x) + more, device=x.device) % len(x)] if more else x
 
@@ -286,7 +286,7 @@ class ConvEntion(Network):
         self.position_used = config.variant == "paper" or config.time != "days"
         self.days_used = config.variant == "stream" and config.time != "position"
         if self.days_used:
-            # days of the group's stamps (log), and which of them there are, as a shift of every channel
+            # days of the group's stamps (log), and which stamps are present, as a shift of every channel
             self.when = nn.Linear(2 * config.group, config.channels)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = nn.Sequential(
@@ -296,16 +296,16 @@ class ConvEntion(Network):
         self.register_buffer("position", positions(config.tokens, config.channels), persistent=False)
 
     def collate(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        """Pixels [b, n, t, 32, 32] scaled, band ids, days and present [b, n, t], valid bool [b, n]; t stamps a group.
+        """Pixels [b, n, t, 32, 32] scaled, band ids, days and present [b, n, t], valid bool [b, n]; t stamps per group.
 
-        The paper's variant sees its padding: always the whole of it.
+        The paper's variant depends on its padding, which is always complete.
         """
         own, most = max(groups(h, self.config.group) for h in histories), self.config.tokens
         width = most if self.config.variant == "paper" else padded_width(own, most)
         return collate(histories, scaling, width, self.config.group)
 
     def encode(self, batch: Batch) -> Tensor:
-        """See `Network`; the batch as `collate` makes it."""
+        """See `Network`; takes a batch from `collate`."""
         valid, days, present = batch["valid"], batch["days"], batch["present"]
         tokens = self.tokens(batch["pixels"], batch["bands"], valid)
         return self.encoded(tokens, None if self.config.variant == "paper" else valid, days, present)
@@ -329,7 +329,7 @@ class ConvEntion(Network):
         return tokens
 
     def _padded_tokens(self, pixels: Tensor, bands: Tensor, valid: Tensor) -> Tensor:
-        """Tokens of padding, too, as published; in evaluation they are all alike and one is computed."""
+        """Tokens including padding, as published; in evaluation those of padding are identical, so one is computed."""
         if self.training:
             computed: Tensor = self.features(pixels.flatten(0, 1), bands.flatten(0, 1))
             return computed.view(*valid.shape, *computed.shape[1:])
@@ -340,11 +340,11 @@ class ConvEntion(Network):
         return tokens
 
     def logits(self, tokens: Tensor, valid: Tensor | None, days: Tensor, present: Tensor) -> Tensor:
-        """Logits [b, classes] of tokens [b, n, channels, y, x]."""
+        """Logits [b, classes] from tokens [b, n, channels, y, x]."""
         return self.classify(self.encoded(tokens, valid, days, present))
 
     def encoded(self, tokens: Tensor, valid: Tensor | None, days: Tensor, present: Tensor) -> Tensor:
-        """The representation [b, hidden] of tokens [b, n, channels, y, x]."""
+        """The representation [b, hidden] from tokens [b, n, channels, y, x]."""
         x = tokens.movedim(2, -1).contiguous()  # channels last from here to the dense layers
         if self.position_used:
             x = x + self.position[: x.shape[1], None, None].to(x.dtype)  # type: ignore[index]
@@ -361,7 +361,7 @@ class ConvEntion(Network):
 
 
 def published_bands(bands: Tensor) -> Tensor:
-    """Band ids of the released code: u, g, r … are 0, 1, 2 …, and 0 is padding, too (its flaw, kept in `paper`)."""
+    """Band ids of the released code: u, g, r … are 0, 1, 2 …, and 0 is also padding (its flaw, kept in `paper`)."""
     return (bands - 1).clamp(min=0)
 
 

@@ -1,4 +1,4 @@
-"""Serving ConvEntion by torch: the CNN folded and in bfloat16 where that is native; tokens of full groups are kept."""
+"""Serving ConvEntion with torch: the CNN folded, in bfloat16 if that is native; tokens of full groups are cached."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from skyheed.classifier.models.convention.groups import Layout
 from skyheed.classifier.models.convention.network import ConvEntion
 from skyheed.classifier.serving import Served, Where
 
-MOST_ON_A_GPU = 2**20  # histories behind the CNN at once: all of them
+MOST_ON_A_GPU = 2**20  # histories processed after the CNN at once: all of them
 
 
 class Predictor(Grouped, Served):
@@ -27,7 +27,7 @@ class Predictor(Grouped, Served):
     def __init__(self, network: ConvEntion, info: checkpoint.Info, where: Where) -> None:
         Served.__init__(self, network, info, where)
         self.config = network.config
-        # bfloat16 values fit into float16; every token is rounded alike, whether it was kept or computed just now
+        # bfloat16 values fit into float16; every token is rounded in the same way, whether cached or just computed
         self.token_dtype = np.dtype("<f2" if self.precision == "bfloat16" else "<f4")
         self.kept_as = self._kept_as()
         features = FoldedFeatures(network, torch.bfloat16 if self.precision == "bfloat16" else torch.float32)
@@ -43,7 +43,7 @@ class Predictor(Grouped, Served):
 
     def logits_of(self, tokens: NDArray[np.float32], where: Layout) -> NDArray[np.float32]:
         """See `Grouped.logits_of`."""
-        valid = None if where.valid.all() else torch.from_numpy(where.valid).to(self.device)  # nothing to mask out
+        valid = None if where.valid.all() else torch.from_numpy(where.valid).to(self.device)  # no padding to mask
         days, present = (torch.from_numpy(a).to(self.device) for a in (where.days, where.present))
         with torch.inference_mode():
             logits = self.network.logits(torch.from_numpy(tokens).to(self.device), valid, days, present)
@@ -52,5 +52,5 @@ class Predictor(Grouped, Served):
 
 
 def _pixel_scaling(info: checkpoint.Info) -> dict[str, object]:
-    """What of the scaling a token depends on."""
+    """The parts of the scaling on which a token depends."""
     return {key: value for key, value in asdict(info.scaling).items() if key != "flux_unit"}

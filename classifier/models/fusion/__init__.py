@@ -1,1 +1,1 @@
-"""The family `fusion`: images, light curve and context of an alert joined late, and the parts that it is made of."""
+"""The family `fusion`: late fusion of images, light curve and context of an alert, and its components."""

@@ -1,4 +1,4 @@
-"""Inputs of `fusion` besides stamps and points. Numpy only."""
+"""Inputs of `fusion` in addition to stamps and points. Numpy only."""
 
 from collections.abc import Sequence
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 MODALITIES = ("images", "light curve", "surroundings")  # in the order of their bits
 COMBINATIONS = 2 ** len(MODALITIES)
-WIDEST = 3.0  # sigma: inputs beyond are taken for this far, so that no single number decides
+WIDEST = 3.0  # sigma: inputs beyond this are clipped to it, so that no single number dominates
 
 
 class Fitted(nn.Module):
     """Probabilities of groups of classes, such as all supernovae, from standardised numbers.
 
-    Where nothing was fitted it is switched off, and the network alone decides.
+    If nothing was fitted it is switched off, and the network alone decides.
 
     Args:
         inputs: numbers.
@@ -54,11 +54,11 @@ class Fitted(nn.Module):
         return self.decided(numbers, known, logits) if bool(self.on) else logits
 
     def decided(self, numbers: Tensor, known: Tensor, logits: Tensor) -> Tensor:
-        """The same where it is switched on."""
+        """The same if it is switched on."""
         logits = logits * self.sharpness
         bits = torch.tensor([1, 2, 4], device=known.device)
         row = (known.long() * bits).sum(1)
-        # products and sums by element, so that an object gets the same bits in any batch
+        # elementwise products and sums, so that results are bitwise independent of the batch
         groups = (self.weight[row] * self.standardised(numbers)[:, None]).sum(2) + self.bias[row]
         member = self.group[:, None] == torch.arange(groups.shape[1], device=logits.device)  # [classes, groups]
         groups = groups.masked_fill(~member.any(0), -torch.inf)

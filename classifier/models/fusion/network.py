@@ -1,11 +1,11 @@
-"""Late fusion of images, light curve and surroundings; missing parts contribute nothing, so it works from the first
+"""Late fusion of images, light curve and surroundings; missing inputs contribute nothing, so it works from the first
 alert on.
 
-A `vector` network sees stamps (science, difference, template) and points of photometry as tokens in time order;
-a small network for each kind of hand-chosen number (`numbers`) sees the light curve as a whole and the surroundings.
-Their logits are added. In training, modalities are dropped at random, so that the network relies on none. All of this
-is learned from a simulation. Heads fitted to a few labelled real objects may then decide between groups of classes
-(`linear_heads`).
+A `vector` network takes stamps (science, difference, template) and photometric points as tokens in time order;
+a small network for each kind of hand-chosen number (`numbers`) takes the light curve as a whole and the surroundings.
+Their logits are added. In training, modalities are dropped at random, so that the network does not rely on any one of
+them. All of this is learned from a simulation. Heads fitted to a few labelled real objects may then decide between
+groups of classes (`linear_heads`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(vector.Config):
-    """What configures the network; see `vector.Config` for the part that sees stamps and points.
+    """Configuration of the network; see `vector.Config` for the part that takes stamps and points.
 
     Attributes:
-        hidden: numbers in the middle of each small network.
+        hidden: hidden width of each small network.
     """
 
     encoder: Literal["small", "repvgg", "physnet", "vit", "swin"] = "small"
@@ -55,7 +55,7 @@ class Config(vector.Config):
 
 
 class Late(nn.Module):
-    """Logits from numbers of one kind; 0 where none is known."""
+    """Logits from numbers of one kind; 0 if none is known."""
 
     def __init__(self, inputs: int, hidden: int, classes: int, dropout: float) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Fusion(vector.Vector):
 
     def _options(self, config: vector.Config) -> None:
         super()._options(config)
-        self.context = None  # the numbers stand for it
+        self.context = None  # replaced by the numbers
 
     def fit_inputs(self, histories: Sequence[History], scaling: Scaling) -> None:
         """See `Network.fit_inputs`."""
@@ -103,7 +103,7 @@ class Fusion(vector.Vector):
                 self.mean[n], self.scatter[n] = float(known.mean()), max(float(known.std()), 1e-3)
 
     def represent(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """See `Vector.represent`; the numbers are of the newest epoch, and stand behind each epoch's own."""
+        """See `Vector.represent`; the numbers are of the latest epoch, and are appended for each epoch."""
         own = super().represent(outputs, batch)
         numbers = batch["numbers"]
         known = numbers.isfinite()
@@ -114,7 +114,7 @@ class Fusion(vector.Vector):
         return torch.cat([own, beside[:, None].expand(-1, own.shape[1], -1)], 2)
 
     def _withheld_numbers(self, known: Tensor) -> Tensor:
-        """In training, without one of the kinds, or without some single numbers."""
+        """In training, which numbers stay known after one of the kinds, or some single numbers, are withheld."""
         b, n = len(known), len(SURROUNDINGS)
         kinds = torch.rand(b, 2, device=known.device) >= self.config.missing
         single = torch.rand(known.shape, device=known.device) >= self.config.missing / 4
@@ -122,7 +122,7 @@ class Fusion(vector.Vector):
         return known & shown & single
 
     def parts(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of representations: the sequence's [b, 2 width], numbers and which are known [b, NUMBERS], images [b, 1]."""
+        """Splits representations: sequence [b, 2 width], numbers and which are known [b, NUMBERS], images [b, 1]."""
         sizes = [self.sequence_width, len(NUMBERS), len(NUMBERS), 1]
         sequence, numbers, known, imaged = torch.split(encoded, sizes, 1)
         return sequence, numbers, known > 0.5, imaged > 0.5
@@ -133,7 +133,7 @@ class Fusion(vector.Vector):
         return torch.where(known, numbers * self.scatter + self.mean, torch.nan)
 
     def simulated(self, encoded: Tensor) -> Tensor:
-        """Logits [b, classes] as learnt by gradients, without what was fitted."""
+        """Logits [b, classes] as learned by gradient descent, without the fitted heads."""
         sequence, numbers, known, _ = self.parts(encoded)
         n = len(SURROUNDINGS)
         out: Tensor = self.head(self.dropout(sequence))
@@ -160,12 +160,12 @@ class Fusion(vector.Vector):
         return made
 
     def representations(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
-        """See `Network.representations`: of whole histories, as the numbers are of the newest epoch."""
+        """See `Network.representations`: of whole histories only, as the numbers are of the latest epoch."""
         encoded = self.encode(batch)
         return encoded, np.arange(len(encoded))
 
     def beginnings(self, batch: Batch, generator: np.random.Generator) -> tuple[Tensor, NDArray[np.int64]]:
-        """See `Network.beginnings`; in training every beginning, too, told from its stamps and points alone."""
+        """See `Network.beginnings`; in training also every beginning, classified from its stamps and points alone."""
         valid = batch["valid"]
         encoded, last = self.represent(self.outputs(batch), batch), valid.sum(1) - 1
         rows = torch.arange(len(last), device=last.device)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-WIDEST = 8.0  # sigma: beyond, a single number tells no more
+WIDEST = 8.0  # sigma: larger deviations of a single number are clipped to this
 
 
 class Familiar(nn.Module):
-    """Squared Mahalanobis distance to the nearest of some centres, over a limit; where nothing was fitted, always 0.
+    """Squared Mahalanobis distance to the nearest of some centres, divided by a limit; always 0 if nothing was fitted.
 
     Only statistics are stored, no objects. Unknown values are set to the centre's.
 

@@ -1,4 +1,4 @@
-"""Hand-chosen features of an alert besides its images: its surroundings, and its light curve so far.
+"""Hand-chosen features of an alert in addition to its images: its surroundings, and its light curve so far.
 
 They are few and the same for all surveys, so that a few dozen labelled objects suffice to fit heads on them. Unknown
 values are NaN. Numpy only.
@@ -17,12 +17,12 @@ Floats = NDArray[np.float64]
 Values = dict[str, float]
 
 AB_NJY = 31.4  # magnitude of 1 nJy
-NEAR = 1.5  # arcsec: a catalogue source this close is taken for the object itself, or for the core of its host
-SIGNIFICANT = 3.0  # sigma, from which a forced point counts as a detection
-SAME = 1e-3  # days: an epoch and a point of one band this close together are one measurement
+NEAR = 1.5  # arcsec: a catalogue source this close is taken to be the object itself, or the core of its host
+SIGNIFICANT = 3.0  # sigma, above which a forced point counts as a detection
+SAME = 1e-3  # days: an epoch and a point in the same band this close in time are one measurement
 LATELY = 8.0  # days
 COLOUR_WITHIN = 3.0  # days
-# Microns, about the middles of LSST's bands (Ivezic et al. 2019, ApJ 873, 111), of which other surveys' differ little.
+# Microns, approximate band centres of LSST (Ivezic et al. 2019, ApJ 873, 111); other surveys' differ little.
 LOG_WAVELENGTH = np.log([0.37, 0.48, 0.62, 0.75, 0.87, 0.99])
 
 SURROUNDINGS = (
@@ -55,18 +55,18 @@ def surroundings(context: Mapping[str, float]) -> Values:
         "catalogue_magnitude": known("catalogue_1_magnitude", 12, 23),
         "catalogue_gr": known("catalogue_1_gr", -1, 2.5), "catalogue_ri": known("catalogue_1_ri", -1, 2.5),
         "second_distance": math.log1p(known("catalogue_2_distance", 0, 60)),
-        "latitude": known("galactic_latitude", 0, 60),  # above, the Galaxy's stars hardly get fewer
+        "latitude": known("galactic_latitude", 0, 60),  # above this, the density of Galactic stars hardly decreases
         "detections": np.log1p(detections), "age": math.log1p(known("age_days", 0)),
         "detected_visits": np.log((detections + 0.5) / (visits + 1)),
     }  # fmt: skip
 
 
 class Measured:
-    """All measurements of a history up to its newest epoch: epochs, and points that are no epoch's.
+    """All measurements of a history up to its latest epoch: epochs, and points that do not belong to an epoch.
 
     Attributes:
         mjd, band, flux, error: [k], in time order; nJy.
-        detected: bool [k]; what is not is a limit.
+        detected: bool [k]; the others are limits.
     """
 
     def __init__(self, history: History) -> None:
@@ -95,7 +95,7 @@ class Measured:
         self._once(kind)
 
     def _once(self, kind: NDArray[np.uint8]) -> None:
-        """Of several points of one exposure, keep the first: a detection before a forced one before a limit."""
+        """Keep one of several points of an exposure: detections before forced photometry before limits."""
         if not (self.mjd[1:] - self.mjd[:-1] < SAME).any():
             return
         keep = np.ones(len(self.mjd), bool)
@@ -110,7 +110,7 @@ class Measured:
 
 
 def _measured(history: History, mjd: Floats, band: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which points are of an epoch."""
+    """Which points belong to an epoch."""
     near = np.abs(mjd[:, None] - history.mjd) < SAME
     found: NDArray[np.bool_] = (near & (band[:, None] == history.band) & np.isfinite(history.flux)).any(1)
     return found
@@ -119,8 +119,8 @@ def _measured(history: History, mjd: Floats, band: NDArray[np.uint8]) -> NDArray
 def light_curve(history: History) -> Values:
     """The `CURVE` numbers that are known.
 
-    Sums and medians are written out: numpy's own cost ten times as much on so few points, and were half of all that a
-    prediction took.
+    Sums and medians are written out: numpy's own are ten times as slow on so few points, and took half of the time of
+    a prediction.
     """
     seen = Measured(history)
     if not seen.detected.any():
@@ -145,7 +145,7 @@ def light_curve(history: History) -> Values:
 
 
 def _shape(mjd: Floats, band: NDArray[np.int64], flux: Floats) -> Values:
-    """How the bands change, their own median brightness being 1: mean over bands."""
+    """How the bands change, relative to their own median brightness: mean over bands."""
     found: dict[str, list[float]] = {}
     last = mjd[-1]
     for code in sorted(set(band.tolist())):
@@ -174,7 +174,7 @@ def _scatter(values: Floats) -> float:
 
 
 def line(x: Floats, y: Floats) -> tuple[float, float]:
-    """Slope and value at 0 of the straight line through points [n], by least squares; the points differ in x."""
+    """Slope and intercept of the least-squares line through points [n]; the points differ in x."""
     middle, level = np.add.reduce(x) / len(x), np.add.reduce(y) / len(y)
     away = x - middle
     slope = float(away @ (y - level)) / float(away @ away)
@@ -182,7 +182,7 @@ def line(x: Floats, y: Floats) -> tuple[float, float]:
 
 
 def _colours(mjd: Floats, band: NDArray[np.int64], flux: Floats) -> Values:
-    """Colours as the slope of the magnitude over log wavelength: of medians, of the last days, and its change a day."""
+    """Colours as the slope of magnitude over log wavelength: of medians, of the last days, and its change per day."""
     positive = flux > 0
     found = {"colour": _colour(band[positive], flux[positive])}
     lately = positive & (mjd >= mjd[-1] - COLOUR_WITHIN)
@@ -204,6 +204,6 @@ def _colour(band: NDArray[np.int64], flux: Floats) -> float:
 
 def table(histories: Sequence[History]) -> NDArray[np.float32]:
     """The `NUMBERS` of histories, float32 [b, NUMBERS]; NaN where unknown."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # of fluxes that are all 0: not known, like what is missing
+    with np.errstate(divide="ignore", invalid="ignore"):  # fluxes that are all 0 are unknown, like missing ones
         rows = [surroundings(h.context) | light_curve(h) for h in histories]
     return np.array([[row.get(name, np.nan) for name in NUMBERS] for row in rows], np.float32)

@@ -1,6 +1,6 @@
-"""Inputs besides stamps: photometry points as tokens among those of stamps, and context numbers.
+"""Inputs in addition to stamps: photometric points as tokens among those of stamps, and context numbers.
 
-Either may be missing, and in training it often is (modality dropout), so that a network does not rely on it.
+Either may be missing, and often is in training (modality dropout), so that a network does not rely on it.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Points(nn.Module):
 
     Args:
         width: of a token.
-        missing: in training, the chance that a history has no points, and that it lacks one kind of them.
+        missing: in training, the probability that a history has no points, and that it lacks one kind of them.
     """
 
     def __init__(self, width: int, missing: float) -> None:
@@ -32,7 +32,7 @@ class Points(nn.Module):
         return out
 
     def shown(self, points: Tensor, valid: Tensor) -> Tensor:
-        """bool [b, p]: the points that may be looked at; in training some are withheld."""
+        """bool [b, p]: the points that may be used; in training some are withheld."""
         if not self.training:
             return valid
         b = len(points)
@@ -44,11 +44,11 @@ class Points(nn.Module):
 
 
 class Context(nn.Module):
-    """Context numbers as something that is added to a history's representation.
+    """Context numbers as a term added to a history's representation.
 
     Args:
         width: of the representation.
-        missing: in training, the chance that a history has none.
+        missing: in training, the probability that a history has none.
     """
 
     mean: Tensor
@@ -60,16 +60,16 @@ class Context(nn.Module):
         self.register_buffer("mean", torch.zeros(len(CONTEXT)))
         self.register_buffer("scatter", torch.ones(len(CONTEXT)))
         self.inner, self.outer = nn.Linear(2 * len(CONTEXT), width), nn.Linear(width, width, bias=False)
-        nn.init.zeros_(self.outer.weight)  # begins as the network without context
+        nn.init.zeros_(self.outer.weight)  # starts as the network without context
 
     def fit(self, histories: Sequence[History]) -> None:
-        """Take means and scatters of the numbers that are there."""
+        """Take means and standard deviations of the known numbers."""
         for n, name in enumerate(CONTEXT):
             if known := [float(h.context[name]) for h in histories if name in h.context]:
                 self.mean[n], self.scatter[n] = float(np.mean(known)), max(float(np.std(known)), 1e-3)
 
     def forward(self, context: Tensor) -> Tensor:
-        """Numbers and whether they are known [b, 2, CONTEXT] -> [b, width]; 0 where nothing is known."""
+        """Numbers and whether they are known [b, 2, CONTEXT] -> [b, width]; 0 if nothing is known."""
         values, known = context.unbind(1)
         if self.training:
             known = known * (torch.rand(len(known), 1, device=known.device) >= self.missing)

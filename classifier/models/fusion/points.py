@@ -1,4 +1,4 @@
-"""Points of photometry and context numbers as arrays. Numpy only."""
+"""Photometric points and context numbers as arrays. Numpy only."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from skyheed.classifier.scaling import Scaling
 
 KINDS = 3  # of points: detection, forced, upper limit
 POINT = 6 + KINDS  # numbers that describe a point
-# Names in `History.context` that a network looks at, all of which a simulation can make faithfully; what a survey does
-# not say is absent. No positions: they let a network remember fields.
+# Names in `History.context` that a network uses, all of which a simulation can reproduce faithfully; values that a
+# survey does not provide are absent. No positions: they would let a network memorise fields.
 CONTEXT = ("reference_distance", "reference_magnitude", "galactic_latitude", "detections", "visits")
 
 
 def point_features(history: History, scaling: Scaling, most: int) -> dict[str, NDArray[np.generic]]:
-    """The newest points up to the last epoch: numbers [k, POINT], bands [k], MJDs [k].
+    """The latest points up to the last epoch: numbers [k, POINT], bands [k], MJDs [k].
 
     Numbers: signal to noise and flux (asinh), error (log), kind, days since the first epoch (log and linear) and since
-    the point before (log).
+    the previous point (log).
     """
     points = history.photometry
     shown = 0 if points is None else len(points.until(float(history.mjd[-1])))
@@ -41,21 +41,21 @@ def point_features(history: History, scaling: Scaling, most: int) -> dict[str, N
 def merged(
     histories: Sequence[History], points: Sequence[NDArray[np.generic]], stamps: int
 ) -> dict[str, NDArray[np.int64]]:
-    """The order of time of stamps and points together.
+    """The common time order of stamps and points.
 
     Args:
         points: MJDs of each history's points.
         stamps: epochs that the batch is padded to.
 
     Returns:
-        order: [b, l], what stands at each place: index of a stamp, or `stamps` + index of a point; padding comes last.
-        place: [b, stamps], where each stamp stands.
+        order: [b, l], the item at each place: index of a stamp, or `stamps` + index of a point; padding comes last.
+        place: [b, stamps], the place of each stamp.
     """
     total = stamps + max(map(len, points))
     order = np.empty((len(histories), total), np.int64)
     for row, (history, mjd) in enumerate(zip(histories, points, strict=True)):
         real = np.concatenate([np.arange(len(history)), stamps + np.arange(len(mjd))])
-        # at one time the point comes first, so that its stamp sees it
+        # at equal times the point comes first, so that its stamp attends to it
         by_time = real[np.lexsort((real < stamps, np.concatenate([history.mjd, mjd])))]
         order[row] = np.concatenate([by_time, np.setdiff1d(np.arange(total), by_time)])
     return {"order": order, "place": np.argsort(order, 1)[:, :stamps]}

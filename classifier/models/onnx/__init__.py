@@ -1,1 +1,1 @@
-"""Models as ONNX graphs: written by torch, computed by onnxruntime alone."""
+"""Models as ONNX graphs: written by torch, run with onnxruntime alone."""

@@ -1,4 +1,4 @@
-"""A checkpoint as ONNX graphs; see `folder` for what is written."""
+"""A checkpoint as ONNX graphs; see `folder` for the files written."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def export(name: str | Path, folder: Path) -> Path:
 
     Args:
         name: checkpoint directory, or the name of shipped weights.
-        folder: made where it does not exist; what is there of the same names is replaced.
+        folder: created if it does not exist; existing files of the same names are replaced.
 
     Raises:
         ModelError: there is no such model, it has no such form, the folder cannot be written, or onnx is not installed.
@@ -43,7 +43,7 @@ def export(name: str | Path, folder: Path) -> Path:
 
 
 class _Positional(nn.Module):
-    """A graph's inputs and outputs have an order."""
+    """Adapts a module to the ordered inputs and outputs of a graph."""
 
     def __init__(self, given: Cut) -> None:
         super().__init__()
@@ -66,13 +66,13 @@ def _write(given: Cut, path: Path, info: checkpoint.Info) -> Graph:
 
 
 def _model(given: Cut) -> Any:
-    """The graph as torch writes it (`onnx.ModelProto`)."""
+    """The graph as written by torch (`onnx.ModelProto`)."""
     moving = tuple(
         {n: torch.export.Dim.DYNAMIC for n, axis in enumerate(axes) if isinstance(axis, str)}
         for axes in given.axes.values()
     )
     arguments = tuple(given.example[name] for name in given.axes)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of torch about packages that nothing here needs
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torch's messages about packages that are not needed here
     try:
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -87,13 +87,13 @@ def _model(given: Cut) -> Any:
 
 
 def _name_axes(graph: Any, given: Cut) -> None:
-    """Our names for the axes of inputs and outputs instead of torch's."""
+    """Replace torch's names for the axes of inputs and outputs by our own."""
     names: dict[str, str] = {}
     for value in graph.input:
         for dim, axis in zip(value.type.tensor_type.shape.dim, given.axes[value.name], strict=True):
             if dim.dim_param and isinstance(axis, str):
                 names.setdefault(dim.dim_param, axis)
-    del graph.value_info[:]  # shapes of what lies between, with torch's names
+    del graph.value_info[:]  # shapes of intermediate values, with torch's names
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
@@ -110,7 +110,7 @@ def _described(value: Any) -> list[Any]:
 
 
 def _metadata(info: checkpoint.Info) -> dict[str, Any]:
-    """What stands in each graph, too, so that it says of itself where it came from."""
+    """Metadata stored in each graph, too, so that it documents its own origin."""
     return {
         "name": info.name, "version": info.version, "family": info.family, "digest": info.digest,
         "classes": list(info.classes), "class_ids": dict(info.class_ids), "taxonomy": info.taxonomy,

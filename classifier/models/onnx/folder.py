@@ -1,7 +1,7 @@
-"""The folder of an export: graphs, and `onnx.json`, which says all that a reader of the graphs needs. Loads no torch.
+"""The folder of an export: graphs, and `onnx.json`, which contains all that is needed to use them. Loads no torch.
 
-encoder.onnx   stamps -> what is kept of them, each stamp (or group of stamps) by itself; not of models of light curves
-head.onnx      all that comes behind -> logits
+encoder.onnx   stamps -> cached values, each stamp (or group of stamps) by itself; not for light-curve models
+head.onnx      everything after it -> logits
 onnx.json      the card of the checkpoint, what the model needs of a history, names, types and shapes of the graphs'
                inputs and outputs, their digests
 """
@@ -20,9 +20,9 @@ from skyheed.classifier.models.checkpoint import EXPORT as EXPORT
 from skyheed.classifier.prediction import Needs
 
 FORMAT = 1
-OPSET = 20  # of what is written
+OPSET = 20  # of the graphs
 ENCODER, HEAD = "encoder", "head"
-MOST_GRAPH = 2**31  # bytes that one protobuf can have
+MOST_GRAPH = 2**31  # bytes, the maximum size of a protobuf
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Graph:
 
 @dataclass(frozen=True)
 class Export:
-    """What an export says of itself.
+    """The description of an export.
 
     Attributes:
         info: card of the checkpoint.
         kind: how histories become inputs (`predictor.KINDS`).
         needs: of a history.
         opset: of the graphs.
-        graphs: by name, `HEAD` and, where stamps are seen, `ENCODER`.
+        graphs: by name, `HEAD` and, if stamps are used, `ENCODER`.
     """
 
     info: checkpoint.Info
@@ -61,7 +61,7 @@ class Export:
 
 
 def write_card(folder: Path, export: Export) -> None:
-    """Write `onnx.json`; it comes last, so that a half-written export is never loaded."""
+    """Write `onnx.json`; it comes last, so that a partly written export is never loaded."""
     card = {"format": FORMAT, "kind": export.kind, "opset": export.opset, "needs": asdict(export.needs),
             "graphs": {name: asdict(graph) for name, graph in export.graphs.items()},
             "model": asdict(export.info)}  # fmt: skip
@@ -71,7 +71,7 @@ def write_card(folder: Path, export: Export) -> None:
 
 
 def read_export(folder: Path) -> Export:
-    """What an export says of itself.
+    """The description of an export.
 
     Raises:
         ModelError: it is damaged, or from another version.
@@ -95,7 +95,7 @@ def read_graph(folder: Path, graph: Graph) -> bytes:
     """A graph as it was written.
 
     Raises:
-        ModelError: it is missing, or is not what the card was written for.
+        ModelError: it is missing, or does not match the card.
     """
     path = folder / Path(graph.file).name
     content = read_file(path, MOST_GRAPH, ModelError)

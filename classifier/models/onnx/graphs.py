@@ -20,7 +20,7 @@ from skyheed.classifier.models.vector import Vector
 from skyheed.classifier.models.vector_parts import Among, Behind, Encoder
 from skyheed.classifier.scaling import Scaling
 
-# Axes of the inputs: names stand for any length, numbers for their own
+# Axes of the inputs: names stand for any length, numbers for a fixed one
 B, N = "histories", "epochs"
 
 
@@ -29,8 +29,8 @@ class Cut:
     """A graph to be written.
 
     Attributes:
-        module: takes a dict of tensors, gives one.
-        example: of what it takes.
+        module: takes a dict of tensors and returns one.
+        example: example inputs.
         axes: input -> its axes in order; a name, or a number where the length is fixed.
         outputs: their names.
     """
@@ -42,7 +42,7 @@ class Cut:
 
 
 class Named(nn.Module):
-    """A module of positional arguments as one of a dict."""
+    """Wraps a module with positional arguments as one that takes a dict."""
 
     def __init__(self, module: nn.Module, inputs: Sequence[str], output: str) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def cut(network: Network) -> tuple[str, dict[str, Cut]]:
     """The kind of an export (`predictor.KINDS`), and its graphs.
 
     Raises:
-        ModelError: the network has no such form.
+        ModelError: the network cannot be exported.
     """
     if isinstance(network, ConvEntion) and network.config.variant == "stream":
         return "groups", _groups(network)
@@ -74,9 +74,9 @@ def cut(network: Network) -> tuple[str, dict[str, Cut]]:
 
 
 class Nights(nn.Module):
-    """A network of one LSTM layer; for export only.
+    """A network with one LSTM layer; for export only.
 
-    The LSTM is written as ONNX's own operator: torch.export writes out its steps for one length of the series.
+    The LSTM is written as ONNX's own operator: torch.export would unroll it for one length of the series.
     """
 
     weight: Tensor
@@ -86,7 +86,7 @@ class Nights(nn.Module):
     def __init__(self, network: Lstm) -> None:
         super().__init__()
         self.network, cell = network, network.rnn
-        # of the gates: i, f, g, o in torch, and i, o, f, c in ONNX
+        # order of the gates: i, f, g, o in torch, and i, o, f, c in ONNX
         order = torch.cat([torch.arange(network.width) + network.width * gate for gate in (0, 3, 1, 2)])
         parts = [w.detach()[order] for _, w in cell.named_parameters()]
         self.register_buffer("weight", parts[0][None])

@@ -28,7 +28,7 @@ AT_ONCE = 64  # groups of stamps in one call
 
 
 class Session:
-    """A graph that is ready to compute."""
+    """A graph ready to run."""
 
     def __init__(self, content: bytes, threads: int) -> None:
         import onnxruntime
@@ -36,23 +36,23 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
-        # waiting threads would take the cores from ingest and servers
+        # spinning threads would take the cores from ingest and servers
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self._inputs = [i.name for i in self._session.get_inputs()]
         self._outputs = [o.name for o in self._session.get_outputs()]
 
     def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Outputs by name; arrays that are no inputs are left out."""
+        """Outputs by name; arrays that are not inputs are ignored."""
         made = self._session.run(self._outputs, {name: arrays[name] for name in self._inputs})
         return dict(zip(self._outputs, made, strict=True))
 
 
 class ByOnnx(BasePredictor):
-    """What all kinds have in common.
+    """The common part of all kinds.
 
     Args:
-        info: card, perhaps with another prior than the export's own.
+        info: card, possibly with another prior than the export's own.
         threads: of onnxruntime; None for all cores.
     """
 
@@ -69,7 +69,7 @@ class ByOnnx(BasePredictor):
 
 
 class OnnxGroups(ByOnnx, Grouped):
-    """ConvEntion, with the tokens of full groups kept."""
+    """ConvEntion, with the tokens of full groups cached."""
 
     token_dtype = np.dtype("<f4")
 
@@ -92,7 +92,7 @@ class OnnxGroups(ByOnnx, Grouped):
 
 
 class OnnxStamps(ByOnnx, Updated):
-    """`vector`, with what it keeps of each stamp."""
+    """`vector`, with cached values for each stamp."""
 
     inputs: type[Inputs] = Inputs
 
@@ -119,7 +119,7 @@ class OnnxFusion(OnnxStamps):
 
 
 class OnnxNights(ByOnnx):
-    """A model of light curves, night by night, computed whole."""
+    """A model of light curves by night, computed in full."""
 
     def __init__(self, export: Export, info: Info, folder: Path, threads: int | None) -> None:
         super().__init__(export, info, folder, threads)
