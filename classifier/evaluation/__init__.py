@@ -1,1 +1,1 @@
-"""How good a model is: scores and reports."""
+"""Evaluation of models: scores and reports."""

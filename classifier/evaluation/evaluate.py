@@ -1,6 +1,6 @@
-"""Evaluates a model early and late: after given numbers of stamps and days, and with gaps.
+"""Evaluates a model at early and late times: after given numbers of stamps and days, and with gaps.
 
-A sequence is cut as in a stream: a prefix, and of it the newest stamps that the model takes.
+A sequence is cut as in a stream: a prefix, and of it the latest stamps up to the number that the model accepts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,15 +28,15 @@ from skyheed.classifier.training.dataset import Dataset
 STAMPS = (1, 2, 3, 5, 6, 8, 12, 13, 20, 30, 50, 99)
 DAYS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 MISSING = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
-SURE = 0.75  # probability of the right class that has to be held (ELAsTiCC's list of metrics)
-LOOK = 3  # stamps between two looks at a growing history
-ENOUGH = 20  # objects below which a cut-off is left out
+SURE = 0.75  # probability that the true class has to reach and keep (ELAsTiCC's list of metrics)
+LOOK = 3  # stamps between two evaluations of a growing history
+ENOUGH = 20  # minimum number of objects for a cut-off to be reported
 Indices = NDArray[np.int64]
 Probabilities = NDArray[np.float32]
 
 
 def loaded(name: str, survey: str, device: str, precision: str) -> Model:
-    """A checkpoint ready to be evaluated, as it is served.
+    """A checkpoint ready for evaluation, as it is served.
 
     Raises:
         ModelError: it cannot be used.
@@ -45,7 +45,7 @@ def loaded(name: str, survey: str, device: str, precision: str) -> Model:
 
 
 def class_prior(text: str, data: Dataset, confirmed: bool, info: Info) -> tuple[float, ...]:
-    """How often the classes occur: as written, or among the training objects (those with confirmed labels) for "train".
+    """Class frequencies: as given, or those of the training objects (with confirmed labels) for "train".
 
     Raises:
         ModelError: not one positive number for each class.
@@ -61,7 +61,7 @@ def class_prior(text: str, data: Dataset, confirmed: bool, info: Info) -> tuple[
 def answers(
     model: Model, data: Dataset, indices: Indices, cuts: Sequence[Sequence[int]], batch: int = 32
 ) -> list[Probabilities]:
-    """Probabilities of every object's first n stamps, for each n of its own cuts; tokens are reused.
+    """Probabilities for every object after its first n stamps, for each n of its own cuts; tokens are reused.
 
     Returns:
         For every object, [cuts, classes].
@@ -83,7 +83,7 @@ def answers(
 
 
 def _cut(data: Dataset, index: int, n: int, kept: Mapping[int, bytes], needs: Needs) -> History:
-    """The first n epochs; of them the newest that the model takes. What was kept is of the history's beginning."""
+    """The first n epochs, or the latest of them that the model accepts. Cached values belong to the whole prefix."""
     first, span = max(n - needs.most, 0), max(needs.span, 1)
     usable = {} if first else {at: token for at, token in kept.items() if span * (at + 1) <= n}
     whole = data.history(index, first, n)
@@ -97,7 +97,7 @@ def _cut(data: Dataset, index: int, n: int, kept: Mapping[int, bytes], needs: Ne
 def after_stamps(
     model: Model, data: Dataset, indices: Indices, stamps: Sequence[int]
 ) -> dict[int, tuple[Indices, Probabilities]]:
-    """For every n, which rows of `indices` have as many stamps, and the probabilities after that many."""
+    """For every n, the rows of `indices` with at least n stamps, and the probabilities after n."""
     cuts = [[n for n in stamps if n <= data.length(int(i))] for i in indices]
     found = answers(model, data, indices, cuts)
     classes = len(model.info.classes)
@@ -109,7 +109,7 @@ def after_stamps(
 
 
 def at_the_end(model: Model, data: Dataset, indices: Indices) -> Probabilities:
-    """Probabilities of whole sequences."""
+    """Probabilities for whole sequences."""
     return np.concatenate(answers(model, data, indices, [[data.length(int(i))] for i in indices]))
 
 
@@ -117,7 +117,7 @@ def truth_of(data: Dataset, indices: Indices, info: Info) -> Indices:
     """The true class of each object, as an index into the model's classes.
 
     Raises:
-        ModelError: there is no object, or one of a class that the model does not know.
+        ModelError: there is no object, or one has a class unknown to the model.
     """
     if not len(indices):
         raise ModelError("there are no objects to evaluate: choose another split or other labels, or a larger archive")
@@ -137,10 +137,10 @@ def _numbers(labels: Iterable[str], kinds: Iterable[str], info: Info) -> Indices
 
 
 def report(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]:
-    """Scores after this many stamps and at the end: what a checkpoint carries. None where a score does not exist.
+    """Scores after given numbers of stamps and at the end, as stored in a checkpoint. None for undefined scores.
 
     Raises:
-        ModelError: there is no object, or one of a class that the model does not know.
+        ModelError: there is no object, or one has a class unknown to the model.
     """
     truth = truth_of(data, indices, model.info)
     found: dict[str, Any] = scores.without_nan(_report(model, data, indices, truth, at_the_end(model, data, indices)))
@@ -178,16 +178,16 @@ def _series(cuts: Mapping[int, tuple[Indices, Probabilities]], classes: tuple[st
 
 
 def _called(data: Dataset, indices: Indices) -> str:
-    """An honest name of the data."""
+    """A description of the data that states what they are."""
     origins = sorted({data.origin[i] for i in indices})
     return f"{data.survey}, {' and '.join(origins)}, {len(indices)} objects"
 
 
 def full_report(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]:
-    """`report`, and scores after this many days, the time until the answer stays right, and with gaps.
+    """`report`, and scores after given numbers of days, the time until the classification is stable, and with gaps.
 
     Raises:
-        ModelError: there is no object, or one of a class that the model does not know.
+        ModelError: there is no object, or one has a class unknown to the model.
     """
     classes = tuple(model.info.classes)
     truth = truth_of(data, indices, model.info)
@@ -206,7 +206,7 @@ def full_report(model: Model, data: Dataset, indices: Indices) -> dict[str, Any]
 def _worst(
     data: Dataset, indices: Indices, classes: Sequence[str], truth: Indices, p: Probabilities
 ) -> list[dict[str, Any]]:
-    """The objects with the smallest probability of the truth."""
+    """The objects with the lowest probability of the true class."""
     wrong = np.flatnonzero(p.argmax(1) != truth)
     return [
         {"object_id": data.object_ids[indices[w]], "truth": classes[truth[w]], "answer": classes[p[w].argmax()],
@@ -216,7 +216,7 @@ def _worst(
 
 
 def after_days(model: Model, data: Dataset, indices: Indices, days: Iterable[float]) -> dict[int, Probabilities]:
-    """Probabilities of what was seen within this many days of the first stamp, for every object."""
+    """Probabilities for every object from the data within each number of days after the first stamp."""
     days = list(days)
     cuts = []
     for index in indices:
@@ -227,9 +227,9 @@ def after_days(model: Model, data: Dataset, indices: Indices, days: Iterable[flo
 
 
 def until_sure(model: Model, data: Dataset, indices: Indices, truth: Indices) -> dict[str, Any]:
-    """Days and stamps until the right class has a probability above 0.75 and keeps it, among the first stamps.
+    """Days and stamps until the probability of the true class exceeds 0.75 and stays above it, among the first stamps.
 
-    Answers are looked at after the first, every third and the last stamp, as far as the model takes them.
+    Probabilities are evaluated after the first, every third and the last stamp, up to the number the model accepts.
     """
     ends = [min(data.length(int(i)), model.needs.most) for i in indices]
     steps = [sorted({1, *range(LOOK, end, LOOK), end}) for end in ends]
@@ -266,9 +266,9 @@ def _median_times(days: Sequence[float], stamps: Sequence[int], sure: Sequence[b
 def missing(
     model: Model, data: Dataset, indices: Indices, truth: Indices, fractions: Sequence[float] = MISSING
 ) -> dict[str, Any]:
-    """Scores when a fraction of each sequence's stamps is left out by chance (the study of the authors' slides).
+    """Scores when a fraction of each sequence's stamps is removed at random (the study in the authors' slides).
 
-    The stamps that are left out are the same for every model of as many `max_stamps`, and stay out of larger fractions.
+    The removed stamps are the same for all models with equal `max_stamps`; larger fractions include the smaller ones.
     """
     found = {}
     for fraction in fractions:
@@ -291,7 +291,7 @@ def _thinned(data: Dataset, index: int, fraction: float, longest: int, rng: np.r
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to evaluate, the archive in its bands, what it is called alongside others, and how it is computed."""
+    """A model to evaluate, the archive in its bands, its label in comparisons, and how it is computed."""
 
     label: str
     model: Model
@@ -300,7 +300,7 @@ class Entry:
 
 
 def entries(names: Sequence[str], archive: str | Path, device: str, precision: str) -> list[Entry]:
-    """Checkpoints that are compared on an archive.
+    """Checkpoints to be compared on an archive.
 
     Raises:
         ModelError: one of them cannot be used, is given twice, or has other classes than the first.
@@ -321,7 +321,7 @@ def entries(names: Sequence[str], archive: str | Path, device: str, precision: s
 
 
 def _labels(names: Sequence[str], infos: Sequence[Info]) -> list[str]:
-    """Name, version, and what tells ConvEntion the time; and the checkpoint's own name where that is not enough."""
+    """Name, version and ConvEntion's time encoding; plus the checkpoint's own name if that is not unique."""
     found = [f"{info.name} {info.version}" + _time(info) for info in infos]
     found = [a if found.count(a) == 1 else f"{a} ({name})" for a, name in zip(found, names, strict=True)]
     if len(set(found)) < len(found):
@@ -351,15 +351,15 @@ def common(found: Sequence[Entry], split: str, confirmed: bool) -> Indices:
 
 
 def any_label(entry: Entry, split: str) -> bool:
-    """Whether anything is known of a split's objects; real packets often have no label."""
+    """Whether any object of a split has a label; real packets often have none."""
     return any(entry.data.true_class[i] or entry.data.label[i] for i in entry.data.choose(split))
 
 
 def estimated_shares(entry: Entry, split: str) -> dict[str, Any]:
-    """Class shares of a split's objects, whatever is known of their labels, from what the model says of them.
+    """Class shares of a split's objects, estimated from the model's probabilities without using labels.
 
-    Probabilities assume what they assume now; the model's own confusion is used where that is the prior that it was
-    counted with.
+    Probabilities keep the prior that they assume now; the model's own confusion matrix is used if it was computed with
+    that prior.
 
     Raises:
         ModelError: there are too few objects.
@@ -374,7 +374,7 @@ def estimated_shares(entry: Entry, split: str) -> dict[str, Any]:
 
 
 def compare(found: Sequence[Entry], indices: Indices) -> dict[str, Any]:
-    """`full_report` of the first model; of the others scores after this many stamps and with the same gaps."""
+    """`full_report` for the first model; for the others, scores after numbers of stamps and with the same gaps."""
     first, *others = found
     made = full_report(first.model, first.data, indices)
     if others:

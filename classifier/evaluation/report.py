@@ -1,4 +1,4 @@
-"""The report of an evaluation as a folder: JSON, a page of text, and pictures."""
+"""The report of an evaluation as a folder: JSON, a page of text, and figures."""
 
 import json
 import textwrap
@@ -13,8 +13,8 @@ from skyheed.classifier.history import BANDS
 from skyheed.classifier.names import caption, printable, table_cell
 from skyheed.classifier.training.dataset import Dataset
 
-SHOWN = 10  # stamps of each object in the picture of failures
-EARLY, MIDDLE = 3, 12  # stamps after which the confusion is shown, alongside that of all stamps
+SHOWN = 10  # stamps of each object in the figure of failures
+EARLY, MIDDLE = 3, 12  # stamps after which the confusion matrix is shown, alongside that for all stamps
 _WITH_INTERVAL = ("accuracy", "balanced_accuracy", "macro_f1")
 _COMPARED = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 _TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200)  # stamps or days
@@ -29,9 +29,9 @@ _SAME = (
 
 
 def write(found: dict[str, Any], folder: Path, data: Dataset | None = None) -> None:
-    """`report.json`, `README.md`, `scores.png`, `missing.png`, with the data `failures.png`, and `comparison.png`.
+    """`report.json`, `README.md`, `scores.png`, `missing.png`; with the data `failures.png`; and `comparison.png`.
 
-    `comparison.png` is there if models were compared.
+    `comparison.png` is written if models were compared.
     """
     import matplotlib
 
@@ -50,7 +50,7 @@ def write(found: dict[str, Any], folder: Path, data: Dataset | None = None) -> N
 
 
 def write_shares(found: dict[str, Any], folder: Path) -> str:
-    """`shares.json` and `README.md` of class shares alone, where no object has a label; returns the page."""
+    """`shares.json` and `README.md` with class shares alone, if no object has a label; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "shares.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     page = "\n".join([f"# {shares.TITLE}", "", *shares.lines(found)]) + "\n"
@@ -64,7 +64,7 @@ def _models(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """The page that a person reads."""
+    """The page as Markdown."""
     lines = [f"# {printable(found['model'])} on {printable(found['data'])}", ""]
     if "command" in found:
         lines += [f"Made by `{printable(found['command'])}`.", ""]
@@ -100,7 +100,7 @@ def _gaps(found: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _matrices(found: Mapping[str, Any]) -> list[tuple[str, list[list[int]]]]:
-    """The confusion early, in the middle and at the end."""
+    """The confusion matrices at early times, in the middle and at the end."""
     cuts = {int(n): s["confusion"] for n, s in found["after_stamps"].items() if "confusion" in s}
     shown = sorted({min(cuts, key=lambda n: abs(n - wanted)) for wanted in (EARLY, MIDDLE)}) if cuts else []
     return [*((f"{n} stamp{'s' * (n > 1)}", cuts[n]) for n in shown), ("all stamps", found["confusion"])]
@@ -126,7 +126,7 @@ def _table(cuts: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
 
 
 def _comparison(models: Mapping[str, dict[str, Any]]) -> list[str]:
-    """One line for each number of stamps and each share of missing observations, two columns for each model."""
+    """One line for each number of stamps and each fraction of missing observations, two columns for each model."""
     named = {
         name: dict([*_cuts({"after_stamps": found["after_stamps"]}), *_gaps(found)]) for name, found in models.items()
     }
@@ -144,7 +144,7 @@ def _with_interval(s: Mapping[str, Any], key: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Empty for a score that does not exist."""
+    """Empty for an undefined score."""
     return "" if value is None else f"{value:.3f}"
 
 
@@ -189,14 +189,14 @@ def _plot_series(axis: Any, series: Mapping[str, Any], label: str) -> None:
 
 
 def _stretch(axis: Any, cuts: Sequence[int]) -> None:
-    """Logarithmic, with room for a day 0; a series without a cut stays empty."""
+    """Logarithmic axis with room for day 0; a series without cuts stays empty."""
     axis.set_xscale("symlog", linthresh=1)
     ticks = [n for n in _TICKS if cuts and min(cuts) <= n <= max(cuts)]
     axis.set_xticks(ticks, [str(n) for n in ticks])
 
 
 def _plot_curve(axis: Any, series: Mapping[str, Any], key: str, **how: Any) -> None:
-    """A score and its interval over the cuts of a series."""
+    """A score and its interval against the cuts of a series."""
     cuts = [float(n) for n in series]
     found = np.array([[s[key], *s[f"{key}_68"]] for s in series.values()], float).reshape(-1, 3)
     (line,) = axis.plot(cuts, found[:, 0], ".-", **how)
@@ -228,7 +228,7 @@ _AXES = {"missing": "share of observations left out", "after_stamps": "stamps"}
 
 
 def _plot_models(models: Mapping[str, dict[str, Any]], data: str, rows: Sequence[str], path: Path) -> None:
-    """Accuracy and macro-F1 of every model; a row for each series."""
+    """Accuracy and macro-F1 of every model, one row per series."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 15  # of equal mass, for the calibration error (15 as Guo et al. take); fewer where they would hold under IN_BIN
+BINS = 15  # of equal mass, for the calibration error (15 as in Guo et al.); fewer if they would contain under IN_BIN
 IN_BIN = 10  # objects
 CALIBRATED_DRAWS = 100
 DRAWS = 400
@@ -17,14 +17,14 @@ Probabilities = NDArray[np.floating[Any]]
 
 
 def confusion(truth: Truth, answer: Truth, classes: int) -> NDArray[np.int64]:
-    """[truth, answer] counts."""
+    """[truth, predicted] counts."""
     matrix = np.zeros((classes, classes), np.int64)
     np.add.at(matrix, (truth, answer), 1)
     return matrix
 
 
 def accuracy(matrix: NDArray[np.int64]) -> float:
-    """Share of right answers."""
+    """Fraction of correct classifications."""
     return float(np.trace(matrix) / matrix.sum())
 
 
@@ -41,7 +41,7 @@ def macro_f1(matrix: NDArray[np.int64]) -> float:
 
 
 def log_loss(truth: Truth, p: Probabilities) -> float:
-    """Mean negative logarithm of the probability of the truth."""
+    """Mean negative logarithm of the probability of the true class."""
     return float(-np.log(p[np.arange(len(truth)), truth] + 1e-9).mean())
 
 
@@ -53,8 +53,8 @@ def brier(truth: Truth, p: Probabilities) -> float:
 def calibration_bins(truth: Truth, p: Probabilities) -> list[tuple[float, float, int]]:
     """(confidence, accuracy, objects) of bins of equal mass in the probability of the top class.
 
-    Objects with the same probability are each as right as they are on average: their order does not matter, also where
-    the edge of a bin runs through them.
+    Objects with equal probability all get their mean accuracy, so that their order does not matter, even if a bin edge
+    falls among them.
     """
     top = p.max(1)
     order = np.argsort(top)
@@ -68,7 +68,7 @@ def _bins(objects: int) -> int:
 
 
 def _shared(top: Probabilities, right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[..., n] with the mean over objects of equal probability; `top` [n] is sorted."""
+    """[..., n] averaged over objects of equal probability; `top` [n] is sorted."""
     first = np.flatnonzero(np.diff(top, prepend=-1))
     counts = np.diff(first, append=len(top))
     return np.repeat(np.add.reduceat(right, first, axis=-1) / counts, counts, axis=-1)
@@ -80,19 +80,19 @@ def calibration_error(truth: Truth, p: Probabilities) -> float:
 
 
 def calibrated_error(p: Probabilities, seed: int = 0) -> float:
-    """The mean `calibration_error` of perfectly calibrated answers: of labels drawn from these probabilities.
+    """The mean `calibration_error` of perfectly calibrated probabilities: with labels drawn from them.
 
-    It is what chance alone makes of so few objects (of unsure answers 0.12 for 100, 0.05 for 935): a calibration error
-    says something about a model as far as it is larger.
+    It is the error expected by chance for so many objects (0.12 for 100 uncertain classifications, 0.05 for 935);
+    only the excess of a calibration error over it says something about a model.
     """
-    top = np.sort(p.max(1)).astype(float)  # all that matters of a label is whether it is the top class
+    top = np.sort(p.max(1)).astype(float)  # for a label only whether it is the top class matters
     right = _shared(top, (np.random.default_rng(seed).random((CALIBRATED_DRAWS, len(top))) < top).astype(float))
     first = [int(b[0]) for b in np.array_split(np.arange(len(top)), _bins(len(top)))]
     return float(np.abs(np.add.reduceat(right - top, first, axis=1)).sum(1).mean() / len(top))
 
 
 def per_class(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and the number of objects of every class; NaN where there is nothing to divide by."""
+    """Precision, recall, F1 and the number of objects of every class; NaN where the denominator is 0."""
     found = {}
     for c, name in enumerate(classes):
         hit, true, said = int(matrix[c, c]), int(matrix[c].sum()), int(matrix[:, c].sum())
@@ -114,7 +114,7 @@ _OF_PROBABILITIES: dict[str, Callable[[Truth, Probabilities], float]] = {
 
 
 def scores(truth: Truth, p: Probabilities) -> dict[str, float]:
-    """Every score of one set of answers; alongside `ece` what it would be of calibrated ones, `ece_expected`."""
+    """Every score for one set of probabilities; with `ece`, its expectation if calibrated, `ece_expected`."""
     matrix = confusion(truth, p.argmax(1), p.shape[1])
     found: dict[str, float] = {"objects": len(truth)}
     found |= {name: round(score(matrix), 4) for name, score in _OF_MATRIX.items()}
@@ -123,10 +123,9 @@ def scores(truth: Truth, p: Probabilities) -> dict[str, float]:
 
 
 def with_intervals(truth: Truth, p: Probabilities, seed: int = 0) -> dict[str, Any]:
-    """`scores`, and alongside each `<name>_68`: the central 68 % of bootstrap draws of the objects.
+    """`scores`, and with each `<name>_68`: the central 68 % of bootstrap draws of the objects.
 
-    The interval of the calibration error is left out: resampling biases it upwards. `ece_expected` says how far to
-    trust it.
+    The calibration error has no interval: resampling biases it upwards. `ece_expected` shows how far to trust it.
     """
     rng = np.random.default_rng(seed)
     draws = rng.integers(len(truth), size=(DRAWS, len(truth)))
@@ -145,7 +144,7 @@ def _interval(values: list[float]) -> list[float]:
 
 
 def without_nan(found: Any) -> Any:
-    """The same with None for every number that JSON has no word for (NaN, infinities)."""
+    """The same with None for every number that JSON cannot represent (NaN, infinities)."""
     if isinstance(found, Mapping):
         return {key: without_nan(value) for key, value in found.items()}
     if isinstance(found, list | tuple):

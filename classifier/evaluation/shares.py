@@ -1,8 +1,8 @@
-"""Estimates class frequencies from a model's own probabilities: a report, never applied.
+"""Estimates class frequencies from a model's own probabilities: for reporting only, never applied.
 
-Two estimates, of which neither needs a label of the stream: by expectation maximisation of the probabilities, and from
-the classes said and how the model confuses them (`training.label_shift`). Both hold only where each class looks as it
-did when the model was calibrated. Numpy only.
+Two estimates, neither of which needs labels from the stream: by expectation maximisation of the probabilities, and from
+predicted classes and the model's confusion matrix (`training.label_shift`). Both are valid only if each class looks as
+it did when the model was calibrated. Numpy only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from skyheed.classifier.names import table_cell
 from skyheed.classifier.training import label_shift
 
 DRAWS = 200
-FEWEST = 30  # objects below which nothing is estimated
+FEWEST = 30  # minimum number of objects for an estimate
 INTERVAL = (2.5, 97.5)
 Floats = NDArray[np.float64]
 TITLE = "Class shares, estimated without labels (95 % intervals; not applied)"
@@ -29,14 +29,14 @@ def estimate(
     probabilities: NDArray[np.floating[Any]], classes: Sequence[str], prior: Sequence[float],
     confusion: Sequence[Sequence[int]] | None, truth: NDArray[np.int64] | None = None, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Both estimates with their 95 % intervals, objects drawn again.
+    """Both estimates with their 95 % intervals, from bootstrap over objects.
 
     Args:
-        probabilities: [n, classes], one row an object.
-        prior: that they assume; empty: all classes alike.
-        confusion: [truth, said] of objects of the kind that the model was calibrated on, with the same prior; None
-            where it is not known, or was counted with another prior.
-        truth: [n] where labels are known, so that the estimates can be compared with their shares.
+        probabilities: [n, classes], one row per object.
+        prior: assumed by the probabilities; empty: all classes equal.
+        confusion: [truth, predicted] for objects of the kind that the model was calibrated on, with the same prior;
+            None if unknown, or computed with another prior.
+        truth: [n] if labels are known, so that the estimates can be compared with the true shares.
 
     Raises:
         ModelError: there are too few objects.
@@ -59,8 +59,8 @@ def estimate(
 
 
 def confusion_of(info: Info) -> Sequence[Sequence[int]] | None:
-    """The confusion that a checkpoint carries, if it is that of its answers: not where another prior is assumed, nor
-    where heads were fitted to real objects after it was counted."""
+    """The confusion matrix stored in a checkpoint, if it describes its present output: not if another prior is assumed,
+    or if heads were fitted to real objects after it was computed."""
     if PRIOR in info.version or "few_shot" in info.training:
         return None
     found: Sequence[Sequence[int]] | None = info.metrics.get("confusion")
@@ -70,7 +70,7 @@ def confusion_of(info: Info) -> Sequence[Sequence[int]] | None:
 def _black_box(
     p: Floats, confusion: NDArray[np.int64], draws: Sequence[NDArray[np.int64]], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """The estimate from the classes said; the objects that the confusion was counted on are drawn again, too."""
+    """The estimate from predicted classes; the objects behind the confusion matrix are resampled, too."""
     count = len(confusion)
     truth, said = np.divmod(np.repeat(np.arange(count**2), confusion.ravel()), count)
     target = p.argmax(1)

@@ -1,4 +1,4 @@
-"""The simulated sky: supernovae, active nuclei and variable stars, seen by SDSS, ZTF or LSST.
+"""The simulated sky: supernovae, active nuclei and variable stars, as observed by SDSS, ZTF or LSST.
 
 Physics is in `supernovae`, `agn`, `stars`, `galaxies` and `spectra`, survey constants in `surveys`.
 """

@@ -14,10 +14,10 @@ TIMESCALE = (2.4, 0.17, 0.03, 0.21)
 TIMESCALE_SCATTER, STRUCTURE_SCATTER = 0.35, 0.12  # dex, about these relations (ibid., section 4)
 # log(M_BH / Msun) against M_i: mean 2.0 - 0.27 M_i, scatter 0.38 (ibid., section 3.1, after Shen et al. 2008).
 MASS = (2.0, -0.27, 0.38)
-# Part of the fluctuation, in amplitude, that each band has for itself; the rest is common.
+# Fraction of the fluctuation, in amplitude, that is independent in each band; the rest is common.
 OWN_SHARE = 0.15
 
-# Composite quasar: f_nu ~ nu^-0.44 below 5000 A, nu^-2.45... in the red mostly host light, which is added apart:
+# Composite quasar: f_nu ~ nu^-0.44 below 5000 A, nu^-2.45... in the red mostly host light, which is added separately:
 # Vanden Berk et al. 2001, AJ 122, 549. Lines: rest wavelength, equivalent width, Gaussian sigma, Angstrom.
 SLOPE = -0.44
 LINES = (
@@ -43,7 +43,7 @@ class Nucleus:
 
 
 def draw_nucleus(rng: np.random.Generator, redshift: float, magnitude: float) -> Nucleus:
-    """An AGN of given luminosity with a mass and a reddening."""
+    """An AGN of given luminosity with a random mass and reddening."""
     mass = MASS[0] + MASS[1] * magnitude + rng.normal(0, MASS[2])
     return Nucleus(redshift, magnitude, float(mass), float(min(rng.exponential(0.10), 1.0)))
 
@@ -55,7 +55,7 @@ def spectrum(wavelength: Array) -> Array:
         width / (sigma * np.sqrt(2 * np.pi)) * np.exp(-0.5 * ((wavelength - centre) / sigma) ** 2)
         for centre, width, sigma in LINES
     )
-    # Neutral hydrogen between us and the quasar, on average, blueward of Lyman alpha.
+    # Mean absorption by intergalactic neutral hydrogen, blueward of Lyman alpha.
     absorbed = np.where(wavelength < 1216, 0.7, 1.0) * np.where(wavelength < 912, 0.1, 1.0)
     return np.asarray(continuum * (1 + lines) * absorbed)
 

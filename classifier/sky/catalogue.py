@@ -14,18 +14,18 @@ from skyheed.classifier.sky.spectra import Array
 from skyheed.classifier.sky.surveys import AB_ZERO, Survey
 from skyheed.classifier.sky.targets import Target
 
-REFERENCE_LIMIT = (22.4, 0.4)  # r magnitude to which reference sources are found, and its scatter from field to field
-CATALOGUE_LIMIT, CATALOGUE_EDGE = 22.3, 0.5  # r magnitude of half completeness, and the width of its fall
-RADIUS = 30.0  # arcsec, in which the catalogue's sources are named
+REFERENCE_LIMIT = (22.4, 0.4)  # r magnitude limit of reference sources, and its scatter from field to field
+CATALOGUE_LIMIT, CATALOGUE_EDGE = 22.3, 0.5  # r magnitude of half completeness, and the width of the decline
+RADIUS = 30.0  # arcsec, within which the catalogue's sources are listed
 ALERT_ERROR, CATALOGUE_ERROR = 0.19, 0.16  # arcsec, each coordinate
 REFERENCE_FWHM, SHARP_FWHM = 2.2, 1.3  # arcsec: seeing of ZTF's reference images and of Pan-STARRS
-BLEND = 1.5  # arcsec within which a catalogue sees one source
-# Of 1,069 catalogue sources in 443 real ZTF packets: 8 to 19 % have the score 0.5 that means "not known", at r = 15 to
-# 17 the score of 7 in 8 of the others is above 0.7, at 21 to 22 that of 1 in 4.
+BLEND = 1.5  # arcsec within which a catalogue blends sources into one
+# Of 1,069 catalogue sources in 443 real ZTF packets, 8 to 19 % have the score 0.5 that means "unknown"; of the others,
+# 7 in 8 have a score above 0.7 at r = 15 to 17, and 1 in 4 at r = 21 to 22.
 NO_SCORE = 0.14
 SHARP, CONFUSED = 4.8, 0.55  # logit of a star's score when bright, and at r = 22.5
 SCORE_SCATTER = 1.6
-NO_COLOUR = 0.08  # chance that a band of a source is missing; of fragments of a galaxy `RAGGED`
+NO_COLOUR = 0.08  # probability that a band of a source is missing; for fragments of a galaxy `RAGGED`
 RAGGED = 0.4
 SHREDS = 0.45  # fragments of a galaxy in the catalogue, per arcsec of its half-light radius
 GALAXY_SHAPE = 0.62  # reference shape of a galaxy much larger than the PSF
@@ -33,13 +33,13 @@ GALAXY_SHAPE = 0.62  # reference shape of a galaxy much larger than the PSF
 
 @dataclass(frozen=True)
 class Entry:
-    """A source as a catalogue has it.
+    """A source as listed in a catalogue.
 
     Attributes:
-        west, north: arcsec from the changing source's true place.
+        west, north: arcsec from the true position of the variable source.
         magnitudes: g, r and i, AB; NaN where unknown.
         star: score, 0 galaxy to 1 star.
-        shape: as the reference image shows it.
+        shape: as measured in the reference image.
     """
 
     west: float
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Field:
-    """What both catalogues have around one object; the reference's magnitudes are in every band of the survey."""
+    """Entries of both catalogues around one object; the reference's magnitudes are in every band of the survey."""
 
     reference: Sequence[tuple[Entry, Array]]
     catalogue: Sequence[Entry]
@@ -60,7 +60,7 @@ class Field:
 def observe_field(
     rng: np.random.Generator, survey: Survey, target: Target, band: np.ndarray, contents: Sequence[Content]
 ) -> Field:
-    """The catalogues of a field with the changing source at its mean flux.
+    """The catalogues of a field, with the variable source at its mean flux.
 
     Args:
         band: [n], of the exposures that `target.reference` belongs to.
@@ -83,7 +83,7 @@ def _is_catalogued(rng: np.random.Generator, entry: Entry, magnitude: float) -> 
 
 
 def _own(survey: Survey, target: Target, band: np.ndarray) -> Array:
-    """Mean flux of the changing source, by band; what was never looked at is taken from its neighbour in wavelength."""
+    """Mean flux of the variable source, by band; for unobserved bands, that of the neighbouring wavelength."""
     seen = np.array(
         [target.reference[band == i].mean() if (band == i).any() else np.nan for i in range(len(survey.bands))]
     )
@@ -92,17 +92,17 @@ def _own(survey: Survey, target: Target, band: np.ndarray) -> Array:
 
 
 def _with_own(own: Array, contents: Sequence[Content], target: Target) -> list[Content]:
-    """The field with the changing source in it, if the template shows it and no host stands there already."""
+    """The field with the variable source in it, if the template shows it and no host is listed there already."""
     if not own.any() or target.host is not None:
         return list(contents)
     return [Content(0.0, 0.0, own), *contents]
 
 
-Thing = tuple[Entry, Array]  # as the catalogue has it, and its PSF fluxes by band in the reference image
+Thing = tuple[Entry, Array]  # as listed in the catalogue, and its PSF fluxes by band in the reference image
 
 
 def _thing(rng: np.random.Generator, survey: Survey, own: Array, content: Content) -> Thing:
-    """One source as both catalogues see it; an AGN's nucleus and its host are one."""
+    """One source as both catalogues list it; an AGN's nucleus and its host are one source."""
     fluxes, nucleus = content.fluxes, 0.0
     if content.galaxy is not None and content.west == content.north == 0 and own.any():
         fluxes = fluxes + own
@@ -112,7 +112,7 @@ def _thing(rng: np.random.Generator, survey: Survey, own: Array, content: Conten
     extended = (1 - nucleus) * width**2 / (width**2 + survey.bands["r"].seeing ** 2 / 4)
     shape = GALAXY_SHAPE * extended + rng.normal(0, 0.025 + 0.12 * 10 ** (0.2 * (magnitude - 22)))
     west, north = content.west + rng.normal(0, CATALOGUE_ERROR), content.north + rng.normal(0, CATALOGUE_ERROR)
-    # what PSF photometry takes in: all of a point, of a galaxy the part that lies within the PSF
+    # PSF flux: all light of a point source; for a galaxy the part within the PSF
     point, host = (own, content.fluxes) if nucleus else (np.zeros(len(own)), content.fluxes)
     reference, sharp = (point + host * _inside(width, fwhm) for fwhm in (REFERENCE_FWHM, SHARP_FWHM))
     score = _score(rng, content, nucleus, width, magnitude)
@@ -120,7 +120,7 @@ def _thing(rng: np.random.Generator, survey: Survey, own: Array, content: Conten
 
 
 def _inside(width: float, fwhm: float) -> float:
-    """Share of the light of a galaxy of that half-light radius that PSF photometry takes in (both in arcsec)."""
+    """Fraction of the light of a galaxy with that half-light radius in its PSF flux (both in arcsec)."""
     return float((1 + (1.4 * width / fwhm) ** 2) ** -0.7)
 
 
@@ -130,7 +130,7 @@ def _width(content: Content) -> float:
 
 
 def _score(rng: np.random.Generator, content: Content, nucleus: float, width: float, magnitude: float) -> float:
-    """The star score: sure when bright, confused when faint; compact galaxies look like stars, quasars are points."""
+    """The star score: reliable when bright, confused when faint; compact galaxies look like stars, as do quasars."""
     if rng.random() < NO_SCORE:
         return 0.5
     sure = float(np.interp(magnitude, (16.5, 22.5), (SHARP, CONFUSED)))
@@ -141,7 +141,7 @@ def _score(rng: np.random.Generator, content: Content, nucleus: float, width: fl
 
 
 def _measured(rng: np.random.Generator, survey: Survey, fluxes: Array, missing: float) -> Array:
-    """g, r and i with their errors; NaN where the catalogue has none."""
+    """g, r and i with their errors; NaN if missing in the catalogue."""
     bands = list(survey.bands)
     true = _magnitude(fluxes)[[bands.index(name) for name in "gri"]]
     error = 0.03 + 0.06 * 10 ** (0.3 * (np.clip(true, 12, 24) - 21.5))
@@ -149,7 +149,7 @@ def _measured(rng: np.random.Generator, survey: Survey, fluxes: Array, missing: 
 
 
 def _shreds(rng: np.random.Generator, survey: Survey, content: Content) -> list[Thing]:
-    """Fragments into which a catalogue breaks a large galaxy."""
+    """Fragments into which a catalogue splits a large galaxy."""
     assert content.galaxy is not None
     found = []
     for _ in range(min(rng.poisson(SHREDS * _width(content)), 6)):
@@ -163,7 +163,7 @@ def _shreds(rng: np.random.Generator, survey: Survey, content: Content) -> list[
 
 
 def _blended(things: Sequence[Thing]) -> list[Thing]:
-    """Of sources closer than `BLEND` the brightest alone."""
+    """Of sources closer than `BLEND`, only the brightest."""
     kept: list[Thing] = []
     for thing in sorted(things, key=lambda t: -float(t[1].sum())):
         if all(np.hypot(thing[0].west - k[0].west, thing[0].north - k[0].north) > BLEND for k in kept):
@@ -188,7 +188,7 @@ def context_of(
     Args:
         band: index into the survey's bands.
         magnitude: of the absolute difference flux.
-        others: numbers that are known already.
+        others: values that are already known.
     """
     west, north = rng.normal(0, ALERT_ERROR, 2)
     said: dict[str, float | None] = dict(others)
@@ -207,7 +207,7 @@ def context_of(
 
 @lru_cache(8)
 def told_by(survey: str) -> frozenset[str]:
-    """The names of the numbers that a survey's packets hold."""
+    """The names of the values that a survey's packets contain."""
     return frozenset(quantity.name for quantity in QUANTITIES if survey in quantity.fields)
 
 

@@ -15,13 +15,13 @@ SEEING_BAND = 0.05
 MOON_BLUE, MOON_RED = 1.6, 1.15
 SYNODIC_MONTH, NEW_MOON = 29.530589, 51550.76  # days; MJD of a new Moon
 MIDNIGHT, NIGHT = 0.3, (0.1, 0.5)  # of the day (UT) in the American time zones
-AGAIN = 0.03  # days between the exposures of a field that is looked at more than once a night
+AGAIN = 0.03  # days between the exposures of a field that is observed more than once a night
 SAME_VISIT = 0.02  # days between exposures of one visit, at most
 
 
 @dataclass(frozen=True)
 class Visits:
-    """What one position gets, band by band, in time order; every field [n].
+    """The exposures of one position, band by band, in time order; every field [n].
 
     Attributes:
         visit: number of the visit, shared by the bands taken together.
@@ -59,7 +59,7 @@ class Season:
 
 @lru_cache(16)
 def season(survey: Survey, number: int, seed: int) -> Season:
-    """The weather and the programme of one season; the same for all objects of a simulation with that seed."""
+    """The weather and the schedule of one season; the same for all objects of a simulation with that seed."""
     rng = np.random.default_rng([seed, number, 1])
     start, end = survey.cadence.seasons[number]
     nights = np.arange(int(start), int(end))[_weather(rng, survey, int(end) - int(start))]
@@ -90,7 +90,7 @@ def _weather(rng: np.random.Generator, survey: Survey, nights: int) -> NDArray[n
 def _turns(
     rng: np.random.Generator, survey: Survey, nights: NDArray[np.int64], block: int
 ) -> Iterator[tuple[int, int]]:
-    """(night, field) of one block: the strip that has waited longest goes first."""
+    """(night, field) of one block: the strip that has waited longest is observed first."""
     waiting = list(rng.permutation(survey.cadence.strips))
     for night in nights:
         chances = [survey.cadence.visits] + [survey.cadence.again] * (len(waiting) - 1)
@@ -105,11 +105,11 @@ def visits_at(
     """All exposures of one position in one season.
 
     Args:
-        rng: the object's own; lost bands and small differences within a night come from it.
+        rng: the object's own; used for lost bands and small differences within a night.
         number: of the season.
         seed: of the simulation.
         ra: degrees; sets the time of night.
-        fields: numbers of the survey's fields that the position lies in.
+        fields: numbers of the survey's fields that contain the position.
     """
     plan = season(survey, number, seed)
     here = np.flatnonzero(np.isin(plan.field, fields))
@@ -135,7 +135,7 @@ def visits_at(
 def _repeated(
     rng: np.random.Generator, survey: Survey, visit: NDArray[np.int64], band: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Visits and bands with those of a field that is looked at more often, and which time of the night each is."""
+    """Visits and bands including those of a field that is observed more often, and which time of the night each has."""
     if rng.random() >= survey.cadence.often if survey.cadence.often else True:
         return visit, band, np.zeros(len(visit), np.int64)
     times = 1 + rng.integers(0, survey.cadence.repeats + 1, len(visit))
@@ -153,7 +153,7 @@ def fields_at(rng: np.random.Generator, survey: Survey) -> tuple[int, ...]:
 
 
 def visits_of(rng: np.random.Generator, survey: Survey, mjd: NDArray[np.float64], band: NDArray[np.int64]) -> Visits:
-    """Exposures at given times (increasing) in given bands; seeing as it is usual, the same camera angle all night."""
+    """Exposures at given times (increasing) in given bands; typical seeing, the same camera angle all night."""
     visit = np.concatenate([[0], np.cumsum(np.diff(mjd) > SAME_VISIT)]).astype(np.int64)
     bands = list(survey.bands.values())
     nightly = rng.normal(0, survey.seeing_night, visit[-1] + 1)[visit]
@@ -173,8 +173,8 @@ def visits_of(rng: np.random.Generator, survey: Survey, mjd: NDArray[np.float64]
 def _clock(survey: Survey, number: int, night: NDArray[np.int64], ra: float) -> NDArray[np.float64]:
     """Time of day (days) at which the position passes the meridian, four minutes earlier each night.
 
-    In the middle of the season the middle of the area passes at local midnight, MJD x.3 in the American time zones;
-    what would pass in daylight is seen at the night's edge. A survey of the whole sky chooses what is high.
+    In the middle of the season the centre of the area passes the meridian at local midnight, MJD x.3 in the American
+    time zones; daylight transits are observed at the edge of night. An all-sky survey chooses what is high.
     """
     start, end = survey.cadence.seasons[number]
     low, high = survey.ra

@@ -6,9 +6,9 @@ from skyheed.classifier.sky.conditions import Visits
 from skyheed.classifier.sky.psf import SECOND_FLUX, SECOND_SIZE, Image, core_width
 from skyheed.classifier.sky.surveys import AB_ZERO, Survey
 
-# Defects, chance per 64 x 64 pixels: cosmic rays that were not cleaned, bad columns, the edge of a chip.
+# Probability of defects per 64 x 64 pixels: uncleaned cosmic rays, bad columns, the edge of a chip.
 COSMIC_RAY, BAD_COLUMN, CHIP_EDGE = 0.03, 0.004, 0.006
-CLEAR = 6  # pixels about the source that defects leave free: the survey would have flagged the measurement
+CLEAR = 6  # pixels around the source without defects: otherwise the survey would have flagged the measurement
 
 
 def add_defects(rng: np.random.Generator, survey: Survey, visits: Visits, images: Image) -> None:
@@ -30,7 +30,7 @@ def add_defects(rng: np.random.Generator, survey: Survey, visits: Visits, images
 
 
 def _away_from_source(rng: np.random.Generator, survey: Survey) -> int:
-    """A line of pixels that leaves the source free."""
+    """A row or column of pixels that avoids the source."""
     line = int(rng.integers(survey.size - 2 * CLEAR))
     return line if line < survey.size // 2 - CLEAR else line + 2 * CLEAR
 
@@ -51,14 +51,14 @@ def _saturate(survey: Survey, visits: Visits, images: Image, along_x: bool) -> N
 
 
 def _full_well(survey: Survey, seeing: float) -> float:
-    """nJy in the middle pixel of a star that just saturates."""
+    """nJy in the central pixel of a star that just saturates."""
     sigma = core_width() * seeing / survey.pixel
     peak = (1 - SECOND_FLUX + SECOND_FLUX / SECOND_SIZE**2) / (2 * np.pi * sigma**2)
     return float(10 ** (0.4 * (AB_ZERO - survey.saturation)) * min(peak, 0.7))
 
 
 def _cosmic_ray(rng: np.random.Generator, image: Image, noise: float) -> None:
-    """A straight track of sharp pixels, without those at the source."""
+    """A straight track of sharp pixels, except at the source."""
     length, angle = rng.integers(1, 9), rng.uniform(0, 2 * np.pi)
     steps = np.arange(length)
     x = np.rint(rng.uniform(0, image.shape[1]) + steps * np.cos(angle)).astype(int)

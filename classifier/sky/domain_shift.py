@@ -1,4 +1,4 @@
-"""Skies in other conditions, for models that are trained in conditions other than those of their use.
+"""Skies under changed conditions, for models that are trained under conditions other than those of their use.
 
 For experiments with known truth: train on one sky and evaluate on a shifted one.
 """
@@ -11,7 +11,7 @@ from skyheed.classifier.archives.mixture import pairs
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.sky.surveys import Survey, survey_named
 
-FACTORS = (0.2, 5.0)  # beyond these it would be a different survey
+FACTORS = (0.2, 5.0)  # outside this range it would be a different survey
 MOST_ZERO_POINT = 0.5
 _HOW = "write --shift noise=1.4,seeing=1.3,zero_point=0.05, or some of these"
 
@@ -21,7 +21,7 @@ class Shift:
     """How conditions differ from the survey's own.
 
     Attributes:
-        noise, seeing: factors on the sky noise and on the FWHM of the PSF, of every band.
+        noise, seeing: factors on the sky noise and on the FWHM of the PSF, in every band.
         zero_point: scatter of the visits' zero points, relative, on top of the survey's own.
     """
 
@@ -30,7 +30,7 @@ class Shift:
     zero_point: float = 0.0
 
     def __str__(self) -> str:
-        """As `--shift` takes it; "" for no shift."""
+        """In the format of `--shift`; "" for no shift."""
         values = {"noise": (self.noise, 1), "seeing": (self.seeing, 1), "zero_point": (self.zero_point, 0)}
         return ",".join(f"{name}={value:g}" for name, (value, none) in values.items() if value != none)
 
@@ -38,9 +38,9 @@ class Shift:
 NO_SHIFT = Shift()
 
 
-@lru_cache(8)  # a survey is compared as the one object it is
+@lru_cache(8)  # surveys are compared by identity
 def survey_under(name: str, shift: Shift = NO_SHIFT) -> Survey:
-    """The survey of that name in shifted conditions.
+    """The survey of that name under changed conditions.
 
     Raises:
         ArchiveError: no such survey.
@@ -57,10 +57,10 @@ def survey_under(name: str, shift: Shift = NO_SHIFT) -> Survey:
 
 
 def read_shift(text: str) -> Shift:
-    """A shift from what `--shift` was given.
+    """A shift from the value of `--shift`.
 
     Raises:
-        ArchiveError: it is not of that form, or a number cannot be.
+        ArchiveError: it does not have that form, or a number is out of range.
     """
     made = Shift(**pairs(text, ("noise", "seeing", "zero_point"), _HOW))
     low, high = FACTORS

@@ -20,9 +20,9 @@ from skyheed.classifier.sky.spectra import (
 from skyheed.classifier.sky.surveys import Survey
 from skyheed.classifier.sky.targets import Sight, Target, draw_magnitude
 
-MARGIN = 0.5  # mag by which a star must be fainter than what saturates
+MARGIN = 0.5  # mag by which a star must be fainter than the saturation limit
 MOST_SWING = 0.9  # mag, rms of an AGN
-SAME_TIME = 0.1  # days within which an AGN does not change
+SAME_TIME = 0.1  # days within which an AGN is taken to be constant
 NEAREST = 0.004  # redshift
 
 
@@ -44,7 +44,7 @@ def supernova_flux(supernova: supernovae.Supernova, sight: Sight, redshift: floa
 
 
 def _draw_redshift(rng: np.random.Generator, nearest: float, farthest: float, power: float) -> float:
-    """A redshift by comoving volume and rate ~ (1+z)^power; the sky's clock slows by (1+z)."""
+    """A redshift by comoving volume and rate ~ (1+z)^power, including time dilation by (1+z)."""
     z = np.linspace(nearest, farthest, 400)
     weight = comoving_distance(z) ** 2 * np.gradient(comoving_distance(z), z) * (1 + z) ** (power - 1)
     cumulative = np.cumsum(weight)
@@ -94,7 +94,7 @@ def _agn(rng: np.random.Generator, sight: Sight) -> Target | None:
     k_correction = -1.4 * np.log10(1 + redshift)
     nucleus = agn.draw_nucleus(rng, redshift, apparent - float(distance_modulus(redshift)) - k_correction - 0.6)
     mean = magnitude_to_njy(apparent) * _agn_colours(sight.survey, nucleus) * sight.through
-    # It does not change within a visit; where strips overlap, two visits can share a night.
+    # It is constant within a visit; where strips overlap, two visits can be in one night.
     times, which = np.unique(np.floor(visits.mjd / SAME_TIME), return_inverse=True)
     times *= SAME_TIME
     past = np.sort(times[0] - rng.uniform(*finds.template_age, 4))
@@ -145,7 +145,7 @@ def _star(rng: np.random.Generator, sight: Sight) -> Target | None:
 
 
 def _band_means(band: np.ndarray[Any, np.dtype[np.int64]], values: Array) -> Array:
-    """Each value replaced by the mean of its band: a template is one image per band."""
+    """Each value replaced by the mean of its band, as a template is one image per band."""
     means = np.bincount(band, values) / np.maximum(np.bincount(band), 1)
     return np.asarray(means[band])
 

@@ -25,9 +25,9 @@ SPECTRA = {
     "Scd": (0.100, 0.140, 0.210, 0.260, 0.390, 0.560, 0.68, 0.87, 1.0, 1.22, 1.41, 1.55),
     "Im": (0.220, 0.260, 0.320, 0.380, 0.540, 0.700, 0.79, 0.92, 1.0, 1.08, 1.11, 1.15),
 }
-# Absolute r magnitude: mean and scatter of the hosts of a class, and the shares of the kinds among them; below, the
-# bulge's share of the light by kind. Our round numbers: SNe Ia about M* (-21.2 in r, Blanton et al. 2003, ApJ 592, 819,
-# for H0 = 70), core collapse in fainter galaxies without ellipticals, AGN in brighter ones.
+# Absolute r magnitude: mean and scatter of the hosts of a class, and fractions of galaxy types among them; below, the
+# bulge-to-total ratio by type. Our round numbers: SNe Ia near M* (-21.2 in r, Blanton et al. 2003, ApJ 592, 819, for
+# H0 = 70), core collapse in fainter galaxies without ellipticals, AGN in brighter ones.
 HOSTS = {
     "Ia": ((-21.2, 1.0), (0.35, 0.35, 0.22, 0.08)),
     "core collapse": ((-20.4, 1.2), (0.0, 0.40, 0.40, 0.20)),
@@ -57,7 +57,7 @@ class Profile:
         return np.asarray(np.interp(k, grid, values))
 
     def place(self, rng: np.random.Generator) -> tuple[float, float]:
-        """A point drawn from the light, arcsec (west, north) of the centre."""
+        """A position drawn from the light profile, arcsec (west, north) of the centre."""
         radius = self.radius * float(_sersic_radius(self.index, rng.random()))
         turn = rng.uniform(0, 2 * np.pi)
         along, across = radius * np.cos(turn), radius * np.sin(turn) * self.axis_ratio
@@ -67,7 +67,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Galaxy:
-    """A bulge and a disc; `fluxes` by band (nJy) and `bulge`, the bulge's share of them."""
+    """A bulge and a disc; `fluxes` by band (nJy) and `bulge`, the bulge's fraction of them."""
 
     kind: str
     fluxes: NDArray[np.float64]
@@ -75,7 +75,7 @@ class Galaxy:
     profiles: tuple[Profile, Profile]
 
     def place(self, rng: np.random.Generator) -> tuple[float, float]:
-        """A point drawn from the light."""
+        """A position drawn from the light profile."""
         return self.profiles[0 if rng.random() < self.bulge else 1].place(rng)
 
 
@@ -91,7 +91,7 @@ def _sersic_transform(index: float) -> tuple[Array, Array]:
 
 
 def _sersic_radius(index: float, share: float) -> float:
-    """Radius that holds a share of the light, in half-light radii, cut at 4."""
+    """Radius that contains a fraction of the light, in half-light radii, truncated at 4."""
     scale = gammaincinv(2 * index, 0.5)
     return float(min((gammaincinv(2 * index, min(share, 0.9999)) / scale) ** index, 4.0))
 
@@ -126,7 +126,7 @@ def draw_host(rng: np.random.Generator, survey: Survey, population: str, redshif
 
 
 def make_galaxy(rng: np.random.Generator, survey: Survey, kind: str, redshift: float, magnitude: float) -> Galaxy:
-    """A galaxy of given kind and absolute r magnitude, seen from a random side."""
+    """A galaxy of given type and absolute r magnitude, with random orientation."""
     redshift = max(redshift, NEAREST)
     fluxes = magnitude_to_njy(magnitude + distance_modulus(redshift)) * band_fluxes(survey, kind, redshift)
     fluxes = fluxes * (1 + redshift)

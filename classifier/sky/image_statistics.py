@@ -10,23 +10,23 @@ from scipy import ndimage, optimize
 
 Values = NDArray[np.float64]
 FWHM = 2.3548  # of a Gaussian of sigma 1
-SNR = 15.0  # of the brightest pixel, over the sky: sources whose width and place are measured
+SNR = 15.0  # of the brightest pixel, over the sky, for sources whose width and position are measured
 NARROWEST, WIDEST = 1.2, 8.0  # FWHM of a star, pixels: cosmic rays are narrower
-EDGE = 6  # pixels within which of the border no source is measured
+EDGE = 6  # pixels from the border within which no source is measured
 
 
 def sky_noise(image: NDArray[np.float32]) -> float:
-    """Standard deviation of the sky, from neighbouring pixels' differences, so that slopes and hosts hardly count."""
+    """Standard deviation of the sky, from differences of nearby pixels, which gradients and hosts hardly affect."""
     known = image[np.isfinite(image)]
     if known.size < image.size // 2:
         return math.nan
-    apart = image[:, 2:] - image[:, :-2]  # two pixels: resampling makes neighbours alike
+    apart = image[:, 2:] - image[:, :-2]  # two pixels: resampling correlates neighbours
     apart = apart[np.isfinite(apart)]
     return float(1.4826 * np.median(np.abs(apart - np.median(apart))) / math.sqrt(2))
 
 
 def gaussian(cut: NDArray[np.float32], noise: float) -> tuple[float, float, float] | None:
-    """(x, y, FWHM) of a round Gaussian on a level, from the middle of an odd square; None where none fits."""
+    """(x, y, FWHM) of a round Gaussian plus constant, fitted around the centre of an odd square; None if it fails."""
     middle = cut.shape[0] // 2
     v, u = np.indices(cut.shape) - float(middle)
     known = np.isfinite(cut)
@@ -60,6 +60,6 @@ def peaks(image: NDArray[np.float32], noise: float, height: float = SNR) -> list
 
 
 def star_width(image: NDArray[np.float32], noise: float) -> float:
-    """FWHM (pixels) of the sharpest bright source; NaN without any: galaxies are wider than the stars near them."""
+    """FWHM (pixels) of the sharpest bright source; NaN if there is none: galaxies are wider than nearby stars."""
     found = (gaussian(image[y - 4 : y + 5, x - 4 : x + 5], noise) for y, x in peaks(image, noise))
     return min((fit[2] for fit in found if fit), default=math.nan)

@@ -1,8 +1,8 @@
-"""Semi-real objects: simulated sources painted onto real template stamps, with the packet's PSF width, noise, place on
-the sky and catalogues. The variable source is simulated; everything constant is real.
+"""Semi-real objects: simulated sources injected into real template stamps, with the packet's PSF width, noise, position
+on the sky and catalogues. The variable source is simulated; everything constant is real.
 
-A scene is one packet of an archive of real packets (`skyheed archive build-packets`). Objects painted on it are in the
-split of the packet's object, so that no template is seen on two sides.
+A scene is one packet of an archive of real packets (`skyheed archive build-packets`). Objects injected into it are in
+the split of the packet's object, so that no template is in more than one split.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +25,14 @@ from skyheed.classifier.sky.surveys import Survey
 from skyheed.classifier.sky.targets import DETECTION
 from skyheed.classifier.stamp import STAMP_SIZE
 
-BLANK = 0.15  # share of pixels beyond which a template is cut by the edge of its chip
-NEAR = 1.2  # arcsec within which a catalogue source is what changes
+BLANK = 0.15  # fraction of pixels above which a template counts as cut by the edge of its chip
+NEAR = 1.2  # arcsec within which a catalogue source is the variable source itself
 HOST = 12.0  # arcsec within which a galaxy may be the host of a supernova
-STAR, GALAXY = 0.8, 0.4  # star scores above and below which a source is taken for one
-NOISE_NIGHT = 0.25  # scatter of the nights' noise about the packet's (ln)
-TEMPLATE_FWHM = 2.2  # pixels; sharper science stamps are not made
+STAR, GALAXY = 0.8, 0.4  # star scores above and below which a source is taken to be a star or a galaxy
+NOISE_NIGHT = 0.25  # scatter of nightly noise about the packet's (ln)
+TEMPLATE_FWHM = 2.2  # pixels; science stamps are never sharper than this
 TRIES = 60
-OWN = ("detections", "visits", "age_days", "magnitude_over_reference")  # of the context what the painted source decides
+OWN = ("detections", "visits", "age_days", "magnitude_over_reference")  # context determined by the injected source
 Image = NDArray[np.float32]
 
 
@@ -43,8 +43,8 @@ class Scene:
     Attributes:
         template: [32, 32] nJy per pixel, finite; the packet's source in pixel [16, 16].
         fwhm: pixels; noise: nJy per pixel, both of the science stamp.
-        context: as the packet has it.
-        kinds: classes whose sources may be painted there.
+        context: from the packet.
+        kinds: classes whose sources may be injected there.
     """
 
     object_id: str
@@ -63,10 +63,10 @@ class Scene:
 
 
 def scenes_of(path: str | Path, survey: Survey) -> list[Scene]:
-    """The scenes of an archive of real packets, one an object.
+    """The scenes of an archive of real packets, one per object.
 
     Raises:
-        ArchiveError: it is none, of another survey, or has no usable template.
+        ArchiveError: it is not such an archive, is of another survey, or has no usable template.
     """
     archive = Archive(path)
     if not archive.normalised or "template" not in archive.kinds:
@@ -95,8 +95,8 @@ def _scene(archive: Archive, name: str, survey: Survey) -> Scene | None:
 
 
 def suits(context: Mapping[str, float]) -> frozenset[str]:
-    """The classes whose sources may lie in such a place: variables on stars, AGN and supernovae in galaxies, and
-    supernovae where nothing is near."""
+    """The classes whose sources can occur at such a position: variables on stars, AGN and supernovae in galaxies, and
+    supernovae where no source is near."""
     distance = context.get("catalogue_1_distance", np.inf)
     score = context.get("catalogue_1_star", 0.5)
     near = context.get("reference_distance", np.inf) < NEAR
@@ -111,7 +111,7 @@ def suited(rng: np.random.Generator, scenes: Sequence[Scene], label: str) -> Sce
     """A scene for an object of a class.
 
     Raises:
-        ArchiveError: none of them suits it.
+        ArchiveError: no scene is suitable.
     """
     possible = [scene for scene in scenes if label in scene.kinds]
     if not possible:
@@ -120,7 +120,7 @@ def suited(rng: np.random.Generator, scenes: Sequence[Scene], label: str) -> Sce
 
 
 def name_in(split: str, name: str) -> str:
-    """The name with the first ending that puts it into the split."""
+    """The name with the first suffix that puts it into the split."""
     return next(name + ending for ending in _endings() if split_of(name + ending) == split)
 
 
@@ -131,10 +131,10 @@ def _endings() -> Iterator[str]:
 
 
 def scaled(seen: Observed, scene: Scene, survey: Survey) -> Observed | None:
-    """The object as bright as what the template shows of it; None where the template cannot say.
+    """The object scaled to the brightness that the template shows; None if the template cannot constrain it.
 
-    A variable or a nucleus has its mean flux in the template already: the packet's reference magnitude. A supernova
-    stays as it is.
+    The template already contains the mean flux of a variable or a nucleus: the packet's reference magnitude. A
+    supernova is unchanged.
     """
     target = seen.target
     if target.label.startswith("SN"):
@@ -154,7 +154,7 @@ def scaled(seen: Observed, scene: Scene, survey: Survey) -> Observed | None:
 def painted(
     rng: np.random.Generator, survey: Survey, seen: Observed, scene: Scene, first_id: int, most: int
 ) -> tuple[NDArray[np.void], Extras] | None:
-    """The alerts of an object painted on a scene, model-ready; None where it is not detected in the scene's band."""
+    """The alerts of an object injected into a scene, model-ready; None if it is not detected in the scene's band."""
     visits, change = seen.visits, seen.target.flux - seen.target.reference
     error = stated_error(rng, survey, visits, seen.target.flux, change)
     flux = change + expected_error(survey, visits, seen.target.flux) * rng.standard_normal(len(visits))
@@ -182,7 +182,7 @@ def painted(
 def _paint(
     rng: np.random.Generator, survey: Survey, scene: Scene, flux: Array, width: Array, noise: Array
 ) -> dict[str, Image]:
-    """Science, template and difference, [n, 32, 32] nJy; all turned and flipped alike, epoch by epoch the same way."""
+    """Science, template and difference, [n, 32, 32] nJy; all are turned and flipped in the same way."""
     template = turned_about_the_source(scene.template, int(rng.integers(4)), bool(rng.random() < 0.5))
     place = rng.uniform(-0.5, 0.5, (2, len(flux))) if survey.whole_pixels else np.zeros((2, len(flux)))
     cut = slice(survey.size // 2 - STAMP_SIZE // 2, survey.size // 2 + STAMP_SIZE // 2)
@@ -198,7 +198,7 @@ def _paint(
 
 
 def turned_about_the_source(image: Image, quarters: int, flipped: bool) -> Image:
-    """A stamp of even side turned by quarters and flipped, with the source still in pixel [n // 2, n // 2]."""
+    """A stamp of even side rotated by quarter turns and flipped, with the source still in pixel [n // 2, n // 2]."""
     odd = np.pad(image, ((0, 1), (0, 1)), mode="edge")
     odd = np.rot90(odd, quarters)
     return np.ascontiguousarray((odd[:, ::-1] if flipped else odd)[:-1, :-1])
@@ -208,7 +208,7 @@ def _contexts(
     rng: np.random.Generator, survey: Survey, seen: Observed, scene: Scene, measured: tuple[Array, Array],
     sent: NDArray[np.intp],
 ) -> list[dict[str, float]]:  # fmt: skip
-    """The scene's own context with the painted source's past and brightness."""
+    """The scene's own context, with the history and brightness of the injected source."""
     kept = {name: value for name, value in scene.context.items() if name not in OWN}
     found = []
     for at, past in zip(sent, seasons_past(rng, survey, seen, measured, sent), strict=True):

@@ -1,4 +1,4 @@
-"""Irregular variable stars: young stars, dwarf novae, spotted stars, and the large red ones."""
+"""Irregular variable stars: young stars, dwarf novae, spotted stars, and Miras."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,9 +30,9 @@ def young(rng: np.random.Generator, kind: str) -> Change:
 
 
 def _walk(seed: int, mjd: Array, timescale: float) -> Array:
-    """A damped random walk of unit variance that is the same whenever it is asked for the same time.
+    """A damped random walk of unit variance that is reproducible at any given time.
 
-    The walk's memory is renewed in blocks of 60 days, each with a stream of its own.
+    The walk is drawn in blocks of 60 days, each with its own random stream.
     """
     block = 60.0
     result = np.zeros(len(mjd))

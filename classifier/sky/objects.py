@@ -1,4 +1,4 @@
-"""One simulated object, as the survey's search would have found it."""
+"""One simulated object that the survey's search would have found."""
 
 from dataclasses import dataclass
 
@@ -16,11 +16,11 @@ from skyheed.classifier.sky.surveys import Survey
 from skyheed.classifier.sky.targets import DETECTION, Sight, Target, depth
 from skyheed.classifier.sky.type_ia import STANDARD, IaTemplate
 
-ATTEMPTS = 4000  # draws until one would have been found by the search
-VISITS, FLARE_VISITS = 2, 1  # with a detection, that make a candidate
+ATTEMPTS = 4000  # maximum number of draws until the search finds one
+VISITS, FLARE_VISITS = 2, 1  # number of visits with a detection needed for a candidate
 NOT_LATER = 2  # visits that must follow the first detection
-# Errors that a survey states for bright sources grow with their flux to `Survey.bright_error`: a share of it at this
-# magnitude of the difference, and none 5 mag brighter. Of 338 real ZTF packets: 0.025 mag at 14, 0.07 at 17.
+# Stated errors of bright sources include a fraction of the flux: `Survey.bright_error` at this magnitude of the
+# difference, falling to a fifth of it 5 mag brighter. From 338 real ZTF packets: 0.025 mag at 14, 0.07 at 17.
 BRIGHT_FROM, BRIGHT_RISE, BRIGHT_SCATTER = 17.0, 3.0, 0.35
 
 
@@ -39,7 +39,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the archive needs: a label, the truth behind it, and whether a spectrum confirms it."""
+    """What the archive needs: a label, the true class, and whether a spectrum confirms it."""
 
     label: str
     truth: str
@@ -51,7 +51,7 @@ def observe(
 ) -> Observed:
     """Draw objects until one of them would have been found in that season."""
     finds = population_of(survey)
-    # The kind of star is drawn once: kinds that are hard to find shall not be rare for it.
+    # The kind of star is drawn once, so that kinds that are hard to find do not become rare.
     kind = draw_kind(rng, finds.stars) if finds.latitude and wish.truth == "Variable" else ""
     ra, dec, b = place(rng, survey, kind)
     visits = visits_at(rng, survey, season, seed, ra, fields_at(rng, survey))
@@ -71,7 +71,7 @@ def observe(
 
 
 def _limit(rng: np.random.Generator, survey: Survey, wish: Wish) -> float:
-    """Nothing fainter than the survey sees, and for a spectrum nothing that hardly ever got one."""
+    """The faintest magnitude worth drawing: the survey's limit; with a spectrum, where hardly any get one."""
     finds, supernova = population_of(survey), wish.truth in ("SNIa", "SNOther")
     limit = depth(survey)
     if finds.limits is not None and supernova:
@@ -96,7 +96,7 @@ def expected_error(survey: Survey, visits: Visits, flux: Array) -> Array:
 
 
 def stated_error(rng: np.random.Generator, survey: Survey, visits: Visits, flux: Array, change: Array) -> Array:
-    """Error of a difference flux as the survey states it, nJy: larger than the pixels' noise alone makes it."""
+    """Error of a difference flux as stated by the survey, nJy: larger than the pixel noise alone implies."""
     noise = survey.error_scale * expected_error(survey, visits, flux)
     magnitude = np.nan_to_num(njy_to_magnitude(np.abs(change)), nan=99.0)
     share = survey.bright_error * np.clip((magnitude - BRIGHT_FROM) / (2 * BRIGHT_RISE) + 1, 0.2, 1.1)
@@ -105,7 +105,7 @@ def stated_error(rng: np.random.Generator, survey: Survey, visits: Visits, flux:
 
 
 def is_found(survey: Survey, visits: Visits, flux: Array, reference: Array, needed: int) -> bool:
-    """Would the search have made a candidate: detections in this many visits, not only at the season's very end."""
+    """Whether the search would have made a candidate: enough visits with detections, not only at the season's end."""
     searched = np.isin(visits.band, [i for i, name in enumerate(survey.bands) if name in survey.search])
     high = np.abs(flux - reference) > 1.2 * DETECTION * survey.error_scale * expected_error(survey, visits, flux)
     seen = np.unique(visits.visit[searched & high])

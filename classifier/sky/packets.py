@@ -1,4 +1,4 @@
-"""What an alert stream sends for one simulated object: stamps of detections, photometry of the days before, context."""
+"""Alert packets for one simulated object: stamps of detections, photometry of the preceding days, context."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,25 +14,25 @@ from skyheed.classifier.sky.spectra import Array, njy_to_magnitude
 from skyheed.classifier.sky.surveys import Survey
 from skyheed.classifier.sky.targets import DETECTION as SIGMAS
 
-FROM_FIRST = 0.4  # share of objects whose first alert is among those that come
-SURE = 5  # exposures that are rendered where chance left an object without a detection
-LOST = 0.06  # share of earlier measurements that a packet does not bring
-SPURIOUS = 0.25  # share of supernovae at whose place something was detected before
-COUNTED = (2.0, 0.6)  # detections and visits that packets count for one of ours: median, scatter (ln)
-USUAL = (-0.5, 0.5)  # detections of earlier years against this season's, which was chosen because it has some (ln)
-WEAK = 4.0  # standard deviations above which a detection is counted, though no alert is sent (ZTF's ndethist)
+FROM_FIRST = 0.4  # fraction of objects whose first alert is included
+SURE = 5  # exposures that are rendered if by chance an object has no detection
+LOST = 0.06  # fraction of earlier measurements missing from a packet
+SPURIOUS = 0.25  # fraction of supernovae with an earlier detection at their position
+COUNTED = (2.0, 0.6)  # detections and visits counted in packets per simulated one: median, scatter (ln)
+USUAL = (-0.5, 0.5)  # detections in earlier years relative to this season, which was selected for having some (ln)
+WEAK = 4.0  # standard deviations above which a detection is counted, although no alert is sent (ZTF's ndethist)
 
 
 def alerts_of(
     rng: np.random.Generator, survey: Survey, seen: Observed, first_id: int, most: int
 ) -> tuple[NDArray[np.void], Extras]:
-    """The rows of an archive and what goes with them, for at most this many of the object's alerts."""
+    """The archive rows and accompanying data for at most this many of the object's alerts."""
     visits, change = seen.visits, seen.target.flux - seen.target.reference
     error = stated_error(rng, survey, visits, seen.target.flux, change)
     flux = change + expected_error(survey, visits, seen.target.flux) * rng.standard_normal(len(visits))
     detected = np.abs(flux) > SIGMAS * error
     sent, images = _rendered(rng, survey, seen, chosen(rng, np.flatnonzero(detected), most), error)
-    if not len(sent):  # what was chosen does not stand out in its images: take what stands out most
+    if not len(sent):  # no chosen exposure is a detection in its image: use the most significant ones
         best = np.sort(np.argsort(-np.abs(change) / error)[:SURE])
         sent, images = _rendered(rng, survey, seen, best, np.minimum(error, np.abs(change) / (SIGMAS + 2)))
         error[sent] = np.minimum(error[sent], np.abs(images.flux) / (SIGMAS + 0.1))
@@ -46,7 +46,7 @@ def alerts_of(
 def _rendered(
     rng: np.random.Generator, survey: Survey, seen: Observed, sent: NDArray[np.intp], error: Array
 ) -> tuple[NDArray[np.intp], Rendered]:
-    """Those of the exposures in whose images the object is a detection, and the images."""
+    """Those exposures in whose images the object is detected, and the images."""
     flux, reference = seen.target.flux[sent], seen.target.reference[sent]
     images = render(rng, survey, seen.visits[sent], seen.sources, flux, reference)
     keep = np.abs(images.flux) > SIGMAS * error[sent]
@@ -54,7 +54,7 @@ def _rendered(
 
 
 def chosen(rng: np.random.Generator, detected: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """Which of the detections come: the first ones, or a stretch that begins anywhere, as in a stream joined late."""
+    """Which detections are included: the first ones, or a stretch starting anywhere, as in a stream joined late."""
     first = 0 if rng.random() < FROM_FIRST or not len(detected) else int(rng.integers(len(detected)))
     return detected[first : first + most]
 
@@ -62,7 +62,7 @@ def chosen(rng: np.random.Generator, detected: NDArray[np.intp], most: int) -> N
 def rows_of(
     survey: Survey, visits: Visits, images: Rendered, source_flux: Array, error: Array, source_id: NDArray[np.intp]
 ) -> NDArray[np.void]:
-    """The archive's rows of some alerts."""
+    """The archive rows of some alerts."""
     assert images.template is not None
     assert images.difference is not None
     zero_points = np.array([band.zero_point for band in survey.bands.values()])[visits.band]
@@ -84,11 +84,11 @@ def photometry(
     measured: tuple[Array, Array, NDArray[np.bool_]],
     sent: NDArray[np.intp],
 ) -> list[Photometry]:
-    """What each packet adds to those before it: the measurements of the days that its photometry reaches back.
+    """New photometry in each packet: measurements within its look-back time that earlier packets do not contain.
 
     Args:
         measured: flux, error (nJy) and whether it is a detection, of every exposure.
-        sent: of which exposures packets come.
+        sent: the exposures for which packets are sent.
     """
     flux, error, detected = measured
     codes = np.array([BANDS.index(name) for name in survey.bands], np.uint8)[visits.band]
@@ -98,7 +98,7 @@ def photometry(
     shown = kept & (detected | survey.upper_limits)
     found, before = [], -1
     for at in sent:
-        # by number, not by time: two bands of a visit can have one time
+        # by index, not by time: two bands of a visit can have the same time
         window = visits.mjd > visits.mjd[at] - survey.history_days
         window[: before + 1] = window[at + 1 :] = False
         own, again = np.flatnonzero(window & shown), np.flatnonzero(window & kept & forced)
@@ -118,7 +118,7 @@ def photometry(
 def contexts(
     rng: np.random.Generator, survey: Survey, seen: Observed, measured: tuple[Array, Array], sent: NDArray[np.intp]
 ) -> list[dict[str, float]]:
-    """Each packet's context: the object's surroundings and past."""
+    """Each packet's context: the object's surroundings and history."""
     (flux, _), visits = measured, seen.visits
     field = observe_field(rng, survey, seen.target, visits.band, seen.contents)
     found = []
@@ -132,7 +132,7 @@ def contexts(
 def seasons_past(
     rng: np.random.Generator, survey: Survey, seen: Observed, measured: tuple[Array, Array], sent: NDArray[np.intp]
 ) -> list[dict[str, float]]:
-    """Detections, visits and age that each packet counts; those of earlier years are drawn."""
+    """Detections, visits and age stated in each packet; those of earlier years are drawn."""
     (flux, error), visits = measured, seen.visits
     weak = np.abs(flux) > WEAK * error
     weak[sent] = True
@@ -151,7 +151,7 @@ def _past(rng: np.random.Generator, survey: Survey, seen: Observed, share: float
     """Visits and detections of the years before this season, and the days since the first of them.
 
     Args:
-        share: of this season's exposures that count as detections.
+        share: fraction of this season's exposures that count as detections.
     """
     years = rng.uniform(0, survey.lasts)
     median, scatter = survey.yearly

@@ -1,4 +1,4 @@
-"""What each survey finds: magnitudes and redshifts, kinds of stars, and positions."""
+"""The objects that each survey finds: magnitudes and redshifts, kinds of stars, and positions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,27 +13,27 @@ from skyheed.classifier.sky.surveys import Survey
 POLE_RA, POLE_DEC, POLE_LONGITUDE = 192.85948, 27.12825, 122.93192
 DISC = 14.0  # degrees: mean galactic latitude of stars of the disc (exponential)
 HALO = frozenset({"RRab", "RRc", "DSCT"})
-OBSCURED = 8.0  # degrees of latitude below which dust hides what lies behind our galaxy
+OBSCURED = 8.0  # degrees of latitude below which Galactic dust hides extragalactic sources
 ATTEMPTS = 10_000
 
 
 @dataclass(frozen=True)
 class Population:
-    """What one survey finds.
+    """The objects that one survey finds.
 
     Attributes:
         quasars: redshift of AGN: median and scatter (ln), nearest.
-        nuclei: i magnitudes of nuclei, brightest and faintest, or None: as far as the survey sees; and log-slope.
-        seyferts: share of AGN that are near: their redshift's median and scatter (ln) stand in `nearby`.
-        limits: r magnitude at maximum that a supernova must reach, least and most (drawn object by object); None: what
-            the survey sees.
+        nuclei: i magnitudes of nuclei, brightest and faintest, and log-slope; None: down to the survey's limit.
+        seyferts: fraction of AGN that are nearby; the median and scatter (ln) of their redshifts are in `nearby`.
+        limits: r magnitude at maximum that a supernova must reach, least and most (drawn for each object); None: the
+            survey's limit.
         spectrum: r magnitude at which half of the supernovae get a spectrum, and the width of that step.
         stars: how often each kind of variable star is drawn.
         star_range: brightest and faintest r of variable stars and the log-slope between them, in place of
             `stars.BRIGHTNESS`; only where a kind has no range of its own in `faint_kinds`.
-        swing: of AGN, by how much more those vary that the survey notices (ln: mean, scatter).
+        swing: factor by which AGN noticed by the survey vary more (ln: mean, scatter).
         template_age: days before the season's start in which the template was taken, least and most.
-        latitude: stars gather towards the plane of our galaxy, and so do the neighbours of everything.
+        latitude: stars are concentrated towards the Galactic plane, as are neighbours of all objects.
     """
 
     quasars: tuple[float, float, float]
@@ -49,17 +49,17 @@ class Population:
     latitude: bool
 
 
-# SDSS: redshifts log-normal, so that those the search finds have the redshifts of the SDSS candidates (median 0.5, 5 %
-# below 0.19, 5 % above 2); spectra after Sako et al. 2018.
+# SDSS: redshifts are log-normal, chosen so that the objects found have the redshifts of the SDSS candidates (median
+# 0.5, 5 % below 0.19, 5 % above 2); spectra after Sako et al. 2018.
 _SDSS = Population(
     quasars=(0.58, 0.85, 0.03), nuclei=None, seyferts=0.0, nearby=(0.08, 0.6), limits=None, spectrum=(20.6, 0.45),
     stars=MIXTURE, star_range=None, swing=(0.0, 0.0), template_age=(300.0, 365.0), latitude=False,
 )  # fmt: skip
-# ZTF: what its packets with a class are (334 real objects, of them 60 with one; benchmarks/sky_gap.py): Seyferts and
-# quasars of 16.5 to 19, supernovae as the Bright Transient Survey has them (half with a spectrum at 18.5: Fremling et
-# al. 2020, ApJ 895, 32) and fainter ones, variables of 13 to 18 down to the plane of our galaxy. Kinds of stars: our
-# choice, after the classes of variables in ZTF's periodic catalogue (Chen et al. 2020, ApJS 249, 18) with irregular
-# ones (young stars, dwarf novae, spotted stars) added.
+# ZTF: matched to packets with a class (334 real objects, of them 60 with one; benchmarks/sky_gap.py): Seyferts and
+# quasars of 16.5 to 19, supernovae as in the Bright Transient Survey (half with a spectrum at 18.5: Fremling et al.
+# 2020, ApJ 895, 32) and fainter ones, variables of 13 to 18 down to the Galactic plane. Kinds of stars: our choice,
+# based on the classes of variables in ZTF's periodic catalogue (Chen et al. 2020, ApJS 249, 18), with irregular ones
+# (young stars, dwarf novae, spotted stars) added.
 _ZTF = Population(
     quasars=(0.55, 0.75, 0.05), nuclei=(14.9, 18.3, 0.20), seyferts=0.55, nearby=(0.13, 0.6), limits=(16.4, 19.8),
     spectrum=(18.7, 0.5),
@@ -69,7 +69,7 @@ _ZTF = Population(
     }),
     star_range=(12.4, 16.3, 0.01), swing=(0.45, 0.35), template_age=(100.0, 1500.0), latitude=True,
 )  # fmt: skip
-# LSST's first alerts come with templates of months before (Rubin SMTN-002 for the depth); nobody has counted them yet.
+# LSST's first alerts use templates taken months before (Rubin SMTN-002 for the depth); they have not been counted yet.
 _LSST = Population(
     quasars=(0.9, 0.75, 0.03), nuclei=(17.0, 23.5, 0.35), seyferts=0.2, nearby=(0.15, 0.6), limits=(19.5, 24.2),
     spectrum=(21.5, 0.7),
@@ -83,15 +83,15 @@ POPULATIONS: Mapping[str, Population] = MappingProxyType({"sdss": _SDSS, "ztf": 
 
 
 def population_of(survey: Survey) -> Population:
-    """What a survey finds."""
+    """The population of a survey."""
     return POPULATIONS[survey.name]
 
 
 def place(rng: np.random.Generator, survey: Survey, kind: str) -> tuple[float, float, float]:
-    """Where an object is found: right ascension, declination and the absolute galactic latitude, degrees.
+    """The position of an object: right ascension, declination and absolute galactic latitude, degrees.
 
     Args:
-        kind: of the variable star; empty for what lies beyond our galaxy.
+        kind: of the variable star; empty for extragalactic objects.
     """
     if not population_of(survey).latitude:
         low, high = np.sin(np.radians(survey.dec))
@@ -106,7 +106,7 @@ def place(rng: np.random.Generator, survey: Survey, kind: str) -> tuple[float, f
 
 
 def _latitude(rng: np.random.Generator, kind: str) -> float:
-    """Galactic latitude, degrees: an exponential for stars of the disc, else even on the sphere."""
+    """Galactic latitude, degrees: exponential for disc stars, otherwise uniform on the sphere."""
     sign = rng.choice((-1, 1))
     if kind and kind not in HALO:
         return float(sign * min(rng.exponential(DISC), 89.0))
@@ -131,16 +131,16 @@ def latitude(ra: float, dec: float) -> float:
 
 
 def star_density(b: float) -> float:
-    """Stars at a galactic latitude relative to those at 60 degrees: about 14 times as many in the plane.
+    """Density of stars at a galactic latitude relative to 60 degrees: about 14 times as many in the plane.
 
-    Our formula, through star counts at r < 20: 1,700 a square degree at the poles, 30,000 near the plane away from the
-    centre (Ivezic et al. 2008, ApJ 684, 287, figures 7 and 8, for the slope at high latitude).
+    Our formula, through star counts at r < 20: 1,700 per square degree at the poles, 30,000 near the plane away from
+    the centre (Ivezic et al. 2008, ApJ 684, 287, figures 7 and 8, for the slope at high latitude).
     """
     return float((0.95 / (np.sin(np.radians(b)) + 0.08)) ** 1.3)
 
 
 def dust(rng: np.random.Generator, survey: Survey, b: float, kind: str) -> float:
-    """E(B-V) of our galaxy at a latitude; stars of the disc have only a part of it before them."""
+    """Galactic E(B-V) at a latitude; disc stars are behind only part of the dust."""
     median, scatter = DUST
     if not population_of(survey).latitude:
         return float(median * 10 ** rng.normal(0, scatter))
@@ -149,6 +149,6 @@ def dust(rng: np.random.Generator, survey: Survey, b: float, kind: str) -> float
     return float(min(column * share, 1.0))
 
 
-# Milky-Way dust over the high-latitude sky, E(B-V): median and scatter (dex) near those of the SDSS-II candidates, of
-# which the table has 0.041 and 0.24 (MWEBV; Sako et al. 2018, PASP 130, 064002).
+# Milky-Way dust over the high-latitude sky, E(B-V): median and scatter (dex) near those of the SDSS-II candidates,
+# 0.041 and 0.24 in the table (MWEBV; Sako et al. 2018, PASP 130, 064002).
 DUST = (0.045, 0.22)

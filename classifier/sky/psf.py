@@ -1,6 +1,6 @@
-"""The point-spread function: its shape, its transfer functions, and what it makes of noise.
+"""The point-spread function: its shape, its transfer functions, and its effect on noise.
 
-Everything is made in Fourier space, where this PSF and a sub-pixel shift are exact products.
+Everything is computed in Fourier space, where this PSF and a sub-pixel shift are exact products.
 """
 
 from functools import lru_cache
@@ -14,15 +14,15 @@ from skyheed.classifier.sky.surveys import Survey
 Array = NDArray[np.float64]
 Image = NDArray[np.float32]
 
-# SDSS's PSF (psField of run 1000, all bands): two Gaussians and a power-law wing (1 + r^2 / 3 s^2)^-1.5, of which the
-# Fourier transform is exp(-2 pi k sqrt(3) s) exactly.
+# SDSS's PSF (psField of run 1000, all bands): two Gaussians and a power-law wing (1 + r^2 / 3 s^2)^-1.5, whose Fourier
+# transform is exactly exp(-2 pi k sqrt(3) s).
 SECOND_SIZE = 2.0  # width of the second Gaussian relative to the first; `optics` relies on the 2
 SECOND_FLUX = 0.37
 WING_FLUX = 0.028
 WING_SIZE = 1.65  # sqrt(3) s, in units of the FWHM
-# Of the PSF, scatter per component; like the numbers below, our choice.
+# Ellipticity of the PSF, scatter per component; like the numbers below, our choice.
 ELLIPTICITY = 0.03
-MARGIN = 6  # FWHM by which the transform's period exceeds the stamp, so that wings hardly come back on the other side
+MARGIN = 6  # FWHM by which the transform's period exceeds the stamp, so that wings hardly wrap around
 
 
 @lru_cache(1)

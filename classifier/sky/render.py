@@ -1,7 +1,7 @@
-"""Stamps: a scene of galaxies, stars and one changing point source, seen through the air and the camera.
+"""Stamps: a scene of galaxies, stars and one variable point source, as seen through the atmosphere and the camera.
 
-Images are made in Fourier space, where a Sersic profile, a point source, a sub-pixel shift and a PSF with wings are all
-exact products; one inverse transform makes each stamp. All images of one object are made together.
+Images are computed in Fourier space, where a Sersic profile, a point source, a sub-pixel shift and a PSF with wings are
+all exact products; one inverse transform makes each stamp. All images of one object are computed together.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from skyheed.classifier.sky.galaxies import Profile
 from skyheed.classifier.sky.psf import ELLIPTICITY, Array, Image, core_width, frequencies, optics, shift
 from skyheed.classifier.sky.surveys import Survey
 
-WORST_SKY = 2.0  # noise of a night that is still used, relative to a typical one
+WORST_SKY = 2.0  # noise of the worst nights still used, relative to a typical one
 
 
 @dataclass(frozen=True)
 class Source:
-    """Something that does not change: a component of a galaxy, or a star (no profile).
+    """A constant source: a component of a galaxy, or a star (no profile).
 
     Attributes:
-        west, north: arcsec from the changing source.
+        west, north: arcsec from the variable source.
         fluxes: nJy, by band of the survey.
     """
 
@@ -37,9 +37,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Images [n, size, size] in nJy per pixel, and the photometry of them, nJy [n].
+    """Images [n, size, size] in nJy per pixel, and their photometry, nJy [n].
 
-    `psf` is the point source of flux 1; `clean` the science image without noise, defects or calibration error.
+    `psf` is a point source with flux 1; `clean` the science image without noise, defects or calibration error.
     """
 
     science: Image
@@ -64,7 +64,7 @@ def _sky_frequencies(survey: Survey, rotation: float) -> tuple[Array, Array]:
 
 
 def _scene(survey: Survey, sources: Sequence[Source], rotation: float) -> NDArray[np.complex64]:
-    """Transforms [band, G, K] of everything that does not change, about the changing source."""
+    """Transforms [band, G, K] of all constant sources, relative to the variable source."""
     kx, ky, _ = frequencies(survey)
     west, north = _sky_frequencies(survey, rotation)
     cos, sin = np.cos(np.radians(rotation)), np.sin(np.radians(rotation))
@@ -100,7 +100,7 @@ def _images(survey: Survey, transforms: NDArray[np.complex64]) -> Image:
 def _fold(transforms: NDArray[np.complex64]) -> NDArray[np.complex64]:
     """Transforms of every second pixel, twice along each axis: frequencies beyond the coarser limit alias into it.
 
-    Pixels keep flux per coarse pixel, because a quarter of the pixels hold the sum of four aliases.
+    Pixels keep flux per coarse pixel, because a quarter of the pixels contain the sum of four aliases.
     """
     side = transforms.shape[1]
     rows = transforms[:, : side // 2] + transforms[:, side // 2 :]
@@ -114,8 +114,8 @@ def _fold(transforms: NDArray[np.complex64]) -> NDArray[np.complex64]:
 
 @dataclass(frozen=True)
 class _Exposures:
-    """What the camera would record without noise: images [n, size, size], the transforms they came from, and the place
-    of the source in its stamps, [2, n] arcsec from pixel [0, 0]."""
+    """Noise-free camera images [n, size, size], the transforms they came from, and the position of the source in its
+    stamps, [2, n] arcsec from pixel [0, 0]."""
 
     psf: Image
     still: Image
@@ -138,11 +138,11 @@ def _expose(
 
 
 def point_images(rng: np.random.Generator, survey: Survey, fwhm: Array, offset: Array) -> Image:
-    """Point sources of flux 1, [n, size, size].
+    """Point sources with flux 1, [n, size, size].
 
     Args:
         fwhm: [n] arcsec.
-        offset: [2, n] arcsec, (x, y) from the middle pixel.
+        offset: [2, n] arcsec, (x, y) from the central pixel.
     """
     e1, e2 = rng.normal(0, ELLIPTICITY, (2, len(fwhm)))
     place = (survey.size // 2) * survey.pixel + offset
@@ -171,7 +171,7 @@ def render(
         sources: the constant scene.
         flux: [n] nJy, of the point source in each exposure.
         reference: [n] nJy, its flux in the template.
-        perfect: no defects, astrometric or calibration errors (for tests); noise stays.
+        perfect: no defects, astrometric or calibration errors (for tests); noise remains.
     """
     amount = 0.0 if perfect else 1.0
     seen = _expose(rng, survey, visits, sources, amount)
@@ -202,25 +202,25 @@ def render_measured(
     error: Array,
     reference: Array,
 ) -> tuple[Rendered, Array]:
-    """Stamps whose PSF photometry **is** a given light curve: flux and error of a measurement come out as they went in.
+    """Stamps whose PSF photometry **equals** a given light curve, in flux and error.
 
-    The noise of each stamp is scaled so that its PSF flux has the measured error (as far as a bad night explains it;
-    the rest is calibration and cannot be seen in one stamp), and its projection on the PSF is taken out, because the
-    measured flux holds its own noise already.
+    The noise of each stamp is scaled so that its PSF flux has the measured error (as far as a bad night can explain it;
+    the rest is calibration and cannot be seen in one stamp), and its projection on the PSF is removed, because the
+    measured flux already contains its own noise.
 
     Args:
         flux, error: [n] nJy, as measured.
         reference: [n] nJy, the part of `flux` that is in the template.
 
     Returns:
-        the images, and the sky noise they have, [n] nJy per pixel.
+        the images, and their sky noise, [n] nJy per pixel.
     """
     seen = _expose(rng, survey, visits, sources, 1.0)
     photons = np.maximum(seen.still + _column(np.maximum(flux, 0)) * seen.psf, 0) / _electrons(survey, visits)
     weight = seen.psf / np.einsum("nyx,nyx->n", seen.psf, seen.psf)[:, None, None]
     from_photons = np.einsum("nyx,nyx->n", weight**2, photons, dtype=float)
     per_sky = np.einsum("nyx,nyx->n", weight, weight, dtype=float)
-    # At least a fifth of the variance is the sky's; where photons alone explain the error they are scaled down.
+    # At least a fifth of the variance is sky noise; where photons alone explain the error they are scaled down.
     share = np.minimum(1, 0.8 * error**2 / np.maximum(from_photons, 1e-9))
     sky = np.minimum(np.sqrt((error**2 - share * from_photons) / per_sky), WORST_SKY * visits.noise)
     noise: Image = np.sqrt(_column(sky) ** 2 + _column(share) * photons)
@@ -238,7 +238,7 @@ def render_measured(
 
 
 def psf_photometry(images: Image, psf: Image, noise: Image) -> tuple[Array, Array]:
-    """Flux and error [n] of a point source of known place and PSF, unweighted; NaN pixels are left out."""
+    """Flux and error [n] of a point source of known position and PSF, unweighted; NaN pixels are left out."""
     known = np.isfinite(images)
     p = np.where(known, psf, 0)
     norm = np.einsum("nyx,nyx->n", p, p, dtype=float)
@@ -260,7 +260,7 @@ def _template(
     reference: Array,
     amount: float,
 ) -> tuple[Image, Image]:
-    """Template stamps, sharper and deeper than the visits, and what they leave behind when they are subtracted.
+    """Template stamps, sharper and deeper than the visits, and the residuals that their subtraction leaves.
 
     A registration error of (dx, dy) and a relative PSF error m leave, to first order,
     (dx d/dx + dy d/dy) - m FWHM d/dFWHM of the scene: products with the frequency in Fourier space.
@@ -271,10 +271,10 @@ def _template(
     first = _first_of_each(visits)
     grain = _column(quiet[first]) * _grain(rng, survey, len(first))
     which = np.searchsorted(_template_of(visits)[first], _template_of(visits))
-    # one image for all epochs of a band, but where the survey cuts every exposure, and its template, at whole pixels
+    # one image for all epochs of a band, unless the survey cuts every exposure and its template at whole pixels
     drawn, index = (np.arange(len(visits)), slice(None)) if survey.whole_pixels else (first, which)
     template = (_sharp(survey, visits, seen, everything, drawn) + grain[which[drawn]])[index]
-    # The subtracted template is convolved to the visit's PSF, which evens its noise out.
+    # The subtracted template is convolved to the visit's PSF, which smooths its noise.
     blurred = 0.5 * _column(quiet) * rng.standard_normal(template.shape, dtype=np.float32)
     dx, dy = rng.normal(0, survey.registration * survey.pixel, (2, len(visits))) * amount
     wider = rng.normal(0, survey.match, len(visits)) * amount
@@ -288,7 +288,7 @@ def _template(
 def _sharp(
     survey: Survey, visits: Visits, seen: _Exposures, everything: NDArray[np.complex64], drawn: NDArray[np.intp]
 ) -> Image:
-    """Template stamps without noise, of some exposures; in better seeing than the median of their band."""
+    """Noise-free template stamps for some exposures, with better seeing than the median of their band."""
     sharp = np.array([0.92 * band.seeing for band in survey.bands.values()])[visits.band[drawn]]
     middle = np.full((2, len(drawn)), (survey.size // 2) * survey.pixel)
     none = np.zeros(len(drawn))
@@ -297,7 +297,7 @@ def _sharp(
 
 
 def _grain(rng: np.random.Generator, survey: Survey, n: int) -> Image:
-    """Noise of unit variance, [n, size, size], that neighbours share as far as resampling made them."""
+    """Noise of unit variance, [n, size, size], correlated between neighbours as resampling makes it."""
     white = rng.standard_normal((n, survey.size, survey.size), dtype=np.float32)
     if not survey.grain[1]:
         return white
@@ -308,7 +308,7 @@ def _grain(rng: np.random.Generator, survey: Survey, n: int) -> Image:
 
 
 def _template_of(visits: Visits) -> NDArray[np.int64]:
-    """Number of the template cut-out of each exposure: one per band, or one per exposure where the camera turns."""
+    """Index of the template cut-out for each exposure: one per band, or one per exposure if the camera rotates."""
     return np.arange(len(visits)) if np.any(visits.rotation) else visits.band
 
 

@@ -15,21 +15,21 @@ from skyheed.classifier.sky.targets import Target, band_transmission, draw_magni
 # 1104: galaxies; stars at high latitude added), and the share of stars among them.
 NEIGHBOURS, COUNT_SLOPE, STAR_SHARE = 14.0, 0.30, 0.35
 BRIGHTEST, FAINTEST = 12.0, 23.0
-FAINTEST_CROWD = 21.5  # of the stars that low galactic latitudes add; fainter ones are the sky's grain
+FAINTEST_CROWD = 21.5  # of the stars added at low galactic latitudes; fainter ones are part of the sky's noise
 STAR_SLOPE = 0.20  # of log N(m) of stars of the disc between r = 14 and 21 (Bahcall & Soneira 1980, ApJS 44, 73)
 NO_GALAXY = 17.0  # neighbours brighter than this are stars
-REACH = 1.25  # stamp sides within which neighbours shed light into the stamp
-FAR = 60.0  # arcsec: side of the field in which a catalogue looks for neighbours
+REACH = 1.25  # stamp sides within which neighbours contribute light to the stamp
+FAR = 60.0  # arcsec: side of the field in which a catalogue lists neighbours
 
 
 @dataclass(frozen=True)
 class Content:
-    """Something in the field that does not change: a star, or a galaxy.
+    """A constant object in the field: a star, or a galaxy.
 
     Attributes:
-        west, north: arcsec from the changing source.
-        fluxes: [bands] nJy, through the dust of our galaxy.
-        galaxy: its shape; none of a star.
+        west, north: arcsec from the variable source.
+        fluxes: [bands] nJy, after Galactic extinction.
+        galaxy: its shape; None for a star.
     """
 
     west: float
@@ -38,7 +38,7 @@ class Content:
     galaxy: galaxies.Galaxy | None = None
 
     def sources(self) -> list[Source]:
-        """What is drawn: a point, or bulge and disc."""
+        """The rendered components: a point, or bulge and disc."""
         if self.galaxy is None:
             return [Source(self.west, self.north, self.fluxes)]
         shares = (self.galaxy.bulge, 1 - self.galaxy.bulge)
@@ -50,12 +50,12 @@ class Content:
 
 
 def surroundings(rng: np.random.Generator, survey: Survey, target: Target, dust: float) -> list[Source]:
-    """The host, and neighbours near enough to shed light into the stamp."""
+    """The host, and neighbours close enough to contribute light to the stamp."""
     return drawn(survey, contents(rng, survey, target, dust))
 
 
 def drawn(survey: Survey, field: list[Content]) -> list[Source]:
-    """What of a field sheds light into the stamp."""
+    """The sources of a field that contribute light to the stamp."""
     reach = survey.size * survey.pixel * REACH / 2
     near = [each for each in field if each.galaxy or max(abs(each.west), abs(each.north)) <= reach]
     return [source for each in near for source in each.sources()]
@@ -81,7 +81,7 @@ def contents(rng: np.random.Generator, survey: Survey, target: Target, dust: flo
 
 
 def _crowd(rng: np.random.Generator, survey: Survey, side: float, through: Array, b: float) -> list[Content]:
-    """The stars that a galactic latitude below 60 degrees adds, in a square of a side in arcsec."""
+    """The stars added at galactic latitudes below 60 degrees, in a square with this side in arcsec."""
     at_high_latitude = NEIGHBOURS * STAR_SHARE * 10 ** (COUNT_SLOPE * (FAINTEST_CROWD - FAINTEST))
     more = max(star_density(b) - 1, 0) * at_high_latitude * (side / 60) ** 2
     field = []

@@ -40,7 +40,7 @@ from skyheed.classifier.sky.targets import DETECTION
 from skyheed.classifier.sky.templates import load_template
 from skyheed.classifier.sky.type_ia import STANDARD, IaTemplate
 
-MOST = 12  # alerts of an object
+MOST = 12  # alerts per object
 # The labelled candidates of the SDSS-II Supernova Survey (Sako et al. 2018, PASP 130, 064002, as grouped by Bairouk et
 # al. 2023, A&A 673, A141): class, confirmed -> number.
 PUBLISHED: Mapping[tuple[str, bool], int] = MappingProxyType(
@@ -53,7 +53,7 @@ PUBLISHED: Mapping[tuple[str, bool], int] = MappingProxyType(
         ("SNOther", False): 2041,
     }
 )
-# Photometric typing errs: share of the photometric labels behind which there is the other supernova class. SN Ia:
+# Photometric typing makes errors: fraction of photometric labels whose true class is the other supernova class. SN Ia:
 # contamination of 4 % (Sako et al. 2018, section 7); core collapse: fewer checks exist, 10 % is our assumption.
 MISTAKES = MappingProxyType({"SNIa": 0.04, "SNOther": 0.10})
 
@@ -86,7 +86,7 @@ SHIFTED = " Conditions are not the survey's own, but shifted as the command says
 
 
 def plan(objects: int, seed: int, *, balanced: bool, mixture: Mapping[str, float] | None = None) -> list[Wish]:
-    """Which objects to make, in a shuffled order.
+    """The objects to make, in shuffled order.
 
     Args:
         balanced: equal classes and no wrong labels, instead of the published class counts.
@@ -133,7 +133,7 @@ def _half_confirmed(each: Mapping[str, int]) -> dict[tuple[str, bool], int]:
 def simulate_object(
     survey: Survey, seed: int, number: int, wish: Wish, seasons: int, template: IaTemplate = STANDARD, most: int = MOST
 ) -> Member:
-    """One object with its stamps, and what its packets say alongside them; depends on nothing but its arguments."""
+    """One object with its stamps and the accompanying data of its packets; depends only on the arguments."""
     rng = np.random.default_rng([seed, _code(survey.name), number])
     season = int(rng.integers(seasons))
     seen = observe(rng, survey, seed, season, wish, template)
@@ -149,10 +149,10 @@ def simulate_object(
 def paint_object(
     survey: Survey, seed: int, number: int, wish: Wish, seasons: int, ia: IaTemplate, most: int, scenes: list[Scene]
 ) -> Member:
-    """One simulated object on a real scene; depends on nothing but its arguments.
+    """One simulated object injected into a real scene; depends only on the arguments.
 
     Raises:
-        ArchiveError: the scenes suit no such object.
+        ArchiveError: the scenes are not suitable for such an object.
     """
     rng = np.random.default_rng([seed, _code(survey.name), number, 0x5CE])
     first_id = ((seed & 0x7FFFFF) << 40) + (number << 12)
@@ -193,7 +193,7 @@ def _describe(survey: Survey, seed: int, number: int, wish: Wish, seen: Observed
 def sequence_rows(
     survey: Survey, visits: Visits, images: Rendered, source_flux: NDArray[np.float64], first_id: int
 ) -> NDArray[np.void]:
-    """The archive's rows of one object's rendered exposures; source ids count up from `first_id`."""
+    """The archive rows of one object's rendered exposures; source ids count up from `first_id`."""
     names = list(survey.bands)
     searched = np.isin(visits.band, [i for i, name in enumerate(names) if name in survey.search])
     height = np.abs(images.flux) / images.flux_error * searched
@@ -224,7 +224,7 @@ def sequence_rows(
 
 
 def alerts(survey: Survey, visits: Visits, detected: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of which exposures, [n], the survey would send an alert with its stamps.
+    """The exposures, [n], for which the survey would send an alert with stamps.
 
     Args:
         detected: [n], at least one.
@@ -243,7 +243,7 @@ def _simulate_part(
     shift: Shift,
     task: tuple[int, list[tuple[int, Wish]]],
 ) -> list[dict[str, Any]]:
-    """Runs in a worker: simulate the objects of one part and write them."""
+    """Simulate the objects of one part and write them; runs in a worker process."""
     part, wishes = task
     survey, ia = survey_under(survey_name, shift), load_template(template)
     if scenes is not None:
@@ -271,24 +271,24 @@ def simulate(
     progress: bool = True,
     overwrite: bool = False,
 ) -> Path:
-    """Simulate a survey and write the archive; the same arguments give the same bytes on any number of processes.
+    """Simulate a survey and write the archive; the same arguments give the same bytes for any number of processes.
 
     Args:
         survey: sdss, ztf or lsst.
-        objects: how many; 8249 with the published class counts are the labelled candidates of the SDSS-II search.
+        objects: how many; 8249 with the published class counts equals the labelled candidates of the SDSS-II search.
         seed: of everything.
         out: directory of the archive.
-        seasons: how many seasons of the survey the objects are spread over, 1 to 3.
+        seasons: number of seasons of the survey over which the objects are spread, 1 to 3.
         balanced: equal classes and no wrong labels, instead of the published class counts.
         template: a spectral template of SNe Ia (`templates.load_template`) instead of our own light curves.
-        most: alerts of an object, where the survey sends alerts for detections alone.
-        scenes: an archive of real packets on whose templates the objects are painted (`painted`).
-        shift: conditions other than the survey's own.
+        most: alerts per object, if the survey sends alerts for detections only.
+        scenes: an archive of real packets into whose templates the objects are injected (`painted`).
+        shift: changes to the survey's own conditions.
         mixture: shares of the classes, with no wrong labels, instead of the published class counts.
         processes: by default one per core.
 
     Raises:
-        ArchiveError: unknown survey, impossible numbers, scenes that cannot be used, or `out` exists.
+        ArchiveError: unknown survey, invalid numbers, scenes that cannot be used, or `out` exists.
     """
     sky = survey_under(survey, shift)
     if not 1 <= seasons <= len(sky.cadence.seasons):
@@ -313,7 +313,7 @@ def simulate(
         work = partial(_simulate_part, survey, seed, seasons, template, writer.directory, most, scenes, shift)
         with progress_bar(None, "simulating", objects, show=progress, unit=" objects") as bar:
             each = _each(work, tasks, processes or len(os.sched_getaffinity(0)))
-            with contextlib.closing(each):  # its processes end with us
+            with contextlib.closing(each):  # its processes end with this one
                 for rows in each:
                     writer.adopt(rows)
                     bar.update(len(rows))
@@ -326,7 +326,7 @@ def _each(work: Any, tasks: list[Any], processes: int) -> Generator[list[dict[st
         return
     # Not fork: the caller may have threads (Kafka, torch), and a fork would copy their locks.
     context = multiprocessing.get_context("spawn")
-    # a process of the pool waits for work on a pipe that it holds open itself: it would outlive us
+    # a pool process waits for work on a pipe that it also holds open itself: it would outlive this process
     lives, we_live = context.Pipe(duplex=False)
     try:
         with ProcessPoolExecutor(
@@ -335,7 +335,7 @@ def _each(work: Any, tasks: list[Any], processes: int) -> Generator[list[dict[st
             try:
                 yield from pool.map(work, tasks)
             except BaseException:
-                we_live.close()  # the pool would finish what is in hand first
+                we_live.close()  # otherwise the pool would first finish its current work
                 raise
     except BrokenProcessPool as error:
         raise ArchiveError("a process of the simulation was killed (out of memory?); try fewer --processes") from error

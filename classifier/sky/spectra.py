@@ -1,6 +1,6 @@
-"""Light as a function of wavelength: bandpasses, dust, black bodies, and the distances that dim and redden it.
+"""Flux as a function of wavelength: bandpasses, dust, black bodies, and cosmological distances.
 
-A spectrum here is a flux density per frequency on any scale, as a function of rest wavelength in Angstrom.
+A spectrum here is a flux density per frequency in arbitrary units, as a function of rest wavelength in Angstrom.
 """
 
 from functools import lru_cache
@@ -12,7 +12,7 @@ from skyheed.classifier.sky.surveys import AB_ZERO, Survey
 
 Array = NDArray[np.float64]
 
-# Flat Lambda-CDM, the values with which supernova absolute magnitudes are quoted.
+# Flat Lambda-CDM, with the values for which absolute magnitudes of supernovae are quoted.
 HUBBLE = 70.0  # km/s/Mpc
 MATTER = 0.3
 LIGHT = 299_792.458  # km/s
@@ -66,7 +66,7 @@ def bandpass(survey: Survey, band: str) -> tuple[Array, Array]:
     middle, width = survey.bands[band].wavelength, survey.bands[band].width
     offsets = np.linspace(-0.6, 0.6, NODES)
     wavelength = middle + offsets * width
-    # Flanks fall over a fifth of the width, as those of the SDSS and LSST filters do.
+    # The flanks fall over a fifth of the width, like those of the SDSS and LSST filters.
     weight = np.clip((0.6 - np.abs(offsets)) / 0.2, 0.15, 1) / wavelength
     return wavelength, weight / weight.sum()
 

@@ -15,9 +15,9 @@ Array = NDArray[np.float64]
 # Wavelengths at which colours are given: u g r i z of SDSS; other bands are interpolated.
 NODES = np.array([3551.0, 4686.0, 6166.0, 7480.0, 8932.0])
 
-# How often each kind is drawn. The survey's own label is only "varies over several seasons" (Sako et al. 2018, PASP
-# 130, 064002), so the mixture is ours: halo pulsators and binaries as in Stripe 82 (Sesar et al. 2007, AJ 134, 2236),
-# flares and red giants rarer.
+# Relative frequency of each kind. The survey's own label is only "varies over several seasons" (Sako et al. 2018, PASP
+# 130, 064002), so the mixture is our choice: halo pulsators and binaries as in Stripe 82 (Sesar et al. 2007, AJ 134,
+# 2236), flares and red giants rarer.
 MIXTURE = MappingProxyType(
     {"RRab": 0.32, "RRc": 0.12, "DSCT": 0.12, "EA": 0.12, "EW": 0.16, "LPV": 0.06, "flare": 0.10}
 )
@@ -35,7 +35,7 @@ class Pulsation:
         ratio: A of u g r i z relative to g.
         harmonics: c_k in g for k > 1.
         steeper: change of c_k with ln A.
-        lag: phase of c_1 in u g r i z relative to g; the higher harmonics keep theirs.
+        lag: phase of c_1 in u g r i z relative to g; the higher harmonics are not shifted.
         scatter: of c_k for k > 1, in each part.
     """
 
@@ -51,7 +51,7 @@ class Pulsation:
 RATIO_SCATTER = 0.015
 LARGEST = -0.75  # ln A; hotter stars pulsate no more strongly
 BLUER = 0.07  # g - r by which a star is bluer per unit of ln A, and r - i by half of that
-# Amplitudes swell and shrink (the Blazhko effect, and less regular changes): exponential mean, and period in days.
+# Amplitudes grow and shrink (the Blazhko effect, and less regular changes): exponential mean, and period in days.
 MODULATION, MODULATION_PERIOD = 0.05, (20.0, 120.0)
 PULSATIONS: Mapping[str, Pulsation] = MappingProxyType(
     {
@@ -85,8 +85,8 @@ PULSATIONS: Mapping[str, Pulsation] = MappingProxyType(
         ),
     }
 )
-# Mean colours u-g, g-r, r-i, i-z, and their scatter. RR Lyrae: of the light curves named above; the others are round
-# numbers of ours near the stellar locus (Covey et al. 2007, AJ 134, 2398).
+# Mean colours u-g, g-r, r-i, i-z, and their scatter. RR Lyrae: from the light curves named above; the others are our
+# round numbers near the stellar locus (Covey et al. 2007, AJ 134, 2398).
 COLOURS: Mapping[str, tuple[float, float, float, float, float]] = MappingProxyType(
     {
         "RRab": (1.215, 0.25, 0.085, 0.035, 0.045),
@@ -102,8 +102,8 @@ COLOURS: Mapping[str, tuple[float, float, float, float, float]] = MappingProxyTy
         "spots": (1.9, 0.95, 0.45, 0.25, 0.30),
     }
 )  # fmt: skip
-# Apparent r at the bright and faint end between which stars are drawn, with N(m) ~ 10^(slope m): RR Lyrae over the
-# range of the light curves named above, the others our choice.
+# Bright and faint limits in apparent r between which stars are drawn, with N(m) ~ 10^(slope m): RR Lyrae over the range
+# of the light curves named above, the others our choice.
 BRIGHTNESS = {
     "RRab": (14.2, 20.7, 0.02), "RRc": (14.0, 20.0, 0.02), "DSCT": (15.0, 21.0, 0.15), "EA": (15.0, 21.0, 0.25),
     "EW": (15.0, 21.0, 0.25), "LPV": (14.0, 18.5, 0.1), "flare": (17.0, 22.5, 0.35),
@@ -128,16 +128,16 @@ class Star:
 
 
 def draw_kind(rng: np.random.Generator, mixture: Mapping[str, float] = MIXTURE) -> str:
-    """One of the kinds of a mixture, by its frequency."""
+    """One of the kinds of a mixture, drawn by frequency."""
     return str(rng.choice(list(mixture), p=np.array(list(mixture.values())) / sum(mixture.values())))
 
 
 def draw_star(rng: np.random.Generator, kind: str, within: tuple[float, float, float] | None = None) -> Star:
-    """A variable star of a kind of `COLOURS`.
+    """A variable star of a kind in `COLOURS`.
 
     Args:
         within: brightest and faintest mean r and the log-slope between; `BRIGHTNESS` by default, and for dwarf novae
-            and flares, which are found far above their mean.
+            and flares, which are found far above their mean brightness.
     """
     makers = {
         "EA": _detached, "EW": _contact, "LPV": _long_period, "flare": _flares, "YSO": irregular.young,
@@ -156,7 +156,7 @@ def _mean_magnitudes(rng: np.random.Generator, kind: str, within: tuple[float, f
     share = rng.random() * (10 ** (slope * (faint - bright)) - 1) + 1
     r = bright + np.log10(share) / slope
     *means, scatter = COLOURS[kind]
-    # One temperature moves all colours together, most in the blue.
+    # Colours change together with temperature, most in the blue.
     ug, gr, ri, iz = np.array(means) + rng.normal(0, scatter) * np.array([0.8, 1.0, 0.5, 0.3]) + rng.normal(0, 0.012, 4)
     return np.array([r + gr + ug, r + gr, r, r - ri, r - ri - iz])
 
@@ -188,7 +188,7 @@ def _pulsator(rng: np.random.Generator, kind: str) -> Change:
 
 
 def _detached(rng: np.random.Generator, kind: str) -> Change:
-    """Detached binaries: two eclipses, deeper in the blue; periods as in Kepler's (Kirk et al. 2016, AJ 151, 68)."""
+    """Detached binaries: two eclipses, deeper in the blue; periods as from Kepler (Kirk et al. 2016, AJ 151, 68)."""
     period = float(np.clip(10 ** rng.normal(0.25, 0.35), 0.4, 20))
     depth = rng.uniform(0.2, 1.2)
     second = depth * rng.uniform(0.1, 0.9)
@@ -218,7 +218,7 @@ def _contact(rng: np.random.Generator, kind: str) -> Change:
 
 
 def _long_period(rng: np.random.Generator, kind: str) -> Change:
-    """Semi-regular and Mira variables: slow, large in the blue (Soszynski et al. 2009, AcA 59, 239)."""
+    """Semi-regular and Mira variables: slow, with large amplitudes in the blue (Soszynski et al. 2009, AcA 59, 239)."""
     period, amplitude = 10 ** rng.uniform(1.8, 2.7), 10 ** rng.uniform(-0.6, 0.4)
     ratio = np.array([1.2, 1.0, 0.75, 0.45, 0.35])
     phases = rng.uniform(0, 2 * np.pi, 3)
@@ -238,8 +238,8 @@ FLARE_COLOUR = np.array([1.05, 1.20, 1.00, 0.83, 0.68])
 
 
 def _flares(rng: np.random.Generator, kind: str) -> Change:
-    """An M dwarf with a few flares a season; the search keeps the stars that it caught flaring."""
-    rate = rng.uniform(0.05, 0.4)  # flares a day of the sizes below
+    """An M dwarf with a few flares per season; the search selects stars observed during a flare."""
+    rate = rng.uniform(0.05, 0.4)  # flares per day of the sizes below
 
     def change(mjd: Array, node: Array) -> Array:
         extra = np.zeros(len(mjd))

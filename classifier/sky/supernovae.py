@@ -1,7 +1,7 @@
-"""Supernovae before distance: what all types have in common, and the core-collapse types. Every number has its source.
+"""Supernovae before distance: the parts common to all types, and core-collapse types. Every number has its source.
 
 A supernova is a `Surface`: flux density per frequency over (rest days from maximum, rest wavelength), 1 at maximum in
-the band in which its absolute magnitude is known: B for type Ia (`type_ia`), R for the others.
+the band of its absolute magnitude: B for type Ia (`type_ia`), R for the others.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Supernova:
     Attributes:
         magnitude: absolute AB magnitude at maximum, before the host's dust.
         surface: relative flux per frequency of (rest days [n], rest wavelength [m]) -> [n, m], 1 at maximum.
-        first_day, last_day: rest days from maximum between which it shines.
+        first_day, last_day: rest days from maximum between which it has flux.
         dust: A(V) in the host.
         facts: numbers for the archive.
     """
@@ -43,11 +43,11 @@ class CoreCollapse:
     """One kind of core-collapse supernova.
 
     Attributes:
-        share: of core-collapse supernovae in a volume, Smith et al. 2011, MNRAS 412, 1522.
+        share: fraction of core-collapse supernovae per volume, Smith et al. 2011, MNRAS 412, 1522.
         magnitude: mean and scatter in R (Vega system) at maximum, dimmed by dust: Li et al. 2011, MNRAS 412, 1441,
             table 6, from H0 = 73 to 70; the scatter of IIn without superluminous ones.
         rise: days from explosion to maximum, mean and scatter.
-        temperature: K at maximum, then what it tends to, and the days it takes (e-fold).
+        temperature: K at maximum, then its asymptotic value, and the e-folding time in days.
         blanketing: magnitudes lost at 3000 A once cool, growing below 4200 A.
     """
 
@@ -58,13 +58,13 @@ class CoreCollapse:
     blanketing: float
 
 
-# R in the AB system less R in the Vega system: a star of R = 0 has 3080 Jy (Bessell 1979, PASP 91, 589), one of AB
-# magnitude 0 has 3631. The magnitudes of Li et al. are Vega ones, the surveys here are AB.
+# R in the AB system minus R in the Vega system: a star of R = 0 has 3080 Jy (Bessell 1979, PASP 91, 589), one of AB
+# magnitude 0 has 3631 Jy. Li et al. give Vega magnitudes, the surveys here use AB.
 R_AB_LESS_VEGA = 0.18
 # Rises: II-P, II-L Gonzalez-Gaitan et al. 2015, MNRAS 451, 2212; IIn Nyholm et al. 2020, A&A 637, A73; stripped
 # envelopes Taddia et al. 2015, A&A 574, A60. Temperatures: II Faran et al. 2018, MNRAS 473, 513; stripped envelopes
 # Taddia et al. 2018, A&A 609, A136; IIn Taddia et al. 2013, A&A 555, A10.
-# The magnitudes of Ib and Ic have not been confirmed at their source.
+# The magnitudes of Ib and Ic have not been checked against their source.
 CORE_COLLAPSE = {
     "II-P": CoreCollapse(0.482, (-15.75, 1.23), (8, 2), (13000, 5600, 14), 2.0),
     "II-L": CoreCollapse(0.064, (-17.53, 0.64), (11, 3), (12500, 6000, 15), 1.5),
@@ -81,7 +81,7 @@ COBALT = 0.98  # mag / 100 d, radioactive tail with full trapping
 
 
 def draw_core_collapse(rng: np.random.Generator, kind: str | None = None) -> Supernova:
-    """A supernova that is not a Ia; `kind` of `CORE_COLLAPSE`, by its share of a volume if not given."""
+    """A supernova that is not of type Ia; `kind` in `CORE_COLLAPSE`, drawn by its volumetric share if not given."""
     names = list(CORE_COLLAPSE)
     shares = np.array([CORE_COLLAPSE[name].share for name in names])
     kind = kind or str(rng.choice(names, p=shares / shares.sum()))
@@ -117,7 +117,7 @@ def _bump(rng: np.random.Generator, kind: str) -> Callable[[Array], Array]:
     slow = kind == "IIn"
     fifteen = max(rng.normal(0.35, 0.15) if slow else rng.normal(0.75, 0.15), 0.2)  # decline in 15 d
     tail = rng.uniform(0.8, 2.5) if slow else rng.normal(1.9, 0.25)  # mag / 100 d
-    share = 0.5 if slow else 0.35  # of the flux at maximum that belongs to the tail
+    share = 0.5 if slow else 0.35  # fraction of the flux at maximum in the tail
     left = 10 ** (-0.4 * fifteen) - share * 10 ** (-0.4 * tail * 0.15)
     width = 15 / np.sqrt(-2 * np.log(np.clip(left / (1 - share), 0.02, 0.98)))
 
@@ -140,7 +140,7 @@ def _hot_surface(
         return np.asarray(black_body(wavelength, heat[:, None]) * 10 ** (-0.4 * blanketing * lost))
 
     def surface(phase: Array, wavelength: Array) -> Array:
-        # `fade` holds in V and R; the spectrum carries it to other wavelengths.
+        # `fade` applies to V and R; the spectrum extends it to other wavelengths.
         relative = spectrum(phase, wavelength) / spectrum(phase, np.array([R_WAVELENGTH]))
         level = 10 ** (-0.4 * fade(phase)) * _brightening(phase, rise)
         return np.asarray(relative * level[:, None])
@@ -149,6 +149,6 @@ def _hot_surface(
 
 
 def _brightening(phase: Array, rise: float) -> Array:
-    """From explosion to maximum: an expanding photosphere, flux ~ t^2 at first and level at maximum."""
+    """From explosion to maximum: an expanding photosphere, flux ~ t^2 at first, then levelling off at maximum."""
     share = np.clip(1 + phase / rise, 0, 1)
     return np.asarray(share**1.6 * (2.6 - 1.6 * share))

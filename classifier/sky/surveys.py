@@ -1,4 +1,4 @@
-"""Survey constants, each with its source: what the same simulation needs to know to become SDSS, ZTF or LSST.
+"""Survey constants, each with its source: what makes the same simulation SDSS, ZTF or LSST.
 
 Fluxes are nJy; AB magnitudes have zero point 31.4 (Oke & Gunn 1983, ApJ 266, 713).
 """
@@ -14,7 +14,7 @@ AB_ZERO = 31.4
 
 @dataclass(frozen=True)
 class Band:
-    """One filter and what the survey's camera does in it, for a typical visit.
+    """One filter and the camera's properties in it, for a typical visit.
 
     Attributes:
         wavelength, width: effective wavelength and full width at half maximum, Angstrom.
@@ -38,20 +38,20 @@ class Band:
 
 @dataclass(frozen=True)
 class Cadence:
-    """When a position is looked at.
+    """When a position is observed.
 
     Attributes:
         seasons: first and last MJD of every season.
         clear: share of nights that are not lost to weather.
-        memory: chance that a night is like the last one, beyond `clear` itself.
-        strips: parts of the sky that take turns; blocks: parts that lie side by side, with turns of their own.
-        visits: chance that a clear night images, in a block, the strip that has waited longest.
-        again: chance that it images another one.
-        overlap: share of the sky that lies in two strips.
+        memory: probability that a night repeats the weather of the previous one, beyond `clear` itself.
+        strips: parts of the sky observed in turn; blocks: adjacent parts, each with its own turns.
+        visits: probability that in a clear night, in a block, the strip that has waited longest is imaged.
+        again: probability that another one is imaged.
+        overlap: fraction of the sky that lies in two strips.
         filters: groups of bands taken in one visit, with their relative frequency.
-        lost: chance that one band of a visit is missing.
-        often, repeats: chance that a position lies in a field that is looked at more often, and how many times more, at
-            most, each of its visits is then taken that night.
+        lost: probability that one band of a visit is missing.
+        often, repeats: probability that a position lies in a field that is observed more often, and the maximum number
+            of repetitions of each of its visits in the same night.
     """
 
     seasons: tuple[tuple[float, float], ...]
@@ -68,36 +68,37 @@ class Cadence:
     repeats: int = 0
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed as the one object it is
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Survey:
     """Everything the simulation knows about a survey.
 
     Attributes:
         pixel: arcsec; size: pixels along a stamp's side.
         ra, dec: limits of the area, degrees; ra may run beyond 360.
-        astrometric_error: scatter of the source's place in its stamps per coordinate, arcsec.
+        astrometric_error: scatter of the source's position in its stamps per coordinate, arcsec.
         calibration_error: scatter of the visits' zero points, relative.
-        saturation: AB magnitude of a star that saturates its middle pixel in median seeing.
+        saturation: AB magnitude of a star that saturates its central pixel in median seeing.
         search: bands in which the survey looks for candidates.
         detections_only: the survey sends a packet only for an exposure in which it detects the object; otherwise our
-            replay sends every exposure from the first visit with a detection on.
+            replay sends every exposure, starting with the first visit with a detection.
         template_visits: visits stacked into the template; 0: the survey sends no template or difference stamps.
-        oversample: factor of the grid on which an image is drawn, 2 where the PSF is badly sampled.
-        turns: the camera turns on the sky from visit to visit.
+        oversample: factor of the grid on which an image is computed, 2 if the PSF is undersampled.
+        turns: the camera rotates on the sky from visit to visit.
         column_angle: direction of the detector's columns in a stamp, degrees from the rows' normal.
-        seeing_night, worst_seeing: scatter (log-normal) of the nights' seeing, and the worst that is used, relative.
-        sky_night: scatter (log-normal) of the nights' sky noise, the Moon apart.
+        seeing_night, worst_seeing: scatter (log-normal) of nightly seeing, and the worst that is used, relative.
+        sky_night: scatter (log-normal) of nightly sky noise, not counting the Moon.
         cloud: magnitudes of extinction that the calibration corrects, mean (exponential).
-        whole_pixels: stamps are cut at whole pixels, so that the source lies anywhere in its middle pixel.
-        error_scale: of the errors that the survey states, relative to what its pixels' noise makes.
-        bright_error: share of the flux of a bright source by which the survey's errors are larger than its noise.
+        whole_pixels: stamps are cut at whole pixels, so that the source lies anywhere within the central pixel.
+        error_scale: errors stated by the survey, relative to those from pixel noise.
+        bright_error: additional error of bright sources as stated by the survey, as a fraction of the flux.
         registration, match: of the template, scatter in pixels and of the relative FWHM.
-        grain: part of a pixel's noise that each neighbour shares in the template, least and most.
-        history_days: how far back a packet's photometry reaches; 0: the survey's packets have none.
-        forced: chance that a packet brings forced photometry; upper_limits: whether it brings limits of non-detections.
-        catalogued, referenced: chance that packets name catalogue sources, and a source of the reference image.
+        grain: fraction of a pixel's noise that each neighbour shares in the template, minimum and maximum.
+        history_days: look-back time of a packet's photometry; 0: the survey's packets have none.
+        forced: probability that a packet contains forced photometry; upper_limits: whether it contains limits of
+            non-detections.
+        catalogued, referenced: probability that packets list catalogue sources, and a source of the reference image.
         lasts: years of the survey over which objects are found.
-        yearly: exposures of a position in a year, all programmes together: median and scatter (ln).
+        yearly: exposures of a position per year, all programmes together: median and scatter (ln).
     """
 
     name: str
@@ -136,7 +137,7 @@ class Survey:
 
     @property
     def alert_rule(self) -> str:
-        """Which exposures are alerts, as the data card says it."""
+        """Which exposures are alerts, as stated in the data card."""
         if self.detections_only:
             return "in exposures with a detection, and in no others: the survey sends a packet only for what it detects"
         return "from the first visit with a detection on, in every exposure"
@@ -191,13 +192,13 @@ SDSS = Survey(
     column_angle=90.0,
 )
 
-# ZTF. Wavelengths and widths: Bellm et al. 2019, PASP 131, 018002. Seeing, sky noise and how both vary, the errors that
-# packets state against the noise of their pixels, the template's noise and its correlation: so that stamps measured
-# like those of 338 real packets look alike (benchmarks/sky_gap.py; published are a seeing of 2.1" and 5 sigma at 20.8,
-# 20.6, 19.9 in dark time). 6.2 electrons a count, zero points 26.2-26.3 (Masci et al. 2019, PASP 131, 018003). Cadence
-# of the public survey: g and r every third night, i for part of the sky; packets tell 30 days of photometry (ibid.).
-# Alerts: every 5-sigma detection in a difference image, of any band (ibid.; Patterson et al. 2019, PASP 131, 018001);
-# what the packet says of other exposures is photometry without stamps.
+# ZTF. Wavelengths and widths: Bellm et al. 2019, PASP 131, 018002. Seeing, sky noise and their variations, the stated
+# errors relative to pixel noise, the template's noise and its correlation: chosen so that simulated stamps match
+# those of 338 real packets in the same tests (benchmarks/sky_gap.py; published are a seeing of 2.1" and 5 sigma at
+# 20.8, 20.6, 19.9 in dark time). 6.2 electrons per count, zero points 26.2-26.3 (Masci et al. 2019, PASP 131, 018003).
+# Cadence of the public survey: g and r every third night, i for part of the sky; packets contain 30 days of photometry
+# (ibid.). Alerts: every 5-sigma detection in a difference image, in any band (ibid.; Patterson et al. 2019, PASP 131,
+# 018001); other exposures appear in the packet as photometry without stamps.
 ZTF = Survey(
     name="ztf",
     bands=_bands(
@@ -253,9 +254,9 @@ ZTF = Survey(
 
 # LSST. Wavelengths, widths, depth of a visit (23.8, 24.5, 24.0, 23.4, 22.7, 22.0 after dithering and airmass), FWHM and
 # zero points for 30 s: Ivezic et al. 2019, ApJ 873, 111, table 2, and Rubin SMTN-002; sky noise 10 % above that depth,
-# as the i stamps of the first on-sky alerts have it (38-40 nJy a pixel, Moon included). The wide survey looks at a
-# field in two filters every 3-4 nights, in an orientation that changes from visit to visit. Alerts: every 5-sigma
-# detection in a difference image, of any band (ibid.; LSE-163); forced photometry has no stamp.
+# as in the i stamps of the first on-sky alerts (38-40 nJy per pixel, Moon included). The wide survey observes a field
+# in two filters every 3-4 nights, with an orientation that changes from visit to visit. Alerts: every 5-sigma
+# detection in a difference image, in any band (ibid.; LSE-163); forced photometry has no stamp.
 LSST = Survey(
     name="lsst",
     bands=_bands(

@@ -21,8 +21,8 @@ class Sight:
 
     Attributes:
         dust: E(B-V) of the Milky Way.
-        limit: r magnitude at maximum beyond which an object is not worth drawing.
-        template: what SNe Ia look like.
+        limit: r magnitude at maximum; fainter objects are not drawn.
+        template: spectral template of SNe Ia.
         kind: of variable star to draw.
         b: absolute galactic latitude, degrees.
     """
@@ -42,7 +42,7 @@ class Sight:
 
     @property
     def through(self) -> Array:
-        """What Milky-Way dust lets through, by band."""
+        """Milky-Way dust transmission, by band."""
         return band_transmission(self.survey, self.dust)
 
 
@@ -52,7 +52,7 @@ class Target:
 
     Attributes:
         flux: [n] nJy, of the point source in each exposure; reference: [n], its flux in the template.
-        host: galaxy and its place (west, north) in arcsec, if there is one.
+        host: galaxy and its position (west, north) in arcsec, if there is one.
         bright: r magnitude at its brightest, which decides about spectra.
     """
 
@@ -68,7 +68,7 @@ class Target:
 
 
 def band_transmission(survey: Survey, dust: float) -> Array:
-    """What Milky-Way dust lets through, by band."""
+    """Milky-Way dust transmission, by band."""
     return np.asarray(10 ** (-0.4 * dust * np.array([band.extinction for band in survey.bands.values()])))
 
 

@@ -1,8 +1,8 @@
 """Spectral templates of SNe Ia from files, in place of our own standard light curves.
 
-Hsiao et al. 2007 (ApJ 663, 1187): a FITS image of flux per wavelength over (days, wavelength), as the version 3 that
-snpy carries. SALT3 (Kenworthy et al. 2021, ApJ 923, 265): a folder with `salt3_template_0.dat` and its companions,
-read by sncosmo if that is installed. Neither is part of skyheed.
+Hsiao et al. 2007 (ApJ 663, 1187): a FITS image of flux per wavelength over (days, wavelength), as in version 3
+distributed with snpy. SALT3 (Kenworthy et al. 2021, ApJ 923, 265): a folder with `salt3_template_0.dat` and its
+companions, read by sncosmo if that is installed. Neither is part of skyheed.
 """
 
 from functools import lru_cache
@@ -17,15 +17,15 @@ from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.sky.spectra import Array
 from skyheed.classifier.sky.type_ia import B_WAVELENGTH, STANDARD, IaTemplate
 
-NODES = np.arange(2200.0, 11000.0, 100.0)  # Angstrom; a template is read as means of intervals about these
+NODES = np.arange(2200.0, 11000.0, 100.0)  # Angstrom; a template is averaged in intervals around these
 B_WIDTH = 900.0  # Angstrom, of the band in which the maximum is 1
-LAST_DAY = 50.0  # of SALT3; later its last spectrum fades
+LAST_DAY = 50.0  # of SALT3; afterwards its last spectrum fades
 FADE = 0.02  # natural log of the flux per day, after the last day
 
 
 @lru_cache(4)
 def load_template(path: Path | None) -> IaTemplate:
-    """The SN Ia template of a FITS file or a SALT3 folder; our own without one.
+    """The SN Ia template from a FITS file or a SALT3 folder; our own if none is given.
 
     Raises:
         ArchiveError: there is no such file, or it cannot be read as a template.

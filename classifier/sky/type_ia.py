@@ -1,4 +1,4 @@
-"""Type Ia supernovae: standard light curves of our own, stretched, coloured and scattered as the observed ones are.
+"""Type Ia supernovae: our own standard light curves, with the observed distributions of stretch, colour and scatter.
 
 Other spectral templates can take the place of the standard light curves (`templates.load_template`).
 """
@@ -39,14 +39,14 @@ IA_LIGHT_CURVES = np.array(
         [10500, -1.144, -3.695, 5.483, 7.210, -1.512, 31.971, 14.23, -2.650, 127.119],
     ]
 )  # fmt: skip
-IA_FIRST_DAY = -20.0  # rest days; nothing shines before
+IA_FIRST_DAY = -20.0  # rest days; no flux before
 # SALT2 standardisation, M = IA_MAGNITUDE - alpha x1 + beta c: Betoule et al. 2014, A&A 568, A22.
-# The magnitude is ours, in the AB system and against the light curves above, so that SNe Ia of z < 0.12 come out as
-# bright as the 24 of the SDSS-II survey in SALT3.K21 (-19.1 in r).
+# The magnitude is our choice, in the AB system and for the light curves above, so that SNe Ia of z < 0.12 are as bright
+# as the 24 of the SDSS-II survey in SALT3.K21 (-19.1 in r).
 IA_MAGNITUDE, IA_ALPHA, IA_BETA = -19.23, 0.141, 3.10
 # Magnitudes to add to the template at IA_CORRECTION_DAYS (rows) and IA_CORRECTION_WAVELENGTHS: mean residuals of the
 # 101 SDSS-II SNe Ia of SALT3.K21 (Kenworthy et al. 2021, ApJ 923, 265) after a fit of time, magnitude, stretch and
-# colour to each, smoothed. Beyond the grid its rim holds.
+# colour to each, smoothed. Constant beyond the edges of the grid.
 IA_CORRECTION_DAYS = np.array([-12.0, -6, 0, 6, 12, 18, 25, 35, 50])
 IA_CORRECTION_WAVELENGTHS = np.array([2800.0, 3300, 3900, 4500, 5200, 5900, 6500, 7200, 8000])
 IA_CORRECTION = np.array(
@@ -62,10 +62,10 @@ IA_CORRECTION = np.array(
         [0.15, 0.15, 0.01, 0.01, -0.07, -0.14, -0.13, -0.08, 0.01],
     ]
 )
-# Rise and fall have stretches of their own about the common one: Hayden et al. 2010, ApJ 712, 350.
+# Rise and fall have separate stretches about the common one: Hayden et al. 2010, ApJ 712, 350.
 IA_RISE_SCATTER, IA_FALL_SCATTER = 0.06, 0.06
 # Populations (mode, lower, upper sigma): Scolnic & Kessler 2016, ApJ 822, L35 (SDSS, G10), with the bright side of x1
-# and both sides of c widened until fits to simulated light curves scatter as those to the real 101 do.
+# and both sides of c widened until fits to simulated light curves scatter like those to the real 101.
 IA_STRETCH = (1.14, 1.653, 0.35)
 IA_COLOUR = (-0.05, 0.065, 0.10)
 IA_SCATTER = 0.12  # mag, common to all bands: Guy et al. 2010, A&A 523, A7
