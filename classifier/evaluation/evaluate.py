@@ -83,7 +83,7 @@ def answers(
 
 
 def _cut(data: Dataset, index: int, n: int, kept: Mapping[int, bytes], needs: Needs) -> History:
-    """The first n epochs, or the latest of them that the model accepts. Cached values belong to the whole prefix."""
+    """The first n epochs, or the latest of them that the model accepts. Cached values need the first epoch."""
     first, span = max(n - needs.most, 0), max(needs.span, 1)
     usable = {} if first else {at: token for at, token in kept.items() if span * (at + 1) <= n}
     whole = data.history(index, first, n)
@@ -303,7 +303,7 @@ def entries(names: Sequence[str], archive: str | Path, device: str, precision: s
     """Checkpoints to be compared on an archive.
 
     Raises:
-        ModelError: one of them cannot be used, is given twice, or has other classes than the first.
+        ModelError: one of them cannot be used, is given twice, or has different classes from the first.
     """
     infos = [read_info(name) for name in names]
     for name, info in zip(names, infos, strict=True):

@@ -9,8 +9,8 @@ class Block(nn.Module):
     """Self-attention and two dense layers, each preceded by a LayerNorm and added to its input.
 
     Args:
-        width: of a token.
-        heads: of the attention.
+        width: width of a token.
+        heads: number of attention heads.
         dropout: of attention weights and of both additions.
     """
 

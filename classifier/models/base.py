@@ -30,7 +30,7 @@ class Network(nn.Module):
     everything after it.
 
     Attributes:
-        config: of the family.
+        config: configuration of the family.
         width: numbers in the representation of a history.
         objects: number of training objects, as the trainer sets it.
     """

@@ -64,8 +64,8 @@ class Info:
     """The description of a checkpoint; `model.json` contains the same.
 
     Attributes:
-        family: of models (`models.family`); checkpoints of release 0.1 name none and are ConvEntion's.
-        config: of that family.
+        family: model family (`models.family`); checkpoints of release 0.1 name none and are ConvEntion's.
+        config: configuration of that family.
         bands: letters of the bands that the model was trained on.
         surveys: the surveys whose stamps it was trained on.
         taxonomy, class_ids, members: version of the taxonomy, numbers of its classes, and their members

@@ -19,7 +19,7 @@ class Encoder(nn.Module):
 
     Attributes:
         features: number of features per stamp.
-        operations: multiply-adds of a stamp.
+        operations: multiply-adds per stamp.
     """
 
     features: int
@@ -93,7 +93,7 @@ class RepVgg(Encoder):
     position of the source in its host is preserved.
 
     Args:
-        channels: of the images.
+        channels: number of image channels.
         film: scale and shift the first layer's channels by band (FiLM: Perez et al. 2018, AAAI).
     """
 
@@ -138,7 +138,7 @@ class Small(Encoder):
     21 x 21 of ZTF's 63 x 63 pixels). Group norm, because batch statistics of simulated and real stamps differ.
 
     Args:
-        channels: of the images.
+        channels: number of image channels.
         batch_norm: use it instead of group norm, for methods that adapt its statistics.
     """
 

@@ -26,7 +26,7 @@ class Process:
 
     Attributes:
         days, wavelength: [k], of the observations.
-        amplitude: of the kernel, in squared units of flux.
+        amplitude: amplitude of the kernel, in squared units of flux.
         length: days.
         lower: Cholesky factor [k, k] of the covariance of the observations.
         weights: [k], the inverse of that covariance times the fluxes.

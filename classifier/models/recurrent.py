@@ -31,7 +31,7 @@ class Config(light_curves.Config):
     """Configuration of the network.
 
     Attributes:
-        cell: of the recurrence.
+        cell: type of recurrent cell.
         times: also give the cell the days since the first and the previous night, and which bands were observed.
     """
 

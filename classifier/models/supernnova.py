@@ -40,7 +40,7 @@ class Config(light_curves.Config):
     Attributes:
         bayes: weights with a mean and a standard deviation.
         hidden: state size in each direction.
-        draws: of the weights, averaged when serving.
+        draws: number of draws of the weights, averaged when serving.
         divergence: weight of the KL divergence between the weights and their prior. The published value is 1, for a
             far larger data set than those used here: with a few thousand objects the divergence of 45,000 weights
             outweighs the likelihood, and nothing is learned (docs/models.md).

@@ -23,14 +23,14 @@ class Config(family.Config):
     """Configuration of the network.
 
     Attributes:
-        encoder: of a stamp.
+        encoder: name of the stamp encoder.
         norm: of the encoder small: over groups of channels, or over batches (for adaptation; other encoders have
             a fixed norm).
         images: science stamps alone, or all kinds as channels of one image.
         band: how a stamp's band is encoded: added to its vector, by scales and shifts of the first layer, or as
             a second image.
         pooling: how outputs of all epochs are combined: their mean, or a mean weighted by a learned score.
-        width, heads, layers: of the blocks.
+        width, heads, layers: of the Transformer blocks.
         photometry: use photometric points as additional tokens, the latest `points` of them.
         context: use context numbers.
         missing: in training, the probability that a kind of image, all points, a kind of point or the context is

@@ -187,7 +187,7 @@ def context_of(
 
     Args:
         band: index into the survey's bands.
-        magnitude: of the absolute difference flux.
+        magnitude: magnitude of the absolute difference flux.
         others: values that are already known.
     """
     west, north = rng.normal(0, ALERT_ERROR, 2)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from skyheed.classifier.sky.surveys import Survey
 
-# The bands of a night differ from each other by this factor (log-normal), the nights by more (`Survey.seeing_night`).
+# Scatter (log-normal) of the seeing between bands of one night; nights differ more (`Survey.seeing_night`).
 SEEING_BAND = 0.05
 # Sky noise against the Moon: factor at full Moon, by wavelength (Krisciunas & Schaefer 1991, PASP 103, 1033).
 MOON_BLUE, MOON_RED = 1.6, 1.15
@@ -106,8 +106,8 @@ def visits_at(
 
     Args:
         rng: the object's own; used for lost bands and small differences within a night.
-        number: of the season.
-        seed: of the simulation.
+        number: number of the season.
+        seed: seed of the simulation.
         ra: degrees; sets the time of night.
         fields: numbers of the survey's fields that contain the position.
     """

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
 Values = NDArray[np.float64]
-FWHM = 2.3548  # of a Gaussian of sigma 1
+FWHM = 2.3548  # FWHM of a Gaussian with sigma 1
 SNR = 15.0  # of the brightest pixel, over the sky, for sources whose width and position are measured
 NARROWEST, WIDEST = 1.2, 8.0  # FWHM of a star, pixels: cosmic rays are narrower
 EDGE = 6  # pixels from the border within which no source is measured

@@ -32,7 +32,7 @@ def young(rng: np.random.Generator, kind: str) -> Change:
 def _walk(seed: int, mjd: Array, timescale: float) -> Array:
     """A damped random walk of unit variance that is reproducible at any given time.
 
-    The walk is drawn in blocks of 60 days, each with its own random stream.
+    The walk is drawn in independent blocks of 60 days, each with its own random stream.
     """
     block = 60.0
     result = np.zeros(len(mjd))

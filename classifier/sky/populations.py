@@ -30,7 +30,7 @@ class Population:
         spectrum: r magnitude at which half of the supernovae get a spectrum, and the width of that step.
         stars: how often each kind of variable star is drawn.
         star_range: brightest and faintest r of variable stars and the log-slope between them, in place of
-            `stars.BRIGHTNESS`; only where a kind has no range of its own in `faint_kinds`.
+            `stars.BRIGHTNESS`; only for kinds without a range of their own in `faint_kinds`.
         swing: factor by which AGN noticed by the survey vary more (ln: mean, scatter).
         template_age: days before the season's start in which the template was taken, least and most.
         latitude: stars are concentrated towards the Galactic plane, as are neighbours of all objects.
@@ -91,7 +91,7 @@ def place(rng: np.random.Generator, survey: Survey, kind: str) -> tuple[float, f
     """The position of an object: right ascension, declination and absolute galactic latitude, degrees.
 
     Args:
-        kind: of the variable star; empty for extragalactic objects.
+        kind: kind of variable star; empty for extragalactic objects.
     """
     if not population_of(survey).latitude:
         low, high = np.sin(np.radians(survey.dec))
@@ -131,7 +131,7 @@ def latitude(ra: float, dec: float) -> float:
 
 
 def star_density(b: float) -> float:
-    """Density of stars at a galactic latitude relative to 60 degrees: about 14 times as many in the plane.
+    """Star density at a galactic latitude relative to that at 60 degrees: about 14 times higher in the plane.
 
     Our formula, through star counts at r < 20: 1,700 per square degree at the poles, 30,000 near the plane away from
     the centre (Ivezic et al. 2008, ApJ 684, 287, figures 7 and 8, for the slope at high latitude).

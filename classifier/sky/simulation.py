@@ -276,7 +276,7 @@ def simulate(
     Args:
         survey: sdss, ztf or lsst.
         objects: how many; 8249 with the published class counts equals the labelled candidates of the SDSS-II search.
-        seed: of everything.
+        seed: random seed for everything.
         out: directory of the archive.
         seasons: number of seasons of the survey over which the objects are spread, 1 to 3.
         balanced: equal classes and no wrong labels, instead of the published class counts.

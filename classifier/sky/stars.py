@@ -192,7 +192,7 @@ def _detached(rng: np.random.Generator, kind: str) -> Change:
     period = float(np.clip(10 ** rng.normal(0.25, 0.35), 0.4, 20))
     depth = rng.uniform(0.2, 1.2)
     second = depth * rng.uniform(0.1, 0.9)
-    width = rng.uniform(0.015, 0.05) * min(1.5, 2 / period**0.5)  # of the cycle
+    width = rng.uniform(0.015, 0.05) * min(1.5, 2 / period**0.5)  # width as a fraction of the cycle
     start, blue = rng.random(), np.array([1.10, 1.04, 1.0, 0.97, 0.95])
 
     def change(mjd: Array, node: Array) -> Array:

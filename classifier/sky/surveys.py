@@ -193,8 +193,8 @@ SDSS = Survey(
 )
 
 # ZTF. Wavelengths and widths: Bellm et al. 2019, PASP 131, 018002. Seeing, sky noise and their variations, the stated
-# errors relative to pixel noise, the template's noise and its correlation: chosen so that simulated stamps match
-# those of 338 real packets in the same tests (benchmarks/sky_gap.py; published are a seeing of 2.1" and 5 sigma at
+# errors relative to pixel noise, the template's noise and its correlation: chosen so that simulated stamps, measured in
+# the same way, match those of 338 real packets (benchmarks/sky_gap.py; published are a seeing of 2.1" and 5 sigma at
 # 20.8, 20.6, 19.9 in dark time). 6.2 electrons per count, zero points 26.2-26.3 (Masci et al. 2019, PASP 131, 018003).
 # Cadence of the public survey: g and r every third night, i for part of the sky; packets contain 30 days of photometry
 # (ibid.). Alerts: every 5-sigma detection in a difference image, in any band (ibid.; Patterson et al. 2019, PASP 131,

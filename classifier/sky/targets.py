@@ -17,13 +17,13 @@ DETECTION = 5.0  # standard deviations
 
 @dataclass(frozen=True)
 class Sight:
-    """One position as a survey sees it through a season.
+    """One position, as observed by a survey during a season.
 
     Attributes:
         dust: E(B-V) of the Milky Way.
         limit: r magnitude at maximum; fainter objects are not drawn.
         template: spectral template of SNe Ia.
-        kind: of variable star to draw.
+        kind: kind of variable star to draw.
         b: absolute galactic latitude, degrees.
     """
 

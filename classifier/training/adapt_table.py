@@ -27,7 +27,7 @@ class Row:
     """Results of the models of one row, one per seed, on one archive.
 
     Attributes:
-        method: of adaptation.
+        method: adaptation method.
         measured: results of `adapted.measure`, one per seed.
     """
 

@@ -48,7 +48,7 @@ class Adaptation(Objective):
         shares: expected class shares in the target: dann-class weights the source by them.
         inject: the fraction of a target batch that dann-class replaces by source samples of classes not in `classes`,
             so that both sides contain them.
-        alpha, beta: of jdot (`adapt.jdot`).
+        alpha, beta: parameters of jdot (`adapt.jdot`).
         tasks: what is learned from the source: the class alone, or all tasks of `multitask`, balanced among themselves.
         balance_domain: also learn the weight of the alignment loss (Kendall et al. 2018), limited to 16 times that of
             the source loss (SIDDA: arXiv 2501.14048); otherwise it follows its own schedule.
@@ -217,7 +217,7 @@ class Pair(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.logs = nn.Parameter(torch.zeros(2))  # of a^2 and b^2
+        self.logs = nn.Parameter(torch.zeros(2))  # logarithms of a^2 and b^2
 
     def forward(self, supervised: Tensor, domain: Tensor) -> Tensor:
         """The balanced loss."""

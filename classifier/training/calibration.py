@@ -17,11 +17,11 @@ GRID = np.exp(np.linspace(np.log(0.3), np.log(5), 80))
 def fit(
     model: Model, data: Dataset, indices: NDArray[np.int64], labels: NDArray[np.int64], protocol: Protocol
 ) -> Calibration:
-    """A temperature for each number of stamps (Guo et al. 2017, arXiv 1706.04599); the prior comes on top.
+    """A temperature for each number of stamps (Guo et al. 2017, arXiv 1706.04599); the prior is applied afterwards.
 
     Args:
         model: without calibration.
-        labels: of `indices`.
+        labels: true classes of `indices`.
     """
     weight = np.ones(len(indices))
     if protocol.balanced:  # classes had equal weight in training, so they do here; the prior is corrected afterwards

@@ -14,7 +14,7 @@ EARLY = (3, 6, 12, 30)  # numbers of stamps whose scores have a column of their 
 STAMPS = (3, 12, 48, 99)  # numbers of stamps at which the cost of an update is given
 UNLIKE = "other data, not comparable"
 _KEPT = ("macro_f1", "macro_f1_68", "accuracy")
-Facts = Mapping[str, Any]  # of one run
+Facts = Mapping[str, Any]  # facts of one run
 Grid = Mapping[str, Sequence[Facts]]  # runs of each row, one per seed; the first one's scores are shown
 
 

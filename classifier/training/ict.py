@@ -42,7 +42,7 @@ class Settings:
             representation and as projection.
         kl: between the classifications of both views, or between whole views and their beginnings.
         queue: vectors of each class from which its mean is computed.
-        temperature: of the target's probabilities.
+        temperature: temperature of the target's probabilities.
     """
 
     positives: Literal["view+class", "view", "class", "levels"] = "view+class"

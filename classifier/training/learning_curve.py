@@ -13,7 +13,7 @@ from skyheed.classifier.training.few_shot import Floats, Indices, Views
 
 COUNTS = (1, 3, 10)
 DRAWS = 30
-STRENGTH = 0.1  # of the ridge, for every count, so that the measured objects influence no choice
+STRENGTH = 0.1  # of the ridge, for every count, so that no choice depends on the measured objects
 LEAST = 3  # objects of each group that must be left for measurement
 SHOWN = (1, COMBINATIONS - 1)  # combinations of kinds: images alone, and everything
 

@@ -59,7 +59,7 @@ def regression(found: Tensor, wanted: Tensor) -> Tensor:
 
     Args:
         found: [b].
-        wanted: [b], NaN where unknown.
+        wanted: [b], NaN where there is no target.
     """
     known = wanted.isfinite()
     each = functional.smooth_l1_loss(found, torch.where(known, wanted, found.detach()), reduction="none")
@@ -104,7 +104,7 @@ def losses(
 
     Args:
         logits, labels: [b, classes] and [b].
-        found, wanted: task -> [b]; NaN in `wanted` where unknown.
+        found, wanted: task -> [b]; NaN in `wanted` where there is no target.
     """
     made = {"class": functional.cross_entropy(logits, labels)}
     made |= {name: regression(found[name], wanted[name]) for name in REGRESSIONS}
@@ -121,7 +121,7 @@ def resolution(
     Args:
         found, wanted: [n]; unknown values are left out.
         by: [n], such as the number of stamps or the flux.
-        edges: of its bins.
+        edges: edges of the bins in `by`.
 
     Returns:
         For each bin its edges, the number of objects, bias and resolution; NaN for empty bins.

@@ -39,7 +39,7 @@ class Protocol:
         network: changes to the configuration of that model.
         objective: `name` of what is minimised and its settings; empty for the model's default.
         variant, attention, band_embedding, cnn, time, dropout: of ConvEntion's network, as shortcuts.
-        stamps: of the longest history.
+        stamps: number of stamps in the longest history.
         classes: those to distinguish; if there is a custom taxonomy, all of its classes by default.
         taxonomy: custom classes instead of the standard ones, see `taxonomy.from_mapping`.
         objects: number of training objects, evenly by class (at natural frequencies if not `balanced`); 0 for all.
@@ -53,7 +53,7 @@ class Protocol:
         batch, short_batch, head_batch: views per step.
         bank_views: views of each object whose tokens are computed for the head.
         rate, head_rate: the highest learning rates; a quarter of them on confirmed labels.
-        truncate, drop: of `dataset.Augmentation`.
+        truncate, drop: see `dataset.Augmentation`.
         balanced: draw classes equally often (weighted random sampling), and correct the prior afterwards.
         prefixes: number of beginnings of each view that are also classified.
         photometry: weight of the loss for predicting fluxes from tokens; 0 as published.
@@ -65,7 +65,7 @@ class Protocol:
         patience: measurements without a better macro-F1 after which a stage stops; 0: never.
         blocks, models: number of object-disjoint folds, and models for each; 0 blocks: the archive's own splits.
         device, autocast: where to compute, and bfloat16 where it is native.
-        threads: of the CPU; 0 for all.
+        threads: number of CPU threads; 0 for all.
     """
 
     archive: str

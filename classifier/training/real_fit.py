@@ -38,7 +38,7 @@ def run(name: str, archive: str | Path, output: str | Path, command: str = "", v
     """Fit, measure, write a checkpoint.
 
     Args:
-        name: of the checkpoint trained on simulations.
+        name: name of the checkpoint trained on simulations.
         archive: of real packets, some of them with a class.
 
     Raises:

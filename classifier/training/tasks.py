@@ -72,7 +72,7 @@ class MultiTask(Objective):
         return total + balanced
 
     def wanted(self, seen: Views) -> dict[str, NDArray[np.float32]]:
-        """Regression targets for views, NaN where unknown."""
+        """Regression targets for views, NaN where there is none."""
         index = np.array([self.setting.data.object_of(int(rows[0])) for rows in seen.rows])
         last = np.array([h.mjd[-1] for h in seen.histories])
         return self._wanted(index, last)

@@ -39,7 +39,7 @@ class Bank:
     Args:
         make: scaled pixels [g, group, 32, 32] and band ids [g, group] -> tokens.
         indices: the objects.
-        views: of each.
+        views: number of views of each object.
         seed: random draws for an object depend only on this and the object, not on the other objects.
         group: stamps of a token.
     """

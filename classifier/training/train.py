@@ -356,7 +356,7 @@ class Trainer:
         """Calibrate on the validation objects, score on the test objects, write the checkpoint.
 
         Raises:
-            ModelError: no weights were kept.
+            ModelError: no stage has any steps.
         """
         if self.best < 0:
             raise ModelError("no stage has any step: give short_steps, steps or head_steps")

@@ -21,7 +21,7 @@ class Config:
             variant uses the position only.
         attention_hidden: channels between the two layers of the mlp attention.
         size: pixels of a stamp on a side.
-        stamps: of the longest sequence.
+        stamps: number of stamps in the longest sequence.
         bands: the largest band id; there are always at least the published 10 rows of embeddings.
 
     Raises:

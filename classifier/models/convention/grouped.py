@@ -23,7 +23,7 @@ class Grouped(BasePredictor):
     """A model that computes a token for each group of stamps, and a classification from the tokens.
 
     Attributes:
-        config: of the network.
+        config: configuration of the network.
         token_dtype: of cached tokens.
         tokens_of: [g, t, 32, 32] scaled pixels and [g, t] band ids -> float32 [g, channels, y, x].
         together: histories processed after the CNN at once.

@@ -17,7 +17,7 @@ class Points(nn.Module):
     """Points as tokens.
 
     Args:
-        width: of a token.
+        width: width of a token.
         missing: in training, the probability that a history has no points, and that it lacks one kind of them.
     """
 
@@ -47,7 +47,7 @@ class Context(nn.Module):
     """Context numbers as a term added to a history's representation.
 
     Args:
-        width: of the representation.
+        width: width of the representation.
         missing: in training, the probability that a history has none.
     """
 

@@ -27,7 +27,7 @@ def export(name: str | Path, folder: Path) -> Path:
         folder: created if it does not exist; existing files of the same names are replaced.
 
     Raises:
-        ModelError: there is no such model, it has no such form, the folder cannot be written, or onnx is not installed.
+        ModelError: there is no such model, it cannot be exported, the folder cannot be written, or onnx is missing.
     """
     from skyheed.classifier.serving import load_network
 

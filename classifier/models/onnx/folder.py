@@ -48,7 +48,7 @@ class Export:
     Attributes:
         info: card of the checkpoint.
         kind: how histories become inputs (`predictor.KINDS`).
-        needs: of a history.
+        needs: what the model needs of a history.
         opset: of the graphs.
         graphs: by name, `HEAD` and, if stamps are used, `ENCODER`.
     """

@@ -53,7 +53,7 @@ class ByOnnx(BasePredictor):
 
     Args:
         info: card, possibly with another prior than the export's own.
-        threads: of onnxruntime; None for all cores.
+        threads: number of onnxruntime threads; None for all cores.
     """
 
     def __init__(self, export: Export, info: Info, folder: Path, threads: int | None) -> None:
