@@ -1,11 +1,11 @@
 """Avro schemas, plans for reading them, and the plain reader: slow, strict, for any schema.
 
-`avro_fast` makes a fast reader from the same plan; whatever that one rejects is read again here, so that only this
+`avro_fast` makes a fast reader from the same plan; whatever it rejects is read again here, so that only this
 module decides what is an error, and which. It never trusts a length, count or branch number, does work only in
 proportion to the bytes, and is independent of files, topics and surveys.
 
 Specification: https://avro.apache.org/docs/1.11.1/specification/ (binary encoding, schema resolution).
-Two deliberate differences: records are matched by field, not by name (ZTF's `ztf.alert` comes back from Spark as
+Two deliberate differences: records are matched by their fields, not by name (ZTF's `ztf.alert` comes back from Spark as
 `topLevelRecord`), and `int` and `long` are one type.
 """
 
@@ -19,9 +19,9 @@ from skyheed.broker.packets.avro_schema import MAX_DEPTH, MAX_SCHEMA_BYTES, Sche
 
 __all__ = ["MAX_DEPTH", "MAX_SCHEMA_BYTES", "MAX_STEPS", "PlainReader", "Plan", "Schema", "Steps", "Type", "resolve"]
 
-# Values skipped in one message: 1 or 2 s by the slow reader. A year's history of a Rubin deep field has 500,000.
+# Values skipped in one message: 1 or 2 s with the slow reader. One year's history of a Rubin deep field has 500,000.
 MAX_STEPS = 2_000_000
-ITEM_STEPS = 100  # cost of an array item that is kept: 20,000 of them, each some 500 bytes of memory
+ITEM_STEPS = 100  # cost of an array item that is kept: 20,000 of them, each taking some 500 bytes of memory
 
 # Writer type -> reader types that may take it (specification, "Schema Resolution").
 _PROMOTIONS = {
@@ -46,7 +46,7 @@ class Plan:
     parts: list["Plan"] = field(
         default_factory=list
     )  # of the record's fields, the union's branches or the array's item
-    keys: list[str] = field(default_factory=list)  # of a taken record; empty: that field is skipped
+    keys: list[str] = field(default_factory=list)  # of a record that is read; an empty key: that field is skipped
     defaults: dict[str, Any] = field(default_factory=dict)
     error: str = ""
 
@@ -124,7 +124,7 @@ def _acceptable(writer: Type, reader: Type) -> Iterator[Type]:
 
 
 def _takes_anything(reader: Type) -> bool:
-    """Whether the reader has null for a value of a type that it cannot take: a branch of the name `anything`."""
+    """Whether the reader accepts null in place of a value of another type: it has a branch named `anything`."""
     return any(branch.kind == "fixed" and branch.name.endswith("anything") for branch in reader.branches)
 
 
@@ -132,7 +132,7 @@ def _takes_anything(reader: Type) -> bool:
 
 
 class PlainReader:
-    """Reads values from `data[position:end]`, checking everything; `steps` is what the message may still cost.
+    """Reads values from `data[position:end]`, checking everything; `steps` is what the message may still use.
 
     Raises:
         PacketError: TRUNCATED, WRONG_TYPE, BAD_BLOCK or BOMB, with the byte offset.
@@ -233,7 +233,7 @@ class PlainReader:
             self._check_stop(stop)
 
     def _blocks(self, least: float) -> Iterator[tuple[int, int | None]]:
-        """Of each block of an array or map the number of items, at least `least` bytes each, and its end if it says."""
+        """For each block of an array or map the number of items, at least `least` bytes each, and its end if given."""
         while count := self.long():
             stop = None
             if count < 0:
@@ -261,7 +261,7 @@ class PlainReader:
                 self._fail(Reason.WRONG_TYPE, "a number of more than 64 bits")
 
     def length(self) -> int:
-        """A length that fits into the remaining bytes."""
+        """A length that fits within the remaining bytes."""
         length = self.long()
         if length < 0:
             self._fail(Reason.WRONG_TYPE, f"a length of {length}")

@@ -1,12 +1,12 @@
 """Writer schema and reader schema -> one generated Python function that reads a record quickly.
 
-Most of a packet is skipped, and most of what is skipped has a form that a regular expression can follow: fixed
+Most of a packet is skipped, and most of what is skipped has a form that a regular expression can match: fixed
 widths, variable-length numbers, unions and short strings. So neighbouring fields become one bytes pattern, with
 groups where the reader wants a value; only long strings, arrays, maps and unions of those need Python. Every
 pattern is deterministic and possessive, thus linear. A real ZTF packet takes 68 us, where fastavro with the same
 fields takes 320 (both with the schema parsed already, same run on one core).
 
-The function is a fast path only: if something does not fit (a damaged packet, a long string inside an array), it gives
+The function is only a fast path: if something does not fit (a damaged packet, a long string inside an array), it gives
 up, and the plain reader of `avro` reads the record again and names the error. Names and values of the
 writer's schema never become source text.
 """
@@ -32,7 +32,7 @@ from skyheed.broker.packets.avro_runtime import RUNTIME, Blocks, Items, Mismatch
 # Types of a schema written out in full, where arrays and the strings in them count more because their patterns take
 # longer to compile: 0.15 s at most. ZTF's schema comes to about 1000 (20 ms), Rubin's to 2000.
 MAX_PARTS = 8_000
-CREDIT_PARTS, EARNED_PARTS = 40_000, 40  # compiled at once after the start, and for each message: 1 ms
+CREDIT_PARTS, EARNED_PARTS = 40_000, 40  # compiled at once after the start, and allowance per message: 1 ms
 _ARRAY_PARTS = 100
 _MAX_NESTING = 12  # of generated `if` blocks
 
@@ -40,15 +40,15 @@ _MAX_NESTING = 12  # of generated `if` blocks
 class Credit:
     """How many parts of schemas may be compiled now.
 
-    A stream that rarely has new schemas compiles each at once. One whose schemas keep changing (compiling would cost
-    more than it ever saves) is read by the plain reader: the same records, a little later.
+    A stream that rarely has new schemas compiles each at once. If a stream's schemas keep changing (so that compiling
+    would cost more than it saves), it is read by the plain reader: the same records, a little later.
     """
 
     def __init__(self, parts: int = CREDIT_PARTS) -> None:
         self._most = self.left = parts
 
     def earn(self) -> None:
-        """Another message was read."""
+        """Count another message that was read."""
         self.left = min(self._most, self.left + EARNED_PARTS)
 
 
@@ -58,8 +58,8 @@ class RecordReader:
     Args:
         writer: the schema that the record was written with.
         wanted: the reader schema; None skips everything and finds the end of the record.
-        compiled: False leaves the fast path out (for tests).
-        credit: compile for the second record, when this allows it; None compiles at once.
+        compiled: False disables the fast path (for tests).
+        credit: compile at the second record, if the credit allows it; None compiles at once.
 
     Attributes:
         used_again: it has read more than one record.
@@ -81,10 +81,10 @@ class RecordReader:
             self._compile(Credit(MAX_PARTS))
 
     def __call__(self, data: bytes, position: int, end: int, steps: Steps | None = None) -> tuple[Any, int]:
-        """The record at `data[position:]` and the position behind it, at most `end`.
+        """The record at `data[position:]` and the position after it, at most `end`.
 
         Args:
-            steps: what the message may still cost; this record is taken off.
+            steps: the number of steps still allowed for the message; this record's steps are subtracted.
 
         Raises:
             PacketError: TRUNCATED, WRONG_TYPE, BAD_BLOCK or BOMB, with the byte offset.
@@ -95,7 +95,7 @@ class RecordReader:
         if self._compilable and self._credit is not None and self.used_again and self._credit.left > 0:
             self._compile(self._credit)
         before = steps.left
-        # the fast path charges at least what the plain one does, so that it never takes what that would refuse
+        # the fast path charges at least what the plain one does, so it never accepts what the plain one would refuse
         steps.left -= self._nodes
         if self._fast is not None and steps.left >= 0:
             try:
@@ -110,15 +110,15 @@ class RecordReader:
     def _compile(self, credit: Credit) -> None:
         if not self._compilable:
             return
-        self._compilable = False  # only once, successful or not
+        self._compilable = False  # tried only once, successful or not
         writer = _Writer()
         with contextlib.suppress(Unsupported):
             self.source, self._fast = _compile(self.plan, writer)
         credit.left -= writer.parts
-        re.purge()  # `re` would keep the patterns of 512 schemas that nobody uses any more
+        re.purge()  # otherwise `re` would keep the patterns of 512 schemas that are no longer in use
 
     def plain(self, data: bytes, position: int, end: int, steps: Steps | None = None) -> tuple[Any, int]:
-        """The same by the slow and strict reader."""
+        """The same with the slow and strict reader."""
         reader = PlainReader(data, position, end, steps)
         try:
             return reader.read(self.plan), reader.position
@@ -127,7 +127,7 @@ class RecordReader:
 
 
 def _compile(plan: Plan, writer: "_Writer") -> tuple[str, Reader]:
-    """The source, and the function, that reads what `plan` says."""
+    """The source code and the function that read what `plan` says."""
     writer.take(plan, "record")
     writer.flush()
     source = "\n".join(["def read(data, pos, end, steps):", *writer.lines, "    return record, pos"])
@@ -140,7 +140,7 @@ class _Writer:
     """Collects patterns until something needs Python, then writes both out in order."""
 
     def __init__(self, short: bytes | None = None) -> None:
-        self._short = short  # pattern of the strings that are passed over by it, or None
+        self._short = short  # pattern of the strings that it can skip, or None
         self.lines: list[str] = []
         self.constants: dict[str, Any] = {}
         self._pattern: list[Piece] = []
@@ -206,7 +206,7 @@ class _Writer:
             self._after.append(f"{target} = {conversion}")
 
     def _simple(self, plan: Plan) -> bool:
-        """Whether a pattern can follow the value: inside arrays that of a short text as well."""
+        """Whether a pattern can match the value; inside arrays, this includes short text."""
         return plan.type.kind in FIXED_WIDTH or bool(self._short and plan.type.kind == plan.take == "string")
 
     def _number(self, plan: Plan) -> tuple[bytes, str]:
@@ -248,7 +248,7 @@ class _Writer:
         self._branch(plan.parts, lambda part: self.take(part, target))
 
     def _passes(self, part: Plan) -> bool:
-        """Whether a value that is not wanted can be passed over by a pattern."""
+        """Whether a pattern can skip an unwanted value."""
         return not part.take and self._passing(part.type, self._short) is not None
 
     def _take_simple_union(self, plan: Plan, target: str) -> None:
@@ -256,7 +256,7 @@ class _Writer:
         value = "None"
         for index, part in enumerate(plan.parts):
             if part.error:
-                continue  # the plain reader will say so when it comes up
+                continue  # the plain reader will report it if it occurs
             if not part.take:
                 passed = self._passing(part.type, self._short)
                 choices.append(literal(index) + (passed.any if passed else b""))
@@ -266,7 +266,7 @@ class _Writer:
             choices.append(literal(index) + pattern)
             if len(self._groups) > before:
                 value = f"{conversion} if {self._groups[-1]} is not None else {value}"
-        # null is seldom the value; the others stay as they are, because their groups are numbered
+        # null is seldom the value; other branches stay as they are, because their groups are numbered
         choices.sort(key=lambda choice: len(choice) <= 2)
         self._pattern.append(Piece(b"(?>" + b"|".join(choices) + b")"))
         self._after.append(f"{target} = {value}")
@@ -302,7 +302,7 @@ class _Writer:
             self.line("pos = skip_bytes(data, pos, end)")
 
     def _item(self, each: Type) -> bytes | None:
-        """The pattern that passes over an item of an array or map."""
+        """The pattern that skips an item of an array or map."""
         pattern = self._passing(each.branches[0], short_strings())
         prefix = short_strings() if each.kind == "map" else b""
         return None if pattern is None else prefix + pattern.any
@@ -324,9 +324,9 @@ class _Writer:
         self.line("else: raise Mismatch")
 
     def _passing(self, each: Type, short: bytes | None = None) -> Piece | None:
-        """What passes over any value of the type, or None where no pattern can."""
+        """What skips any value of the type, or None if no pattern can."""
         return passing(each, self.count, short)
 
 
-# Texts of less than 64 bytes, whose length is one byte.
+# Text of less than 64 bytes, whose length is one byte.
 _SHORT_TEXT = short_strings(64)

@@ -1,7 +1,7 @@
-"""Regular expressions that pass over Avro values.
+"""Regular expressions that skip Avro values.
 
-Every pattern is deterministic and possessive, thus linear. Neighbouring values that are nearly always there, or all
-null, are first tried as one run without alternatives: a run of 70 floats takes 0.6 us that way, alternatives 4 us.
+Every pattern is deterministic and possessive, thus linear. Neighbouring values that are nearly always present, or all
+null, are first tried as a run without alternatives: a run of 70 floats takes 0.6 us this way, with alternatives 4 us.
 """
 
 import re
@@ -20,24 +20,24 @@ FIXED_WIDTH = {
 }  # fmt: skip
 _SMALL_VARINT = rb"[\x80-\xff]{0,8}+[\x00-\x7f]"
 _USUAL = FIXED_WIDTH | {"int": _SMALL_VARINT, "long": _SMALL_VARINT, "enum": _SMALL_VARINT}
-_USUAL |= {"float": b"." * 4, "double": b"." * 8}  # dots are quicker than a count
-_RUN = 8  # values: of longer runs a single null would cost more than the run saves
+_USUAL |= {"float": b"." * 4, "double": b"." * 8}  # dots are faster than a count
+_RUN = 8  # values: in longer runs a single null would cost more than the run saves
 _LONGEST_USUAL = 256  # bytes of a pattern
 
 
 class Unsupported(Exception):
-    """The schema is too odd for the compiler."""
+    """The schema is too unusual for the compiler."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What passes over one value.
+    """Patterns that skip one value.
 
     Attributes:
-        any: every value of the type.
-        usual: some values, by another way that is quicker: what it matches, `any` matches to the same length.
-            None where there is none.
-        null: null, the same; None where the value cannot be null.
+        any: matches every value of the type.
+        usual: matches some values in a faster way; whatever it matches, `any` matches to the same length.
+            None if there is none.
+        null: the same for null; None if the value cannot be null.
     """
 
     any: bytes
@@ -46,14 +46,14 @@ class Piece:
 
 
 def passing(each: Type, count: Callable[[int], None], short: bytes | None = None, depth: int = 0) -> Piece | None:
-    """What passes over a value of the type, or None where no pattern can.
+    """Patterns that skip a value of the type, or None if no pattern can.
 
     Args:
-        count: told of the parts of the type.
-        short: pattern of strings; None where these cannot be passed over.
+        count: called with the number of parts of the type.
+        short: pattern of strings; None if strings cannot be skipped.
 
     Raises:
-        Unsupported: too deep; whatever `count` raises.
+        Unsupported: nested too deeply; also anything that `count` raises.
     """
     count(1)
     if depth > MAX_DEPTH:
@@ -75,7 +75,7 @@ def passing(each: Type, count: Callable[[int], None], short: bytes | None = None
 
 
 def joined(pieces: Iterable[Piece]) -> bytes:
-    """One value after the other."""
+    """The pattern of the values one after the other."""
     out = []
     for quick, members in groupby(pieces, lambda piece: piece.usual is not None):
         own = list(members)
@@ -100,7 +100,7 @@ def short_strings(longest: int = SHORT) -> bytes:
 
 
 def _of_lengths(first: int) -> bytes:
-    """Strings of 16 neighbouring lengths, below a look at the first byte: all are passed by at once."""
+    """Strings of 16 neighbouring lengths, after a look-ahead at the first byte that may rule out all of them."""
     lengths = range(first, first + 16)
     ends = lengths[0], lengths[-1]
     low, high = (re.escape(bytes([2 * size & 0x7F | (0x80 if size >= 64 else 0)])) for size in ends)
@@ -116,7 +116,7 @@ def _run(run: Sequence[Piece]) -> bytes:
 
 
 def _union(each: Type, branches: Sequence[Piece]) -> Piece:
-    """The first branch that is not null is the usual one."""
+    """The usual branch is the first one that is not null."""
     kinds = [branch.kind for branch in each.branches]
     order = sorted(range(len(kinds)), key=lambda index: kinds[index] == "null")
     alternatives = b"|".join(literal(index) + branches[index].any for index in order)

@@ -1,7 +1,7 @@
 """Readers for recently seen writer schemas, in bounded memory and time.
 
 A schema seen once is kept in a separate small cache, so that a stream with a new schema in every packet evicts only
-its own. Errors of bad schemas are remembered, too.
+its own. Errors of bad schemas are remembered as well.
 """
 
 from collections import OrderedDict
@@ -45,12 +45,12 @@ class Readers:
             return reader
         reader = self._learn(text)
         dropped = keep(self._new, text, reader, KEPT_NEW)
-        if dropped is not None and dropped[1].used_again:  # known by its header alone
+        if dropped is not None and dropped[1].used_again:  # recognised by its header alone
             keep(self._known, *dropped, KEPT)
         return reader
 
     def of_schema(self, number: object, schema: Schema) -> RecordReader:
-        """The reader for a registry's schema, by its id or GUID."""
+        """The reader for a schema from a registry, by its id or GUID."""
         known = self._by_id.get(number)
         if known is None or known[0] is not schema:
             known = schema, RecordReader(schema, self._wanted, credit=self.credit)

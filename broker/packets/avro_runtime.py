@@ -41,10 +41,10 @@ class Items:
 
 
 class Blocks:
-    """Passes over the blocks of one array or map.
+    """Skips the blocks of one array or map.
 
     Args:
-        pattern: of an item, with a map's key in front of it; None where there is none.
+        pattern: of an item, preceded by a map's key; None if there is none.
     """
 
     def __init__(self, each: Type, pattern: bytes | None) -> None:
@@ -65,7 +65,7 @@ class Blocks:
             count, pos = _long(data, pos, end)
             if count == 0:
                 return pos
-            # a block that says its size (a negative count) is rare, so left to the plain reader
+            # a block that states its size (a negative count) is rare, so it is left to the plain reader
             count = count if self._least else min(count, 0)
             if count < 0 or count * self._least > end - pos or count * self._nodes > steps.left:
                 raise Mismatch
@@ -122,7 +122,7 @@ def _take_string(data: bytes, pos: int, end: int) -> tuple[str, int]:
 
 
 class _Zigzag(dict[bytes, int]):
-    """Digits -> number; those of one byte are looked up."""
+    """Digits -> number; single-byte digits are looked up."""
 
     def __missing__(self, digits: bytes) -> int:
         number = 0

@@ -1,6 +1,6 @@
-"""Avro schemas: JSON text -> types, at a cost that is linear in the text and limited.
+"""Avro schemas: JSON text -> types, at a cost that is linear in the text and bounded.
 
-A schema can come with every packet, so parsing must be cheap for any content: the limits below keep the worst one at a
+A schema can come with every packet, so parsing must be cheap for any content: the limits below keep the worst case at a
 few milliseconds. The largest known schema, Rubin's, has 120 kB, 2800 brackets and commas, 10 named types.
 
 Specification: https://avro.apache.org/docs/1.11.1/specification/#schema-declaration
@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 from skyheed.broker.errors import PacketError, Reason
 
 MAX_SCHEMA_BYTES = 1 << 18
-MAX_SYNTAX = 6_000  # brackets and commas of the text: each can begin a value
+MAX_SYNTAX = 6_000  # brackets and commas in the text: each can begin a value
 MAX_NAMED = 500  # records, enums and fixed types
-MAX_DEPTH = 64  # of nested types, through references too, and of nested values of a recursive type
+MAX_DEPTH = 64  # of nested types, including through references, and of nested values of a recursive type
 MAX_FIXED = 1 << 24
-_MAX_RECURSIVE = 500  # records and unions of a schema whose records hold each other
-_MAX_ROUNDS = 16  # to measure those
+_MAX_RECURSIVE = 500  # records and unions of a schema whose records contain each other
+_MAX_ROUNDS = 16  # passes to measure those
 
-_LEAST = {"null": 0, "float": 4, "double": 8}  # bytes; every other primitive takes one at least
+_LEAST = {"null": 0, "float": 4, "double": 8}  # bytes; every other primitive takes at least one
 _PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "string")
 
 Library = Mapping[str, Any] | Iterable[tuple[str, Any]]
@@ -35,7 +35,7 @@ class Type:
     Attributes:
         least: the smallest number of bytes that a value of it can take.
         depth: of the types below it.
-        nodes: the greatest number of values in one value of it, but for what arrays and maps hold.
+        nodes: the greatest number of values in one value of it, not counting the contents of arrays and maps.
     """
 
     kind: str
@@ -58,8 +58,8 @@ class Schema:
 
     Args:
         definition: the schema as JSON text or as `json.loads` returns it.
-        library: name and definition of schemas that this one may refer to. A type is looked for under the name of
-            its schema first, then in every schema; where two schemas define one name, the first holds.
+        library: name and definition of schemas that this one may refer to. A type is looked up under the name of
+            its schema first, then in every schema; if two schemas define the same name, the first one counts.
 
     Raises:
         PacketError: BAD_SCHEMA.
@@ -70,10 +70,10 @@ class Schema:
         self._aliases: dict[str, Type] = {}
         self._named: dict[str, Type] = {}
         self._unions: dict[tuple[str, ...], Type] = {}
-        self._containers: dict[tuple[str, int], Type] = {}  # arrays and maps, by what they hold
+        self._containers: dict[tuple[str, int], Type] = {}  # arrays and maps, by their contents
         self._definitions: dict[str, Any] = {}
         self._open: set[str] = set()
-        self._composites: list[Type] = []  # inner ones first
+        self._composites: list[Type] = []  # innermost first
         self.recursive = False
         try:
             self.root = self._parse(load_json(definition), "", 0)
@@ -85,7 +85,7 @@ class Schema:
         del self._composites
 
     def as_json(self) -> Any:
-        """The schema as JSON data for other Avro libraries, whole and without logical types, aliases and docs."""
+        """The schema as JSON data for other Avro libraries, complete, without logical types, aliases and docs."""
         return _as_json(self.root, set())
 
     def _parse(self, definition: Any, namespace: str, depth: int) -> Type:
@@ -113,7 +113,7 @@ class Schema:
 
     def _union(self, definition: list[Any], namespace: str, depth: int) -> Type:
         simple = all(isinstance(branch, str) and branch in _SIMPLE for branch in definition)
-        if simple and tuple(definition) in self._unions:  # nearly all of a survey's
+        if simple and tuple(definition) in self._unions:  # nearly all unions of a survey
             return self._unions[tuple(definition)]
         branches = [self._parse(branch, namespace, depth + 1) for branch in definition]
         if not branches or any(branch.kind == "union" for branch in branches):
@@ -143,11 +143,11 @@ class Schema:
         """Read schemas of the library until one has the type; those called by its name come first."""
         for entry in sorted(self._library, key=lambda entry: entry[0] not in candidates):
             if entry not in self._library:
-                continue  # read meanwhile, by one of the others
+                continue  # read in the meantime, by one of the others
             self._library.remove(entry)
             name, definition = entry
             full = _full_name(definition, "") if isinstance(definition, dict) and "name" in definition else ""
-            # a name that is known already: another version of it, or the same under another name
+            # a name that is already known: another version of it, or the same type under another name
             self._aliases[name] = self._named.get(full) or self._parse(definition, "", depth + 1)
             if found := self._known(candidates):
                 return found
@@ -168,7 +168,7 @@ class Schema:
         elif kind == "enum":
             made.symbols = _symbols(definition["symbols"])
         else:
-            made.least = math.inf  # not known yet: it may hold itself
+            made.least = math.inf  # not known yet: it may contain itself
             self._open.add(full)
             self._fields(made, definition["fields"], full.rpartition(".")[0], depth)
             self._open.discard(full)
@@ -184,7 +184,7 @@ class Schema:
                 record.defaults[each["name"]] = each["default"]
 
     def _close(self, made: Type) -> Type:
-        """Measure a type whose parts are all there."""
+        """Measure a type whose parts are all known."""
         parts = made.branches or [part for _, part in made.fields]
         made.depth = 1 + max((part.depth for part in parts), default=0)
         if made.depth > MAX_DEPTH:
@@ -197,7 +197,7 @@ class Schema:
         return made
 
     def _measure_again(self) -> None:
-        """Records that hold each other: repeat until nothing changes."""
+        """Measure records that contain each other: repeat until nothing changes."""
         if len(self._composites) > _MAX_RECURSIVE:
             bad_schema(f"records that hold each other and more than {_MAX_RECURSIVE} types")
         for _ in range(_MAX_ROUNDS):
@@ -265,11 +265,11 @@ def _symbols(symbols: Any) -> tuple[str, ...]:
 
 
 def load_json(text: Any) -> Any:
-    """A schema's JSON text as Python values; anything but text is returned as it is.
+    """A schema's JSON text as Python values; anything else is returned as it is.
 
     Raises:
         PacketError: BAD_SCHEMA, longer or more complex than any real schema.
-        ValueError, RecursionError: no JSON.
+        ValueError, RecursionError: not JSON.
     """
     if not isinstance(text, str | bytes):
         return text

@@ -32,17 +32,17 @@ __all__ = ["Decoder", "SchemaSource", "confluent_payload", "split_container", "w
 
 MAGIC = b"Obj\x01"
 MAX_PACKET_BYTES = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
-MAX_BLOCK_BYTES = 8 * 2**20  # of one decompressed block
-MAX_RECORDS = 10_000  # of one message
+MAX_BLOCK_BYTES = 8 * 2**20  # for one decompressed block
+MAX_RECORDS = 10_000  # in one message
 _SYNC_BYTES = 16
-MAX_MESSAGE_BYTES = 4 * MAX_BLOCK_BYTES  # of all its blocks together, decompressed
-_HEADERS = 16  # remembered: a topic carries few schemas at a time
-_MAX_ENTRIES = 100  # of a container's header
+MAX_MESSAGE_BYTES = 4 * MAX_BLOCK_BYTES  # for all blocks of a message together, decompressed
+_HEADERS = 16  # remembered: a topic has only a few schemas at a time
+_MAX_ENTRIES = 100  # in a container's header
 _MAX_HEADER_BYTES = 2 * MAX_SCHEMA_BYTES
 _CONFLUENT = struct.Struct(">bI")
 _PREFIXES = {0: 5, 1: 17}  # Confluent's first byte -> length of the prefix: schema id, or its GUID
-SCHEMA_HEADER = "__value_schema_id"  # holds what else is the prefix
-SCHEMA_KEY = "skyheed-schema-key"  # of our own making (`with_key`): the message's key, where that is a schema
+SCHEMA_HEADER = "__value_schema_id"  # holds what would otherwise be the prefix
+SCHEMA_KEY = "skyheed-schema-key"  # skyheed's own (`with_key`): the message's key, if it is a schema
 
 Headers = Iterable[tuple[str, bytes | None]]
 
@@ -52,10 +52,10 @@ class Decoder:
 
     Args:
         reader_schema: Avro schema (dict or JSON text) of the wanted fields; all of them need defaults, because
-            producers leave fields out. Fields are found by name, whatever the records are called.
+            producers leave fields out. Fields are matched by name; the names of the records do not matter.
         schemas: where the schemas of Confluent messages come from.
-        max_packet_bytes: longer messages are refused unread.
-        max_block_bytes: a compressed block may not become longer than this.
+        max_packet_bytes: longer messages are refused without being read.
+        max_block_bytes: a block may not be larger than this when decompressed.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Decoder:
         return records
 
     def _bare(self, payload: bytes, start: int, schema_id: SchemaId) -> dict[str, Any]:
-        """One record without a container around it, from byte `start` on."""
+        """One record without a container, starting at byte `start`."""
         if self._schemas is None:
             _fail(Reason.UNKNOWN_SCHEMA, f"schema {schema_id}, and no source of schemas is set")
         reader = self._readers.of_schema(schema_id, self._schemas.get(schema_id))
@@ -125,14 +125,14 @@ class Decoder:
 
 
 def with_key(headers: Headers, key: bytes | None) -> Headers:
-    """A message's headers, and its key among them if that is an Avro schema of a record."""
+    """A message's headers, with its key among them if the key is an Avro schema of a record."""
     if key is None or not key.startswith(b"{") or b'"fields"' not in key or len(key) > MAX_SCHEMA_BYTES:
         return headers
     return [*headers, (SCHEMA_KEY, key)]
 
 
 def _whole(reader: RecordReader, payload: bytes, start: int) -> dict[str, Any]:
-    """The record that begins there and ends with the message."""
+    """The record that begins at `start` and ends with the message."""
     record, position = reader(payload, start, len(payload))
     if position != len(payload):
         _fail(Reason.TRAILING_BYTES, f"{len(payload) - position} bytes behind the record")
@@ -175,7 +175,7 @@ def split_container(data: bytes, *, max_block_bytes: int = 2**30) -> list[bytes]
     A file of a single record comes back as it is.
 
     Raises:
-        PacketError: as `Decoder.decode`, but for size and number of records.
+        PacketError: as `Decoder.decode`, except for size and number of records.
     """
     if not data.startswith(MAGIC):
         _fail(Reason.BAD_MAGIC, f"begins with {data[:4]!r}: not an Avro container")
@@ -229,7 +229,7 @@ class _Header:
 
 
 class _Containers:
-    """Headers seen before are known again by their bytes (without the sync marker, which is another in every file)."""
+    """Recognises headers seen before by their bytes (without the sync marker, which differs in every file)."""
 
     def __init__(self, readers: Readers) -> None:
         self._readers = readers
@@ -318,7 +318,7 @@ def _deflate(block: bytes, limit: int) -> bytes:
 
 
 def _snappy(block: bytes, limit: int) -> bytes:
-    """Snappy's block form and the big-endian CRC-32 of the uncompressed bytes."""
+    """Decompress Snappy's block form, which is followed by the big-endian CRC-32 of the uncompressed bytes."""
     body, checksum = block[:-4], block[-4:]
     try:
         if cramjam.snappy.decompress_raw_len(body) > limit:
@@ -332,7 +332,7 @@ def _snappy(block: bytes, limit: int) -> bytes:
 
 
 def _zstandard(block: bytes, limit: int) -> bytes:
-    # The frame need not say how long it is, so room grows until it fits or the limit is reached.
+    # The frame need not state its length, so the buffer grows until it fits or the limit is reached.
     room = min(limit, max(8 * len(block), 1 << 16))
     while True:
         out = bytearray(room)

@@ -20,15 +20,15 @@ from skyheed.classifier.bounded import open_regular, within
 from skyheed.classifier.names import printable
 
 log = logging.getLogger("skyheed.replay")
-PACKETS = (".avro", ".bin")  # read from folders and tar archives; a file given explicitly may have any name
+PACKETS = (".avro", ".bin")  # read from folders and tar archives; a file named explicitly may have any extension
 TARS = (".tar", ".tar.gz", ".tgz")
 GZIP_MAGIC = b"\x1f\x8b"
 LARGEST = 256 * 2**20  # bytes of one file of packets, which is split in memory; Kafka takes messages of 64 MiB
 LARGEST_HEADER = 2**20  # bytes of a tar's own headers (long names, PAX); tarfile would read as many as one claims
-DEEPEST = 3  # tars inside tars; the surveys need none
-# A tar.gz may unpack to this many times its size and as much more: packets, whose stamps are packed, to 1 to 5 times.
+DEEPEST = 3  # nested tars; the surveys need none
+# A tar.gz may expand by this factor plus a fixed size; packets, whose stamps are compressed, expand 1 to 5 times.
 MOST_UNPACKING, UNPACKING_FREE = 100, 64 * 2**20
-SPARE = 2**30  # bytes that unpacking leaves free on the disk
+SPARE = 2**30  # free bytes that unpacking leaves on the disk
 
 Place = tuple[Path, int, int]  # file, offset, length
 
@@ -37,9 +37,9 @@ class PacketFiles:
     """Finds packets; archives are unpacked into `folder`, which the caller removes.
 
     Attributes:
-        inputs: name, size and time of change of every file that was read, for a fingerprint.
-        damaged: what could not be read whole, one sentence each.
-        empty: archives without anything in them.
+        inputs: name, size and modification time of every file that was read, for a fingerprint.
+        damaged: what could not be read completely, one sentence each.
+        empty: archives with nothing in them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +53,7 @@ class PacketFiles:
         """Every packet of a file, a tar archive or a folder.
 
         Raises:
-            ConfigError: a file that is none, or no room to unpack it.
+            ConfigError: it is not a packet file, or there is no room to unpack it.
         """
         for file in self._in_folder(path) if path.is_dir() else [path]:
             self.note(file)
@@ -72,7 +72,7 @@ class PacketFiles:
         self.inputs.append((path.name, status.st_size, status.st_mtime_ns))
 
     def _in_folder(self, folder: Path) -> list[Path]:
-        """Files and archives of packets below a folder; links that lead out of it are left out."""
+        """Packet files and archives below a folder; links that lead out of it are left out."""
         found = [p for p in sorted(folder.rglob("*")) if p.name.endswith(PACKETS + TARS) and p.is_file()]
         found = [p for p in found if not _is_hidden(str(p.relative_to(folder)))]
         inside = [p for p in found if within(p, folder)]
@@ -88,7 +88,7 @@ class PacketFiles:
             yield path, 0, size
 
     def _tar(self, path: Path, shown: str, depth: int) -> Iterator[Place]:
-        """The packets of an archive; what stops the reading is said together with what was read before."""
+        """The packets of an archive; an error that stops the reading is reported with what was read before."""
         plain, fault = self._plain(path, shown)
         found = 0
         try:
@@ -111,11 +111,11 @@ class PacketFiles:
                     if member.offset <= last or member.size < 0:
                         raise tarfile.ReadError("its headers lead back")
                     last, seen = member.offset, True
-                    tar.members = []  # type: ignore[attr-defined]  # or it keeps every header in memory
+                    tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps every header in memory
                     if member.isreg() and not _is_hidden(member.name):
                         yield from self._member(member, plain, size, shown, depth)
                 end = tar.offset
-            # tarfile takes an archive that was cut inside or before a header for a whole one
+            # tarfile takes an archive truncated inside or before a header for a complete one
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it ends too early")
@@ -139,7 +139,7 @@ class PacketFiles:
             yield from self._tar(self._copied(plain, member), name, depth + 1)
 
     def _copied(self, plain: Path, member: tarfile.TarInfo) -> Path:
-        """An archive inside an archive, in a file of its own."""
+        """An archive inside an archive, copied to a separate file."""
         inner = self._new_file()
         left = member.size
         with plain.open("rb") as source, inner.open("wb") as out:
@@ -151,7 +151,7 @@ class PacketFiles:
         return inner
 
     def _plain(self, path: Path, shown: str) -> tuple[Path, str]:
-        """The archive without gzip, in a temporary file (members are read again by their place), and what was wrong."""
+        """The uncompressed archive, in a temporary file (members are read again by position), and what was wrong."""
         with open_regular(path, ConfigError) as file:
             if file.read(2) != GZIP_MAGIC:
                 return path, ""
@@ -166,7 +166,7 @@ class PacketFiles:
         written = 0
         try:
             with gzip.GzipFile(fileobj=file) as packed:
-                while part := packed.read1(1 << 20):  # `read` would lose what came before a cut
+                while part := packed.read1(1 << 20):  # `read` would lose what precedes a truncation
                     written += len(part)
                     if written > most:
                         return f"it unpacks to more than {MOST_UNPACKING} times its size"
@@ -200,19 +200,19 @@ class _Headers:
         self.tell = file.tell
 
     def seek(self, place: int) -> int:
-        """Raises tarfile.ReadError behind the end."""
+        """Raises tarfile.ReadError beyond the end."""
         if place > self._size:
             raise tarfile.ReadError("unexpected end of data")
         return self._file.seek(place)
 
     def read(self, size: int = -1) -> bytes:
-        """Raises tarfile.ReadError for more bytes than headers have."""
+        """Raises tarfile.ReadError if more bytes are requested than headers have."""
         if not 0 <= size <= LARGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._file.read(size)
 
 
 def _is_hidden(name: str) -> bool:
-    """Files left by file managers (`._name`, `.DS_Store`, `__MACOSX/`), and hidden files."""
+    """Whether it is hidden, or left by a file manager (`._name`, `.DS_Store`, `__MACOSX/`)."""
     parts = name.split("/")
     return "__MACOSX" in parts or any(part.startswith(".") and part not in (".", "..") for part in parts)

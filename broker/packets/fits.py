@@ -1,6 +1,6 @@
 """FITS bytes -> image.
 
-A parser for the small images that alert packets carry (the first image of the file, uncompressed pixels, the WCS of
+A parser for the small images in alert packets (the first image of the file, uncompressed pixels, the WCS of
 `wcs`): 50 us with decompression, where `astropy.io.fits` takes 340. The tests compare the two on every available real
 stamp. Sizes are bounded before anything is unpacked or allocated.
 
@@ -26,7 +26,7 @@ MAX_SIDE = 1024  # pixels
 
 _BLOCK, _CARD = 2880, 80  # bytes
 _MAX_HEADER = 20 * _BLOCK
-_TEXT = bytes(range(0x20, 0x7F))  # all that a header may hold
+_TEXT = bytes(range(0x20, 0x7F))  # all bytes that a header may contain
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIXELS = {-32: ">f4", -64: ">f8", 8: ">u1", 16: ">i2", 32: ">i4"}
 _VALUE = re.compile(rb"= +(?:'((?:[^']|'')*)'|([^ /]+)) *(/|$)?")
@@ -62,7 +62,7 @@ class _Header:
 
     @cached_property
     def bytes(self) -> int:
-        """Of the pixels."""
+        """Bytes of the pixels."""
         return self.shape[0] * self.shape[1] * np.dtype(self.dtype).itemsize
 
 
@@ -91,10 +91,10 @@ def read_image(data: bytes, max_bytes: int = MAX_STAMP_BYTES) -> Image:
 
 
 def on_sky(image: Image, ra: float, dec: float) -> tuple[tuple[float, float], Matrix]:
-    """Where a position (deg) is in an image that has a WCS, and the image's matrix to the sky there.
+    """Where a position (deg) is in an image that has a WCS, and the image's matrix to the sky at that position.
 
     Raises:
-        PacketError: BAD_FITS (no WCS, or none that can be applied).
+        PacketError: BAD_FITS (no WCS, or one that cannot be applied).
     """
     if image.wcs is None:
         _fail(
@@ -121,7 +121,7 @@ def _gunzip(data: bytes, max_bytes: int) -> bytes:
 def _header(data: bytes, start: int) -> _Header | None:
     """The header at `start`; None for a unit without pixels."""
     first = data[start : start + _BLOCK]
-    # the same bytes are the same header: END is looked for once, and what is found wrong is found again
+    # the same bytes are the same header: END is searched for once, and errors are found again
     return _parse(first) if _ends(first) else _parse(data[start : _end_of_header(data, start)])
 
 
@@ -154,12 +154,12 @@ def _cards(header: bytes) -> Cards:
     for at in range(0, len(header), _CARD):
         key = header[at : at + 8].rstrip()
         if key[:4].rstrip() == b"END":
-            if header[at + 3 : at + _CARD].strip():  # some readers go on behind it
+            if header[at + 3 : at + _CARD].strip():  # some readers continue after it
                 raise ValueError("END has a value")
             break
         if key in _WANTED or (key[:2] in wcs.BENDS and wcs.BEND.fullmatch(key)):
             value = _value(header, at, key)
-            # readers differ in which of two they take
+            # readers differ in which of two duplicates they use
             if cards.setdefault(key, value) != value and key[:2] not in wcs.RECORDS:
                 raise ValueError(f"{key.decode()} is given twice, with different values")
     return cards
@@ -175,7 +175,7 @@ def _value(header: bytes, at: int, key: bytes) -> bytes:
 
 
 def _interpret(cards: Cards, size: int) -> _Header | None:
-    if cards.get(b"SIMPLE", b"T") != b"T":  # then nothing else that it says need be so
+    if cards.get(b"SIMPLE", b"T") != b"T":  # then nothing else in it needs to be valid
         raise ValueError(f"SIMPLE is {cards[b'SIMPLE'][:20].decode('ascii', 'replace')!a}, not T")
     axes = int(cards[b"NAXIS"])
     if axes == 0:
@@ -204,7 +204,7 @@ def _interpret(cards: Cards, size: int) -> _Header | None:
 
 
 def _wcs(cards: Cards) -> tuple[Wcs | None, str]:
-    """The WCS, or why there is none, which matters only if the stamp is rotated by it."""
+    """The WCS, or the reason why there is none, which matters only if the stamp is to be rotated by it."""
     try:
         return wcs.read(cards), ""
     except wcs.Unapplied as error:
@@ -217,7 +217,7 @@ def _pixels(data: bytes, start: int, header: _Header) -> NDArray[np.float32]:
         _fail(Reason.BAD_FITS, f"ends inside its {nx} x {ny} pixels")
     raw = np.frombuffer(data, header.dtype, ny * nx, start).reshape(ny, nx)
     scaled = header.scale != 1 or header.zero != 0
-    if header.dtype == ">f4" and not scaled:  # the bytes are only swapped
+    if header.dtype == ">f4" and not scaled:  # the bytes only need swapping
         pixels = raw.astype(np.float32)
     else:
         with np.errstate(over="ignore", invalid="ignore"):

@@ -19,7 +19,7 @@ from skyheed.broker.packets.surveys import Survey
 from skyheed.classifier.names import printable
 from skyheed.classifier.reaper import make_folder, remove_folder
 
-WHOLE = -1  # in place of a record's number: the message is the packet
+WHOLE = -1  # instead of a record's number: the whole message is the packet
 ALERT_COLUMNS = (
     "source_id", "mjd", "band", "stamp", "flux", "flux_error", "psf_fwhm", "zero_point", "sky_noise",
 )  # fmt: skip
@@ -28,10 +28,10 @@ ALERT_COLUMNS = (
 class PacketIndex:
     """Where every packet lies on disk and when it was taken.
 
-    A packet whose time cannot be read (a damaged one) gets the time of the previous one; ingest will deal with it.
+    If a packet's time cannot be read (a damaged packet), it gets the time of the previous one; ingest will handle it.
 
     Args:
-        schemas: where writer schemas come from, for packets that name theirs by number.
+        schemas: where writer schemas come from, for packets that refer to theirs by number.
     """
 
     def __init__(self, survey: Survey, schemas: SchemaSource | None = None) -> None:
@@ -42,7 +42,7 @@ class PacketIndex:
         self._offset, self._length, self._record = array("q"), array("q"), array("l")
         self._folder = make_folder("skyheed-replay-")
         self._found = PacketFiles(self._folder)
-        self._split = lru_cache(8)(self._split_now)  # records of one file lie close together in time, too
+        self._split = lru_cache(8)(self._split_now)  # records of one file are close together in time, too
 
     def __enter__(self) -> Self:
         return self
@@ -65,23 +65,23 @@ class PacketIndex:
 
     @property
     def unknown_times(self) -> int:
-        """How many packets have no time that can be read."""
+        """How many packets have no readable time."""
         return int(np.count_nonzero(~np.isfinite(np.array(self._mjd))))
 
     def fingerprint(self) -> str:
-        """Changes with the inputs: survey, names, sizes and times of change of the files."""
+        """A text that changes with the inputs: survey, and names, sizes and modification times of the files."""
         return hashlib.sha256(json.dumps([self._survey.name, self._found.inputs]).encode()).hexdigest()[:16]
 
     @property
     def damaged(self) -> list[str]:
-        """What could not be read whole, one sentence each; what was read of it is kept."""
+        """What could not be read completely, one sentence each; what was read of it is kept."""
         return self._found.damaged
 
     def add(self, path: Path) -> None:
-        """Take in a file, a folder, a tar archive or an archive of stamp sequences; an empty archive adds nothing.
+        """Add a file, a folder, a tar archive or an archive of stamp sequences; an empty archive adds nothing.
 
         Raises:
-            ConfigError: nothing to replay there.
+            ConfigError: there is nothing to replay.
         """
         before, empty, damaged = len(self), len(self._found.empty), len(self.damaged)
         if (path / "objects.parquet").exists():
@@ -96,7 +96,7 @@ class PacketIndex:
         raise ConfigError(f"{path} holds no packets: files must end with {', '.join(PACKETS + TARS)}")
 
     def payload(self, index: int) -> bytes:
-        """The packet as it goes to Kafka."""
+        """The packet as it is sent to Kafka."""
         where = (self._file[index], self._offset[index], self._length[index])
         record = self._record[index]
         return self._read(*where) if record == WHOLE else self._split(*where)[record]
@@ -132,7 +132,7 @@ class PacketIndex:
                 offset += len(alert)
 
     def _times(self, data: bytes) -> list[float]:
-        """The time of every record; one NaN for a file without any that can be read."""
+        """The time of every record; a single NaN for a file without any readable time."""
         try:
             times = [self._time(record) for record in self._decoder.decode(data)]
         except PacketError:
@@ -158,7 +158,7 @@ def _archive_alerts(survey: str, folder: Path) -> Iterator[tuple[float, bytes]]:
     """Time and alert packet of every stamp of an archive of stamp sequences.
 
     Raises:
-        ConfigError: another survey has no packets for it.
+        ConfigError: there are no packets for another survey.
     """
     from skyheed.broker.packets.surveys.sdss import Sdss, alert_from_archive
     from skyheed.classifier.archives.reader import Archive

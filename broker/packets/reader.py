@@ -20,7 +20,7 @@ class Check(Protocol):
     """Refuses an observation that cannot be kept."""
 
     def __call__(self, observation: Observation) -> None:
-        """Raises PacketError, or another exception for values that no survey adapter should have passed."""
+        """Raises PacketError, or another exception for values that no survey adapter should have let through."""
 
 
 class Decodes(Protocol):
@@ -34,14 +34,14 @@ class PacketReader:
     """Reads the packets of one survey.
 
     Args:
-        check: of every observation.
+        check: applied to every observation.
     """
 
     def __init__(self, survey: Survey, decoder: Decodes, check: Check | None = None) -> None:
         self.survey = survey
         self.decoder = decoder
         self._check = check
-        # a subclass of one of our surveys may have an `observation` of its own
+        # a subclass of one of our surveys may override `observation`
         self._in_steps = getattr(type(survey), "observation", None) is InSteps.observation
 
     def observations(
@@ -50,20 +50,20 @@ class PacketReader:
         """The observations of one message; a message with several records is accepted or refused as a whole.
 
         Args:
-            meanwhile: done before every record, because a message may hold thousands of large stamps. What it raises
-                ends the reading and says nothing of the message.
+            meanwhile: called before every record, because a message may hold thousands of large stamps. An exception
+                from it ends the reading and says nothing about the message.
 
         Raises:
-            SkipPacket: no record of the message is of use here.
+            SkipPacket: no record of the message is needed.
             PacketError: some record cannot be used.
-            ServiceError: the schema registry refuses us.
+            ServiceError: the schema registry denies access.
         """
         return self.finish(self.begin(value, headers, meanwhile, Waiting()))
 
     def begin(
         self, value: bytes | None, headers: Headers | None, meanwhile: Callable[[], None], waiting: Waiting
     ) -> list[Begun]:
-        """The same without the stamps, which wait to be made together with others; for `finish`.
+        """The same without the stamps, which wait to be made together with others; pass the result to `finish`.
 
         Raises:
             As `observations`.
@@ -77,14 +77,14 @@ class PacketReader:
             except SkipPacket as reason:
                 skip = reason
             except Exception:
-                self.finish(begun)  # what is wrong with an earlier record is told first
+                self.finish(begun)  # errors in an earlier record are reported first
                 raise
         if not begun:
             raise skip or PacketError(Reason.EMPTY, "the container holds no record")
         return begun
 
     def finish(self, begun: Sequence[Begun]) -> list[Observation]:
-        """The observations of what was begun; stamps that still wait are made.
+        """The observations that were begun; stamps that still wait are made.
 
         Raises:
             PacketError: as `observations`.
@@ -95,7 +95,7 @@ class PacketReader:
         return found
 
     def good(self, value: bytes, errors: list[Exception]) -> list[Observation]:
-        """The observations of the good records of one message; the reasons for the others are added to `errors`.
+        """The observations of the good records of one message; the errors of the others are added to `errors`.
 
         Raises:
             PacketError: the message cannot be read at all.
@@ -132,9 +132,9 @@ def read_packet(
         survey: sdss, ztf, lsst, or one from an installed package.
         stamp: science, difference or template; None for the survey's default.
         bands: letters of the bands to keep; None for all.
-        schemas: directory of writer schemas for Confluent-framed packets (Rubin); None for those that are installed.
+        schemas: directory of writer schemas for Confluent-framed packets (Rubin); None for the installed ones.
         errors: return the good records of a packet with several, and append the errors of the others to this list.
-        images: kinds of stamps to read; None for all that the survey sends, or for `stamp` alone if it is not science.
+        images: kinds of stamps to read; None for all that the survey sends, or only for `stamp` if it is not science.
         skip: which valid packets to skip, of not_public, artefact and solar_system; () for none.
         least_score: real-bogus score (0 to 1) below which a detection is an artefact; None for the survey's own.
         solar_system_arcsec: a detection this close to a known solar-system object is one; None for the survey's own.

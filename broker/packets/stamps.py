@@ -1,4 +1,4 @@
-"""Images of packets -> model-ready stamps, those of many packets at once.
+"""Images of packets -> model-ready stamps, for many packets at once.
 
 numpy takes as long for one stamp as for five, so stamps are collected and made together. Errors in a packet's images
 are found before that, in the same order as for a single packet; an empty stamp is noticed when it is made, and
@@ -17,7 +17,7 @@ from skyheed.broker.observation import Flag, Observation
 from skyheed.broker.packets.fits import Image, on_sky
 from skyheed.classifier.stamp import Matrix, Place, StampError, normalise_at, place, rounded
 
-MOST_BYTES = 2**20  # of images that wait: what is made together stays in a core's cache
+MOST_BYTES = 2**20  # bytes of waiting images: what is made together stays in a core's cache
 Stamps = dict[str, NDArray[np.float16]]
 Where = Callable[[Image], tuple[tuple[float, float] | None, Matrix | None]]
 
@@ -29,9 +29,9 @@ class WantedStamps:
     """The stamps of one packet, to be made.
 
     Attributes:
-        images: kind -> its place and pixels, the main one first; nothing any more once they are made.
+        images: kind -> its source position and pixels, the main one first; empty once the stamps are made.
         njy_per_count: nJy per pixel unit.
-        stamps, flags, error: what came of it.
+        stamps, flags, error: the result.
     """
 
     images: dict[str, tuple[Place, NDArray[np.float32]]]
@@ -42,7 +42,7 @@ class WantedStamps:
 
     @property
     def size(self) -> int:
-        """Bytes of pixels that are held."""
+        """Bytes of pixels held."""
         return sum(pixels.nbytes for _, pixels in self.images.values())
 
     def result(self) -> tuple[Stamps, int]:
@@ -60,7 +60,7 @@ class WantedStamps:
 
 @dataclass(eq=False, slots=True)
 class Unfinished:
-    """An observation that lacks its stamps; `finish` makes it of them and their flags."""
+    """An observation that lacks its stamps; `finish` completes it with the stamps and their flags."""
 
     wanted: WantedStamps
     finish: Callable[[Stamps, int], Observation]
@@ -82,25 +82,25 @@ class Waiting:
         self._size = 0
 
     def add(self, wanted: WantedStamps) -> None:
-        """One packet's more; all are made once there are enough."""
+        """Add the stamps of one packet; all are made once there are enough."""
         self._wanted.append(wanted)
         self._size += wanted.size
         if self._size >= MOST_BYTES:
             self.make()
 
     def make(self) -> None:
-        """Make all that wait."""
+        """Make all waiting stamps."""
         waiting, self._wanted, self._size = self._wanted, [], 0
         make(waiting)
 
 
 def wanted_of(images: Mapping[str, Image], njy_per_count: float, where: Where) -> WantedStamps:
-    """What `classifier.stamp.normalise` is to make of one packet's images.
+    """The stamps that `classifier.stamp.normalise` is to make from one packet's images.
 
     Args:
-        images: kind -> image; the first has to have pixels, others that have none are left out.
-        where: of an image the (x, y) of the source and the matrix to the sky, as for `normalise`; asked once for images
-            of one shape and geometry.
+        images: kind -> image; the first must have pixels, others without pixels are left out.
+        where: for an image, the (x, y) of the source and the matrix to the sky, as for `normalise`; called once for
+            images of the same shape and geometry.
 
     Raises:
         PacketError: BAD_FITS.
@@ -125,7 +125,7 @@ def _place(image: Image, njy_per_count: float, where: Where) -> Place:
 
 
 def make(waiting: Sequence[WantedStamps]) -> None:
-    """Make the stamps of packets, those of one place together; their images are let go."""
+    """Make the stamps of packets, those at the same source position together; their images are then released."""
     groups: dict[Place, list[tuple[WantedStamps, str]]] = defaultdict(list)
     for wanted in waiting:
         for kind, (at, _) in wanted.images.items():
@@ -155,7 +155,7 @@ def _sort(wanted: WantedStamps, made: dict[str, tuple[NDArray[np.float16], int] 
 
 
 def _round(waiting: Sequence[WantedStamps]) -> None:
-    """All but the first stamps of packets, all at once."""
+    """Round all but the first stamps of the packets, all at once."""
     further = [(wanted.stamps, kind) for wanted in waiting for kind in list(wanted.stamps)[1:]]
     if further:
         for (stamps, kind), stamp in zip(further, rounded(np.array([s[k] for s, k in further])), strict=True):
@@ -172,7 +172,7 @@ def model_stamps(images: Mapping[str, Image], njy_per_count: float, where: Where
 
 
 def sky_stamp(image: Image, njy_per_count: float, ra: float, dec: float) -> tuple[NDArray[np.float16], int]:
-    """The stamp of one image about a position (deg), turned to north up by the image's own WCS.
+    """The stamp of one image centred on a position (deg), rotated to north up by the image's own WCS.
 
     Raises:
         PacketError: EMPTY_STAMP or BAD_FITS (no WCS, or the position is not in the image).

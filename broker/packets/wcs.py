@@ -1,9 +1,8 @@
-"""Where a stamp's pixels are on the sky: the FITS keywords of its header, applied or refused, never ignored.
+"""Where a stamp's pixels are on the sky: the WCS keywords of its FITS header, applied or refused, never ignored.
 
-Applied, to 1e-6 pixel of what `astropy.wcs` says: CD, PC with CDELT, CDELT with CROTA2, the old PC001001, CUNIT,
+Applied, to within 1e-6 pixel of `astropy.wcs`: CD, PC with CDELT, CDELT with CROTA2, the old PC001001, CUNIT,
 LONPOLE, axes in either order, the projections TAN and SIN. Everything else that would distort or rotate the image
-(SIP, TPV
-and PV terms, distortion tables, other projections, other equinoxes, keywords that contradict each other) is refused.
+(SIP, TPV and PV terms, distortion tables, other projections, other equinoxes, contradictory keywords) is refused.
 
 Calabretta & Greisen 2002, A&A 395, 1077 (paper II); Greisen & Calabretta 2002, A&A 395, 1061 (paper I).
 """
@@ -23,25 +22,25 @@ KEYS = frozenset(
 )
 # Keywords of distortions and parameters: SIP (A_1_0), PV1_1, distortion tables (CPDIS1, DP1, D2IMDIS1).
 BEND = re.compile(rb"P[VS]\d+_\d+|[AB]_(ORDER|DMAX|\d_\d)|C[PQ](DIS|ERR)\d|D[PQ]\d|D2IM(DIS|ERR|ARR)\d?")
-BENDS = frozenset(b"PV PS A_ B_ CP CQ D2 DP DQ".split())  # what they begin with: asked first, of every card
+BENDS = frozenset(b"PV PS A_ B_ CP CQ D2 DP DQ".split())  # their first letters, checked first for every card
 RECORDS = frozenset((b"DP", b"DQ"))  # keywords that may be repeated: each card is one field of a record
 _UNITS = {
     b"": 1.0, b"deg": 1.0, b"degree": 1.0, b"degrees": 1.0, b"arcmin": 1 / 60, b"arcsec": 1 / 3600,
     b"mas": 1 / 3.6e6, b"rad": 180 / math.pi,
 }  # fmt: skip
 _TANGENTIAL, _ORTHOGRAPHIC = b"TAN", b"SIN"
-# Meridians that converge by less between reference and source turn no pixel of a stamp by 0.02 pixel.
+# If the meridians converge by less than this between reference and source, no pixel of a stamp moves by 0.02 pixel.
 _PARALLEL = 0.05  # degrees
 _NUMBERS = KEYS - frozenset(b"WCSAXES CTYPE1 CTYPE2 CUNIT1 CUNIT2 RADESYS RADECSYS EQUINOX EPOCH".split())
 _PLACED = frozenset((b"CRVAL1", b"CRVAL2", b"CTYPE1", b"CTYPE2"))
 _CD, *_ = _FORMS = tuple(
     tuple(form % at for at in ((1, 1), (1, 2), (2, 1), (2, 2))) for form in (b"CD%d_%d", b"PC%d_%d", b"PC%03d%03d")
 )
-_STEP = 1e-4  # degrees: short alongside the image, long alongside the rounding of positions
+_STEP = 1e-4  # degrees: short compared with the image, long compared with the rounding of positions
 
 
 class Unapplied(ValueError):
-    """A header whose geometry is not applied here: its image cannot be turned to north."""
+    """A header whose geometry is not supported here: its image cannot be rotated to north."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class Wcs:
     tangential: bool = True  # otherwise orthographic (SIN)
 
     def pixel_of(self, ra: float, dec: float) -> tuple[float, float]:
-        """(x, y), from 0, of a position (deg); NaN for one that is not on this side of the sky."""
+        """(x, y), from 0, of a position (deg); NaN for a position on the far side of the sky."""
         turn, here, there = math.radians(ra - self.ra), math.radians(self.dec), math.radians(dec)
         cosine = math.sin(here) * math.sin(there) + math.cos(here) * math.cos(there) * math.cos(turn)
         (a, b), (c, d) = self.matrix
@@ -95,11 +94,11 @@ def _inverse(first: tuple[float, float], second: tuple[float, float]) -> Matrix:
 
 
 def read(cards: Cards) -> Wcs | None:
-    """The WCS of a header (values as bytes, texts without quotation marks); None if it says nothing of the sky.
+    """The WCS of a header (values as bytes, text without quotation marks); None if it says nothing about the sky.
 
     Raises:
-        Unapplied: it says something that is not applied here, or contradicts itself.
-        ValueError: a number is none, or not finite.
+        Unapplied: it uses something that is not supported here, or contradicts itself.
+        ValueError: a number is invalid, or not finite.
     """
     try:
         return _read(cards)
@@ -151,7 +150,7 @@ def _axes(cards: Cards) -> tuple[bool, bytes]:
 
 
 def _refuse_bends(cards: Cards, projection: bytes, longitude: int) -> None:
-    """Terms that bend or turn the image, unless they are those of no change.
+    """Raise for terms that distort or rotate the image, unless their values have no effect.
 
     Args:
         longitude: the number of the axis of right ascension, whose PV terms say where the native pole is.
@@ -173,7 +172,7 @@ def _refuse_bends(cards: Cards, projection: bytes, longitude: int) -> None:
 
 
 def _check_system(cards: Cards) -> None:
-    """ICRS, or FK5 of J2000, which is the same to 0.03 arcsec."""
+    """Raise unless the system is ICRS, or FK5 of J2000, which agrees to 0.03 arcsec."""
     system = cards.get(b"RADESYS", cards.get(b"RADECSYS", b"")).upper()
     equinox = number(cards, b"EQUINOX", number(cards, b"EPOCH", 2000.0)) if system != b"ICRS" else 2000.0
     if system not in (b"", b"ICRS", b"FK5") or equinox != 2000:
@@ -210,7 +209,7 @@ def _matrix(cards: Cards) -> list[list[float]]:
 
 
 def _rotation(cards: Cards) -> float:
-    """CROTA2, radians, on which CROTA1 must agree; it is that of the axis of declination, which must be the second."""
+    """CROTA2, radians, with which CROTA1 must agree; it belongs to the axis of declination, which must be second."""
     first, second = (number(cards, key, 0.0) for key in (b"CROTA1", b"CROTA2"))
     if b"CROTA1" in cards and first not in (0.0, second):
         raise Unapplied(f"CROTA1 is {first:g} and CROTA2 {second:g}")
@@ -234,7 +233,7 @@ def _agree(one: list[list[float]], other: list[list[float]]) -> bool:
 
 
 def _turned(matrix: list[list[float]], angle: float) -> Matrix:
-    """For a native longitude of the pole that is not 180 degrees."""
+    """The matrix for a native longitude of the pole other than 180 degrees."""
     (a, b), (c, d) = matrix
     if not angle:
         return (a, b), (c, d)
@@ -246,7 +245,7 @@ def number(cards: Cards, key: bytes, default: float) -> float:
     """A card's number.
 
     Raises:
-        ValueError: no number, or not a finite one.
+        ValueError: not a number, or not a finite one.
     """
     if key not in cards:
         return default

@@ -1,7 +1,7 @@
 """Surveys: what an alert packet's record means. One module per survey, found through an entry point.
 
 Other packages add a survey with an entry point in the group `skyheed.surveys` that names a class with this
-interface; nothing else in skyheed knows a survey by name. A subclass of `base.InSteps` is read
+interface; nothing else in skyheed refers to a survey by name. A subclass of `base.InSteps` is read
 faster: its stamps are made together with those of other packets.
 """
 
@@ -22,7 +22,7 @@ class Survey(Protocol):
         name: as written in the configuration and in topic names.
         bands: the bands in use, letters of `broker.observation.BANDS`.
         stamp_kinds: the stamps that a packet carries, of science, template and difference.
-        default_stamp, stamp: the kind that the model sees by default, and now.
+        default_stamp, stamp: the kind that the model sees by default, and the kind now in use.
         reader_schema: Avro schema of the record's fields that are needed; all have defaults.
     """
 
@@ -56,7 +56,7 @@ def load_survey(name: str, stamp: str | None = None, bands: str | None = None, w
     Args:
         stamp: which stamp the model sees; None for the survey's default.
         bands: letters of the bands to keep; None for all of the survey's.
-        wanted: further parts of a packet, and filters, for surveys that have a method `want`; None for the stamp alone
+        wanted: further parts of a packet, and filters, for surveys with a method `want`; None to read only the stamp
             of every packet.
 
     Raises:

@@ -32,7 +32,7 @@ class Wanted:
     Attributes:
         images: kinds of stamps; None for all that the survey sends.
         photometry, context: see `Observation`.
-        skip: of `FILTERS`, what is skipped.
+        skip: which of `FILTERS` to skip.
         least_score: real-bogus score (0 to 1) below which a detection is an artefact; None for the survey's own.
         solar_system_arcsec: a detection this close to a known solar-system object is one; None for the survey's own.
 
@@ -74,10 +74,10 @@ class InSteps(abc.ABC):
 
 @dataclass(slots=True)
 class Detection:
-    """What every survey's packet says of its detection: time in MJD TAI, position in degrees, flux in nJy.
+    """What every survey's packet says about its detection: time in MJD TAI, position in degrees, flux in nJy.
 
     Attributes:
-        flags: `Flag` bits that are known without the stamps.
+        flags: `Flag` bits known without the stamps.
     """
 
     object_id: str
@@ -92,7 +92,7 @@ class Detection:
 
     @property
     def point(self) -> Point:
-        """The detection as a point of photometry."""
+        """The detection as a photometry point."""
         return self.mjd, self.band, self.flux, self.flux_error, DETECTION
 
 
@@ -111,10 +111,10 @@ class BaseSurvey:
     all_bands: ClassVar[str]
     stamp_kinds: ClassVar[tuple[str, ...]] = ("science", "template", "difference")
     # The model sees the source with its host and its quiescent state: an AGN's galaxy nucleus and a variable star's
-    # own light are in the science stamp, while the difference has only what changed.
+    # own light are in the science stamp, while the difference shows only what changed.
     default_stamp: ClassVar[str] = "science"
     schema_file: ClassVar[str]  # below schemas/
-    history_fields: ClassVar[tuple[str, ...]] = ()  # of the record, read for photometry or context alone
+    history_fields: ClassVar[tuple[str, ...]] = ()  # fields of the record that are read only for photometry or context
     least_score: ClassVar[float] = 0.0
     solar_system_arcsec: ClassVar[float] = 0.0
 
@@ -130,10 +130,10 @@ class BaseSurvey:
         self.want(Wanted(images=(self.stamp,), photometry=False, context=False, skip=()))
 
     def want(self, wanted: Wanted) -> None:
-        """Take more, or less, of every packet than the stamp; see `Wanted`.
+        """Read more, or less, than the stamp from every packet; see `Wanted`.
 
         Raises:
-            ConfigError: packets of the survey have no such images, or another stamp than science was chosen.
+            ConfigError: packets of the survey have no such images, or a stamp other than science was chosen.
         """
         self.wanted = wanted
         alone = (self.stamp,) if self.stamp != "science" else self.stamp_kinds
@@ -152,7 +152,7 @@ class BaseSurvey:
 
     @property
     def reader_schema(self) -> dict[str, Any]:
-        """The reader schema without what is not wanted."""
+        """The reader schema without the fields that are not wanted."""
         text = files("skyheed.schemas").joinpath(self.schema_file).read_text()
         schema: dict[str, Any] = json.loads(text)
         unread = {f"cutout{kind.capitalize()}" for kind in self.stamp_kinds if kind not in self.images}
@@ -162,7 +162,7 @@ class BaseSurvey:
         return schema
 
     def check_band(self, band: str) -> str:
-        """The band if it is in use; SkipPacket or PacketError (UNKNOWN_BAND) if not."""
+        """The band if it is in use; raises SkipPacket or PacketError (UNKNOWN_BAND) if not."""
         if len(band) != 1 or band not in self.all_bands:
             raise PacketError(Reason.UNKNOWN_BAND, f"band {band[:20]!r}; {self.name} has {self.all_bands}")
         if band not in self.bands:
@@ -192,11 +192,11 @@ class BaseSurvey:
         points: Callable[[], Iterator[Point]] | None = None,
         turned: bool = False,
     ) -> Unfinished:
-        """The observation that lacks its stamps; `context` and `points` are read when it is finished, if wanted.
+        """The observation without its stamps; `context` and `points` are read when it is finished, if wanted.
 
         Args:
             points: photometry, including the detection's own; None for a survey without it.
-            turned: change the sign of the difference stamp.
+            turned: reverse the sign of the difference stamp.
         """
 
         def finish(stamps: Stamps, flags: int) -> Observation:
@@ -221,14 +221,14 @@ class BaseSurvey:
         return Unfinished(wanted, finish)
 
     def photometry(self, points: Iterator[Point], until: float) -> Photometry | None:
-        """The points of the bands in use up to a time (MJD); None where they are not wanted."""
+        """The points of the bands in use up to a time (MJD); None if they are not wanted."""
         if not self.wanted.photometry:
             return None
         bands, last = frozenset(self.bands), until + 1 / STEPS_A_DAY
         return photometry_of([p for p in points if p[1] in bands and p[0] <= last])
 
     def further_images(self, record: Mapping[str, Any]) -> dict[str, bytes]:
-        """The files of the wanted stamps by kind, the chosen one first; a missing one of another kind is left out.
+        """The files of the wanted stamps by kind, the chosen one first; missing ones of other kinds are left out.
 
         Raises:
             SkipPacket: the chosen one is missing.
@@ -246,7 +246,7 @@ def cutout_field(kind: str) -> str:
 
 
 def photometry_of(points: Iterable[Point]) -> Photometry:
-    """Points in any order, each once; damaged ones (no finite flux and positive error) are dropped.
+    """Points in any order, each once; damaged ones (without finite flux and positive error) are dropped.
 
     The same as `Photometry.merged`, in a third of the time for the few points of a packet.
     """
@@ -272,7 +272,7 @@ def object_id(value: str | int | None) -> str:
         raise PacketError(Reason.NO_OBJECT_ID, f"object id {value!r}")
     if len(text) > 256:
         raise PacketError(Reason.NO_OBJECT_ID, f"object id of {len(text)} characters")
-    if not text.isprintable():  # line ends, terminal escapes, marks of direction
+    if not text.isprintable():  # line breaks, terminal escapes, direction marks
         raise PacketError(Reason.BAD_OBJECT_ID, f"object id {text!a} has characters that cannot be printed")
     return text
 
@@ -301,7 +301,7 @@ def position(ra: float | None, dec: float | None) -> tuple[float, float]:
 
 
 def flux(value: float | None) -> float:
-    """A flux or its error (nJy); NaN where the packet has none; PacketError (BAD_FLUX) beyond every real one."""
+    """A flux or its error (nJy); NaN if the packet has none; PacketError (BAD_FLUX) beyond any real flux."""
     if value is None:
         return math.nan
     if abs(value) > _MAX_FLUX_NJY:
@@ -310,7 +310,7 @@ def flux(value: float | None) -> float:
 
 
 def flux_of(magnitude: float | None) -> float:
-    """AB magnitude -> nJy; NaN where there is none."""
+    """AB magnitude -> nJy; NaN if there is none."""
     if magnitude is None or math.isnan(magnitude):
         return math.nan
     if not abs(magnitude) < _MAX_MAG:
@@ -326,12 +326,12 @@ def flux_error_of(flux_njy: float, magnitude_error: float | None) -> float:
 
 
 def stamp_data(cutout: Mapping[str, Any] | bytes | None) -> bytes | None:
-    """The stamp's file, which is the cutout or its `stampData`."""
+    """The stamp's file: the cutout itself or its `stampData`."""
     return cutout.get("stampData") if isinstance(cutout, Mapping) else cutout
 
 
 def stamp_bytes(cutout: Mapping[str, Any] | bytes | None, kind: str) -> bytes:
-    """The stamp's file; SkipPacket (NO_STAMP) where the packet has none."""
+    """The stamp's file; raises SkipPacket (NO_STAMP) if the packet has none."""
     data = stamp_data(cutout)
     if not data:
         raise SkipPacket(Reason.NO_STAMP, f"no {kind} stamp")
@@ -339,5 +339,5 @@ def stamp_bytes(cutout: Mapping[str, Any] | bytes | None, kind: str) -> bytes:
 
 
 def finite(value: float | None) -> float:
-    """A number, NaN for None."""
+    """A number; NaN for None."""
     return math.nan if value is None else value

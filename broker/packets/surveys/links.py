@@ -1,9 +1,9 @@
-"""What a reader of the page wants to know of a survey and its packets do not say: pixel scales, and where other brokers
-show an object. Only addresses: nothing is asked of them.
+"""What a reader of the page wants to know about a survey but its packets do not say: pixel scales, and where other
+brokers show an object. Only addresses: nothing is requested from them.
 
-The addresses are those that public code of brokers and of their users links to (read in November 2026: Rubin's
+The addresses are those to which public code of brokers and of their users links (read in November 2026: Rubin's
 tutorials and TOM add-ons for ALeRCE, alert viewers for Fink and Lasair, the babamul client). None has been opened from
-here: that they still lead to the object was not tried.
+here: whether they still lead to the object has not been tried.
 """
 
 from urllib.parse import quote
@@ -27,15 +27,15 @@ _BROKERS = {
 
 
 def base_of(survey: str) -> str:
-    """Whose packets they are: `ztf` of the replay `ztf.night20`."""
+    """The survey whose packets they are: `ztf` for the replay `ztf.night20`."""
     return survey.partition(".")[0]
 
 
 def pixel_arcsec(survey: str) -> float | None:
-    """Arcseconds of a pixel's side; None where we do not know the survey's camera."""
+    """Arcseconds of a pixel's side; None if the survey's camera is not known."""
     return _PIXEL_ARCSEC.get(base_of(survey))
 
 
 def brokers(survey: str, object_id: str) -> list[tuple[str, str]]:
-    """(name, URL) of the object at other brokers; none for a survey that they do not have."""
+    """(name, URL) of the object at other brokers; empty for a survey that they do not have."""
     return [(name, address.format(quote(object_id, safe=""))) for name, address in _BROKERS.get(base_of(survey), ())]

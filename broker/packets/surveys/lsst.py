@@ -1,6 +1,6 @@
 """Rubin/LSST alert packets, schema versions 7.1 to 11.
 
-Stamps are calibrated (nJy) and sky-subtracted, in the visit's own orientation, so each is turned by its WCS
+Stamps are calibrated (nJy) and sky-subtracted, in the visit's own orientation, so each is rotated by its WCS
 (https://community.lsst.org/t/rotation-in-alert-postage-stamps-and-cutouts/12042). A source that belongs to a
 solar-system object has no diaObject: there is no sequence of stamps to keep, so it is skipped.
 """
@@ -18,7 +18,7 @@ from skyheed.broker.packets.surveys.previous import EarlierSchema, Named, named
 from skyheed.classifier import context
 from skyheed.classifier.history import DETECTION, FORCED
 
-_LEAST_SIGNAL = 3.0  # of a reference flux against its error, from which on it has a magnitude
+_LEAST_SIGNAL = 3.0  # signal-to-noise ratio from which a reference flux has a magnitude
 
 
 class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
@@ -94,10 +94,10 @@ def _points(record: Mapping[str, Any], own: base.Point) -> Iterator[base.Point]:
 def _context(
     record: Mapping[str, Any], source: Mapping[str, Any], mjd: float, place: tuple[float, float]
 ) -> dict[str, float]:
-    """See `classifier.context`; objects of schemas that do not count their detections have them all in the packet."""
+    """See `classifier.context`; where schemas do not count an object's detections, all of them are in the packet."""
     own, earlier = record["diaObject"] or {}, [p for p in record["prvDiaSources"] or () if p]
     times = [mjd, *(p["midpointMjdTai"] for p in earlier if p["midpointMjdTai"] is not None)]
-    if (first := own.get("firstDiaSourceMjdTai") or 0.0) > 0:  # brokers have NaN for none
+    if (first := own.get("firstDiaSourceMjdTai") or 0.0) > 0:  # brokers use NaN for none
         times.append(first)
     reference = _reference_magnitude(source)
     alert = _magnitude(abs(base.finite(source.get("psfFlux"))))
@@ -112,7 +112,7 @@ def _context(
 
 
 def _reference_magnitude(source: Mapping[str, Any]) -> float | None:
-    """Of the template at the object's place, where it has a source."""
+    """Magnitude of the template at the object's position, if there is a source in it."""
     flux, error = source.get("templateFlux"), source.get("templateFluxErr")
     return _magnitude(flux) if flux is not None and error is not None and flux >= _LEAST_SIGNAL * error > 0 else None
 

@@ -1,4 +1,4 @@
-"""Which earlier detections a packet names, for surveys whose packets do."""
+"""Which earlier detections a packet names, for surveys whose packets do so."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ class NamesEarlier(Protocol):
     """A survey whose packets name their object's earlier detections.
 
     Attributes:
-        earlier_schema: Avro schema of the fields that say it.
+        earlier_schema: Avro schema of the fields that name them.
     """
 
     name: str
@@ -42,7 +42,7 @@ def named(object_id: str | int | None, detections: Iterable[tuple[float | None, 
     """From (time, number) of each earlier detection; those without a number have no packet.
 
     Raises:
-        PacketError: a name or number that cannot be one.
+        PacketError: an invalid name or number.
     """
     if object_id is None or str(object_id).strip() in ("", "0"):
         return "", []

@@ -1,4 +1,4 @@
-"""SDSS, replayed from an archive: our own alert schema, both ways.
+"""SDSS, replayed from an archive: skyheed's own alert schema, written and read.
 
 SDSS had no alert stream; `alert_from_archive` writes the packets that it would have sent, and `Sdss` reads them.
 """
@@ -82,7 +82,7 @@ def alert_from_archive(
     Args:
         source_id: 0 to 2^63-1.
         mjd: mid-exposure, MJD TAI.
-        ra, dec: degrees, ICRS, of the object, which is in pixel [32, 32] of the stamp.
+        ra, dec: degrees, ICRS, of the object, which is at pixel [32, 32] of the stamp.
         stamp: [64, 64], nJy per pixel, rows from south to north, columns from east to west, 0.396 arcsec a pixel.
         flux, flux_error: nJy.
         psf_fwhm: arcsec.
@@ -120,7 +120,7 @@ def _container() -> tuple[Any, bytes, bytes]:
     definition = json.loads(files("skyheed.schemas").joinpath(SCHEMA_FILE).read_text())
     text = json.dumps(definition, separators=(",", ":")).encode()
     sync = md5(text, usedforsecurity=False).digest()
-    # an own dict, because fastavro keeps named types of all schemas in a global one
+    # a separate dict, because fastavro keeps the named types of all schemas in a global one
     schema = fastavro.parse_schema(definition, named_schemas={})
     return schema, container_header(text, sync), sync
 

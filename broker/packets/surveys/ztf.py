@@ -3,12 +3,12 @@
 Facts not in the schema, each checked on real packets by tests/broker/packets/test_surveys.py:
 - Stamps have no WCS (one that another broker added is applied). Rows run from north to south and columns from east to
   west: the nearest reference source (candidate.ranr, decnr) is where that orientation puts it.
-- Science and template stamps include the sky (border medians of 70 to 370 counts); the normaliser takes it off.
-- The template is scaled to the science image (the same sky), so that magzpsci holds for all three stamps.
-- Difference stamps are signed so that the source is bright, also where isdiffpos is f (E. Bellm and others,
+- Science and template stamps include the sky (border medians of 70 to 370 counts); the normaliser subtracts it.
+- The template is scaled to the science image (the same sky), so magzpsci applies to all three stamps.
+- Difference stamps are signed so that the source is bright, even where isdiffpos is f (E. Bellm and others,
   https://community.lsst.org/t/cutout-types-in-alerts/10619).
-- At a chip's edge a stamp is cut short, and the source is not in its middle but at column xpos - 1 (xpos counts
-  from 1, as ypos does) as far as the image reaches back.
+- At a chip's edge a stamp is truncated, and the source is not at its centre but at column xpos - 1 (xpos counts
+  from 1, as does ypos) as far as the image extends to that side.
 
 Cite Bellm+2019 (PASP 131, 018002), Masci+2019 (PASP 131, 018003), Patterson+2019 (PASP 131, 018001).
 """
@@ -28,21 +28,21 @@ from skyheed.classifier.history import DETECTION, FORCED, UPPER_LIMIT
 from skyheed.classifier.stamp import Matrix
 
 _BANDS = {1: "g", 2: "r", 3: "i"}
-# TAI - UTC since 2017-01-01 (IERS Bulletin C 52), before ZTF's first alert; no leap second was added since.
+# TAI - UTC since 2017-01-01 (IERS Bulletin C 52), before ZTF's first alert; no leap second has been added since.
 _TAI_MINUS_UTC_S = 37.0
-_EXPOSURE_S = 30.0  # of the public surveys; used where the packet does not say
+_EXPOSURE_S = 30.0  # of the public surveys; used if the packet does not give it
 _DAY_S = 86_400.0
 # Magnitude of one count: F. Masci, "The ZTF Pipelines and Deliverables", section 10.1.2. The medians of 242 real
 # packets are 26.27 (g) and 26.25 (r).
 _NOMINAL_ZERO_POINT = {"g": 26.325, "r": 26.275, "i": 25.660}
 _ZERO_POINTS = 15.0, 35.0  # anything else (-999, NaN) stands for "none"
 _TO_SKY = ((-1.0, 0.0), (0.0, -1.0))
-_HALF = 31  # pixels: a whole stamp has 63, the source in the middle one
-_PIXEL_ARCSEC = 1.0125  # as distnr counts: 3.75 degrees / 13,333 pixels; Dekany+2020 (PASP 132, 038001), table 1
+_HALF = 31  # pixels: a complete stamp has 63, with the source in the central one
+_PIXEL_ARCSEC = 1.0125  # as used by distnr: 3.75 degrees / 13,333 pixels; Dekany+2020 (PASP 132, 038001), table 1
 _PUBLIC = (None, 1)  # programid
 _NEGATIVE = int(Flag.NEGATIVE)
 _CHIP_MIDDLE = 1540.0  # a readout quadrant has 3072 x 3080 pixels
-# ZTF writes t and f; brokers that rewrite packets also 1, 0 and -1, booleans, and all of these as text.
+# ZTF writes t and f; brokers that rewrite packets also use 1, 0 and -1, booleans, and all of these as text.
 _BRIGHTER, _FAINTER = frozenset(("t", "true", "1", "+1", "1.0")), frozenset(("f", "false", "0", "-1", "0.0", "-1.0"))
 
 _AS_WRITTEN: dict[Any, float] = {"t": 1.0, "f": -1.0}  # by IPAC
@@ -56,8 +56,8 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
     schema_file = "ztf/reader.avsc"
     earlier_file = "ztf/earlier.avsc"
     history_fields = ("prv_candidates", "fp_hists")
-    # Of 148 real packets of objects with a class or a catalogue match this leaves out one (of a "Planet?"); of 91 that
-    # are AGN, supernovae, variables or a tidal disruption event none. docs/surveys.md has the table.
+    # Of 148 real packets of objects with a class or a catalogue match this leaves out one (of a "Planet?"); of the 91
+    # that are AGN, supernovae, variables or a tidal disruption event, none. docs/surveys.md has the table.
     least_score = 0.1
     solar_system_arcsec = 5.0
 
@@ -98,7 +98,7 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
         counts, nominal = _njy_per_count(candidate.get("magzpsci"), band)
 
         def where(image: Image) -> tuple[tuple[float, float] | None, Matrix | None]:
-            if image.wcs or image.no_wcs:  # another broker's: it knows how it wrote the stamp
+            if image.wcs or image.no_wcs:  # added by another broker, which knows how it wrote the stamp
                 return on_sky(image, *place)
             return _centre(image, candidate), _TO_SKY
 
@@ -132,18 +132,18 @@ def _middle(jd: float | None, exposure: float | None) -> float | None:
 
 
 def _earlier(item: Mapping[str, Any]) -> base.Point | None:
-    """A detection or non-detection of `prv_candidates`, which do not say their exposure."""
+    """A detection or non-detection of `prv_candidates`, which do not give their exposure time."""
     mjd, band = _middle(item["jd"], None), _BANDS.get(item["fid"] or 0)
     if mjd is None or band is None:
         return None
-    if item["magpsf"] is None:  # diffmaglim is the limit of 5 sigma
+    if item["magpsf"] is None:  # diffmaglim is the 5-sigma limit
         return mjd, band, 0.0, _flux(item["diffmaglim"]) / 5, UPPER_LIMIT
     flux = _known_sign(item["isdiffpos"]) * _flux(item["magpsf"])
     return mjd, band, flux, abs(flux) * base.ERROR_PER_MAG * base.finite(item["sigmapsf"]), DETECTION
 
 
 def _forced(item: Mapping[str, Any]) -> base.Point | None:
-    """A point of `fp_hists`; its error of -99999, for a flux that could not be measured, makes it none."""
+    """A point of `fp_hists`; an error of -99999, for a flux that could not be measured, makes it invalid."""
     mjd, band, zero = _middle(item["jd"], item["exptime"]), _BANDS.get(item["fid"] or 0), item["magzpsci"]
     if mjd is None or band is None or zero is None or not _ZERO_POINTS[0] < zero < _ZERO_POINTS[1]:
         return None
@@ -153,7 +153,7 @@ def _forced(item: Mapping[str, Any]) -> base.Point | None:
 
 
 def _flux(magnitude: float | None) -> float:
-    """nJy of a magnitude; NaN for none, and for what no magnitude can be."""
+    """nJy of a magnitude; NaN for None, and for values that cannot be a magnitude."""
     return base.AB_NJY * 10 ** (-0.4 * magnitude) if magnitude is not None and 0 < magnitude < 40 else math.nan
 
 
@@ -198,7 +198,7 @@ def _known_sign(isdiffpos: str | float | None) -> float:
 
 
 def _sign(isdiffpos: str | float | None) -> int:
-    """1 for brighter than the reference, -1 for fainter; no sign is guessed."""
+    """1 for brighter than the reference, -1 for fainter; a missing sign is never guessed."""
     written = "null" if isdiffpos is None else str(isdiffpos).strip().lower()
     if written in _BRIGHTER:
         return 1
@@ -224,9 +224,9 @@ def _centre(image: Image, candidate: dict[str, Any]) -> tuple[float, float]:
 
 
 def _along(size: int, place: float | None) -> float:
-    """The source's column (or row) in a stamp of `size`; `place` is its column in the chip."""
+    """The source's column (or row) in a stamp of `size`; `place` is its column (or row) in the chip."""
     if size > 2 * _HALF or place is None or math.isnan(place):
         return size // 2
-    # cut at the far side: the near side is whole; cut at the near side: the far side is
+    # cut at the far side: the near side is complete; cut at the near side: the far side is
     centre = _HALF if place > _CHIP_MIDDLE else size - 1 - _HALF
     return centre if 0 <= centre < size else size // 2
