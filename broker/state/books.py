@@ -14,7 +14,7 @@ from skyheed.classifier.names import printable
 Bits = NDArray[np.uint8]
 # An offset with several outcomes (a message of several records) counts under the first of these.
 PRECEDENCE = ("rejected", "stored", "duplicate", "skipped")
-SHOWN = 5  # offsets named where a partition does not balance
+SHOWN = 5  # offsets named if a partition does not balance
 # Mask and counts of a folded segment are kept as JSON; bitmaps of nearly every offset deflate to a few hundred bytes.
 _BYTE = "latin-1"
 
@@ -24,7 +24,7 @@ class PartitionBooks:
     """One partition's books: distinct offsets by outcome.
 
     Attributes:
-        missing: consumed but without an outcome (or with one that is still on its way), and the first of them.
+        missing: consumed but without an outcome (or with one still being written), and the first of them.
         unexpected: with an outcome but never consumed, and the first of them.
     """
 
@@ -68,9 +68,9 @@ class ModelBooks:
     """Objects by their outcome for one model.
 
     Attributes:
-        classified, declined: by their last classification, where nothing is pending.
+        classified, declined: by their last classification, if nothing is pending.
         pending: new, due again or in flight.
-        unasked: were there before the model and have not changed since.
+        unasked: present before the model joined and unchanged since.
     """
 
     classified: int = 0
@@ -87,7 +87,7 @@ class ObjectBooks:
     """Objects by outcome.
 
     Attributes:
-        touched: that are kept now.
+        touched: currently stored.
         expired: inactive for too long and forgotten.
         lost: Redis lost a part of them (evicted or deleted by hand).
         models: by name; one without a name while none has joined.
@@ -127,7 +127,7 @@ class Books:
 
     @property
     def pending(self) -> int:
-        """Objects that wait to be classified, of all models together."""
+        """Objects waiting to be classified, for all models together."""
         return self.objects.total("pending")
 
     def summary(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class Books:
         return {**self.summary(), "models": models, "partitions": [p.to_json() for p in self.partitions]}
 
     def to_text(self) -> str:
-        """A readable table; where it does not balance it says what to inspect."""
+        """A readable table; if it does not balance, it says what to inspect."""
         width = max([len(printable(p.partition)) for p in self.partitions], default=9)
         rows = [_ROW.format("partition", "consumed", "stored", "duplicate", "skipped", "rejected", "", width=width)]
         rows += [_row(p, width) for p in self.partitions]
@@ -207,7 +207,7 @@ def count(partition: str, first: int, marks: Mapping[str, Bits], known: Bits) ->
     Args:
         first: offset of the segment's first bit.
         marks: bitmaps of one length by name: consumed, stored, duplicate, skipped.<reason>, rejected.<reason>.
-        known: offsets that are left out, because they were counted before.
+        known: offsets to leave out, because they were counted before.
     """
     books = PartitionBooks(partition)
     nothing = np.zeros_like(known)
@@ -244,7 +244,7 @@ def _list(bits: Bits, first: int) -> tuple[int, list[int]]:
     total = ones(bits)
     if not total:
         return 0, []
-    occupied = np.flatnonzero(bits)[:SHOWN]  # each of these bytes holds at least one
+    occupied = np.flatnonzero(bits)[:SHOWN]  # each of these bytes has at least one bit set
     return total, [first + 8 * int(byte) + bit for byte in occupied for bit in range(8) if bits[byte] & (128 >> bit)][
         :SHOWN
     ]
@@ -256,5 +256,5 @@ def pack_known(bits: Bits) -> str:
 
 
 def unpack_known(text: str) -> bytes:
-    """The bitmap of `pack_known`."""
+    """The bitmap packed by `pack_known`."""
     return zlib.decompress(text.encode(_BYTE))

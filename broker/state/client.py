@@ -1,10 +1,10 @@
-"""A connection to Redis or Valkey, one node or a cluster: pipelines, scripts, and errors as ours.
+"""A connection to Redis or Valkey, one node or a cluster: pipelines, scripts, and errors as skyheed's own.
 
-Every call is one pipeline. A pipeline is not a transaction: what must change together is one script. Only what the
-server has certainly not done is repeated here (redirections, an unknown script); callers repeat after
+Every call is one pipeline. A pipeline is not a transaction: what must change together is one script. Only commands
+that the server has certainly not executed are repeated here (redirections, an unknown script); callers repeat after
 `ServiceUnavailable`, and all our writes may be repeated.
 
-After `ServiceUnavailable` the connections are dropped: the name is looked up again and the next call connects again,
+After `ServiceUnavailable` the connections are dropped: the next call looks the name up again and reconnects,
 because after a failover the old server may continue as a replica and keep its connections.
 """
 
@@ -32,19 +32,19 @@ from skyheed.broker.urls import redacted_url, redis_hosts
 T = TypeVar("T")
 CONNECT_S = 3.0
 ANSWER_S = 15.0  # a script that stores a batch takes milliseconds; a node that rewrites its file may pause for seconds
-RENEW_S = 60.0  # connections are made again this often: a name may lead elsewhere without an error on the old ones
+RENEW_S = 60.0  # connections are renewed this often: a name may point elsewhere without an error on the old ones
 NOBODY = Replicas()
 DEFAULT_PORT = 6379
 SAVES = ("aof_last_write", "rdb_last_bgsave")  # in INFO
-MOST_NODES = 100  # that are remembered of a cluster
+MOST_NODES = 100  # that are remembered for a cluster
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An object that a worker has taken from the queue for the time of a lease.
+    """An object that a worker has taken from the queue for the duration of a lease.
 
     Attributes:
-        lease: token of this claim; another claim of the same object has another one.
+        lease: token of this claim; every claim of an object has a different one.
         sources: source ids (8 bytes each, big endian) of the sequence that was fetched under this claim.
     """
 
@@ -61,10 +61,10 @@ class Health:
     Attributes:
         used_memory, max_memory: bytes; max_memory 0 is no limit.
         eviction_policy: anything but noeviction silently loses stamps once the limit is reached.
-        append_only: every node keeps an append-only file; without it a restart forgets.
-        replicas: that are connected, of the node that has the fewest.
+        append_only: every node keeps an append-only file; without it, a restart loses data.
+        replicas: connected replicas of the node that has the fewest.
         read_only: the server is a replica.
-        cannot_save: a node could not write its append-only file or snapshot last time: it takes no writes.
+        cannot_save: a node failed to write its append-only file or snapshot last time, so it accepts no writes.
         version: of the server.
     """
 
@@ -79,13 +79,13 @@ class Health:
 
     @property
     def evicts(self) -> bool:
-        """The server may evict keys that we rely on."""
+        """The server may evict keys that skyheed relies on."""
         return self.max_memory > 0 and self.eviction_policy != "noeviction"
 
 
 @dataclass(frozen=True)
 class Script:
-    """A Lua script and the digest under which a server knows it; one that only reads needs the right to read alone."""
+    """A Lua script and the digest by which a server knows it; a script that only reads needs only the right to read."""
 
     text: str
     sha: str
@@ -112,11 +112,11 @@ def script(name: str) -> Script:
 
 @dataclass(frozen=True)
 class Tls:
-    """Files of a TLS connection (rediss://), PEM; empty: the system's authorities, and no certificate of ours.
+    """Files of a TLS connection (rediss://), PEM; empty: the system's authorities, and no client certificate.
 
     Attributes:
-        ca: certificates of the authorities that we trust, or a self-signed certificate itself.
-        certificate, key: ours, where the server asks for one.
+        ca: certificates of trusted authorities, or a self-signed certificate itself.
+        certificate, key: the client's, if the server asks for one.
     """
 
     ca: str = ""
@@ -124,26 +124,26 @@ class Tls:
     key: str = ""
 
     def options(self, url: str) -> dict[str, Any]:
-        """As redis-py's options; what the URL says (ssl_ca_certs=…) is stronger.
+        """As redis-py's options; settings in the URL (ssl_ca_certs=…) take precedence.
 
         Raises:
-            ConfigError: a file cannot be read, or does not hold what it should.
+            ConfigError: a file cannot be read, or does not contain what it should.
         """
         if not url.startswith("rediss://"):
             return {}
         given = {"ssl_ca_certs": self.ca, "ssl_certfile": self.certificate, "ssl_keyfile": self.key}
         options = {name: path for name, path in given.items() if path}
-        with contextlib.suppress(ValueError):  # a URL that is none is told of when it is used
+        with contextlib.suppress(ValueError):  # an invalid URL is reported when it is used
             parse: Any = redis_connection.parse_url
             options |= {name: value for name, value in parse(url).items() if name in given}
         self._check(options)
-        # older redis-py takes any name for the right one
+        # older redis-py accepts any host name
         return {"ssl_check_hostname": True, **options}
 
     @staticmethod
     def _check(options: dict[str, str]) -> None:
-        """redis-py reads the files when it connects, and would take one that is not there for a server that is
-        unavailable."""
+        """redis-py reads the files when it connects, and would mistake a missing file for an unavailable
+        server."""
         context = ssl.create_default_context()
         certificate, key = options.get("ssl_certfile"), options.get("ssl_keyfile")
         try:
@@ -161,10 +161,10 @@ class Client:
 
     Args:
         tls: redis-py's options of the TLS connection, for rediss:// only.
-        replicas: who has to confirm the writes that are asked to be `durable`.
+        replicas: the replicas that must confirm writes requested as `durable`.
 
     Attributes:
-        on_connect: done after every new connection, before anything else is asked on it.
+        on_connect: called after every new connection, before anything else is sent on it.
     """
 
     def __init__(
@@ -195,17 +195,17 @@ class Client:
         """Run `commands` in one pipeline.
 
         Args:
-            durable: return only when `replicas` have them, too.
+            durable: return only when `replicas` have the writes, too.
 
         Raises:
             ServiceUnavailable: the server is unavailable or full, or has too few replicas; some commands may have been
-            done.
-            ServiceError: it refuses us.
+            executed.
+            ServiceError: it denies access.
         """
         return [self._good(result) for result in self._pipeline(commands, durable)]
 
     def call(self, name: str, calls: Sequence[Command]) -> list[Any]:
-        """Call the script `name` for each (key, *arguments) in one pipeline, and once more where it was unknown.
+        """Call the script `name` for each (key, *arguments) in one pipeline, and again where the script was unknown.
 
         Raises:
             ServiceUnavailable, ServiceError: as `run`.
@@ -213,16 +213,16 @@ class Client:
         return self.call_each([(name, *call) for call in calls])
 
     def call_each(self, calls: Sequence[Command], forgive: tuple[str, ...] = (), durable: bool = False) -> list[Any]:
-        """Call the scripts of (name, key, *arguments); where one named in `forgive` finds memory full it gives None.
+        """Call the scripts of (name, key, *arguments); None for one named in `forgive` that finds memory full.
 
         Raises:
             ServiceUnavailable, ServiceError: as `run`.
         """
         results = self._pipeline([script(name).by_digest(*rest) for name, *rest in calls], durable)
         unknown = [n for n, result in enumerate(results) if isinstance(result, failure.NoScriptError)]
-        # what is to be confirmed is confirmed as a whole: between two pipelines the server may be another one
+        # a write and its confirmation share a pipeline: between two pipelines the server may be a different one
         again = list(range(len(calls))) if durable and unknown else unknown
-        # a server that was restarted or promoted knows no script; with its text none can be unknown
+        # a restarted or promoted server knows no scripts; sent as text, none can be unknown
         texts = [script(calls[n][0]).by_text(*calls[n][1:]) for n in again]
         for n, result in zip(again, self._pipeline(texts, durable), strict=True):
             results[n] = result
@@ -232,7 +232,7 @@ class Client:
         ]
 
     def ping(self) -> None:
-        """One answer from every node.
+        """One reply from every node.
 
         Raises:
             ServiceUnavailable, ServiceError: as `run`.
@@ -244,16 +244,16 @@ class Client:
         return self._translate(lambda servers: servers.info())
 
     def close(self) -> None:
-        """Close the connections; the next call connects again, and looks the name up again."""
+        """Close the connections; the next call looks the name up again and reconnects."""
         with self._lock:
             servers, self._servers = self._servers, None
         if servers is not None:
-            # where the one node that the URL names is gone, the others lead to its successor
+            # if the node that the URL names is gone, the others lead to its successor
             self._others = list(dict.fromkeys([*self._others, *servers.known()]))[-MOST_NODES:]
             servers.close()
 
     def __del__(self) -> None:
-        # redis-py's cluster client is full of cycles: the collector would find the sockets first and warn of them
+        # redis-py's cluster client is full of cycles: the collector would find the sockets first and warn about them
         with contextlib.suppress(Exception):
             self.close()
 
@@ -273,13 +273,13 @@ class Client:
         try:
             action()
         except Exception:
-            self.close()  # so that the next call greets again
+            self.close()  # so that the next call runs on_connect again
             raise
         finally:
             self._greeting = False
 
     def _connect(self) -> Servers:
-        # a cluster client asks for the slots when it is made; a single one connects when it is used
+        # a cluster client asks for the slots when it is created; a single one connects when it is used
         try:
             if self.cluster:
                 return Cluster(self._url, self._others, **self._options)
@@ -313,18 +313,18 @@ class Client:
 
 
 def connect(url: str, password: str | None = None, cluster: bool = False) -> Client:
-    """A client of the server at `url`; nothing is asked of it yet.
+    """A client of the server at `url`; nothing is sent to it yet.
 
     Args:
-        url: redis://, rediss:// (TLS) or unix://; of a cluster, any node, or several with commas between.
-        password: instead of one in the URL.
+        url: redis://, rediss:// (TLS) or unix://; for a cluster, any node, or several separated by commas.
+        password: used instead of one in the URL.
         cluster: the server is a Redis or Valkey cluster.
     """
     return Client(url, password, cluster)
 
 
 def connect_as(settings: RedisSettings) -> Client:
-    """A client of the server that the settings name; nothing is asked of it yet.
+    """A client of the server named in the settings; nothing is sent to it yet.
 
     Raises:
         ConfigError: a certificate or key cannot be read.
@@ -349,7 +349,7 @@ def health(client: Client) -> Health:
     """Memory, eviction and durability of the server.
 
     Raises:
-        ServiceUnavailable, ServiceError: it does not answer, or not to us.
+        ServiceUnavailable, ServiceError: it does not answer, or denies access.
     """
     nodes = client.info()
     fullest = max(nodes, key=lambda n: n["used_memory"] / (n.get("maxmemory") or float("inf")))

@@ -1,7 +1,7 @@
-"""Translates errors of Redis, Valkey and redis-py into ours.
+"""Translates errors of Redis, Valkey and redis-py into skyheed's own.
 
-Two kinds: what passes by itself or with a new connection (`ServiceUnavailable`: the daemons wait, connect again and
-repeat) and what does not (`ServiceError`, `MissingRight`: they stop with one sentence).
+There are two kinds: those that pass by themselves or with a new connection (`ServiceUnavailable`: the daemons wait,
+reconnect and repeat) and those that do not (`ServiceError`, `MissingRight`: they stop with one sentence).
 """
 
 import re
@@ -22,7 +22,7 @@ PASSING = (
     "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "READONLY", "MISCONF", "NOREPLICAS", "BUSY", "NOSCRIPT",
     "UNBLOCKED", "INPROG", "ASK ", "OOM",
 )  # fmt: skip
-# The same where redis-py cuts the code off the message, and what proxies in front of Redis say while it fails over.
+# The same where redis-py strips the code from the message, and what proxies in front of Redis say during a failover.
 PASSING_KINDS = (
     failure.ClusterError, failure.ReadOnlyError, failure.TryAgainError, failure.AskError, failure.NoScriptError,
     failure.OutOfMemoryError,
@@ -37,14 +37,14 @@ _VERIFY = re.compile(r"certificate verify failed:? ?(.*?)\.? ?(\(_ssl|$)")
 
 
 class NotReplicated(Exception):
-    """Fewer replicas than asked for have confirmed a write within the time for it."""
+    """Too few replicas confirmed a write within the time allowed."""
 
     def __init__(self, confirmed: int, wanted: int, wait_s: float) -> None:
         super().__init__(f"{confirmed} of {wanted} replicas confirmed within {wait_s:g} s")
 
 
 def in_our_words(error: Exception, where: str, cluster: bool) -> SkyheedError:
-    """The one sentence for `error` of the server at `where`, which we took for a cluster or not."""
+    """One sentence for `error` from the server at `where`, which was taken for a cluster or not."""
     text = " ".join(str(error).split())
     found = (
         _of_replicas(error, where)
@@ -64,13 +64,13 @@ def in_our_words(error: Exception, where: str, cluster: bool) -> SkyheedError:
 
 
 def _cause(text: str) -> str:
-    """What the system said, as in "MISCONF Errors writing to the AOF file: No space left on device"."""
+    """What the operating system said, as in "MISCONF Errors writing to the AOF file: No space left on device"."""
     found = re.search(r"file: ([\w ]+)", text)
     return f" ({found[1].split(' script')[0].strip()})" if found else ""
 
 
 def passes(error: Exception) -> bool:
-    """Whether an error reply is temporary or passes with a new connection."""
+    """Whether an error reply is temporary or disappears with a new connection."""
     text = str(error)
     return isinstance(error, PASSING_KINDS) or text.startswith(PASSING) or bool(PASSING_WORDS.search(text))
 
@@ -91,7 +91,7 @@ def _of_replicas(error: Exception, where: str) -> SkyheedError | None:
 def _of_login(error: Exception, where: str) -> SkyheedError | None:
     errors = list(_chain(error))
     for found in errors:
-        # Redis 7 and Valkey put it this way where a command of a script is not allowed
+        # how Redis 7 and Valkey say that a command in a script is not allowed
         if isinstance(found, failure.NoPermissionError) or str(found).startswith("ACL failure in script"):
             return MissingRight(
                 f"the user may not do this on Redis at {where}: {found} (docs/security.md lists the rights)"
@@ -104,7 +104,7 @@ def _of_login(error: Exception, where: str) -> SkyheedError | None:
 
 
 def _of_tls(error: Exception, where: str) -> SkyheedError | None:
-    """A certificate that we or the server do not trust; waiting does not help."""
+    """A certificate that skyheed or the server does not trust; waiting does not help."""
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         verified = _VERIFY.search(text)
@@ -126,7 +126,7 @@ def _of_cluster(error: Exception, where: str, cluster: bool) -> SkyheedError | N
     if isinstance(error, failure.MovedError | failure.AskError) and not cluster:
         return ServiceError(f"Redis at {where} is a cluster: set redis.cluster = true")
     if isinstance(error, failure.AskError):
-        # a script's keys are not all declared: on the way between two nodes it would see half of an object
+        # a script's keys are not all declared: while a slot moves between two nodes, it would see half of an object
         return _away(f"Redis at {where} is moving a slot to another node ({error}): waiting until it has moved")
     if "Cluster mode is not enabled" in str(error) and not any(_busy(cause) for cause in _chain(error)):
         return ServiceError(f"Redis at {where} is not a cluster: set redis.cluster = false")
@@ -138,7 +138,7 @@ def _busy(error: Exception) -> bool:
 
 
 def _hint(text: str, where: str) -> str:
-    """The likely cause when a server is silent or hangs up."""
+    """The likely cause when a server is silent or closes the connection."""
     hung_up = any(words in text for words in ("closed by server", "reset by peer", "EOF occurred"))
     if not where.startswith("rediss://"):
         return " (if it speaks TLS, write rediss:// in redis.url)" if hung_up else ""
@@ -148,7 +148,7 @@ def _hint(text: str, where: str) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[Exception]:
-    """The error and what it was raised from: redis-py's cluster client wraps what a node said."""
+    """The error and those it was raised from: redis-py's cluster client wraps what a node said."""
     for _ in range(8):
         if not isinstance(error, Exception):
             return

@@ -1,4 +1,4 @@
-"""Per object the time-ordered sequence of its stamps, in Redis: atomic, idempotent, bounded, and the same for every
+"""The time-ordered sequence of stamps for each object, in Redis: atomic, idempotent, bounded, and the same for every
 order of arrival. Independent of Kafka and models; a token is just bytes."""
 
 import math
@@ -25,8 +25,8 @@ from skyheed.broker.state.sequence import (
 from skyheed.classifier.history import MOST_POINTS
 
 HISTORY = 99  # classifications kept for each object and model
-DELIVERIES_A_CALL = 250  # a script call of these takes a few milliseconds, during which the server does nothing else
-SWEEP_A_BATCH = 20  # objects to forget, alongside one for each delivery, so that forgetting keeps up with storing
+DELIVERIES_A_CALL = 250  # a script call with these takes a few milliseconds, during which the server does nothing else
+SWEEP_A_BATCH = 20  # objects to forget, plus one for each delivery, so that forgetting keeps up with storing
 
 
 class SequenceStore:
@@ -34,11 +34,11 @@ class SequenceStore:
 
     Args:
         shards: fixed for the lifetime of the data.
-        max_stamps: longest sequence; the newest stay.
+        max_stamps: longest sequence; the newest stamps are kept.
         ttl_s: an object without a new stamp for this long is forgotten, unless it still waits to be classified.
         debounce_s: an object becomes ready this long after its first new stamp, at the latest.
-        quiet_s: and earlier, when nothing came of it for this long, as far as the caller of `store` is not behind.
-        neighbours: where objects are noted by their place.
+        quiet_s: and earlier, if nothing has arrived for it for this long and the caller of `store` is not behind.
+        neighbours: the index of objects by position.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class SequenceStore:
         one message have to be in the same call.
 
         Args:
-            behind: there is more to store at once, perhaps of the same objects: they wait for the whole debounce.
+            behind: more is waiting to be stored, perhaps of the same objects: they wait for the whole debounce.
 
         Raises:
             ServiceUnavailable: Redis is unavailable or full; some shards may have been stored: repeat all.
-            ServiceError: Redis refuses us.
+            ServiceError: Redis denies access.
         """
         if self._neighbours:
             self._neighbours.note(d.observation for d in deliveries)
@@ -96,10 +96,10 @@ class SequenceStore:
     def fetch(self, claims: Sequence[Claim], lane: Lane) -> list[StoredSequence]:
         """The sequences of claimed objects as a model needs them, in one round trip.
 
-        An object of which Redis has lost a part is forgotten, counted as lost in the books, and left out.
+        If Redis has lost a part of an object, it is forgotten, counted as lost in the books, and left out.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         found, lost = [], []
         for claim, reply in zip(claims, self._read([c.object_id for c in claims], lane), strict=True):
@@ -117,11 +117,11 @@ class SequenceStore:
         """Acknowledge a model's classifications, in one round trip; stores the classification, its line in the
         history, and the tokens.
 
-        Safe to repeat: what was acknowledged before comes back as STALE. Works on a full server, too, except that
+        Safe to repeat: what was acknowledged before comes back as STALE. Also works on a full server, except that
         tokens are not stored.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         suffix = self._keys.lane(lane.model)
         self._speak([answer for answer in answers if answer.spoken[0] not in ("", answer.claim.object_id)], suffix)
@@ -148,17 +148,17 @@ class SequenceStore:
         return settled
 
     def sequence(self, object_id: str, lane: Lane = EVERYTHING) -> StoredSequence | None:
-        """An object's whole sequence with all that is kept of it, or with what a lane wants, without claiming it."""
+        """An object's whole sequence with everything stored for it, or with what a lane wants, without claiming it."""
         return self.sequences([object_id], lane)[0]
 
     def sequences(self, object_ids: Sequence[str], lane: Lane) -> list[StoredSequence | None]:
-        """The same of several objects, in one round trip."""
+        """The same for several objects, in one round trip."""
         claims = [Claim(object_id, shard_of(object_id, self._shards), "") for object_id in object_ids]
         replies = self._read(object_ids, lane)
         return [None if r is None else unpack(c, r, lane) for c, r in zip(claims, replies, strict=True)]
 
     def sources(self, object_id: str) -> set[int]:
-        """The detections of an object that are kept; its stamps are not read."""
+        """The stored detections of an object; its stamps are not read."""
         found = self.sequence(object_id, Lane(images=()))
         return set() if found is None else set(found.header["source_id"].tolist())
 
@@ -169,16 +169,16 @@ class SequenceStore:
     def join(self, *models: str, backlog: Collection[str] = ()) -> dict[str, int]:
         """Register models: from now on every object that changes is due for them. Safe to repeat.
 
-        The first models of a survey, all of one call, are due for every object that is there.
+        The first models of a survey, all in one call, are due for every object that is there.
 
         Args:
-            backlog: those of them that are due for every object, also where other models are known.
+            backlog: those of them that are due for every object, even if other models are known.
 
         Returns:
-            For each, how many objects are there and will not be due for it before they change.
+            For each, how many objects are there and will not be due for it until they change.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or denies access.
         """
         words = [word for model in models for word in (model, "all" if model in backlog else "")]
         left = self._client.call("join", [(self._keys.shard(shard), *words) for shard in range(self._shards)])
@@ -193,7 +193,7 @@ class SequenceStore:
         """Forget a model: its queue, its books and its classifications; returns whether it was known.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us; repeat.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access; repeat.
         """
         known = sum(self._client.call("retire", [(self._keys.shard(shard), model) for shard in range(self._shards)]))
         for shard in range(self._shards):
@@ -209,26 +209,26 @@ class SequenceStore:
         return bool(known)
 
     def latest(self, object_id: str, model: str = "") -> bytes | None:
-        """A model's last classification of an object, as it was published; also one of release 0.1."""
+        """A model's last classification of an object, as published, including one from release 0.1."""
         keys = [self._key("latest" + self._keys.lane(model), object_id), self._key("latest", object_id)]
         own, before = self._client.run([("GET", key) for key in keys])
         found: bytes | None = own if own is not None else before
         return found
 
     def history(self, object_id: str, model: str = "") -> list[str]:
-        """The lines of a model's classifications of an object so far, oldest first; those of release 0.1 as well."""
+        """The lines of a model's classifications of an object so far, oldest first, including those of release 0.1."""
         keys = [self._key("history", object_id), self._key("history" + self._keys.lane(model), object_id)]
         lines = self._client.run([("LRANGE", key, 0, -1) for key in keys[not model :]])
         return [line.decode() for own in lines for line in own]
 
     def bytes_per_object(self, object_id: str) -> int:
-        """Memory that the server uses for the object's own keys, bytes."""
+        """Memory in bytes that the server uses for the object's own keys."""
         keys = self._keys.of_object(object_id, shard_of(object_id, self._shards), self.models())
         return sum(size or 0 for size in self._client.run([("MEMORY USAGE", key, "SAMPLES", 0) for key in keys]))
 
     def _speak(self, answers: Sequence[Answer], suffix: str) -> None:
-        """Keep answers to joined histories with the objects that they are published under; before they are settled,
-        so that whoever is stopped in between does it again."""
+        """Store classifications of joined histories with the objects under which they are published, before they are
+        settled, so that they are repeated after an interruption in between."""
         groups = self._by_shard([answer.spoken[0] for answer in answers])
         calls = [
             (self._keys.shard(shard), suffix, HISTORY,

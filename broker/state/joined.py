@@ -1,9 +1,9 @@
 """Reads neighbours as one history (`ingest.join_arcsec`): LSST gives one transient several diaObjectIds.
 
-What is stored stays apart, object by object, and so do queues and books: a worker that has claimed an object reads
-those of its group as well and answers for all of them. Switching it off gives back the separate histories. A group is
-whoever can be reached from neighbour to neighbour. It depends on what is stored alone, never on the order in which it
-came, and it is called after the smallest of its names.
+Objects stay stored separately, and so do queues and books: a worker that has claimed an object also reads
+those of its group and classifies all of them together. Switching it off restores the separate histories. A group is
+everything that can be reached from neighbour to neighbour. It depends only on what is stored, never on the order in
+which it arrived, and it is named after the smallest of its names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ from skyheed.broker.state.neighbours import Neighbours, Place
 from skyheed.broker.state.sequence import Lane, StoredSequence
 from skyheed.classifier.history import Photometry
 
-MOST_JOINED = 8  # objects of a group; a larger one is an artefact or a crowded field, and is not joined
+MOST_JOINED = 8  # objects in a group; a larger one is an artefact or a crowded field, and is not joined
 POSITIONS = Lane(images=())
-MARGIN = 2.0  # of the radius: a neighbour's detections scatter around its place
+MARGIN = 2.0  # times the radius: a neighbour's detections scatter around its position
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Joined:
     """Reads the histories of groups.
 
     Attributes:
-        arcsec: neighbours are at most this far apart, from mean to mean of their detections that are kept.
+        arcsec: largest distance between neighbours, from mean to mean of their stored detections.
     """
 
     store: SequenceStore
@@ -34,10 +34,10 @@ class Joined:
     arcsec: float
 
     def read(self, claimed: Sequence[StoredSequence], lane: Lane) -> list[StoredSequence]:
-        """The same sequences, each joined with those of its group; without tokens where there is anything to join.
+        """The same sequences, each joined with those of its group; without tokens if there is anything to join.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         groups = self._groups(claimed)
         wanted = sorted({name for group in groups if len(group) > 1 for name in group})
@@ -50,7 +50,7 @@ class Joined:
         return joined
 
     def _groups(self, claimed: Sequence[StoredSequence]) -> list[list[str]]:
-        """Of each sequence its group, in the order of names; itself alone where that is too large."""
+        """The group of each sequence, in the order of names; only itself if the group is too large."""
         places = {sequence.object_id: place_of(sequence) for sequence in claimed}
         links: dict[str, list[str]] = {}
         frontier = list(places)
@@ -62,11 +62,11 @@ class Joined:
         return [_group(sequence.object_id, links) for sequence in claimed]
 
     def _link(self, frontier: Sequence[str], places: dict[str, Place], links: dict[str, list[str]]) -> None:
-        """Find the neighbours of each of `frontier`; learn the places of those that are met for the first time."""
+        """Find the neighbours of each of `frontier`; look up the positions of objects met for the first time."""
         candidates = self.neighbours.near([places[name] for name in frontier], MARGIN * self.arcsec)
         new = sorted(set().union(*candidates) - set(places))
         for name, sequence in zip(new, self.store.sequences(new, POSITIONS), strict=True):
-            if sequence is not None:  # forgotten meanwhile; its cell still knows it
+            if sequence is not None:  # forgotten in the meantime; its cell still lists it
                 places[name] = place_of(sequence)
         for name, near in zip(frontier, candidates, strict=True):
             links[name] = [
@@ -85,32 +85,32 @@ def _group(name: str, links: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def rank(name: str) -> tuple[int, str]:
-    """The order of names: numbers by their size."""
+    """The sort order of names: numbers by their value."""
     return len(name), name
 
 
 def place_of(sequence: StoredSequence) -> Place:
-    """The mean of the detections that are kept, degrees."""
+    """The mean position of the stored detections, degrees."""
     ra, dec = np.radians(sequence.header["ra"]), np.radians(sequence.header["dec"])
     x, y, z = np.mean([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
     return float(np.degrees(np.arctan2(y, x))) % 360.0, float(np.degrees(np.arctan2(z, np.hypot(x, y))))
 
 
 def separation(one: Place, other: Place) -> float:
-    """The angle between two places, arcsec (haversine: exact for small ones)."""
+    """The angle between two positions, arcsec (haversine: accurate for small ones)."""
     (ra, dec), (other_ra, other_dec) = np.radians(one), np.radians(other)
     half = np.sin((other_dec - dec) / 2) ** 2 + np.cos(dec) * np.cos(other_dec) * np.sin((other_ra - ra) / 2) ** 2
     return float(np.degrees(2 * np.arcsin(np.sqrt(min(half, 1.0)))) * 3600.0)
 
 
 def join(claimed: StoredSequence, members: Sequence[StoredSequence]) -> StoredSequence:
-    """One history of those of several objects, in the order of (MJD, source id).
+    """One history from those of several objects, in the order of (MJD, source id).
 
-    A detection that two of them hold counts once, as the first of them in the order of names has it. The context is
+    A detection that two of them hold counts once, as held by the first of them in the order of names. The context is
     that of the newest detection.
 
     Args:
-        claimed: the one among them that a worker has claimed.
+        claimed: the one that a worker has claimed.
         members: as they are now, in the order of names, all read without tokens.
     """
     header = np.concatenate([member.header for member in members])

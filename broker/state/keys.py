@@ -72,7 +72,7 @@ def shard_of(object_id: str, shards: int) -> int:
 
 
 def waited(key: str) -> str:
-    """The counter alongside `key`, in the same slot, that is raised before replicas are waited for."""
+    """The counter alongside `key`, in the same slot, that is raised before waiting for replicas."""
     return f"{key.partition('}:')[0]}}}:waited"
 
 
@@ -87,7 +87,7 @@ class Keys:
         self.agreed = f"{self.prefix}agreed"
 
     def shard(self, shard: int) -> str:
-        """What all keys of a shard begin with."""
+        """The common prefix of all keys of a shard."""
         return f"sh:{{{self.survey}:{shard}}}:"
 
     def near(self, band: int, part: int) -> str:
@@ -96,14 +96,14 @@ class Keys:
 
     @staticmethod
     def lane(model: str) -> str:
-        """What the names of a model's own keys end with, before the object."""
+        """The suffix of the names of a model's own keys, before the object."""
         return f".{model}" if model else ""
 
     def partition(self, partition: str) -> str:
-        """What all keys of a partition's books begin with."""
+        """The common prefix of all keys of a partition's books."""
         return f"sh:{{{self.survey}|{partition}}}:"
 
     def of_object(self, object_id: str, shard: int, models: Iterable[str] = ()) -> list[str]:
-        """Every key that an object may have to itself."""
+        """Every key that belongs to a single object."""
         parts = [*OBJECT_PARTS, *(part + self.lane(model) for model in models for part in MODEL_PARTS)]
         return [f"{self.shard(shard)}{part}:{object_id}" for part in parts]

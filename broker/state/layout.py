@@ -1,9 +1,9 @@
 """The settings that all daemons of a survey must share, because they determine what is in Redis: recorded by the
-first, compared by the others when they start and whenever they connect again. Models may differ: what they make says
-which of them made it.
+first, compared by the others when they start and whenever they reconnect. Models may differ: what they write says
+which of them wrote it.
 
-An ingest records everything; a worker records and compares what it shares with it. State of a release that recorded
-the shards alone is completed by the first ingest, if what stands in Redis agrees with its settings.
+An ingest records everything; a worker records and compares the settings they have in common. State of a release that
+recorded only the shards is completed by the first ingest, if what is in Redis agrees with its settings.
 """
 
 import json
@@ -25,8 +25,8 @@ from skyheed.classifier.stamp import PREPROCESSING
 if TYPE_CHECKING:
     from skyheed.broker.packets.surveys import Survey
 
-QUEUES = 2  # form of the keys of the queues: one queue for each model; release 0.1 had a single one
-SAMPLE = 20  # objects of each shard that are looked at before an older state is completed
+QUEUES = 2  # format of the queue keys: one queue for each model; release 0.1 had a single one
+SAMPLE = 20  # objects of each shard that are checked before an older state is completed
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ ENTRIES = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """What one daemon brings.
+    """What one daemon contributes.
 
     Attributes:
-        records: what it decides on, name -> value.
-        compares: what it only has to find, where that is recorded.
-        bands: that its model knows; None where it has none.
-        images: kinds of stamps that its model looks at.
+        records: what it decides, name -> value.
+        compares: what must agree if it is recorded.
+        bands: those that its model knows; None if it has no model.
+        images: kinds of stamps that its model uses.
     """
 
     records: Mapping[str, str]
@@ -70,7 +70,7 @@ class Agreement:
 def of_ingest(redis: RedisSettings, survey: "Survey") -> Agreement:
     """For writers of histories: ingest and redrive."""
     bands = "".join(sorted(survey.bands, key=BANDS.index))
-    images = ",".join(getattr(survey, "images", (survey.stamp,)))  # a survey of another package may have one kind
+    images = ",".join(getattr(survey, "images", (survey.stamp,)))  # a survey from another package may have one kind
     own = {"stamp": survey.stamp, "images": images, "bands": bands}
     return Agreement({**_shared(redis), **_compared(redis), **own}, {})
 
@@ -89,7 +89,7 @@ def _compared(redis: RedisSettings) -> dict[str, str]:
 
 
 class Layout:
-    """What is recorded of one survey."""
+    """What is recorded for one survey."""
 
     def __init__(self, client: Client, survey: str) -> None:
         self._client = client
@@ -100,7 +100,7 @@ class Layout:
         """Name -> value.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         shards, *pairs = self._client.run(
             [("GET", self._keys.layout), *(("HGET", self._keys.agreed, name) for name in ENTRIES)]
@@ -113,13 +113,13 @@ class Layout:
 
         Raises:
             ConfigError: something else is recorded; names the setting and both values.
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         found = self.recorded()
         self._compare(own, found)
         if set(own.records) <= set(found):
             return
-        if "max_stamps" in own.records and "shards" in found:  # written by a release that recorded the shards alone
+        if "max_stamps" in own.records and "shards" in found:  # written by a release that recorded only the shards
             self._sample(own.records)
         words = [word for pair in own.records.items() for word in pair]
         reply = self._client.call("agree", [(self._keys.prefix, *words)])[0]
@@ -127,11 +127,11 @@ class Layout:
         self._compare(own, {n.decode(): v.decode() for n, v in zip(names, values, strict=True)})
 
     def change(self, name: str, value: str) -> None:
-        """Record another value, once every daemon that has the old one is stopped.
+        """Record another value, once every daemon that uses the old one is stopped.
 
         Raises:
-            ConfigError: there is no such entry, or a change would spoil what is stored.
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
+            ConfigError: there is no such entry, or a change would corrupt what is stored.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         if name not in ENTRIES or not ENTRIES[name].may_change:
             names = ", ".join(name for name, entry in ENTRIES.items() if entry.may_change)
@@ -205,7 +205,7 @@ def _images(value: str) -> str:
     return ",".join(k for k in IMAGE_KINDS if k in kinds) if {"science"} <= kinds <= set(IMAGE_KINDS) else ""
 
 
-# What may be changed -> the value as it is recorded, or nothing for one that cannot be.
+# What may be changed -> the value as recorded, or None if it is invalid.
 _CHANGES: Mapping[str, Callable[[str], str]] = {"max_stamps": _stamps, "bands": _bands, "images": _images}
 
 

@@ -1,10 +1,10 @@
 """The books: which offsets were consumed and the outcome of each, and the objects. Reads and writes the marks.
 
 A mark is a bit, so that redelivery cannot count twice and gaps in Kafka's offsets do not matter. `consumed` is marked
-when a message is polled, apart from its outcome; stored and duplicate are marked by the script that stores.
+when a message is polled, separately from its outcome; stored and duplicate are marked by the script that stores.
 
 Surveys create topics by the night: the books of a partition that has been quiet for a while are closed (`finish`),
-and what they cost in memory and to read does not grow with the number of nights. Later marks open them again.
+so that the memory and time they take do not grow with the number of nights. Later marks open them again.
 """
 
 import json
@@ -33,8 +33,8 @@ __all__ = ["Books", "Ledger", "ObjectBooks", "PartitionBooks"]
 
 Mark = tuple[str, int, str]  # partition, offset, reason
 DAY_S = 86_400.0
-MOST_OPENED = 100_000  # partitions that are remembered as open
-FINISH = 10  # partitions that are closed at a time: a tenth of a second or so
+MOST_OPENED = 100_000  # partitions remembered as open
+FINISH = 10  # partitions closed at a time: about a tenth of a second
 _COUNTS = ("consumed", "stored", "duplicate", "skipped", "rejected")
 
 
@@ -44,8 +44,8 @@ class Ledger:
     Args:
         shards: as the SequenceStore's.
         keep_s: how long the bitmaps of a finished segment stay after they were folded into counts; a message that
-            is delivered again within this time is known as stored.
-        idle_s: how long nothing has come to a partition whose books are closed.
+            is redelivered within this time is recognised as stored.
+        idle_s: a partition's books are closed after nothing has arrived for this long.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Ledger:
         self._shards = shards
         self._keep_ms = round(keep_s * 1000)
         self._idle_s = idle_s
-        self._opened: dict[str, float] = {}  # partition -> when we marked something last, monotonic
+        self._opened: dict[str, float] = {}  # partition -> time of our last mark, monotonic
         self._looked_at = ""  # the last partition that `finish` looked at
         self._begun: set[tuple[str, int]] = set()
 
@@ -64,8 +64,8 @@ class Ledger:
         """Check that Redis answers and holds this survey in the expected number of shards.
 
         Raises:
-            ConfigError: it holds it in another number of shards.
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
+            ConfigError: the number of shards is different.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         self._client.ping()
         found = self._client.run([("GET", self._keys.layout)])[0]
@@ -81,10 +81,10 @@ class Ledger:
     def consumed(self, offsets: Mapping[str, Iterable[int]]) -> None:
         """Mark offsets, by partition, as consumed. Safe to repeat.
 
-        The first mark of a new segment folds the finished ones before it.
+        The first mark of a new segment folds the finished segments before it.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or denies access.
         """
         begun = self._mark({("consumed", partition): list(found) for partition, found in offsets.items()})
         for partition in sorted({partition for partition, segment in begun - self._begun if segment}):
@@ -95,7 +95,7 @@ class Ledger:
         """Mark (partition, offset, reason) as valid but not needed. Safe to repeat.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or denies access.
         """
         self._mark(_by_reason("skipped", marks))
 
@@ -103,15 +103,15 @@ class Ledger:
         """Mark (partition, offset, reason) as acknowledged by the dead-letter topic. Safe to repeat.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or denies access.
         """
         self._mark(_by_reason("rejected", marks))
 
     def settled(self, places: Sequence[tuple[str, int]]) -> list[bool]:
-        """For each (partition, offset) whether it was consumed and has an outcome.
+        """For each (partition, offset), whether it was consumed and has an outcome.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         found = [False] * len(places)
         groups: dict[tuple[str, int], list[int]] = defaultdict(list)
@@ -127,10 +127,10 @@ class Ledger:
         return found
 
     def books(self) -> Books:
-        """Read the books; marks that are on their way meanwhile show as missing.
+        """Read the books; marks that are still being written show as missing.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         found = sorted(self._segments().items())
         finished = f"{self._keys.prefix}finished"
@@ -138,7 +138,7 @@ class Ledger:
         partitions = []
         for (partition, segments), is_closed in zip(found, closed, strict=True):
             total = PartitionBooks(partition)
-            for folded in () if is_closed else self._folded(partition):  # else they are among the totals
+            for folded in () if is_closed else self._folded(partition):  # otherwise they are part of the totals
                 total.add(_from_fold(partition, folded))
             for segment in sorted(segments):
                 total.add(self._count(partition, segment))
@@ -146,26 +146,26 @@ class Ledger:
         return Books([*partitions, *self._totals()], self._objects())
 
     def fold(self, partition: str) -> int:
-        """Turn the partition's finished segments into counts and let their bitmaps expire; how many were folded.
+        """Turn the partition's finished segments into counts and let their bitmaps expire; returns how many.
 
-        A segment is finished when a later one began and every consumed offset of it has an outcome. Safe to repeat
-        and to run twice at once; marks that come to a folded segment later are counted and folded in turn.
+        A segment is finished when a later one has begun and every consumed offset in it has an outcome. Safe to repeat
+        and to run twice at once; later marks in a folded segment are counted and folded in turn.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or denies access.
         """
         return sum(self._fold(partition, segment) for segment in sorted(self._segments().get(partition, ()))[:-1])
 
     def finish(self, limit: int = FINISH) -> bool:
-        """Close the books of partitions that nothing came to for `idle_s` and that balance, `limit` at a time.
+        """Close the books of partitions that balance and have been quiet for `idle_s`, `limit` at a time.
 
-        Safe to repeat and to run twice at once, also while marks come.
+        Safe to repeat and to run twice at once, even while marks arrive.
 
         Returns:
-            Whether all partitions have been looked at; else call again.
+            Whether all partitions have been looked at; otherwise call again.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or denies access.
         """
         names = sorted(name.decode() for name in self._client.run([("SMEMBERS", self._keys.partitions)])[0])
         recent = self._client.run([("GET", self._recent(name)) for name in names])
@@ -185,12 +185,12 @@ class Ledger:
             total.add(_from_fold(partition, folded))
         self._unlist(partition, *segments)
         self._client.call("finish", [(self._keys.prefix, partition, _counts_text(total))])
-        if self._client.run([("GET", self._recent(partition))])[0]:  # a mark came meanwhile
+        if self._client.run([("GET", self._recent(partition))])[0]:  # a mark has come in the meantime
             self._client.call("reopen", [(self._keys.prefix, partition)])
             self._list(partition, segments)
 
     def _recent(self, partition: str) -> str:
-        """The key that is there while something came to the partition lately."""
+        """The key that exists while something has come to the partition recently."""
         return f"{self._keys.partition(partition)}recent"
 
     def _reopen(self, partitions: Iterable[str]) -> None:
@@ -228,7 +228,7 @@ class Ledger:
             for segment, bits in _by_segment(offsets).items():
                 key = f"{base}{mark}:{segment}"
                 commands.append(["BITFIELD", key, *(word for bit in bits for word in ("SET", "u1", bit, 1))])
-                commands.append(["PERSIST", key])  # a folded segment that gets new marks stays until folded again
+                commands.append(["PERSIST", key])  # a folded segment with new marks stays until it is folded again
                 touched[partition].add(segment)
             commands.append(["SADD", f"{base}marks", mark])
         for partition, segments in touched.items():
@@ -237,11 +237,11 @@ class Ledger:
         if touched:
             commands.append(["SADD", self._keys.partitions, *touched])
         self._client.run(commands, durable=True)
-        self._reopen(touched)  # behind the marks: whoever closes the books looks for `recent` once more afterwards
+        self._reopen(touched)  # after the marks: whoever closes the books checks `recent` once more afterwards
         return {(partition, segment) for partition, segments in touched.items() for segment in segments}
 
     def _segments(self) -> dict[str, set[int]]:
-        """The segments that have bitmaps, by partition; partitions with folded segments only are there as well."""
+        """The segments that have bitmaps, by partition; includes partitions that have only folded segments."""
         bases = [self._keys.shard(shard) for shard in range(self._shards)]
         first, *members = self._client.run(
             [("SMEMBERS", self._keys.partitions), *(("SMEMBERS", f"{base}segments") for base in bases)]
@@ -271,11 +271,11 @@ class Ledger:
         return marks
 
     def _shared(self, mark: str, partition: str, segment: int) -> list[str]:
-        """The bitmaps that the shards have of a segment."""
+        """The bitmaps of a segment in the shards."""
         return [f"{self._keys.shard(shard)}{mark}:{partition}:{segment}" for shard in range(self._shards)]
 
     def _count(self, partition: str, segment: int) -> PartitionBooks:
-        """What is not folded of a segment."""
+        """The counts of a segment that are not yet folded."""
         marks = self._segment(partition, segment)
         return count(partition, segment * SEGMENT_BITS, marks, _known(self._fold_of(partition, segment)))
 
@@ -295,7 +295,7 @@ class Ledger:
         books = count(partition, segment * SEGMENT_BITS, marks, _known(before))
         if not books.balanced:
             return False
-        if books.consumed:  # whoever folds at the same time has counted the same
+        if books.consumed:  # another process that folds at the same time has counted the same
             self._client.call("fold", [(base, segment, before, _fold_text(books, before, marks["consumed"]))])
         keys = [f"{base}{mark}:{segment}" for mark in marks if mark not in ("stored", "duplicate")]
         keys += [key for mark in ("stored", "duplicate") for key in self._shared(mark, partition, segment)]
@@ -305,7 +305,7 @@ class Ledger:
         return True
 
     def _unlist(self, partition: str, *segments: int) -> None:
-        """Take segments that are folded off the lists, so that nobody looks for their bitmaps."""
+        """Remove folded segments from the lists, so that nobody looks for their bitmaps."""
         self._client.run(self._listing("SREM", partition, segments))
 
     def _list(self, partition: str, segments: Iterable[int]) -> None:
@@ -323,7 +323,7 @@ class Ledger:
         for name, classified, declined, fresh, due, in_flight, unasked in (m for reply in replies for m in reply[1:]):
             models[name.decode()] += ModelBooks(classified, declined, fresh + due + in_flight, unasked)
         if len(models) > 1:
-            models.pop("", None)  # a shard in which no model has joined yet
+            models.pop("", None)  # a shard that no model has joined yet
         return ObjectBooks(touched, expired, lost, dict(sorted(models.items())))
 
 
@@ -348,7 +348,7 @@ def _known(fold: bytes) -> Any:
 
 
 def _fold_text(books: PartitionBooks, before: bytes, consumed: Any) -> str:
-    """Counts and the offsets they cover in one value, those of an earlier fold with them."""
+    """Counts and the offsets they cover in one value, including those of an earlier fold."""
     if before:
         books.add(_from_fold(books.partition, json.loads(before)))
     counts = {name: getattr(books, name) for name in _COUNTS}
@@ -356,7 +356,7 @@ def _fold_text(books: PartitionBooks, before: bytes, consumed: Any) -> str:
 
 
 def _counts_text(books: PartitionBooks) -> str:
-    """As finish.lua takes them: the books of one partition more, and its counts."""
+    """As finish.lua expects them: one more partition's books, and its counts."""
     counts = {"partitions": 1, "consumed": books.consumed, "stored": books.stored, "duplicate": books.duplicate}
     counts |= {f"skipped.{reason}": number for reason, number in books.skipped.items()}
     counts |= {f"rejected.{reason}": number for reason, number in books.rejected.items()}

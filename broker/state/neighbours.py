@@ -1,8 +1,8 @@
-"""Which objects lie close to a place on the sky: an index of small cells in Redis, for `joined`.
+"""Which objects lie close to a position on the sky: an index of small cells in Redis, for `joined`.
 
-Written at ingest where `ingest.join_arcsec` is set: an object's name goes into the cell of each of its detections. The
-cells only say whom to look at, because an object whose detections scatter stands in several; who is how far away is
-decided by what is stored of the objects themselves. So the index needs no order, and a name may be added twice.
+Written at ingest if `ingest.join_arcsec` is set: an object's name goes into the cell of each of its detections. The
+cells only say which objects to check, because an object whose detections scatter is in several; the distances are
+computed from what is stored for the objects themselves. So the index needs no order, and a name may be added twice.
 """
 
 import math
@@ -13,7 +13,7 @@ from skyheed.broker.state.client import Client
 from skyheed.broker.state.keys import Keys
 
 CELL_ARCSEC = 10.0  # fixed for the life of the data: part of every key
-MOST_NAMES = 64  # in a cell; one that holds more is full of artefacts, and nothing in it is joined
+MOST_NAMES = 64  # in a cell; a cell with more is full of artefacts, and nothing in it is joined
 DEGREE = 3600.0
 Place = tuple[float, float]  # right ascension, declination, degrees
 Cell = tuple[int, int]
@@ -23,7 +23,7 @@ class Neighbours:
     """The index of one survey.
 
     Args:
-        ttl_s: a cell in which nothing happened for this long is forgotten.
+        ttl_s: a cell in which nothing has happened for this long is forgotten.
     """
 
     def __init__(self, client: Client, survey: str, ttl_s: float) -> None:
@@ -34,7 +34,7 @@ class Neighbours:
         """Put the objects of these detections into their cells. Safe to repeat.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is away or full, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable or full, or denies access.
         """
         names: dict[str, dict[str, None]] = {}
         for one in seen:
@@ -44,7 +44,7 @@ class Neighbours:
         self._client.run([*commands, *(("PEXPIRE", key, self._ttl_ms) for key in names)], durable=True)
 
     def near(self, places: Sequence[Place], arcsec: float) -> list[set[str]]:
-        """For each place the objects that may lie within `arcsec` of it, and some that do not.
+        """For each position, the objects that may lie within `arcsec` of it, and possibly others.
 
         Raises:
             ServiceUnavailable, ServiceError: as `note`.
@@ -61,7 +61,7 @@ class Neighbours:
 
 
 def cell_of(ra: float, dec: float) -> Cell:
-    """The cell of a place: a band of declination, and a part of it."""
+    """The cell of a position: a band of declination, and a part of it."""
     band = math.floor((min(max(dec, -90.0), 90.0) + 90.0) * DEGREE / CELL_ARCSEC)
     return band, _part(ra, _parts(band))
 
@@ -72,7 +72,7 @@ def cells_around(place: Place, arcsec: float) -> Iterator[Cell]:
     radius = arcsec / DEGREE
     for band in range(cell_of(ra, max(dec - radius, -90.0))[0], cell_of(ra, min(dec + radius, 90.0))[0] + 1):
         parts = _parts(band)
-        # as seen from a pole, a small circle may reach around it
+        # near a pole, a small circle may extend around it
         reach = math.sin(math.radians(radius)) / max(math.cos(math.radians(dec)), 1e-12)
         if reach >= 1.0 or parts < 4:
             yield from ((band, part) for part in range(parts))
@@ -83,7 +83,7 @@ def cells_around(place: Place, arcsec: float) -> Iterator[Cell]:
 
 
 def _parts(band: int) -> int:
-    """Parts of a band, each at least `CELL_ARCSEC` wide where the band is longest."""
+    """The number of parts of a band, each at least `CELL_ARCSEC` wide where the band is longest."""
     edges = (band * CELL_ARCSEC / DEGREE - 90.0, (band + 1) * CELL_ARCSEC / DEGREE - 90.0)
     widest = 1.0 if edges[0] < 0.0 < edges[1] else max(math.cos(math.radians(edge)) for edge in edges)
     return max(1, math.floor(360.0 * DEGREE / CELL_ARCSEC * widest))

@@ -1,9 +1,9 @@
 """Pipelines to one Redis server or to the nodes of a cluster; a pipeline's commands and its WAIT share a connection.
 
-redis-py finds the nodes and keeps the connections. Where commands go, which redirections are followed and what is
-waited for is decided here, because the promises rest on it:
+redis-py finds the nodes and keeps the connections. Where commands go, which redirections are followed and what to
+wait for is decided here, because the promises depend on it:
 
-* a write counts as replicated only if the connection that wrote it says so (a pool may connect again between two
+* a write counts as replicated only if the connection that wrote it says so (a pool may reconnect between two
   pipelines, to another server behind the same name, whose replicas never heard of the write);
 * MOVED is followed, ASK is not: our scripts do not declare their keys, and would see half of an object.
 """
@@ -25,13 +25,13 @@ from skyheed.broker.state.errors import NotReplicated
 from skyheed.broker.state.keys import waited
 
 Command = Sequence[Any]
-MOVES = 4  # a failover or a moved slot is followed at once; more in one call is a cluster that has not settled
-LARGEST_FAN = 16  # nodes that are asked at the same time
+MOVES = 4  # a failover or a moved slot is followed at once; more in one call means that the cluster has not settled
+LARGEST_FAN = 16  # nodes contacted at the same time
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas have to confirm a write, and how long they have for it."""
+    """How many replicas must confirm a write, and the time allowed."""
 
     number: int = 0
     wait_s: float = 5.0
@@ -41,11 +41,11 @@ class Servers(Protocol):
     """One server, or the nodes of a cluster."""
 
     def send(self, commands: Sequence[Command], replicas: Replicas) -> list[Any]:
-        """Run `commands`, each on the server that has its key; error replies stand in the list.
+        """Run `commands`, each on the server that has its key; error replies are returned in the list.
 
         Raises:
-            NotReplicated: all is done, but not on enough replicas.
-            RedisError, RedisClusterException, OSError: some may be done.
+            NotReplicated: everything was executed, but not on enough replicas.
+            RedisError, RedisClusterException, OSError: some may have been executed.
         """
 
     def ping(self) -> None: ...
@@ -65,10 +65,10 @@ def send_on(server: Any, commands: Sequence[Command], replicas: Replicas) -> lis
         for command in commands:
             pipeline.execute_command(*command)
         if replicas.number:
-            # what is repeated may change nothing, and WAIT waits for this connection's own writes only
+            # a repeated command may change nothing, and WAIT waits only for this connection's own writes
             pipeline.execute_command("INCR", waited(_key(commands[0])))
             pipeline.execute_command("WAIT", replicas.number, round(replicas.wait_s * 1000))
-        # errors come back in the list: raised by redis-py they would quote the whole command
+        # errors are returned in the list: if redis-py raised them, they would quote the whole command
         found = list(pipeline.execute(raise_on_error=False))
     if not replicas.number:
         return found
@@ -91,7 +91,7 @@ class One:
     """A server that is not part of a cluster."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        # our callers repeat, and they connect again first: redis-py would repeat on the connection that failed
+        # our callers repeat, and reconnect first: redis-py would repeat on the connection that failed
         self._client: Any = redis.Redis.from_url(url, retry=_no_retry(), **options)
 
     def send(self, commands: Sequence[Command], replicas: Replicas) -> list[Any]:
@@ -115,7 +115,7 @@ class Cluster:
 
     Args:
         url: of any node.
-        others: host and port of more nodes, asked for the rest where the first is gone.
+        others: host and port of more nodes, asked for the rest if the first is gone.
     """
 
     def __init__(self, url: str, others: Sequence[tuple[str, int]] = (), **options: Any) -> None:
@@ -141,7 +141,7 @@ class Cluster:
         return found
 
     def _round(self, commands: Sequence[Command], place: dict[int, Any], found: list[Any], replicas: Replicas) -> None:
-        """Every node's commands in one pipeline, all nodes at once."""
+        """Run every node's commands in one pipeline, on all nodes at once."""
         groups: dict[str, list[int]] = defaultdict(list)
         for n, node in place.items():
             groups[node.name].append(n)
@@ -158,7 +158,7 @@ class Cluster:
             try:
                 for n, reply in zip(members, answer(), strict=True):
                     found[n] = reply
-            except Exception as error:  # the others are waited for before it is told
+            except Exception as error:  # wait for the others before reporting it
                 first = first or error
         if first:
             raise first
@@ -172,7 +172,7 @@ class Cluster:
     def info(self) -> list[dict[str, Any]]:
         nodes = redis.cluster.RedisCluster.PRIMARIES
         found = self._client.info(target_nodes=nodes)
-        # of a single primary redis-py gives its answer itself
+        # with a single primary, redis-py returns its reply directly
         return [found] if "used_memory" in found else list(found.values())
 
     def known(self) -> list[tuple[str, int]]:
@@ -181,7 +181,7 @@ class Cluster:
     def close(self) -> None:
         self._threads.shutdown(wait=False)
         for node in self._client.get_nodes():
-            if node.redis_connection:  # redis-py leaves those open that it made from a URL
+            if node.redis_connection:  # redis-py leaves connections open that it made from a URL
                 node.redis_connection.connection_pool.disconnect()
         self._client.close()
         self._close_seeds()
@@ -204,5 +204,5 @@ def _node(host: str, port: int) -> Any:
 
 
 def _key(command: Command) -> Any:
-    """The key that decides on a command's node; our commands have one each."""
+    """The key that determines a command's node; our commands have one each."""
     return command[3] if str(command[0]).startswith("EVAL") else command[1]

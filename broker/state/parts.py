@@ -1,7 +1,7 @@
-"""How Redis keeps what a packet brings alongside its header and science stamp: further stamps, photometry, context.
+"""How Redis stores what a packet brings besides its header and science stamp: further stamps, photometry, context.
 
-Nothing is lost by it. A further stamp comes with `stamp.SHARP` significant bits (`stamp.rounded`), so that its pixels
-are 11 bits, of which the noisy lower 3 stay as they are and the upper 8 are deflated; other stamps stay as they are.
+Storage is lossless. A further stamp comes with `stamp.SHARP` significant bits (`stamp.rounded`), so that its pixels
+are 11 bits, of which the noisy lower 3 stay unchanged and the upper 8 are deflated; other stamps are stored unchanged.
 """
 
 import struct
@@ -20,16 +20,16 @@ from skyheed.classifier.stamp import SHARP, STAMP_SIZE
 
 SHAPE = (STAMP_SIZE, STAMP_SIZE)
 _PIXELS = STAMP_SIZE**2
-_WHOLE = 2 * _PIXELS  # bytes of a stamp that is kept as it is
-_LOW = SHARP - 3  # bits of a pixel's lower byte that are used: sign, exponent and 2 more are in the upper one
+_WHOLE = 2 * _PIXELS  # bytes of a stamp that is stored as it is
+_LOW = SHARP - 3  # bits used of a pixel's lower byte: sign, exponent and 2 more bits are in the upper one
 _LOW_BITS = np.uint8(0xFF << (8 - _LOW) & 0xFF)
 _LOW_BYTES = _PIXELS * _LOW // 8
 _U8 = np.uint64
 _SHIFTS = (_LOW * np.arange(8)).astype("<u4")
 RAW = -15  # window bits: bare deflate
 DIGEST_BYTES = 8
-# A point: its time in steps, band and kind as one number, whose order is that of points, then flux and error in nJy.
-# store.lua merges points by this number and knows the three places.
+# A point: its time in steps, band and kind as one number, which sorts as the points do, then flux and error in nJy.
+# store.lua merges points by this number and knows the three positions.
 POINT = np.dtype([("key", "<f8"), ("flux", "<f4"), ("flux_error", "<f4")])
 _PLACES = 32  # for band and kind in a key
 _NUMBER = np.dtype([("code", "u1"), ("value", "<f4")])
@@ -40,7 +40,7 @@ Words = tuple[bytes, bytes, bytes, bytes, bytes]
 
 
 def words(seen: Sequence[Observation]) -> list[Words]:
-    """What `store.lua` takes of observations: difference, digest of the template, template, points, context."""
+    """The arguments of `store.lua` for observations: difference, digest of the template, template, points, context."""
     packed = iter(pack_stamps([stamp for one in seen for stamp in one.images.values()]))
     points = pack_points_of([one.photometry for one in seen])
     return [
@@ -55,7 +55,7 @@ def _words(seen: Observation, packed: Mapping[str, bytes], points: bytes) -> Wor
 
 
 def pack_stamps(stamps: Sequence[NDArray[np.float16]]) -> list[bytes]:
-    """Further stamps, each by itself."""
+    """Further stamps, each packed separately."""
     if not stamps:
         return []
     bits = np.array(stamps, "<f2").view("<u2").reshape(len(stamps), _PIXELS)
@@ -69,9 +69,9 @@ def pack_stamps(stamps: Sequence[NDArray[np.float16]]) -> list[bytes]:
 
 
 def _three_bytes(low: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Eight numbers of three bits each as three bytes: [n, pixels] -> [n, pixels / 8, 3].
+    """Pack eight numbers of three bits each into three bytes: [n, pixels] -> [n, pixels / 8, 3].
 
-    Neighbours move together within each 8 bytes: two numbers in 16 bits, four in 32, eight in 64.
+    Neighbours are moved together within each 8 bytes: two numbers in 16 bits, four in 32, eight in 64.
     """
     eight = low.view("<u8")
     eight = eight & _U8(0x0007000700070007) | eight >> _U8(5) & _U8(0x0038003800380038)
@@ -81,14 +81,14 @@ def _three_bytes(low: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _eight_numbers(packed: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """The numbers of `_three_bytes`, of one stamp."""
+    """The numbers packed by `_three_bytes`, for one stamp."""
     joined = packed.reshape(-1, 3).astype("<u4") @ np.array([1, 1 << 8, 1 << 16], "<u4")
     numbers: NDArray[np.uint32] = (joined[:, None] >> _SHIFTS & 7).ravel()
     return numbers
 
 
 def unpack_stamp(packed: bytes) -> NDArray[np.float16]:
-    """The stamp of `pack_stamp`; zeros for nothing."""
+    """The stamp packed by `pack_stamps`; zeros if empty."""
     if not packed:
         return np.zeros(SHAPE, np.float16)
     if len(packed) == _WHOLE:
@@ -106,7 +106,7 @@ def pack_points(photometry: Photometry | None) -> bytes:
 
 
 def pack_points_of(many: Sequence[Photometry | None]) -> list[bytes]:
-    """`pack_points` of each, at once."""
+    """`pack_points` for several, at once."""
     full = [one for one in many if one is not None and len(one)]
     if not full:
         return [b""] * len(many)
@@ -122,14 +122,14 @@ def pack_points_of(many: Sequence[Photometry | None]) -> list[bytes]:
         size = 0 if one is None else len(one)
         if one is None or size < 2 or (rises[start : start + size - 1].all() and size <= MOST_POINTS):
             made.append(whole[start * POINT.itemsize : (start + size) * POINT.itemsize])
-        else:  # of a survey that did not merge them
+        else:  # from a survey that did not merge them
             made.append(pack_points(Photometry.merged([one])))
         start += size
     return made
 
 
 def unpack_points(packed: bytes) -> Photometry:
-    """The points of `pack_points`."""
+    """The points packed by `pack_points`."""
     points = np.frombuffer(packed, POINT)
     steps, place = np.divmod(points["key"], _PLACES)
     band, kind = np.divmod(place.astype(np.uint8), POINT_KINDS)
@@ -137,14 +137,14 @@ def unpack_points(packed: bytes) -> Photometry:
 
 
 def pack_context(context: Mapping[str, float]) -> bytes:
-    """Numbers by their codes, which later releases know as well."""
+    """Numbers by their codes, which later releases will keep."""
     return b"".join(
         _PAIR.pack(contexts.CODES[name], context[name]) for name in sorted(context, key=contexts.CODES.__getitem__)
     )
 
 
 def unpack_context(packed: bytes) -> dict[str, float]:
-    """The numbers of `pack_context`; those of a later release are left out."""
+    """The numbers packed by `pack_context`; those of a later release are left out."""
     numbers = np.frombuffer(packed, _NUMBER)
     return {contexts.NAMES[n["code"]]: float(n["value"]) for n in numbers if n["code"] < len(contexts.NAMES)}
 
@@ -153,9 +153,9 @@ def images_of(further: Sequence[bytes], templates: Sequence[bytes], kinds: Seque
     """The further stamps of some epochs, float16 [m, 32, 32] by kind.
 
     Args:
-        further: of each epoch the template's digest and the packed difference; nothing where the epoch has neither.
+        further: for each epoch the template's digest and the packed difference; empty if the epoch has neither.
         templates: digest, packed template, digest, …
-        kinds: those that are wanted.
+        kinds: the kinds wanted.
     """
     known = {digest: unpack_stamp(packed) for digest, packed in zip(templates[::2], templates[1::2], strict=True)}
     nothing = unpack_stamp(b"")
@@ -168,7 +168,7 @@ def images_of(further: Sequence[bytes], templates: Sequence[bytes], kinds: Seque
 
 
 def check(seen: Observation) -> None:
-    """Raise for what `words` or a reader could not take."""
+    """Raise for what `words` or a reader could not handle."""
     for kind, stamp in seen.images.items():
         if kind not in ("difference", "template") or stamp.shape != SHAPE or stamp.dtype != np.float16:
             raise ValueError(f"a {kind} stamp is {stamp.dtype} {stamp.shape}, not float16 {SHAPE}")

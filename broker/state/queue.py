@@ -1,7 +1,7 @@
 """The due queue: objects that wait to be classified, claimed under leases and never popped.
 
 Every model has its own queue, so that a slow one does not delay the others. A claimed object is in flight until it is
-settled (`SequenceStore.settle`), or until its lease is over and the next claim of anyone returns it. Times are the
+settled (`SequenceStore.settle`), or until its lease ends and the next claim by anyone returns it. Times are the
 server's.
 """
 
@@ -15,7 +15,7 @@ from skyheed.broker.state.keys import Keys
 
 __all__ = ["Claim", "DueQueue"]
 
-OLDER_SHARE = 0.25  # share of a claim for objects classified before, while such wait: neither kind starves the other
+OLDER_SHARE = 0.25  # share of a claim for objects classified before, while any wait: neither kind starves the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,14 @@ class DueQueue:
         keys = Keys(survey)
         self._lane = keys.lane(model)
         self._bases = [keys.shard(shard) for shard in range(shards)]
-        self._owed = 0.0  # seats of older objects, carried over from claim to claim
+        self._owed = 0.0  # seats owed to older objects, carried over from claim to claim
 
     def claim(self, limit: int, lease_s: float) -> list[Claim]:
         """Take at most `limit` ready objects, new ones first, in two round trips.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us; what was taken returns with its
-            lease.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access; objects already taken return when
+            their leases end.
         """
         ready = self._wake()
         fresh, due = self._seats(limit, sum(r.fresh for r in ready), sum(r.due for r in ready))
@@ -62,7 +62,7 @@ class DueQueue:
         ]
 
     def still_held(self, claims: Sequence[Claim]) -> list[bool]:
-        """For each claim whether its object is still ours."""
+        """For each claim, whether we still hold its object."""
         groups = self._by_shard(claims)
         commands = [
             ("HMGET", f"{self._bases[shard]}leases{self._lane}", *(claims[n].object_id for n in members))
@@ -75,10 +75,10 @@ class DueQueue:
         return held
 
     def release(self, claims: Sequence[Claim]) -> int:
-        """Return unclassified objects before their leases end; returns how many were still ours.
+        """Return unclassified objects before their leases end; returns how many were still held.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us; then they return with their leases.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access; they return with their leases.
         """
         calls = [
             (
@@ -103,18 +103,18 @@ class DueQueue:
         return {"new": new, "due": due, "in_flight": in_flight}
 
     def heads(self) -> list[list[bytes]]:
-        """The objects that a claim would take next, of each shard; they change while anybody works."""
+        """The objects that a claim would take next, for each shard; they change while workers are active."""
         return self._client.run(
             [("ZRANGE", base + name + self._lane, 0, 0) for base in self._bases for name in ("fresh", "due")]
         )
 
     def waiting_s(self) -> float | None:
-        """How long the object has been waiting that became ready first, by the server's clock; None if none is ready.
+        """How long the first object that became ready has been waiting, by the server's clock; None if none is ready.
 
-        An object whose lease is over counts from the end of the lease.
+        An object whose lease has ended counts from the end of the lease.
 
         Raises:
-            ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
+            ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         longest = max(self._client.call("waiting", [(base, self._lane) for base in self._bases]))
         return longest / 1000 if longest >= 0 else None
@@ -142,7 +142,7 @@ class DueQueue:
 
 
 def _share(seats: int, waiting: Sequence[int]) -> list[int]:
-    """Seats for each shard, in proportion to what waits there; what is left over goes to the first ones."""
+    """Seats for each shard, in proportion to its waiting objects; the remainder goes to the first ones."""
     total = sum(waiting)
     if seats >= total:
         return list(waiting)

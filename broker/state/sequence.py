@@ -1,6 +1,6 @@
-"""What is kept of an object in Redis, and in which bytes: deliveries on their way in, sequences on their way out.
+"""What Redis stores for an object, and in which bytes: incoming deliveries, outgoing sequences.
 
-`histories` sends and fetches it; store.lua, fetch.lua, settle.lua and tokens.lua know the order of words.
+`histories` sends and fetches it; store.lua, fetch.lua, settle.lua and tokens.lua know the order of the words.
 """
 
 import math
@@ -21,8 +21,8 @@ from skyheed.broker.state.keys import SEGMENT_BITS
 from skyheed.classifier.history import IMAGE_KINDS, Photometry
 
 RECORD_VERSION = 1
-# How a stamp is kept: a header, and apart from it float16 [32, 32], so that a sequence whose tokens are cached is read
-# without its stamps. store.lua compares payloads without the two times: it knows their place in the header.
+# How a stamp is stored: a header and, separately, float16 [32, 32], so that a sequence whose tokens are cached is read
+# without its stamps. store.lua compares payloads without the two times: it knows their positions in the header.
 HEADER = np.dtype(
     [
         ("version", "u1"), ("band", "u1"), ("flags", "<u2"), ("mjd", "<f8"), ("flux", "<f4"), ("flux_error", "<f4"),
@@ -37,24 +37,24 @@ _LARGEST_FLUX = 3e38  # nJy; float32 ends at 3.4e38
 
 
 class Outcome(Enum):
-    """The outcome of a delivery; the values are the script's."""
+    """The outcome of a delivery; the values are those of the script."""
 
     STORED = 1
-    DUPLICATE = 2  # its source is in the sequence already
+    DUPLICATE = 2  # its source is already in the sequence
     SKIPPED = 3  # older than everything in a full sequence; the caller marks it in the books
 
 
 class Settled(Enum):
-    """The outcome of a classification; the values are the script's."""
+    """The outcome of a classification; the values are those of the script."""
 
     ACKED = 1
-    REQUEUED = 2  # kept, but the object changed meanwhile and is due again
+    REQUEUED = 2  # kept, but the object changed in the meantime and is due again
     STALE = 3  # the lease is gone: nothing was kept
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One observation and where in Kafka it came from; times in Unix ms UTC."""
+    """One observation and its place in Kafka; times in Unix ms UTC."""
 
     partition: str
     offset: int
@@ -69,10 +69,10 @@ class Lane:
 
     Attributes:
         model: its name among those that classify the survey's objects; "" while none has joined.
-        kept_as: version of what it keeps of an object's epochs.
-        span: neighbouring epochs that one kept thing (token) belongs to; 0: nothing is kept.
-        images: kinds of stamps that it looks at.
-        photometry, context: whether it looks at these.
+        kept_as: version of what it caches for an object's epochs.
+        span: number of neighbouring epochs that a token belongs to; 0: nothing is cached.
+        images: kinds of stamps that it uses.
+        photometry, context: whether it uses these.
     """
 
     model: str = ""
@@ -84,7 +84,7 @@ class Lane:
 
     @property
     def wants(self) -> str:
-        """As `fetch.lua` takes it."""
+        """In the form that `fetch.lua` expects."""
         wanted = bool(self.images), any(kind != "science" for kind in self.images), self.photometry, self.context
         return "".join(letter for letter, yes in zip("sfpc", wanted, strict=True) if yes)
 
@@ -98,14 +98,14 @@ class StoredSequence:
 
     Attributes:
         header: `HEADER` [n], in (MJD, source id) order.
-        stamps: float16 [m, 32, 32], in order: those of the epochs that no token covers.
+        stamps: float16 [m, 32, 32], in order, for the epochs that no token covers.
         tokens: index of a span of epochs -> token.
         span: epochs of a token.
-        looked: whether the stamps were asked for; where not, there are none.
-        images: the further kinds that were asked for, in the form of `stamps`; zeros where an epoch has none.
-        photometry: None where it was not asked for.
+        looked: whether the stamps were requested; if not, there are none.
+        images: the further kinds requested, in the form of `stamps`; zeros where an epoch has none.
+        photometry: None if it was not requested.
         context: of the newest epoch.
-        members: of a joined history (joined.py), the objects that it was made of, in the order of names.
+        members: for a joined history (joined.py), the objects it consists of, in the order of their names.
         published: their newest revision.
     """
 
@@ -125,7 +125,7 @@ class StoredSequence:
 
     @property
     def name(self) -> str:
-        """What its classification is published under."""
+        """The name under which its classification is published."""
         return self.members[0] if self.members else self.object_id
 
     @property
@@ -139,12 +139,12 @@ class Answer:
     """A worker's classification of a sequence.
 
     Attributes:
-        claim: the one of the `StoredSequence`.
-        revision: that was answered.
-        latest: the classification as it was published.
+        claim: that of the `StoredSequence`.
+        revision: the revision that was classified.
+        latest: the classification as published.
         history: one line for the object's history.
         tokens: index of a span of epochs -> token, of full spans only.
-        spoken: what it is published under and with which revision, where the history was joined.
+        spoken: the name and revision under which it is published, if the history was joined.
     """
 
     claim: Claim
@@ -157,11 +157,11 @@ class Answer:
 
 
 def check(observation: Observation) -> None:
-    """Check that `store` can keep an observation: there, a failure would stop a whole batch.
+    """Check that `store` can keep an observation: a failure there would stop a whole batch.
 
     Raises:
         PacketError: BAD_FLUX or BAD_OBJECT_ID.
-        Exception: of whatever kind, for what no survey should have let through.
+        Exception: of any kind, for values that no survey should have let through.
     """
     if any(abs(value) > _LARGEST_FLUX for value in (observation.flux, observation.flux_error)):
         raise PacketError(Reason.BAD_FLUX, f"flux {observation.flux!r} with error {observation.flux_error!r}")
