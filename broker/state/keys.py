@@ -1,19 +1,18 @@
 """Every Redis key, its type and its lifetime.
 
 All keys of an object, its place in the queue and its outcome in the books share the hash tag of its shard, so that one
-script changes them together, on one node or on a cluster. The scripts in broker/lua get `shard(n)` as their only key
-and append the names below themselves, because one call serves many objects.
+script changes them together, on one node or on a cluster. The scripts in broker/state/lua get `shard(n)`
+as their only key and append the names below themselves, because one call serves many objects.
 
-sh:{survey:shard}:        of an object, until it was quiet for redis.ttl_days and nothing of it is pending (sweep.lua)
-    headers:<object>      hash    source id (8 bytes, big endian) -> packed header (`sequences.HEADER`)
+sh:{survey:shard}:        of an object, until quiet for redis.ttl_days with nothing pending (sweep.lua)
+    headers:<object>      hash    source id (8 bytes, big endian) -> packed header (`sequence.HEADER`)
     stamps:<object>       hash    source id -> float16 [32, 32]
     further:<object>      hash    source id -> digest of the template (8 bytes, 0 for none), difference (parts.py)
     templates:<object>    hash    digest -> template; digest and "n" -> its uses, where it has several
     points:<object>       string  photometry, 16 bytes each (parts.py), the newest 300
     context:<object>      string  source id of the newest epoch, its context (parts.py)
     order:<object>        zset    source id by MJD; equal MJDs by source id, which is the order of its bytes
-    meta:<object>         hash    rev, data, ans.<model>: revision now, last in which a stored stamp was replaced, last
-                                  classified
+    meta:<object>         hash    rev, data, ans.<model>: current revision, last with a replaced stamp, last classified
                           of an object and a model, as long
     latest.<model>:<object>   string  last classification
     history.<model>:<object>  list    one line for each classification, oldest first, bounded
@@ -27,14 +26,14 @@ sh:{survey:shard}:        of an object, until it was quiet for redis.ttl_days an
                           of the books
     models                set     that classify the survey's objects, until they are retired
     touched               zset    objects kept, by the time of their last new stamp (Unix ms)
-    classified.<model>, declined.<model>  set  those of them that are not pending, by their last classification
+    classified.<model>, declined.<model>  set  those of them not pending, by last classification
     unasked.<model>       zset    those that were there before the model and have not changed since
     counts                hash    expired, lost: objects removed; forever
     waited                string  how often replicas were waited for in this hash tag (redis.wait_replicas); forever
     segments              set     "<partition>:<segment>" of the bitmaps below, as long as those
     stored:<partition>:<segment>, duplicate:…  string  a bit for each offset; until folded, and redis.books_days more
     Without any model the names end before the dot; so did those of release 0.1, which knew one. The first model that
-    joins takes them over (join.lua), what release 0.1 said of an object is read, and its tokens are not.
+    joins takes them over (join.lua); what release 0.1 stored about an object is read, except its tokens.
 sh:{survey:sky/band/part}:
     near                  set     objects with a detection in this cell of the sky (neighbours.py), where
                                   ingest.join_arcsec is set; redis.ttl_days after the last one

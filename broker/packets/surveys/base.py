@@ -64,11 +64,11 @@ class InSteps(abc.ABC):
         """The contents of a record without its stamps.
 
         Raises:
-            SkipPacket, PacketError: as `broker.surveys.Survey.observation`.
+            SkipPacket, PacketError: as `broker.packets.surveys.Survey.observation`.
         """
 
     def observation(self, record: dict[str, Any]) -> Observation:
-        """See `broker.surveys.Survey.observation`."""
+        """See `broker.packets.surveys.Survey.observation`."""
         return self.begin(record).observation()
 
 

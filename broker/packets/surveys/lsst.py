@@ -56,7 +56,7 @@ class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
         return base.mjd((record["diaSource"] or {}).get("midpointMjdTai"))
 
     def earlier(self, record: Mapping[str, Any]) -> Named:
-        """See `broker.surveys.previous.NamesEarlier`."""
+        """See `broker.packets.surveys.previous.NamesEarlier`."""
         earlier = [item for item in record["prvDiaSources"] or () if item]
         object_id = (record["diaSource"] or {}).get("diaObjectId")
         return named(object_id, [(item["midpointMjdTai"], item["diaSourceId"]) for item in earlier])

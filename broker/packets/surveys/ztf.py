@@ -118,7 +118,7 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
         return base.mjd(_middle(candidate.get("jd"), candidate.get("exptime")))
 
     def earlier(self, record: Mapping[str, Any]) -> Named:
-        """See `broker.surveys.previous.NamesEarlier`."""
+        """See `broker.packets.surveys.previous.NamesEarlier`."""
         earlier = [item for item in record["prv_candidates"] or () if item]
         return named(record["objectId"], [(item["jd"], item["candid"]) for item in earlier])
 
