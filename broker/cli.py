@@ -130,6 +130,10 @@ def main() -> None:
     except OSError as error:  # a local file or port; servers have their own errors
         click.echo(f"skyheed: {printable(_sentence(error))}", err=True)
         sys.exit(1)
+    except SystemError as error:
+        if not isinstance(error.__cause__, SystemExit):
+            raise
+        raise error.__cause__ from None  # a signal arrived inside a call of librdkafka, which wraps its exception
     except ModuleNotFoundError as missing:
         extra = EXTRAS.get((missing.name or "").split(".")[0])
         if extra is None:

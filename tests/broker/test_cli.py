@@ -298,3 +298,16 @@ def test_the_verbs_in_a_row(kafka: embedded.Server, valkey: embedded.Server, tmp
     assert {"stored=1", "still_rejected=1"} <= set(run("redrive").split())
     daemon.connect_store(config.load(file, environ={}))[2].consumed({"chain.alerts.sdss/0": [10**6]})
     assert "1 without an outcome: offsets 1000000" in run("audit", status=1)
+
+
+def test_a_signal_inside_a_call_of_librdkafka_ends_the_program_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C code that calls Python turns the exception of a signal handler into a SystemError."""
+
+    def wrapped() -> None:
+        raise SystemError("returned a result with an exception set") from SystemExit(143)
+
+    monkeypatch.setattr(cli, "skyheed", wrapped)
+    monkeypatch.setattr(cli.terminal, "prepare", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 143

@@ -384,10 +384,10 @@ def test_a_group_adds_only_to_a_file_of_its_own_kind(topic: Topic, tmp_path: Pat
     path = tmp_path / "answers"
     with topic.subscriber(group="careful") as stream:
         path.write_text("object,class\n")
-        with pytest.raises(ConfigError, match="other columns"):
+        with pytest.raises(ConfigError, match="different columns"):
             writers.write(stream, "csv", path)
         path.write_text('{"object": "o1"')
-        with pytest.raises(ConfigError, match="inside a line"):
+        with pytest.raises(ConfigError, match="incomplete line"):
             writers.write(stream, "json", path)
         with pytest.raises(ConfigError, match="give another -o FILE"):
             writers.write(stream, "parquet", path)

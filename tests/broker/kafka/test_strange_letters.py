@@ -1,4 +1,4 @@
-"""A dead-letter topic to which anybody may write: what is no letter is passed over and counted, and nothing grows."""
+"""A dead-letter topic to which anybody may write: what is not a dead letter is skipped and counted, and nothing grows."""
 
 import os
 import resource
@@ -92,7 +92,7 @@ def test_strange_letters_end_neither_the_list_nor_redrive(
     assert len(lines) == SHOWN + 2
     assert "\x1b" not in listed.stdout
     assert max(map(len, lines)) < 2 * deadletter.ERROR_CHARACTERS * 4
-    assert f"passed over {len(STRANGE) - SHOWN} messages that are not dead letters" in listed.stderr
+    assert f"skipped {len(STRANGE) - SHOWN} messages that are not dead letters" in listed.stderr
     assert listed.stderr.count("skipped, not a skyheed dead letter") == deadletter.SAID
     assert "Traceback" not in listed.stderr
     again = cli("redrive", *servers, "--redis", valkey.url)

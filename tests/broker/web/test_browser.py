@@ -608,7 +608,7 @@ def test_without_torch_the_page_says_what_is_missing_and_shows_the_rest(
         latest = sorted((p["probability"] for p in found["latest"][MODEL]["probabilities"]), reverse=True)
         assert [text.split()[-1] for text in values.all_inner_texts()] == [f"{p:.2f}" for p in latest]
         page.get_by_text("recomputed now", exact=True).click()
-        page.locator("#classes .note").get_by_text("torch is not installed here").wait_for()
+        page.locator("#classes .note").get_by_text("torch is not installed here").first.wait_for()
         visit(page, f"{url}status")
         assert "torch is not installed here" in page.locator("#parts").inner_text()
         page.close()  # it asks on
