@@ -35,7 +35,7 @@ def test_times_as_people_write_them() -> None:
 @pytest.mark.parametrize(
     ("since", "end", "words"),
     [
-        ("yesterday", "", "--since 'yesterday' is not a time"), ("2025-11-26", "26.11.2025", "--until '26.11.2025' is no"),
+        ("yesterday", "", "'yesterday' is not a time"), ("2025-11-26", "26.11.2025", "--until '26.11.2025' is no"),
         ("2025-11-26T13:00", "2025-11-26T12:00", "is not before"), ("2025-11-26T12:00", "2030-01-01", "in the future"),
     ],
 )  # fmt: skip

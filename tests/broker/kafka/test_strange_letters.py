@@ -1,4 +1,4 @@
-"""A dead-letter topic to which anybody may write: what is not a dead letter is skipped and counted, and nothing grows."""
+"""A dead-letter topic to which anybody may write: what is not a dead letter is skipped and counted; nothing grows."""
 
 import os
 import resource
