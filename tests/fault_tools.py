@@ -57,7 +57,8 @@ def arguments_for(settings: Settings, topic: str) -> list[str]:
     ]  # fmt: skip
 
 
-def wait_for(done: Callable[[], object], limit_s: float, what: str) -> None:
+def wait_for(done: Callable[[], object], limit_s: float, what: str, found: Callable[[], str] = str) -> None:
+    """Until `done` is true; a failure shows what `found` says then."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         try:
@@ -66,7 +67,7 @@ def wait_for(done: Callable[[], object], limit_s: float, what: str) -> None:
         except ServiceUnavailable:
             pass
         time.sleep(0.3)
-    pytest.fail(f"{what} took longer than {limit_s} s")
+    pytest.fail(f"{what} took longer than {limit_s} s\n{found()}")
 
 
 def settled(settings: Settings, sent: int) -> bool:

@@ -76,7 +76,10 @@ def test_three_models_of_different_needs_classify_each_object_once_a_revision_th
         work.kill()
         work.start()
     wait_for(lambda: len(daemon.connect_store(settings)[0].models()) == len(MODELS), 60, "the models")
-    wait_for(lambda: ledger.books().pending == 0 and ledger.books().consumed == len(alerts), 120, "settling")
+    wait_for(
+        lambda: ledger.books().pending == 0 and ledger.books().consumed == len(alerts), 120, "settling",
+        lambda: "\n".join([ledger.books().to_text(), *(child.log.read_text()[-3000:] for child in children)]),
+    )  # fmt: skip
     books = ledger.books()
     assert books.balanced, books.to_text()
     assert set(books.objects.models) == set(MODELS)
