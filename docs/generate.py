@@ -204,8 +204,8 @@ def thresholds() -> str:
     cards = {name: checkpoint.read_info(name) for name in names}
     parts = [
         "# Purity and completeness\n\n"
-        "Of every shipped model, simulated objects first and real ones apart. Purity depends on how often the classes "
-        "occur, so that no figure here holds for a stream with another mixture. The tables by epochs are what each "
+        "Of every shipped model, simulated objects first, then real ones. Purity depends on how often the classes "
+        "occur, so that no figure here holds for a stream with other class shares. The tables by epochs are what each "
         "model's card holds: an object is chosen for its most probable class. "
         f"{BY_THRESHOLD if measured else NO_THRESHOLDS}\n\n"
         "## Simulated objects\n"
@@ -253,7 +253,7 @@ def _curves(classes: Mapping[str, list[dict[str, Any]]]) -> str:
 
 
 def _real(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """Real packets: completeness alone, because their mixture is that of whoever labelled them."""
+    """Real packets: completeness alone, because their class shares depend on who labelled them."""
     lines = [
         "Real labelled packets, by cross-validation; completeness of AGN, SN and variables, and their mean with its "
         "95 % interval. There are too few for purity or for thresholds.\n",

@@ -70,7 +70,7 @@ class Schema:
         self._aliases: dict[str, Type] = {}
         self._named: dict[str, Type] = {}
         self._unions: dict[tuple[str, ...], Type] = {}
-        self._containers: dict[tuple[str, int], Type] = {}  # arrays and maps, by their contents
+        self._collections: dict[tuple[str, int], Type] = {}  # arrays and maps, by their contents
         self._definitions: dict[str, Any] = {}
         self._open: set[str] = set()
         self._composites: list[Type] = []  # innermost first
@@ -81,7 +81,7 @@ class Schema:
             raise PacketError(Reason.BAD_SCHEMA, f"not an Avro schema: {type(error).__name__}") from error
         if self.recursive:
             self._measure_again()
-        del self._library, self._aliases, self._named, self._unions, self._containers, self._definitions
+        del self._library, self._aliases, self._named, self._unions, self._collections, self._definitions
         del self._composites
 
     def as_json(self) -> Any:
@@ -100,15 +100,15 @@ class Schema:
             return self._parse(kind, namespace, depth + 1)
         if kind in ("array", "map"):
             item = definition["items" if kind == "array" else "values"]
-            return self._container(kind, self._parse(item, namespace, depth + 1))
+            return self._collection(kind, self._parse(item, namespace, depth + 1))
         if kind in ("record", "error", "enum", "fixed"):
             return self._define(kind, definition, namespace, depth)
         return self._parse(kind, namespace, depth + 1)
 
-    def _container(self, kind: str, item: Type) -> Type:
-        made = self._containers.get((kind, id(item)))
+    def _collection(self, kind: str, item: Type) -> Type:
+        made = self._collections.get((kind, id(item)))
         if made is None:
-            made = self._containers[kind, id(item)] = self._close(Type(kind, branches=[item]))
+            made = self._collections[kind, id(item)] = self._close(Type(kind, branches=[item]))
         return made
 
     def _union(self, definition: list[Any], namespace: str, depth: int) -> Type:

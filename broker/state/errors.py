@@ -44,7 +44,7 @@ class NotReplicated(Exception):
 
 
 def in_our_words(error: Exception, where: str, cluster: bool) -> SkyheedError:
-    """One sentence for `error` from the server at `where`, which was taken for a cluster or not."""
+    """One sentence for `error` from the server at `where`, which was treated as a cluster or not."""
     text = " ".join(str(error).split())
     found = (
         _of_replicas(error, where)

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,11 @@ from skyheed.classifier.serving import load
 
 NO_MODEL = SimpleNamespace(kept_as="", needs=Needs())
 NO_OUTPUT = SimpleNamespace(model="")
+
+
+def waiting_worker(queue: Any, pace: Pace) -> Worker:
+    """A worker that finds nothing to classify."""
+    return Worker("test", queue, None, NO_MODEL, None, NO_OUTPUT, None, pace)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -109,16 +115,7 @@ def test_a_sequence_that_is_longer_than_the_model_takes_is_answered_from_its_new
 def test_a_drain_that_was_stopped_before_its_end_is_an_error(drain: bool, pending: int, whole: bool) -> None:
     stop = threading.Event()
     queue = SimpleNamespace(claim=lambda _n, _s: stop.set() or [], depth=lambda: {"new": pending}, ready=lambda: 0)
-    worker = Worker(
-        "test",
-        queue,
-        None,
-        NO_MODEL,
-        None,
-        NO_OUTPUT,
-        None,
-        Pace(10, 0.1, 60.0),  # type: ignore[arg-type]
-    )
+    worker = waiting_worker(queue, Pace(10, 0.1, 60.0))
     if whole:
         assert worker.run(stop, drain) == {}
     else:
@@ -141,16 +138,7 @@ def test_a_model_that_cannot_take_what_ingest_keeps_is_refused(predictor: Predic
 def test_an_idle_worker_asks_ever_more_rarely_and_at_once_again_when_there_is_work(valkey: embedded.Server) -> None:
     store, queue, _ = open_state(valkey.url)
     client = state.connect(valkey.url)
-    worker = Worker(
-        "test",
-        queue,
-        None,
-        NO_MODEL,
-        None,
-        NO_OUTPUT,
-        None,
-        Pace(3, 0.2, 60.0),  # type: ignore[arg-type]
-    )
+    worker = waiting_worker(queue, Pace(3, 0.2, 60.0))
     stop = threading.Event()
 
     def commands() -> int:
