@@ -200,8 +200,10 @@ class SequenceStore:
             base, cursor = self._keys.shard(shard), 0
             while True:
                 cursor, page = self._client.run([("ZSCAN", f"{base}touched", cursor, "COUNT", 1000)])[0]
+                names = [name.decode() for name, _ in page]
                 self._client.run(
-                    [("UNLINK", f"{base}{part}.{model}:{name.decode()}") for name, _ in page for part in MODEL_PARTS]
+                    [("UNLINK", f"{base}{part}.{model}:{name}") for name in names for part in MODEL_PARTS]
+                    + [("HDEL", f"{base}meta:{name}", f"ans.{model}", f"until.{model}") for name in names]
                 )
                 cursor = int(cursor)
                 if not cursor:

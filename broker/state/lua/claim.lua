@@ -9,7 +9,8 @@ local claimed = {}
 for n, queue in ipairs({'fresh', 'due'}) do
   local ready = redis.call('ZRANGEBYSCORE', base .. queue .. lane, '-inf', now, 'LIMIT', 0, ARGV[3 + n])
   for _, object in ipairs(ready) do
-    redis.call('ZREM', base .. queue .. lane, object)
+    redis.call('ZREM', base .. 'fresh' .. lane, object)
+    redis.call('ZREM', base .. 'due' .. lane, object)  -- what an earlier version queued may wait in both
     redis.call('ZADD', base .. 'inflight' .. lane, now + lease, object)
     redis.call('HSET', base .. 'leases' .. lane, object, token)
     claimed[#claimed + 1] = object

@@ -153,7 +153,11 @@ local every = lanes()
 local function queue_for(lane, object, meta)
   -- an object in flight is queued again when it is settled
   if redis.call('ZSCORE', base .. 'inflight' .. lane, object) then return end
-  local queue = base .. (redis.call('HEXISTS', meta, 'ans' .. lane) == 1 and 'due' or 'fresh') .. lane
+  local queue, other = 'fresh', 'due'
+  if redis.call('HEXISTS', meta, 'ans' .. lane) == 1 then queue, other = other, queue end
+  -- an object waits in one place only: those that were there before a model are due for it though it never saw them
+  if redis.call('ZSCORE', base .. other .. lane, object) then queue = other end
+  queue = base .. queue .. lane
   -- NX: the first stamp sets the latest time from which the object is ready; later ones do not postpone that
   if redis.call('ZADD', queue, 'NX', now + quiet, object) == 1 then
     if quiet < debounce then redis.call('HSET', meta, 'until' .. lane, now + debounce) end
