@@ -10,7 +10,7 @@ import argparse
 import json
 
 from skyheed.classifier.models import checkpoint
-from skyheed.classifier.training import inputs
+from skyheed.classifier.training import input_sample
 
 
 def main() -> None:
@@ -18,9 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("archive")
-    parser.add_argument("--objects", type=int, default=inputs.MOST_OBJECTS)
+    parser.add_argument("--objects", type=int, default=input_sample.MOST_OBJECTS)
     asked = parser.parse_args()
-    found = inputs.of_archive(asked.archive, asked.objects)
+    found = input_sample.of_archive(asked.archive, asked.objects)
     info = checkpoint.describe_training(checkpoint.resolve(asked.checkpoint), inputs=found)
     print(json.dumps({"model": info.name, "digest": info.digest, "inputs": found}))
 

@@ -20,14 +20,14 @@ from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.web import app as page
 from skyheed.broker.web.cards import Cards
-from skyheed.broker.web.follow import Follower
+from skyheed.broker.web.components import Web
+from skyheed.broker.web.follower import Follower
 from skyheed.broker.web.guard import Token
 from skyheed.broker.web.index import Index
 from skyheed.broker.web.live import Hub
 from skyheed.broker.web.objects import Objects
 from skyheed.broker.web.recompute import LIMIT_S, Pool
 from skyheed.broker.web.status import Sources, Status
-from skyheed.broker.web.web import Web
 
 log = logging.getLogger("skyheed.serve")
 HOST, PORT = "127.0.0.1", 8010

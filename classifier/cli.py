@@ -103,14 +103,14 @@ def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run:
     \b
     Example:  skyheed train classifier/configs/quick.toml -o runs/quick
     """
+    from skyheed.classifier.training import estimate, protocol
     from skyheed.classifier.training import grid as grids
-    from skyheed.classifier.training import protocol, trials
 
     changes = {"archive": str(archive)} if archive else {}
     command = " ".join(["skyheed", *sys.argv[1:]])
     if dry_run:
         runs = [row.configs[0] for row in grids.rows(config, changes)] if grid else [protocol.read(config, changes)]
-        click.echo("\n\n".join(trials.text(one) for one in runs))
+        click.echo("\n\n".join(estimate.text(one) for one in runs))
         return
     outputs.check_folder(output, ModelError)
     if grid:

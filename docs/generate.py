@@ -163,7 +163,7 @@ def contexts() -> str:
 def openapi() -> str:
     """The JSON API of the page, from the application itself."""
     from skyheed.broker.web import app
-    from skyheed.broker.web.web import Web
+    from skyheed.broker.web.components import Web
 
     nothing: Any = None  # no server is asked for the document
     document = app.make(Web(Settings(), *[nothing] * 5)).openapi()

@@ -7,35 +7,35 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from skyheed.broker.web import lists, shapes
-from skyheed.broker.web.answers import as_json, encode, respond
-from skyheed.broker.web.asked import Cursor, Limit, Model, Night, Search, Sort, Wanted
+from skyheed.broker.web import lists, openapi
+from skyheed.broker.web.components import Here
 from skyheed.broker.web.index import COUNTED
 from skyheed.broker.web.live import LONGEST_ID, event_id
-from skyheed.broker.web.paths import object_of
+from skyheed.broker.web.object_ids import object_of
+from skyheed.broker.web.parameters import Cursor, Limit, Model, Night, Search, Sort, Wanted
 from skyheed.broker.web.problems import Problem
+from skyheed.broker.web.responses import as_json, encode, respond
 from skyheed.broker.web.rows import PREFIX
 from skyheed.broker.web.status import letter_row, look_into
-from skyheed.broker.web.web import Here
 
-router = APIRouter(prefix=PREFIX, responses=shapes.PROBLEMS)
+router = APIRouter(prefix=PREFIX, responses=openapi.PROBLEMS)
 SKY_POINTS = 5_000
 MOST_READERS = 1_000
 
 
-@router.get("/state", response_model=shapes.State, summary="Whether the servers are there")
+@router.get("/state", response_model=openapi.State, summary="Whether the servers are there")
 def state(request: Request, web: Here) -> Response:
     """The state of Kafka and Redis, how far the index has read, and whether models can recompute here."""
     return as_json(request, web.status.state())
 
 
-@router.get("/models", response_model=shapes.Models, summary="The models, with their cards")
+@router.get("/models", response_model=openapi.Models, summary="The models, with their cards")
 def models(request: Request, web: Here) -> Response:
     """The models in the settings, then others that have published."""
     return as_json(request, {"models": web.status.models()})
 
 
-@router.get("/objects", response_model=shapes.Objects, summary="List and search")
+@router.get("/objects", response_model=openapi.Objects, summary="List and search")
 def objects(
     request: Request, web: Here, wanted: Wanted, typed: Search, sort: Sort = "newest", limit: Limit = 100,
     cursor: Cursor = "",
@@ -53,7 +53,7 @@ def objects(
     return response
 
 
-@router.get("/objects.{form}", response_class=Response, summary="What is listed, as a file", responses=shapes.LISTS)
+@router.get("/objects.{form}", response_class=Response, summary="What is listed, as a file", responses=openapi.LISTS)
 def export(
     request: Request, web: Here, wanted: Wanted, typed: Search,
     form: Annotated[Literal["csv", "json", "parquet"], Path()], sort: Sort = "newest",
@@ -68,7 +68,7 @@ def export(
     return respond(request, content, "application/vnd.apache.parquet", name=f"{web.settings.survey}.parquet")
 
 
-@router.get("/classifications", response_model=shapes.Classifications, summary="The newest classifications")
+@router.get("/classifications", response_model=openapi.Classifications, summary="The newest classifications")
 def classifications(request: Request, web: Here, wanted: Wanted, limit: Limit = 100) -> Response:
     """All classifications, newest first, and the stream position that follows them (`last_event_id`)."""
     wanted = lists.of_one_model(web, wanted) if wanted.model else wanted
@@ -78,7 +78,7 @@ def classifications(request: Request, web: Here, wanted: Wanted, limit: Limit = 
 
 @router.get(
     "/events", response_class=StreamingResponse, summary="New classifications as server-sent events",
-    responses=shapes.STREAM,
+    responses=openapi.STREAM,
 )  # fmt: skip
 async def events(
     web: Here, wanted: Wanted, last_event_id: Annotated[str | None, Query(max_length=LONGEST_ID)] = None,
@@ -93,7 +93,7 @@ async def events(
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-@router.get("/sky", response_model=shapes.Sky, summary="A night's objects on the sky")
+@router.get("/sky", response_model=openapi.Sky, summary="A night's objects on the sky")
 def sky(request: Request, web: Here, night: Night = None, model: Model = "") -> Response:
     """Positions of the objects whose last epoch is in a given night (whole MJD; the newest by default)."""
     return as_json(request, sky_of(web, night, model))
@@ -125,25 +125,25 @@ def sky_of(web: Here, night: int | None, model: str = "") -> dict[str, Any]:
     }
 
 
-@router.get("/status", response_model=shapes.Status, summary="Books, queues, lag, dead letters, latency")
+@router.get("/status", response_model=openapi.Status, summary="Books, queues, lag, dead letters, latency")
 def status(request: Request, web: Here) -> Response:
     """Everything on the status page; what is unavailable is null, and `notices` say why."""
     return as_json(request, web.status.whole())
 
 
-@router.get("/books", response_model=shapes.Books, summary="The books")
+@router.get("/books", response_model=openapi.Books, summary="The books")
 def books(request: Request, web: Here) -> Response:
     """Which alerts were read and what became of them: as `skyheed audit --json`, with a sentence for each count."""
     return as_json(request, web.status.books())
 
 
-@router.get("/dead-letters/{place}", response_model=shapes.Letter, summary="A look into a packet that was set aside")
+@router.get("/dead-letters/{place}", response_model=openapi.Letter, summary="A look into a packet that was set aside")
 def dead_letter(request: Request, web: Here, place: Annotated[str, Path(max_length=2000)]) -> Response:
     """The headers and first bytes of a dead letter."""
     return as_json(request, look_into(_letter(web, place)))
 
 
-@router.get("/dead-letters/{place}/value", response_class=Response, summary="The packet", responses=shapes.FILES)
+@router.get("/dead-letters/{place}/value", response_class=Response, summary="The packet", responses=openapi.FILES)
 def dead_letter_value(request: Request, web: Here, place: Annotated[str, Path(max_length=2000)]) -> Response:
     """The dead letter as it was received."""
     return respond(request, _letter(web, place).value or b"", "application/octet-stream", name="packet.bin")

@@ -6,17 +6,17 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 
 from skyheed.broker.observation import BANDS
-from skyheed.broker.web import images, lists, shapes
-from skyheed.broker.web.answers import as_json, respond
-from skyheed.broker.web.asked import Bands, Class, Kind, Looking, Model
-from skyheed.broker.web.paths import LONGEST, object_of
+from skyheed.broker.web import images, lists, openapi
+from skyheed.broker.web.components import Here
+from skyheed.broker.web.object_ids import LONGEST, object_of
+from skyheed.broker.web.parameters import Bands, Class, Kind, Looking, Model
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.recompute import Task
+from skyheed.broker.web.responses import as_json, respond
 from skyheed.broker.web.rows import PREFIX
-from skyheed.broker.web.web import Here
 from skyheed.classifier.names import file_name
 
-router = APIRouter(prefix=f"{PREFIX}/objects", responses=shapes.PROBLEMS)
+router = APIRouter(prefix=f"{PREFIX}/objects", responses=openapi.PROBLEMS)
 MOST_STRIP = 24
 
 
@@ -31,14 +31,14 @@ Name = Annotated[str, Depends(_object)]
 Source = Annotated[str, Path(max_length=20, pattern=r"^\d{1,20}$")]
 
 
-@router.get("/{key}", response_model=shapes.Object, summary="An object")
+@router.get("/{key}", response_model=openapi.Object, summary="An object")
 def describe(request: Request, web: Here, name: Name) -> Response:
     """Epochs, photometry, context, and every classification as it was published."""
     return as_json(request, web.objects.describe(name))
 
 
 @router.get("/{key}/atlas/{kind}", response_class=Response, summary="All stamps of a kind, for the page",
-            responses=shapes.FILES)  # fmt: skip
+            responses=openapi.FILES)  # fmt: skip
 def atlas(
     request: Request, web: Here, name: Name, kind: Annotated[Literal["science", "difference", "template"], Path()]
 ) -> Response:
@@ -47,21 +47,21 @@ def atlas(
     return respond(request, images.atlas(history, kind, revision), "application/octet-stream")
 
 
-@router.get("/{key}/stamps.npz", response_class=Response, summary="A NumPy archive", responses=shapes.FILES)
+@router.get("/{key}/stamps.npz", response_class=Response, summary="A NumPy archive", responses=openapi.FILES)
 def npz(request: Request, web: Here, name: Name) -> Response:
     """Epochs, photometry and stamps of every kind."""
     history, _ = web.objects.history(name)
     return respond(request, images.npz(history), "application/x-npz", name=f"{file_name(name)}.npz")
 
 
-@router.get("/{key}/stamps.fits", response_class=Response, summary="FITS cubes", responses=shapes.FILES)
+@router.get("/{key}/stamps.fits", response_class=Response, summary="FITS cubes", responses=openapi.FILES)
 def cube(request: Request, web: Here, name: Name) -> Response:
     """A cube [epoch, y, x] for each kind of image, and tables of the epochs."""
     history, _ = web.objects.history(name)
     return respond(request, images.fits_cube(history), "application/fits", name=f"{file_name(name)}.fits")
 
 
-@router.get("/{key}/stamps.gif", response_class=Response, summary="The stamps as a film", responses=shapes.FILES)
+@router.get("/{key}/stamps.gif", response_class=Response, summary="The stamps as a film", responses=openapi.FILES)
 def film(
     request: Request, web: Here, name: Name, look: Looking, kind: Kind = "science", bands: Bands = "",
     ms: Annotated[int, Query(ge=20, le=5000, description="a frame, milliseconds")] = 200,
@@ -72,7 +72,9 @@ def film(
     return respond(request, content, "image/gif")
 
 
-@router.get("/{key}/strip.png", response_class=Response, summary="The last stamps side by side", responses=shapes.FILES)
+@router.get(
+    "/{key}/strip.png", response_class=Response, summary="The last stamps side by side", responses=openapi.FILES
+)
 def strip(
     request: Request, web: Here, name: Name, look: Looking, kind: Kind = "science", bands: Bands = "",
     last: Annotated[int, Query(ge=1, le=MOST_STRIP)] = 6,
@@ -82,7 +84,7 @@ def strip(
     return respond(request, images.strip(images.chosen(history, kind, bands, last), look), "image/png")
 
 
-@router.get("/{key}/light-curve.csv", response_class=Response, summary="Epochs and photometry", responses=shapes.FILES)
+@router.get("/{key}/light-curve.csv", response_class=Response, summary="Epochs and photometry", responses=openapi.FILES)
 def light_curve(request: Request, web: Here, name: Name) -> Response:
     """One line per epoch or photometry point."""
     found = web.objects.describe(name)
@@ -91,7 +93,7 @@ def light_curve(request: Request, web: Here, name: Name) -> Response:
     return respond(request, lists.light_curve(found), "text/csv; charset=utf-8", name=f"{file_name(name)}.csv")
 
 
-@router.get("/{key}/stamps/{source_id}.{form}", response_class=Response, summary="One stamp", responses=shapes.FILES)
+@router.get("/{key}/stamps/{source_id}.{form}", response_class=Response, summary="One stamp", responses=openapi.FILES)
 def stamp(
     request: Request, web: Here, name: Name, look: Looking, source_id: Source,
     form: Annotated[Literal["png", "fits"], Path()], kind: Kind = "science",
@@ -117,14 +119,14 @@ def _ask(web: Here, name: str, task: str, model: str, given: dict[str, Any]) -> 
     return {"revision": revision, **web.pool.run(Task(task, model, history, given))}
 
 
-@router.get("/{key}/prefixes", response_model=shapes.Prefixes, summary="After every epoch, recomputed now")
+@router.get("/{key}/prefixes", response_model=openapi.Prefixes, summary="After every epoch, recomputed now")
 def prefixes(request: Request, web: Here, name: Name, model: Model = "") -> Response:
     """Classifications by today's model after the first epoch, the first two, and so on."""
     return as_json(request, _ask(web, name, "prefixes", model, {}))
 
 
-@router.post("/{key}/what-if", response_model=shapes.WhatIf, summary="With parts switched off, recomputed now")
-def what_if(request: Request, web: Here, name: Name, asked: shapes.WhatIfBody) -> Response:
+@router.post("/{key}/what-if", response_model=openapi.WhatIf, summary="With parts switched off, recomputed now")
+def what_if(request: Request, web: Here, name: Name, asked: openapi.WhatIfBody) -> Response:
     """Classification by today's model without some epochs, nights, bands or kinds of input."""
     off = asked.off
     codes = [BANDS.index(band) for band in off.bands]
@@ -132,7 +134,7 @@ def what_if(request: Request, web: Here, name: Name, asked: shapes.WhatIfBody) -
     return as_json(request, _ask(web, name, "what_if", asked.model, given))
 
 
-@router.get("/{key}/influence", response_model=shapes.Influence, summary="Of every epoch, recomputed now")
+@router.get("/{key}/influence", response_model=openapi.Influence, summary="Of every epoch, recomputed now")
 def influence(
     request: Request, web: Here, name: Name, model: Model = "",
     class_: Class = "",
@@ -141,7 +143,7 @@ def influence(
     return as_json(request, _ask(web, name, "influence", model, {"class": class_}))
 
 
-@router.get("/{key}/saliency", response_model=shapes.Saliency, summary="Of one epoch's pixels, recomputed now")
+@router.get("/{key}/saliency", response_model=openapi.Saliency, summary="Of one epoch's pixels, recomputed now")
 def saliency(
     request: Request, web: Here, name: Name, source_id: Annotated[str, Query(pattern=r"^\d{1,20}$")],
     model: Model = "", class_: Class = "",

@@ -16,10 +16,10 @@ from starlette.types import Scope
 
 from skyheed.broker.errors import SkyheedError
 from skyheed.broker.web import api, api_object, problems, skyportal, views
+from skyheed.broker.web.components import Web
 from skyheed.broker.web.guard import Guard
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.rows import PREFIX
-from skyheed.broker.web.web import Web
 
 log = logging.getLogger("skyheed.web")
 STATE_S = 2.0  # how often the stream's readers are told that a server went down or came back

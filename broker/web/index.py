@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from skyheed.broker.results.record import Classification
-from skyheed.broker.web.answers import plain
 from skyheed.broker.web.index_file import IndexFile
 from skyheed.broker.web.index_query import after_cursor, cursor_of, order_of, storable, where
+from skyheed.broker.web.responses import plain
 from skyheed.broker.web.rows import DECLINED, night_of, row_of
 from skyheed.broker.web.search import Cone, Filters
 

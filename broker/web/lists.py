@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from skyheed.broker.web.components import Web
 from skyheed.broker.web.index import Page
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.search import Filters, SearchError, Typed
-from skyheed.broker.web.web import Web
 from skyheed.classifier.names import spreadsheet_cell
 
 MOST_EXPORTED = 10_000

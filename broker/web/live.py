@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skyheed.broker.web.answers import encode
 from skyheed.broker.web.index import Event, Index
+from skyheed.broker.web.responses import encode
 from skyheed.broker.web.search import Filters
 
 BATCH_S = 0.5

@@ -16,10 +16,10 @@ from skyheed.broker.results.record import utc_ms
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.sequence import Lane, StoredSequence
 from skyheed.broker.web import images as pictures
-from skyheed.broker.web import sky
+from skyheed.broker.web import positions
 from skyheed.broker.web.cards import Cards
 from skyheed.broker.web.index import Index
-from skyheed.broker.web.paths import path_key
+from skyheed.broker.web.object_ids import path_key
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.rows import flag_names, night_of, reason_text
 from skyheed.broker.web.search import Cone, SearchError
@@ -155,13 +155,13 @@ class Objects:
 
     def _head(self, object_id: str, ra: float, dec: float) -> dict[str, Any]:
         place = math.isfinite(ra) and math.isfinite(dec)
-        longitude, latitude = sky.galactic(ra, dec) if place else (None, None)
+        longitude, latitude = positions.galactic(ra, dec) if place else (None, None)
         return {
             "survey": self.survey, "object_id": object_id, "path": path_key(object_id), "kind": "as published",
-            "ra": ra, "dec": dec, "sexagesimal": sky.sexagesimal(ra, dec) if place else None,
+            "ra": ra, "dec": dec, "sexagesimal": positions.sexagesimal(ra, dec) if place else None,
             "galactic": {"l": longitude, "b": latitude},
             "stamp": {"size": STAMP_SIZE, "pixel_arcsec": pixel_arcsec(self.survey), "unit": UNIT},
-            "links": sky.links(self.survey, object_id, ra, dec),
+            "links": positions.links(self.survey, object_id, ra, dec),
             "neighbours": self._neighbours(object_id, ra, dec) if place else [],
         }  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from skyheed.broker.observation import Flag
 from skyheed.broker.results.record import Classification
-from skyheed.broker.web.paths import path_key
+from skyheed.broker.web.object_ids import path_key
 from skyheed.classifier.prediction import Declined
 
 # What a decline means, in words; readers must expect codes they do not know.

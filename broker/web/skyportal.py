@@ -6,14 +6,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
-from skyheed.broker.web import lists, shapes
-from skyheed.broker.web.answers import as_json
-from skyheed.broker.web.paths import LONGEST, object_of
+from skyheed.broker.web import lists, openapi
+from skyheed.broker.web.components import Here
+from skyheed.broker.web.object_ids import LONGEST, object_of
 from skyheed.broker.web.problems import Problem
+from skyheed.broker.web.responses import as_json
 from skyheed.broker.web.search import Cone, Filters, SearchError, Typed
-from skyheed.broker.web.web import Here
 
-router = APIRouter(responses=shapes.PROBLEMS, tags=["SkyPortal"])
+router = APIRouter(responses=openapi.PROBLEMS, tags=["SkyPortal"])
 
 
 @router.get("/alerts", response_model=dict[str, Any], summary="Alerts, for SkyPortal")

@@ -24,9 +24,9 @@ from skyheed.broker.state.ledger import Ledger
 from skyheed.broker.web import drift
 from skyheed.broker.web.cards import Cards
 from skyheed.broker.web.drift import Drift
-from skyheed.broker.web.follow import Follower
+from skyheed.broker.web.follower import Follower
 from skyheed.broker.web.index import Index, by_night, now_ms, percentiles
-from skyheed.broker.web.paths import path_key
+from skyheed.broker.web.object_ids import path_key
 from skyheed.broker.web.recompute import Pool
 from skyheed.broker.web.rows import PREFIX
 from skyheed.classifier.names import printable

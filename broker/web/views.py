@@ -16,18 +16,18 @@ from markupsafe import Markup
 from skyheed.broker.errors import SkyheedError
 from skyheed.broker.observation import BANDS
 from skyheed.broker.web import lists
-from skyheed.broker.web.answers import encode, respond
 from skyheed.broker.web.api import sky_of
-from skyheed.broker.web.asked import Cursor, Limit, Model, Night, Search, Sort, Wanted
+from skyheed.broker.web.components import HERE, Here, Web
 from skyheed.broker.web.guard import COOKIE
 from skyheed.broker.web.index import COUNTED
 from skyheed.broker.web.live import event_id
-from skyheed.broker.web.paths import object_of, path_key
+from skyheed.broker.web.object_ids import object_of, path_key
+from skyheed.broker.web.parameters import Cursor, Limit, Model, Night, Search, Sort, Wanted
 from skyheed.broker.web.problems import Problem
+from skyheed.broker.web.responses import encode, respond
 from skyheed.broker.web.rows import PREFIX
 from skyheed.broker.web.search import Filters
 from skyheed.broker.web.status import letter_row
-from skyheed.broker.web.web import HERE, Here, Web
 
 router = APIRouter(include_in_schema=False)
 LIVE_ROWS = 50

@@ -1,7 +1,8 @@
 """The objective `adapt`: learn from a labelled source, with features shared by an unlabelled target.
 
 Representations of single stamps are aligned, one per object and step, because entire sequences from the two skies also
-differ in length; the layers that follow learn from the source alone. `adapt` describes the methods and their limits.
+differ in length; the layers that follow learn from the source alone. `adaptation_losses` describes the methods and
+their limits.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from skyheed.classifier import checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Batch, Model
-from skyheed.classifier.training import adapt, adapted, dataset
+from skyheed.classifier.training import adaptation_losses, adaptation_scores, dataset
 from skyheed.classifier.training.dataset import Augmentation, Dataset
 from skyheed.classifier.training.objectives import Objective, Setting, Views
 
@@ -48,7 +49,7 @@ class Adaptation(Objective):
         shares: expected class shares in the target: dann-class weights the source by them.
         inject: the fraction of a target batch that dann-class replaces by source samples of classes not in `classes`,
             so that both sides contain them.
-        alpha, beta: parameters of jdot (`adapt.jdot`).
+        alpha, beta: parameters of jdot (`adaptation_losses.jdot`).
         tasks: what is learned from the source: the class alone, or all tasks of `multitask`, balanced among themselves.
         balance_domain: also learn the weight of the alignment loss (Kendall et al. 2018), limited to 16 times that of
             the source loss (SIDDA: arXiv 2501.14048); otherwise it follows its own schedule.
@@ -110,13 +111,13 @@ class Adaptation(Objective):
     def _head(self) -> nn.Module:
         width = self.setting.network.width
         if self.method == "cdan":
-            return adapt.DomainHead(width * len(self.setting.protocol.classes))
-        return adapt.DomainHead(width) if self.method.startswith("dann") else nn.Identity()
+            return adaptation_losses.DomainHead(width * len(self.setting.protocol.classes))
+        return adaptation_losses.DomainHead(width) if self.method.startswith("dann") else nn.Identity()
 
     def loss(self, views: Sequence[Views], generator: np.random.Generator) -> Tensor:
         """See `Objective.loss`."""
         supervised = self.supervised.loss(views, generator)
-        by = self.weight * adapt.strength(int(self.steps), self.every, self.silent)
+        by = self.weight * adaptation_losses.strength(int(self.steps), self.every, self.silent)
         self.steps += 1
         self._log = {**self.supervised.log(), "supervised": float(supervised.detach()), "strength": by}
         if self.method in ("none", "adabn") or not by:
@@ -139,28 +140,30 @@ class Adaptation(Objective):
             return self._adversarial(source, target, labels, by, generator)
         logits = [self.setting.network.classify(f).float() for f in (source, target)]
         if self.method == "cdan":
-            one, other = (adapt.conditioned(f, z) for f, z in zip((source, target), logits, strict=True))
-            return adapt.domain_loss(self.head, one, other, by, adapt.certainty(torch.cat(logits)))
+            one, other = (adaptation_losses.conditioned(f, z) for f, z in zip((source, target), logits, strict=True))
+            return adaptation_losses.domain_loss(
+                self.head, one, other, by, adaptation_losses.certainty(torch.cat(logits))
+            )
         if self.method == "coral":
-            return by * adapt.coral(source, target)
+            return by * adaptation_losses.coral(source, target)
         if self.method == "dan":
-            return by * (adapt.mkmmd(source, target) + adapt.mkmmd(logits[0], logits[1]))
+            return by * (adaptation_losses.mkmmd(source, target) + adaptation_losses.mkmmd(logits[0], logits[1]))
         unit = [functional.normalize(f, dim=1) for f in (source, target)]
-        return by * adapt.jdot(unit[0], labels, unit[1], logits[1], self.alpha, self.beta)
+        return by * adaptation_losses.jdot(unit[0], labels, unit[1], logits[1], self.alpha, self.beta)
 
     def _adversarial(
         self, source: Tensor, target: Tensor, labels: Tensor, by: float, generator: np.random.Generator
     ) -> Tensor:
         if self.method == "dann":
-            return adapt.domain_loss(self.head, source, target, by)
+            return adaptation_losses.domain_loss(self.head, source, target, by)
         if self.inject and self.chosen:
             target = self._injected(source, target, labels, generator)
         weights = torch.ones(len(source) + len(target), device=source.device)
         if self.shares is not None:
             weights[: len(source)] = self.shares[labels]
         elif self.chosen and not self.inject:
-            weights = adapt.of_classes(labels, self.chosen, len(target))
-        return adapt.domain_loss(self.head, source, target, by, weights)
+            weights = adaptation_losses.of_classes(labels, self.chosen, len(target))
+        return adaptation_losses.domain_loss(self.head, source, target, by, weights)
 
     def _injected(self, source: Tensor, target: Tensor, labels: Tensor, generator: np.random.Generator) -> Tensor:
         """The target, with a fraction replaced by source samples of the classes that it lacks."""
@@ -196,7 +199,7 @@ class Adaptation(Objective):
         """Take batch statistics from the target if those are the ones to be served."""
         if self.target is not None and (self.method == "adabn" or self.domains == "apart"):
             self.setting.mean.load_state_dict(
-                adapt.adapt_batch_norm(self.setting.mean, self._for_statistics()).state_dict()
+                adaptation_losses.adapt_batch_norm(self.setting.mean, self._for_statistics()).state_dict()
             )
 
     def _for_statistics(self) -> list[Batch]:
@@ -206,10 +209,12 @@ class Adaptation(Objective):
         return [self.setting.batch(own) for own in batches if len(own) == BATCH or len(batches) == 1]
 
     def measure(self, model: Model) -> dict[str, Any]:
-        """See `Objective.measure`: `adapted.measure` on the target and all other archives; domain distances are for
-        the target only, or for all archives if there is no target."""
+        """See `Objective.measure`: `adaptation_scores.measure` on the target and all other archives; domain distances
+        are for the target only, or for all archives if there is no target."""
         apart = self.measured[:1] if self.target else self.measured
-        return {"measured": [adapted.measure(self.setting, model, name, name in apart) for name in self.measured]}
+        return {
+            "measured": [adaptation_scores.measure(self.setting, model, name, name in apart) for name in self.measured]
+        }
 
 
 class Pair(nn.Module):
@@ -258,7 +263,7 @@ def _one(history: History, band: int, generator: np.random.Generator) -> History
 
 def _target(path: str, bands: str) -> tuple[Dataset, NDArray[np.int64]]:
     data = dataset.load(path, bands=bands)
-    members, _ = adapted.members_of(data)
+    members, _ = adaptation_scores.members_of(data)
     if not len(members):
         raise ModelError(f"{path} has no objects to adapt to, in its split train or without a label: make it larger")
     return data, members
@@ -266,7 +271,7 @@ def _target(path: str, bands: str) -> tuple[Dataset, NDArray[np.int64]]:
 
 def _supervised(setting: Setting, tasks: str) -> Objective:
     if tasks == "multitask":
-        from skyheed.classifier.training.tasks import MultiTask
+        from skyheed.classifier.training.multitask_objective import MultiTask
 
         return MultiTask(setting)
     from skyheed.classifier.training.objectives import cross_entropy

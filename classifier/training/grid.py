@@ -15,7 +15,7 @@ from skyheed.classifier import checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.names import file_name
-from skyheed.classifier.training import adapt_table, dataset, grid_table, protocol, train
+from skyheed.classifier.training import adaptation_table, dataset, grid_table, protocol, train
 from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.protocol import Protocol
 
@@ -169,8 +169,8 @@ def run_table(path: Path, output: Path, changes: Mapping[str, Any], command: str
         folders.setdefault(one.row.name, []).append(output / one.folder)
         _write({row.name: found[row.name] for row in every if row.name in found}, output, failed)
         if time.monotonic() - began > AT_ONCE:  # intervals take seconds: not for runs that existed already
-            adapt_table.write(_ordered(folders, every), output)
-    adapt_table.write(_ordered(folders, every), output)
+            adaptation_table.write(_ordered(folders, every), output)
+    adaptation_table.write(_ordered(folders, every), output)
     if failed:
         raise ModelError(f"{len(failed)} of {len(todo)} runs failed: {failed}; the others are in {output}/table.md")
     return (output / "table.md").read_text()

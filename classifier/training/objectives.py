@@ -203,7 +203,7 @@ def _pretrained(setting: Setting, **settings: Any) -> Objective:
 
 
 def _multitask(setting: Setting, **settings: Any) -> Objective:
-    from skyheed.classifier.training.tasks import MultiTask
+    from skyheed.classifier.training.multitask_objective import MultiTask
 
     return MultiTask(setting, **settings)
 

@@ -15,7 +15,7 @@ from skyheed.classifier.models.base import Batch, Network
 from skyheed.classifier.models.mae import MaskedAutoencoder
 from skyheed.classifier.models.sits_bert import Mending, SitsBert
 from skyheed.classifier.models.transformers import Vit
-from skyheed.classifier.training import adapted, dataset
+from skyheed.classifier.training import adaptation_scores, dataset
 from skyheed.classifier.training.dataset import Augmentation, Dataset
 from skyheed.classifier.training.objectives import CrossEntropy, Setting, Views
 
@@ -29,8 +29,8 @@ class Pretrained(CrossEntropy):
     Args:
         share: the fraction of all end-to-end steps in which the network is pre-trained.
         also: further archives, for example of unlabelled real packets. Each step draws as many objects from each of
-            them as from the training archive; labelled objects reserved for measurement (`adapted.members_of`) are left
-            out.
+            them as from the training archive; labelled objects reserved for measurement
+            (`adaptation_scores.members_of`) are left out.
         settings: `target` of the masked auto-encoder.
 
     Raises:
@@ -79,7 +79,7 @@ class Pretrained(CrossEntropy):
 
 def _others(path: str, bands: str) -> tuple[Dataset, NDArray[np.int64]]:
     data = dataset.load(path, bands=bands)
-    members, _ = adapted.members_of(data)
+    members, _ = adaptation_scores.members_of(data)
     if not len(members):
         raise ModelError(
             f"{path} has no objects to pre-train on, in its split train or without a label: make it larger"

@@ -28,7 +28,7 @@ from skyheed.classifier.models.convention.fast import CpuTokens, CudaTokens, Fol
 from skyheed.classifier.models.convention.network import ConvEntion
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.serving import Where, choose
-from skyheed.classifier.training import dataset, inputs, objectives, saved, selection
+from skyheed.classifier.training import dataset, input_sample, objectives, run_state, selection
 from skyheed.classifier.training.calibration import fit
 from skyheed.classifier.training.clock import Clock
 from skyheed.classifier.training.dataset import Augmentation, Dataset
@@ -61,7 +61,7 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
         ModelError: the output contains another run, or the archive lacks objects that the run needs.
     """
     if (Path(output) / checkpoint.MODEL).is_file():
-        return saved.finished(Path(output), protocol)
+        return run_state.finished(Path(output), protocol)
     torch.manual_seed(protocol.seed)
     if protocol.threads:
         torch.set_num_threads(protocol.threads)
@@ -298,7 +298,7 @@ class Trainer:
         }
         mean = float(np.mean(list(f1.values())))
         row = {"stage": stage, "step": step, "loss": round(loss, 4), "macro_f1": round(mean, 4)}
-        saved.add_row(self.output / LOG, row | {f"at_{n}": round(f1.get(n, math.nan), 4) for n in SELECT_AT})
+        run_state.add_row(self.output / LOG, row | {f"at_{n}": round(f1.get(n, math.nan), 4) for n in SELECT_AT})
         self._note(stage, step)
         better = mean > self.best or not step  # a stage measured on different labels starts without a previous best
         if better:
@@ -337,10 +337,10 @@ class Trainer:
             "best": self.best, "best_state": self.best_state, "objective": self.objective.state_dict(),
             "done": self.done, "optimiser": optimiser.state_dict(), **self.clock.state_dict(),
         }  # fmt: skip
-        saved.write(self.output, self.protocol, state)
+        run_state.write(self.output, self.protocol, state)
 
     def _resume(self) -> None:
-        found = saved.read(self.output, self.protocol)
+        found = run_state.read(self.output, self.protocol)
         if not found:
             for name in (LOG, NOTES):
                 (self.output / name).unlink(missing_ok=True)
@@ -371,16 +371,16 @@ class Trainer:
             (self.output / REPORT).write_text(json.dumps(told, indent=1) + "\n")
         self.clock.count()
         training = {
-            "command": command, "protocol": saved.plain(self.protocol), "seconds": round(self.clock.seconds),
+            "command": command, "protocol": run_state.plain(self.protocol), "seconds": round(self.clock.seconds),
             "cpu_seconds": round(self.clock.cpu_seconds),
             "device": self.chosen, "torch": torch.__version__, "skyheed": version("skyheed"),
             "objects": len(selection.stages(self.protocol, self.data)[0]), "selected_macro_f1": round(self.best, 4),
-            "archive": saved.card(self.protocol.archive), "inputs": inputs.of_archive(self.protocol.archive),
+            "archive": run_state.card(self.protocol.archive), "inputs": input_sample.of_archive(self.protocol.archive),
             "started_from": self.started_from,
         }  # fmt: skip
         info = replace(self._info(calibration), training=training, metrics=metrics)
         made = checkpoint.save(self.output, self.best_state, info)
-        (self.output / saved.PROGRESS).unlink(missing_ok=True)
+        (self.output / run_state.PROGRESS).unlink(missing_ok=True)
         return made
 
 

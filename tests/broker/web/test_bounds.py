@@ -13,7 +13,7 @@ from test_index import fill
 from web_tools import news
 
 from skyheed.broker.errors import StreamError
-from skyheed.broker.web import api, explain, follow, guard, images, lists, live, paths, problems, status
+from skyheed.broker.web import api, explain, follower, guard, images, lists, live, object_ids, problems, status
 from skyheed.broker.web.index import Event, Index
 from skyheed.broker.web.objects import MOST_MODELS, Objects
 from skyheed.broker.web.problems import Problem
@@ -101,10 +101,10 @@ def test_a_sentence_of_a_problem_is_short_and_harmless() -> None:
     assert "\x1b" not in problem.detail
 
 
-@pytest.mark.parametrize("key", ["a" * (2 * paths.LONGEST + 1), "~" + "A" * 2 * paths.LONGEST])
+@pytest.mark.parametrize("key", ["a" * (2 * object_ids.LONGEST + 1), "~" + "A" * 2 * object_ids.LONGEST])
 def test_an_id_that_is_too_long_is_refused_before_it_is_decoded(key: str) -> None:
     with pytest.raises(ValueError, match="at most 1024 characters"):
-        paths.object_of(key)
+        object_ids.object_of(key)
 
 
 def test_the_newest_of_many_letters_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,17 +130,17 @@ def test_the_follower_reads_so_many_bytes_at_a_time(index: Index) -> None:
         asked.append(given)
         return []
 
-    follower = follow.Follower(stub(kafka={"bootstrap.servers": "h:1"}), index, lambda _: None)
-    follower._batch(stub(consume=consume))
-    assert asked == [(follow.BATCH, follow.WAIT_S, follow.BATCH_BYTES)]
+    reader = follower.Follower(stub(kafka={"bootstrap.servers": "h:1"}), index, lambda _: None)
+    reader._batch(stub(consume=consume))
+    assert asked == [(follower.BATCH, follower.WAIT_S, follower.BATCH_BYTES)]
 
 
 def test_a_hostile_message_is_counted_and_passed_over(index: Index) -> None:
-    follower = follow.Follower(stub(kafka={"bootstrap.servers": "h:1"}, survey="s"), index, lambda _: None)
+    reader = follower.Follower(stub(kafka={"bootstrap.servers": "h:1"}, survey="s"), index, lambda _: None)
     for value in (b"x", b"Obj\x01" + b"\xff" * 400, bytes(2**20 + 1)):
         with pytest.raises(StreamError):
-            follower._read(stub(value=lambda value=value: value), "t/0", 1)
-    assert follower.bad == 3
+            reader._read(stub(value=lambda value=value: value), "t/0", 1)
+    assert reader.bad == 3
 
 
 def test_rates_come_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,11 @@ from web_tools import news
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.results.record import Classification
 from skyheed.broker.web import index as index_module
-from skyheed.broker.web import sky
+from skyheed.broker.web import positions
 from skyheed.broker.web.index import Index, Read
 from skyheed.broker.web.index_file import IndexFile
 from skyheed.broker.web.live import event_id, positions_of
-from skyheed.broker.web.paths import object_of, path_key
+from skyheed.broker.web.object_ids import object_of, path_key
 from skyheed.broker.web.search import Cone, Filters, SearchError, understand
 
 PLACE = "topic@id/0"
@@ -192,13 +192,13 @@ def test_rows_are_json_whatever_the_numbers(tmp_path: Path) -> None:
 
 
 def test_galactic_and_sexagesimal() -> None:
-    longitude, latitude = sky.galactic(192.85948, 27.12825)  # the pole
+    longitude, latitude = positions.galactic(192.85948, 27.12825)  # the pole
     assert latitude == pytest.approx(90, abs=1e-4)
-    longitude, latitude = sky.galactic(266.40499, -28.93617)  # the centre
+    longitude, latitude = positions.galactic(266.40499, -28.93617)  # the centre
     assert min(longitude, 360 - longitude) == pytest.approx(0, abs=1e-3)
     assert latitude == pytest.approx(0, abs=1e-3)
-    assert sky.sexagesimal(359.9999999, -0.0000001) == {"ra": "00:00:00.000", "dec": "-00:00:00.00"}
-    assert sky.sexagesimal(10.6847083, 41.26875) == {"ra": "00:42:44.330", "dec": "+41:16:07.50"}
+    assert positions.sexagesimal(359.9999999, -0.0000001) == {"ra": "00:00:00.000", "dec": "-00:00:00.00"}
+    assert positions.sexagesimal(10.6847083, 41.26875) == {"ra": "00:42:44.330", "dec": "+41:16:07.50"}
 
 
 @pytest.mark.parametrize("value", [2**63, -(10**30), [1], {"a": 1}])

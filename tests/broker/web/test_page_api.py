@@ -17,8 +17,8 @@ from web_tools import HOSTILE, classify, page_of, page_settings, send
 from skyheed.broker import app as daemon
 from skyheed.broker.local import embedded
 from skyheed.broker.settings import Settings
-from skyheed.broker.web import shapes
-from skyheed.broker.web.paths import object_of, path_key
+from skyheed.broker.web import openapi
+from skyheed.broker.web.object_ids import object_of, path_key
 from skyheed.broker.work import history_of
 from skyheed.classifier.serving import load
 
@@ -182,7 +182,7 @@ class TestLists:
 class TestObject:
     def test_epochs_and_what_was_published(self, page: httpx.Client, stream: Settings) -> None:
         found = page.get(f"{API}/objects/long").json()
-        shapes.Object.model_validate(found)
+        openapi.Object.model_validate(found)
         stored = daemon.read_store(stream)[0].sequence("long")
         assert stored is not None
         assert found["epochs"]["source_id"] == [str(s) for s in stored.header["source_id"].tolist()]
@@ -296,7 +296,7 @@ class TestRecomputed:
 
     def test_the_last_prefix_is_what_was_published(self, page: httpx.Client) -> None:
         found = page.get(f"{API}/objects/long/prefixes").json()
-        shapes.Prefixes.model_validate(found)
+        openapi.Prefixes.model_validate(found)
         assert found["kind"] == "recomputed"
         assert [row["epochs"] for row in found["prefixes"]] == list(range(1, 21))
         assert found["prefixes"][0]["status"] == "NOT_CLASSIFIED"
@@ -322,7 +322,7 @@ class TestRecomputed:
         body = {"off": {**off, "sources": sources}}
         for _ in range(2):  # the second time with what was kept
             found = page.post(f"{API}/objects/long/what-if", json=body).json()
-            shapes.WhatIf.model_validate(found)
+            openapi.WhatIf.model_validate(found)
             keep = [
                 n
                 for n in range(len(history))
@@ -338,7 +338,7 @@ class TestRecomputed:
 
     def test_influence_is_what_leaving_out_changes(self, page: httpx.Client) -> None:
         found = page.get(f"{API}/objects/long/influence").json()
-        shapes.Influence.model_validate(found)
+        openapi.Influence.model_validate(found)
         assert len(found["influence"]) == 20
         one = found["influence"][5]
         body = {"off": {"sources": [one["source_id"]]}}
@@ -359,7 +359,7 @@ class TestRecomputed:
     def test_saliency(self, page: httpx.Client) -> None:
         source = page.get(f"{API}/objects/long").json()["epochs"]["source_id"][2]
         found = page.get(f"{API}/objects/long/saliency", params={"source_id": source}).json()
-        shapes.Saliency.model_validate(found)
+        openapi.Saliency.model_validate(found)
         grid = np.array(found["maps"]["science"])
         assert grid.shape == (32, 32)
         assert np.abs(grid).max() > 0
@@ -470,7 +470,7 @@ class TestHttp:
 class TestStatus:
     def test_books(self, page: httpx.Client) -> None:
         found = page.get(f"{API}/status").json()
-        shapes.Status.model_validate(found)
+        openapi.Status.model_validate(found)
         assert found["notices"] == []
         assert found["books"]["balanced"] is True
         counts = {entry["name"]: entry["count"] for entry in found["books"]["explained"]}
@@ -497,12 +497,12 @@ class TestStatus:
 
     def test_models(self, page: httpx.Client) -> None:
         found = page.get(f"{API}/models").json()
-        shapes.Models.model_validate(found)
+        openapi.Models.model_validate(found)
         assert found["models"][0]["title"] == "test-sdss"
         assert found["models"][0]["needs"]["fewest"] == 3
 
     def test_state(self, page: httpx.Client) -> None:
-        shapes.State.model_validate(page.get(f"{API}/state").json())
+        openapi.State.model_validate(page.get(f"{API}/state").json())
 
     def test_skyportal_reads_alerts(self, page: httpx.Client) -> None:
         # as broker_apis/generic.py of SkyPortal does: GET base_url/alerts with whatever parameters, unwrap data

@@ -25,7 +25,7 @@ from skyheed.broker.local import embedded
 from skyheed.broker.packets.surveys import links
 from skyheed.broker.settings import Settings
 from skyheed.broker.state.keys import Keys, shard_of
-from skyheed.broker.web import images, recompute, shapes, sky
+from skyheed.broker.web import images, openapi, positions, recompute
 from skyheed.broker.web.guard import COSTLY_BURST, Rates
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.recompute import Pool, Task
@@ -185,7 +185,7 @@ class TestReplay:
 
     @pytest.mark.parametrize("survey", ["ztf", "lsst"])
     def test_other_brokers_have_the_object_of_a_replay_as_well(self, survey: str) -> None:
-        live, replayed = (sky.links(name, "ZTF18abc", 10.0, 0.5) for name in (survey, f"{survey}.night20"))
+        live, replayed = (positions.links(name, "ZTF18abc", 10.0, 0.5) for name in (survey, f"{survey}.night20"))
         assert live == replayed
         assert {link["name"] for link in live} >= {"ALeRCE", "Fink", "Lasair", "Babamul"}
         assert links.pixel_arcsec(f"{survey}.night20") == links.pixel_arcsec(survey) is not None
@@ -349,7 +349,7 @@ class TestImagesThatAreNotKept:
             shard = shard_of("faded", settings.redis.shards)
             assert redis.delete(f"{Keys(settings.survey).shard(shard)}stamps:faded") == 1
             found = client.get(f"{API}/objects/faded").json()
-            shapes.Object.model_validate(found)
+            openapi.Object.model_validate(found)
             assert len(found["epochs"]["mjd"]) == found["images_missing"] == 5
             assert found["images"] == {}
             assert client.get("/object/faded", headers={"accept": "text/html"}).status_code == 200

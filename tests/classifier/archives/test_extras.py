@@ -15,7 +15,7 @@ from skyheed.classifier.archives.reader import UNLABELLED, Archive, ArchiveObjec
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import DETECTION, UPPER_LIMIT, Photometry
 from skyheed.classifier.stamp import normalise
-from skyheed.classifier.training import dataset, inputs
+from skyheed.classifier.training import dataset, input_sample
 
 TIMES = np.array([59_000.0, 59_003.0, 59_007.0, 59_040.0])
 
@@ -186,9 +186,9 @@ def test_damaged_photometry_is_said_in_one_sentence(tmp_path: Path) -> None:
 def test_what_training_saw_is_said_of_its_split_alone(tmp_path: Path) -> None:
     archive = write(tmp_path / "a", *(sent(name=f"o{n}") for n in range(12)))
     train = [name for name in archive.object_ids if archive.object(name)["split"] == "train"]
-    found = inputs.of_archive(archive.path)
+    found = input_sample.of_archive(archive.path)
     assert found["objects"] == len(train) < 12
     assert {band: numbers["n"] for band, numbers in found["bands"].items()} == {"g": len(train), "r": 2 * len(train)}
     assert found["of"] == f"{3 * len(train)} stamps of {len(train)} objects from: test"
-    assert inputs.of_archive(archive.path, most=2)["objects"] == 2
-    assert inputs.of_archive(tmp_path / "none") == {}
+    assert input_sample.of_archive(archive.path, most=2)["objects"] == 2
+    assert input_sample.of_archive(tmp_path / "none") == {}

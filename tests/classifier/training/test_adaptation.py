@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from skyheed.classifier.errors import ModelError
-from skyheed.classifier.training import adaptation, adapted, dataset, train
+from skyheed.classifier.training import adaptation, adaptation_scores, dataset, train
 from skyheed.classifier.training.adaptation import METHODS, Adaptation, Pair
 from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.protocol import Protocol
@@ -31,7 +31,9 @@ def archives(monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset]:
     """What lies under the names that the runs here give."""
     known = {"target": BRIGHT, "other": TARGET}
     monkeypatch.setattr(dataset, "load", lambda path, **_: known[Path(path).name])
-    monkeypatch.setattr(adapted, "_mean_distance", lambda one, other: [0.0, 1.0])  # test_adapt looks at A-distances
+    monkeypatch.setattr(
+        adaptation_scores, "_mean_distance", lambda one, other: [0.0, 1.0]
+    )  # test_adaptation_losses looks at A-distances
     return known
 
 
@@ -145,11 +147,11 @@ def test_balanced_inside_and_with_all_tasks_outside(monkeypatch: pytest.MonkeyPa
     note = json.loads((tmp_path / "objective.jsonl").read_text().splitlines()[-1])
     assert {"s_supervised", "s_domain"} <= set(note)
     assert report["measured"]
-    from skyheed.classifier.training import tasks
+    from skyheed.classifier.training import multitask_objective
 
     unknown = np.full(64, np.nan)
     truth = {"flux": unknown, "peak_mjd": unknown, "redshift": unknown}
-    monkeypatch.setattr(tasks, "truth_of", lambda _: truth)
+    monkeypatch.setattr(multitask_objective, "truth_of", lambda _: truth)
     own = objective(method="dann", target="target", tasks="multitask", silent=0.0)
     own.steps += 3
     views = train.Trainer(RUN, DATA, Path("/nonexistent")).views(
@@ -179,11 +181,11 @@ def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
 def test_where_labels_are_missing_those_objects_are_the_target(archives: dict[str, Dataset]) -> None:
     label = ["" if i % 3 else name for i, name in enumerate(TARGET.label)]
     some = replace(TARGET, label=label, true_class=label)
-    members, held = adapted.members_of(some)
+    members, held = adaptation_scores.members_of(some)
     assert {i % 3 for i in members} == {1, 2}
     assert (held % 3 == 0).all()
     assert len(members) + len(held) == 64
-    every, rest = adapted.members_of(TARGET)
+    every, rest = adaptation_scores.members_of(TARGET)
     assert {TARGET.split[i] for i in every} == {"train"}
     assert {TARGET.split[i] for i in rest} == {"validation", "test"}
     archives["target"] = replace(TARGET, split=["test"] * 64)
@@ -193,20 +195,20 @@ def test_where_labels_are_missing_those_objects_are_the_target(archives: dict[st
 
 def test_unsupervised_scores_of_known_features() -> None:
     same = np.ones((9, 4))
-    assert adapted.neighbourhood_density(same) == pytest.approx(math.log(8))
+    assert adaptation_scores.neighbourhood_density(same) == pytest.approx(math.log(8))
     pairs = np.repeat(np.eye(4), 2, 0)
-    assert adapted.neighbourhood_density(pairs) == pytest.approx(0, abs=1e-3)
-    found = adapted.unsupervised(np.full((5, 4), 0.25), same)
+    assert adaptation_scores.neighbourhood_density(pairs) == pytest.approx(0, abs=1e-3)
+    found = adaptation_scores.unsupervised(np.full((5, 4), 0.25), same)
     assert found["entropy"] == pytest.approx(math.log(4), abs=1e-3)
 
 
 def test_groups_add_the_probabilities_of_supernovae() -> None:
     measured = {"classes": ["AGN", "SNIa", "Variable", "SNOther"], "truth": [1, 3, 0], "first": [
         [0.4, 0.3, 0.0, 0.3], [0.1, 0.2, 0.6, 0.1], [0.7, 0.1, 0.1, 0.1]]}  # fmt: skip
-    truth, p = adapted.summary(measured, "first", True)
+    truth, p = adaptation_scores.summary(measured, "first", True)
     assert truth.tolist() == [1, 1, 0]
     np.testing.assert_allclose(p[0], [0.4, 0.6, 0.0])
-    assert adapted.balanced_accuracy(truth, p) == 0.75
+    assert adaptation_scores.balanced_accuracy(truth, p) == 0.75
 
 
 def test_batch_norm_is_a_choice_of_the_small_encoder_alone() -> None:

@@ -18,7 +18,7 @@ from skyheed.classifier.evaluation import evaluate
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.convention.network import ConvEntion
 from skyheed.classifier.scaling import Scaling
-from skyheed.classifier.training import calibration, dataset, grid, protocol, saved, selection, train
+from skyheed.classifier.training import calibration, dataset, grid, protocol, run_state, selection, train
 from skyheed.classifier.training.dataset import Augmentation
 from skyheed.classifier.training.protocol import Protocol
 from skyheed.classifier.training.token_bank import Bank
@@ -117,11 +117,11 @@ def test_a_finished_run_is_not_overwritten_by_another(tmp_path: Path) -> None:
 
 def test_a_run_knows_its_archive_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(SMALL, steps=0, head_steps=0, fine_steps=0, fine_head_steps=0)
-    monkeypatch.setattr(saved, "card", lambda _: {"digest": "before"})
+    monkeypatch.setattr(run_state, "card", lambda _: {"digest": "before"})
     train.run(short, tmp_path / "done", "", made(FEW))
     trainer = train.Trainer(short, made(FEW), tmp_path)
     trainer._keep(torch.optim.AdamW(trainer.model.parameters()))
-    monkeypatch.setattr(saved, "card", lambda _: {"digest": "after"})
+    monkeypatch.setattr(run_state, "card", lambda _: {"digest": "after"})
     with pytest.raises(ModelError, match="trained on another archive of that name"):
         train.run(short, tmp_path / "done", "", made(FEW))
     with pytest.raises(ModelError, match="another configuration or archive"):

@@ -13,7 +13,7 @@ from zoo_tools import batch, history
 
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.family import preset
-from skyheed.classifier.training import adapt, label_shift, multitask
+from skyheed.classifier.training import adaptation_losses, label_shift, multitask
 
 
 def clouds(shift: float = 0.0, seed: int = 0, n: int = 64, d: int = 8) -> tuple[Tensor, Tensor]:
@@ -23,23 +23,23 @@ def clouds(shift: float = 0.0, seed: int = 0, n: int = 64, d: int = 8) -> tuple[
 
 def test_the_reversal_turns_gradients_round_by_its_strength() -> None:
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(adapt.reverse(x, 0.3), x)
-    (adapt.reverse(x, 0.3) ** 2).sum().backward()
+    assert torch.equal(adaptation_losses.reverse(x, 0.3), x)
+    (adaptation_losses.reverse(x, 0.3) ** 2).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, -0.3 * 2 * x.detach())
 
 
 def test_the_strength_rises_from_nothing_to_one() -> None:
-    assert adapt.strength(0, 100) == 0
-    assert adapt.strength(50, 100) == pytest.approx(2 / (1 + math.exp(-5)) - 1)
-    assert adapt.strength(100, 100) > 0.9999
-    assert adapt.strength(20, 100, silent=0.2) == 0 < adapt.strength(21, 100, silent=0.2)
+    assert adaptation_losses.strength(0, 100) == 0
+    assert adaptation_losses.strength(50, 100) == pytest.approx(2 / (1 + math.exp(-5)) - 1)
+    assert adaptation_losses.strength(100, 100) > 0.9999
+    assert adaptation_losses.strength(20, 100, silent=0.2) == 0 < adaptation_losses.strength(21, 100, silent=0.2)
 
 
 def test_the_head_learns_what_the_features_unlearn() -> None:
     source, target = (x.requires_grad_(True) for x in clouds(1.0))
-    head = adapt.DomainHead(8).double()
-    adapt.domain_loss(head, source, target, 0.3).backward()
+    head = adaptation_losses.DomainHead(8).double()
+    adaptation_losses.domain_loss(head, source, target, 0.3).backward()
     learnt = [p.grad.clone() for p in head.parameters() if p.grad is not None]
     assert source.grad is not None
     reversed_ = source.grad.clone()
@@ -56,9 +56,9 @@ def test_the_head_learns_what_the_features_unlearn() -> None:
 def test_classes_that_are_not_listed_get_no_gradient_and_all_of_the_target_does() -> None:
     source, target = (x.requires_grad_(True) for x in clouds(1.0))
     labels = torch.arange(64) % 4
-    weights = adapt.of_classes(labels, [1, 3], len(target))
+    weights = adaptation_losses.of_classes(labels, [1, 3], len(target))
     assert weights.tolist() == [float(n % 4 in (1, 3)) for n in range(64)] + [1.0] * 64
-    adapt.domain_loss(adapt.DomainHead(8).double(), source, target, 1.0, weights).backward()
+    adaptation_losses.domain_loss(adaptation_losses.DomainHead(8).double(), source, target, 1.0, weights).backward()
     assert source.grad is not None
     assert target.grad is not None
     listed = torch.isin(labels, torch.tensor([1, 3]))
@@ -69,7 +69,7 @@ def test_classes_that_are_not_listed_get_no_gradient_and_all_of_the_target_does(
 
 def test_the_conditioned_head_sees_every_product_and_no_gradient_of_the_classes() -> None:
     features, logits = torch.randn(3, 5, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    seen = adapt.conditioned(features, logits)
+    seen = adaptation_losses.conditioned(features, logits)
     assert seen.shape == (3, 20)
     assert float(seen[1, 2 * 4 + 3].detach()) == pytest.approx(
         float((features[1, 2] * logits.softmax(1)[1, 3]).detach())
@@ -77,29 +77,29 @@ def test_the_conditioned_head_sees_every_product_and_no_gradient_of_the_classes(
     seen.sum().backward()
     assert logits.grad is None
     assert features.grad is not None
-    weights = adapt.certainty(torch.tensor([[9.0, 0, 0], [0, 0, 0]]))
+    weights = adaptation_losses.certainty(torch.tensor([[9.0, 0, 0], [0, 0, 0]]))
     assert float(weights.mean()) == pytest.approx(1)
     assert weights[0] > weights[1]
 
 
 def test_coral_of_twice_the_features() -> None:
     source, _ = clouds()
-    assert float(adapt.coral(source, source)) == 0
+    assert float(adaptation_losses.coral(source, source)) == 0
     expected = 9 * source.T.cov().square().sum() / (4 * 8**2)
-    torch.testing.assert_close(adapt.coral(source, 2 * source), expected)
+    torch.testing.assert_close(adaptation_losses.coral(source, 2 * source), expected)
     torch.testing.assert_close(
-        adapt.coral(source, source + 5), torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0
+        adaptation_losses.coral(source, source + 5), torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0
     )
 
 
 def test_mkmmd_is_unbiased_and_sees_shifts() -> None:
-    same = [float(adapt.mkmmd(*clouds(seed=n))) for n in range(60)]
+    same = [float(adaptation_losses.mkmmd(*clouds(seed=n))) for n in range(60)]
     assert abs(np.mean(same)) < 0.012  # 0.021 / sqrt(60) is 0.0027
     assert min(same) < 0
-    assert np.mean([float(adapt.mkmmd(*clouds(1.0, n))) for n in range(20)]) == pytest.approx(0.98, abs=0.1)
+    assert np.mean([float(adaptation_losses.mkmmd(*clouds(1.0, n))) for n in range(20)]) == pytest.approx(0.98, abs=0.1)
 
 
-@pytest.mark.parametrize("loss", [adapt.coral, adapt.mkmmd])
+@pytest.mark.parametrize("loss", [adaptation_losses.coral, adaptation_losses.mkmmd])
 def test_the_order_in_a_batch_does_not_matter(loss: Any) -> None:
     source, target = clouds(0.5)
     order = torch.randperm(64)
@@ -118,12 +118,12 @@ def test_the_pairing_is_the_best_of_all() -> None:
     classes = (functional.one_hot(labels, 4)[:, None] - logits.softmax(1)[None]).square().sum(2)
     cost = 0.7 * apart + 0.4 * classes
     least = min(sum(float(cost[i, p[i]]) for i in range(6)) for p in itertools.permutations(range(6)))
-    rows, columns = adapt.pairing(apart, labels, logits, 0.7, 0.4)
+    rows, columns = adaptation_losses.pairing(apart, labels, logits, 0.7, 0.4)
     assert float(cost[rows, columns].sum()) == pytest.approx(least, rel=1e-5)
     expected = 0.7 * apart[rows, columns].mean() + 0.4 * functional.cross_entropy(logits[columns], labels[rows])
-    torch.testing.assert_close(adapt.jdot(source, labels, target, logits, 0.7, 0.4), expected)
+    torch.testing.assert_close(adaptation_losses.jdot(source, labels, target, logits, 0.7, 0.4), expected)
     with pytest.raises(ValueError, match="give as many of each"):
-        adapt.jdot(source, labels, target[:5], logits[:5])
+        adaptation_losses.jdot(source, labels, target[:5], logits[:5])
 
 
 def moons(n: int, degrees: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -142,18 +142,18 @@ def accuracy_on_turned_moons(loss: str, steps: int = 500) -> float:
     torch.manual_seed(0)
     (x, y), (turned, truth) = moons(400, 0, 1), moons(400, 30, 2)
     encoder = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU())
-    classes, head = nn.Linear(16, 2), adapt.DomainHead(16)
+    classes, head = nn.Linear(16, 2), adaptation_losses.DomainHead(16)
     optimiser = torch.optim.Adam([*encoder.parameters(), *classes.parameters(), *head.parameters()], 3e-3)
     for step in range(steps):
         rows, others = torch.randint(400, (2, 128))
         source, target = encoder(x[rows]), encoder(turned[others])
         total = functional.cross_entropy(classes(source), y[rows])
-        by = adapt.strength(step, steps, 0.3)
+        by = adaptation_losses.strength(step, steps, 0.3)
         if loss == "dann":
-            total = total + adapt.domain_loss(head, source, target, by)
+            total = total + adaptation_losses.domain_loss(head, source, target, by)
         elif loss == "jdot":  # of features of length one
             both = (functional.normalize(f, dim=1) for f in (source, target))
-            total = total + by * adapt.jdot(next(both), y[rows], next(both), classes(target))
+            total = total + by * adaptation_losses.jdot(next(both), y[rows], next(both), classes(target))
         optimiser.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -174,7 +174,7 @@ def test_batch_statistics_of_the_target() -> None:
     network = own.family.build(own.family.configure({})).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     given = batch(network, [history(6, n) for n in range(4)])
-    made = adapt.adapt_batch_norm(network, [given])
+    made = adaptation_losses.adapt_batch_norm(network, [given])
     norm: Any = made.encoder.stem.wide_norm  # type: ignore[union-attr]
     with torch.no_grad():
         maps = made.encoder.stem.wide(given["images"][given["valid"]])  # type: ignore[union-attr, operator]
@@ -187,12 +187,12 @@ def test_batch_statistics_of_the_target() -> None:
 
 
 def test_the_a_distance_of_one_cloud_and_of_two() -> None:
-    assert adapt.distance_of(0.25) == 1
-    assert adapt.distance_of(0.6) == 0
+    assert adaptation_losses.distance_of(0.25) == 1
+    assert adaptation_losses.distance_of(0.6) == 0
     source, target = (x.numpy() for x in clouds(n=400))
-    found, error = adapt.a_distance(source, target)
+    found, error = adaptation_losses.a_distance(source, target)
     assert found < 3 * error < 0.5
-    assert adapt.a_distance(source, target + 6)[0] == 2
+    assert adaptation_losses.a_distance(source, target + 6)[0] == 2
 
 
 PRIOR = np.full(4, 0.25)

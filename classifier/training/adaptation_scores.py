@@ -15,7 +15,7 @@ from skyheed.classifier.archives.reader import UNLABELLED
 from skyheed.classifier.evaluation import evaluate, scores
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Model
-from skyheed.classifier.training import adapt, dataset, label_shift
+from skyheed.classifier.training import adaptation_losses, dataset, label_shift
 from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.objectives import Setting
 
@@ -103,7 +103,7 @@ def _class(setting: Setting, index: int) -> str:
 
 def _mean_distance(one: Floats, other: Floats) -> list[float]:
     """The mean over seeds, and the larger of its scatter and its binomial error."""
-    runs = [adapt.a_distance(one, other, seed) for seed in range(SEEDS)]
+    runs = [adaptation_losses.a_distance(one, other, seed) for seed in range(SEEDS)]
     values = [value for value, _ in runs]
     return [round(float(np.mean(values)), 3), round(float(max(np.std(values), np.mean([e for _, e in runs]))), 3)]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skyheed.classifier.training import adapt_table
+from skyheed.classifier.training import adaptation_table
 
 TRUTH = np.repeat(np.arange(4), 25)
 
@@ -33,9 +33,9 @@ def test_a_table_of_paired_differences_over_seeds(tmp_path: Path) -> None:
         "source only": [run(tmp_path / "s1", "none", 0.6), run(tmp_path / "s2", "none", 0.64)],
         "better": [run(tmp_path / "b1", "dann", 0.8), run(tmp_path / "b2", "dann", 0.8)],
     }
-    assert adapt_table.write(runs, tmp_path)
-    page = (tmp_path / adapt_table.TABLE).read_text()
-    assert (tmp_path / adapt_table.FIGURE).stat().st_size > 5000
+    assert adaptation_table.write(runs, tmp_path)
+    page = (tmp_path / adaptation_table.TABLE).read_text()
+    assert (tmp_path / adaptation_table.FIGURE).stat().st_size > 5000
     first, second = (line for line in page.splitlines() if line.startswith(("| source", "| better")))
     assert "0.600 [" in first
     assert "0.640" in first
@@ -45,17 +45,19 @@ def test_a_table_of_paired_differences_over_seeds(tmp_path: Path) -> None:
 
 
 def test_real_objects_are_scored_by_groups(tmp_path: Path) -> None:
-    (rows,) = adapt_table.read({"one": [run(tmp_path / "r", "none", 0.6, real=True)]}).values()
+    (rows,) = adaptation_table.read({"one": [run(tmp_path / "r", "none", 0.6, real=True)]}).values()
     truth, p = rows[0].said()
     assert set(truth) == {0, 1, 2}
     assert p.shape == (100, 3)
-    assert adapt_table.interval(truth, p)[0] == pytest.approx((0.6 + 1.0 + 0.6) / 3)  # Ia and other SN are one group
-    assert "recall AGN / SN / Variable" in adapt_table.text({"target": rows})
+    assert adaptation_table.interval(truth, p)[0] == pytest.approx(
+        (0.6 + 1.0 + 0.6) / 3
+    )  # Ia and other SN are one group
+    assert "recall AGN / SN / Variable" in adaptation_table.text({"target": rows})
 
 
 def test_runs_on_different_objects_are_not_compared_and_others_have_no_table(tmp_path: Path) -> None:
     runs = {"a": [run(tmp_path / "a", "none", 0.6)], "b": [run(tmp_path / "b", "dann", 0.6, objects="p")]}
     with pytest.raises(ValueError, match="different objects"):
-        adapt_table.write(runs, tmp_path)
+        adaptation_table.write(runs, tmp_path)
     (tmp_path / "plain").mkdir()
-    assert not adapt_table.write({"plain": [tmp_path / "plain"]}, tmp_path / "plain")
+    assert not adaptation_table.write({"plain": [tmp_path / "plain"]}, tmp_path / "plain")

@@ -12,7 +12,7 @@ import pytest
 from data_tools import made
 
 from skyheed.classifier.errors import ModelError
-from skyheed.classifier.training import multitask, objectives, tasks, train
+from skyheed.classifier.training import multitask, multitask_objective, objectives, train
 from skyheed.classifier.training.protocol import Protocol
 
 RUN = Protocol(
@@ -31,7 +31,9 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> None:
         "peak_mjd": [first[i] + 10 if i % 2 else math.nan for i in range(32)][::-1],
         "redshift": [0.01 * i if i % 2 else math.nan for i in range(32)][::-1],
     }
-    monkeypatch.setattr(tasks, "Archive", lambda _: SimpleNamespace(objects=SimpleNamespace(to_pydict=lambda: table)))
+    monkeypatch.setattr(
+        multitask_objective, "Archive", lambda _: SimpleNamespace(objects=SimpleNamespace(to_pydict=lambda: table))
+    )
 
 
 def trainer(tmp_path: Path, **changes: Any) -> train.Trainer:

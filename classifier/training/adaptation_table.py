@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.classifier.names import caption, table_cell
-from skyheed.classifier.training import adapted
+from skyheed.classifier.training import adaptation_scores
 
 REFERENCE = "none"  # the method whose row is the reference for comparisons
 WHEN = "first"  # scores are given after this alert
@@ -28,7 +28,7 @@ class Row:
 
     Attributes:
         method: adaptation method.
-        measured: results of `adapted.measure`, one per seed.
+        measured: results of `adaptation_scores.measure`, one per seed.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Row:
 
     def said(self, number: int = 0) -> tuple[NDArray[np.int64], Floats]:
         """Truth and predicted probabilities for one seed's model."""
-        return adapted.summary(dict(self.measured[number]), WHEN, self.grouped)
+        return adaptation_scores.summary(dict(self.measured[number]), WHEN, self.grouped)
 
 
 def read(runs: Mapping[str, Sequence[Path]]) -> dict[str, list[Row]]:
@@ -90,7 +90,7 @@ def text(found: Mapping[str, Sequence[Row]]) -> str:
 def _table(archive: str, rows: Sequence[Row]) -> str:
     reference = next((row for row in rows if row.method == REFERENCE), None)
     one = rows[0]
-    names = adapted.groups_of(one.measured[0]["classes"])[0] if one.grouped else one.measured[0]["classes"]
+    names = adaptation_scores.groups_of(one.measured[0]["classes"])[0] if one.grouped else one.measured[0]["classes"]
     columns = [
         "run", "balanced accuracy, first alert [95 %]", f"recall {' / '.join(names)}", "difference [95 %]",
         "other seeds", "log-loss", "A-distance", "neighbourhood density", "class shares by EM",
@@ -106,7 +106,7 @@ def _line(row: Row, reference: Row | None) -> str:
     truth, p = row.said()
     value, low, high = interval(truth, p)
     recall = [(p.argmax(1)[truth == c] == c).mean() for c in range(p.shape[1]) if (truth == c).any()]
-    others = [adapted.balanced_accuracy(*row.said(n)) for n in range(1, len(row.measured))]
+    others = [adaptation_scores.balanced_accuracy(*row.said(n)) for n in range(1, len(row.measured))]
     own = row.measured[0]
     cells = [
         table_cell(row.name), f"{value:.3f} [{low:.2f}, {high:.2f}]", " / ".join(f"{r:.2f}" for r in recall),
@@ -130,9 +130,9 @@ def _apart(own: Mapping[str, Any]) -> str:
 
 def interval(truth: NDArray[np.int64], p: Floats) -> tuple[float, float, float]:
     """Balanced accuracy with its 95 % interval, from resampling objects within each class."""
-    draws = [adapted.balanced_accuracy(truth[r], p[r]) for r in _drawn(truth)]
+    draws = [adaptation_scores.balanced_accuracy(truth[r], p[r]) for r in _drawn(truth)]
     low, high = np.percentile(draws, (2.5, 97.5))
-    return adapted.balanced_accuracy(truth, p), float(low), float(high)
+    return adaptation_scores.balanced_accuracy(truth, p), float(low), float(high)
 
 
 def paired(row: Row, reference: Row) -> tuple[float, float, float]:
@@ -150,7 +150,8 @@ def paired(row: Row, reference: Row) -> tuple[float, float, float]:
 
     def difference(rows: Any) -> float:
         gains = [
-            adapted.balanced_accuracy(truth[rows], p[rows]) - adapted.balanced_accuracy(truth[rows], other[rows])
+            adaptation_scores.balanced_accuracy(truth[rows], p[rows])
+            - adaptation_scores.balanced_accuracy(truth[rows], other[rows])
             for (_, p), other in pairs
         ]
         return float(np.mean(gains))
@@ -184,7 +185,7 @@ def figure(found: Mapping[str, Sequence[Row]], path: Path) -> None:
             colour = "#444444" if row.method == REFERENCE else "#33658a"
             axis.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
             axis.plot(value, y, "o", color=colour)
-            others = [adapted.balanced_accuracy(*row.said(n)) for n in range(1, len(row.measured))]
+            others = [adaptation_scores.balanced_accuracy(*row.said(n)) for n in range(1, len(row.measured))]
             axis.plot(others, [y] * len(others), "o", mfc="none", color=colour, ms=5)
             if row.method == REFERENCE:
                 axis.axvline(value, color="0.8", lw=1, zorder=0)
