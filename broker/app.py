@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from skyheed.broker import config, heartbeat, ingest_processes, logs, memory, metrics, redrive
-from skyheed.broker import waiting as patience
+from skyheed.broker import config, heartbeat, ingest_processes, logs, memory, metrics, redrive, waiting
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.ingest import Budget, Ingest, Intake
 from skyheed.broker.kafka import client as kafka
@@ -200,7 +199,7 @@ def prepare_topics(settings: Settings, stop: threading.Event, more: Sequence[str
     """Create whichever of `own_topics` and of the `more` classification topics are missing; waits for Kafka if it is
     unavailable."""
     topics, wanted = settings.topics, {**own_topics(settings), **dict.fromkeys(more, CLASSIFICATION_TOPIC)}
-    patience.patiently(lambda: kafka.ensure_topics(settings.kafka, wanted, topics.partitions, topics.replication), stop)
+    waiting.patiently(lambda: kafka.ensure_topics(settings.kafka, wanted, topics.partitions, topics.replication), stop)
 
 
 def run_ingest(settings: Settings, drain: bool, night: Night | None = None) -> Counter[str]:
@@ -226,13 +225,13 @@ def run_ingest(settings: Settings, drain: bool, night: Night | None = None) -> C
     # before the first wait, which must be visible
     metrics.serve(measured, settings.ingest.metrics_port, settings.ingest.metrics_host, settings.metrics)
     with (
-        patience.observed(measured),
-        patience.to_the_end(drain or night is not None),
+        waiting.observed(measured),
+        waiting.to_the_end(drain or night is not None),
         kafka.Publisher(settings.kafka) as publisher,
     ):
         prepare_topics(settings, stop)
         intake = make_intake(settings, publisher)
-        patience.patiently(intake.ledger.ping, stop)
+        waiting.patiently(intake.ledger.ping, stop)
         window = _window(settings, topics, night, stop) if night else None
         drain = drain or night is not None
         group = settings.ingest.group
@@ -248,7 +247,7 @@ def run_ingest(settings: Settings, drain: bool, night: Night | None = None) -> C
 
 
 def _window(settings: Settings, topics: Selection, night: Night, stop: threading.Event) -> kafka.Window:
-    found = patience.patiently(
+    found = waiting.patiently(
         lambda: kafka.offsets_between(settings.input_options, topics, night.since_ms, night.until_ms), stop
     )
     log.info("%d offsets of that time in %d partitions", sum(end - start for start, end in found.values()), len(found))
@@ -272,11 +271,11 @@ def run_work(settings: Settings, drain: bool) -> Counter[str]:
     # before the first wait, which must be visible
     metrics.serve(measured, settings.work.metrics_port, settings.work.metrics_host, settings.metrics)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(patience.observed(measured))
-        stack.enter_context(patience.to_the_end(drain))
+        stack.enter_context(waiting.observed(measured))
+        stack.enter_context(waiting.to_the_end(drain))
         publishers = [stack.enter_context(kafka.Publisher(settings.kafka)) for _ in models]
         prepare_topics(settings, stop, [served.topic for served in models])
-        patience.patiently(read_store(settings)[2].ping, stop)
+        waiting.patiently(read_store(settings)[2].ping, stop)
         running.join(settings, models, stop)
         workers = [
             running.make_worker(settings, served, publisher, measured)
@@ -299,15 +298,15 @@ def run_redrive(settings: Settings, reason: str | None) -> Counter[str]:
     stop = stop_on_signal()
     with kafka.Publisher(checked(settings).kafka) as publisher:
         intake = make_intake(settings, publisher)
-        patience.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write to the wrong keys
+        waiting.patiently(intake.ledger.ping, stop)  # with another redis.shards it would write to the wrong keys
         unreadable: Counter[str] = Counter()
         letters = deadletter.read(
             settings.kafka, settings.dead_letter_topic, reason, stop=stop.is_set,
             unreadable=lambda count: unreadable.update(unreadable=count),
         )  # fmt: skip
-        counts = redrive.redrive(intake, letters, budget_of(settings), patience.Meanwhile(stop))
+        counts = redrive.redrive(intake, letters, budget_of(settings), waiting.Meanwhile(stop))
         counts += unreadable
     if stop.is_set():
         log.warning("redrive stopped: %s", " ".join(f"{name}={count}" for name, count in sorted(counts.items())))
-        raise patience.Unfinished
+        raise waiting.Unfinished
     return counts

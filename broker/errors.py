@@ -5,7 +5,7 @@
     ├── ServiceError         Kafka, Redis or the registry refused permanently (wrong password, …)
     │   └── MissingRight     the user is known, but may not do this
     ├── ServiceUnavailable   a server is unavailable or full: the daemons wait and retry
-    ├── Unfinished           a drain was stopped before its end (`patience`)
+    ├── Unfinished           a drain was stopped before its end (`waiting`)
     ├── StreamError          a record is not what its topic should hold
     └── PacketError          one packet cannot be used: dead-letter topic, with its `reason`
         └── SkipPacket       one packet is valid but not needed: counted under its `reason`

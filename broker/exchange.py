@@ -4,8 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping
 
-from skyheed.broker import app, backfill, forward, metrics, providers, sinks
-from skyheed.broker import waiting as patience
+from skyheed.broker import app, backfill, forward, metrics, providers, sinks, waiting
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.filmstrip import FilmStrips
 from skyheed.broker.kafka import client as kafka
@@ -43,13 +42,13 @@ def run_forward(
             return forward.dry_run(stream, sink, wanted, lambda line: print(line, flush=True))
         measured = metrics.ForwardMetrics(settings.survey, name)
         metrics.serve(measured, own.metrics_port, own.metrics_host, settings.metrics)
-        with patience.observed(measured), patience.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
-            patience.patiently(lambda: _ensure(settings, refused, app.DEAD_LETTER_TOPIC), stop)
+        with waiting.observed(measured), waiting.to_the_end(drain), kafka.Publisher(settings.kafka) as publisher:
+            waiting.patiently(lambda: _ensure(settings, refused, app.DEAD_LETTER_TOPIC), stop)
             rate = forward.Rate(own.rate or sink.rate)
             daemon = forward.Forward(stream, sink, publisher, refused, measured, wanted, own.batch, rate)
             counts = daemon.run(stop)
             if drain and not stream.ended:
-                raise patience.Unfinished
+                raise waiting.Unfinished
             return counts
 
 
@@ -71,10 +70,10 @@ def run_backfill(settings: Settings, name: str, drain: bool) -> Counter[str]:
         )
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(provider))
-        stack.enter_context(patience.observed(measured))
-        stack.enter_context(patience.to_the_end(drain))
+        stack.enter_context(waiting.observed(measured))
+        stack.enter_context(waiting.to_the_end(drain))
         publisher = stack.enter_context(kafka.Publisher(settings.kafka))
-        patience.patiently(lambda: _ensure(settings, settings.backfill_topic, app.ALERT_TOPIC), stop)
+        waiting.patiently(lambda: _ensure(settings, settings.backfill_topic, app.ALERT_TOPIC), stop)
         consumer = stack.enter_context(
             kafka.AlertConsumer(settings.input_options, settings.alerts, own.group, drain=drain)
         )

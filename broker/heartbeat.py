@@ -29,9 +29,9 @@ SOURCE = "heartbeat"
 class Waits(Protocol):
     """Records what the daemon waits for (`metrics`)."""
 
-    def waits(self, server: str, source: str) -> None: ...
+    def unavailable(self, server: str, source: str) -> None: ...
 
-    def goes_on(self, server: str, source: str) -> None: ...
+    def available(self, server: str, source: str) -> None: ...
 
     def waiting(self) -> dict[str, float]:
         """Seconds by server."""
@@ -81,20 +81,20 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Send one heartbeat; an unavailable server shows in the metrics."""
-        (self._waits.waits if self._kafka_away() else self._waits.goes_on)("kafka", SOURCE)
+        (self._waits.unavailable if self._kafka_away() else self._waits.available)("kafka", SOURCE)
         said = json.dumps({server: round(seconds, 1) for server, seconds in self._waits.waiting().items()})
         try:
             self._client.call("beat", [(self._prefix, round(FORGET_S * 1000), self._name, said)])
             for look in self._looks:
                 look()
         except ServiceUnavailable:
-            self._waits.waits("redis", SOURCE)
+            self._waits.unavailable("redis", SOURCE)
         except SkyheedError as error:  # a daemon stops on such an error; without this right alone it continues
             if not self._refused:
                 log.warning("cannot record that this daemon is alive: %s", error)
             self._refused = True
         else:
-            self._waits.goes_on("redis", SOURCE)
+            self._waits.available("redis", SOURCE)
 
     def run(self, stop: threading.Event) -> None:
         """Beat until `stop`, then remove the entry."""

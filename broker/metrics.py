@@ -42,12 +42,12 @@ class _Metrics:
             up = self._gauge(f"{server}_up", f"1 while {name} answers, 0 while the daemon waits for it")
             up.labels(survey).set_function(partial(self._is_up, server))
 
-    def waits(self, server: str, source: str = "work") -> None:
+    def unavailable(self, server: str, source: str = "work") -> None:
         """`server` is unavailable; several threads may wait for it at once."""
         with self._lock:
             self._since.setdefault((server, source), time.monotonic())
 
-    def goes_on(self, server: str, source: str = "work") -> None:
+    def available(self, server: str, source: str = "work") -> None:
         """The wait of `source` is over."""
         with self._lock:
             self._since.pop((server, source), None)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from skyheed.broker import metrics
-from skyheed.broker import waiting as patience
+from skyheed.broker import metrics, waiting
 from skyheed.broker.app import connect_store, neighbours_of, survey_of
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.kafka import client as kafka
@@ -102,7 +101,7 @@ def join(settings: Settings, models: Sequence[ServedModel], stop: threading.Even
     """Register the models with the survey's queues; waits for Redis if it is unavailable."""
     store = connect_store(settings)[0]
     backlog = [served.name for served in models if served.backlog]
-    left = patience.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog), stop)
+    left = waiting.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog), stop)
     for name, objects in left.items():
         if objects:
             log.info(

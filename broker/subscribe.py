@@ -126,7 +126,7 @@ class Subscriber:
         if self._handed_out is not None:
             self._handled(self._handed_out)
             self._handed_out = None
-        patience = _Patience(self._topics, self._consumer, self._timeout)
+        wait = _Wait(self._topics, self._consumer, self._timeout)
         while not self._stop.is_set():
             while self._waiting:
                 self._consumer.keep_alive()  # handling these may take long
@@ -138,7 +138,7 @@ class Subscriber:
             self._waiting.extend(self._consumer.consume(BATCH, WAIT_S, BATCH_BYTES))
             if self._drain and not self._waiting and self._consumer.drained(alone=self.hold_position):
                 break
-            patience.look(bool(self._waiting))
+            wait.look(bool(self._waiting))
         raise StopIteration
 
     def take(self, most: int, wait_s: float) -> list[Classification]:
@@ -250,7 +250,7 @@ class Subscriber:
         return self._least <= 0 or (record.top_probability or 0.0) >= self._least
 
 
-class _Patience:
+class _Wait:
     """Reports what a reader waits for, and gives up after `timeout` seconds without a message."""
 
     def __init__(self, topics: Sequence[str], consumer: BatchConsumer, timeout: float | None) -> None:

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 from skyheed.broker.errors import ServiceUnavailable, SkyheedError
 
-log = logging.getLogger("skyheed.patience")
+log = logging.getLogger("skyheed.waiting")
 T = TypeVar("T")
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
@@ -39,11 +39,11 @@ class Unfinished(SkyheedError):
 class Observer(Protocol):
     """Is notified of every wait."""
 
-    def waits(self, server: str, source: str) -> None:
+    def unavailable(self, server: str, source: str) -> None:
         """A call by `source`, a thread, failed because `server` is unavailable; may be called repeatedly during one
         wait."""
 
-    def goes_on(self, server: str, source: str) -> None:
+    def available(self, server: str, source: str) -> None:
         """The wait of `source` for `server` is over."""
 
 
@@ -118,7 +118,7 @@ def patiently(action: Callable[[], T], stop: threading.Event, meanwhile: Callabl
         try:
             result = action()
         except ServiceUnavailable as away:
-            waiting.goes_on_for(away)
+            waiting.continues(away)
             if _pause(wait * random.uniform(1 - JITTER, 1), stop, meanwhile):
                 raise Stopped(str(away)) from away
             wait = min(wait * 2, LONGEST_WAIT_S)
@@ -197,16 +197,16 @@ class _Wait:
         self._observer = _observer.get()
         self._source = threading.current_thread().name  # a worker of several models has a thread for each
 
-    def goes_on_for(self, away: ServiceUnavailable) -> None:
+    def continues(self, away: ServiceUnavailable) -> None:
         if not self._began:
             self._began = time.monotonic()
             log.warning("waiting: %s", away)
         self._servers.add(away.server)
         if self._observer:
-            self._observer.waits(away.server, self._source)
+            self._observer.unavailable(away.server, self._source)
 
     def ends(self) -> None:
         if self._began:
             log.warning("back after %.1f s", time.monotonic() - self._began)
         for server in self._servers if self._observer else ():
-            self._observer.goes_on(server, self._source)  # type: ignore[union-attr]
+            self._observer.available(server, self._source)  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ from skyheed.broker.results.formats import decode
 from skyheed.broker.settings import Settings
 from skyheed.broker.web.index import Event, Index, Read
 
-log = logging.getLogger("skyheed.follow")
+log = logging.getLogger("skyheed.follower")
 BATCH = 500
 BATCH_BYTES = 16 * 2**20  # read at a time, plus the messages of one fetch
 WAIT_S = 0.2
@@ -41,7 +41,7 @@ class Follower(threading.Thread):
     """
 
     def __init__(self, settings: Settings, index: Index, news: Callable[[Sequence[Event]], None]) -> None:
-        super().__init__(name="follow", daemon=True)
+        super().__init__(name="follower", daemon=True)
         self._settings, self._index, self._news = settings, index, news
         self._stop_asked = threading.Event()
         self.trouble = f"Kafka at {settings.kafka['bootstrap.servers']} has not answered yet"

@@ -11,9 +11,8 @@ from redis_tools import until
 from stream_tools import publish, sdss_alert, settings_for
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, heartbeat, metrics
+from skyheed.broker import config, heartbeat, metrics, waiting
 from skyheed.broker import health as check
-from skyheed.broker import waiting as patience
 from skyheed.broker.errors import ServiceUnavailable
 from skyheed.broker.local import embedded
 from skyheed.broker.settings import Settings
@@ -42,21 +41,21 @@ def test_a_wait_shows_in_the_metrics_and_to_check(valkey: embedded.Server, monke
     assert daemons(valkey.url).sentence == "none has been heard of in the last ten minutes"
     alive.beat()
     assert (daemons(valkey.url).ok, daemons(valkey.url).sentence) == (True, "1 ingest running")
-    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(waiting, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(check, "WAITS_S", 0.05)
-    stop, waiting = threading.Event(), threading.Event()
+    stop, began = threading.Event(), threading.Event()
 
     def never() -> None:
-        waiting.set()
+        began.set()
         raise ServiceUnavailable("0 of 1 replicas confirmed", server="redis")
 
     def work() -> None:
-        with patience.observed(measured), pytest.raises(patience.Stopped):
-            patience.patiently(never, stop)
+        with waiting.observed(measured), pytest.raises(waiting.Stopped):
+            waiting.patiently(never, stop)
 
     thread = threading.Thread(target=work)
     thread.start()
-    waiting.wait(10)
+    began.wait(10)
     until(lambda: (value(measured, "waiting_seconds", server="redis") or 0) > 0.1, "the wait")
     assert value(measured, "redis_up") == 0
     alive.beat()  # Redis answers the heartbeat, but not the work

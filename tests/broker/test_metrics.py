@@ -70,16 +70,16 @@ def test_a_server_that_is_waited_for_shows() -> None:
     measured = metrics.IngestMetrics("ztf")
     assert (value(measured, "skyheed_kafka_up"), value(measured, "skyheed_redis_up")) == (1, 1)
     assert value(measured, "skyheed_waiting_seconds", server="kafka") == 0
-    measured.waits("kafka")
-    measured.waits("kafka", "heartbeat")
-    measured.waits("registry")
+    measured.unavailable("kafka")
+    measured.unavailable("kafka", "heartbeat")
+    measured.unavailable("registry")
     time.sleep(0.02)
-    measured.waits("kafka")  # again, in the same wait
-    measured.goes_on("kafka", "heartbeat")
+    measured.unavailable("kafka")  # again, in the same wait
+    measured.available("kafka", "heartbeat")
     assert (value(measured, "skyheed_kafka_up"), value(measured, "skyheed_redis_up")) == (0, 1)
     assert value(measured, "skyheed_waiting_seconds", server="kafka") >= 0.02  # type: ignore[operator]
     assert value(measured, "skyheed_waiting_seconds", server="registry") > 0  # type: ignore[operator]
-    measured.goes_on("kafka")
+    measured.available("kafka")
     assert value(measured, "skyheed_kafka_up") == 1
     assert value(measured, "skyheed_waiting_seconds", server="kafka") == 0
 

@@ -6,15 +6,14 @@ import threading
 
 import pytest
 
-from skyheed.broker import metrics
-from skyheed.broker import waiting as patience
+from skyheed.broker import metrics, waiting
 from skyheed.broker.errors import ServiceUnavailable, SkyheedError
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(patience, "LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr(waiting, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(waiting, "LONGEST_WAIT_S", 0.002)
 
 
 def test_it_says_once_that_the_server_is_away_and_once_that_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
@@ -27,7 +26,7 @@ def test_it_says_once_that_the_server_is_away_and_once_that_it_is_back(caplog: p
         return "done"
 
     with caplog.at_level(logging.WARNING):
-        assert patience.patiently(action, threading.Event(), lambda: meanwhile.append(1)) == "done"
+        assert waiting.patiently(action, threading.Event(), lambda: meanwhile.append(1)) == "done"
     assert [r.message.split(" after")[0] for r in caplog.records] == ["waiting: Redis is unavailable", "back"]
     assert len(meanwhile) == 5
 
@@ -39,21 +38,21 @@ def test_being_asked_to_stop_ends_the_wait() -> None:
         stop.set()
         raise ServiceUnavailable("Kafka is unavailable")
 
-    with pytest.raises(patience.Stopped, match="Kafka is unavailable"):
-        patience.patiently(action, stop)
+    with pytest.raises(waiting.Stopped, match="Kafka is unavailable"):
+        waiting.patiently(action, stop)
 
 
 def test_being_stopped_while_waiting_is_an_error_for_a_drain_only() -> None:
-    with pytest.raises(patience.Stopped), patience.to_the_end(drain=False):
-        raise patience.Stopped("Kafka is unavailable")
+    with pytest.raises(waiting.Stopped), waiting.to_the_end(drain=False):
+        raise waiting.Stopped("Kafka is unavailable")
     stopped = pytest.raises(SkyheedError, match="stopped before everything was done")
-    with stopped, patience.to_the_end(drain=True):
-        raise patience.Stopped("Kafka is unavailable")
+    with stopped, waiting.to_the_end(drain=True):
+        raise waiting.Stopped("Kafka is unavailable")
 
 
 def test_other_errors_pass_through() -> None:
     with pytest.raises(ZeroDivisionError):
-        patience.patiently(lambda: 1 // 0, threading.Event())
+        waiting.patiently(lambda: 1 // 0, threading.Event())
 
 
 def test_every_thread_waits_for_itself() -> None:
@@ -72,13 +71,13 @@ def test_every_thread_waits_for_itself() -> None:
             raise ServiceUnavailable("Redis is unavailable", server="redis")
 
     def slow_to_the_end() -> None:
-        with pytest.raises(patience.Stopped):
-            patience.patiently(slow, stop)
+        with pytest.raises(waiting.Stopped):
+            waiting.patiently(slow, stop)
 
-    with patience.observed(measured):
+    with waiting.observed(measured):
         contexts = contextvars.copy_context(), contextvars.copy_context()
     one = threading.Thread(target=contexts[0].run, args=(slow_to_the_end,), name="slow")
-    other = threading.Thread(target=contexts[1].run, args=(patience.patiently, quick, stop), name="quick")
+    other = threading.Thread(target=contexts[1].run, args=(waiting.patiently, quick, stop), name="quick")
     one.start()
     other.start()
     assert slow_failed.wait(10)
@@ -104,8 +103,8 @@ def test_waits_are_of_different_lengths(monkeypatch: pytest.MonkeyPatch) -> None
     def action() -> None:
         raise ServiceUnavailable("Redis is unavailable", server="redis")
 
-    with pytest.raises(patience.Stopped):
-        patience.patiently(action, Stop())
+    with pytest.raises(waiting.Stopped):
+        waiting.patiently(action, Stop())
     assert 0.1 <= waited[0] <= 0.2
     late = waited[10:]
     assert 2.5 <= min(late) < 3.5 < 4.0 < max(late) <= 5.0

@@ -10,7 +10,7 @@ import pytest
 import redis as redis_py
 from redis_tools import Name, Pair, Says, pair, until
 
-from skyheed.broker import waiting as patience
+from skyheed.broker import waiting
 from skyheed.broker.errors import MissingRight, ServiceError, ServiceUnavailable
 from skyheed.broker.local import embedded
 from skyheed.broker.state import client as state
@@ -73,7 +73,7 @@ def test_a_name_that_now_leads_to_another_server() -> None:
         state.connect(other.url).run([("SET", "where", "other")])
         name.target = other.address
         name.cut()
-        assert patience.patiently(lambda: client.run([("GET", "where")]), threading.Event()) == [b"other"]
+        assert waiting.patiently(lambda: client.run([("GET", "where")]), threading.Event()) == [b"other"]
         client.close()
 
 
@@ -117,7 +117,7 @@ def test_a_primary_that_misses_its_replicas_and_one_that_is_busy(valkey: embedde
         until(lambda: _is_busy(client), "noticing a busy server")
         admin.script_kill()
         loop.join()
-        assert patience.patiently(lambda: client.run([("SET", "key", "value")]), threading.Event()) == [True]
+        assert waiting.patiently(lambda: client.run([("SET", "key", "value")]), threading.Event()) == [True]
 
 
 def _loop(url: str) -> None:
@@ -158,7 +158,7 @@ def test_a_primary_that_hangs_is_left_when_the_name_leads_elsewhere(monkeypatch:
                 other.execute_command("REPLICAOF", "NO", "ONE")
             servers.name.target = servers.replica.address
             began = time.monotonic()
-            assert patience.patiently(lambda: client.run([("SET", "key", "new")]), threading.Event()) == [True]
+            assert waiting.patiently(lambda: client.run([("SET", "key", "new")]), threading.Event()) == [True]
             assert time.monotonic() - began < 5
         finally:
             process.send_signal(signal.SIGCONT)
