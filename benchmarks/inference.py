@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from skyheed.classifier import taxonomy
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.checkpoint import Calibration, Info
@@ -37,7 +38,6 @@ from skyheed.classifier.models.convention.counts import operations, sequence_ope
 from skyheed.classifier.models.convention.groups import GROUP, collate
 from skyheed.classifier.models.convention.network import Attention, Config, ConvEntion, Features
 from skyheed.classifier.models.convention.predictor import Predictor
-from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.serving import load
 
 SCALING = Scaling((3.0, 1.2, 1.7, 2.6, 7.9, 8.0), 1.0)

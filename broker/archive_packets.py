@@ -28,7 +28,7 @@ from skyheed.classifier.archives.reader import UNLABELLED, ArchiveObject, Archiv
 from skyheed.classifier.archives.writer import check_target
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import STEPS_A_DAY, Photometry
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 from skyheed.classifier.sources import tables
 from skyheed.classifier.sources.tables import Column, Sheet
 from skyheed.classifier.stamp import STAMP_SIZE, STAMP_UNIT_NJY

@@ -31,7 +31,7 @@ from skyheed.broker.providers import AsksAhead, Provider, cost
 from skyheed.broker.recent import Recent
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.waiting import Meanwhile, apart, patiently
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 log = logging.getLogger("skyheed.backfill")
 BATCH, WAIT_S = 100, 0.5

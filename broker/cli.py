@@ -14,8 +14,8 @@ from skyheed.broker.commands import data, look, run
 from skyheed.broker.errors import SkyheedError
 from skyheed.broker.waiting import Stopped
 from skyheed.classifier.errors import ClassifierError
-from skyheed.classifier.names import printable
 from skyheed.classifier.reaper import nothing_asked
+from skyheed.classifier.safe_names import printable
 
 # Verbs that live in the classifier: name -> (module, attribute, one line for --help)
 CLASSIFIER_VERBS = {

@@ -27,7 +27,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from skyheed.broker import rules
+from skyheed.broker import settings_rules
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.settings import Settings
 from skyheed.broker.urls import redacted_url as redacted_url
@@ -82,7 +82,7 @@ def load(
             _refuse_secret(dotted, value)
             _put(tree, _split(dotted), value)
     settings: Settings = _build(Settings, tree, "")
-    rules.check(settings)
+    settings_rules.check(settings)
     return replace(
         settings,
         kafka={"bootstrap.servers": DEFAULT_KAFKA, **settings.kafka},

@@ -20,7 +20,7 @@ from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import FILTERED, Answer, Outcome, Payload, Sink
 from skyheed.broker.subscribe import Subscriber
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, apart, patiently
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 log = logging.getLogger("skyheed.forward")
 WAIT_S = 0.5  # for the rest of a batch after a stop

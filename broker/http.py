@@ -14,7 +14,7 @@ import httpx
 
 from skyheed.broker.certificates import advice
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 TIMEOUT_S = 30.0  # of silence
 ANSWER_S = 60.0  # for a whole response

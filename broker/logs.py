@@ -8,7 +8,7 @@ import json
 import logging
 from typing import Any
 
-from skyheed.classifier.names import printable, printable_lines
+from skyheed.classifier.safe_names import printable, printable_lines
 
 _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}  # what every record has
 

@@ -14,8 +14,8 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.packets.surveys import Survey
 from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
-from skyheed.broker.rules import LONGEST_MODEL_NAME
 from skyheed.broker.settings import ModelSettings, Settings
+from skyheed.broker.settings_rules import LONGEST_MODEL_NAME
 from skyheed.broker.state import client as state
 from skyheed.broker.state import layout
 from skyheed.broker.state.queue import DueQueue

@@ -18,7 +18,7 @@ from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import shares
 from skyheed.classifier.models import checkpoint, priors
 from skyheed.classifier.models.checkpoint import Info
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 LAST = 5000
 

@@ -25,8 +25,8 @@ from skyheed.broker.packets.container import SchemaSource
 from skyheed.broker.packets.index import PacketIndex
 from skyheed.broker.packets.surveys import Survey
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, patiently
-from skyheed.classifier import outputs
-from skyheed.classifier.bounded import read_file
+from skyheed.classifier import output_paths
+from skyheed.classifier.bounded_files import read_file
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.reaper import end_if_asked
 
@@ -148,7 +148,7 @@ def replay(
     """
     _check(speed, rate, shuffle, duplicate)
     if state is not None:
-        outputs.check_file(state, ConfigError)
+        output_paths.check_file(state, ConfigError)
     check_name(topic, "--topic")
     if fault := Outputs().fault(topic):
         raise ConfigError(f"--topic: {fault}")

@@ -16,8 +16,8 @@ from typing import IO, Any
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.results.record import Classification, Provenance
 from skyheed.broker.subscribe import Subscriber
-from skyheed.classifier import outputs
-from skyheed.classifier.names import printable, spreadsheet_cell
+from skyheed.classifier import output_paths
+from skyheed.classifier.safe_names import printable, spreadsheet_cell
 
 ROW_GROUP = 10_000
 
@@ -38,7 +38,7 @@ def write(
         ConfigError: an unknown format, parquet without a file, or a file that cannot be appended to.
     """
     if output is not None:
-        outputs.check_file(output, ConfigError)
+        output_paths.check_file(output, ConfigError)
     adds = isinstance(stream, Subscriber) and stream.remembers
     if format_ == "parquet":
         return _write_parquet(stream, output, adds)

@@ -1,4 +1,4 @@
 """Image-time-series models, their data sets and training. Independent of Kafka, Redis and Avro.
 
-Importing this package, `classifier.stamp` or `classifier.sequence` does not import torch.
+Importing this package, `classifier.stamp` or `classifier.history` does not import torch.
 """

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from skyheed.classifier import outputs
+from skyheed.classifier import output_paths
 from skyheed.classifier.errors import ModelError
-from skyheed.classifier.names import printable, printable_lines
+from skyheed.classifier.safe_names import printable, printable_lines
 
 PATH = click.Path(path_type=Path)
 
@@ -23,10 +23,10 @@ def model() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_models(as_json: bool) -> None:
     """List the models that can be trained: needs, cost, and shipped weights."""
-    from skyheed.classifier import listing
+    from skyheed.classifier import model_list
 
-    found = listing.listing()
-    click.echo(json.dumps(found, indent=1) if as_json else listing.text(found))
+    found = model_list.listing()
+    click.echo(json.dumps(found, indent=1) if as_json else model_list.text(found))
 
 
 @model.command()
@@ -41,11 +41,11 @@ def describe(name: str, variant: str | None, attention: str | None, classes: int
     \b
     Example:  skyheed model describe convention --variant paper
     """
-    from skyheed.classifier import listing
+    from skyheed.classifier import model_list
 
     changes = {key: value for key, value in (("variant", variant), ("attention", attention)) if value}
-    found = listing.description(name, classes, changes)
-    click.echo(json.dumps(found, indent=1) if as_json else listing.table(found))
+    found = model_list.description(name, classes, changes)
+    click.echo(json.dumps(found, indent=1) if as_json else model_list.table(found))
 
 
 @model.command()
@@ -112,7 +112,7 @@ def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run:
         runs = [row.configs[0] for row in grids.rows(config, changes)] if grid else [protocol.read(config, changes)]
         click.echo("\n\n".join(estimate.text(one) for one in runs))
         return
-    outputs.check_folder(output, ModelError)
+    output_paths.check_folder(output, ModelError)
     if grid:
         click.echo(grids.run_table(config, output, changes, command))
         return
@@ -135,7 +135,7 @@ def few_shot(checkpoint: str, archive: Path, output: Path, version: str) -> None
     """
     from skyheed.classifier.training import real_fit
 
-    outputs.check_folder(output, ModelError)
+    output_paths.check_folder(output, ModelError)
     made = real_fit.run(checkpoint, archive, output, " ".join(["skyheed", *sys.argv[1:]]), version)
     click.echo(json.dumps(made.metrics["real"], indent=1))
 
@@ -182,7 +182,7 @@ def evaluate(
     from skyheed.classifier.evaluation import report
     from skyheed.classifier.models import priors
 
-    outputs.check_folder(output, ModelError)
+    output_paths.check_folder(output, ModelError)
     entries = evaluation.entries((checkpoint, *against), archive, device, precision)
     shares = evaluation.estimated_shares(entries[0], split) if estimate_prior else None
     if shares and not evaluation.any_label(entries[0], split):
@@ -235,7 +235,7 @@ def score(archive: Path, output: Path, name: str | None, epochs: str, shard: str
         problems = scoring.check(data, output)
         click.echo("\n".join(problems) or f"{output}: every part of {archive} is scored")
         raise SystemExit(1 if problems else 0)
-    outputs.check_folder(output, ModelError)
+    output_paths.check_folder(output, ModelError)
     survey = data.card["surveys"][0]
     model = serving.load(name or survey, survey=survey, **given)
     rows = scoring.score(data, output, scoring.Scorer(model, epochs), _shard(shard))

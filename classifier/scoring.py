@@ -22,7 +22,7 @@ from skyheed.classifier.archives.extras import Extras, extras_of
 from skyheed.classifier.archives.format import NORMALISED, part_path, rows_of
 from skyheed.classifier.archives.histories import KINDS, history_of, history_of_rows
 from skyheed.classifier.archives.reader import Archive
-from skyheed.classifier.bounded import read_file
+from skyheed.classifier.bounded_files import read_file
 from skyheed.classifier.errors import ArchiveError, ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Model

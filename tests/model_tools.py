@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from skyheed.classifier import taxonomy
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.checkpoint import Calibration, Info
 from skyheed.classifier.models.convention.network import Config, ConvEntion
-from skyheed.classifier.scaling import Scaling
 
 SCALING = Scaling((2.0, 1.0, 1.5, 2.5, 7.0, 9.0), 0.9)
 

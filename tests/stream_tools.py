@@ -27,9 +27,9 @@ from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 from skyheed.broker.work import Output, Pace, Worker
 from skyheed.classifier import taxonomy
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.convention import network as convention
-from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.serving import load
 
 CHUNK = 100

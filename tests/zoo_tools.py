@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History, Photometry
 from skyheed.classifier.models.base import Batch, Network
-from skyheed.classifier.scaling import Scaling
 
 SCALING = Scaling((2.0, 1.0, 1.5, 2.5, 7.0, 9.0), 0.9, (200.0, 100.0, 150.0, 250.0, 700.0, 900.0))
 FIVE = "ugriz"

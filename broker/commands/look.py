@@ -8,8 +8,8 @@ import click
 
 from skyheed.broker.commands.options import options, settings_from
 from skyheed.broker.errors import ConfigError, StreamError
-from skyheed.classifier import outputs
-from skyheed.classifier.names import printable
+from skyheed.classifier import output_paths
+from skyheed.classifier.safe_names import printable
 
 
 @click.command()
@@ -48,7 +48,7 @@ def subscribe(**given: Any) -> None:
     if not topic:
         raise click.UsageError("no topic given: add --topic NAME or --survey NAME")
     if given["output"]:
-        outputs.check_file(given["output"], ConfigError)
+        output_paths.check_file(given["output"], ConfigError)
     stream = client.Subscriber(
         settings.kafka["bootstrap.servers"], topic=topic, group=given["group"], start=given["start"],
         options=settings.kafka, classes=given["classes"], models=given["models"],

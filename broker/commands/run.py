@@ -13,8 +13,8 @@ from skyheed.broker import logs, nights
 from skyheed.broker.commands.options import MODELS, models_place, options, settings_from
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.settings import FORMATS, Settings
-from skyheed.classifier import outputs
-from skyheed.classifier.names import printable
+from skyheed.classifier import output_paths
+from skyheed.classifier.safe_names import printable
 
 
 @click.command()
@@ -34,7 +34,7 @@ def demo(objects: int, rate: float, seed: int, output: str, model: tuple[str, ..
     """
     from skyheed.broker.local import demo as show
 
-    outputs.check_picture(output, ConfigError)
+    output_paths.check_picture(output, ConfigError)
     logs.set_up(level=logging.WARNING)
     sys.exit(0 if show.run(objects, rate, seed, output, model, show_page) else 1)
 

@@ -24,7 +24,7 @@ from skyheed.broker.kafka.connection import (
     fatal,
     right,
 )
-from skyheed.broker.kafka.members import OtherMembers
+from skyheed.broker.kafka.group_progress import OtherMembers
 from skyheed.broker.kafka.messages import make_readable, place_of, size_of, time_ms
 from skyheed.broker.kafka.producer import Outgoing, Publisher
 from skyheed.broker.kafka.selection import Outputs, Selection, selection

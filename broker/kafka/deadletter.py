@@ -33,7 +33,7 @@ from skyheed.broker.kafka.client import (
 )
 from skyheed.broker.kafka.messages import Headers, headers_of
 from skyheed.broker.recent import Recent
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 log = logging.getLogger("skyheed.deadletter")
 T = TypeVar("T")

@@ -34,9 +34,9 @@ from skyheed.classifier import taxonomy
 from skyheed.classifier.archives import reader as archives
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.base import Model
-from skyheed.classifier.names import printable
 from skyheed.classifier.progress import say
 from skyheed.classifier.reaper import end_if_asked, temporary_folder
+from skyheed.classifier.safe_names import printable
 from skyheed.classifier.sky import simulate
 
 SURVEY = "sdss"

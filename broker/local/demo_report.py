@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier.names import caption, printable
+from skyheed.classifier.safe_names import caption, printable
 
 CUTOFFS = (3, 6, 12, 24)
 COLOURS = {"AGN": "#7b3294", "SNIa": "#d7301f", "Variable": "#238b45", "SNOther": "#fdae61"}

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from skyheed.broker.errors import ConfigError
-from skyheed.classifier.bounded import open_regular, within
-from skyheed.classifier.names import printable
+from skyheed.classifier.bounded_files import open_regular, within
+from skyheed.classifier.safe_names import printable
 
 log = logging.getLogger("skyheed.replay")
 PACKETS = (".avro", ".bin")  # read from folders and tar archives; a file named explicitly may have any extension

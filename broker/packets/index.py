@@ -16,8 +16,8 @@ from skyheed.broker.errors import ConfigError, PacketError
 from skyheed.broker.packets.container import Decoder, SchemaSource, split_container
 from skyheed.broker.packets.files import PACKETS, TARS, PacketFiles
 from skyheed.broker.packets.surveys import Survey
-from skyheed.classifier.names import printable
 from skyheed.classifier.reaper import make_folder, remove_folder
+from skyheed.classifier.safe_names import printable
 
 WHOLE = -1  # instead of a record's number: the whole message is the packet
 ALERT_COLUMNS = (

@@ -8,7 +8,7 @@ backfilled stamps follow the same path as all others.
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
-from skyheed.broker.options import plugin, plugins
+from skyheed.broker.plugins import plugin, plugins
 
 GROUP = "skyheed.providers"
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from urllib.parse import urlencode
 
 from skyheed.broker.http import Host
-from skyheed.broker.options import take
+from skyheed.broker.plugins import take
 from skyheed.broker.providers.rubin import packet_at
 
 ALERCE_URL = "https://avro.alerce.online"

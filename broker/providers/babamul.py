@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlencode
 
 from skyheed.broker.http import Host, Refusal
-from skyheed.broker.options import required, take
+from skyheed.broker.plugins import required, take
 from skyheed.broker.providers.assembled import KINDS, lsst_packet, ztf_packet
 from skyheed.broker.providers.rows import RowsOfObjects, number_of
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from skyheed.broker.http import Host, Refusal
-from skyheed.broker.options import take
+from skyheed.broker.plugins import take
 from skyheed.broker.providers.assembled import KINDS, lsst_packet, ztf_packet
 from skyheed.broker.providers.rows import RowsOfObjects, number_of
 

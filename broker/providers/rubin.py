@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from skyheed.broker.http import Host, Refusal
-from skyheed.broker.options import required, take
+from skyheed.broker.plugins import required, take
 
 RUBIN_URL = "https://data.lsst.cloud"
 

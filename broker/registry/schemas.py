@@ -24,7 +24,7 @@ from skyheed.broker.errors import (
 )
 from skyheed.broker.packets.avro_schema import MAX_SCHEMA_BYTES, Library, Schema, bad_schema, load_json
 from skyheed.broker.registry.client import MAX_ANSWER_BYTES, Away, CertificateRefused, RegistryClient
-from skyheed.classifier.bounded import read_file
+from skyheed.classifier.bounded_files import read_file
 
 log = logging.getLogger("skyheed.registry")
 

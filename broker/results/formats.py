@@ -26,7 +26,7 @@ from skyheed.broker.registry.client import RegistryClient
 from skyheed.broker.registry.client import register as register_schema
 from skyheed.broker.results import foreign
 from skyheed.broker.results.record import Classification
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 _CONTAINER, _WIRE, _SINGLE = b"Obj\x01", b"\x00", b"\xc3\x01"
 Schema = dict[str, Any]

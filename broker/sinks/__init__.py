@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from skyheed.broker.filmstrip import FilmStrips
-from skyheed.broker.options import plugin, plugins
+from skyheed.broker.plugins import plugin, plugins
 from skyheed.broker.results.record import Classification
 
 GROUP = "skyheed.sinks"

@@ -17,9 +17,9 @@ from fastavro.schema import parse_schema
 
 from skyheed.broker.errors import PacketError
 from skyheed.broker.kafka.client import Publisher
-from skyheed.broker.kafka.past import Past
-from skyheed.broker.options import required, take
+from skyheed.broker.kafka.lookup import Lookup
 from skyheed.broker.packets.avro_schema import Schema
+from skyheed.broker.plugins import required, take
 from skyheed.broker.registry.schemas import SchemaSource
 from skyheed.broker.results.record import BROKER_NAME, Classification
 from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused
@@ -83,7 +83,7 @@ class Fastdb:
         self._forms: dict[str | int, Form] = {}
         self._schemas = SchemaSource(url=given["registry_url"], directory=given["schemas"])
         self._publisher = Publisher(kafka_options(given, "sinks.fastdb"))
-        self._past = Past(alert_options(given), [name.strip() for name in topics.split(",")])
+        self._lookup = Lookup(alert_options(given), [name.strip() for name in topics.split(",")])
 
     def payload(self, record: Classification) -> Payload | None:
         """Our part of the message, and by what its packet is found."""
@@ -119,14 +119,14 @@ class Fastdb:
 
     def close(self) -> None:
         self._publisher.close()
-        self._past.close()
+        self._lookup.close()
 
     def _packets(self, payloads: Sequence[Payload]) -> dict[int, Packet]:
         """The packets of these alerts, as far as they are still there."""
         wanted = {payload["diaSourceId"] for payload in payloads}
         times = [payload["kafka_ms"] for payload in payloads]
         found = {}
-        for message in self._past.between(min(times), max(times)):
+        for message in self._lookup.between(min(times), max(times)):
             for schema, record in self._records(message.value() or b""):
                 if record.get("diaSourceId") in wanted:
                     found[record["diaSourceId"]] = schema, record

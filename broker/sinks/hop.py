@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from skyheed.broker.kafka.client import Publisher
-from skyheed.broker.options import required, take
+from skyheed.broker.plugins import required, take
 from skyheed.broker.results import formats
 from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from skyheed.broker.http import Host, Refusal
-from skyheed.broker.options import required, take
+from skyheed.broker.plugins import required, take
 from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused
 

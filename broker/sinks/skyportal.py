@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.filmstrip import FilmStrips
 from skyheed.broker.http import Host, Refusal, Unwelcome
-from skyheed.broker.options import required, take
+from skyheed.broker.plugins import required, take
 from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import DELIVERED, FILTERED, Answer, Payload, refused
 

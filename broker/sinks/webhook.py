@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from skyheed.broker.http import Host, Refusal
-from skyheed.broker.options import required, take
+from skyheed.broker.plugins import required, take
 from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import DELIVERED, Answer, Payload, refused
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 Bits = NDArray[np.uint8]
 # An offset with several outcomes (a message of several records) counts under the first of these.

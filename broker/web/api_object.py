@@ -14,7 +14,7 @@ from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.recompute import Task
 from skyheed.broker.web.responses import as_json, respond
 from skyheed.broker.web.rows import PREFIX
-from skyheed.classifier.names import file_name
+from skyheed.classifier.safe_names import file_name
 
 router = APIRouter(prefix=f"{PREFIX}/objects", responses=openapi.PROBLEMS)
 MOST_STRIP = 24

@@ -10,7 +10,7 @@ from typing import Any
 
 from skyheed.broker import models
 from skyheed.broker.settings import Settings
-from skyheed.classifier.bounded import read_file
+from skyheed.classifier.bounded_files import read_file
 from skyheed.classifier.errors import ClassifierError, ModelError
 from skyheed.classifier.models import checkpoint, priors
 

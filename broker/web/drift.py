@@ -14,7 +14,7 @@ from skyheed.broker.errors import SkyheedError
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.web.index import Index
 from skyheed.broker.work import history_of
-from skyheed.classifier import inputs
+from skyheed.classifier import input_statistics
 from skyheed.classifier.history import History
 
 log = logging.getLogger("skyheed.drift")
@@ -54,7 +54,7 @@ class Drift:
     def _look(self) -> Iterator[dict[str, Any]]:
         models = self._index.models()
         for night, _ in self._index.nights(NIGHTS):
-            found = inputs.summary(inputs.gather(self._histories(night, models[0]), night))
+            found = input_statistics.summary(input_statistics.gather(self._histories(night, models[0]), night))
             yield from ({"night": night, "band": band, **numbers} for band, numbers in found.items())
 
     def _histories(self, night: int, model: str) -> Iterator[History]:

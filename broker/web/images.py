@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from skyheed.broker.packets.surveys.links import pixel_arcsec
 from skyheed.broker.web.problems import Problem
 from skyheed.classifier.history import BANDS, IMAGE_KINDS, History
-from skyheed.classifier.names import header_text
+from skyheed.classifier.safe_names import header_text
 
 STRETCHES = ("linear", "asinh", "log", "sqrt")
 MOST_PIXELS = 4096 * 1024  # of one picture

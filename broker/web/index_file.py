@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skyheed.broker.errors import ConfigError
-from skyheed.classifier.bounded import open_regular
+from skyheed.classifier.bounded_files import open_regular
 
 log = logging.getLogger("skyheed.index")
 FORMAT = 2  # of the tables: a file with another format is rebuilt

@@ -10,7 +10,7 @@ from skyheed.broker.web.components import Web
 from skyheed.broker.web.index import Page
 from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.search import Filters, SearchError, Typed
-from skyheed.classifier.names import spreadsheet_cell
+from skyheed.classifier.safe_names import spreadsheet_cell
 
 MOST_EXPORTED = 10_000
 ALL = "*"

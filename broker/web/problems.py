@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from skyheed.broker.errors import ServiceError, ServiceUnavailable, SkyheedError
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 CONTENT_TYPE = "application/problem+json"
 LONGEST = 500  # characters of a sentence

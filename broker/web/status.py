@@ -29,7 +29,7 @@ from skyheed.broker.web.index import Index, by_night, now_ms, percentiles
 from skyheed.broker.web.object_ids import path_key
 from skyheed.broker.web.recompute import Pool
 from skyheed.broker.web.rows import PREFIX
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 T = TypeVar("T")
 KEPT_S = 5.0  # how long a server's response is reused

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from skyheed.classifier.names import printable, table_cell
+from skyheed.classifier.safe_names import printable, table_cell
 
 OBJECT_FIELDS = {
     "object_id": "the survey's name of the object",

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from skyheed.classifier import outputs
+from skyheed.classifier import output_paths
 from skyheed.classifier.archives.card import card_text
 from skyheed.classifier.archives.check import validate as validate_archive
 from skyheed.classifier.archives.mixture import read_mixture
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable, printable_lines
 from skyheed.classifier.reaper import temporary_folder
+from skyheed.classifier.safe_names import printable, printable_lines
 
 
 @click.group()
@@ -122,7 +122,7 @@ def build_sdss(
     if missing and not fields:
         raise click.UsageError("--missing needs the survey's fields: pass their CSV with --fields")
     if missing:
-        outputs.check_file(missing)
+        output_paths.check_file(missing)
     if fields:
         wanted = frames_to_fetch(candidates, frames, fields, window)
         click.echo(f"{len(wanted)} frames of these candidates are not there")

@@ -13,15 +13,15 @@ from astropy.io import fits
 from astropy.time import Time
 from numpy.typing import NDArray
 
-from skyheed.classifier import outputs
+from skyheed.classifier import output_paths
 from skyheed.classifier.archives.extras import Extras, arrays_of
 from skyheed.classifier.archives.format import FORMS, kinds_of
 from skyheed.classifier.archives.hats import write_hats
 from skyheed.classifier.archives.mixture import thinned, written
 from skyheed.classifier.archives.reader import Archive, ArchiveObject, ArchiveWriter
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import file_name, header_text, printable
 from skyheed.classifier.progress import progress_bar
+from skyheed.classifier.safe_names import file_name, header_text, printable
 from skyheed.classifier.stamp import middle, turned
 
 
@@ -73,7 +73,7 @@ def convert(
     if form not in FORMS:
         raise ArchiveError(f"form {form!r} is none of {', '.join(FORMS)}")
     out = Path(out)
-    outputs.check_folder(out)
+    output_paths.check_folder(out)
     if out.exists():
         raise ArchiveError(f"{out} exists; choose another name")
     archive, cut = Archive(source), Cut(alerts_only, most)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from skyheed.classifier import context as contexts
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import BANDS, UPPER_LIMIT, Photometry
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 PHOTOMETRY, CONTEXT = "photometry", "context_"
 MOST_BYTES = 2**28  # of one object's photometry and context; 300 points an epoch and 10,000 epochs have 78 MB

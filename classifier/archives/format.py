@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from skyheed.classifier.archives.extras import Extras, columns_of
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 FORMS = ("archive", "npz", "fits", "hats")  # that `convert` writes
 FORMAT = 1  # raised when a reader of the last version could not read the next

@@ -51,9 +51,9 @@ from skyheed.classifier.archives.format import (
     write_part,
 )
 from skyheed.classifier.archives.writer import ArchiveWriter
-from skyheed.classifier.bounded import open_regular, read_file, within
+from skyheed.classifier.bounded_files import open_regular, read_file, within
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 __all__ = [
     "CLASSES",

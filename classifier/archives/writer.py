@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from skyheed.classifier import outputs
+from skyheed.classifier import output_paths
 from skyheed.classifier.archives.card import card_text
 from skyheed.classifier.archives.croissant import FILE as CROISSANT
 from skyheed.classifier.archives.croissant import croissant
@@ -33,8 +33,8 @@ from skyheed.classifier.archives.format import (
     write_part,
 )
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable
 from skyheed.classifier.reaper import reaper, remove_folder
+from skyheed.classifier.safe_names import printable
 
 
 class ArchiveWriter:
@@ -156,7 +156,7 @@ def check_target(path: Path, overwrite: bool = False) -> None:
     Raises:
         ArchiveError: the name is taken, or cannot be written.
     """
-    outputs.check_folder(path)
+    output_paths.check_folder(path)
     if path.exists() and not overwrite:
         raise ArchiveError(f"{path} exists; choose another name or ask to overwrite it")
     if path.exists() and not (path / "card.json").is_file():

@@ -10,7 +10,7 @@ import numpy as np
 
 from skyheed.classifier.evaluation import scores, shares
 from skyheed.classifier.history import BANDS
-from skyheed.classifier.names import caption, printable, table_cell
+from skyheed.classifier.safe_names import caption, printable, table_cell
 from skyheed.classifier.training.dataset import Dataset
 
 SHOWN = 10  # stamps of each object in the figure of failures

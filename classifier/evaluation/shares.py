@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.models.priors import PRIOR
-from skyheed.classifier.names import table_cell
+from skyheed.classifier.safe_names import table_cell
 from skyheed.classifier.training import label_shift
 
 DRAWS = 200

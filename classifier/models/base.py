@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models.family import Config as Config
 from skyheed.classifier.models.family import Family as Family
 from skyheed.classifier.models.family import family as family
 from skyheed.classifier.prediction import Needs, Prediction
-from skyheed.classifier.scaling import Scaling
 
 Arrays = dict[str, NDArray[Any]]
 Batch = dict[str, Tensor]

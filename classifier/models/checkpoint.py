@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from skyheed.classifier import checks, taxonomy
-from skyheed.classifier.bounded import open_regular, read_file
+from skyheed.classifier import taxonomy, value_checks
+from skyheed.classifier.bounded_files import open_regular, read_file
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import BANDS
 from skyheed.classifier.models import priors
 from skyheed.classifier.models.convention import groups as sequence
 from skyheed.classifier.models.family import family, known_presets
-from skyheed.classifier.scaling import Scaling
 
 FORMAT = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
@@ -250,16 +250,16 @@ def check(info: Info) -> None:
 def _check_words(info: Info) -> None:
     """Check everything that does not depend on the family."""
     for key in ("name", "version", "family", "bands", "preprocessing", "taxonomy"):
-        checks.text(key, getattr(info, key))
+        value_checks.text(key, getattr(info, key))
     for survey in info.surveys:
-        checks.text("surveys", survey)
+        value_checks.text("surveys", survey)
     for key in ("config", "training", "metrics"):
         if not isinstance(getattr(info, key), Mapping):
-            raise ModelError(f"{key} is {checks.shown(getattr(info, key))}: give keys and values")
-    checks.bands(info.bands)
-    checks.classes(info.classes, info.class_ids)
+            raise ModelError(f"{key} is {value_checks.shown(getattr(info, key))}: give keys and values")
+    value_checks.bands(info.bands)
+    value_checks.classes(info.classes, info.class_ids)
     for name, number in info.class_ids.items():
-        checks.count(f"class_ids.{name}", number, 1)
+        value_checks.count(f"class_ids.{name}", number, 1)
     _check_scaling(info.scaling)
     _check_calibration(info.calibration, len(info.classes))
 
@@ -273,7 +273,7 @@ def _check_config(info: Info) -> None:
         return  # most families need torch even to be configured; without it, a card can still be read
     if config.classes != len(info.classes):
         raise ModelError(f"config has {config.classes} classes, classes names {len(info.classes)}: give as many")
-    checks.count("max_stamps", info.max_stamps, 1)
+    value_checks.count("max_stamps", info.max_stamps, 1)
     if info.max_stamps > config.stamps:
         raise ModelError(f"max_stamps is {info.max_stamps}, but config takes {config.stamps} stamps: give no more")
 
@@ -281,22 +281,22 @@ def _check_config(info: Info) -> None:
 def _check_scaling(scaling: Scaling) -> None:
     if len(scaling.softening) != len(BANDS):
         raise ModelError(f"softening has {len(scaling.softening)} values: give one for each of {BANDS}")
-    checks.positive("softening", *scaling.softening)
-    checks.positive("gain", scaling.gain)
+    value_checks.positive("softening", *scaling.softening)
+    value_checks.positive("gain", scaling.gain)
     if len(scaling.flux_unit) not in (0, len(BANDS)):
         raise ModelError(f"flux_unit has {len(scaling.flux_unit)} values: give one for each of {BANDS}")
-    checks.positive("flux_unit", *scaling.flux_unit)
+    value_checks.positive("flux_unit", *scaling.flux_unit)
 
 
 def _check_calibration(calibration: Calibration, classes: int) -> None:
     stamps, temperatures, prior = calibration.stamps, calibration.temperatures, calibration.prior
-    checks.positive("calibration.stamps", *stamps)
-    checks.positive("calibration.temperatures", *temperatures)
-    checks.positive("calibration.prior", *prior)
+    value_checks.positive("calibration.stamps", *stamps)
+    value_checks.positive("calibration.temperatures", *temperatures)
+    value_checks.positive("calibration.prior", *prior)
     if not stamps or len(stamps) != len(temperatures):
         raise ModelError(f"calibration has {len(temperatures)} temperatures for {len(stamps)} stamps: give as many")
     if any(after <= before for before, after in pairwise(stamps)):
-        raise ModelError(f"calibration.stamps is {checks.shown(list(stamps))}: give them in rising order")
+        raise ModelError(f"calibration.stamps is {value_checks.shown(list(stamps))}: give them in rising order")
     if len(prior) not in (0, classes):
         raise ModelError(f"calibration.prior has {len(prior)} values for {classes} classes: give one for each, or none")
 

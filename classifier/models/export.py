@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from skyheed.classifier import outputs
+from skyheed.classifier import output_paths
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.checkpoint import MODEL, WEIGHTS, Info, read_info, resolve
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 README, CONFIG = "README.md", "config.json"
 
@@ -32,7 +32,7 @@ def to_hugging_face(name: str, folder: Path) -> Path:
         ModelError: there is no such model, or the folder cannot be written.
     """
     info, source = read_info(name), resolve(name)
-    outputs.check_folder(folder, ModelError)
+    output_paths.check_folder(folder, ModelError)
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() == source.resolve():
         raise ModelError(f"{folder} is the checkpoint itself: choose another folder")

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
-from skyheed.classifier import checks
+from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import LONGEST
 from skyheed.classifier.prediction import Needs
@@ -38,15 +38,15 @@ class Config:
         for key in fields(self):
             value = getattr(self, key.name)
             if key.type is int:
-                checks.count(key.name, value, 1)
+                value_checks.count(key.name, value, 1)
             elif key.type is float:
-                checks.number(key.name, value, 0, 1)
+                value_checks.number(key.name, value, 0, 1)
             elif key.type is bool:
-                checks.switch(key.name, value)
+                value_checks.switch(key.name, value)
             elif key.type is str:
-                checks.text(key.name, value)
+                value_checks.text(key.name, value)
             else:
-                checks.choice(key.name, value, get_args(key.type))
+                value_checks.choice(key.name, value, get_args(key.type))
         self.check()
 
     def check(self) -> None:

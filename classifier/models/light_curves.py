@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier import checks
+from skyheed.classifier import value_checks
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import BANDS, PER_EPOCH, History
 from skyheed.classifier.models import family
 from skyheed.classifier.nights import nights, padded
-from skyheed.classifier.scaling import Scaling
 
 SAME = 1e-4  # days: a photometric point and an epoch in the same band this close in time are one measurement
 
@@ -30,7 +30,7 @@ class Config(family.Config):
 
     def check(self) -> None:
         """See `family.Config.check`."""
-        checks.bands(self.bands)
+        value_checks.bands(self.bands)
 
     @property
     def codes(self) -> list[int]:

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models import base, light_curves
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.nights import nights, padded
 from skyheed.classifier.prediction import Needs
-from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.stamp import STAMP_SIZE
 
 MAPS = (16, 32, 64, 256)  # channels of the four pairs of convolutions

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models import base, gaussian_process, light_curves
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.prediction import Needs
-from skyheed.classifier.scaling import Scaling
 
 WAVELENGTHS = np.linspace(3000, 10_100, 32)  # Angstrom, of the image's rows
 BEFORE_D = 20  # days by which the window starts before the first epoch

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models import base, light_curves
 from skyheed.classifier.models.attention import Block, block_operations, sinusoids
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Needs
-from skyheed.classifier.scaling import Scaling
 
 CONTAMINATED = 0.15  # fraction of the nights altered in pre-training
 UNIT = 3.0  # brings asinh(flux / unit) to order one, as the noise amplitude assumes

@@ -20,12 +20,12 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models import base, light_curves
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Needs
-from skyheed.classifier.scaling import Scaling
 
 SMALL = 1e-5
 SHARE, WIDE, NARROW = 0.75, math.exp(-1), math.exp(-7)  # of the prior: 0.75 N(0, e^-1) + 0.25 N(0, e^-7)

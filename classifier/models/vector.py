@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import BANDS, History
 from skyheed.classifier.models import base
 from skyheed.classifier.models.attention import Block, block_operations
@@ -28,7 +29,6 @@ from skyheed.classifier.models.transformers import Swin, Vit
 from skyheed.classifier.models.vector_inputs import Config as Config
 from skyheed.classifier.models.vector_inputs import Inputs
 from skyheed.classifier.prediction import Needs
-from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.stamp import STAMP_SIZE
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import IMAGE_KINDS, History
 from skyheed.classifier.models import family
 from skyheed.classifier.models.fusion.points import context_numbers, merged, point_features
 from skyheed.classifier.nights import padded
-from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.stamp import STAMP_SIZE
 
 Arrays = dict[str, NDArray[Any]]

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from skyheed.classifier.models.checkpoint import Info
-from skyheed.classifier.models.updates import FORM, Updated, Updates
 from skyheed.classifier.models.vector import Vector
 from skyheed.classifier.models.vector_inputs import Arrays
 from skyheed.classifier.models.vector_parts import Among, Behind, Encoder
+from skyheed.classifier.models.vector_updates import FORM, Updated, Updates
 from skyheed.classifier.serving import Served, Where
 
 

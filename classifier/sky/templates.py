@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from skyheed.classifier.bounded import open_regular
+from skyheed.classifier.bounded_files import open_regular
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.sky.spectra import Array
 from skyheed.classifier.sky.type_ia import B_WAVELENGTH, STANDARD, IaTemplate

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 from skyheed.classifier.sources import tables
 from skyheed.classifier.sources.tables import Column, Sheet
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from skyheed.classifier.archives.reader import ArchiveObject, ArchiveWriter, stamp_rows
 from skyheed.classifier.archives.writer import check_target
-from skyheed.classifier.bounded import within
+from skyheed.classifier.bounded_files import within
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable
 from skyheed.classifier.progress import progress_bar
+from skyheed.classifier.safe_names import printable
 from skyheed.classifier.sky.conditions import SAME_VISIT
 from skyheed.classifier.sky.surveys import SDSS
 from skyheed.classifier.sources import tables

@@ -14,9 +14,9 @@ from typing import Any
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 
-from skyheed.classifier.bounded import open_regular
+from skyheed.classifier.bounded_files import open_regular
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 MOST_PIXELS = 2**26  # an SDSS frame has 3 million
 MOST_BYTES = 512 * 2**20  # unpacked; a frame has 13 MB

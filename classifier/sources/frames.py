@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 from skyheed.classifier.sky.surveys import SDSS
 from skyheed.classifier.sources.fits_files import one_sentence, read_header, refuse_large, unpacked
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from skyheed.classifier.archives.reader import CLASSES, ArchiveObject, ArchiveWriter
 from skyheed.classifier.archives.writer import check_target
-from skyheed.classifier.bounded import within
+from skyheed.classifier.bounded_files import within
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.sky.conditions import visits_of

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 from skyheed.classifier.sky.spectra import Array, magnitude_to_njy
 from skyheed.classifier.sky.surveys import AB_ZERO
 from skyheed.classifier.sources import tables

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from skyheed.classifier.bounded import gunzip, read_file
+from skyheed.classifier.bounded_files import gunzip, read_file
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 MOST_BYTES = 256 * 2**20  # unpacked; the SDSS-II table has 10 MB, the list of all SDSS fields 100
 DELIMITERS = ",;\t|"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skyheed.classifier import checks
+from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Batch, Model
@@ -71,9 +71,9 @@ class Adaptation(Objective):
         if unknown:
             raise ModelError(f"the objective adapt has no setting {min(unknown)}: see its page in docs/real-sky.md")
         for name, value, known in (("method", method, METHODS), ("domains", domains, DOMAINS), ("tasks", tasks, TASKS)):
-            checks.choice(name, value, known)
+            value_checks.choice(name, value, known)
         for name, number in (("weight", weight), ("silent", silent), ("inject", inject)):
-            checks.number(name, number, 0, 100 if name == "weight" else 0.99)
+            value_checks.number(name, number, 0, 100 if name == "weight" else 0.99)
         if method != "none" and not target:
             raise ModelError(f"the method {method} needs a target: name an archive")
         p = setting.protocol

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier.names import caption, table_cell
+from skyheed.classifier.safe_names import caption, table_cell
 from skyheed.classifier.training import adaptation_scores
 
 REFERENCE = "none"  # the method whose row is the reference for comparisons

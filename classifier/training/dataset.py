@@ -15,9 +15,9 @@ from skyheed.classifier.archives.extras import Extras
 from skyheed.classifier.archives.histories import KINDS, model_stamp
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import BANDS, LONGEST, History, Photometry
 from skyheed.classifier.progress import progress_bar
-from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.stamp import PREPROCESSING, STAMP_SIZE
 
 QUIET = 1e-3  # sky noise below that of any real stamp, in the stamps' units

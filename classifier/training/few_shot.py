@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
+from skyheed.classifier.models.fusion.features import CURVE, NUMBERS, SURROUNDINGS
 from skyheed.classifier.models.fusion.linear_heads import COMBINATIONS, MODALITIES, WIDEST
 from skyheed.classifier.models.fusion.network import Fusion
 from skyheed.classifier.models.fusion.novelty import WIDEST as FARTHEST
-from skyheed.classifier.models.fusion.numbers import CURVE, NUMBERS, SURROUNDINGS
-from skyheed.classifier.scaling import Scaling
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.classifier import checks
+from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.checkpoint import Info
-from skyheed.classifier.names import file_name
+from skyheed.classifier.safe_names import file_name
 from skyheed.classifier.training import adaptation_table, dataset, grid_table, protocol, train
 from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.protocol import Protocol
@@ -114,7 +114,7 @@ def _row(path: Path, number: int, common: Mapping[str, Any], own: Mapping[str, A
     seeds, published = keys.pop("seeds", []), keys.pop("published", [])
     if not isinstance(seeds, list) or len(set(seeds)) < len(seeds):
         raise ModelError(f"{where}: seeds is {seeds}: give a list of different whole numbers")
-    if not isinstance(published, list) or not all(checks.is_number(value) for value in published):
+    if not isinstance(published, list) or not all(value_checks.is_number(value) for value in published):
         raise ModelError(f"{where}: published is {published}: give accuracy and macro-F1 in percent")
     configs = [protocol.from_mapping({**keys, "seed": seed}, where) for seed in seeds]
     return Row(own["name"], tuple(configs or [protocol.from_mapping(keys, where)]), tuple(published))

@@ -8,7 +8,7 @@ import numpy as np
 
 from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.models.family import family
-from skyheed.classifier.names import caption, table_cell
+from skyheed.classifier.safe_names import caption, table_cell
 
 EARLY = (3, 6, 12, 30)  # numbers of stamps whose scores have a column of their own
 STAMPS = (3, 12, 48, 99)  # numbers of stamps at which the cost of an update is given

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skyheed.classifier import checks
+from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.base import Batch, Network
 from skyheed.classifier.training.objectives import Objective, Setting, Views, prefixes
@@ -53,9 +53,9 @@ class Settings:
     def __post_init__(self) -> None:
         for key in ("positives", "kl"):
             kind = next(f.type for f in fields(self) if f.name == key)
-            checks.choice(key, getattr(self, key), get_args(kind))
-        checks.count("queue", self.queue, 1)
-        checks.positive("temperature", self.temperature)
+            value_checks.choice(key, getattr(self, key), get_args(kind))
+        value_checks.count("queue", self.queue, 1)
+        value_checks.positive("temperature", self.temperature)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Settings":

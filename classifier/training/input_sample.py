@@ -1,10 +1,10 @@
-"""Statistics of a sample of the training stamps, for a model's card, as computed by `classifier.inputs`."""
+"""Statistics of a sample of the training stamps, for a model's card, as computed by `input_statistics`."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from skyheed.classifier import inputs
+from skyheed.classifier import input_statistics
 from skyheed.classifier.archives.histories import history_of
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
@@ -21,7 +21,7 @@ def of_archive(path: str | Path, most: int = MOST_OBJECTS) -> dict[str, Any]:
     archive = Archive(path)
     names = [name for name in archive.object_ids if archive.object(name)["split"] == TRAIN]
     chosen = names[:: max(1, len(names) // most)][:most]
-    bands = inputs.summary(inputs.gather(_histories(archive, chosen)))
+    bands = input_statistics.summary(input_statistics.gather(_histories(archive, chosen)))
     stamps = sum(numbers["n"] for numbers in bands.values())
     made = archive.card.get("command") or archive.path.name
     return {"bands": bands, "objects": len(chosen), "of": f"{stamps:,} stamps of {len(chosen)} objects from: {made}"}

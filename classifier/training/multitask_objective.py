@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skyheed.classifier import checks
+from skyheed.classifier import value_checks
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import scores
@@ -44,7 +44,7 @@ class MultiTask(Objective):
         super().__init__(setting)
         if settings:
             raise ModelError(f"the objective multitask has no setting {min(settings)}: it knows balance")
-        checks.choice("balance", balance, BALANCES)
+        value_checks.choice("balance", balance, BALANCES)
         self.heads = multitask.Heads(setting.network.width).to(setting.device)
         self.mean_heads = copy.deepcopy(self.heads).eval().requires_grad_(False)
         tasks = dict.fromkeys(("class", *multitask.REGRESSIONS), 1.0)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Batch, Model, Network
-from skyheed.classifier.scaling import Scaling
 
 if TYPE_CHECKING:
     from skyheed.classifier.training.dataset import Dataset

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from skyheed.classifier import checks
+from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Batch, Network
@@ -41,7 +41,7 @@ class Pretrained(CrossEntropy):
 
     def __init__(self, setting: Setting, share: float = 0.3, also: Sequence[str] = (), **settings: Any) -> None:
         super().__init__(setting)
-        checks.number("share", share, 0, 1)
+        value_checks.number("share", share, 0, 1)
         p = setting.protocol
         self.until = round(share * (p.short_steps + p.steps + p.fine_steps))
         self.task, self._of = task(setting.network, **settings)
@@ -101,7 +101,7 @@ def task(network: Network, **settings: Any) -> tuple[nn.Module, Callable[[Batch]
     encoder = getattr(network, "encoder", None)
     if not isinstance(encoder, Vit) or encoder.embed.in_channels != 1:
         raise ModelError("only sits-bert, and vector with the encoder vit on science stamps, can be pre-trained")
-    checks.choice("target", settings.get("target", TARGETS[0]), TARGETS)
+    value_checks.choice("target", settings.get("target", TARGETS[0]), TARGETS)
     return MaskedAutoencoder(encoder, **settings), some_stamps
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from skyheed.classifier import checks, taxonomy
-from skyheed.classifier.bounded import read_file
+from skyheed.classifier import taxonomy, value_checks
+from skyheed.classifier.bounded_files import read_file
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.family import Family, preset
 
@@ -190,7 +190,7 @@ def _types(p: Protocol) -> None:
     for key in fields(p):
         value = getattr(p, key.name)
         if not _is(value, key.type):
-            raise ModelError(f"{key.name} is {checks.shown(value)}: give {_KINDS[key.type]}")  # type: ignore[index]
+            raise ModelError(f"{key.name} is {value_checks.shown(value)}: give {_KINDS[key.type]}")  # type: ignore[index]
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -199,7 +199,7 @@ def _is(value: Any, kind: Any) -> bool:
     if parts := get_args(kind):
         return isinstance(value, tuple) and all(_is(part, parts[0]) for part in value)
     if kind is float:
-        return checks.is_number(value)
+        return value_checks.is_number(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -207,19 +207,19 @@ def _numbers(p: Protocol) -> None:
     for key in fields(p):
         value = getattr(p, key.name)
         if key.type is int:
-            checks.count(key.name, value, 1 if key.name in _AT_LEAST_1 else 0)
+            value_checks.count(key.name, value, 1 if key.name in _AT_LEAST_1 else 0)
         elif key.name in _POSITIVE:
-            checks.positive(key.name, value)
+            value_checks.positive(key.name, value)
         elif key.type is float:
-            checks.number(key.name, value, 0, *[1] * (key.name in _SHARES))
+            value_checks.number(key.name, value, 0, *[1] * (key.name in _SHARES))
     if p.blocks == 1:
         raise ModelError("blocks is 1, which leaves no objects to learn from: give 0, or 2 or more")
 
 
 def _data(p: Protocol) -> None:
-    checks.text("archive", p.archive)
-    checks.classes(p.classes, taxonomy.from_mapping(p.taxonomy).ids)
-    checks.bands(p.bands)
+    value_checks.text("archive", p.archive)
+    value_checks.classes(p.classes, taxonomy.from_mapping(p.taxonomy).ids)
+    value_checks.bands(p.bands)
     for key in ("objects", "validation"):
         if 0 < (value := getattr(p, key)) < len(p.classes):
             raise ModelError(f"{key} is {value}, fewer than the classes: give {len(p.classes)} or more, or 0 for all")
@@ -230,7 +230,7 @@ def _prior(p: Protocol) -> None:
         return
     if len(p.prior) != len(p.classes):
         raise ModelError(f"prior has {len(p.prior)} values for {len(p.classes)} classes: give one for each")
-    checks.positive("prior", *p.prior)
+    value_checks.positive("prior", *p.prior)
     if not p.balanced:
         raise ModelError("prior would be ignored, as balanced is false and classes keep their shares: leave out either")
 

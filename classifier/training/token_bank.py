@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models.convention.groups import groups as groups_of
 from skyheed.classifier.models.convention.groups import padded_width, uncached
 from skyheed.classifier.progress import progress_bar
-from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.training.dataset import Augmentation, Dataset
 
 TokenMaker = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]

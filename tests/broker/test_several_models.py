@@ -19,9 +19,9 @@ from skyheed.broker.results import record as records
 from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 from skyheed.classifier import taxonomy
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.family import preset
-from skyheed.classifier.scaling import Scaling
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(300)]
 MODELS = ("convention", "convention-2d", "lstm")

@@ -18,7 +18,7 @@ LIMIT = re.compile(
     re.MULTILINE,
 )
 # ranges of settings, and what runs on one's own machine
-ELSEWHERE = ("broker/rules.py", "broker/local/")
+ELSEWHERE = ("broker/settings_rules.py", "broker/local/")
 NO_LIMITS = {
     "broker/waiting.py LONGEST_WAIT_S", "broker/replay.py LONGEST_SLEEP_S",  # our own pace
     "broker/sinks/lasair.py LONGEST_VERSION",  # the host's

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from skyheed.classifier import checks
+from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.convention.groups import GROUP
 
@@ -48,11 +48,11 @@ class Config:
         for key in fields(self):
             value = getattr(self, key.name)
             if key.type is int:
-                checks.count(key.name, value, 1)
+                value_checks.count(key.name, value, 1)
             elif key.type is float:
-                checks.number(key.name, value, 0, 0.99)
+                value_checks.number(key.name, value, 0, 0.99)
             else:
-                checks.choice(key.name, value, get_args(key.type))
+                value_checks.choice(key.name, value, get_args(key.type))
         if self.channels % self.heads:
             raise ModelError(f"channels is {self.channels}: give a multiple of heads, which is {self.heads}")
         if self.map < 1:

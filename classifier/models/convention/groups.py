@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.classifier import stamp
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
-from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.stamp import STAMP_SIZE
 
 GROUP = 3  # epochs per group for the 3-D CNN

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Arrays, Batch, Network
 from skyheed.classifier.models.convention.config import Config as Config
 from skyheed.classifier.models.convention.groups import GROUP, collate, groups, padded_width
-from skyheed.classifier.scaling import Scaling
 
 FILL = 32  # in training, the number of groups is a multiple of this
 

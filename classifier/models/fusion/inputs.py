@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from skyheed.classifier.history import History
-from skyheed.classifier.models.fusion.numbers import table
+from skyheed.classifier.models.fusion.features import table
 from skyheed.classifier.models.vector_inputs import Arrays, Inputs
 
 

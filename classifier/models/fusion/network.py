@@ -2,7 +2,7 @@
 alert on.
 
 A `vector` network takes stamps (science, difference, template) and photometric points as tokens in time order;
-a small network for each kind of hand-chosen number (`numbers`) takes the light curve as a whole and the surroundings.
+a small network for each kind of hand-chosen number (`features`) takes the light curve as a whole and the surroundings.
 Their logits are added. In training, modalities are dropped at random, so that the network does not rely on any one of
 them. All of this is learned from a simulation. Heads fitted to a few labelled real objects may then decide between
 groups of classes (`linear_heads`).
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models import vector
 from skyheed.classifier.models.base import Batch
+from skyheed.classifier.models.fusion.features import CURVE, NUMBERS, SURROUNDINGS, table
 from skyheed.classifier.models.fusion.inputs import FusionInputs
 from skyheed.classifier.models.fusion.linear_heads import Fitted
 from skyheed.classifier.models.fusion.novelty import Familiar
-from skyheed.classifier.models.fusion.numbers import CURVE, NUMBERS, SURROUNDINGS, table
 from skyheed.classifier.prediction import Needs
-from skyheed.classifier.scaling import Scaling
 
 if TYPE_CHECKING:
     pass

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
-from skyheed.classifier.scaling import Scaling
 
 KINDS = 3  # of points: detection, forced, upper limit
 POINT = 6 + KINDS  # numbers that describe a point

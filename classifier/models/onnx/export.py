@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skyheed.classifier import outputs
+from skyheed.classifier import output_paths
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.family import family
@@ -33,7 +33,7 @@ def export(name: str | Path, folder: Path) -> Path:
 
     info = checkpoint.read_info(name)
     kind, cuts = cut(load_network(name, info))
-    outputs.check_folder(folder, ModelError)
+    output_paths.check_folder(folder, ModelError)
     folder.mkdir(parents=True, exist_ok=True)
     own = family(info.family)
     needs = replace(own.needs(own.configure(info.config)), most=info.max_stamps)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from skyheed.classifier.bounded import read_file
+from skyheed.classifier.bounded_files import read_file
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.checkpoint import EXPORT as EXPORT

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import DETECTION, History, Photometry
 from skyheed.classifier.models.base import Batch, Network
 from skyheed.classifier.models.convention.fast import FoldedFeatures
@@ -18,7 +19,6 @@ from skyheed.classifier.models.lstm import Lstm
 from skyheed.classifier.models.onnx.folder import ENCODER, HEAD, OPSET
 from skyheed.classifier.models.vector import Vector
 from skyheed.classifier.models.vector_parts import Among, Behind, Encoder
-from skyheed.classifier.scaling import Scaling
 
 # Axes of the inputs: names stand for any length, numbers for a fixed one
 B, N = "histories", "epochs"

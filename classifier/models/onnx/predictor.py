@@ -20,8 +20,8 @@ from skyheed.classifier.models.convention.grouped import Grouped
 from skyheed.classifier.models.convention.groups import Layout
 from skyheed.classifier.models.fusion.inputs import FusionInputs
 from skyheed.classifier.models.onnx.folder import ENCODER, HEAD, Export, read_export, read_graph
-from skyheed.classifier.models.updates import Updated, Updates
 from skyheed.classifier.models.vector_inputs import Arrays, Inputs
+from skyheed.classifier.models.vector_updates import Updated, Updates
 from skyheed.classifier.prediction import Prediction
 
 AT_ONCE = 64  # groups of stamps in one call

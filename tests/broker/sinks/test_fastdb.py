@@ -15,7 +15,7 @@ from test_subscribe import QUICK
 
 from skyheed.broker.errors import ConfigError, ServiceError
 from skyheed.broker.kafka.client import BatchConsumer, Publisher, ensure_topics
-from skyheed.broker.kafka.past import Past
+from skyheed.broker.kafka.lookup import Lookup
 from skyheed.broker.local import embedded
 from skyheed.broker.registry.schemas import SchemaSource
 from skyheed.broker.results.record import Classification
@@ -138,7 +138,7 @@ def test_residual_takes_what_is_left() -> None:
 def test_only_messages_of_the_span_are_read(stream: Stream) -> None:
     packets = [alert(n) for n in range(6)]
     times = stream.publish(packets)
-    past = Past(stream.options, [stream.alerts])
+    past = Lookup(stream.options, [stream.alerts])
     span = sorted(times[packet] for packet in packets)[1:4]
     found = [message.timestamp()[1] for message in past.between(span[0], span[-1])]
     assert sorted(found) == [t for t in sorted(times.values()) if span[0] <= t <= span[-1]]

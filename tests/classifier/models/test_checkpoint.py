@@ -13,10 +13,10 @@ import torch
 from model_tools import info, lively, write
 
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.models import checkpoint, priors
 from skyheed.classifier.models.checkpoint import CARD_DIGEST, MODEL, SHIPPED, WEIGHTS, Calibration
 from skyheed.classifier.models.convention.network import Config
-from skyheed.classifier.scaling import Scaling
 
 
 def edited(directory: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

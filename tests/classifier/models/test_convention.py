@@ -9,7 +9,7 @@ from model_tools import lively
 from torch import Tensor
 from torch.nn import functional
 
-from skyheed.classifier import listing
+from skyheed.classifier import model_list
 from skyheed.classifier.models.convention import counts
 from skyheed.classifier.models.convention import network as convention
 from skyheed.classifier.models.convention.network import Attention, Block, Config, ConvEntion, Features
@@ -32,7 +32,7 @@ def batch(lengths: list[int], width: int | None = None, seed: int = 0) -> dict[s
 
 
 def test_the_published_parameters_layer_by_layer() -> None:
-    rows = dict(listing.layers(ConvEntion(convention.published())))
+    rows = dict(model_list.layers(ConvEntion(convention.published())))
     assert rows["features.embedding"] == 10_240
     assert [rows[f"features.conv{i}"] for i in (1, 2, 3, 4)] == [46_528, 614_528, 221_248, 13_832]
     assert [rows[f"features.norm{i}"] for i in (1, 2, 3, 4)] == [128, 256, 128, 16]
@@ -44,7 +44,7 @@ def test_the_published_parameters_layer_by_layer() -> None:
         assert sum(n for name, n in block.items() if ".feed." in name) == 2_376
     assert (rows["head.1"], rows["head.4"]) == (166_144, 1_028)
     assert sum(rows.values()) == 1_253_108
-    assert sum(n for _, n in listing.layers(ConvEntion(convention.published(3)))) == 1_252_851
+    assert sum(n for _, n in model_list.layers(ConvEntion(convention.published(3)))) == 1_252_851
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_published_parameters_layer_by_layer() -> None:
 )
 def test_other_shapes_have_the_right_count_and_run(changes: dict[str, Any], count: int) -> None:
     config = replace(convention.published(), **changes)
-    assert sum(n for _, n in listing.layers(ConvEntion(config))) == count
+    assert sum(n for _, n in model_list.layers(ConvEntion(config))) == count
     stream = ConvEntion(replace(config, variant="stream", stamps=12)).eval()
     given = batch([4, 3], 2)
     side = config.size
@@ -227,7 +227,7 @@ def test_operations_of_a_group_and_a_sequence() -> None:
 
 
 def test_the_description_counts_what_the_model_has() -> None:
-    found = listing.description("convention-paper")
+    found = model_list.description("convention-paper")
     assert found["parameters"] == 1_253_108
     assert found["dead_parameters"] == 168
     assert found["multiply_adds"]["group"] == counts.operations(Config())

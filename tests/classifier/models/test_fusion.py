@@ -15,9 +15,9 @@ from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import DETECTION, FORCED, UPPER_LIMIT, History, Photometry
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.checkpoint import Calibration, Info
+from skyheed.classifier.models.fusion.features import CURVE, NUMBERS, SURROUNDINGS, Measured, light_curve, table
 from skyheed.classifier.models.fusion.linear_heads import Fitted
 from skyheed.classifier.models.fusion.network import Fusion, FusionFamily
-from skyheed.classifier.models.fusion.numbers import CURVE, NUMBERS, SURROUNDINGS, Measured, light_curve, table
 from skyheed.classifier.prediction import Declined
 from skyheed.classifier.training import few_shot
 

@@ -18,9 +18,9 @@ from skyheed.classifier.models.base import parameters
 from skyheed.classifier.models.checkpoint import Calibration, Info
 from skyheed.classifier.models.encoders import Branches, RepVgg
 from skyheed.classifier.models.token_cache import DIGEST, Found
-from skyheed.classifier.models.updates import Updates
 from skyheed.classifier.models.vector import Config, Vector, VectorFamily
 from skyheed.classifier.models.vector_serving import TorchEngine
+from skyheed.classifier.models.vector_updates import Updates
 
 FAMILY = VectorFamily()
 

@@ -15,9 +15,9 @@ from data_tools import made
 from skyheed.classifier import cli, serving
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import evaluate
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.convention.network import ConvEntion
-from skyheed.classifier.scaling import Scaling
 from skyheed.classifier.training import calibration, dataset, grid, protocol, run_state, selection, train
 from skyheed.classifier.training.dataset import Augmentation
 from skyheed.classifier.training.protocol import Protocol

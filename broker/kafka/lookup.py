@@ -14,7 +14,7 @@ QUIET_S = 10.0  # without a message although there should be some
 FETCHED = 200
 
 
-class Past:
+class Lookup:
     """Reads topics by Kafka time.
 
     Raises:
@@ -24,7 +24,7 @@ class Past:
 
     def __init__(self, options: Options, topics: Sequence[str]) -> None:
         self._connection, self._topics = Connection(options), topics
-        self._consumer = consumer(options, f"skyheed-past-{uuid.uuid4()}", self._connection)
+        self._consumer = consumer(options, f"skyheed-lookup-{uuid.uuid4()}", self._connection)
 
     def between(self, first_ms: int, last_ms: int) -> Iterator[Message]:
         """Messages with a Kafka time from `first_ms` to `last_ms`, those of one partition in order."""

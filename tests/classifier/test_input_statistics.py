@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skyheed.classifier import inputs
+from skyheed.classifier import input_statistics
 from skyheed.classifier.history import History
 from skyheed.classifier.models import checkpoint
 
@@ -27,7 +27,7 @@ def history(sigma: float = 2.0, noise: float = 5.0) -> History:
 
 
 def test_noise_width_and_flux_are_those_of_the_stamps() -> None:
-    found = inputs.summary(inputs.gather([history()]))
+    found = input_statistics.summary(input_statistics.gather([history()]))
     assert list(found) == ["u", "g"]
     for numbers in found.values():
         assert numbers["n"] == 30
@@ -40,14 +40,14 @@ def test_padding_is_no_quiet_sky() -> None:
     padded = stamps(20, 2.0, 5.0).astype(np.float32)
     for edge in (np.s_[:, :2], np.s_[:, -2:], np.s_[:, :, :2], np.s_[:, :, -2:]):
         padded[edge] = 0
-    assert np.median(inputs.noise(padded)) == pytest.approx(5.0, rel=0.05)
+    assert np.median(input_statistics.noise(padded)) == pytest.approx(5.0, rel=0.05)
 
 
 def test_only_the_night_that_is_asked_for() -> None:
-    found = inputs.gather([history()], 60001)
+    found = input_statistics.gather([history()], 60001)
     assert sum(map(len, found.values())) == 20
-    assert inputs.summary(inputs.gather([history()], 1)) == {}
-    assert inputs.gather([History(np.arange(3.0), np.zeros(3, np.uint8))]) == {}, "a history without images"
+    assert input_statistics.summary(input_statistics.gather([history()], 1)) == {}
+    assert input_statistics.gather([History(np.arange(3.0), np.zeros(3, np.uint8))]) == {}, "a history without images"
 
 
 def test_a_card_learns_of_its_training_data_and_keeps_its_weights(tmp_path: Path) -> None:

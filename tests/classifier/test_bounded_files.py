@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_names import archive_with
+from test_safe_names import archive_with
 
-from skyheed.classifier import bounded
+from skyheed.classifier import bounded_files
 from skyheed.classifier.archives import format as archive_format
 from skyheed.classifier.archives import reader as archive
 from skyheed.classifier.archives.format import part_path
 from skyheed.classifier.archives.reader import Archive
-from skyheed.classifier.bounded import gunzip, open_regular, read_file, within
+from skyheed.classifier.bounded_files import gunzip, open_regular, read_file, within
 from skyheed.classifier.errors import ArchiveError, ModelError
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.training import protocol
@@ -71,7 +71,7 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     assert not within(tmp_path / "up", tmp_path)
     assert not within(tmp_path / "loop", tmp_path)
     assert within(tmp_path / "x", tmp_path)
-    assert bounded.within(tmp_path / "x", tmp_path)
+    assert bounded_files.within(tmp_path / "x", tmp_path)
 
 
 # --- archives ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.names import printable
+from skyheed.classifier.safe_names import printable
 
 _CHUNK = 1 << 20
 

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.classifier.base_predictor import BasePredictor
+from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models import token_cache
 from skyheed.classifier.models.vector_inputs import Arrays, Inputs
 from skyheed.classifier.nights import padded
 from skyheed.classifier.prediction import Declined, Prediction
-from skyheed.classifier.scaling import Scaling
 
 FORM = 1  # increment when cached values are computed differently, so that old and new ones are not mixed
 TOGETHER = 256  # stamps that are encoded at once

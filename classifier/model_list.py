@@ -6,8 +6,8 @@ from typing import Any
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.base import Network, parameters
 from skyheed.classifier.models.family import Preset, preset, presets
-from skyheed.classifier.names import printable
 from skyheed.classifier.prediction import Needs
+from skyheed.classifier.safe_names import printable
 from skyheed.classifier.training import objectives
 
 UPDATES = (3, 12, 48, 99)  # numbers of stamps for which the cost of an update is listed

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from test_frames import season
-from test_names import archive_with
+from test_safe_names import archive_with
 
 from skyheed.broker import cli, writers
 from skyheed.broker.errors import ConfigError, SkyheedError
-from skyheed.classifier import outputs
+from skyheed.classifier import output_paths
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError, ClassifierError
 
@@ -118,7 +118,7 @@ def test_folders_that_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", denied)
-    for check in (outputs.check_folder, outputs.check_file):
+    for check in (output_paths.check_folder, output_paths.check_file):
         with pytest.raises(ArchiveError, match=r"new: cannot be written.*Permission denied"):
             check(tmp_path / "new")
     with pytest.raises(ConfigError, match="Permission denied"):
@@ -127,10 +127,10 @@ def test_folders_that_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_files_that_are_there_stay_as_they_are_until_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("old")
-    outputs.check_file(tmp_path / "a.json")
-    outputs.check_file("/dev/null")
+    output_paths.check_file(tmp_path / "a.json")
+    output_paths.check_file("/dev/null")
     assert (tmp_path / "a.json").read_text() == "old"
-    outputs.check_folder(tmp_path / "new" / "er")
+    output_paths.check_folder(tmp_path / "new" / "er")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 

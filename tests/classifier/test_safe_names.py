@@ -28,7 +28,7 @@ from skyheed.classifier.archives.reader import CLASSES, Archive, ArchiveObject, 
 from skyheed.classifier.errors import ArchiveError, ModelError
 from skyheed.classifier.evaluation import report
 from skyheed.classifier.models import checkpoint
-from skyheed.classifier.names import LONGEST, caption, file_name, printable, spreadsheet_cell
+from skyheed.classifier.safe_names import LONGEST, caption, file_name, printable, spreadsheet_cell
 from skyheed.classifier.training import grid, protocol
 
 EVIL = "A\x1b]0;owned\x07\x1b[2J\n2026-01-01T00:00:00 ERROR forged line\r\u202egpj.exe\u2028\x9b31m"
