@@ -17,7 +17,7 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.kafka import deadletter
 from skyheed.broker.kafka.connection import check_options
 from skyheed.broker.kafka.selection import Selection
-from skyheed.broker.nights import Night
+from skyheed.broker.night_replay import Night
 from skyheed.broker.packets import surveys
 from skyheed.broker.packets.container import Decoder, SchemaSource
 from skyheed.broker.packets.surveys import Survey, load_survey
@@ -262,7 +262,7 @@ def run_work(settings: Settings, drain: bool) -> Counter[str]:
         ClassifierError: a model does not load or does not run here.
     """
     from skyheed.broker import models as running  # torch takes seconds: only this verb pays
-    from skyheed.broker.workers import run_all
+    from skyheed.broker.worker_threads import run_all
 
     stop = stop_on_signal()
     checked(settings)

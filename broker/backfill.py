@@ -28,7 +28,7 @@ from skyheed.broker.packets.container import Headers, with_key
 from skyheed.broker.packets.reader import PacketReader
 from skyheed.broker.packets.surveys.previous import NamesEarlier
 from skyheed.broker.providers import AsksAhead, Provider, cost
-from skyheed.broker.recent import Recent
+from skyheed.broker.recently_seen import Recent
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.waiting import Meanwhile, apart, patiently
 from skyheed.classifier.safe_names import printable

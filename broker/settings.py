@@ -157,7 +157,7 @@ class Settings:
 
     @property
     def base_survey(self) -> str:
-        """The survey that sent the packets: the part before the dot in the name of a replay's key space (`nights`)."""
+        """The survey that sent the packets: of a replay (`night_replay`), the part of its name before the dot."""
         return self.survey.partition(".")[0]
 
     @property

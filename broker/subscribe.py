@@ -23,7 +23,7 @@ from skyheed.broker.errors import ConfigError, ServiceUnavailable, StreamError
 from skyheed.broker.kafka.client import BatchConsumer, place_of
 from skyheed.broker.kafka.connection import Place
 from skyheed.broker.kafka.selection import no_classifications, selection
-from skyheed.broker.recent import Recent
+from skyheed.broker.recently_seen import Recent
 from skyheed.broker.results.formats import Schema, decode
 from skyheed.broker.results.record import Classification
 

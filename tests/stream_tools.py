@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, metrics, models
+from skyheed.broker import config, metrics, worker_models
 from skyheed.broker.errors import Reason
 from skyheed.broker.ingest import Ingest
 from skyheed.broker.kafka import client as kafka
@@ -176,7 +176,7 @@ def worker_for(settings: Settings, model: Path, min_stamps: int | None = None, b
     predictor = load(model, survey=settings.survey, device="cpu", precision="float32", threads=1, fewest=min_stamps)
     store, queue, _ = daemon.connect_store(settings)
     topic = settings.classification_topic
-    output = Output("", topic, models.output_form(settings, topic), models.provenance_of(predictor))
+    output = Output("", topic, worker_models.output_form(settings, topic), worker_models.provenance_of(predictor))
     with kafka.Publisher(settings.kafka) as publisher:
         yield Worker(
             settings.survey, queue, store, predictor, publisher, output, metrics.WorkMetrics(settings.survey),

@@ -13,7 +13,7 @@ from state_tools import deliveries, observation
 from stream_tools import altered, ingest_all, publish, save_checkpoint, sdss_alert, settings_for
 
 from skyheed.broker import app as daemon
-from skyheed.broker import metrics, models, serve
+from skyheed.broker import metrics, serve, worker_models
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.results import formats, record
 from skyheed.broker.settings import Settings
@@ -54,11 +54,11 @@ def classify(settings: Settings) -> None:
     """Store what was sent and classify what is due, as the daemons do."""
     ingest_all(settings)
     stop = threading.Event()
-    served = models.load_models(settings)
-    models.join(settings, served, stop)
+    served = worker_models.load_models(settings)
+    worker_models.join(settings, served, stop)
     for model in served:
         with kafka.Publisher(settings.kafka) as publisher:
-            worker = models.make_worker(settings, model, publisher, metrics.WorkMetrics(settings.survey))
+            worker = worker_models.make_worker(settings, model, publisher, metrics.WorkMetrics(settings.survey))
             worker.run(stop, drain=True)
 
 

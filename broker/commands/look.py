@@ -40,8 +40,8 @@ def subscribe(**given: Any) -> None:
     Example:  skyheed subscribe --topic skyheed.classifications.ztf --class SNIa --min-probability 0.8
               skyheed subscribe --survey ztf --group nightly --drain --format csv -o classifications.csv
     """
+    from skyheed.broker import record_writers
     from skyheed.broker import subscribe as client
-    from skyheed.broker import writers
 
     settings = settings_from(given)
     topic = given["topic"] or (settings.survey and settings.classification_topic)
@@ -57,7 +57,7 @@ def subscribe(**given: Any) -> None:
     )  # fmt: skip
     try:
         with stream:
-            writers.write(stream, given["format_"], given["output"], raw_csv=given["raw_csv"])
+            record_writers.write(stream, given["format_"], given["output"], raw_csv=given["raw_csv"])
     except StreamError as error:
         raise StreamError(f"{error}; --skip-bad skips such records") from error
     if stream.bad:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from skyheed.broker import logs, nights
+from skyheed.broker import logs, night_replay
 from skyheed.broker.commands.options import MODELS, models_place, options, settings_from
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.settings import FORMATS, Settings
@@ -89,8 +89,8 @@ def ingest(drain: bool, since: str | None, until: str, into: str, **given: Any) 
 def _replayed(since: str, until: str, into: str, settings: Settings) -> None:
     from skyheed.broker import app as daemon
 
-    night = nights.night_of(since, until, time.time_ns() // 1_000_000)
-    own = nights.apart(settings, into or night.name)
+    night = night_replay.night_of(since, until, time.time_ns() // 1_000_000)
+    own = night_replay.apart(settings, into or night.name)
     daemon.run_ingest(own, True, night)
     click.echo(f"replayed into {own.survey}; next: skyheed work --survey {own.survey} --drain")
 

@@ -32,7 +32,7 @@ from skyheed.broker.kafka.client import (
     time_ms,
 )
 from skyheed.broker.kafka.messages import Headers, headers_of
-from skyheed.broker.recent import Recent
+from skyheed.broker.recently_seen import Recent
 from skyheed.classifier.safe_names import printable
 
 log = logging.getLogger("skyheed.deadletter")

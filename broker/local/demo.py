@@ -23,13 +23,13 @@ from skyheed.broker import replay as player
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.local import demo_report, page
 from skyheed.broker.local import processes as stack
-from skyheed.broker.models import ServedModel, load_models
 from skyheed.broker.observation import BANDS
 from skyheed.broker.results.record import Classification
 from skyheed.broker.settings import Settings
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.subscribe import Subscriber
 from skyheed.broker.work import history_of
+from skyheed.broker.worker_models import ServedModel, load_models
 from skyheed.classifier import taxonomy
 from skyheed.classifier.archives import reader as archives
 from skyheed.classifier.models import checkpoint

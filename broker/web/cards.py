@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from skyheed.broker import models
+from skyheed.broker import worker_models
 from skyheed.broker.settings import Settings
 from skyheed.classifier.bounded_files import read_file
 from skyheed.classifier.errors import ClassifierError, ModelError
@@ -27,7 +27,7 @@ class Cards:
             place = asked.model or settings.base_survey
             try:
                 card = _card(place, settings.base_survey)
-                name = asked.name or models.name_of(place, card["name"], card["surveys"])
+                name = asked.name or worker_models.name_of(place, card["name"], card["surveys"])
                 self._known[name] = _entry(name, card, _prior(asked.prior, card), can_compute)
             except (ClassifierError, KeyError, TypeError, ValueError) as error:
                 log.warning("the card of the model %s cannot be read: %s", place, error)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.broker import models
+from skyheed.broker import worker_models
 from skyheed.broker.settings import Settings
 from skyheed.broker.web.images import missing, without
 from skyheed.broker.web.problems import Problem
@@ -46,7 +46,7 @@ class Models:
 
     def __init__(self, settings: Settings) -> None:
         quick = replace(settings, work=replace(settings.work, batch_size=1))  # warmed up for one history
-        self._served = {served.name: Explained(served.model) for served in models.load_models(quick)}
+        self._served = {served.name: Explained(served.model) for served in worker_models.load_models(quick)}
 
     def run(self, task: Any) -> dict[str, Any]:
         """Run a task.

@@ -23,7 +23,7 @@ from skyheed.broker.state.keys import Keys, shard_of
 from skyheed.broker.state.queue import DueQueue
 from skyheed.broker.state.sequence import Lane, Settled
 from skyheed.broker.work import Output, Pace, Worker
-from skyheed.broker.workers import run_all
+from skyheed.broker.worker_threads import run_all
 from skyheed.classifier.history import History
 from skyheed.classifier.prediction import Needs, Prediction
 

@@ -12,7 +12,7 @@ from fault_tools import Child, arguments_for, wait_for
 from stream_tools import publish, sdss_alert, settings_for
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, models
+from skyheed.broker import config, worker_models
 from skyheed.broker.local import embedded
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.results import record as records
@@ -98,4 +98,4 @@ def test_three_models_of_different_needs_classify_each_object_once_a_revision_th
 def test_a_configuration_without_weights_is_refused_by_work(kafka: embedded.Server, valkey: embedded.Server) -> None:
     settings = config.load(overrides={"survey": "ztf", "work.model": "scone", "redis.url": valkey.url}, environ={})
     with pytest.raises(Exception, match="there are no weights of scone for ztf: train them"):
-        models.load_models(settings)
+        worker_models.load_models(settings)

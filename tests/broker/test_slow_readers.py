@@ -123,12 +123,12 @@ def test_a_stream_on_which_nothing_comes_says_what_it_waits_for_and_ends_after_i
 
 UNCAUGHT = """
 import sys
-from skyheed.broker import subscribe, writers
+from skyheed.broker import subscribe, record_writers
 def broken(record):
     raise RuntimeError("an error of nobody's making")
-writers._row = broken
+record_writers._row = broken
 with subscribe.Subscriber(sys.argv[1], topic=sys.argv[2], group="g") as stream:
-    writers.write(stream, "table")
+    record_writers.write(stream, "table")
 """
 
 

@@ -19,7 +19,7 @@ import pytest
 from pyarrow import parquet
 from test_record import classification, header
 
-from skyheed.broker import subscribe, writers
+from skyheed.broker import record_writers, subscribe
 from skyheed.broker.errors import ConfigError, ServiceError, StreamError
 from skyheed.broker.kafka.client import Publisher, ensure_topics
 from skyheed.broker.local import embedded
@@ -266,7 +266,7 @@ def answers() -> list[Classification]:
 
 def test_the_table_is_aligned(answers: list[Classification]) -> None:
     out = io.StringIO()
-    assert writers.write_table(answers, out) == 3
+    assert record_writers.write_table(answers, out) == 3
     title, *rows = out.getvalue().splitlines()
     assert [row.split()[:3] for row in rows] == [
         ["2020-09-13T12:26:49", "object-1", "4"],
@@ -280,7 +280,7 @@ def test_the_table_is_aligned(answers: list[Classification]) -> None:
 
 def test_json_is_one_object_a_line(answers: list[Classification], tmp_path: Path) -> None:
     path = tmp_path / "answers.json"
-    assert writers.write(answers, "json", path) == 3
+    assert record_writers.write(answers, "json", path) == 3
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [a.to_json() for a in answers]
     assert lines[2]["status"] == "NOT_CLASSIFIED"
@@ -288,7 +288,7 @@ def test_json_is_one_object_a_line(answers: list[Classification], tmp_path: Path
 
 def test_csv_has_a_header_and_plain_cells(answers: list[Classification], tmp_path: Path) -> None:
     path = tmp_path / "answers.csv"
-    assert writers.write(answers, "csv", path) == 3
+    assert record_writers.write(answers, "csv", path) == 3
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["object_id"] for row in rows] == ["object-1", "object-2", "object-3"]
     assert json.loads(rows[1]["probabilities"])["AGN"] == pytest.approx(0.7)
@@ -299,7 +299,7 @@ def test_csv_has_a_header_and_plain_cells(answers: list[Classification], tmp_pat
 
 def test_parquet_keeps_types_and_values(answers: list[Classification], tmp_path: Path) -> None:
     path = tmp_path / "answers.parquet"
-    assert writers.write(answers, "parquet", path) == 3
+    assert record_writers.write(answers, "parquet", path) == 3
     table = parquet.read_table(path)
     rows = table.to_pylist(maps_as_pydicts="strict")
     for row in rows:
@@ -316,7 +316,7 @@ def test_a_parquet_file_is_there_only_when_it_is_whole(tmp_path: Path) -> None:
         raise StreamError("bad record")
 
     with pytest.raises(StreamError):
-        writers.write(broken(), "parquet", tmp_path / "answers.parquet")
+        record_writers.write(broken(), "parquet", tmp_path / "answers.parquet")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -326,7 +326,7 @@ def test_ctrl_c_finishes_a_parquet_file(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     path = tmp_path / "answers.parquet"
-    assert writers.write(interrupted(), "parquet", path) == 1
+    assert record_writers.write(interrupted(), "parquet", path) == 1
     assert parquet.read_metadata(path).num_rows == 1
 
 
@@ -340,11 +340,11 @@ def test_the_group_moves_only_when_the_parquet_file_is_whole(
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writers, "_write_rows", full_disk)
+        patch.setattr(record_writers, "_write_rows", full_disk)
         with pytest.raises(OSError, match="no space"), topic.subscriber(group="files") as stream:
-            writers.write(stream, "parquet", tmp_path / "answers.parquet")
+            record_writers.write(stream, "parquet", tmp_path / "answers.parquet")
     with topic.subscriber(group="files") as stream:
-        assert writers.write(stream, "parquet", tmp_path / "answers.parquet") == 5
+        assert record_writers.write(stream, "parquet", tmp_path / "answers.parquet") == 5
     assert topic.read(group="files") == []
 
 
@@ -362,11 +362,11 @@ class Remembered(Subscriber):
 def test_a_group_adds_to_the_file_that_is_there(tmp_path: Path, format_: str, titles: int) -> None:
     path = tmp_path / "answers"
     for night in range(2):
-        assert writers.write(Remembered(record(2 * night), record(2 * night + 1)), format_, path) == 2
+        assert record_writers.write(Remembered(record(2 * night), record(2 * night + 1)), format_, path) == 2
     lines = path.read_text().splitlines()
     assert len(lines) == titles + 4
     assert all(sum(f"object-{n}" in line for line in lines) == 1 for n in range(4))
-    assert writers.write([record(n) for n in range(3)], format_, path) == 3
+    assert record_writers.write([record(n) for n in range(3)], format_, path) == 3
     assert len(path.read_text().splitlines()) == titles + 3  # without a group all comes again: written again
 
 
@@ -375,7 +375,7 @@ def test_nightly_runs_of_one_group_fill_one_file(topic: Topic, tmp_path: Path) -
     for night in range(2):
         topic.publish(record(night))
         with topic.subscriber(group="nightly") as stream:
-            assert writers.write(stream, "csv", path) == 1
+            assert record_writers.write(stream, "csv", path) == 1
     assert [row["object_id"] for row in csv.DictReader(path.read_text().splitlines())] == ["object-0", "object-1"]
 
 
@@ -385,23 +385,23 @@ def test_a_group_adds_only_to_a_file_of_its_own_kind(topic: Topic, tmp_path: Pat
     with topic.subscriber(group="careful") as stream:
         path.write_text("object,class\n")
         with pytest.raises(ConfigError, match="different columns"):
-            writers.write(stream, "csv", path)
+            record_writers.write(stream, "csv", path)
         path.write_text('{"object": "o1"')
         with pytest.raises(ConfigError, match="incomplete line"):
-            writers.write(stream, "json", path)
+            record_writers.write(stream, "json", path)
         with pytest.raises(ConfigError, match="give another -o FILE"):
-            writers.write(stream, "parquet", path)
+            record_writers.write(stream, "parquet", path)
     assert path.read_text() == '{"object": "o1"'
     assert numbers(topic.read(group="careful")) == [1]  # nothing was taken from the group meanwhile
 
 
 def test_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="add -o FILE"):
-        writers.write([], "parquet")
+        record_writers.write([], "parquet")
     with pytest.raises(ConfigError, match="table, json, csv or parquet"):
-        writers.write([], "xml")
+        record_writers.write([], "xml")
     with pytest.raises(ConfigError, match="no such directory"):
-        writers.write([], "csv", tmp_path / "nowhere" / "file.csv")
+        record_writers.write([], "csv", tmp_path / "nowhere" / "file.csv")
 
 
 def test_only_the_records_of_some_models_are_handed_out() -> None:

@@ -13,7 +13,7 @@ from state_tools import deliveries, observation, open_state
 from stream_tools import save_checkpoint
 
 from skyheed.broker import app as daemon
-from skyheed.broker import config, metrics, models
+from skyheed.broker import config, metrics, worker_models
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.local import embedded
 from skyheed.broker.results import formats
@@ -44,7 +44,7 @@ def predictor(tmp_path: Path) -> Predictor:
 
 
 def worker_of(predictor: Predictor, queue: DueQueue, store: SequenceStore) -> Worker:
-    output = Output("", "topic", formats.Form(formats.encode, True), models.provenance_of(predictor))
+    output = Output("", "topic", formats.Form(formats.encode, True), worker_models.provenance_of(predictor))
     return Worker(
         "test",
         queue,
@@ -128,10 +128,10 @@ def test_a_model_that_cannot_take_what_ingest_keeps_is_refused(predictor: Predic
         return config.load(overrides={"survey": "sdss", **{f"redis.{k}": v for k, v in redis.items()}}, environ={})
 
     survey = daemon.survey_of(settings())
-    models.check_fit(settings(), survey, predictor)
+    worker_models.check_fit(settings(), survey, predictor)
     predictor.info = replace(predictor.info, bands="gri")
     with pytest.raises(ConfigError, match=r'does not know band u, z: set ingest.bands = "gri"'):
-        models.check_fit(settings(), survey, predictor)
+        worker_models.check_fit(settings(), survey, predictor)
 
 
 @pytest.mark.redis

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from test_frames import season
 from test_safe_names import archive_with
 
-from skyheed.broker import cli, writers
+from skyheed.broker import cli, record_writers
 from skyheed.broker.errors import ConfigError, SkyheedError
 from skyheed.classifier import output_paths
 from skyheed.classifier.archives.reader import Archive
@@ -122,7 +122,7 @@ def test_folders_that_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(ArchiveError, match=r"new: cannot be written.*Permission denied"):
             check(tmp_path / "new")
     with pytest.raises(ConfigError, match="Permission denied"):
-        writers.write([], "json", tmp_path / "new")
+        record_writers.write([], "json", tmp_path / "new")
 
 
 def test_files_that_are_there_stay_as_they_are_until_they_are_written(tmp_path: Path) -> None:
@@ -173,6 +173,6 @@ def test_output_of_a_subscriber_with_an_odd_name(tmp_path: Path) -> None:
     here = tmp_path / ODD
     here.mkdir()
     for form in ("json", "csv", "table", "parquet"):
-        assert writers.write([record(1)], form, here / f"it's {form} é.{form}") == 1
+        assert record_writers.write([record(1)], form, here / f"it's {form} é.{form}") == 1
     assert len(os.listdir(here)) == 4
     np.testing.assert_equal(sorted(p.suffix for p in here.iterdir()), [".csv", ".json", ".parquet", ".table"])

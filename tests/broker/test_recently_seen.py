@@ -1,6 +1,6 @@
 """The memory of what came recent: bounded, and never shorter than it promises."""
 
-from skyheed.broker.recent import Recent
+from skyheed.broker.recently_seen import Recent
 
 
 def test_the_newest_names_are_remembered_and_memory_is_bounded() -> None:

@@ -12,7 +12,7 @@ from server_tools import HOME, NEEDS_APACHE
 from stream_tools import ingest_all, settings_for
 from test_surveys import ztf_packet
 
-from skyheed.broker import app, nights
+from skyheed.broker import app, night_replay
 from skyheed.broker.cli import skyheed
 from skyheed.broker.errors import ConfigError, ServiceError
 from skyheed.broker.kafka.client import Publisher, ensure_topics, group_lag, offsets_between
@@ -25,11 +25,13 @@ PARTITIONS = 3
 
 
 def test_times_as_people_write_them() -> None:
-    found = nights.night_of("2025-11-26T12:00", "61005.75", NOON + 12 * HOUR)
-    assert found == nights.Night(NOON, NOON + 6 * HOUR)
+    found = night_replay.night_of("2025-11-26T12:00", "61005.75", NOON + 12 * HOUR)
+    assert found == night_replay.Night(NOON, NOON + 6 * HOUR)
     assert found.name == "20251126T120000-20251126T180000"
-    assert nights.night_of("2025-11-26T13:00+01:00", "", NOON + 5) == nights.Night(NOON, NOON + 5)
-    assert nights.night_of("2025-11-26", "2025-11-26T12:00:00Z", NOON) == nights.Night(NOON - 12 * HOUR, NOON)
+    assert night_replay.night_of("2025-11-26T13:00+01:00", "", NOON + 5) == night_replay.Night(NOON, NOON + 5)
+    assert night_replay.night_of("2025-11-26", "2025-11-26T12:00:00Z", NOON) == night_replay.Night(
+        NOON - 12 * HOUR, NOON
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,20 +43,20 @@ def test_times_as_people_write_them() -> None:
 )  # fmt: skip
 def test_times_that_cannot_work(since: str, end: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        nights.night_of(since, end, NOON + 24 * HOUR)
+        night_replay.night_of(since, end, NOON + 24 * HOUR)
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a b", "a{b}", "x" * 65])
 def test_names_of_key_spaces(name: str) -> None:
     with pytest.raises(ConfigError, match="--into"):
-        nights.apart(Settings(survey="ztf"), name)
+        night_replay.apart(Settings(survey="ztf"), name)
 
 
 def test_nothing_of_a_replay_has_a_name_of_the_live_stream() -> None:
     live = Settings(survey="ztf")
     named = Settings(survey="ztf", topics=type(live.topics)(classifications="answers", dead_letters="dead"))
     for settings in (live, named):
-        own = nights.apart(settings, "n1")
+        own = night_replay.apart(settings, "n1")
         assert (own.survey, own.base_survey, own.space) == ("ztf.n1", "ztf", "n1")
         assert own.ingest.group != settings.ingest.group
         assert own.ingest.topics == (settings.alert_topic,)
@@ -62,7 +64,7 @@ def test_nothing_of_a_replay_has_a_name_of_the_live_stream() -> None:
             assert getattr(own, topic) == f"{getattr(settings, topic)}.n1"
             assert own.outputs.never(getattr(own, topic))
     with pytest.raises(ConfigError, match="result of a replay"):
-        nights.apart(nights.apart(live, "n1"), "n2")
+        night_replay.apart(night_replay.apart(live, "n1"), "n2")
 
 
 # --- through Kafka and Redis ------------------------------------------------------------------------------------------
@@ -133,7 +135,7 @@ def test_one_night_again_and_the_live_stream_untouched(stream: Settings, tmp_pat
     ran = CliRunner().invoke(skyheed, words(path, 15, 50, "n1"), catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
     assert "skyheed work --survey ztf.n1 --drain" in ran.output
-    own = nights.apart(stream, "n1")
+    own = night_replay.apart(stream, "n1")
     assert kept(own) == set(range(15, 50))
     assert kept(stream) == set(range(1, 41))
     assert group_lag(stream.kafka, stream.ingest.group, topics) == before
@@ -162,14 +164,14 @@ def test_a_night_without_messages_ends_at_once(stream: Settings, tmp_path: Path)
     publish_at(stream, range(1, 10))
     ran = CliRunner().invoke(skyheed, words(written(tmp_path, stream), 20, 30, "n2"), catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
-    assert not kept(nights.apart(stream, "n2"))
+    assert not kept(night_replay.apart(stream, "n2"))
 
 
 @pytest.mark.kafka
 @pytest.mark.redis
 def test_a_killed_replay_goes_on_and_counts_nothing_twice(stream: Settings, tmp_path: Path) -> None:
     publish_at(stream, range(1, 400))
-    own, path = nights.apart(stream, "n3"), written(tmp_path, stream)
+    own, path = night_replay.apart(stream, "n3"), written(tmp_path, stream)
     program = Program(tmp_path / "first", *words(path, 50, 350, "n3"))
     try:
         until(lambda: len(kept(own)) > 5, 60, "stamps")
