@@ -67,7 +67,7 @@ def read_token(path: Path) -> str:
     found = config.read_secret(path, "--token-file")
     if len(found) < SHORTEST_TOKEN:
         raise ConfigError(
-            f"--token-file: {path} holds fewer than {SHORTEST_TOKEN} characters: make one with "
+            f"--token-file: {path} has fewer than {SHORTEST_TOKEN} characters: make one with "
             "python -c 'import secrets; print(secrets.token_urlsafe(24))'"
         )
     return found
@@ -81,7 +81,7 @@ def check(options: Options) -> None:
     """
     if not own_address(options.host) and not options.token:
         raise ConfigError(
-            f"--host {options.host} can be reached by others: add --token-file FILE, or use {HOST} and a tunnel"
+            f"--host {options.host} is reachable from other machines: add --token-file FILE, or use {HOST} and a tunnel"
         )
 
 

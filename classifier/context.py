@@ -60,7 +60,7 @@ QUANTITIES: tuple[Quantity, ...] = (
     Quantity("galactic_latitude", "deg", "absolute value", 0, 90, {"ztf": "ra, dec", "lsst": "ra, dec"}),
     Quantity("detections", "", "number so far, this one included", 1, 1e6, {
         "ztf": "ndethist", "lsst": "nDiaSources"}),
-    Quantity("visits", "", "exposures so far that covered the place", 1, 1e7, {"ztf": "ncovhist"}),
+    Quantity("visits", "", "exposures so far that covered the position", 1, 1e7, {"ztf": "ncovhist"}),
     Quantity("age_days", "day", "since the first detection", 0, 40_000, {
         "ztf": "jd - jdstarthist", "lsst": "midpointMjdTai - firstDiaSourceMjdTai"}),
 )  # fmt: skip

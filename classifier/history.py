@@ -220,7 +220,7 @@ class History:
         if not 1 <= len(self) <= longest:
             raise ValueError(f"a history has 1 to {longest} epochs here, not {len(self)}")
         if any(len(getattr(self, name)) != len(self) for name in PER_EPOCH):
-            raise ValueError(f"bands have shape {self.band.shape}, times {self.mjd.shape}: give one of each an epoch")
+            raise ValueError(f"bands have shape {self.band.shape}, times {self.mjd.shape}: give one of each per epoch")
         if not np.isfinite(self.mjd).all() or not (self.mjd[1:] >= self.mjd[:-1]).all():
             raise ValueError("the MJDs of a history are finite and in time order: sort its epochs")
         if not ((self.band >= 0) & (self.band < len(BANDS))).all():

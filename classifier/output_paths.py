@@ -52,7 +52,7 @@ def check_picture(path: str | Path, error: type[Exception] = ArchiveError) -> No
         `error`
     """
     if Path(path).suffix.lower() not in PICTURES:
-        raise error(f"{path} does not end like a picture file: use one of {', '.join(PICTURES)}")
+        raise error(f"{path} does not end like an image file: use one of {', '.join(PICTURES)}")
     check_file(path, error)
 
 

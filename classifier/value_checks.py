@@ -69,7 +69,7 @@ def classes(names: Sequence[str], known: Iterable[str] = taxonomy.CLASS_IDS) -> 
         raise ModelError(f"classes is {', '.join(names) or 'empty'}: give two or more, each once")
     merged = [n for n in names if n != taxonomy.merge_supernovae(n)]
     if "SN" in names and merged:
-        raise ModelError(f"classes has SN and {merged[0]}, which is a part of it: give either")
+        raise ModelError(f"classes has SN and {merged[0]}, which is a part of it: give one or the other")
 
 
 def bands(letters: str) -> None:

@@ -23,7 +23,7 @@ SKY_POINTS = 5_000
 MOST_READERS = 1_000
 
 
-@router.get("/state", response_model=openapi.State, summary="Whether the servers are there")
+@router.get("/state", response_model=openapi.State, summary="State of the servers")
 def state(request: Request, web: Here) -> Response:
     """The state of Kafka and Redis, how far the index has read, and whether models can recompute here."""
     return as_json(request, web.status.state())
@@ -53,7 +53,7 @@ def objects(
     return response
 
 
-@router.get("/objects.{form}", response_class=Response, summary="What is listed, as a file", responses=openapi.LISTS)
+@router.get("/objects.{form}", response_class=Response, summary="The list as a file", responses=openapi.LISTS)
 def export(
     request: Request, web: Here, wanted: Wanted, typed: Search,
     form: Annotated[Literal["csv", "json", "parquet"], Path()], sort: Sort = "newest",
@@ -137,7 +137,7 @@ def books(request: Request, web: Here) -> Response:
     return as_json(request, web.status.books())
 
 
-@router.get("/dead-letters/{place}", response_model=openapi.Letter, summary="A look into a packet that was set aside")
+@router.get("/dead-letters/{place}", response_model=openapi.Letter, summary="Contents of a packet that was set aside")
 def dead_letter(request: Request, web: Here, place: Annotated[str, Path(max_length=2000)]) -> Response:
     """The headers and first bytes of a dead letter."""
     return as_json(request, look_into(_letter(web, place)))
@@ -157,5 +157,5 @@ def _letter(web: Here, place: str) -> Any:
     found: Iterator[Any] = (letter for letter in web.status.letters() if letter_row(letter)["place"] == place)
     letter = next(found, None)
     if letter is None:
-        raise Problem(404, "no such dead letter among the newest: skyheed deadletter list names all")
+        raise Problem(404, "no such dead letter among the newest: skyheed deadletter list shows all")
     return letter

@@ -61,10 +61,10 @@ def cube(request: Request, web: Here, name: Name) -> Response:
     return respond(request, images.fits_cube(history), "application/fits", name=f"{file_name(name)}.fits")
 
 
-@router.get("/{key}/stamps.gif", response_class=Response, summary="The stamps as a film", responses=openapi.FILES)
+@router.get("/{key}/stamps.gif", response_class=Response, summary="The stamps as an animation", responses=openapi.FILES)
 def film(
     request: Request, web: Here, name: Name, look: Looking, kind: Kind = "science", bands: Bands = "",
-    ms: Annotated[int, Query(ge=20, le=5000, description="a frame, milliseconds")] = 200,
+    ms: Annotated[int, Query(ge=20, le=5000, description="milliseconds per frame")] = 200,
 ) -> Response:  # fmt: skip
     """One frame per epoch, all with the same cuts."""
     history, _ = web.objects.history(name)

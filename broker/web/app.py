@@ -26,9 +26,9 @@ STATE_S = 2.0  # how often the stream's readers are told that a server went down
 SAME_FOR = 31_536_000  # seconds for which a file named with its digest may be cached
 DESCRIPTION = (
     "Early classifications of alert streams from sequences of stamps. Ids are strings. Times: `mjd` days TAI, `_ms` "
-    "Unix milliseconds UTC. Fluxes in nJy, magnitudes AB, positions in degrees ICRS; what is not known is null. Errors "
-    "are problem details (RFC 9457). Answers have an ETag. `as published` and `recomputed` are never mixed: every "
-    "answer says which it is."
+    "Unix milliseconds UTC. Fluxes in nJy, magnitudes AB, positions in degrees ICRS; unknown values are null. Errors "
+    "are problem details (RFC 9457). Responses have an ETag. `as published` and `recomputed` are never mixed: every "
+    "response says which it is."
 )
 
 
@@ -69,16 +69,16 @@ async def _watch(web: Web) -> None:
         try:
             web.hub.tell_state(await asyncio.to_thread(web.status.state))
         except SkyheedError as error:
-            log.warning("the state of the servers is not known: %s", error)
+            log.warning("cannot determine the state of the servers: %s", error)
         except Exception:
-            log.exception("an internal error while looking at the servers: looking again")
+            log.exception("an internal error while checking the servers: checking again")
         await asyncio.sleep(STATE_S)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     problem = problems.of_error(error)
     if problem.status == 500:
-        log.error("an internal error at %s", request.url.path, exc_info=error)
+        log.error("an internal error in the response to %s", request.url.path, exc_info=error)
     wants_page = "text/html" in request.headers.get("accept", "")
     if wants_page and not request.url.path.startswith((PREFIX, "/alerts", "/static")):
         with contextlib.suppress(Exception):

@@ -76,7 +76,7 @@ def _card(place: str, survey: str) -> dict[str, Any]:
     path = checkpoint.resolve(place, survey) / checkpoint.MODEL
     card = json.loads(read_file(path, checkpoint.MOST_CARD, ModelError))
     if not isinstance(card, dict):
-        raise ModelError(f"{path} holds no keys: get the checkpoint again")
+        raise ModelError(f"{path} is not a JSON object: get the checkpoint again")
     return card
 
 

@@ -46,7 +46,7 @@ class Drift:
         try:
             self._rows = list(self._look())
         except (SkyheedError, OSError) as error:
-            log.warning("the last nights' stamps cannot be looked at: %s", error)
+            log.warning("cannot examine the stamps of the last nights: %s", error)
             self._looked = -EVERY_S
         if not self._rows:  # nothing has been classified yet: try again soon
             self._looked = time.monotonic() - EVERY_S + 5

@@ -26,14 +26,14 @@ from skyheed.classifier.stamp import STAMP_SIZE
 if TYPE_CHECKING:
     from skyheed.classifier.models.base import Model
 
-CONTEXT_NOTICE = "this model reads context, and every beginning is shown with the newest epoch's: hindsight in part"
+CONTEXT_NOTICE = "this model uses context, and all results here use that of the newest epoch: partly hindsight"
 SURE = 0.8  # probability from which a class counts as recognised
 KEPT = 4_000  # cached entries for epochs; a token of ConvEntion has 1.3 kB
 PATCH = 4  # side in pixels of the square that is covered at a time
 BATCH = 64
 METHOD = (
     f"occlusion: the change of the class's log-odds when {PATCH} x {PATCH} pixels are covered with background (0); "
-    "positive where the pixels speak for the class"
+    "positive where the pixels are evidence for the class"
 )
 
 
@@ -70,7 +70,7 @@ def seen_by(own: "Explained", history: History) -> History:
     if not own.model.needs.images:
         return replace(history, images={}, shown=np.arange(len(history)))
     if gone := without(missing(history), len(history)):
-        raise Problem(422, f"{own.model.info.name} looks at images, and {gone}: what it published before is shown")
+        raise Problem(422, f"{own.model.info.name} needs images, and {gone}: what it published is shown")
     return history
 
 
@@ -198,7 +198,7 @@ def what_if(own: Explained, history: History, given: Mapping[str, Any]) -> dict[
     """The classification without some epochs and kinds of input, and that of the full history."""
     kinds = frozenset(given["kinds"])
     if "science" in kinds and "science" in own.model.needs.images:
-        raise Problem(422, "every epoch has its science stamp: leave them on, or switch epochs, nights or bands off")
+        raise Problem(422, "every epoch needs its science stamp: leave these on, or switch epochs, nights or bands off")
     keep = np.flatnonzero(kept_epochs(history, given))
     if not len(keep):
         raise Problem(422, "nothing is left of the history: leave at least one epoch on")
@@ -268,7 +268,7 @@ def saliency(own: Explained, history: History, given: Mapping[str, Any]) -> dict
         raise Problem(422, f"the object is not classified: {reason_text(str(whole.reason))}")
     kinds = [kind for kind in own.model.needs.images if kind in history.images]
     if not kinds:
-        raise Problem(422, f"the model {own.model.info.name} looks at no stamps")
+        raise Problem(422, f"the model {own.model.info.name} does not use stamps")
     at, epoch = own.class_index(given["class"], whole), int(given["epoch"])
     base = log_odds(float(whole.probabilities[at]))
     maps = {kind: _covered(own, history, kind, epoch, at, base) for kind in kinds}

@@ -114,7 +114,7 @@ class Follower(threading.Thread):
 
     def _say(self, sentence: str) -> None:
         if sentence and not self.trouble:
-            log.warning("the page waits: %s", sentence)
+            log.warning("the page is waiting: %s", sentence)
         if sentence:
             self.behind = None
         self.trouble = sentence

@@ -136,7 +136,9 @@ class Guard:
             raise Problem(421, "this page is not served under that name: use the address that skyheed serve printed")
         if scope["method"] not in ("GET", "HEAD", "POST"):
             raise Problem(
-                405, "the page is read-only: GET, HEAD, and POST for what is computed", {"Allow": "GET, POST"}
+                405,
+                "the page is read-only: use GET or HEAD, and POST only for what is computed",
+                {"Allow": "GET, POST"},
             )
         if self._rates:
             self._check_rate(scope)

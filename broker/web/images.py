@@ -251,7 +251,7 @@ def epoch_of(history: History, source_id: str) -> int:
     """
     sources = [str(source) for source in history.source_id.tolist()]
     if source_id not in sources:
-        raise Problem(404, "this object has no such source: the list of epochs names them")
+        raise Problem(404, "this object has no such source: its list of epochs shows all")
     return sources.index(source_id)
 
 

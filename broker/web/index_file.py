@@ -56,7 +56,7 @@ def _check_ours(path: Path) -> None:
         raise ConfigError(f"the index {path} cannot be opened ({error}): give another --index") from error
     ours = begin.startswith(_BEGIN) and begin[_OWNER_AT:] == _OWNER.to_bytes(4, "big")
     if begin and not ours:
-        raise ConfigError(f"{path} is a file of something else, which is not overwritten: give another --index")
+        raise ConfigError(f"{path} is not an index of skyheed and is not overwritten: give another --index")
 
 
 class IndexFile:
@@ -88,7 +88,7 @@ class IndexFile:
 
     def _begin_anew(self, error: Exception) -> None:
         """The file is damaged, or from another release or survey: start again, since everything is on the topics."""
-        log.warning("the index %s cannot be used (%s): made anew from the topics", self.path, error)
+        log.warning("the index %s cannot be used (%s): rebuilding it from the topics", self.path, error)
         self.close()
         try:
             for path in (self.path, *(self.path.with_name(self.path.name + end) for end in ("-wal", "-shm"))):

@@ -21,7 +21,7 @@ def order_of(sort: str) -> tuple[str, bool]:
         SearchError: there is no such order.
     """
     if sort.removeprefix("-") not in SORTS:
-        raise SearchError(f"lists are sorted by {', '.join(SORTS)}, with a - in front the other way round")
+        raise SearchError(f"lists are sorted by {', '.join(SORTS)}, with a - in front for the reverse order")
     column, falls = SORTS[sort.removeprefix("-")]
     return column, falls != sort.startswith("-")
 

@@ -46,7 +46,7 @@ def positions_of(text: str) -> Positions:
     for part in filter(None, text.split(",")):
         place, _, offset = part.rpartition(":")
         if not place or not offset.lstrip("-").isdecimal() or len(offset) > 19 or int(offset) < -1:
-            raise ValueError(f"{part[:80]!r} is no place and offset")
+            raise ValueError(f"{part[:80]!r} is not a place and an offset")
         found[place] = int(offset) + 1
     return found
 
@@ -189,7 +189,7 @@ class Hub:
         except ValueError:
             said: dict[str, Any] = {
                 "missed": None,
-                "sentence": "the place to go on from is unknown here: going on from now",
+                "sentence": "the position to continue from is unknown here: continuing with new classifications",
             }
             return now, retry + frame("gap", encode(said), event_id(now.positions))
         at, missed = await asyncio.to_thread(self._index.seq_before, positions)

@@ -31,5 +31,5 @@ def object_of(key: str) -> str:
     try:
         found = base64.b64decode(coded + "=" * (-len(coded) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError) as error:
-        raise ValueError("what follows ~ is no id in base64url: take the `path` that lists give") from error
+        raise ValueError("what follows ~ is not an id in base64url: use the `path` that lists give") from error
     return found

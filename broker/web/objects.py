@@ -62,7 +62,9 @@ class Objects:
         """
         found = self._sequence(object_id)
         if found is None:
-            raise Problem(404, "Redis keeps no such object: it is unknown, or was quiet for longer than redis.ttl_days")
+            raise Problem(
+                404, "Redis has no such object: it is unknown, or has had no alert for longer than redis.ttl_days"
+            )
         return found
 
     def history(self, object_id: str) -> tuple[History, int]:
@@ -86,12 +88,12 @@ class Objects:
             models = self._models(rows)
             if stored is not None:
                 return self._of_redis(stored, models, rows)
-            away = "Redis keeps no history of this object any more: what the index still has is shown"
+            away = "Redis no longer has this object's history: what the index still has is shown"
         except (ServiceUnavailable, ServiceError) as error:
             away, models, waits = str(error), sorted({row["model"] for row in rows}), True
         if not rows:
             if not waits:
-                raise Problem(404, "no such object: it is unknown, or was forgotten; search for a part of its id")
+                raise Problem(404, "no such object: it is unknown, or has been removed; search for a part of its id")
             raise Problem(503, away, {"Retry-After": "5"})
         return self._of_index(object_id, rows, away) | {"waits_for_redis": waits}
 

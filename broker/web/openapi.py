@@ -43,7 +43,7 @@ LISTS: dict[int | str, dict[str, Any]] = {
 }
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events, for ever",
+        "description": "Server-sent events, without end",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
@@ -81,7 +81,7 @@ class Model(_Shape):
     surveys: list[str]
     prior: dict[str, float] | None
     needs: dict[str, Any] | None
-    recompute: bool = Field(description="whether this server can ask it again")
+    recompute: bool = Field(description="whether this server can recompute with it")
     card: dict[str, Any] | None
     calibration: dict[str, Any] | None
     same_as_published: bool | None = Field(
@@ -179,7 +179,7 @@ class Object(_Shape):
     revision: int
     source: Literal["redis", "index"]
     notice: str
-    waits_for_redis: bool = Field(default=False, description="Redis is unavailable: ask again later for the rest")
+    waits_for_redis: bool = Field(default=False, description="Redis is unavailable: try again later for the rest")
     ra: float | None
     dec: float | None
     epochs: Epochs | None
@@ -219,7 +219,7 @@ class Prefix(Result):
 
 
 class Prefixes(_Recomputed):
-    notice: str = Field(description="what is not as it was then; empty where all is")
+    notice: str = Field(description="what differs from then; empty if nothing does")
     prefixes: list[Prefix]
     turned: dict[str, Any] | None
     sure: dict[str, Any] | None
@@ -296,7 +296,7 @@ class Status(_Shape):
     latency_ms: dict[str, int | None]
     throughput: list[dict[str, Any]]
     shares: list[dict[str, Any]]
-    drift: list[dict[str, Any]] | None = Field(description="null until the stamps have been looked at")
+    drift: list[dict[str, Any]] | None = Field(description="null until the stamps have been examined")
     drift_reference: dict[str, Any] | None
     dead_letters: dict[str, Any]
     models: list[Model]

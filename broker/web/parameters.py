@@ -10,12 +10,12 @@ from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.search import Filters, SearchError, Typed, cone_of, understand
 
 LONGEST = 512  # characters of a text in a query
-Cursor = Annotated[str, Query(max_length=LONGEST, description="`next` of the page before; empty for the first one")]
+Cursor = Annotated[str, Query(max_length=LONGEST, description="`next` of the previous page; empty for the first one")]
 Sort = Annotated[
     str,
     Query(
         max_length=20, pattern="^-?(newest|probability|epochs|days|night|first|id)$",
-        description="newest, probability, epochs, days, night, first or id; with a - in front, the other way round",
+        description="newest, probability, epochs, days, night, first or id; with a - in front for the reverse order",
     ),
 ]  # fmt: skip
 Limit = Annotated[int, Query(ge=1, le=LONGEST_LIST, description="rows of a page, at most 500")]
@@ -35,7 +35,7 @@ def filters(
     class_: Annotated[str, Query(alias="class", max_length=LONGEST, description="top class")] = "",
     min_probability: Share = None,
     max_probability: Share = None,
-    bands: Annotated[str, Query(max_length=6, description="letters; all of them must be there")] = "",
+    bands: Annotated[str, Query(max_length=6, description="letters; objects must have all of them")] = "",
     min_epochs: Count = None,
     max_epochs: Count = None,
     min_days: Days = None,
@@ -78,9 +78,9 @@ def look(
     stretch: Annotated[
         Literal["linear", "asinh", "log", "sqrt"], Query(description="curve between the cuts")
     ] = "linear",
-    low: Annotated[float, Query(ge=0, le=100, allow_inf_nan=False, description="percentile that becomes white")] = 1.0,
-    high: Annotated[float, Query(ge=0, le=100, allow_inf_nan=False, description="percentile that is black")] = 99.5,
-    scale: Annotated[int, Query(ge=1, le=16, description="picture pixels for each pixel")] = 1,
+    low: Annotated[float, Query(ge=0, le=100, allow_inf_nan=False, description="percentile shown as white")] = 1.0,
+    high: Annotated[float, Query(ge=0, le=100, allow_inf_nan=False, description="percentile shown as black")] = 99.5,
+    scale: Annotated[int, Query(ge=1, le=16, description="picture pixels per stamp pixel")] = 1,
 ) -> Look:
     """How to render a stamp as a picture."""
     return Look(stretch, low, high, scale)

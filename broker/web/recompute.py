@@ -65,7 +65,9 @@ class Pool:
         if self.missing:
             raise Problem(503, self.missing)
         if not self._seats.acquire(blocking=False):
-            raise Problem(429, "too many computations wait already: try again in a few seconds", {"Retry-After": "5"})
+            raise Problem(
+                429, "too many computations are already waiting: try again in a few seconds", {"Retry-After": "5"}
+            )
         try:
             return self._run(task)
         finally:

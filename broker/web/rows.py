@@ -13,7 +13,7 @@ from skyheed.classifier.prediction import Declined
 REASONS = {
     Declined.TOO_FEW_STAMPS: "too few stamps so far",
     Declined.BANDS_UNKNOWN: "has stamps in a band that the model does not know",
-    Declined.NOT_FINITE: "the model gave no finite number",
+    Declined.NOT_FINITE: "the model's output was not finite",
 }
 PREFIX = "/api/v1"
 DECLINED = "declined"  # what a decline is called where other rows show their class

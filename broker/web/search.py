@@ -32,9 +32,9 @@ class Cone:
 
     def __post_init__(self) -> None:
         if not (0 <= self.ra <= 360 and -90 <= self.dec <= 90):
-            raise SearchError("right ascension is 0 to 360 and declination -90 to 90 degrees")
+            raise SearchError("right ascension must be 0 to 360 and declination -90 to 90 degrees")
         if not 0 < self.radius <= LARGEST_RADIUS:
-            raise SearchError(f"the radius is above 0 and at most {LARGEST_RADIUS:.0f} arcsec")
+            raise SearchError(f"the radius must be above 0 and at most {LARGEST_RADIUS:.0f} arcsec")
 
     def separation(self, ra: float, dec: float) -> float:
         """Arcseconds from the centre (haversine, accurate for small and large angles)."""
@@ -106,7 +106,7 @@ def _cone(text: str, ra: float, dec: float, radius: str | None) -> Typed:
 
 def _sixty(whole: str, minutes: str, seconds: str) -> float:
     if float(minutes) >= 60 or float(seconds) >= 60:
-        raise SearchError("minutes and seconds are below 60")
+        raise SearchError("minutes and seconds must be below 60")
     return float(whole) + float(minutes) / 60 + float(seconds) / 3600
 
 

@@ -240,9 +240,9 @@ def _pairs(reply: Any) -> list[tuple[str, int]]:
 
 def _index_sentence(behind: int | None, trouble: str) -> str:
     if trouble:
-        return "what was read before Kafka went away is shown"
+        return "what was read before Kafka became unavailable is shown"
     if behind is None:
-        return "reading the classifications from the beginning of what is kept"
+        return "reading the classifications from the beginning of the topics"
     return f"{behind} classifications still to read" if behind else "up to date"
 
 
@@ -267,7 +267,7 @@ def _explained(books: Books) -> dict[str, Any]:
     balance = (
         "every alert that was read has one outcome, and every object one place"
         if books.balanced
-        else "something has no outcome or two: it may be on its way; if it stays, run skyheed audit"
+        else "something has no outcome, or two: it may still be in progress; if this persists, run skyheed audit"
     )
     return {**books.to_json(), "explained": said, "sentence": balance}
 

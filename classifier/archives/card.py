@@ -6,7 +6,7 @@ from typing import Any
 from skyheed.classifier.safe_names import printable, table_cell
 
 OBJECT_FIELDS = {
-    "object_id": "the survey's name of the object",
+    "object_id": "the survey's name for the object",
     "class": "the label to learn: AGN, SNIa, Variable or SNOther",
     "type": "finer type (Ia, II-P, IIn, RRab, ...), empty if unknown",
     "true_class": "the truth of a simulated object; differs from `class` if a photometric label is wrong",

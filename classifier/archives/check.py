@@ -48,9 +48,9 @@ def _problems(archive: Archive) -> Iterator[str]:
 
 def _object_problems(row: dict[str, Any]) -> Iterator[str]:
     if row["class"] not in (*CLASSES, UNLABELLED):
-        yield f"class {row['class']!r} is none of {', '.join(CLASSES)}"
+        yield f"class {row['class']!r} is not one of {', '.join(CLASSES)}"
     if row["split"] not in SPLITS:
-        yield f"split {row['split']!r} is none of {', '.join(SPLITS)}"
+        yield f"split {row['split']!r} is not one of {', '.join(SPLITS)}"
     if not (0 <= row["ra"] < 360 and -90 <= row["dec"] <= 90):
         yield f"position ({row['ra']}, {row['dec']}) is not on the sky"
 
@@ -59,9 +59,9 @@ def _stamp_problems(row: dict[str, Any], stamps: NDArray[np.void]) -> Iterator[s
     if len(stamps) != row["stamps"]:
         yield f"{len(stamps)} stamps, the table says {row['stamps']}"
     if not (np.isfinite(stamps["mjd"]).all() and (np.diff(stamps["mjd"]) >= 0).all()):
-        yield "its times are not finite and in order"
+        yield "its times are not finite, or not in order"
     if not set(stamps["band"].tolist()) <= set(KNOWN_BANDS):
-        yield f"a band is none of {KNOWN_BANDS}"
+        yield f"a band is not one of {KNOWN_BANDS}"
     for name in ("flux_error", "psf_fwhm", "sky_noise"):
         values = stamps[name]
         if not (values[np.isfinite(values)] > 0).all():

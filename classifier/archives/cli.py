@@ -125,7 +125,7 @@ def build_sdss(
         output_paths.check_file(missing)
     if fields:
         wanted = frames_to_fetch(candidates, frames, fields, window)
-        click.echo(f"{len(wanted)} frames of these candidates are not there")
+        click.echo(f"{len(wanted)} frames of these candidates are missing")
         if missing:
             missing.write_text("".join(f"{name.file}\n" for name in wanted))
     report = build(output, candidates, frames, window=window, overwrite=overwrite)
@@ -214,7 +214,7 @@ def validate(path: Path) -> None:
     "--mixture", metavar="CLASS=SHARE,...", help="Drop objects until the classes of each split have these shares."
 )
 @click.option("--alerts-only", is_flag=True, help="Only what an alert stream would have sent.")
-@click.option("--most", type=click.IntRange(1), help="Keep only the first stamps of each object, this many.")
+@click.option("--most", type=click.IntRange(1), help="Keep only this many first stamps of each object.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 def convert(
     path: Path,

@@ -71,7 +71,7 @@ def convert(
         ArchiveError: `out` exists, nothing was chosen, or an object is not in the archive.
     """
     if form not in FORMS:
-        raise ArchiveError(f"form {form!r} is none of {', '.join(FORMS)}")
+        raise ArchiveError(f"form {form!r} is not one of {', '.join(FORMS)}")
     out = Path(out)
     output_paths.check_folder(out)
     if out.exists():
@@ -99,7 +99,7 @@ def _choose(
     rows = [row for row in rows if (not labels or row["class"] in labels) and (split is None or row["split"] == split)]
     rows = rows[::every]
     if not rows:
-        raise ArchiveError("no object of the archive is of that class and split")
+        raise ArchiveError("no object in the archive has that class and split")
     return [str(row["object_id"]) for row in (thinned(rows, mixture) if mixture else rows)]
 
 

@@ -110,7 +110,7 @@ def _meaning(column: str, meanings: Mapping[str, str]) -> str:
 
 _OTHER = {
     "survey": "whose alerts", "stamps": "how many", "part": "which stamps/part-*.parquet",
-    "row_group": "which row group of it", "object_id": "the survey's name of the object",
+    "row_group": "which row group of it", "object_id": "the survey's name for the object",
     "stamp_unit": "nJy; the unit of the pixels", "stamp": "pixels: binary float16, rows south to north, in stamp_unit",
 }  # fmt: skip
 

@@ -144,7 +144,7 @@ def _points(column: pa.ListArray) -> list[Photometry]:
     ends, values = column.offsets.to_numpy(), column.values
     parts = {name: values.field(name).to_numpy().astype(kind) for name, kind in _POINT.items()}
     if (parts["band"] >= len(BANDS)).any() or (parts["kind"] > UPPER_LIMIT).any():
-        raise ValueError("photometry of a band or kind that there is not")
+        raise ValueError("photometry of an unknown band or kind")
     return [Photometry(*(values[start:end] for values in parts.values())) for start, end in itertools.pairwise(ends)]
 
 

@@ -139,7 +139,9 @@ def write_part(
                     use_dictionary=["object_id", "band"], write_statistics=["mjd"], write_page_checksum=True,
                 )  # fmt: skip
             if table.schema != writer.schema:
-                raise ArchiveError(f"object {printable(thing.object_id)} has other columns than those before it")
+                raise ArchiveError(
+                    f"object {printable(thing.object_id)} has different columns from the objects before it"
+                )
             writer.write_table(table, row_group_size=max(len(stamps), 1))
             rows.append(_object_row(thing, stamps, number, group))
     finally:

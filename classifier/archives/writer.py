@@ -142,7 +142,7 @@ class ArchiveWriter:
             _synchronise(self.path.parent)
             return
         if not self._overwrite:
-            raise ArchiveError(f"{self.path} appeared meanwhile; nothing was replaced")
+            raise ArchiveError(f"{self.path} appeared in the meantime; nothing was replaced")
         old = self.path.parent / f".{self.path.name}.old-{os.getpid()}"
         os.rename(self.path, old)
         os.rename(self.directory, self.path)

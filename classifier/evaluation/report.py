@@ -19,8 +19,8 @@ _WITH_INTERVAL = ("accuracy", "balanced_accuracy", "macro_f1")
 _COMPARED = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 _TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200)  # stamps or days
 _ECE = (
-    "In brackets after ECE: what perfectly calibrated answers with the same probabilities would show, by chance. ECE "
-    "tells of a bad calibration as far as it is larger."
+    "In brackets after ECE: the ECE that perfect calibration with the same probabilities would show by chance; only a "
+    "larger one indicates poor calibration."
 )
 _SAME = (
     "All models saw the same objects, with the same gaps if they take the same bands; each interval is that of one "
@@ -182,7 +182,7 @@ def _plot_series(axis: Any, series: Mapping[str, Any], label: str) -> None:
     for key, name in _COMPARED.items():
         _plot_curve(axis, series, key, label=name)
     cuts = [float(n) for n in series]
-    for style, key, name in ((".-", "ece", "ECE"), (":", "ece_expected", "ECE of calibrated answers")):
+    for style, key, name in ((".-", "ece", "ECE"), (":", "ece_expected", "ECE if calibrated")):
         axis.plot(cuts, np.array([s.get(key) for s in series.values()], float), style, color="C2", label=name)
     _stretch(axis, [int(n) for n in series])
     axis.set(xlabel=label, ylim=(0, 1))
@@ -208,8 +208,8 @@ def _plot_calibration(axis: Any, found: Mapping[str, Any]) -> None:
     axis.plot([0, 1], [0, 1], ":", color="grey")
     for confidence, right, count in found.get("calibration", []):
         axis.plot(confidence, right, "o", color="C0", ms=2 + count**0.5 / 2)
-    ece = f"ECE {_number(end['ece'])} (of calibrated answers {_number(end.get('ece_expected'))})"
-    axis.set(xlabel="probability of the answer", ylabel="share of right answers", title=f"all stamps\n{ece}")
+    ece = f"ECE {_number(end['ece'])} (if calibrated {_number(end.get('ece_expected'))})"
+    axis.set(xlabel="probability of the top class", ylabel="fraction that was right", title=f"all stamps\n{ece}")
 
 
 def _plot_matrix(axis: Any, classes: Sequence[str], counts: Sequence[Sequence[int]], title: str) -> None:
@@ -221,7 +221,7 @@ def _plot_matrix(axis: Any, classes: Sequence[str], counts: Sequence[Sequence[in
     ticks, names = range(len(classes)), [caption(name) for name in classes]
     axis.set_xticks(ticks, names)
     axis.set_yticks(ticks, names)
-    axis.set(xlabel="answer", ylabel="truth", title=title)
+    axis.set(xlabel="classified as", ylabel="truth", title=title)
 
 
 _AXES = {"missing": "share of observations left out", "after_stamps": "stamps"}
@@ -269,7 +269,7 @@ def _plot_failures(found: Mapping[str, Any], data: Dataset, path: Path) -> None:
         for axis, step in zip(row, steps, strict=False):
             axis.imshow(np.arcsinh(shown.images["science"][step].astype(np.float32)), origin="lower", cmap="gray")
             axis.set_title(f"{BANDS[shown.band[step]]} {shown.mjd[step] - shown.mjd[0]:.0f} d", fontsize=6)
-        said = f"{wrong['truth']}, said {wrong['answer']} {wrong['probability']:.2f}"
+        said = f"{wrong['truth']}, classified as {wrong['answer']} {wrong['probability']:.2f}"
         row[0].text(0, -6, caption(said), fontsize=6)
     figure.savefig(path, dpi=90)
     pyplot.close(figure)

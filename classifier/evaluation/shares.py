@@ -22,7 +22,7 @@ FEWEST = 30  # minimum number of objects for an estimate
 INTERVAL = (2.5, 97.5)
 Floats = NDArray[np.float64]
 TITLE = "Class shares, estimated without labels (95 % intervals; not applied)"
-HOLDS = "They hold as far as each class looks as it did when the model was calibrated."
+HOLDS = "They are valid only if each class looks as it did when the model was calibrated."
 
 
 def estimate(
@@ -42,7 +42,9 @@ def estimate(
         ModelError: there are too few objects.
     """
     if len(probabilities) < FEWEST:
-        raise ModelError(f"there are {len(probabilities)} objects, too few to tell class shares: {FEWEST} are needed")
+        raise ModelError(
+            f"there are {len(probabilities)} objects, too few to estimate class shares: {FEWEST} are needed"
+        )
     assumed = np.asarray(prior, np.float64) if len(prior) else np.ones(len(classes))
     assumed = assumed / assumed.sum()
     p, rng = np.asarray(probabilities, np.float64), np.random.default_rng(seed)

@@ -196,7 +196,7 @@ def read_info(name: str | Path, survey: str = "") -> Info:
     except ModelError as error:
         raise ModelError(f"{path} cannot be used ({error}): get the checkpoint again") from error
     if not (directory / WEIGHTS).is_file() or _digest(directory / WEIGHTS) != info.digest:
-        raise ModelError(f"{directory / WEIGHTS} is not what {MODEL} was written for: get the checkpoint again")
+        raise ModelError(f"{directory / WEIGHTS} does not match its {MODEL}: get the checkpoint again")
     # checkpoints of earlier versions have no digest of the card
     if CARD_DIGEST in given and given[CARD_DIGEST] != _card_digest(given):
         raise ModelError(f"{path} was changed after it was written: get the checkpoint again")

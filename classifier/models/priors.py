@@ -49,8 +49,8 @@ def assuming(info: "Info", counts: Sequence[float]) -> "Info":
     """
     if info.training.get("protocol", {}).get("balanced") is False:
         raise ModelError(
-            f"the model {info.name} learned from classes as often as they occur (balanced = false), so that "
-            "another prior would count that twice: leave the prior out, or train with balanced = true"
+            f"the model {info.name} was trained at the natural class frequencies (balanced = false), so "
+            "another prior would count them twice: leave the prior out, or train with balanced = true"
         )
     relative = tuple(count * len(counts) / sum(counts) for count in counts)
     version = f"{info.version.partition(PRIOR)[0]}{PRIOR}{'-'.join(f'{count:g}' for count in counts)}"

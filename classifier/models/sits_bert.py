@@ -157,7 +157,7 @@ class SitsBertFamily(base.Family):
     """SITS-BERT."""
 
     name = "sits-bert"
-    summary = "a Transformer over the nights of a light curve, pre-trained to mend it (Yuan & Lin 2021)"
+    summary = "a Transformer over the nights of a light curve, pre-trained to denoise it (Yuan & Lin 2021)"
     config = Config
     network = SitsBert
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sits-bert": {"objective": {"name": "pretrained"}}}

@@ -115,7 +115,7 @@ def suited(rng: np.random.Generator, scenes: Sequence[Scene], label: str) -> Sce
     """
     possible = [scene for scene in scenes if label in scene.kinds]
     if not possible:
-        raise ArchiveError(f"none of the {len(scenes)} scenes suits the class {label}: add packets")
+        raise ArchiveError(f"none of the {len(scenes)} scenes is suitable for the class {label}: add packets")
     return possible[int(rng.integers(len(possible)))]
 
 

@@ -95,7 +95,7 @@ def plan(objects: int, seed: int, *, balanced: bool, mixture: Mapping[str, float
     if objects < 1:
         raise ArchiveError("an archive needs at least one object")
     if mixture and balanced:
-        raise ArchiveError("class shares and equal classes were both requested: give either")
+        raise ArchiveError("class shares and equal classes were both requested: give one or the other")
     rng = np.random.default_rng([seed, 0xA11])
     sure = balanced or mixture is not None
     shares = mixture or dict.fromkeys(CLASSES, 1 / len(CLASSES))
@@ -301,7 +301,9 @@ def simulate(
         if not sky.detections_only:
             raise ArchiveError(f"{survey} sends no templates: --scenes is for ztf and lsst")
         if shift != NO_SHIFT:
-            raise ArchiveError("--scenes takes the conditions of its packets, so --shift would do nothing: give either")
+            raise ArchiveError(
+                "--scenes takes the conditions of its packets, so --shift would do nothing: give one or the other"
+            )
         scenes_of(scenes, sky)  # errors are reported before the work
     wishes = list(enumerate(plan(objects, seed, balanced=balanced, mixture=mixture)))
     tasks = [

@@ -46,7 +46,7 @@ def refuse_large(header: fits.Header) -> None:
     axes = int(header["NAXIS"])
     pixels = math.prod(int(header.get(f"NAXIS{axis}", 1)) for axis in range(1, axes + 1)) if axes < 10 else -1
     if not 0 < pixels <= MOST_PIXELS:
-        raise ValueError(f"it says that it has {pixels} pixels")
+        raise ValueError(f"its header declares {pixels} pixels")
 
 
 def read_header(path: Path) -> fits.Header:

@@ -186,7 +186,7 @@ def _season(curve: LightCurve) -> LightCurve:
 def _labelled(places: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
     for label, place in places:
         if label not in CLASSES:
-            raise ArchiveError(f"class {label!r} is none of {', '.join(CLASSES)}")
+            raise ArchiveError(f"class {label!r} is not one of {', '.join(CLASSES)}")
         if not place.exists():
             raise ArchiveError(f"{place} does not exist")
         for file in light_curve_files(place):

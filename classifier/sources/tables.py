@@ -246,7 +246,7 @@ def text_of(data: bytes, path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise ArchiveError(f"{path} is not text in UTF-8 (line {line}): save it as UTF-8") from None
     if "\0" in text:
-        raise ArchiveError(f"{path} holds bytes that no text has: give a table as text, FITS or Parquet")
+        raise ArchiveError(f"{path} contains bytes that no text file has: give a table as text, FITS or Parquet")
     return text
 
 
@@ -372,7 +372,7 @@ def _read_fits(data: bytes, path: Path, wanted: Sequence[Sequence[str]]) -> Shee
     except ArchiveError:
         raise
     except Exception as error:  # damaged headers end in errors of many kinds
-        raise ArchiveError(f"{path} is not a sound FITS table: {printable(error, 200)}") from error
+        raise ArchiveError(f"{path} is not a valid FITS table: {printable(error, 200)}") from error
     return Sheet(path, columns, range(1, len(table) + 1), "row")
 
 
@@ -392,5 +392,5 @@ def _read_parquet(data: bytes, path: Path) -> Sheet:
         table = file.read()
         columns = [Column(name, _unit(name), table[name].to_pylist()) for name in table.column_names]
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ArchiveError(f"{path} is not a sound Parquet file: {printable(error, 200)}") from error
+        raise ArchiveError(f"{path} is not a valid Parquet file: {printable(error, 200)}") from error
     return Sheet(path, columns, range(1, table.num_rows + 1), "row")

@@ -58,7 +58,7 @@ def black_box(
     if (joint.sum(0) == 0).any() or np.linalg.cond(joint) > SINGULAR:
         raise ModelError(
             "the classifier does not tell all classes apart on the validation objects, so their shares in the stream "
-            "cannot be told: use more objects, or a better model"
+            "cannot be estimated: use more objects, or a better model"
         )
     seen = np.bincount(target, minlength=classes) / len(target)
     ratios = np.clip(np.linalg.solve(joint, seen), 0, None)

@@ -160,7 +160,7 @@ def from_mapping(given: Mapping[str, Any], where: str | Path) -> Protocol:
     if unknown := sorted(set(given) - known):
         raise ModelError(f"{where}: unknown key {unknown[0]}; known are {', '.join(sorted(known))}")
     if "archive" not in given:
-        raise ModelError(f"{where}: archive is missing: name the archive to learn from")
+        raise ModelError(f"{where}: archive is missing: name the archive to train on")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     if "classes" not in values and isinstance(values.get("taxonomy"), Mapping):
         values["classes"] = tuple(values["taxonomy"].get("classes", taxonomy.CLASSES))
@@ -232,12 +232,14 @@ def _prior(p: Protocol) -> None:
         raise ModelError(f"prior has {len(p.prior)} values for {len(p.classes)} classes: give one for each")
     value_checks.positive("prior", *p.prior)
     if not p.balanced:
-        raise ModelError("prior would be ignored, as balanced is false and classes keep their shares: leave out either")
+        raise ModelError(
+            "prior would be ignored, as balanced is false and classes keep their shares: leave one of them out"
+        )
 
 
 def _stages(p: Protocol) -> None:
     if not any(getattr(p, key) for key in STEPS):
-        raise ModelError(f"{', '.join(STEPS)} are all 0, so nothing would be learned: set at least one")
+        raise ModelError(f"{', '.join(STEPS)} are all 0, so nothing would be trained: set at least one")
     for key in ("head_steps", "fine_head_steps"):
         if (value := getattr(p, key)) and not _keeps_tokens(p):
             raise ModelError(f"{key} is {value}, but {p.model} keeps no tokens to learn from: set it to 0")

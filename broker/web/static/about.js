@@ -48,7 +48,7 @@ function summary(data) {
 export function fillModels(data) {
   const body = byId("models-body");
   if (!data.models.length) {
-    body.append(h("p", { class: "muted" }, "No model has classified this object yet. Status says what is due."));
+    body.append(h("p", { class: "muted" }, "No model has classified this object yet. The status page shows what is due."));
     return;
   }
   const head = h("thead", {}, h("tr", {}, ["model", "class", "p", "epochs"].map((text, n) => h("th", { scope: "col", class: n < 2 ? "l" : null }, text))));
@@ -67,7 +67,7 @@ function provenance(model, data) {
     `${model.title || model.name} ${model.version ?? ""}`.trim(), model.digest && `weights ${String(model.digest).slice(0, 8)}`, model.preprocessing, prior && `prior ${prior}`,
     record?.classified_ms && `classified ${clock(record.classified_ms)}`,
   ];
-  const other = model.same_as_published === false ? h("b", {}, " The model on this server is another one than published this: what is recomputed is its answer.") : null;
+  const other = model.same_as_published === false ? h("b", {}, " The model on this server is not the one that published this: recomputed results are from the server's model.") : null;
   const estimates = Object.entries(record?.estimates ?? {}).map(([name, e]) => `${e.name ?? name} ${withError(e.value, e.error)}`);
   return h("p", { class: "muted small" }, lines.filter(Boolean).join(" · "), estimates.length ? h("br") : null, estimates.join(" · "), other, " ", h("a", { href: "/status#models" }, "card"));
 }

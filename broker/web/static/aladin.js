@@ -9,7 +9,7 @@ export function show(data) {
   const box = h("div", { id: "aladin", class: "aladin" });
   const said = h("p", { class: "muted", role: "status" }, "Loading Aladin Lite and sky images from CDS, Strasbourg. CDS sees your address and this position; nothing else on this page leaves the server.");
   byId("main").append(h("section", { class: "card sky", "aria-label": "Aladin Lite" }, said, box, h("p", {}, h("a", { href: location.pathname }, "Close it"))));
-  const script = h("script", { src: SOURCE, onload: () => draw(data), onerror: () => (said.textContent = "CDS does not answer, so that Aladin Lite is not shown. The rest of the page needs no other host.") });
+  const script = h("script", { src: SOURCE, onload: () => draw(data), onerror: () => (said.textContent = "CDS does not answer, so Aladin Lite cannot be shown. The rest of the page needs no other host.") });
   document.head.append(script);
 }
 

@@ -26,7 +26,7 @@ function facts(model) {
 
 function scores(metrics) {
   const rows = Object.entries(metrics.per_class ?? {}).map(([name, s]) => h("tr", {}, h("th", { scope: "row" }, className(name)), [s.precision, s.recall, s.f1].map((value) => h("td", {}, fixed(value))), h("td", {}, s.objects)));
-  if (!rows.length) return h("p", { class: "muted" }, "The card holds no scores.");
+  if (!rows.length) return h("p", { class: "muted" }, "The card has no scores.");
   const end = metrics.at_the_end ?? {};
   return h("div", {},
     h("p", { class: "muted small" }, `On ${metrics.data ?? "its test objects"}: accuracy ${fixed(end.accuracy)}, macro-F1 ${fixed(end.macro_f1)}, log loss ${fixed(end.log_loss)}.`),
@@ -37,10 +37,10 @@ function calibration(metrics) {
   const bins = metrics.calibration;
   if (bins?.length) return h("div", {}, reliability("Calibration: share that was right against the top probability", bins), h("p", { class: "muted small" }, "Share that was right against the top probability; dashed: calibrated."));
   const after = Object.entries(metrics.after_stamps ?? {}).map(([n, s]) => ({ at: Math.log2(Number(n)), n, ...s })).filter((s) => Number.isFinite(s.at) && Number.isFinite(s.ece));
-  if (!after.length) return h("p", { class: "muted" }, "The card holds no calibration.");
+  if (!after.length) return h("p", { class: "muted" }, "The card has no calibration.");
   const series = [{ name: "measured", points: after.map((s) => ({ at: s.at, value: s.ece })) }, { name: "chance", points: after.map((s) => ({ at: s.at, value: s.ece_expected })) }];
   const paint = (name) => (name === "measured" ? "var(--focus)" : "var(--edge)");
   return h("div", {},
-    lines("Calibration error after so many stamps", series, paint, (at) => String(Math.round(2 ** at)), { wide: 290, floor: 0 }),
-    h("p", { class: "muted small" }, "Calibration error against the number of stamps: blue measured, grey what chance alone makes of so few objects."));
+    lines("Calibration error by number of stamps", series, paint, (at) => String(Math.round(2 ** at)), { wide: 290, floor: 0 }),
+    h("p", { class: "muted small" }, "Calibration error against the number of stamps: blue: measured; grey: expected by chance for so few objects."));
 }

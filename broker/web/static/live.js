@@ -118,7 +118,7 @@ class Live {
     byId("empty").hidden = this.body.rows.length > 0;
     byId("empty").textContent = this.filters.any
       ? "No classification passes these filters yet. New ones appear here by themselves; a wider filter may show more."
-      : "Nothing has been classified yet. Rows appear here as soon as a worker publishes; Status says what is due.";
+      : "Nothing has been classified yet. Rows appear here as soon as a worker publishes; The status page shows what is due.";
   }
 
   pause() {

@@ -51,7 +51,7 @@ function fillSpeed(status) {
 function fillParts({ state, daemons }) {
   const part = (name, { ok, sentence }) => [name, h("span", { class: ok ? "good" : "bad" }, ok ? "runs" : "unavailable"), sentence];
   const rows = [part("Kafka", state.kafka), part("Redis", state.redis), ["index", count(state.index.objects), state.index.sentence], ["recomputing", h("span", { class: state.recompute.ok ? "good" : "bad" }, state.recompute.ok ? "runs" : "off"), state.recompute.sentence]];
-  const alive = (daemons ?? []).map((one) => [one.name, duration(one.age_s), Object.entries(one.waiting ?? {}).map(([on, s]) => `waits for ${on} ${typeof s === "number" ? duration(s) : ""}`).join(", ") || "working"]);
+  const alive = (daemons ?? []).map((one) => [one.name, duration(one.age_s), Object.entries(one.waiting ?? {}).map(([on, s]) => `waiting for ${on} ${typeof s === "number" ? duration(s) : ""}`).join(", ") || "working"]);
   byId("parts").replaceChildren(table("What this page reads", [["part", "l"], ["state", "l"], ["says", "l"]], rows), alive.length ? table("Daemons, and when they last reported", [["daemon", "l"], ["ago"], ["doing", "l"]], alive) : nothing("No daemon has reported: skyheed ingest and skyheed work do so every few seconds while they run."));
 }
 
@@ -75,7 +75,7 @@ const order = (classes, name) => (name === "declined" ? 99 : classes.indexOf(nam
 function fillDrift({ drift, drift_reference: reference }) {
   const bands = [..."ugrizy"].filter((band) => (drift ?? []).some((one) => one.band === band));
   if (!bands.length) {
-    byId("drift").replaceChildren(nothing(drift ? "No stamps yet." : "The stamps of the last nights are being looked at; this takes some seconds."));
+    byId("drift").replaceChildren(nothing(drift ? "No stamps yet." : "The stamps of the last nights are being examined; this takes a few seconds."));
     return;
   }
   const paint = (band) => `var(--band-${band})`;
@@ -86,12 +86,12 @@ function fillDrift({ drift, drift_reference: reference }) {
   const figure = (title, value, compared = true) => h("div", {}, h("h3", {}, title), lines(title, series(value), paint, (n) => dateOf(nights[n]), { reference: compared ? trained(value) : [], wide: 300, floor: compared ? null : 0 }));
   const legend = bands.map((band) => h("span", { class: `band-${band}` }, band));
   byId("drift").replaceChildren(
-    h("div", { class: "legend" }, legend, h("span", {}, reference?.sentence ?? "No model's card is here: there is nothing to compare with.")),
+    h("div", { class: "legend" }, legend, h("span", {}, reference?.sentence ?? "No model's card is available here: there is nothing to compare with.")),
     h("div", { class: "figures" },
       figure("Flux, µJy", ({ flux }) => range(flux, (value) => (known(value) ? value / 1000 : NaN))),
       figure("Width of the source, pixels", (one) => ({ value: one.width ?? NaN })),
       figure("Background noise, 100 nJy a pixel", ({ background }) => range(background, (value) => value ?? NaN)),
-      figure("Stamps looked at", (one) => ({ value: one.n }), false)),
+      figure("Stamps examined", (one) => ({ value: one.n }), false)),
     h("p", { class: "muted small" }, "Median and the range of 68 % of a sample of each night's stamps."));
 }
 const known = (value) => value !== null && value !== undefined;

@@ -116,7 +116,7 @@ export class WhatIf {
   }
 
   again() {
-    return h("button", { type: "button", onclick: () => this.clear() }, "all on again");
+    return h("button", { type: "button", onclick: () => this.clear() }, "switch everything on");
   }
 
   showWhole() {
@@ -173,7 +173,7 @@ export class WhatIf {
 
   async influence() {
     const query = new URLSearchParams({ model: this.model.name, ...(this.influenceClass ? { class: this.influenceClass } : {}) });
-    this.influenceSaid.textContent = "Leaving out one stamp after the other …";
+    this.influenceSaid.textContent = "Leaving out one stamp at a time …";
     try {
       const found = await getJson(apiUrl(this.page.data.path, `/influence?${query}`));
       const values = this.page.data.epochs.source_id.map((id) => found.influence.find((one) => one.source_id === id)?.log_odds ?? null);
@@ -188,7 +188,7 @@ export class WhatIf {
   sayInfluence(found, values) {
     const known = values.map((v, n) => [v, n]).filter(([v]) => v !== null);
     const strongest = known.sort((a, b) => Math.abs(b[0]) - Math.abs(a[0]))[0];
-    const text = "Bars below the strip: how much the log-odds fall when a stamp is left out; upward: it speaks for the class. Recomputed now. ";
+    const text = "Bars below the strip: how much the log-odds fall when a stamp is left out; upward: the stamp is evidence for the class. Recomputed now. ";
     this.influenceSaid.replaceChildren(text, ...(strongest ? ["Strongest: ", this.epochLink(strongest[1]), ` (${signed(strongest[0])}).`] : [`The model gives no probabilities for ${className(found.class)}.`]));
   }
 

@@ -56,7 +56,7 @@ class Config:
         if self.channels % self.heads:
             raise ModelError(f"channels is {self.channels}: give a multiple of heads, which is {self.heads}")
         if self.map < 1:
-            raise ModelError(f"size is {self.size}: give {SMALLEST} or more, the 3D-CNN leaves nothing of less")
+            raise ModelError(f"size is {self.size}: give {SMALLEST} or more, smaller images vanish in the 3D-CNN")
 
     @property
     def group(self) -> int:

@@ -181,7 +181,7 @@ class FusionFamily(vector.VectorFamily):
     """Images, light curve and surroundings."""
 
     name = "fusion"
-    summary = "stamps of all kinds, the packet's photometry and context, joined late; answers from the first alert on"
+    summary = "late fusion of all kinds of stamps, the packet's photometry and context, from the first alert on"
     config = Config
     network = Fusion
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"fusion": {}}

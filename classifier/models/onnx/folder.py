@@ -100,5 +100,5 @@ def read_graph(folder: Path, graph: Graph) -> bytes:
     path = folder / Path(graph.file).name
     content = read_file(path, MOST_GRAPH, ModelError)
     if hashlib.sha256(content).hexdigest() != graph.sha256:
-        raise ModelError(f"{path} is not what {EXPORT} was written for: export the model again")
+        raise ModelError(f"{path} does not match its {EXPORT}: export the model again")
     return content

@@ -203,7 +203,7 @@ def test_what_if_is_what_the_worker_says_of_the_reduced_history(reader: Reader, 
     assert left in said.inner_text()
     shown = page.locator(".compare > span:nth-of-type(3n + 2)").all_inner_texts()
     assert shown == [f"{p:.2f}" for p in expected.probabilities]
-    page.get_by_role("button", name="all on again").click()
+    page.get_by_role("button", name="switch everything on").click()
     page.get_by_text("as published.").wait_for()
     page.locator("#film").focus()
     page.keyboard.press("x")

@@ -211,7 +211,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(
     for file in folder.iterdir():
         (damaged / file.name).write_bytes(file.read_bytes())
     (damaged / "head.onnx").write_bytes((folder / "head.onnx").read_bytes()[:-1] + b"x")
-    with pytest.raises(ModelError, match=r"head\.onnx is not what onnx\.json was written for: export the model again"):
+    with pytest.raises(ModelError, match=r"head\.onnx does not match its onnx\.json: export the model again"):
         serving.load(damaged, survey="sdss")
     (damaged / "onnx.json").write_text('{"format": 9}')
     with pytest.raises(ModelError, match=r"onnx\.json cannot be read \(this version reads format 1\)"):

@@ -64,7 +64,7 @@ def test_class_shares_of_a_simulation() -> None:
     assert Counter(w.label for w in wishes) == counts(203, shares)
     assert sum(counts(203, shares).values()) == 203
     assert all(w.label == w.truth for w in wishes)
-    with pytest.raises(ArchiveError, match="give either"):
+    with pytest.raises(ArchiveError, match="give one or the other"):
         plan(8, 1, balanced=True, mixture=shares)
     for text in ("AGN=-1", "AGN=0", "Comet=1", "AGN"):
         with pytest.raises(ArchiveError):

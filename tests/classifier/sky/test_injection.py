@@ -144,5 +144,5 @@ def test_scenes_that_cannot_be_used_are_refused_before_the_work(real: Path, tmp_
     with pytest.raises(ArchiveError, match="archive build-packets"):
         scenes_of(plain, ZTF)
     stars = packets(tmp_path / "stars", star=STAR)
-    with pytest.raises(ArchiveError, match="suits the class"):
+    with pytest.raises(ArchiveError, match="is suitable for the class"):
         simulate("ztf", 4, 3, tmp_path / "b", balanced=True, scenes=stars, processes=1, progress=False)

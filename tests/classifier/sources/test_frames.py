@@ -379,7 +379,7 @@ def test_frames_to_fetch_are_listed_before_there_is_any(tmp_path: Path) -> None:
     assert "--fields" in result.output
     result = CliRunner().invoke(archive_cli.archive, [*arguments, "--fields", str(fields)])
     assert isinstance(result.exception, ArchiveError)
-    assert "5 frames of these candidates are not there" in result.output
+    assert "5 frames of these candidates are missing" in result.output
     assert len((tmp_path / "need.txt").read_text().splitlines()) == 5
 
 

@@ -77,7 +77,7 @@ def test_a_key_of_another_type_is_refused(key: str, value: Any, wanted: str) -> 
         ({"prior": [1, 2, 3, float("inf")]}, "prior has inf"),
         ({"prior": [1, 2, 3, 10**400]}, "prior has 1000"),
         ({"prior": PRIOR, "balanced": False}, "prior would be ignored, as balanced is false"),
-        ({"steps": 0}, "short_steps, .* are all 0, so nothing would be learned"),
+        ({"steps": 0}, "short_steps, .* are all 0, so nothing would be trained"),
         ({"head_steps": 1, "variant": "paper"}, "head_steps is 1, but convention keeps no tokens"),
         ({"model": "nothing"}, "no model nothing: known are .*convention"),
         ({"network": {"depth": 3}}, "does not know the key depth"),
