@@ -40,7 +40,7 @@ def gather(histories: Iterable[History], night: int | None = None) -> Seen:
 
 
 def summary(seen: Seen) -> dict[str, dict[str, Any]]:
-    """Band -> number of stamps; flux (nJy) and background noise (100 nJy a pixel) as percentiles; width (pixels)."""
+    """Band -> number of stamps; flux (nJy) and background noise (100 nJy per pixel) as percentiles; width (pixels)."""
     return {band: _of_band(seen[band]) for band in BANDS if seen.get(band)}
 
 

@@ -14,7 +14,7 @@ function address(path, spec, example) {
   return location.origin + filled + (query.size ? `?${query}` : "");
 }
 
-/** What an operation answers with: JSON, a file, or a stream that does not end. */
+/** What an operation returns: JSON, a file, or a stream that does not end. */
 function formOf(spec) {
   const types = Object.keys(spec.responses?.[200]?.content ?? {});
   if (types.includes("text/event-stream")) return "stream";

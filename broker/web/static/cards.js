@@ -1,4 +1,4 @@
-// A model's card: what it needs, what it learned from, how good it is and how well calibrated.
+// A model's card: its needs, its training data, its scores and its calibration.
 
 import { className, fixed, h, plural, priorOf } from "./lib.js";
 import { lines, reliability } from "./charts.js";
@@ -19,7 +19,7 @@ function facts(model) {
   const rows = [
     ["family", model.family], ["weights", String(model.digest ?? "").slice(0, 16)], ["preprocessing", model.preprocessing], ["classes", model.classes.map(className).join(", ")], ["bands", model.bands], ["surveys", (model.surveys ?? []).join(", ")],
     ["needs", needed.join(", ")], ["epochs", needs.fewest ? `${needs.fewest} to ${needs.most}` : null], ["class prior", prior],
-    ["trained on", trained.objects ? plural(trained.objects, "object") : null], ["archive", trained.archive?.command], ["runs here", model.recompute ? "yes" : "no: known from what it has published"],
+    ["trained on", trained.objects ? plural(trained.objects, "object") : null], ["archive", trained.archive?.command], ["runs here", model.recompute ? "yes" : "no: known only from what it has published"],
   ];
   return h("dl", { class: "facts" }, rows.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }
@@ -35,12 +35,12 @@ function scores(metrics) {
 
 function calibration(metrics) {
   const bins = metrics.calibration;
-  if (bins?.length) return h("div", {}, reliability("Calibration: share that was right against the top probability", bins), h("p", { class: "muted small" }, "Share that was right against the top probability; dashed: calibrated."));
+  if (bins?.length) return h("div", {}, reliability("Calibration: fraction correct against top probability", bins), h("p", { class: "muted small" }, "Fraction correct against top probability; dashed: perfectly calibrated."));
   const after = Object.entries(metrics.after_stamps ?? {}).map(([n, s]) => ({ at: Math.log2(Number(n)), n, ...s })).filter((s) => Number.isFinite(s.at) && Number.isFinite(s.ece));
   if (!after.length) return h("p", { class: "muted" }, "The card has no calibration.");
   const series = [{ name: "measured", points: after.map((s) => ({ at: s.at, value: s.ece })) }, { name: "chance", points: after.map((s) => ({ at: s.at, value: s.ece_expected })) }];
   const paint = (name) => (name === "measured" ? "var(--focus)" : "var(--edge)");
   return h("div", {},
     lines("Calibration error by number of stamps", series, paint, (at) => String(Math.round(2 ** at)), { wide: 290, floor: 0 }),
-    h("p", { class: "muted small" }, "Calibration error against the number of stamps: blue: measured; grey: expected by chance for so few objects."));
+    h("p", { class: "muted small" }, "Calibration error by number of stamps. Blue: measured; grey: expected by chance for so few objects."));
 }

@@ -1,4 +1,4 @@
-// The card of the current epoch: its images of every kind, its numbers, what in it carries the classification.
+// The card of the current epoch: its images of every kind, its numbers, which pixels matter.
 
 import { apiUrl, byId, className, colour, classVariable, copyButton, dateOf, fixed, getJson, h, KINDS, withError } from "./lib.js";
 import { unitOf } from "./rows.js";
@@ -12,7 +12,7 @@ export class EpochCard {
     this.figures = Object.fromEntries(this.kinds.map((kind) => [kind, this.figure(kind)]));
     this.facts = h("dl", { class: "facts" });
     this.leave = h("input", { type: "checkbox", onchange: () => page.whatIf.toggle(page.shown) });
-    this.ask = h("button", { type: "button", onclick: () => this.saliency() }, "What in this stamp carries it?");
+    this.ask = h("button", { type: "button", onclick: () => this.saliency() }, "Which pixels matter?");
     this.answer = h("p", { class: "muted small", role: "status" });
     byId("epoch-body").append(
       h("div", { class: `triple ${this.kinds.length < 2 ? "single" : ""}` }, Object.values(this.figures).map(({ figure }) => figure)),
@@ -115,12 +115,12 @@ export class EpochCard {
     const source = page.data.epochs.source_id[epoch];
     const query = new URLSearchParams({ model: model.name, source_id: source, ...(influenceClass ? { class: influenceClass } : {}) });
     this.ask.disabled = true;
-    this.answer.textContent = "Asking the model …";
+    this.answer.textContent = "Running the model …";
     try {
       const found = await getJson(apiUrl(page.data.path, `/saliency?${query}`));
       if (this.epoch !== epoch) return;
       this.map = found;
-      this.answer.textContent = `Recomputed now by ${model.name}. Coloured: pixels that speak for ${className(found.class)}; grey: against it. By ${found.method}.`;
+      this.answer.textContent = `Recomputed now by ${model.name}. Coloured: pixels that are evidence for ${className(found.class)}; grey: against it. By ${found.method}.`;
     } catch (error) {
       this.answer.textContent = error.message;
     }

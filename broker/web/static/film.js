@@ -8,7 +8,7 @@ const LANE = 42;
 const TOP = 5;
 
 export class Film {
-  /** `images(epoch)` gives a rendered stamp, null where there is none of this kind, undefined while they are on their way. */
+  /** `images(epoch)` gives a rendered stamp, null where there is none of this kind, undefined while it is being fetched. */
   constructor(box, axis, bands, images) {
     this.box = box;
     this.axis = axis;
@@ -33,7 +33,7 @@ export class Film {
     return Math.max(...this.lanes.map((lane) => this.epochsOf(lane).length));
   }
 
-  /** The epochs of a lane whose stamps are drawn: from left to right, none over another; the others get a tick. */
+  /** The epochs of a lane whose stamps are drawn: from left to right, without overlap; the others get a tick. */
   shown(lane, epochs) {
     let right = -Infinity;
     return epochs.filter((epoch) => {

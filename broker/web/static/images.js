@@ -13,7 +13,7 @@ export class Images {
     this.rendered = new Map();
   }
 
-  /** Whether any epoch has an image of a kind. */
+  /** Whether any epoch has an image of this kind. */
   has(kind) {
     return this.data.images[kind]?.length > 0;
   }
@@ -38,7 +38,7 @@ export class Images {
     this.changed();
   }
 
-  /** The rendered image of an epoch, null where it has none of this kind, undefined while it is on its way. */
+  /** The rendered image of an epoch, null where it has none of this kind, undefined while it is being fetched. */
   of(kind, epoch) {
     if (!this.has(kind)) return null;
     const atlas = this.atlases.get(kind);

@@ -45,7 +45,7 @@ async function answer(url, options) {
     response = await fetch(url, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("No connection", "The server does not answer. The page keeps what it has; try again when it is back.", 0);
+    throw new Problem("No connection", "The server does not answer. The page keeps what it has; try again later.", 0);
   }
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));

@@ -40,5 +40,5 @@ function change(row) {
   if (row.change === null || row.change === undefined) return h("span", { class: "muted", title: "first classification with probabilities" }, "first");
   if (row.previous_class && row.previous_class !== row.top_class) return h("span", { title: `was ${className(row.previous_class)}` }, `⇄ was ${className(row.previous_class)}`);
   const sign = row.change > 0.005 ? "▲" : row.change < -0.005 ? "▼" : "=";
-  return h("span", { class: "nowrap", title: "change of its probability since the classification before" }, `${sign} ${fixed(Math.abs(row.change))}`);
+  return h("span", { class: "nowrap", title: "change of its probability since the previous classification" }, `${sign} ${fixed(Math.abs(row.change))}`);
 }

@@ -90,7 +90,7 @@ class Live {
   lost(source) {
     document.body.dataset.stream = "lost";
     lamp(null);
-    this.say("The connection is lost. The rows stay; the page connects again by itself.");
+    this.say("The connection is lost. The rows stay; the page reconnects automatically.");
     if (source?.readyState !== CLOSED || source !== this.source) return;
     this.retry = setTimeout(() => this.connect(), RETRY_MS);
   }
@@ -117,8 +117,8 @@ class Live {
     if (this.seen.size > 5000) this.seen = new Set([...this.seen].slice(-1000));
     byId("empty").hidden = this.body.rows.length > 0;
     byId("empty").textContent = this.filters.any
-      ? "No classification passes these filters yet. New ones appear here by themselves; a wider filter may show more."
-      : "Nothing has been classified yet. Rows appear here as soon as a worker publishes; The status page shows what is due.";
+      ? "No classification matches these filters yet. New ones appear here automatically; a wider filter may show more."
+      : "Nothing has been classified yet. Rows appear here as soon as a worker publishes; the status page shows what is due.";
   }
 
   pause() {

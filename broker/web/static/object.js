@@ -50,7 +50,7 @@ class ObjectPage {
     document.addEventListener("state", ({ detail }) => detail.redis.ok && (heard += 1) % LOOK_EVERY === 0 && this.lookForNewer());
   }
 
-  /** Says that there is more than is shown: what somebody looks at does not change under them. */
+  /** Says that there is more than is shown: what a reader looks at does not change by itself. */
   async lookForNewer() {
     if (byId("newer")) return;
     const found = await getJson(apiUrl(this.data.path)).catch(() => null);
@@ -63,7 +63,7 @@ class ObjectPage {
 
   withoutEpochs() {
     byId("panel").hidden = true;
-    const message = this.data.notice || "Redis does not answer, so that there are no epochs and stamps now. What was published is below.";
+    const message = this.data.notice || "Redis does not answer, so epochs and stamps cannot be shown now. What was published is below.";
     report({ title: "No stamps.", message });
     // comes back by itself with Redis
     if (this.data.waits_for_redis) document.addEventListener("state", ({ detail }) => detail.redis.ok && location.reload());
@@ -71,7 +71,7 @@ class ObjectPage {
   }
 
   withoutImages() {
-    const text = "No image of this object is kept any more. Its fluxes and what was published are.";
+    const text = "The images of this object are no longer kept; its fluxes and what was published are.";
     byId("film").append(h("div", { class: "note" }, text));
   }
 
@@ -118,7 +118,7 @@ class ObjectPage {
   published(panel) {
     const steps = this.data.published[panel.model.name] ?? [];
     panel.setSteps(steps);
-    if (!steps.length) panel.note.textContent = "Nothing of this model has been published for the object yet.";
+    if (!steps.length) panel.note.textContent = "This model has published nothing for this object yet.";
   }
 
   async recompute(panel) {
@@ -143,7 +143,7 @@ class ObjectPage {
   // --- controls -------------------------------------------------------------------------------------------------
 
   bars() {
-    const kinds = KINDS.map((kind) => ({ value: kind, text: kind, disabled: !this.images.has(kind), title: this.images.has(kind) ? null : `No ${kind} image is here` }));
+    const kinds = KINDS.map((kind) => ({ value: kind, text: kind, disabled: !this.images.has(kind), title: this.images.has(kind) ? null : `There is no ${kind} image here` }));
     this.counter = h("output", { class: "count" });
     this.playButton = h("button", { type: "button", "aria-pressed": "false", "aria-keyshortcuts": "Space", onclick: () => this.play() }, "▶ play");
     const step = (by, text, label) => h("button", { type: "button", "aria-label": label, onclick: () => this.step(by) }, text);

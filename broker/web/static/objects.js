@@ -61,7 +61,7 @@ class Objects {
   nothing(found) {
     const searched = found.understood && found.understood.as !== "all";
     if (searched) return "Nothing found. Ids are the survey's own, and a part of one is enough. A position is right ascension and declination, in degrees or as 10:00:24 +02:12:00; a radius in arcseconds may follow.";
-    return this.filters.any ? "No object passes these filters: clear some of them." : "The index is empty. Objects appear as soon as a worker has published classifications; The status page shows what is due.";
+    return this.filters.any ? "No object matches these filters: clear some of them." : "The index is empty. Objects appear as soon as a worker has published classifications; the status page shows what is due.";
   }
 
   sortBy(by) {

@@ -18,7 +18,7 @@ const nothing = (text) => h("p", { class: "muted" }, text);
 function fillBooks(status) {
   const { books, state } = status;
   if (!books) {
-    byId("books").replaceChildren(nothing(`The books cannot be read now. ${state.redis?.sentence ?? ""}`));
+    byId("books").replaceChildren(nothing(`The books cannot be read at the moment. ${state.redis?.sentence ?? ""}`));
     return;
   }
   const verdict = books.balanced ? h("b", { class: "good" }, "The books balance.") : h("b", { class: "bad" }, "The books do not balance: skyheed audit says where.");
@@ -29,7 +29,7 @@ function fillBooks(status) {
 function fillDue({ queues, due }) {
   const rows = Object.entries(queues ?? {}).map(([name, q]) => [name, count(q.due), count(q.new), count(q.in_flight), duration(q.oldest_s)]);
   byId("due").replaceChildren(
-    rows.length ? table("Objects that wait, by model", [["model", "l"], ["changed"], ["new"], ["in progress"], ["waiting since"]], rows) : nothing("Nothing is known of the queues now."),
+    rows.length ? table("Waiting objects, by model", [["model", "l"], ["changed"], ["new"], ["in progress"], ["waiting since"]], rows) : nothing("The state of the queues is unknown at the moment."),
     due?.length ? h("details", {}, h("summary", {}, `Which and why: ${plural(due.length, "object")}`), h("ul", {}, due.map((one) => h("li", {}, h("a", { href: objectUrl(one.path) }, one.object_id), ` · ${one.model} · ${one.why}`)))) : "");
 }
 
@@ -44,8 +44,8 @@ function fillSpeed(status) {
       ["alert to classification, median", duration(latency?.p50 / 1000)], ["90 %", duration(latency?.p90 / 1000)], ["99 %", duration(latency?.p99 / 1000)], ["of", plural(latency?.n ?? 0, "classification")],
       ["alerts not yet read", lag?.length ? count(behind) : "–"],
     ].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-    h("h3", {}, "Classifications an hour"),
-    hours.length ? stackedBars("Classifications an hour", hours, (name) => (name === "declined" ? DECLINED : "var(--focus)"), (ms) => clock(ms).slice(5, 16), 340) : nothing("None yet."));
+    h("h3", {}, "Classifications per hour"),
+    hours.length ? stackedBars("Classifications per hour", hours, (name) => (name === "declined" ? DECLINED : "var(--focus)"), (ms) => clock(ms).slice(5, 16), 340) : nothing("None yet."));
 }
 
 function fillParts({ state, daemons }) {
@@ -79,7 +79,7 @@ function fillDrift({ drift, drift_reference: reference }) {
     return;
   }
   const paint = (band) => `var(--band-${band})`;
-  // one night next to the other, however long nothing was observed between them
+  // nights are evenly spaced, however far apart they are
   const nights = [...new Set(drift.map((one) => one.night))].sort((a, b) => a - b);
   const series = (value) => bands.map((band) => ({ name: band, points: drift.filter((one) => one.band === band).sort((a, b) => a.night - b.night).map((one) => ({ at: nights.indexOf(one.night), ...value(one) })) }));
   const trained = (value) => bands.filter((band) => reference?.bands?.[band]).map((band) => ({ name: band, ...value(reference.bands[band]) })).filter((one) => Number.isFinite(one.value));
@@ -90,7 +90,7 @@ function fillDrift({ drift, drift_reference: reference }) {
     h("div", { class: "figures" },
       figure("Flux, µJy", ({ flux }) => range(flux, (value) => (known(value) ? value / 1000 : NaN))),
       figure("Width of the source, pixels", (one) => ({ value: one.width ?? NaN })),
-      figure("Background noise, 100 nJy a pixel", ({ background }) => range(background, (value) => value ?? NaN)),
+      figure("Background noise, 100 nJy per pixel", ({ background }) => range(background, (value) => value ?? NaN)),
       figure("Stamps examined", (one) => ({ value: one.n }), false)),
     h("p", { class: "muted small" }, "Median and the range of 68 % of a sample of each night's stamps."));
 }
@@ -108,7 +108,7 @@ function fillDead({ dead_letters: dead }) {
     byId("dead").replaceChildren(nothing("No packet has been set aside."));
     return;
   }
-  const rows = letters.map((letter) => [letter.reason.replaceAll("_", " "), letter.error, h("span", { class: "mono" }, letter.source), bytes(letter.bytes), clock(letter.time_ms), h("button", { type: "button", "aria-label": `Look into the packet ${letter.source}`, onclick: () => look(letter.place) }, "look")]);
+  const rows = letters.map((letter) => [letter.reason.replaceAll("_", " "), letter.error, h("span", { class: "mono" }, letter.source), bytes(letter.bytes), clock(letter.time_ms), h("button", { type: "button", "aria-label": `Show the packet ${letter.source}`, onclick: () => look(letter.place) }, "look")]);
   byId("dead").replaceChildren(h("p", { class: "muted" }, `Packets that could not be used, with their reasons: ${reasons.join(", ")}. After a fix, `, h("code", {}, "skyheed redrive"), " sends them through again."), table("Newest dead letters", [["reason", "l"], ["what is wrong", "l"], ["packet", "l"], ["size"], ["when", "l"], ["look", "l"]], rows), h("div", { id: "letter", tabindex: -1 }));
 }
 
@@ -138,7 +138,7 @@ function fill(status) {
 }
 
 async function again() {
-  // what somebody reads or has opened is not pulled away from under them
+  // what a reader has opened stays as it is
   if (!document.hidden && !byId("main").querySelector("details[open]") && !byId("main").contains(document.activeElement)) {
     await getJson("/api/v1/status").then((status) => (fill(status), report(null)), report);
   }

@@ -23,7 +23,7 @@ export class Axis {
     return this.mjd[0];
   }
 
-  /** Where a time stands; between epochs of an even axis it is interpolated. */
+  /** The position of a time; between epochs of an even axis it is interpolated. */
   at(mjd) {
     if (this.mode === "time") return mjd - this.first;
     const times = this.mjd;
@@ -66,7 +66,7 @@ export class Axis {
     this.show(centre - (centre - this.range[0]) * factor, centre + (this.range[1] - centre) * factor);
   }
 
-  /** Brings an epoch into sight, or under the fixed cursor where the axis follows it. */
+  /** Scrolls an epoch into view, or under the fixed cursor where the axis follows it. */
   reveal(epoch) {
     const [low, high] = this.range;
     const x = this.of(epoch);
@@ -183,7 +183,7 @@ export class Plot {
     const { plot, axis, spec } = this;
     if (plot.width !== axis.width || plot.height !== spec.height) plot.setSize({ width: axis.width, height: spec.height });
     plot.scales.y.dir = spec.falls() ? -1 : 1; // magnitudes grow downwards
-    // the scales are functions: setting the data anew asks them again
+    // the scales are functions: setting the data again calls them again
     plot.setData([[axis.range[0], axis.range[1]], [0, 1]], true);
   }
 

@@ -1,4 +1,4 @@
-// What if: switch stamps, nights, bands and kinds off and see the classification move; which stamps carry it.
+// What if: switch stamps, nights, bands and kinds off and see the classification move; which stamps matter.
 
 import { apiUrl, byId, className, classColour, dateOf, fixed, getJson, h, plural, postJson, signed } from "./lib.js";
 
@@ -151,7 +151,7 @@ export class WhatIf {
     return h("div", { class: "compare" }, rows.flat());
   }
 
-  // --- which stamps carry it --------------------------------------------------------------------------------------
+  // --- which stamps matter ----------------------------------------------------------------------------------------
 
   fillInfluence() {
     const select = h("select", {}, h("option", { value: "" }, "top class"), this.model.classes.map((name) => h("option", { value: name }, className(name))));
@@ -163,7 +163,7 @@ export class WhatIf {
     this.influenceSaid = h("p", { class: "muted", role: "status" });
     this.turnedSaid = h("p", { class: "muted" });
     this.influenceBox.replaceChildren(
-      h("h3", {}, "Which stamps carry the classification"),
+      h("h3", {}, "Which stamps matter for the classification"),
       h("p", { class: "choices" }, h("label", {}, "for", select), h("button", { type: "button", onclick: () => this.influence() }, "show the influence of each stamp")),
       this.influenceSaid,
       this.turnedSaid,

@@ -229,8 +229,8 @@ def test_recomputed_and_published_are_never_mixed(reader: Reader, stack: Stack) 
     assert values.inner_text()
     page.get_by_role("button", name="show the influence of each stamp").click()
     page.locator("#influence-row").wait_for()
-    page.get_by_role("button", name="What in this stamp carries it?").click()
-    page.get_by_text("pixels that speak for").wait_for()
+    page.get_by_role("button", name="Which pixels matter?").click()
+    page.get_by_text("pixels that are evidence for").wait_for()
     page.get_by_text("as published", exact=True).first.click()
     assert label.all_inner_texts() == ["as published"]
 

@@ -488,7 +488,7 @@ class TestStatus:
         for entry in newest:
             assert entry["flux"]["p50"] == pytest.approx(2e4)
             assert entry["background"]["p50"] == pytest.approx(1.0, rel=0.3), (
-                "100 nJy a pixel, which is the stamps' unit"
+                "100 nJy per pixel, which is the stamps' unit"
             )
             assert 3 < entry["width"] < 7, "a Gaussian with sigma 2 pixels has 4.7"
         reference = page.get(f"{API}/status").json()["drift_reference"]
