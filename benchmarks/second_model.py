@@ -65,7 +65,7 @@ def work(file: str, run: str) -> None:
     """A worker process of both models; ends with SIGTERM."""
     from dataclasses import replace
 
-    from skyheed.broker import models as running
+    from skyheed.broker import worker_models as running
 
     load = running.load_models
 

@@ -261,7 +261,7 @@ def run_work(settings: Settings, drain: bool) -> Counter[str]:
         SkyheedError, Stopped: as `run_ingest`.
         ClassifierError: a model does not load or does not run here.
     """
-    from skyheed.broker import models as running  # torch takes seconds: only this verb pays
+    from skyheed.broker import worker_models as running  # torch takes seconds: only this verb pays
     from skyheed.broker.worker_threads import run_all
 
     stop = stop_on_signal()
