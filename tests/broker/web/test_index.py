@@ -225,7 +225,7 @@ def test_a_page_that_holds_everything_is_counted_by_its_rows(tmp_path: Path) -> 
 def test_a_file_of_something_else_is_refused_and_stays(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "mine"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="not an index of skyheed"):
         IndexFile(path, "ztf")
     assert path.read_bytes() == content
 
