@@ -20,8 +20,6 @@ from skyheed.classifier.models import checkpoint, priors
 from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.safe_names import printable
 
-LAST = 5000
-
 
 @dataclass(frozen=True)
 class Served:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag, Observation
-from skyheed.broker.packets.fits import Image, on_sky
+from skyheed.broker.packets.fits import Image
 from skyheed.classifier.stamp import Matrix, Place, StampError, normalise_at, place, rounded
 
 MOST_BYTES = 2**20  # bytes of waiting images: what is made together stays in a core's cache
@@ -160,22 +160,3 @@ def _round(waiting: Sequence[WantedStamps]) -> None:
     if further:
         for (stamps, kind), stamp in zip(further, rounded(np.array([s[k] for s, k in further])), strict=True):
             stamps[kind] = stamp
-
-
-def model_stamps(images: Mapping[str, Image], njy_per_count: float, where: Where) -> tuple[Stamps, int]:
-    """The stamps of one packet's images by themselves, and their flags; see `wanted_of` and `WantedStamps.result`.
-
-    Raises:
-        PacketError: EMPTY_STAMP or BAD_FITS.
-    """
-    return wanted_of(images, njy_per_count, where).result()
-
-
-def sky_stamp(image: Image, njy_per_count: float, ra: float, dec: float) -> tuple[NDArray[np.float16], int]:
-    """The stamp of one image centred on a position (deg), rotated to north up by the image's own WCS.
-
-    Raises:
-        PacketError: EMPTY_STAMP or BAD_FITS (no WCS, or the position is not in the image).
-    """
-    stamps, flags = model_stamps({"science": image}, njy_per_count, lambda one: on_sky(one, ra, dec))
-    return stamps["science"], flags

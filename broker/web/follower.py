@@ -22,7 +22,6 @@ BATCH = 500
 BATCH_BYTES = 16 * 2**20  # read at a time, plus the messages of one fetch
 WAIT_S = 0.2
 AGAIN_S = 5.0  # wait after a refusal
-OURS = "skyheed-classification-id"
 
 
 def topics_of(settings: Settings) -> list[str]:

@@ -214,12 +214,6 @@ def part_path(directory: Path, number: int) -> Path:
     return directory / "stamps" / f"part-{number:05d}.parquet"
 
 
-def overlaps(file: pq.ParquetFile, group: int, start: float, end: float) -> bool:
-    column = file.schema_arrow.names.index("mjd")
-    statistics = file.metadata.row_group(group).column(column).statistics
-    return statistics is None or not statistics.has_min_max or (statistics.max >= start and statistics.min < end)
-
-
 MOST_STAMPS = 100_000  # of one object; a survey of ten years makes 1,000 to 10,000
 MOST_SIDE = 1024  # pixels
 MOST_SEQUENCE = 2**31  # bytes of one object's stamps

@@ -43,7 +43,6 @@ from skyheed.classifier.archives.format import (
     STAMP_COLUMNS,
     UNLABELLED,
     ArchiveObject,
-    overlaps,
     part_path,
     read_group,
     split_of,
@@ -195,21 +194,6 @@ class Archive:
         for object_id in self._rows if object_ids is None else object_ids:
             yield self._rows[object_id], self.stamps(object_id, kinds=kinds, alerts_only=alerts_only)
 
-    def in_time_order(
-        self, *, kinds: Sequence[str] = ("stamp",), alerts_only: bool = True, memory_bytes: int = 512 * 2**20
-    ) -> Iterator[tuple[dict[str, Any], np.void]]:
-        """Stream (object, one stamp) of the whole archive by (MJD, source id), as a survey sends alerts.
-
-        Reads the archive once per window of time; the windows are as long as `memory_bytes` allows.
-        """
-        mjd = self._times(alerts_only)
-        size = sum(2 * self.image_shape[0] * self.image_shape[1] * 4 for _ in kinds) + 200
-        per_window = max(memory_bytes // size, 1)
-        edges = [*mjd[::per_window].tolist(), np.inf]
-        # Equal times are never cut apart: a window takes start <= mjd < end.
-        for start, end in zip(dict.fromkeys(edges[:-1]), [*list(dict.fromkeys(edges))[1:]], strict=True):
-            yield from self._window(start, end, kinds, alerts_only)
-
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of images the archive has, of `KINDS`."""
@@ -230,26 +214,6 @@ class Archive:
         metadata = self._open(int(self.objects["part"][0].as_py())).schema_arrow.metadata
         ny, nx = metadata[b"stamp_shape"].decode().split(",")
         return int(ny), int(nx)
-
-    def _times(self, alerts_only: bool) -> NDArray[np.float64]:
-        times = [rows["mjd"] for _, rows in self.each(kinds=(), alerts_only=alerts_only)]
-        return np.sort(np.concatenate(times)) if times else np.empty(0)
-
-    def _window(
-        self, start: float, end: float, kinds: Sequence[str], alerts_only: bool
-    ) -> Iterator[tuple[dict[str, Any], np.void]]:
-        found: list[tuple[float, int, dict[str, Any], np.void]] = []
-        for row in self._rows.values():
-            file = self._open(row["part"])
-            if not overlaps(file, row["row_group"], start, end):
-                continue
-            stamps = read_group(file, row["row_group"], tuple(kinds))
-            keep = (stamps["mjd"] >= start) & (stamps["mjd"] < end) & (stamps["alert"] | (not alerts_only))
-            # A copy of each row, so that the rest of the object's stamps can go.
-            found += [(float(s["mjd"]), int(s["source_id"]), row, s.copy()) for s in stamps[keep]]
-        found.sort(key=lambda item: item[:2])
-        for _, _, row, stamp in found:
-            yield row, stamp
 
     def _open_part(self, number: int) -> pq.ParquetFile:
         path = part_path(self.path, number)

@@ -53,11 +53,6 @@ def sinusoids(places: Tensor, width: int, longest: float = 10_000.0) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-def block_parameters(width: int) -> int:
-    """Number of trainable parameters in one block."""
-    return 12 * width**2 + 13 * width
-
-
 def block_operations(width: int, tokens: int, seen: int) -> int:
     """Multiply-adds of one block for this many tokens, each attending to `seen` tokens."""
     return tokens * (12 * width**2 + 2 * seen * width)

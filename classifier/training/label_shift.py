@@ -65,19 +65,3 @@ def black_box(
     shares = ratios * joint.sum(0)
     made: NDArray[np.float64] = shares / shares.sum()
     return made
-
-
-def corrected(probabilities: Floats, prior: Floats, shares: Floats) -> NDArray[np.float64]:
-    """Probabilities [n, c] that assume these shares [c] instead of the prior [c]."""
-    found = np.asarray(probabilities, np.float64) * (np.asarray(shares, np.float64) / np.asarray(prior, np.float64))
-    made: NDArray[np.float64] = found / found.sum(1, keepdims=True)
-    return made
-
-
-def uncertainty(probabilities: Floats, prior: Floats, draws: int = 100, seed: int = 0) -> NDArray[np.float64]:
-    """1-sigma errors [c] of `expectation_maximisation`, by bootstrap."""
-    rng = np.random.default_rng(seed)
-    n = len(probabilities)
-    found = [expectation_maximisation(probabilities[rng.integers(n, size=n)], prior, 200, 1e-6) for _ in range(draws)]
-    made: NDArray[np.float64] = np.std(found, axis=0)
-    return made

@@ -13,9 +13,9 @@ from real_data import rubin_files, ztf_files
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets import fits as stamps
 from skyheed.broker.packets.container import Decoder
-from skyheed.broker.packets.fits import read_image
+from skyheed.broker.packets.fits import on_sky, read_image
 from skyheed.broker.packets.inflate import RAW, InflateError, TooLong, inflate
-from skyheed.broker.packets.stamps import model_stamps, sky_stamp
+from skyheed.broker.packets.stamps import wanted_of
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.registry.schemas import SchemaSource
 
@@ -47,6 +47,12 @@ def header(text):
 
 
 HEADER = "SIMPLE  =                    T\nBITPIX  =                  -32\nNAXIS   =                    2\n"
+
+
+def sky_stamp(image, njy_per_count, ra, dec):
+    """The stamp of one image centred on a position, rotated by the image's own WCS, and its flags."""
+    stamps, flags = wanted_of({"science": image}, njy_per_count, lambda one: on_sky(one, ra, dec)).result()
+    return stamps["science"], flags
 
 
 def reason_of(call, *arguments):
@@ -163,7 +169,7 @@ def test_sky_stamp_turns_by_the_wcs():
 
 def test_empty_stamp():
     image = read_image(make_fits(np.full((40, 40), np.nan, np.float32)))
-    assert reason_of(model_stamps, {"science": image}, 1.0, lambda _: (None, None)) is Reason.EMPTY_STAMP
+    assert reason_of(wanted_of({"science": image}, 1.0, lambda _: (None, None)).result) is Reason.EMPTY_STAMP
 
 
 # --- damaged files

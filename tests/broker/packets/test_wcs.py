@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
-from test_stamps import make_fits
+from test_stamps import make_fits, sky_stamp
 from test_surveys import observe, reason_of, ztf_packet
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets.fits import read_image
-from skyheed.broker.packets.stamps import sky_stamp
 
 SCALE, TURN = 0.2 / 3600, math.radians(40)
 COS, SIN = math.cos(TURN), math.sin(TURN)

@@ -102,17 +102,6 @@ def test_alerts_only_starts_at_the_first_detection(tmp_path: Path) -> None:
     assert archive.stamps("obj1", alerts_only=True)["mjd"].min() == archive.object("obj1")["first_alert_mjd"]
 
 
-@pytest.mark.parametrize("memory", [10_000, 300_000, 10**9])
-def test_time_order_is_the_same_for_any_memory(tmp_path: Path, memory: int) -> None:
-    archive = Archive(write(tmp_path / "a", 40))
-    seen = [(float(s["mjd"]), int(s["source_id"])) for _, s in archive.in_time_order(memory_bytes=memory)]
-    expected = [
-        (float(s["mjd"]), int(s["source_id"])) for _, rows in archive.each(kinds=(), alerts_only=True) for s in rows
-    ]
-    assert seen == sorted(expected)
-    assert len(seen) == 160
-
-
 def test_photometry_is_read_without_pixels(tmp_path: Path) -> None:
     rows = Archive(write(tmp_path / "a")).stamps("obj0", kinds=())
     assert rows.dtype.names == STAMP_COLUMNS

@@ -210,15 +210,12 @@ def gaussians(shares: Any, n: int, seed: int) -> tuple[Any, Any]:
 
 
 def test_shares_of_classes_are_found_in_a_shifted_stream() -> None:
-    probabilities, labels = gaussians(SHARES, 5000, 1)
+    probabilities, _ = gaussians(SHARES, 5000, 1)
     source, truth = gaussians(PRIOR, 5000, 2)
     found = label_shift.expectation_maximisation(probabilities, PRIOR)
     np.testing.assert_allclose(found, SHARES, atol=0.03)
     boxed = label_shift.black_box(truth, source.argmax(1), probabilities.argmax(1), 4)
     np.testing.assert_allclose(boxed, SHARES, atol=0.04)
-    better = label_shift.corrected(probabilities, PRIOR, found)
-    np.testing.assert_allclose(better.sum(1), 1)
-    assert (better.argmax(1) == labels).mean() > (probabilities.argmax(1) == labels).mean() + 0.03
 
 
 def test_without_a_shift_the_prior_comes_back_and_names_do_not_matter() -> None:
@@ -228,8 +225,6 @@ def test_without_a_shift_the_prior_comes_back_and_names_do_not_matter() -> None:
     order = [2, 0, 3, 1]
     plain = label_shift.expectation_maximisation(shifted, PRIOR)
     np.testing.assert_allclose(label_shift.expectation_maximisation(shifted[:, order], PRIOR), plain[order], atol=1e-6)
-    errors = label_shift.uncertainty(shifted[:500], PRIOR, 20)
-    assert ((errors > 0.005) & (errors < 0.1)).all()
 
 
 def test_a_classifier_that_confuses_two_classes_is_refused() -> None:
