@@ -21,7 +21,7 @@ import packets
 from astropy.io import fits
 from isal import igzip, isal_zlib
 
-from skyheed.broker.packets.container import confluent_payload, container_block, container_header
+from skyheed.broker.packets.container import container_block, container_header
 from skyheed.broker.packets.surveys.sdss import alert_from_archive
 
 OWN_SCHEMA = 77_000_077  # the number of our own LSST-shaped writer schema
@@ -159,7 +159,7 @@ def _lsst(number: int, rng: np.random.Generator) -> Original:
     record = {f["name"]: record.get(f["name"]) for f in schema["fields"]}
     body = io.BytesIO()
     fastavro.schemaless_writer(body, schema, record)
-    payload = confluent_payload(OWN_SCHEMA, body.getvalue())
+    payload = b"\0" + OWN_SCHEMA.to_bytes(4, "big") + body.getvalue()
     return Original("lsst", False, payload, schema, b"", payload[:5], record, record[STAMP])
 
 

@@ -4,7 +4,6 @@ Stamps are model-ready, as the stream keeps them, of every kind in the packets, 
 within `SAME` of each other are merged, because a survey numbers an object in two overlapping fields twice.
 """
 
-import logging
 import re
 import shlex
 import tempfile
@@ -34,7 +33,6 @@ from skyheed.classifier.sources.tables import Column, Sheet
 from skyheed.classifier.stamp import STAMP_SIZE, STAMP_UNIT_NJY
 from skyheed.classifier.training.dataset import sky_noise
 
-log = logging.getLogger("skyheed.archive")
 SAME = 2.0  # arcsec
 KINDS = {"template": "template", "difference": "difference"}  # an observation's -> an archive's, beyond science
 # Names that tables of labels use for our classes; any other name is kept as the object's type, without a class.

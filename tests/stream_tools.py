@@ -13,13 +13,13 @@ import confluent_kafka as ck
 import fastavro
 import numpy as np
 import torch
+from packet_tools import confluent_payload
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config, metrics, worker_models
 from skyheed.broker.errors import Reason
 from skyheed.broker.ingest import Ingest
 from skyheed.broker.kafka import client as kafka
-from skyheed.broker.packets import container as wire
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.packets.surveys.sdss import alert_from_archive
 from skyheed.broker.results.record import Classification
@@ -83,7 +83,7 @@ def numbered(packet: bytes, schema_id: int, **more: str) -> tuple[bytes, dict[st
     schema["fields"] += [{"name": name, "type": "string"} for name in more]
     out = io.BytesIO()
     fastavro.schemaless_writer(out, fastavro.parse_schema(schema, named_schemas={}), record | more)
-    return wire.confluent_payload(schema_id, out.getvalue()), schema
+    return confluent_payload(schema_id, out.getvalue()), schema
 
 
 def bad_packets(limit: int, known_id: int, away_id: int) -> tuple[dict[str, tuple[bytes, Reason]], dict[str, Any]]:
@@ -111,8 +111,8 @@ def bad_packets(limit: int, known_id: int, away_id: int) -> tuple[dict[str, tupl
         "more than a record": (whole + b"?", Reason.TRAILING_BYTES),
         "sync marker": (good[:-16] + bytes(16), Reason.BAD_SYNC),
         "oversized": (good + bytes(limit), Reason.OVERSIZED),
-        "unknown schema": (wire.confluent_payload(0x07FFFF, bytes(50)), Reason.UNKNOWN_SCHEMA),
-        "registry down": (wire.confluent_payload(away_id, bytes(50)), Reason.REGISTRY_UNAVAILABLE),
+        "unknown schema": (confluent_payload(0x07FFFF, bytes(50)), Reason.UNKNOWN_SCHEMA),
+        "registry down": (confluent_payload(away_id, bytes(50)), Reason.REGISTRY_UNAVAILABLE),
         "wrong Avro type": (altered(good, {"ra": "string"}, ra="10.0"), Reason.WRONG_TYPE),
         "no object": (altered(good, optional, objectId=None), Reason.NO_OBJECT_ID),
         "commands in the name": (altered(good, objectId="A\x1b]0;owned\x07\n2026 ERROR"), Reason.BAD_OBJECT_ID),

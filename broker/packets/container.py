@@ -10,7 +10,6 @@ Container: https://avro.apache.org/docs/1.11.1/specification/#object-container-f
 Confluent: https://docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop/index.html#wire-format
 """
 
-import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from skyheed.broker.packets.avro_schema import MAX_SCHEMA_BYTES
 from skyheed.broker.packets.inflate import RAW, InflateError, TooLong, inflate
 from skyheed.broker.registry.schemas import SchemaId, SchemaSource
 
-__all__ = ["Decoder", "SchemaSource", "confluent_payload", "split_container", "with_key"]
+__all__ = ["Decoder", "SchemaSource", "split_container", "with_key"]
 
 MAGIC = b"Obj\x01"
 MAX_PACKET_BYTES = 4 * 2**20  # a Rubin packet with a year of history is under 1 MB
@@ -39,7 +38,6 @@ MAX_MESSAGE_BYTES = 4 * MAX_BLOCK_BYTES  # for all blocks of a message together,
 _HEADERS = 16  # remembered: a topic has only a few schemas at a time
 _MAX_ENTRIES = 100  # in a container's header
 _MAX_HEADER_BYTES = 2 * MAX_SCHEMA_BYTES
-_CONFLUENT = struct.Struct(">bI")
 _PREFIXES = {0: 5, 1: 17}  # Confluent's first byte -> length of the prefix: schema id, or its GUID
 SCHEMA_HEADER = "__value_schema_id"  # holds what would otherwise be the prefix
 SCHEMA_KEY = "skyheed-schema-key"  # skyheed's own (`with_key`): the message's key, if it is a schema
@@ -157,16 +155,6 @@ def _schema_in_header(value: bytes) -> SchemaId:
 
 def _schema_id(prefix: bytes) -> SchemaId:
     return UUID(bytes=prefix[1:]) if prefix[0] else int.from_bytes(prefix[1:], "big")
-
-
-def confluent_payload(schema_id: int, body: bytes) -> bytes:
-    """A message in Confluent's wire form.
-
-    Args:
-        schema_id: the schema's number in the registry.
-        body: one record, Avro binary encoding.
-    """
-    return _CONFLUENT.pack(0, schema_id) + body
 
 
 def split_container(data: bytes, *, max_block_bytes: int = 2**30) -> list[bytes]:

@@ -8,7 +8,7 @@ backfilled stamps follow the same path as all others.
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
-from skyheed.broker.plugins import plugin, plugins
+from skyheed.broker.plugins import plugin
 
 GROUP = "skyheed.providers"
 
@@ -48,11 +48,6 @@ class AsksAhead(Protocol):
 def cost(provider: Provider) -> int:
     """Requests that a detection costs: the provider's `requests`, or one."""
     return int(getattr(provider, "requests", 1))
-
-
-def names() -> list[str]:
-    """The providers that are installed."""
-    return plugins(GROUP)
 
 
 def load(name: str, options: Mapping[str, str]) -> Provider:

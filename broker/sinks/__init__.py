@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from skyheed.broker.filmstrip import FilmStrips
-from skyheed.broker.plugins import plugin, plugins
+from skyheed.broker.plugins import plugin
 from skyheed.broker.results.record import Classification
 
 GROUP = "skyheed.sinks"
@@ -80,11 +80,6 @@ class Illustrated(Protocol):
 
     @property
     def wants_strips(self) -> bool: ...
-
-
-def names() -> list[str]:
-    """The sinks that are installed."""
-    return plugins(GROUP)
 
 
 def load(name: str, options: Mapping[str, str]) -> Sink:

@@ -20,10 +20,10 @@ HIDDEN = 100
 LOWEST, HIGHEST = -3.0, 6.0  # bounds on log-uncertainties; a loss near 0 would otherwise get an unbounded weight
 REGRESSIONS = ("flux", "phase", "redshift")
 # Targets of the heads: log10 of the peak flux in nJy, asinh(days since the peak / 10), log(1 + z).
-TRANSFORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "flux": (lambda x: np.log10(np.clip(x, 1, None)), lambda y: 10**y),
-    "phase": (lambda x: np.arcsinh(x / 10), lambda y: 10 * np.sinh(y)),
-    "redshift": (lambda x: np.log1p(np.clip(x, 0, None)), np.expm1),
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "flux": lambda x: np.log10(np.clip(x, 1, None)),
+    "phase": lambda x: np.arcsinh(x / 10),
+    "redshift": lambda x: np.log1p(np.clip(x, 0, None)),
 }
 
 
@@ -44,13 +44,7 @@ class Heads(nn.Module):
 
 def transformed(name: str, values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Regression targets from values in nJy, days or redshift; NaN stays NaN."""
-    made: NDArray[np.float32] = TRANSFORMS[name][0](np.asarray(values, np.float64)).astype(np.float32)
-    return made
-
-
-def told(name: str, values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """The inverse of `transformed`."""
-    made: NDArray[np.float64] = np.asarray(TRANSFORMS[name][1](np.asarray(values, np.float64)))
+    made: NDArray[np.float32] = TRANSFORMS[name](np.asarray(values, np.float64)).astype(np.float32)
     return made
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from packet_tools import confluent_payload
 from state_tools import observation, open_state
 
 from skyheed.broker import metrics
@@ -27,7 +28,7 @@ from skyheed.broker.ingest import Budget, Ingest, Intake, _beyond
 from skyheed.broker.local import embedded
 from skyheed.broker.metrics import IngestMetrics
 from skyheed.broker.observation import Observation
-from skyheed.broker.packets.container import Decoder, confluent_payload
+from skyheed.broker.packets.container import Decoder
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.registry.schemas import SchemaSource
 from skyheed.broker.state.sequence import Delivery, Outcome

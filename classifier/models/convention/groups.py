@@ -17,7 +17,6 @@ from skyheed.classifier.stamp import STAMP_SIZE
 
 GROUP = 3  # epochs per group for the 3-D CNN
 VERSION = f"{stamp.PREPROCESSING}/sequence-1"  # recorded with every checkpoint and classification
-NO_STAMP = 0  # band id of a step without a stamp; bands are 1 to 6
 IMAGES = "science"  # the kind of stamps used by ConvEntion
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48, 72)  # groups that batches are padded to; longer ones to the longest
 
@@ -96,7 +95,7 @@ def uncached(history: History, scaling: Scaling, group: int = GROUP) -> GroupBat
     own = history.band[steps]
     # groups with a token are full, so the others stay aligned
     pixels[: len(own)] = scaling(history.pixels(IMAGES, np.flatnonzero(steps)), own)
-    bands[: len(own)] = own.astype(np.int64) + 1
+    bands[: len(own)] = own.astype(np.int64) + 1  # 0 is a step without a stamp
     return GroupBatch(pixels.reshape(count, group, STAMP_SIZE, STAMP_SIZE), bands.reshape(count, group))
 
 

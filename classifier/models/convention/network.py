@@ -371,8 +371,3 @@ def positions(count: int, channels: int) -> Tensor:
     k = torch.arange(channels)
     angle = at / 10000 ** (2 * (k // 2) / channels)
     return torch.where(k % 2 == 0, angle.sin(), angle.cos()).float()
-
-
-def published(classes: int = 4) -> Config:
-    """The configuration of the paper: 1,253,108 parameters for 4 classes."""
-    return Config(variant="paper", time="position", classes=classes)

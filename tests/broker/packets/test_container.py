@@ -7,12 +7,13 @@ import zlib
 import cramjam
 import fastavro
 import pytest
+from packet_tools import confluent_payload
 from real_data import real_data, rubin_files, ztf_files
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets import container as wire
 from skyheed.broker.packets.avro import Schema, Steps
-from skyheed.broker.packets.container import Decoder, confluent_payload, split_container
+from skyheed.broker.packets.container import Decoder, split_container
 from skyheed.broker.packets.surveys import Wanted, load_survey
 from skyheed.broker.registry.schemas import SchemaSource
 

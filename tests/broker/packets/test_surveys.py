@@ -12,11 +12,12 @@ import pytest
 from astropy.io import fits
 from astropy.time import Time
 from astropy.wcs import WCS
+from packet_tools import confluent_payload
 from real_data import rubin_files, ztf_files
 
 from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
 from skyheed.broker.observation import BANDS, Flag
-from skyheed.broker.packets.container import Decoder, confluent_payload, split_container
+from skyheed.broker.packets.container import Decoder, split_container
 from skyheed.broker.packets.fits import read_image
 from skyheed.broker.packets.surveys import base, load_survey, ztf
 from skyheed.broker.packets.surveys.sdss import SCHEMA_FILE, alert_from_archive

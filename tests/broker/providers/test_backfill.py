@@ -29,6 +29,7 @@ from skyheed.broker.local import embedded
 from skyheed.broker.packets.container import Decoder, SchemaSource
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.packets.surveys.previous import NamesEarlier
+from skyheed.broker.plugins import plugins
 from skyheed.broker.providers.rubin import Rubin
 from skyheed.broker.settings import Settings
 
@@ -255,7 +256,7 @@ def test_an_endless_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_providers_by_name() -> None:
-    assert {"alerce", "rubin"} <= set(providers.names())
+    assert {"alerce", "rubin"} <= set(plugins(providers.GROUP))
     with pytest.raises(ConfigError, match=r"no provider 'x': choose one of .*alerce"):
         providers.load("x", {})
     with pytest.raises(ConfigError, match=r"providers\.rubin needs a token .*SKYHEED_BACKFILL_TOKEN"):

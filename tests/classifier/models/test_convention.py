@@ -14,6 +14,8 @@ from skyheed.classifier.models.convention import counts
 from skyheed.classifier.models.convention import network as convention
 from skyheed.classifier.models.convention.network import Attention, Block, Config, ConvEntion, Features
 
+PUBLISHED = Config(variant="paper", time="position", classes=4)  # 1,253,108 parameters
+
 
 def batch(lengths: list[int], width: int | None = None, seed: int = 0) -> dict[str, Tensor]:
     """A random padded batch of sequences with this many stamps."""
@@ -32,7 +34,7 @@ def batch(lengths: list[int], width: int | None = None, seed: int = 0) -> dict[s
 
 
 def test_the_published_parameters_layer_by_layer() -> None:
-    rows = dict(model_list.layers(ConvEntion(convention.published())))
+    rows = dict(model_list.layers(ConvEntion(PUBLISHED)))
     assert rows["features.embedding"] == 10_240
     assert [rows[f"features.conv{i}"] for i in (1, 2, 3, 4)] == [46_528, 614_528, 221_248, 13_832]
     assert [rows[f"features.norm{i}"] for i in (1, 2, 3, 4)] == [128, 256, 128, 16]
@@ -44,7 +46,7 @@ def test_the_published_parameters_layer_by_layer() -> None:
         assert sum(n for name, n in block.items() if ".feed." in name) == 2_376
     assert (rows["head.1"], rows["head.4"]) == (166_144, 1_028)
     assert sum(rows.values()) == 1_253_108
-    assert sum(n for _, n in model_list.layers(ConvEntion(convention.published(3)))) == 1_252_851
+    assert sum(n for _, n in model_list.layers(ConvEntion(replace(PUBLISHED, classes=3)))) == 1_252_851
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_the_published_parameters_layer_by_layer() -> None:
     ],
 )
 def test_other_shapes_have_the_right_count_and_run(changes: dict[str, Any], count: int) -> None:
-    config = replace(convention.published(), **changes)
+    config = replace(PUBLISHED, **changes)
     assert sum(n for _, n in model_list.layers(ConvEntion(config))) == count
     stream = ConvEntion(replace(config, variant="stream", stamps=12)).eval()
     given = batch([4, 3], 2)
@@ -88,7 +90,7 @@ def test_padding_changes_nothing_while_the_stream_variant_learns(kind: Any) -> N
 
 def test_the_paper_variant_normalises_over_channels_pixels_and_time() -> None:
     x = torch.randn(2, 33, 8, 9, 9, dtype=torch.float64)
-    norm = Block(convention.published()).double().norm1
+    norm = Block(PUBLISHED).double().norm1
     expected = (x - x.mean((1, 2, 3, 4), keepdim=True)) / (
         x.var((1, 2, 3, 4), unbiased=False, keepdim=True) + 1e-5
     ).sqrt()
@@ -178,7 +180,7 @@ def test_padding_changes_nothing_in_the_stream_variant(kind: str) -> None:
 
 
 def test_padding_reaches_the_answer_of_the_paper_variant() -> None:
-    model = lively(convention.published())
+    model = lively(PUBLISHED)
     given = batch([30, 7], width=33)
     tokens = model.tokens(given["pixels"], given["bands"], given["valid"])
     ids = convention.published_bands(given["bands"])

@@ -244,10 +244,11 @@ def test_several_tasks_and_what_they_cost() -> None:
 @pytest.mark.parametrize(
     ("name", "values"), [("flux", [10.0, 5e4]), ("phase", [-20.0, 0, 300]), ("redshift", [0, 0.5, 4])]
 )
-def test_what_heads_tell_can_be_read_back(name: str, values: list[float]) -> None:
+def test_targets_of_the_heads_can_be_inverted(name: str, values: list[float]) -> None:
+    inverse = {"flux": lambda y: 10.0**y, "phase": lambda y: 10 * np.sinh(y), "redshift": np.expm1}[name]
     made = multitask.transformed(name, np.array([*values, np.nan]))
     assert np.abs(made[:-1]).max() < 7
-    np.testing.assert_allclose(multitask.told(name, made), [*values, np.nan], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(inverse(made.astype(np.float64)), [*values, np.nan], rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_supernova_the_phase_learns_nothing_and_its_weight_stays() -> None:
