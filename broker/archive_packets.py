@@ -22,6 +22,7 @@ from skyheed.broker.errors import ConfigError, PacketError
 from skyheed.broker.observation import Observation
 from skyheed.broker.packets.files import PacketFiles
 from skyheed.broker.packets.reader import read_packet
+from skyheed.broker.packets.surveys.links import pixel_arcsec
 from skyheed.classifier.archives.extras import Extras, no_points
 from skyheed.classifier.archives.reader import UNLABELLED, ArchiveObject, ArchiveWriter, stamp_rows
 from skyheed.classifier.archives.writer import check_target
@@ -42,7 +43,6 @@ LABELS = {
 }  # fmt: skip
 NAME_COLUMNS = ("objectid", "diaobjectid", "oid")  # simple names: capitals and underscores do not count
 LABEL_COLUMNS = ("class", "coarse", "label")
-PIXEL = {"ztf": 1.01, "lsst": 0.2, "sdss": 0.396}  # arcsec
 BRIGHTEST = 15_000  # sky noises in one pixel that an archive can hold
 MOST_LABELS = 5_000_000
 MOST_LETTERS = 200
@@ -91,7 +91,7 @@ def build(
     card = {
         "command": shlex.join(["skyheed", "archive", "build-packets", *words]),
         "made": MADE.format(survey=survey, same=SAME, labels=said),
-        "pixel": PIXEL.get(survey),
+        "pixel": pixel_arcsec(survey),
     }
     with ArchiveWriter(out, card, overwrite=overwrite, normalised=True) as writer:
         for group in one_object_each(seen):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from skyheed.classifier.archives.extras import Extras, extras_of
 from skyheed.classifier.archives.format import NORMALISED, part_path, rows_of
 from skyheed.classifier.archives.histories import KINDS, history_of, history_of_rows
+from skyheed.classifier.archives.nested import is_nested, unnested
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.bounded_files import read_file
 from skyheed.classifier.errors import ArchiveError, ModelError
@@ -73,8 +74,9 @@ class Scorer:
         epochs: after how many epochs each history is classified.
 
     A table has the columns of an archive's part (`skyheed.classifier.archives.format`); all rows of an object must be
-    in the same table, in any order. The result has a row for each object and number of epochs: object_id, survey,
-    n_stamps, last_mjd (days TAI), p_<class>, top_class, status, reason, model, weights_digest.
+    in the same table, in any order. Or a row is an object with nested epochs (`skyheed.classifier.archives.hats`). The
+    result has a row for each object and number of epochs: object_id, survey, n_stamps, last_mjd (days TAI), p_<class>,
+    top_class, status, reason, model, weights_digest.
     """
 
     def __init__(self, model: Model, epochs: str = "last") -> None:
@@ -127,6 +129,8 @@ def _histories(table: pa.Table, survey: str) -> list[History]:
 
     The table's metadata gives the stamps' shape and form; without it they are assumed square and the survey's own.
     """
+    if is_nested(table):
+        table = unnested(table)
     names = [name for name in KINDS.values() if name in table.column_names]
     if "object_id" not in table.column_names or "stamp" not in names:
         raise ArchiveError("the table has no object_id or no stamp: give rows of an archive's stamps")

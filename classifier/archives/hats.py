@@ -6,9 +6,9 @@
       dataset/_metadata, dataset/_common_metadata
       card.json, README.md                           the archive's data card
 
-A row is an object: its columns of objects.parquet, and nested (struct of lists, as nested-pandas has them) `epochs`,
-the columns of its stamps, and `photometry`, where the archive has it. An image is little-endian float16 [ny, nx] in
-units of its epoch's `stamp_unit` (nJy), as in the archive:
+A row is an object: its columns of objects.parquet, `stamp_shape` ("ny,nx") and `stamp_form` of its images, and nested
+(struct of lists, as nested-pandas has them) `epochs`, the columns of its stamps, and `photometry`, where the archive
+has it. An image is little-endian float16 [ny, nx] in units of its epoch's `stamp_unit` (nJy), as in the archive:
 
     np.frombuffer(row["stamp"], "<f2").reshape(ny, nx) * row["stamp_unit"]
 """
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from skyheed.classifier.archives.card import card_text
 from skyheed.classifier.archives.extras import CONTEXT, PHOTOMETRY, Extras, arrays_of
 from skyheed.classifier.archives.format import KINDS, OBJECT_SCHEMA, STAMP_COLUMNS, stamp_table
+from skyheed.classifier.archives.nested import EPOCHS, FACTS
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.progress import progress_bar
@@ -134,12 +135,13 @@ def _row(row: Mapping[str, Any], place: int, stamps: pa.Table, extras: Extras | 
     columns |= {f.name: pa.array([row[f.name]], f.type) for f in OBJECT_SCHEMA if f.name not in _OWN}
     columns["n_stamps"] = pa.array([stamps.num_rows], pa.int32())
     nested = [*STAMP_COLUMNS, "stamp_unit", *KINDS, *(name for name in stamps.column_names if name.startswith(CONTEXT))]
-    columns["epochs"] = _nested({name: stamps[name] for name in nested if name in stamps.column_names})
+    columns[EPOCHS] = _nested({name: stamps[name] for name in nested if name in stamps.column_names})
     if extras is not None:
         prefix = f"{PHOTOMETRY}_"
         points = {k.removeprefix(prefix): pa.array(v) for k, v in arrays_of(extras).items() if k.startswith(prefix)}
         columns[PHOTOMETRY] = _nested(points)
     facts = {key: value for key, value in stamps.schema.metadata.items() if key.startswith(b"stamp_")}
+    columns |= {name: pa.array([facts[name.encode()].decode()]) for name in FACTS}
     return pa.table(columns).replace_schema_metadata(facts)
 
 

@@ -1,7 +1,9 @@
 """`skyheed score`: whole archives, a part at a time."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from stream_tools import save_checkpoint
+from test_archive import make
 
 from skyheed.broker.cli import skyheed
 from skyheed.classifier import scoring
+from skyheed.classifier.archives.convert import convert
 from skyheed.classifier.archives.format import part_path
 from skyheed.classifier.archives.histories import history_of
-from skyheed.classifier.archives.reader import Archive
-from skyheed.classifier.errors import ModelError
+from skyheed.classifier.archives.reader import Archive, ArchiveWriter
+from skyheed.classifier.errors import ArchiveError, ModelError
 from skyheed.classifier.models.base import Model
 from skyheed.classifier.serving import load
 from skyheed.classifier.sky import simulate
@@ -120,6 +124,99 @@ def test_a_scorer_takes_rows_of_a_part_in_any_order(archive: Archive, model: Mod
     name = next(iter(found))
     [said] = model.predict([history_of(archive, name)])
     assert said.reason is None or found[name]["reason"] == str(said.reason)
+
+
+@pytest.fixture(scope="module")
+def catalogue(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive in HATS, in several partitions."""
+    pytest.importorskip("hats", reason="needs hats: pip install 'skyheed[hats]'")
+    out = tmp_path_factory.mktemp("catalogue") / "sky"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("skyheed.classifier.archives.hats.BYTES_PER_PARTITION", 2**20)
+        convert(archive.path, out, "hats", progress=False)
+    assert len(partitions_of(out)) > 2
+    return out
+
+
+def partitions_of(catalogue: Path) -> list[Path]:
+    return sorted(catalogue.glob("dataset/Norder=*/Dir=*/Npix=*.parquet"))
+
+
+def said(rows: Iterable[dict[str, object]]) -> dict[tuple[object, object], dict[str, object]]:
+    """Rows by object and number of epochs; probabilities as far as they do not depend on what shares a batch."""
+    return {
+        (row["object_id"], row["n_stamps"]): {
+            key: pytest.approx(value, abs=1e-5) if key.startswith("p_") and value is not None else value
+            for key, value in row.items()
+        }
+        for row in rows
+    }
+
+
+def scores(archive: Archive, folder: Path, model: Model) -> list[dict[str, object]]:
+    """What `skyheed score` writes."""
+    scoring.score(archive, folder, scoring.Scorer(model, "1,last"))
+    return list(rows_of(folder).values())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_objects_of_a_hats_catalogue_are_scored_as_the_archive_is(
+    archive: Archive, catalogue: Path, model: Model, tmp_path: Path
+) -> None:
+    scorer = scoring.Scorer(model, "1,last")
+    tables = [pq.ParquetFile(path).read() for path in partitions_of(catalogue)]
+    found = {(row["object_id"], row["n_stamps"]): row for table in tables for row in scorer(table).to_pylist()}
+    wanted = said(scores(archive, tmp_path, model))
+    assert found == wanted
+    # tools differ in what they make of nested columns: no metadata, lists of structs, other orders of the rows
+    whole = pa.concat_tables(tables).replace_schema_metadata({}).take(pa.array(range(OBJECTS)[::-1]))
+    rows = whole["epochs"].to_pylist()
+    listed = [[dict(zip(row, values, strict=True)) for values in zip(*row.values(), strict=True)] for row in rows]
+    kind = pa.list_(pa.struct([pa.field(f.name, f.type.value_type) for f in whole["epochs"].type]))
+    other = whole.set_column(whole.column_names.index("epochs"), "epochs", pa.array(listed, kind))
+    for table in (whole, other):
+        assert {(row["object_id"], row["n_stamps"]): row for row in scorer(table).to_pylist()} == wanted
+
+
+def test_model_ready_stamps_stay_as_they_are_without_a_tables_metadata(model: Model, tmp_path: Path) -> None:
+    pytest.importorskip("hats", reason="needs hats: pip install 'skyheed[hats]'")
+    thing, rows = make(1, size=32)
+    rows["stamp"] += 500.0  # a background: a survey's stamp loses it, a model-ready one has none to lose
+    with ArchiveWriter(tmp_path / "a", {}, normalised=True) as writer:
+        writer.add(thing, rows)
+    convert(tmp_path / "a", tmp_path / "h", "hats", progress=False)
+    (path,) = partitions_of(tmp_path / "h")
+    [history] = scoring._histories(pq.ParquetFile(path).read().replace_schema_metadata({}), "ztf")
+    wanted = history_of(Archive(tmp_path / "a"), thing.object_id)
+    assert np.array_equal(history.images["science"], wanted.images["science"])
+    assert float(np.median(history.images["science"].astype(np.float32))) > 4
+
+
+def test_other_nested_tables_are_refused(catalogue: Path, model: Model) -> None:
+    table = pq.ParquetFile(partitions_of(catalogue)[0]).read()
+    short = pa.table({"object_id": ["a"], "epochs": pa.array([{"mjd": [1.0, 2.0], "band": ["r"]}])})
+    unnamed = table.drop_columns(["object_id"])
+    forms = table.set_column(0, "stamp_form", pa.array([str(n) for n in range(table.num_rows)]))
+    for bad in (short, unnamed, forms if table.num_rows > 1 else short):
+        with pytest.raises(ArchiveError, match="archive convert --to hats"):
+            scoring.Scorer(model)(bad)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lsdb_maps_the_partitions(archive: Archive, catalogue: Path, model: Model, tmp_path: Path) -> None:
+    """The lines of docs/tutorials/score-an-archive.md."""
+    lsdb = pytest.importorskip("lsdb", reason="needs LSDB: pip install 'skyheed[lsdb]'")
+    dask = pytest.importorskip("dask")
+    scorer = scoring.Scorer(model, "1,last")
+
+    def classify(objects: Any) -> Any:
+        return scorer(pa.Table.from_pandas(objects, preserve_index=False)).to_pandas()
+
+    sky = lsdb.open_catalog(catalogue, columns="all")
+    with dask.config.set(scheduler="synchronous"):
+        found = sky.map_partitions(classify).compute().replace({np.nan: None})
+    got = {(row["object_id"], row["n_stamps"]): row for row in found.to_dict("records")}
+    assert got == said(scores(archive, tmp_path, model))
 
 
 @pytest.mark.parametrize("text", ["", "0", "first", "1;2", "-1", "1,,2"])

@@ -18,6 +18,7 @@ version = "0.1"
 mean-stamp = "astro_plus:MeanStamp"
 [project.entry-points."skyheed.surveys"]
 tiny = "astro_plus:Tiny"
+bare = "astro_plus:Bare"
 """
 PACKAGE = '''
 import json
@@ -54,9 +55,9 @@ class MeanStamp(Family):
     def operations(self, config, stamps):
         return 1024 * config.hidden
 
-class Tiny:
+class Bare:
     """Alerts of three numbers."""
-    name, bands, stamp_kinds, default_stamp = "tiny", "r", ("science",), "science"
+    name, bands, stamp_kinds, default_stamp = "bare", "r", ("science",), "science"
     reader_schema = {"type": "record", "name": "tiny", "fields": [
         {"name": "id", "type": ["null", "string"], "default": None},
         {"name": "mjd", "type": ["null", "double"], "default": None}]}
@@ -67,6 +68,10 @@ class Tiny:
         return Observation(record["id"], 1, record["mjd"], "r", 1.0, 2.0, 3.0, 0.1, stamp, 0)
     def time(self, record):
         return record["mjd"]
+
+class Tiny(Bare):
+    """The same with what the page wants to know."""
+    name, pixel_arcsec, pages = "tiny", 0.25, {"Elsewhere": "https://e.example/{}?a={b}"}
 '''
 USE = """
 import io, sys
@@ -75,6 +80,8 @@ import fastavro, numpy as np
 from data_tools import made
 from pathlib import Path
 from skyheed import History, load_model, read_packet
+from skyheed.broker.packets.surveys.links import pixel_arcsec
+from skyheed.broker.web.sky import links
 from skyheed.classifier.training import protocol, train
 run = protocol.from_mapping(dict(archive="x", name="plus", model="mean-stamp", network={"hidden": 5}, steps=3, batch=4,
                                  every=3, threads=1, autocast=False), "test")
@@ -89,6 +96,10 @@ out = io.BytesIO()
 fastavro.writer(out, schema, [{"id": "one", "mjd": 60000.0}])
 (seen,) = read_packet(out.getvalue(), survey="tiny")
 assert History.by_object([seen])["one"].survey == "tiny"
+page = links("tiny", "one two", 1.0, 2.0)
+assert {"name": "Elsewhere", "url": "https://e.example/one%20two?a={b}", "group": "broker"} in page
+assert (pixel_arcsec("tiny"), pixel_arcsec("tiny.night20")) == (0.25, 0.25)
+assert pixel_arcsec("bare") is None and {one["group"] for one in links("bare", "x", 1.0, 2.0)} == {"sky"}
 print("all of it works")
 """
 

@@ -24,6 +24,9 @@ class Survey(Protocol):
         stamp_kinds: the stamps that a packet carries, of science, template and difference.
         default_stamp, stamp: the kind that the model sees by default, and the kind now in use.
         reader_schema: Avro schema of the record's fields that are needed; all have defaults.
+
+    It may have two more, for the page: `pixel_arcsec`, the side of a pixel, for scale bars and the position in FITS
+    files; and `pages`, the address of an object at other brokers by their name, with {} for the object's id.
     """
 
     name: str
@@ -62,10 +65,19 @@ def load_survey(name: str, stamp: str | None = None, bands: str | None = None, w
     Raises:
         ConfigError: unknown survey, stamp or band.
     """
-    known = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in known:
-        raise ConfigError(f"unknown survey {name!r}; known are {', '.join(sorted(known))}")
-    survey: Survey = known[name].load()(stamp, bands)
+    found = survey_class(name)
+    if found is None:
+        known = sorted({point.name for point in entry_points(group=GROUP)})
+        raise ConfigError(f"unknown survey {name!r}; known are {', '.join(known)}")
+    survey = found(stamp, bands)
     if wanted is not None and hasattr(survey, "want"):
         survey.want(wanted)
     return survey
+
+
+def survey_class(name: str) -> type[Survey] | None:
+    """The class of the survey of this name; None if no installed package has it."""
+    for point in entry_points(group=GROUP, name=name):
+        found: type[Survey] = point.load()
+        return found
+    return None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -117,6 +118,8 @@ class BaseSurvey:
     history_fields: ClassVar[tuple[str, ...]] = ()  # fields of the record that are read only for photometry or context
     least_score: ClassVar[float] = 0.0
     solar_system_arcsec: ClassVar[float] = 0.0
+    pixel_arcsec: ClassVar[float | None] = None
+    pages: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, stamp: str | None = None, bands: str | None = None) -> None:
         self.stamp = stamp or self.default_stamp

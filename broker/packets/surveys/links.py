@@ -1,41 +1,27 @@
-"""What a reader of the page wants to know about a survey but its packets do not say: pixel scales, and where other
-brokers show an object. Only addresses: nothing is requested from them.
+"""What a survey's class says of its objects beyond their packets: the size of a pixel, and pages at other brokers.
 
-The addresses are those to which public code of brokers and of their users links (read in November 2026: Rubin's
-tutorials and TOM add-ons for ALeRCE, alert viewers for Fink and Lasair, the babamul client). None has been opened from
-here: whether they still lead to the object has not been tried.
+Only addresses: nothing is requested from them, and whether they still lead to the object has not been tried.
 """
 
+from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import quote
 
-_PIXEL_ARCSEC = {"sdss": 0.396, "ztf": 1.012, "lsst": 0.2}
-# name of a broker, and its page of an object
-_BROKERS = {
-    "ztf": (
-        ("ALeRCE", "https://alerce.online/object/{}"),
-        ("Fink", "https://ztf.fink-portal.org/{}"),
-        ("Lasair", "https://lasair-ztf.lsst.ac.uk/objects/{}/"),
-        ("Babamul", "https://babamul.caltech.edu/objects/ZTF/{}"),
-    ),
-    "lsst": (
-        ("ALeRCE", "https://lsst.alerce.online/object/{}?survey=lsst"),
-        ("Fink", "https://lsst.fink-portal.org/{}"),
-        ("Lasair", "https://lasair.lsst.ac.uk/objects/{}/"),
-        ("Babamul", "https://babamul.caltech.edu/objects/LSST/{}"),
-    ),
-}
-
-
-def base_of(survey: str) -> str:
-    """The survey whose packets they are: `ztf` for the replay `ztf.night20`."""
-    return survey.partition(".")[0]
+from skyheed.broker.packets.surveys import survey_class
 
 
 def pixel_arcsec(survey: str) -> float | None:
-    """Arcseconds of a pixel's side; None if the survey's camera is not known."""
-    return _PIXEL_ARCSEC.get(base_of(survey))
+    """Arcseconds of a pixel's side; None if the survey does not say."""
+    return _said(survey)[0]
 
 
 def brokers(survey: str, object_id: str) -> list[tuple[str, str]]:
-    """(name, URL) of the object at other brokers; empty for a survey that they do not have."""
-    return [(name, address.format(quote(object_id, safe=""))) for name, address in _BROKERS.get(base_of(survey), ())]
+    """(name, URL) of the object at other brokers; empty for a survey that names none."""
+    return [(name, address.replace("{}", quote(object_id, safe=""))) for name, address in _said(survey)[1].items()]
+
+
+@lru_cache(64)
+def _said(survey: str) -> tuple[float | None, Mapping[str, str]]:
+    """Of the survey whose packets they are: `ztf` for the replay `ztf.night20`; nothing if it is not installed here."""
+    found = survey_class(survey.partition(".")[0])
+    return getattr(found, "pixel_arcsec", None), getattr(found, "pages", {})

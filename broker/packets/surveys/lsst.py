@@ -7,6 +7,7 @@ solar-system object has no diaObject: there is no sequence of stamps to keep, so
 
 import math
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason, SkipPacket
@@ -31,6 +32,13 @@ class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
 
     history_fields = ("prvDiaSources", "prvDiaForcedSources")
     least_score = 0.05  # the lowest among the available real packets is 0.11
+    pixel_arcsec = 0.2
+    pages = MappingProxyType({  # as Rubin's tutorials, TOM add-ons for ALeRCE and the babamul client link there
+        "ALeRCE": "https://lsst.alerce.online/object/{}?survey=lsst",
+        "Fink": "https://lsst.fink-portal.org/{}",
+        "Lasair": "https://lasair.lsst.ac.uk/objects/{}/",
+        "Babamul": "https://babamul.caltech.edu/objects/LSST/{}",
+    })  # fmt: skip
 
     def begin(self, record: dict[str, Any]) -> Unfinished:
         """See `InSteps.begin`."""

@@ -38,6 +38,7 @@ class Sdss(base.InSteps, base.BaseSurvey):
     all_bands = "ugriz"
     stamp_kinds = ("science",)
     schema_file = "sdss_alert/v1/reader.avsc"
+    pixel_arcsec = PIXEL_ARCSEC
 
     def begin(self, record: dict[str, Any]) -> Unfinished:
         """See `InSteps.begin`."""

@@ -15,6 +15,7 @@ Cite Bellm+2019 (PASP 131, 018002), Masci+2019 (PASP 131, 018003), Patterson+201
 
 import math
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason
@@ -60,6 +61,13 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
     # that are AGN, supernovae, variables or a tidal disruption event, none. docs/surveys.md has the table.
     least_score = 0.1
     solar_system_arcsec = 5.0
+    pixel_arcsec = _PIXEL_ARCSEC
+    pages = MappingProxyType({  # as alert viewers and the babamul client link there
+        "ALeRCE": "https://alerce.online/object/{}",
+        "Fink": "https://ztf.fink-portal.org/{}",
+        "Lasair": "https://lasair-ztf.lsst.ac.uk/objects/{}/",
+        "Babamul": "https://babamul.caltech.edu/objects/ZTF/{}",
+    })  # fmt: skip
 
     def begin(self, record: dict[str, Any]) -> Unfinished:
         """See `InSteps.begin`."""

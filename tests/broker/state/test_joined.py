@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from server_tools import ValkeyCluster
 from state_tools import SURVEY, answer, content, deliveries, names, observation
 
+from skyheed.broker import config
+from skyheed.broker.app import connect_store
 from skyheed.broker.local import embedded
 from skyheed.broker.observation import Observation
 from skyheed.broker.state import client as state
@@ -158,6 +160,20 @@ def test_switching_it_off_gives_back_the_separate_histories_and_books_never_chan
     assert on.ledger.books().balanced
     for name in SPLIT | OTHER:
         assert content(on.store, name) == content(off.store, name)
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("arcsec", [0.0, 1.0])
+def test_switched_off_it_costs_no_command_and_no_byte(valkey: embedded.Server, arcsec: float) -> None:
+    asked = config.load(overrides={"survey": "lsst", "ingest.join_arcsec": arcsec}, environ={})
+    asked = config.with_servers(asked, "nowhere:1", valkey.url)
+    client = state.connect(valkey.url)
+    client.run([("CONFIG", "RESETSTAT")])
+    store, queue, _ = connect_store(asked)
+    store.store(deliveries(visits()))
+    store.fetch(queue.claim(100, 30.0), LANE)
+    (run,) = client.run([("INFO", "commandstats")])
+    assert ("cmdstat_pexpire" in str(run)) == bool(client.run([("KEYS", "*:near")])[0]) == bool(arcsec)
 
 
 @pytest.mark.redis
