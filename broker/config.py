@@ -21,13 +21,14 @@ import math
 import os
 import re
 import select
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from skyheed.broker import settings_rules
+from skyheed.broker import named_files, settings_rules
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.settings import Settings
 from skyheed.broker.urls import redacted_url as redacted_url
@@ -56,6 +57,7 @@ _SECRET = re.compile(r"password|token|secret")
 MOST_SECRET = 2**16  # bytes in a password file
 MOST_SETTINGS = 2**20  # in a configuration
 PIPE_S = 10.0  # a pipe's writer may be silent for this long
+WHOLE_PIPE_S = 30.0  # until all has come
 CONFIG_VARIABLE = "SKYHEED_CONFIG"
 # Settings a user may well forget; everything else has a working default.
 DEFAULT_KAFKA = "127.0.0.1:9092"
@@ -83,6 +85,7 @@ def load(
             _put(tree, _split(dotted), value)
     settings: Settings = _build(Settings, tree, "")
     settings_rules.check(settings)
+    named_files.check(settings)
     return replace(
         settings,
         kafka={"bootstrap.servers": DEFAULT_KAFKA, **settings.kafka},
@@ -124,13 +127,16 @@ def _read_secret(path: Any, where: str) -> str:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """The first bytes of a file, or of a pipe such as <(pass show …), whose writer may be silent for `PIPE_S`."""
-    found = b""
+    """The first bytes of a file, or of a pipe such as <(pass show …), whose writer may be silent for `PIPE_S` and take
+    `WHOLE_PIPE_S` for everything."""
+    found, deadline = b"", time.monotonic() + WHOLE_PIPE_S
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
         while len(found) < most:
             part = file.read(most - len(found))
             if part is None and not select.select([file], [], [], PIPE_S)[0]:
                 raise OSError(errno.ETIMEDOUT, f"it sent nothing for {PIPE_S:g} s")
+            if time.monotonic() > deadline:
+                raise OSError(errno.ETIMEDOUT, f"it is not complete after {WHOLE_PIPE_S:g} s")
             if part == b"":
                 break
             found += part or b""
@@ -144,7 +150,10 @@ def read_secret(path: Path, where: str) -> str:
         ConfigError: it cannot be read, or holds more than one line.
     """
     try:
-        secret = _read(path, MOST_SECRET).decode("utf-8-sig").rstrip("\r\n")
+        data = _read(path, MOST_SECRET + 1)
+        if len(data) > MOST_SECRET:
+            raise ConfigError(f"{where}: {path} has more than {MOST_SECRET} bytes: is it the right file?")
+        secret = data.decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError:  # not chained: that error contains the file's bytes

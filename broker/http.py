@@ -5,7 +5,7 @@ import logging
 import ssl
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -223,16 +223,26 @@ def _unpacked(response: httpx.Response) -> Iterator[bytes]:
     if packed in ("", "identity"):
         yield from response.iter_raw()
     elif packed == "gzip":  # although we asked for none
-        unpacker = zlib.decompressobj(31)
-        try:
-            for part in response.iter_raw():
-                yield unpacker.decompress(part, MOST_BYTES + 1)
-        except zlib.error:
-            raise httpx.DecodingError("its response cannot be decompressed") from None
-        if not unpacker.eof:
-            raise httpx.DecodingError("its response cannot be decompressed")
+        yield from _gunzipped(response.iter_raw())
     else:
         raise httpx.DecodingError(f"its response is compressed as {printable(packed)[:40]}, which was not requested")
+
+
+def _gunzipped(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The bytes of a gzip stream of one or more members, each part of it bounded."""
+    unpacker, received = zlib.decompressobj(31), 0
+    try:
+        for part in parts:
+            if (received := received + len(part)) > MOST_BYTES:  # of which nothing may have come out
+                raise httpx.DecodingError(f"its response has more than {MOST_BYTES} bytes")
+            yield unpacker.decompress(part, MOST_BYTES + 1)
+            while unpacker.eof and (part := unpacker.unused_data.lstrip(b"\0")):
+                unpacker = zlib.decompressobj(31)
+                yield unpacker.decompress(part, MOST_BYTES + 1)
+    except zlib.error:
+        raise httpx.DecodingError("its response cannot be decompressed") from None
+    if not unpacker.eof:
+        raise httpx.DecodingError("its response cannot be decompressed")
 
 
 def _words(text: str) -> str:

@@ -1,6 +1,7 @@
 """Reads files from others within bounds: no endless pipe, no device, nothing larger than memory."""
 
 import os
+import re
 import stat
 import zlib
 from io import BufferedReader
@@ -9,7 +10,9 @@ from pathlib import Path
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.safe_names import printable
 
-_CHUNK = 1 << 20
+_CHUNK, _FED = 1 << 20, 1 << 12
+MOST_MEMBERS = 100_000  # of a gzip file; of 256 MiB in blocks of 64 KiB there are 4,096
+_ZEROS = re.compile(b"\0+")
 
 
 def open_regular(path: Path, error: type[Exception] = ArchiveError) -> BufferedReader:
@@ -46,28 +49,48 @@ def read_file(path: Path, most: int, error: type[Exception] = ArchiveError) -> b
 
 
 def gunzip(data: bytes, most: int, path: Path, error: type[Exception] = ArchiveError) -> bytes:
-    """The decompressed bytes of a gzip file with one or more members.
+    """The decompressed bytes of a gzip file of one or more members; zeros may follow the last one.
 
     Raises:
-        `error`: cut short, damaged, or more than `most` bytes.
+        `error`: cut short, damaged, other bytes behind the last member, or more than `most` bytes or `MOST_MEMBERS`.
     """
-    out, size = [], 0
+    out, at = bytearray(), 0
     try:
-        while data:
-            unpacker = zlib.decompressobj(31)
-            while not unpacker.eof:
-                part = unpacker.decompress(data, min(_CHUNK, most + 1 - size))
-                data = unpacker.unconsumed_tail
-                size += len(part)
-                out.append(part)
-                if size > most:
-                    raise error(f"{path} unpacks to more than {most / 2**20:.0f} MiB: is it the right file?")
-                if not part and not data and not unpacker.eof:
-                    raise error(f"{path} is cut short inside its gzip stream: get it again")
-            data = unpacker.unused_data.lstrip(b"\0")
+        for _ in range(MOST_MEMBERS):
+            at = _member(data, at, out, most)
+            if len(out) > most:
+                raise error(f"{path} unpacks to more than {most / 2**20:.0f} MiB: is it the right file?")
+            at = _behind_zeros(data, at)
+            if at == len(data):
+                return bytes(out)
+    except EOFError:
+        raise error(f"{path} is cut short inside its gzip stream: get it again") from None
     except zlib.error as failed:
         raise error(f"{path} does not unpack ({printable(failed)}): get it again") from failed
-    return b"".join(out)
+    raise error(f"{path} has more than {MOST_MEMBERS} gzip members: is it the right file?")
+
+
+def _member(data: bytes, at: int, out: bytearray, most: int) -> int:
+    """Append the member that begins at `at` to `out`, up to one byte more than `most`; returns where it ends.
+
+    Raises:
+        EOFError, zlib.error
+    """
+    unpacker, view = zlib.decompressobj(31), memoryview(data)
+    while not unpacker.eof and len(out) <= most:
+        # small pieces, because what is not used of one is copied: a file can have a member every 20 bytes
+        given = view[at : at + _FED]
+        part = unpacker.decompress(given, min(_CHUNK, most + 1 - len(out)))
+        out += part
+        at += len(given) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)
+        if not part and not given and not unpacker.eof:
+            raise EOFError
+    return at
+
+
+def _behind_zeros(data: bytes, at: int) -> int:
+    found = _ZEROS.match(data, at)
+    return found.end() if found else at
 
 
 def within(path: Path, folder: Path) -> bool:

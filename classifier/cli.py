@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from skyheed.classifier import output_paths
-from skyheed.classifier.errors import ModelError
+from skyheed.classifier.errors import ArchiveError, ModelError
 from skyheed.classifier.safe_names import printable, printable_lines
 
 PATH = click.Path(path_type=Path)
@@ -236,6 +236,8 @@ def score(archive: Path, output: Path, name: str | None, epochs: str, shard: str
         click.echo("\n".join(problems) or f"{output}: every part of {archive} is scored")
         raise SystemExit(1 if problems else 0)
     output_paths.check_folder(output, ModelError)
+    if not data.card["surveys"]:
+        raise ArchiveError(f"{archive} holds no objects: there is nothing to score")
     survey = data.card["surveys"][0]
     model = serving.load(name or survey, survey=survey, **given)
     rows = scoring.score(data, output, scoring.Scorer(model, epochs), _shard(shard))

@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from skyheed.classifier.archives.damage import damaged, open_parquet
 from skyheed.classifier.archives.extras import Extras, extras_of
-from skyheed.classifier.archives.format import NORMALISED, part_path, rows_of
+from skyheed.classifier.archives.format import MOST_STAMPS, NORMALISED, OBJECTS_PER_PART, part_path, rows_of
 from skyheed.classifier.archives.histories import KINDS, history_of, history_of_rows
 from skyheed.classifier.archives.nested import is_nested, unnested
 from skyheed.classifier.archives.reader import Archive
-from skyheed.classifier.bounded_files import read_file
+from skyheed.classifier.bounded_files import open_regular, read_file
 from skyheed.classifier.errors import ArchiveError, ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Model
@@ -32,6 +34,7 @@ from skyheed.classifier.progress import progress_bar
 
 MANIFEST = "score.json"
 MOST_MANIFEST = 2**20
+MOST_ROWS = OBJECTS_PER_PART * MOST_STAMPS  # of a part
 BATCH = 64  # histories computed at a time
 _OBJECTS, _ROWS = b"skyheed_objects", b"skyheed_rows"  # keys of a part's metadata: its input, its contents
 
@@ -135,10 +138,12 @@ def _histories(table: pa.Table, survey: str) -> list[History]:
     if "object_id" not in table.column_names or "stamp" not in names:
         raise ArchiveError("the table has no object_id or no stamp: give rows of an archive's stamps")
     facts = table.schema.metadata or {}
-    shape = _shape(facts, table.schema.field(names[0]).type)
     normalised = facts.get(b"stamp_form") == NORMALISED.encode()
+    with damaged():
+        shape = _shape(facts, table.schema.field(names[0]).type)
+        objects = list(_by_object(table))
     found = []
-    for object_id, own in _by_object(table):
+    for object_id, own in objects:
         rows = rows_of(own, names, shape)
         extras = extras_of(own)
         alerts = np.flatnonzero(rows["alert"])
@@ -243,16 +248,28 @@ def check(archive: Archive, output: Path) -> list[str]:
 
 def _sound(path: Path, objects: set[str], digest: str) -> bool:
     """Whether a part holds the rows that were written, of these objects and by these weights."""
+    texts = ["object_id", "weights_digest"]
     try:
-        made = pq.read_table(path, columns=["object_id", "weights_digest"])
-    except (OSError, pa.ArrowException):
+        open_regular(path).close()
+        with open_parquet(path, texts) as file:
+            facts = file.schema_arrow.metadata or {}
+            counts = [facts.get(key, b"").decode() for key in (_OBJECTS, _ROWS)]
+            if counts != [str(len(objects)), str(file.metadata.num_rows)] or file.metadata.num_rows > MOST_ROWS:
+                return False
+            made = file.read(columns=texts)
+    except (ArchiveError, OSError, ValueError, pa.ArrowException):
         return False
-    facts = made.schema.metadata or {}
-    counts = [int(facts.get(key, b"-1")) for key in (_OBJECTS, _ROWS)]
-    return (
-        counts == [len(objects), made.num_rows]
-        and set(made["object_id"].to_pylist()) <= objects
-        and set(made["weights_digest"].to_pylist()) <= {digest}
+    known = (objects, {digest})
+    return made.column_names == texts and all(_only(made[name], own) for name, own in zip(texts, known, strict=True))
+
+
+def _only(column: pa.ChunkedArray, known: set[str]) -> bool:
+    """Whether the column holds these texts and no others; of a dictionary each text is looked at once."""
+    if not pa.types.is_dictionary(column.type) or not pa.types.is_string(column.type.value_type):
+        return False
+    allowed = pa.array(sorted(known), pa.string())
+    return not column.null_count and all(
+        pc.all(pc.is_in(chunk.dictionary, allowed), min_count=0).as_py() for chunk in column.chunks
     )
 
 

@@ -172,10 +172,16 @@ def load_network(name: str | Path, info: checkpoint.Info, survey: str = "") -> "
     Raises:
         ModelError: the weights do not fit the configuration.
     """
-    own = family(info.family)
+    from skyheed.classifier.models import fitting
+
+    own, state = family(info.family), checkpoint.load_state(name, survey)
+    config = own.configure(info.config)
     try:
-        network = own.build(own.configure(info.config))
-        network.load_state_dict(checkpoint.load_state(name, survey))
+        fitting.check(lambda: own.build(config), state)
+        network = own.build(config)
+        network.load_state_dict(state)
+    except ModelError as error:
+        raise ModelError(f"the weights of {info.name} do not fit its configuration ({error}): get it again") from error
     except (RuntimeError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(f"the weights of {info.name} do not fit its configuration ({first}): get it again") from error

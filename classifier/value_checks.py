@@ -10,6 +10,7 @@ from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import BANDS
 
 LARGEST = sys.float_info.max  # neither inf nor an integer beyond float
+MOST = 65_536  # layers, channels, epochs … of a network
 
 
 def shown(value: Any) -> str:
@@ -23,10 +24,16 @@ def choice(key: str, value: Any, known: Sequence[str]) -> None:
         raise ModelError(f"{key} is {shown(value)}: use {' or '.join(known)}")
 
 
-def count(key: str, value: Any, least: int = 0) -> None:
-    """Raise ModelError unless a value is a whole number that is large enough."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ModelError(f"{key} is {shown(value)}: give a whole number, {least} or more")
+def count(key: str, value: Any, least: int = 0, most: float = LARGEST) -> None:
+    """Raise ModelError unless a value is a whole number between two others."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        upto = f"from {least} to {most:g}" if most < LARGEST else f"{least} or more"
+        raise ModelError(f"{key} is {shown(value)}: give a whole number, {upto}")
+
+
+def size(key: str, value: Any) -> None:
+    """Raise ModelError unless a value is a whole number that a network can have of anything."""
+    count(key, value, 1, MOST)
 
 
 def number(key: str, value: Any, least: float = 0, most: float = LARGEST) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets import wcs
-from skyheed.broker.packets.inflate import GZIP, InflateError, TooLong, inflate
+from skyheed.broker.packets.inflate import GZIP, GZIP_MAGIC, InflateError, TooLong, inflate
 from skyheed.broker.packets.wcs import Wcs
 from skyheed.classifier.stamp import Matrix
 
@@ -27,7 +27,6 @@ MAX_SIDE = 1024  # pixels
 _BLOCK, _CARD = 2880, 80  # bytes
 _MAX_HEADER = 20 * _BLOCK
 _TEXT = bytes(range(0x20, 0x7F))  # all bytes that a header may contain
-_GZIP_MAGIC = b"\x1f\x8b"
 _PIXELS = {-32: ">f4", -64: ">f8", 8: ">u1", 16: ">i2", 32: ">i4"}
 _VALUE = re.compile(rb"= +(?:'((?:[^']|'')*)'|([^ /]+)) *(/|$)?")
 _WANTED = frozenset(b"SIMPLE BITPIX NAXIS NAXIS1 NAXIS2 BUNIT BSCALE BZERO BLANK".split()) | wcs.KEYS
@@ -67,12 +66,12 @@ class _Header:
 
 
 def read_image(data: bytes, max_bytes: int = MAX_STAMP_BYTES) -> Image:
-    """The first image of a FITS file, gzipped or not.
+    """The first image of a FITS file, gzipped (in one or more members) or not.
 
     Raises:
         PacketError: BAD_GZIP, BOMB, STAMP_TOO_LARGE or BAD_FITS.
     """
-    if data.startswith(_GZIP_MAGIC):
+    if data.startswith(GZIP_MAGIC):
         data = _gunzip(data, max_bytes)
     elif len(data) > max_bytes:
         _fail(Reason.STAMP_TOO_LARGE, f"{len(data)} bytes, more than {max_bytes}")

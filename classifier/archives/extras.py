@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from skyheed.classifier import context as contexts
+from skyheed.classifier.archives.damage import damaged
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import BANDS, UPPER_LIMIT, Photometry
 from skyheed.classifier.safe_names import printable
@@ -116,26 +117,47 @@ def read_extras(file: pq.ParquetFile, group: int) -> Extras | None:
     names = [name for name in file.schema_arrow.names if name == PHOTOMETRY or name.startswith(CONTEXT)]
     if PHOTOMETRY not in names:
         return None
-    try:
+    with damaged():
+        _check_types(file.schema_arrow)
         if (size := _size(file, group)) > MOST_BYTES:
             raise ValueError(f"photometry of {size} bytes, more than is read")
         return extras_of(file.read_row_group(group, columns=names))
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, pa.ArrowException) as error:
-        raise ArchiveError(f"a part of the stamps is damaged: {printable(error, 200)}") from error
 
 
 def extras_of(table: pa.Table) -> Extras | None:
-    """The same of rows of a part's table; raises ValueError for what cannot be there."""
+    """The same of rows of a part's table.
+
+    Raises:
+        ArchiveError: they hold what cannot be there.
+    """
     if PHOTOMETRY not in table.column_names:
         return None
-    points = table[PHOTOMETRY].combine_chunks()
-    return Extras(_points(points.chunk(0) if isinstance(points, pa.ChunkedArray) else points), _contexts(table))
+    with damaged():
+        _check_types(table.schema)
+        points = table[PHOTOMETRY].combine_chunks()
+        return Extras(_points(points.chunk(0) if isinstance(points, pa.ChunkedArray) else points), _contexts(table))
+
+
+def _check_types(schema: pa.Schema) -> None:
+    """Raise ValueError unless photometry is a list of points and context is numbers: texts could unpack to any size."""
+    points = schema.field(PHOTOMETRY).type
+    if not pa.types.is_list(points) or not pa.types.is_struct(points.value_type):
+        raise ValueError(f"{PHOTOMETRY} is {printable(points, 60)}, not a list of points")
+    numbers = [*points.value_type, *(field for field in schema if field.name.startswith(CONTEXT))]
+    for field in numbers:
+        if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)):
+            raise ValueError(f"{printable(field.name, 60)} is {printable(field.type, 60)}, not a number")
 
 
 def _size(file: pq.ParquetFile, group: int) -> int:
+    """Bytes of the columns in the file or in memory, whichever is more: one number repeated takes a few in the file."""
     facts = file.metadata.row_group(group)
     own = (facts.column(i) for i in range(facts.num_columns))
-    return sum(c.total_uncompressed_size for c in own if c.path_in_schema.startswith((PHOTOMETRY, CONTEXT)))
+    return sum(
+        max(c.total_uncompressed_size, c.num_values * 8)
+        for c in own
+        if c.path_in_schema.startswith((PHOTOMETRY, CONTEXT))
+    )
 
 
 def _points(column: pa.ListArray) -> list[Photometry]:

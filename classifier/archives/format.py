@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from skyheed.classifier.archives.damage import damaged
 from skyheed.classifier.archives.extras import Extras, columns_of
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.safe_names import printable
@@ -219,46 +221,96 @@ MOST_SIDE = 1024  # pixels
 MOST_SEQUENCE = 2**31  # bytes of one object's stamps
 
 
-def _shape(file: pq.ParquetFile, group: int, kinds: tuple[str, ...]) -> tuple[int, int]:
-    """(ny, nx) of the stamps; raises ArchiveError for what no archive has, before it is unpacked."""
-    try:
-        ny, nx = map(int, file.schema_arrow.metadata[b"stamp_shape"].decode().split(","))
-        stamps = file.metadata.row_group(group).num_rows
-    except (KeyError, TypeError, ValueError, IndexError, OSError, pa.ArrowException) as error:
-        raise ArchiveError(f"a part of the stamps is damaged: {printable(error, 200)}") from error
-    sound = 0 < ny <= MOST_SIDE and 0 < nx <= MOST_SIDE and stamps <= MOST_STAMPS
-    if not sound or stamps * ny * nx * 4 * max(len(kinds), 1) > MOST_SEQUENCE:
-        raise ArchiveError(f"an object has {stamps} stamps of {nx} x {ny} pixels, more than are read")
-    for kind in kinds:
-        if file.schema_arrow.field(kind).type != pa.binary(2 * ny * nx):
-            raise ArchiveError(f"the {kind} images have {file.schema_arrow.field(kind).type}, not {nx} x {ny} float16")
-    return ny, nx
-
-
 def read_group(file: pq.ParquetFile, group: int, kinds: tuple[str, ...]) -> NDArray[np.void]:
+    """The rows of one object as `Archive.stamps` returns them; their size is checked before they are unpacked.
+
+    Raises:
+        ArchiveError: they are damaged, not what they should be, or more than are read.
+    """
     missing = [kind for kind in kinds if kind not in file.schema_arrow.names]
     if missing:
         raise ArchiveError(f"this archive has no {missing[0]!r} images")
-    ny, nx = _shape(file, group, kinds)
-    names = [*STAMP_COLUMNS, "stamp_unit", *kinds]
-    try:
-        table = file.read_row_group(group, columns=names)
-        if gaps := [name for name in names if table[name].null_count]:
-            raise ValueError(f"stamps without {gaps[0]}")
-    except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
-        raise ArchiveError(f"a part of the stamps is damaged: {printable(error, 200)}") from error
-    return rows_of(table, kinds, (ny, nx))
+    with damaged():
+        shape = shape_of(file)
+        facts = file.metadata.row_group(group)
+        _check_size(facts.num_rows, shape, len(kinds), _bytes_of(facts))
+        types = types_of(kinds, shape)
+        for name, kind in types.items():
+            if not _alike(file.schema_arrow.field(name).type, kind):
+                raise ValueError(_of_another_type(name, file.schema_arrow.field(name).type, kind))
+        table = file.read_row_group(group, columns=list(types))
+    return rows_of(table, kinds, shape)
+
+
+def shape_of(file: pq.ParquetFile) -> tuple[int, int]:
+    """(ny, nx) of the stamps; raises KeyError, TypeError or ValueError if the file does not say it."""
+    ny, nx = map(int, file.schema_arrow.metadata[b"stamp_shape"].decode().split(","))
+    return ny, nx
+
+
+def _bytes_of(facts: pq.RowGroupMetaData) -> int:
+    return sum(facts.column(number).total_uncompressed_size for number in range(facts.num_columns))
+
+
+def _check_size(stamps: int, shape: tuple[int, int], kinds: int, packed: int) -> None:
+    ny, nx = shape
+    sound = 0 < ny <= MOST_SIDE and 0 < nx <= MOST_SIDE and stamps <= MOST_STAMPS and packed <= MOST_SEQUENCE
+    if not sound or stamps * ny * nx * 4 * max(kinds, 1) > MOST_SEQUENCE:
+        raise ArchiveError(
+            f"an object has {stamps} stamps of {nx} x {ny} pixels, more than are read ({packed} bytes in the file)"
+        )
+
+
+def types_of(kinds: Sequence[str], shape: tuple[int, int]) -> dict[str, pa.DataType]:
+    """The columns of a part's table that `rows_of` reads, and their types."""
+    ny, nx = shape
+    pixels = dict.fromkeys(kinds, pa.binary(2 * ny * nx))
+    return {**{name: _ARROW[kind] for name, kind in _COLUMNS}, "stamp_unit": pa.float32(), **pixels}
+
+
+def _of_another_type(name: str, given: pa.DataType, wanted: pa.DataType) -> str:
+    size = f" ({wanted.byte_width // 2} float16)" if pa.types.is_fixed_size_binary(wanted) else ""
+    return f"{name} is {printable(given, 60)}, not {wanted}{size}"
+
+
+def _alike(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column can be read as another type without growing: numbers as numbers, texts as texts."""
+    if pa.types.is_dictionary(given):
+        given = given.value_type
+    numbers = [pa.types.is_integer(t) or pa.types.is_floating(t) for t in (given, wanted)]
+    texts = [pa.types.is_string(t) or pa.types.is_large_string(t) for t in (given, wanted)]
+    return given == wanted or all(numbers) or all(texts)
 
 
 def rows_of(table: pa.Table, kinds: Sequence[str], shape: tuple[int, int]) -> NDArray[np.void]:
-    """Rows of a part's table as the structured array that `Archive.stamps` returns; `shape` is (ny, nx)."""
-    rows = np.zeros(table.num_rows, [*_COLUMNS, *((kind, "<f4", shape) for kind in kinds)])
-    for name in STAMP_COLUMNS:
-        rows[name] = table[name].to_numpy()
-    unit = table["stamp_unit"].to_numpy()
-    for kind in kinds:
-        rows[kind] = _unpack(table[kind], (table.num_rows, *shape)) * unit[:, None, None]
-    return rows
+    """Rows of a part's table as the structured array that `Archive.stamps` returns; `shape` is (ny, nx).
+
+    Raises:
+        ArchiveError: a column is missing, has another type or gaps, or a value that none can be.
+    """
+    with damaged():
+        types = types_of(kinds, shape)
+        if gaps := [name for name in types if table[name].null_count]:
+            raise ValueError(f"stamps without {gaps[0]}")
+        _check_bands(table["band"])
+        columns = {name: table[name].cast(kind) for name, kind in types.items()}
+        rows = np.zeros(table.num_rows, [*_COLUMNS, *((kind, "<f4", shape) for kind in kinds)])
+        for name in STAMP_COLUMNS:
+            rows[name] = columns[name].to_numpy()
+        if not np.isfinite(rows["mjd"]).all():
+            raise ValueError("a stamp's mjd is no number")
+        unit = columns["stamp_unit"].to_numpy()
+        for kind in kinds:
+            rows[kind] = _unpack(columns[kind], (table.num_rows, *shape)) * unit[:, None, None]
+        return rows
+
+
+def _check_bands(column: pa.ChunkedArray) -> None:
+    """Every band is one character, all that a row holds; of a dictionary each text is measured once."""
+    for chunk in column.chunks:
+        texts = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+        if (longest := pc.max(pc.utf8_length(texts)).as_py() or 0) > 1:
+            raise ValueError(f"a band of {longest} characters")
 
 
 def _unpack(column: pa.ChunkedArray, shape: tuple[int, int, int]) -> NDArray[np.float32]:

@@ -32,6 +32,7 @@ from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.reaper import reaper, remove_folder
+from skyheed.classifier.safe_names import printable
 
 INDEX, INDEX_ORDER = "_healpix_29", 29
 HIGHEST_ORDER = 12  # of a partition; a pixel of it is 51 arcsec wide
@@ -192,7 +193,8 @@ def _describe(archive: Archive, out: Path, name: str, count: int) -> None:
         "hats_order": max(pixel.order for pixel in pixels),
         "moc_sky_fraction": sum(1 / (12 * 4**pixel.order) for pixel in pixels),
         "hats_estsize": sum(f.stat().st_size for f in files) // 1024,
-        "hats_creation_date": archive.card["date"], "hats_builder": f"skyheed {archive.card['code_version']}",
+        "hats_creation_date": printable(archive.card["date"]),
+        "hats_builder": f"skyheed {printable(archive.card['code_version'])}",
         "hats_version": "v1.0",
     }  # fmt: skip
     TableProperties.model_validate(properties).to_properties_file(out)

@@ -7,6 +7,7 @@ from skyheed.classifier.archives.extras import Extras
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import BANDS, History
+from skyheed.classifier.safe_names import printable
 from skyheed.classifier.stamp import STAMP_SIZE, STAMP_UNIT_NJY, EmptyStampError, middle, normalise, turned
 
 # An archive calls the science image `stamp`.
@@ -37,7 +38,13 @@ def history_of_rows(
     rows: NDArray[np.void], extras: Extras | None, normalised: bool, *, epochs: int | None = None,
     object_id: str = "", survey: str = "", ra: float = np.nan, dec: float = np.nan,
 ) -> History | None:  # fmt: skip
-    """The same of an object's rows in time order (`Archive.stamps`); None if none of them can be used."""
+    """The same of an object's rows in time order (`Archive.stamps`); None if none of them can be used.
+
+    Raises:
+        ArchiveError: a band that there is not.
+    """
+    if not len(rows):
+        return None
     images = {
         kind: model_stamps(rows, name, normalised) for kind, name in KINDS.items() if name in (rows.dtype.names or ())
     }
@@ -46,13 +53,19 @@ def history_of_rows(
         return None
     rows = rows[usable]
     return History(
-        mjd=rows["mjd"].copy(), band=np.array([BANDS.index(band) for band in rows["band"]], np.uint8),
+        mjd=rows["mjd"].copy(), band=_codes(rows["band"]),
         images={kind: stamps[usable] for kind, stamps in images.items()},
         flux=rows["flux"].copy(), flux_error=rows["flux_error"].copy(), source_id=rows["source_id"].astype(np.uint64),
         photometry=extras.until(usable[-1]) if extras else None, context=extras.context[usable[-1]] if extras else {},
         contexts=[extras.context[n] for n in usable] if extras else (),
         object_id=object_id, survey=survey, ra=np.full(len(rows), ra), dec=np.full(len(rows), dec),
     )  # fmt: skip
+
+
+def _codes(bands: NDArray[np.str_]) -> NDArray[np.uint8]:
+    if strange := sorted(set(bands.tolist()) - set(BANDS)):
+        raise ArchiveError(f"a stamp is of the band {printable(strange[0])!r}: known are {', '.join(BANDS)}")
+    return np.array([BANDS.index(band) for band in bands], np.uint8)
 
 
 def model_stamps(rows: NDArray[np.void], name: str, normalised: bool = False) -> NDArray[np.float16]:

@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from skyheed.classifier.archives.damage import damaged, open_parquet
 from skyheed.classifier.archives.extras import Extras, read_extras
 from skyheed.classifier.archives.format import (
     CLASSES,
@@ -45,6 +46,7 @@ from skyheed.classifier.archives.format import (
     ArchiveObject,
     part_path,
     read_group,
+    shape_of,
     split_of,
     stamp_rows,
     write_part,
@@ -108,6 +110,18 @@ def _objects(path: Path) -> pa.Table:
     return table.select(OBJECT_SCHEMA.names).cast(OBJECT_SCHEMA)
 
 
+def _check_card(card: dict[str, Any]) -> None:
+    """Raise ValueError for a card that lacks what readers take from it."""
+    if missing := [key for key in CARD_KEYS if key not in card]:
+        raise ValueError(f"card.json has no {missing[0]}")
+    for key in ("objects", "stamps"):
+        if not isinstance(card[key], int) or card[key] < 0:
+            raise ValueError(f"{key} of card.json is {printable(card[key], 40)}, not a number of them")
+    surveys = card["surveys"]
+    if not isinstance(surveys, list) or not all(isinstance(name, str) for name in surveys):
+        raise ValueError(f"surveys of card.json is {printable(surveys, 40)}, not a list of names")
+
+
 class Archive:
     """Reads an archive, an object at a time.
 
@@ -130,12 +144,11 @@ class Archive:
             self.card: dict[str, Any] = json.loads(read_file(self.path / "card.json", MOST_CARD))
             if not isinstance(self.card, dict):
                 raise ValueError("card.json holds no keys")
-            if missing := [key for key in CARD_KEYS if key not in self.card]:
-                raise ValueError(f"card.json has no {missing[0]}")
+            _check_card(self.card)
             self.objects = _objects(self.path / "objects.parquet")
         except ArchiveError as error:
             raise ArchiveError(f"{self.path} is not a complete archive: {error}") from error
-        except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
+        except (OSError, ValueError, KeyError, RecursionError, MemoryError, pa.ArrowException) as error:
             raise ArchiveError(f"{self.path} is not a complete archive: {printable(error, 300)}") from error
         if self.card.get("format") != FORMAT:
             raise ArchiveError(f"{self.path} has format {self.card.get('format')}, this version reads {FORMAT}")
@@ -199,21 +212,22 @@ class Archive:
         """The kinds of images the archive has, of `KINDS`."""
         if not len(self):
             return ()
-        names = self._open(int(self.objects["part"][0].as_py())).schema_arrow.names
-        return tuple(kind for kind in KINDS if kind in names)
+        return tuple(kind for kind in KINDS if kind in self._first_part().schema_arrow.names)
 
     @property
     def normalised(self) -> bool:
         """Whether the stamps are model-ready ones, in nJy."""
-        metadata = self._open(int(self.objects["part"][0].as_py())).schema_arrow.metadata if len(self) else {}
-        return bool(metadata.get(b"stamp_form") == NORMALISED.encode())
+        facts = (self._first_part().schema_arrow.metadata or {}) if len(self) else {}
+        return bool(facts.get(b"stamp_form") == NORMALISED.encode())
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """(ny, nx) of the stamps."""
-        metadata = self._open(int(self.objects["part"][0].as_py())).schema_arrow.metadata
-        ny, nx = metadata[b"stamp_shape"].decode().split(",")
-        return int(ny), int(nx)
+        with damaged():
+            return shape_of(self._first_part())
+
+    def _first_part(self) -> pq.ParquetFile:
+        return self._open(int(self.objects["part"][0].as_py()))
 
     def _open_part(self, number: int) -> pq.ParquetFile:
         path = part_path(self.path, number)
@@ -221,6 +235,6 @@ class Archive:
             if not within(path, self.path):
                 raise ArchiveError(f"{path} is a link that leads out of the archive: copy the file instead")
             open_regular(path).close()
-            return pq.ParquetFile(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise ArchiveError(f"{path} is missing or damaged: {error}") from error
+            return open_parquet(path, ["object_id", "band"])
+        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+            raise ArchiveError(f"{path} is missing or damaged: {printable(str(error).strip(), 300)}") from error

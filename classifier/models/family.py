@@ -38,7 +38,7 @@ class Config:
         for key in fields(self):
             value = getattr(self, key.name)
             if key.type is int:
-                value_checks.count(key.name, value, 1)
+                value_checks.size(key.name, value)
             elif key.type is float:
                 value_checks.number(key.name, value, 0, 1)
             elif key.type is bool:

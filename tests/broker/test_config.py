@@ -263,6 +263,61 @@ def test_a_configuration_or_secret_that_never_comes_or_never_ends_is_one_sentenc
         read(Path("/dev/zero"))
 
 
+def test_a_secret_that_trickles_in_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "WHOLE_PIPE_S", 0.5)
+    reading, writing = os.pipe()
+    stop = threading.Event()
+
+    def drip() -> None:
+        while not stop.wait(0.05):
+            os.write(writing, b"x")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        with pytest.raises(ConfigError, match=r"it is not complete after 0\.5 s"):
+            config.read_secret(Path(f"/dev/fd/{reading}"), "--token-file")
+    finally:
+        stop.set()
+        thread.join()
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_secret_is_never_a_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(b"a" * config.MOST_SECRET)
+    assert config.read_secret(path, "--token-file") == "a" * config.MOST_SECRET
+    for size in (config.MOST_SECRET + 1, 2**30):
+        path.write_bytes(b"a" * config.MOST_SECRET)
+        with path.open("ab") as sparse:
+            sparse.truncate(size)
+        with pytest.raises(ConfigError, match=r"--token-file: .*password has more than 65536 bytes: is it the right"):
+            config.read_secret(path, "--token-file")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        '[kafka]\n"ssl.ca.location" =', '[kafka_input]\n"ssl.key.location" =', '[kafka]\n"ssl.keystore.location" =',
+        "[redis]\nurl = 'rediss://h'\nca_file =", "[redis]\nurl = 'rediss://h'\ncertificate_file =",
+        "[registry]\nca_file =", "[metrics]\ncertificate_file =", "[sinks.hop]\nca_file =",
+        "[sinks.fastdb]\nalert_ca_file =",
+    ],
+)  # fmt: skip
+def test_certificates_that_are_no_files_are_refused_before_a_library_waits_for_them(
+    setting: str, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    huge = tmp_path / "huge"
+    with huge.open("wb") as sparse:
+        sparse.truncate(2**30)
+    for path in (tmp_path / "pipe", Path("/dev/zero"), huge):
+        with pytest.raises(ConfigError, match=r"^[a-z_.]+: \S+ (is not an ordinary file|has more than 16 MiB)"):
+            config.load(write(tmp_path, f"{setting} '{path}'\n"), environ={})
+    config.load(write(tmp_path, f"{setting} '{tmp_path}'\n"), environ={})  # a folder of authorities
+
+
 def test_a_secret_may_come_through_a_pipe() -> None:
     reading, writing = os.pipe()
     threading.Timer(0.3, lambda: (os.write(writing, b"s3cret"), os.write(writing, b"\n"), os.close(writing))).start()

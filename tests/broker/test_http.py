@@ -65,6 +65,25 @@ def test_an_answer_that_is_packed_unasked_is_read(stand: Stand) -> None:
             host.get("/")
 
 
+def test_an_answer_of_several_gzip_members_is_read_whole(stand: Stand) -> None:
+    several = gzip.compress(b'{"a"') + gzip.compress(b"") + gzip.compress(b": 1}")
+    headers = {"Content-Encoding": "gzip"}
+    harmed = (several[:-1], several + b"behind", several + gzip.compress(b" ") * 300_000)
+    stand.first += [(200, content, headers) for content in (several, several + bytes(10), *harmed)]
+    with closing(Host("providers.x", stand.url)) as host:
+        assert host.get("/") == host.get("/") == {"a": 1}
+        for _ in harmed:
+            with pytest.raises(ServiceUnavailable, match=r"cannot be decompressed|more than \d+ bytes"):
+                host.get("/")
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_members_may_begin_in_any_piece_of_an_answer(size: int) -> None:
+    several = b"".join(map(gzip.compress, (b"ab", b"", b"c" * 100))) + bytes(3)
+    pieces = [several[at : at + size] for at in range(0, len(several), size)]
+    assert b"".join(http._gunzipped(pieces)) == b"ab" + b"c" * 100
+
+
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 @pytest.mark.parametrize("status", [200, 400, 404, 503])
 def test_senseless_answers_are_one_of_the_errors_that_forward_knows(name: str, status: int) -> None:

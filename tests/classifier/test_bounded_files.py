@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,15 @@ def test_gzip_without_end() -> None:
     path = Path("a.gz")
     assert gunzip(gzip.compress(b"a" * 100), 100, path) == b"a" * 100
     assert gunzip(gzip.compress(b"a") + gzip.compress(b"b") + bytes(20), 100, path) == b"ab"
+    assert gunzip(gzip.compress(b"ab" * 10_000) * 3, 2**20, path) == b"ab" * 30_000
     bomb = gzip.compress(bytes(50 * 2**20))
+    for late in (bomb, gzip.compress(bytes(2**20))):
+        with pytest.raises(ArchiveError, match=r"a\.gz unpacks to more than 1 MiB"):
+            gunzip(gzip.compress(b"a") + late, 2**20, path)
+    with pytest.raises(ArchiveError, match="does not unpack"):
+        gunzip(gzip.compress(b"a") + b"behind", 100, path)
+    with pytest.raises(ArchiveError, match="cut short"):
+        gunzip(gzip.compress(b"a") + gzip.compress(b"b")[:-1], 100, path)
     with pytest.raises(ArchiveError, match=r"a\.gz unpacks to more than 1 MiB"):
         gunzip(bomb, 2**20, path)
     with pytest.raises(ArchiveError, match="cut short"):
@@ -63,6 +72,15 @@ def test_gzip_without_end() -> None:
         gunzip(b"\x1f\x8b", 2**30, path)
     with pytest.raises(ArchiveError, match="does not unpack"):
         gunzip(gzip.compress(b"a" * 100)[:-8] + b"12345678", 2**30, path)
+
+
+def test_a_flood_of_gzip_members_ends_soon() -> None:
+    """Each costs little; what follows one must not be copied for each."""
+    flood = gzip.compress(b"", mtime=0) * 1_000_000  # 20 MB
+    began = time.process_time()
+    with pytest.raises(ArchiveError, match=f"a.gz has more than {bounded_files.MOST_MEMBERS} gzip members"):
+        gunzip(flood, 2**20, Path("a.gz"))
+    assert time.process_time() - began < 10
 
 
 def test_links_that_lead_nowhere(tmp_path: Path) -> None:

@@ -438,6 +438,31 @@ def test_daemons_have_more_time_to_end_than_they_need() -> None:
     assert needed < stack.STOP_S
 
 
+def bytes_of(size: str) -> int:
+    """Of compose's 512m and 4gb, and of Kubernetes' 2Gi: both count in powers of 2."""
+    number, unit = re.fullmatch(r"(\d+)([kmg])i?b?", size.lower()).groups()  # type: ignore[union-attr]
+    return int(number) * 2 ** {"k": 10, "m": 20, "g": 30}[unit]
+
+
+def test_every_container_has_a_limit_of_memory_that_it_can_live_with() -> None:
+    stack = services(DEPLOY / "compose.yaml")
+    limits = {name: bytes_of(with_defaults(service["mem_limit"])) for name, service in stack.items()}
+    here = {c["name"]: c["resources"] for path in MANIFESTS for d in documents(path) for c in containers(d)}
+    assert {name: bytes_of(own["limits"]["memory"]) for name, own in here.items()} == {n: limits[n] for n in DAEMONS}
+    assert all(bytes_of(own["requests"]["memory"]) < bytes_of(own["limits"]["memory"]) for own in here.values())
+    assert limits["valkey"] == 2 * bytes_of(with_defaults("${VALKEY_MAXMEMORY:-4gb}"))
+    assert "VALKEY_MAXMEMORY:-4gb" in (DEPLOY / "compose.yaml").read_text()
+    # docs/limits.md, "What one daemon holds in memory", with the four partitions that we make by default
+    settings = config.load(environ={})
+    fetched = 64 * 2**20 + settings.topics.partitions * 115 * 2**20
+    assert 120 * 2**20 + settings.ingest.batch_bytes + fetched < limits["ingest"] / 2
+    table = (DEPLOY.parent / "docs" / "sizing.md").read_text().partition("## Memory of the containers")[2]
+    said = re.findall(r"^\| ([\w, ]+) \| (\d+) GiB", table, re.MULTILINE)
+    assert {name: int(size) * 2**30 for names, size in said for name in names.split(", ")} == {
+        name: size for name, size in limits.items() if name not in ("prometheus", "grafana")
+    }
+
+
 PROMTOOL = shutil.which("promtool")
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from skyheed.classifier import value_checks
 from skyheed.classifier.bounded_files import read_file
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models import checkpoint
@@ -82,6 +83,7 @@ def read_export(folder: Path) -> Export:
         if not isinstance(card, dict) or card.get("format") != FORMAT:
             raise ValueError(f"this version reads format {FORMAT}")
         needs = card["needs"]
+        value_checks.text("kind", card["kind"])
         return Export(
             checkpoint.from_card(card["model"], path), card["kind"],
             Needs(**{**needs, "images": tuple(needs["images"])}),

@@ -19,10 +19,11 @@ from skyheed.classifier.models.convention.config import Config as GroupedConfig
 from skyheed.classifier.models.convention.grouped import Grouped
 from skyheed.classifier.models.convention.groups import Layout
 from skyheed.classifier.models.fusion.inputs import FusionInputs
-from skyheed.classifier.models.onnx.folder import ENCODER, HEAD, Export, read_export, read_graph
+from skyheed.classifier.models.onnx.folder import ENCODER, EXPORT, HEAD, Export, read_export, read_graph
 from skyheed.classifier.models.vector_inputs import Arrays, Inputs
 from skyheed.classifier.models.vector_updates import Updated, Updates
 from skyheed.classifier.prediction import Prediction
+from skyheed.classifier.safe_names import printable
 
 AT_ONCE = 64  # groups of stamps in one call
 
@@ -149,4 +150,14 @@ def served(folder: Path, info: Info, threads: int | None) -> ByOnnx:
     export = read_export(folder)
     if export.kind not in KINDS:
         raise ModelError(f"{folder} holds a model of the kind {export.kind}, which this version does not know: update")
-    return KINDS[export.kind](export, info, folder, threads)
+    try:
+        made = KINDS[export.kind](export, info, folder, threads)
+        made.classify([made.blank(1)])
+    except ModelError:
+        raise
+    except Exception as error:  # onnxruntime raises of its own trees for what is no graph, or another one
+        said = printable(str(error).splitlines()[0] if str(error) else type(error).__name__, 200)
+        raise ModelError(
+            f"{folder} does not compute what its {EXPORT} says ({said}): export the model again"
+        ) from error
+    return made
