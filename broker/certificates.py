@@ -21,6 +21,8 @@ def advice(reason: str, address: str, authority: str) -> str:
         return "check the clocks of both machines"
     if "mismatch" in lowered or "not valid for" in lowered:
         return f"use the host name that it was issued for in {address}"
+    if "key identifier" in lowered or "key usage" in lowered or "basic constraints" in lowered:
+        return "issue it again with the extensions of RFC 5280, which Python demands from version 3.13 on"
     return f"set {authority} to the certificate of the authority that signed it, or to itself if it is self-signed"
 
 
@@ -39,6 +41,9 @@ def why_refused(server: str, authorities: str) -> str:
         context = ssl.create_default_context(
             cafile=authorities if authorities and not folder else None, capath=authorities if folder else None
         )
+        context.verify_flags &= (
+            ~ssl.VERIFY_X509_STRICT
+        )  # which librdkafka does not demand, and Python only from 3.13 on
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as plain:
             context.wrap_socket(plain, server_hostname=host.strip("[]")).close()
     except ssl.SSLCertVerificationError as error:

@@ -11,13 +11,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 DAY = dt.timedelta(days=1)
+USAGE = x509.KeyUsage(
+    digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
+    key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+)  # fmt: skip
 
 
 class Authority:
-    """A certificate authority of the test, or, with a `host`, a server's self-signed certificate."""
+    """A certificate authority of the test, or, with a `host`, a server's self-signed certificate.
 
-    def __init__(self, folder: Path, name: str, host: str = "authority") -> None:
-        self._folder, self._name = folder, name
+    Args:
+        extended: its certificates have the extensions of RFC 5280, which Python demands from version 3.13 on.
+    """
+
+    def __init__(self, folder: Path, name: str, host: str = "authority", *, extended: bool = True) -> None:
+        self._folder, self._name, self._extended = folder, name, extended
         self._key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._sign(self._key, host, self._key, DAY, ca=True)
         self.file, self.key_file = self._write(folder / name, certificate, self._key)
@@ -51,11 +59,22 @@ class Authority:
             .serial_number(x509.random_serial_number()).not_valid_before(now - 3 * DAY).not_valid_after(now + left)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )  # fmt: skip
+        if self._extended:
+            builder = _extended(builder, key, signer, ca)
         try:
             names: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address(host))]
         except ValueError:
             names = [x509.DNSName(host)]
         return builder.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(signer, hashes.SHA256())
+
+
+def _extended(
+    builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey, ca: bool
+) -> x509.CertificateBuilder:
+    own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    builder = builder.add_extension(own, critical=False).add_extension(issuer, critical=False)
+    return builder.add_extension(USAGE, critical=True) if ca else builder
 
 
 def server_side(certificate: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
