@@ -38,7 +38,7 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.kafka import topics
 from skyheed.broker.local import embedded
 from skyheed.broker.local import processes as stack
-from skyheed.broker.packets.container import _zigzag
+from skyheed.broker.packets.container import zigzag
 from skyheed.broker.packets.surveys.sdss import alert_from_archive
 from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state
@@ -74,13 +74,13 @@ def packets(count: int, each: int) -> Iterator[bytes]:
         object_id=NAME, source_id=FIRST_SOURCE, mjd=MJD, band="r", ra=10.0, dec=0.5, stamp=stamp, flux=2e4,
         flux_error=100.0, psf_fwhm=1.3, zero_point=22.5, sky_noise=100.0,
     )  # fmt: skip
-    old = NAME.encode() + _zigzag(FIRST_SOURCE) + struct.pack("<d", MJD)
+    old = NAME.encode() + zigzag(FIRST_SOURCE) + struct.pack("<d", MJD)
     before, found, after = made.partition(old)
     assert found, "the schema of packets has changed"
     objects = max(1, count // each)
     for n in range(count):
         name, mjd = f"B{n % objects:08}".encode(), struct.pack("<d", MJD + n // objects)
-        yield before + name + _zigzag(FIRST_SOURCE + n) + mjd + after
+        yield before + name + zigzag(FIRST_SOURCE + n) + mjd + after
 
 
 def publish(settings: Settings, count: int, each: int) -> None:

@@ -9,10 +9,11 @@ from typing import TypeVar
 from skyheed.broker.state.sequence import Lane, StoredSequence
 from skyheed.classifier.history import LONGEST
 from skyheed.classifier.prediction import Needs
+from skyheed.classifier.stamp import STAMP_SIZE
 
 T = TypeVar("T")
 FIRST = 16  # epochs classified together while the model's speed is unknown
-IMAGE_BYTES = 2 * 32 * 32  # float16
+IMAGE_BYTES = 2 * STAMP_SIZE**2  # float16
 EPOCH_BYTES = 256  # header, photometry and context of each epoch
 KEPT_BYTES = 4_096  # cached by a model for each epoch, at most: vector takes 3.1 kB
 SHARE_OF_LEASE = 0.25  # that one batch may take

@@ -7,10 +7,8 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
+from skyheed.classifier.history import BANDS as BANDS
 from skyheed.classifier.history import Photometry
-
-# The order is the code stored in Redis and known to the models: append, never reorder.
-BANDS = "ugrizy"
 
 
 class Flag(IntFlag):

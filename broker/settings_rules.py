@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.kafka.selection import check_name, internal
-from skyheed.broker.settings import FORMATS
+from skyheed.broker.settings import FORMATS, STAMPS_KEPT
 from skyheed.broker.urls import http_fault, redis_fault, servers_fault, splits_well
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _state_rules(settings: "Settings") -> list[Rule]:
         (splits_well(redis.url), "redis.url holds a password with / # or ?: put it into SKYHEED_REDIS_PASSWORD"),
         (not fault, f"redis.url: {fault}"),
         (1 <= redis.shards <= 4096, "redis.shards must be 1 to 4096"),
-        (1 <= redis.max_stamps <= 99, "redis.max_stamps must be 1 to 99"),
+        (1 <= redis.max_stamps <= STAMPS_KEPT, f"redis.max_stamps must be 1 to {STAMPS_KEPT}"),
         (
             SHORTEST_TTL_DAYS <= redis.ttl_days <= LONGEST_DAYS,
             f"redis.ttl_days must be {SHORTEST_TTL_DAYS} to {days}: inactive objects are deleted after it",
@@ -205,7 +205,7 @@ def _work_rules(work: "WorkSettings") -> list[Rule]:
         (1 <= work.batch_size <= 100_000, "work.batch_size must be 1 to 100000"),
         (2**16 <= work.batch_bytes <= LARGEST_BYTES, f"work.batch_bytes must be 65536 to {LARGEST_BYTES}"),
         (0.01 <= work.batch_s <= 60, "work.batch_s must be 0.01 to 60"),
-        (0 <= work.min_stamps <= 99, "work.min_stamps must be 0 to 99"),
+        (0 <= work.min_stamps <= STAMPS_KEPT, f"work.min_stamps must be 0 to {STAMPS_KEPT}"),
         (0 <= work.threads <= 1024, "work.threads must not be negative, and at most 1024; 0 takes all cores"),
         (
             1 <= work.lease_s <= DAY_S,

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skyheed.classifier.evaluation.scores import accuracy, macro_f1
+from skyheed.classifier.evaluation.scores import confusion as counts
 from skyheed.classifier.safe_names import caption, printable
 
 CUTOFFS = (3, 6, 12, 24)
@@ -39,19 +41,15 @@ class Track:
 def confusion(truth: Sequence[str], answer: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
     """Counts [truth, answer]."""
     index = {name: i for i, name in enumerate(classes)}
-    matrix = np.zeros((len(classes), len(classes)), np.int64)
-    for t, a in zip(truth, answer, strict=True):
-        matrix[index[t], index[a]] += 1
-    return matrix
+    rows, columns = (np.array([index[name] for name in names], np.int64) for names in (truth, answer))
+    return counts(rows, columns, len(classes))
 
 
 def score(label: str, matrix: NDArray[np.int64]) -> Score:
     """Accuracy and the unweighted mean F1 over the classes that occur."""
-    hits, total = np.diag(matrix), int(matrix.sum())
-    occurring = matrix.sum(1) > 0
-    f1 = 2 * hits / np.maximum(matrix.sum(0) + matrix.sum(1), 1)
-    macro = float(f1[occurring].mean()) if occurring.any() else float("nan")
-    return Score(label, total, float(hits.sum() / total) if total else float("nan"), macro)
+    if not (total := int(matrix.sum())):
+        return Score(label, 0, float("nan"), float("nan"))
+    return Score(label, total, accuracy(matrix), macro_f1(matrix))
 
 
 def latency(milliseconds: Sequence[int]) -> dict[str, float]:

@@ -37,6 +37,11 @@ _FLOAT = struct.Struct("<f").unpack_from
 _DOUBLE = struct.Struct("<d").unpack_from
 
 
+def signed(number: int) -> int:
+    """The number of which this is the zig-zag form."""
+    return (number >> 1) ^ -(number & 1)
+
+
 @dataclass(eq=False, slots=True)
 class Plan:
     """How one writer type is read: skipped, kept as `take`, or refused with `error` if it occurs."""
@@ -255,7 +260,7 @@ class PlainReader:
             byte = self.data[self._advance(1)]
             number |= (byte & 0x7F) << shift
             if byte < 0x80 and not number >> 64:
-                return (number >> 1) ^ -(number & 1)
+                return signed(number)
             shift += 7
             if shift > 63:
                 self._fail(Reason.WRONG_TYPE, "a number of more than 64 bits")

@@ -9,9 +9,10 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from skyheed.broker.packets.avro import ITEM_STEPS, PlainReader, Steps, Type
+from skyheed.broker.packets.avro import ITEM_STEPS, PlainReader, Steps, Type, signed
 
 Reader = Callable[[bytes, int, int, Steps], tuple[Any, int]]
+_SIGNED = [signed(n) for n in range(128)]  # most lengths and numbers take one byte
 
 
 class Mismatch(Exception):
@@ -92,7 +93,7 @@ def _long(data: bytes, pos: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             if number >> 64:
                 break
-            return (number >> 1) ^ -(number & 1), pos
+            return signed(number), pos
         shift += 7
     raise Mismatch
 
@@ -100,7 +101,7 @@ def _long(data: bytes, pos: int, end: int) -> tuple[int, int]:
 def _skip_bytes(data: bytes, pos: int, end: int) -> int:
     size = data[pos]
     if size < 0x80:
-        size, pos = (size >> 1) ^ -(size & 1), pos + 1
+        size, pos = _SIGNED[size], pos + 1
     else:
         size, pos = _long(data, pos, end)
     if not 0 <= size <= end - pos:
@@ -142,7 +143,7 @@ RUNTIME: dict[str, Any] = {
     "ONE": b"\x01",
     "unpack_float": struct.Struct("<f").unpack,
     "unpack_double": struct.Struct("<d").unpack,
-    "zigzag": _Zigzag({bytes([n]): (n >> 1) ^ -(n & 1) for n in range(128)}),
+    "zigzag": _Zigzag({bytes([n]): _SIGNED[n] for n in range(128)}),
     "symbol": _symbol,
     "skip_bytes": _skip_bytes,
     "take_bytes": _take_bytes,

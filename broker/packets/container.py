@@ -192,12 +192,12 @@ def container_header(schema: bytes, sync: bytes) -> bytes:
     """
     entries = {b"avro.schema": schema, b"avro.codec": b"null"}
     metadata = b"".join(_sized(key) + _sized(value) for key, value in entries.items())
-    return MAGIC + _zigzag(len(entries)) + metadata + b"\x00" + sync
+    return MAGIC + zigzag(len(entries)) + metadata + b"\x00" + sync
 
 
 def container_block(body: bytes, sync: bytes) -> bytes:
     """One record (Avro binary encoding) as a block of a container."""
-    return _zigzag(1) + _sized(body) + sync
+    return zigzag(1) + _sized(body) + sync
 
 
 @lru_cache(1)
@@ -342,7 +342,8 @@ _CODECS: dict[str, Callable[[bytes, int], bytes]] = {
 }
 
 
-def _zigzag(number: int) -> bytes:
+def zigzag(number: int) -> bytes:
+    """A non-negative number as Avro writes it."""
     number, out = 2 * number, bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -351,7 +352,7 @@ def _zigzag(number: int) -> bytes:
 
 
 def _sized(text: bytes) -> bytes:
-    return _zigzag(len(text)) + text
+    return zigzag(len(text)) + text
 
 
 def _bomb(limit: int) -> NoReturn:

@@ -22,7 +22,7 @@ from skyheed.broker.state.sequence import (
     unpack,
     words,
 )
-from skyheed.classifier.history import MOST_POINTS
+from skyheed.classifier.history import LONGEST, MOST_POINTS
 
 HISTORY = 99  # classifications kept for each object and model
 DELIVERIES_A_CALL = 250  # a script call with these takes a few milliseconds, during which the server does nothing else
@@ -47,7 +47,7 @@ class SequenceStore:
         survey: str,
         *,
         shards: int = 16,
-        max_stamps: int = 99,
+        max_stamps: int = LONGEST,
         ttl_s: float = 180 * 86_400.0,
         debounce_s: float = 1.0,
         quiet_s: float = math.inf,

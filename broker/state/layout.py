@@ -19,7 +19,7 @@ from skyheed.broker.settings import RedisSettings
 from skyheed.broker.state.client import Client
 from skyheed.broker.state.keys import Keys
 from skyheed.broker.state.sequence import HEADER, RECORD_VERSION
-from skyheed.classifier.history import IMAGE_KINDS
+from skyheed.classifier.history import IMAGE_KINDS, LONGEST
 from skyheed.classifier.stamp import PREPROCESSING
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ class Layout:
         ordered = _CHANGES[name](value)
         if not ordered:
             raise ConfigError(
-                f"{name} cannot be {value!r}: write 1 to 99 for max_stamps, letters of bands for bands, and for images "
-                "science with what else is kept, such as science,difference,template"
+                f"{name} cannot be {value!r}: write 1 to {LONGEST} for max_stamps, letters of bands for bands, and for "
+                "images science with what else is kept, such as science,difference,template"
             )
         self._client.run([("HSET", self._keys.agreed, name, ordered)], durable=True)
 
@@ -193,7 +193,7 @@ class Layout:
 
 
 def _stamps(value: str) -> str:
-    return value if value.isdigit() and 1 <= int(value) <= 99 else ""
+    return value if value.isdigit() and 1 <= int(value) <= LONGEST else ""
 
 
 def _bands(value: str) -> str:

@@ -19,6 +19,7 @@ from skyheed.broker.state import parts
 from skyheed.broker.state.client import Claim
 from skyheed.broker.state.keys import SEGMENT_BITS
 from skyheed.classifier.history import IMAGE_KINDS, Photometry
+from skyheed.classifier.stamp import STAMP_SIZE
 
 RECORD_VERSION = 1
 # How a stamp is stored: a header and, separately, float16 [32, 32], so that a sequence whose tokens are cached is read
@@ -29,7 +30,7 @@ HEADER = np.dtype(
         ("ra", "<f8"), ("dec", "<f8"), ("kafka_ms", "<i8"), ("ingest_ms", "<i8"), ("source_id", "<u8"),
     ]
 )  # fmt: skip
-STAMP_SHAPE = (32, 32)
+STAMP_SHAPE = (STAMP_SIZE, STAMP_SIZE)
 _PACK = struct.Struct("<BBHdffddqqQ")
 SOURCE_BYTES = 8
 _SOURCE = struct.Struct(">Q")  # big endian: Redis orders equal MJDs by these bytes, that is by source id

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from skyheed.classifier.archives.reader import CLASSES, SPLITS, UNLABELLED, Archive, Extras
 from skyheed.classifier.errors import ArchiveError
-from skyheed.classifier.history import STEPS_A_DAY
+from skyheed.classifier.history import BANDS, STEPS_A_DAY
 
-KNOWN_BANDS = "ugrizy"
 MOST = 20  # problems reported
 
 
@@ -60,8 +59,8 @@ def _stamp_problems(row: dict[str, Any], stamps: NDArray[np.void]) -> Iterator[s
         yield f"{len(stamps)} stamps, the table says {row['stamps']}"
     if not (np.isfinite(stamps["mjd"]).all() and (np.diff(stamps["mjd"]) >= 0).all()):
         yield "its times are not finite, or not in order"
-    if not set(stamps["band"].tolist()) <= set(KNOWN_BANDS):
-        yield f"a band is not one of {KNOWN_BANDS}"
+    if not set(stamps["band"].tolist()) <= set(BANDS):
+        yield f"a band is not one of {BANDS}"
     for name in ("flux_error", "psf_fwhm", "sky_noise"):
         values = stamps[name]
         if not (values[np.isfinite(values)] > 0).all():

@@ -17,10 +17,10 @@ from skyheed.classifier.archives.damage import damaged
 from skyheed.classifier.archives.extras import Extras, columns_of
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.safe_names import printable
+from skyheed.classifier.taxonomy import CLASSES as CLASSES
 
 FORMS = ("archive", "npz", "fits", "hats")  # that `convert` writes
 FORMAT = 1  # raised when a reader of the last version could not read the next
-CLASSES = ("AGN", "SNIa", "Variable", "SNOther")
 UNLABELLED = ""  # class of a real object of which nobody said what it is
 SPLITS = {"train": 70, "validation": 10, "test": 20}  # per cent of the objects
 KINDS = ("stamp", "template", "difference")

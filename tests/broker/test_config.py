@@ -1,6 +1,8 @@
 """Settings: strength of the sources, clear refusals, no secrets in sight."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from skyheed.broker import config
 from skyheed.broker import health as check
 from skyheed.broker.cli import skyheed
 from skyheed.broker.errors import ConfigError
+from skyheed.broker.settings import STAMPS_KEPT
+from skyheed.classifier.history import LONGEST
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -323,3 +327,9 @@ def test_a_secret_may_come_through_a_pipe() -> None:
     threading.Timer(0.3, lambda: (os.write(writing, b"s3cret"), os.write(writing, b"\n"), os.close(writing))).start()
     assert config.read_secret(Path(f"/dev/fd/{reading}"), "--token-file") == "s3cret"
     os.close(reading)
+
+
+def test_the_settings_know_the_longest_history_without_numpy() -> None:
+    assert STAMPS_KEPT == LONGEST
+    code = "import sys, skyheed.broker.config; print('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason, SkipPacket
-from skyheed.broker.observation import Flag
+from skyheed.broker.observation import BANDS, Flag
 from skyheed.broker.packets.fits import Image, on_sky, read_image
 from skyheed.broker.packets.stamps import Unfinished, wanted_of
 from skyheed.broker.packets.surveys import base
@@ -26,7 +26,7 @@ class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
     """The Vera C. Rubin Observatory's Legacy Survey of Space and Time."""
 
     name = "lsst"
-    all_bands = "ugrizy"
+    all_bands = BANDS
     schema_file = "lsst/reader.avsc"
     earlier_file = "lsst/earlier.avsc"
 

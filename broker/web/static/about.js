@@ -1,6 +1,6 @@
 // What surrounds the rows of an object: its head, its models, its downloads, its epochs as a table.
 
-import { apiUrl, byId, chip, className, clock, copyButton, curlToken, duration, fixed, h, objectUrl, plural, priorOf, pythonImports, pythonToken, report, withError } from "./lib.js";
+import { BANDS, apiUrl, byId, chip, className, clock, copyButton, curlToken, duration, fixed, h, objectUrl, plural, priorOf, pythonImports, pythonToken, report, withError } from "./lib.js";
 
 export function fillHead(data) {
   const degrees = `${fixed(data.ra, 5)} ${fixed(data.dec, 5)}`.replaceAll("−", "-");
@@ -35,7 +35,7 @@ function summary(data) {
   const record = data.latest[data.models[0]?.name];
   const parts = [];
   if (epochs?.mjd.length) {
-    const counts = [..."ugrizy"].map((band) => [band, epochs.band.filter((b) => b === band).length]).filter(([, n]) => n);
+    const counts = [...BANDS].map((band) => [band, epochs.band.filter((b) => b === band).length]).filter(([, n]) => n);
     parts.push(plural(epochs.mjd.length, "epoch"), `${fixed(epochs.mjd.at(-1) - epochs.mjd[0], 0)} d`, counts.map(([band, n]) => `${band} ${n}`).join("  "));
     const flags = [...new Set(epochs.flags.flat())];
     if (flags.length) parts.push(`flags: ${flags.join(", ")}`);

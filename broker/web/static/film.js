@@ -1,6 +1,6 @@
 // The film strip: a lane for each band, each stamp under its epoch.
 
-import { colour } from "./lib.js";
+import { BANDS, colour } from "./lib.js";
 import { FONT, LEFT, prepare } from "./timeline.js";
 
 export const STAMP = 34;
@@ -14,7 +14,7 @@ export class Film {
     this.axis = axis;
     this.bands = bands;
     this.images = images;
-    this.lanes = [..."ugrizy"].filter((band) => bands.includes(band));
+    this.lanes = [...BANDS].filter((band) => bands.includes(band));
     this.canvas = document.createElement("canvas");
     this.canvas.setAttribute("aria-hidden", "true");
     box.style.height = `${this.height}px`;

@@ -25,6 +25,8 @@ function set(element, key, value) {
   else element.setAttribute(key, value === true ? "" : value);
 }
 
+export const BANDS = "ugrizy"; // in the order of wavelength
+
 export const byId = (id) => document.getElementById(id);
 
 /** What the server put into the page. */

@@ -1,6 +1,6 @@
 // The status page: the books in sentences, what is due, how fast, what has been set aside, and the models' cards.
 
-import { byId, bytes, className, classColour, clock, count, dateOf, duration, fixed, getJson, h, lamp, objectUrl, plural, report } from "./lib.js";
+import { BANDS, byId, bytes, className, classColour, clock, count, dateOf, duration, fixed, getJson, h, lamp, objectUrl, plural, report } from "./lib.js";
 import { lines, stackedBars } from "./charts.js";
 import { modelCard } from "./cards.js";
 
@@ -73,7 +73,7 @@ function fillNights({ shares: nights, models }) {
 const order = (classes, name) => (name === "declined" ? 99 : classes.indexOf(name));
 
 function fillDrift({ drift, drift_reference: reference }) {
-  const bands = [..."ugrizy"].filter((band) => (drift ?? []).some((one) => one.band === band));
+  const bands = [...BANDS].filter((band) => (drift ?? []).some((one) => one.band === band));
   if (!bands.length) {
     byId("drift").replaceChildren(nothing(drift ? "No stamps yet." : "The stamps of the last nights are being examined; this takes a few seconds."));
     return;

@@ -1,6 +1,6 @@
 // What if: switch stamps, nights, bands and kinds off and see the classification move; which stamps matter.
 
-import { apiUrl, byId, className, classColour, dateOf, fixed, getJson, h, plural, postJson, signed } from "./lib.js";
+import { BANDS, apiUrl, byId, className, classColour, dateOf, fixed, getJson, h, plural, postJson, signed } from "./lib.js";
 
 const WAIT_MS = 150;
 
@@ -31,7 +31,7 @@ export class WhatIf {
 
   fill() {
     const { epochs } = this.page.data;
-    const bands = [..."ugrizy"].filter((band) => epochs.band.includes(band));
+    const bands = [...BANDS].filter((band) => epochs.band.includes(band));
     const nights = [...new Set(epochs.night)];
     // every epoch has its science stamp: without it there is no epoch
     const kinds = [...this.model.needs.images.filter((kind) => kind !== "science"), this.model.needs.photometry && "photometry", this.model.needs.context && "context"].filter(Boolean);
