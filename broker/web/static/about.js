@@ -9,7 +9,7 @@ export function fillHead(data) {
   byId("position").replaceChildren(position(sexagesimal, "position, sexagesimal"), position(degrees, "position in degrees"), h("span", {}, "ICRS"));
   const links = data.links.map(({ name, url }) => h("a", { href: url, rel: "noreferrer noopener", target: "_blank" }, name));
   byId("links").replaceChildren(...links, aladinLink());
-  const chips = data.models.map((model) => latestChip(model, data.latest[model.name])).filter(Boolean);
+  const chips = data.models.map((model) => latestChip(model, recordOf(data, model.name))).filter(Boolean);
   byId("now").replaceChildren(...chips, h("span", { class: "muted" }, summary(data)));
   if (data.notice) report({ title: "Note.", message: data.notice });
 }
@@ -20,6 +20,9 @@ function aladinLink() {
 }
 
 const probabilities = (record) => (Array.isArray(record.probabilities) ? Object.fromEntries(record.probabilities.map((c) => [c.name, c.probability])) : record.probabilities);
+
+/** The latest classification; from the index, which has less of it, while Redis is unavailable. */
+const recordOf = (data, model) => data.latest[model] ?? (data.source === "index" ? data.rows.find((row) => row.model === model) : null);
 
 function latestChip(model, record) {
   if (!record) return null;
@@ -32,7 +35,7 @@ function latestChip(model, record) {
 
 function summary(data) {
   const { epochs } = data;
-  const record = data.latest[data.models[0]?.name];
+  const record = recordOf(data, data.models[0]?.name);
   const parts = [];
   if (epochs?.mjd.length) {
     const counts = [...BANDS].map((band) => [band, epochs.band.filter((b) => b === band).length]).filter(([, n]) => n);
@@ -53,7 +56,7 @@ export function fillModels(data) {
   }
   const head = h("thead", {}, h("tr", {}, ["model", "class", "p", "epochs"].map((text, n) => h("th", { scope: "col", class: n < 2 ? "l" : null }, text))));
   const rows = data.models.map((model) => {
-    const record = data.latest[model.name];
+    const record = recordOf(data, model.name);
     const what = record?.status === "CLASSIFIED" ? className(record.top_class) : record ? `declined: ${record.reason_text ?? record.reason}` : "nothing yet";
     return h("tr", {}, h("th", { scope: "row" }, model.name), h("td", { class: "l" }, what), h("td", {}, fixed(record?.top_probability)), h("td", {}, record?.n_stamps ?? "–"));
   });
@@ -61,7 +64,7 @@ export function fillModels(data) {
 }
 
 function provenance(model, data) {
-  const record = data.latest[model.name];
+  const record = recordOf(data, model.name);
   const prior = priorOf(model);
   const lines = [
     `${model.title || model.name} ${model.version ?? ""}`.trim(), model.digest && `weights ${String(model.digest).slice(0, 8)}`, model.preprocessing, prior && `prior ${prior}`,

@@ -62,7 +62,7 @@ class ObjectPage {
   }
 
   withoutEpochs() {
-    byId("panel").hidden = true;
+    for (const id of ["panel", "epoch", "whatif", "more"]) byId(id).hidden = true;
     const message = this.data.notice || "Redis does not answer, so epochs and stamps cannot be shown now. What was published is below.";
     report({ title: "No stamps.", message });
     // comes back by itself with Redis

@@ -1,6 +1,6 @@
 // A night's classifications on the sky: an equal-area map (Hammer-Aitoff, right ascension to the left) as SVG.
 
-import { byId, className, classColour, dateOf, fixed, getJson, h, objectUrl, plural, report, svg } from "./lib.js";
+import { byId, className, classColour, count, dateOf, fixed, getJson, h, objectUrl, plural, report, svg } from "./lib.js";
 
 const [WIDE, TALL] = [1000, 520];
 const UNIT = 480 / (2 * Math.SQRT2); // px: the map is 960 wide
@@ -67,14 +67,18 @@ function show(found) {
   const { night, model, points, classes, capped } = found;
   byId("summary").textContent = points.length ? `${capped ? "The first " : ""}${plural(points.length, "object")} whose last epoch was in the night of ${dateOf(night)}, classes by ${model}.` : "";
   byId("empty").hidden = points.length > 0;
-  byId("empty").textContent = "No object that this model has classified had its last epoch in this night: choose another night or model.";
+  byId("empty").textContent = night
+    ? "No object that this model has classified had its last epoch in this night: choose another night or model."
+    : "Nothing has been classified yet. The map fills as soon as a worker publishes; the status page shows what is due.";
+  byId("filters").hidden = !night;
+  byId("sky").parentElement.hidden = !night;
   const map = svg("svg", { viewBox: `0 0 ${WIDE} ${TALL}`, role: "group", "aria-label": `Sky map, right ascension increasing to the left, ${plural(points.length, "object")}` }, grid(), points.map((one) => point(one, classes)));
   const table = h("p", { class: "muted small" }, h("a", { href: `/objects?${new URLSearchParams({ night, model })}` }, "The same as a list"));
   byId("sky").replaceChildren(legend(points, classes), map, table);
 }
 
 export function start(data) {
-  const nights = h("select", { name: "night" }, (data.nights ?? []).map(({ night, objects }) => h("option", { value: night }, `${dateOf(night)} (${plural(objects, "object")})`)));
+  const nights = h("select", { name: "night" }, (data.nights ?? []).map(({ night, objects }) => h("option", { value: night }, `${dateOf(night)} (${count(objects)})`)));
   nights.value = data.night;
   const models = h("select", { name: "model" }, (data.models ?? []).map((name) => h("option", { value: name }, name || "unnamed")));
   models.value = data.model;
@@ -88,6 +92,6 @@ export function start(data) {
       report(error);
     }
   });
-  byId("filters").append(h("label", {}, "night (UTC date)", nights), h("label", {}, "classes by", models));
+  byId("filters").append(h("label", {}, "night, UTC (objects)", nights), h("label", {}, "classes by", models));
   show(data);
 }

@@ -29,19 +29,20 @@ function fillBooks(status) {
 function fillDue({ queues, due }) {
   const rows = Object.entries(queues ?? {}).map(([name, q]) => [name, count(q.due), count(q.new), count(q.in_flight), duration(q.oldest_s)]);
   byId("due").replaceChildren(
-    rows.length ? table("Waiting objects, by model", [["model", "l"], ["changed"], ["new"], ["in progress"], ["waiting since"]], rows) : nothing("The state of the queues is unknown at the moment."),
+    rows.length ? table("Waiting objects, by model", [["model", "l"], ["changed"], ["new"], ["in progress"], ["waiting"]], rows) : nothing("The state of the queues is unknown at the moment."),
     due?.length ? h("details", {}, h("summary", {}, `Which and why: ${plural(due.length, "object")}`), h("ul", {}, due.map((one) => h("li", {}, h("a", { href: objectUrl(one.path) }, one.object_id), ` · ${one.model} · ${one.why}`)))) : "");
 }
 
 function fillSpeed(status) {
   const { latency_ms: latency, throughput, lag } = status;
+  const after = (percentile) => (latency?.n ? duration(latency[percentile] / 1000) : "–");
   const behind = (lag ?? []).reduce((sum, one) => sum + (one.messages ?? 0), 0);
   const hours = [...new Set((throughput ?? []).map((one) => one.hour_ms))].sort((a, b) => a - b).map((at) => ({
     at, parts: ["classified", "declined"].map((name) => [name, throughput.filter((one) => one.hour_ms === at).reduce((sum, one) => sum + one[name], 0)]),
   }));
   byId("speed").replaceChildren(
     h("dl", { class: "facts" }, [
-      ["alert to classification, median", duration(latency?.p50 / 1000)], ["90 %", duration(latency?.p90 / 1000)], ["99 %", duration(latency?.p99 / 1000)], ["of", plural(latency?.n ?? 0, "classification")],
+      ["alert to classification, median", after("p50")], ["90 %", after("p90")], ["99 %", after("p99")], ["of", plural(latency?.n ?? 0, "classification")],
       ["alerts not yet read", lag?.length ? count(behind) : "–"],
     ].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
     h("h3", {}, "Classifications per hour"),
@@ -50,7 +51,7 @@ function fillSpeed(status) {
 
 function fillParts({ state, daemons }) {
   const part = (name, { ok, sentence }) => [name, h("span", { class: ok ? "good" : "bad" }, ok ? "runs" : "unavailable"), sentence];
-  const rows = [part("Kafka", state.kafka), part("Redis", state.redis), ["index", count(state.index.objects), state.index.sentence], ["recomputing", h("span", { class: state.recompute.ok ? "good" : "bad" }, state.recompute.ok ? "runs" : "off"), state.recompute.sentence]];
+  const rows = [part("Kafka", state.kafka), part("Redis", state.redis), ["index", plural(state.index.objects, "object"), state.index.sentence], ["recomputing", h("span", { class: state.recompute.ok ? "good" : "bad" }, state.recompute.ok ? "runs" : "off"), state.recompute.sentence]];
   const alive = (daemons ?? []).map((one) => [one.name, duration(one.age_s), Object.entries(one.waiting ?? {}).map(([on, s]) => `waiting for ${on} ${typeof s === "number" ? duration(s) : ""}`).join(", ") || "working"]);
   byId("parts").replaceChildren(table("What this page reads", [["part", "l"], ["state", "l"], ["says", "l"]], rows), alive.length ? table("Daemons, and when they last reported", [["daemon", "l"], ["ago"], ["doing", "l"]], alive) : nothing("No daemon has reported: skyheed ingest and skyheed work do so every few seconds while they run."));
 }
@@ -72,10 +73,10 @@ function fillNights({ shares: nights, models }) {
 }
 const order = (classes, name) => (name === "declined" ? 99 : classes.indexOf(name));
 
-function fillDrift({ drift, drift_reference: reference }) {
+function fillDrift({ drift, drift_reference: reference, state }) {
   const bands = [...BANDS].filter((band) => (drift ?? []).some((one) => one.band === band));
   if (!bands.length) {
-    byId("drift").replaceChildren(nothing(drift ? "No stamps yet." : "The stamps of the last nights are being examined; this takes a few seconds."));
+    byId("drift").replaceChildren(nothing(drift && !state.index.objects ? "No stamps yet." : "The stamps of the last nights are being examined; this takes a few seconds."));
     return;
   }
   const paint = (band) => `var(--band-${band})`;
@@ -108,8 +109,8 @@ function fillDead({ dead_letters: dead }) {
     byId("dead").replaceChildren(nothing("No packet has been set aside."));
     return;
   }
-  const rows = letters.map((letter) => [letter.reason.replaceAll("_", " "), letter.error, h("span", { class: "mono" }, letter.source), bytes(letter.bytes), clock(letter.time_ms), h("button", { type: "button", "aria-label": `Show the packet ${letter.source}`, onclick: () => look(letter.place) }, "look")]);
-  byId("dead").replaceChildren(h("p", { class: "muted" }, `Packets that could not be used, with their reasons: ${reasons.join(", ")}. After a fix, `, h("code", {}, "skyheed redrive"), " sends them through again."), table("Newest dead letters", [["reason", "l"], ["what is wrong", "l"], ["packet", "l"], ["size"], ["when", "l"], ["look", "l"]], rows), h("div", { id: "letter", tabindex: -1 }));
+  const rows = letters.map((letter) => [letter.reason.replaceAll("_", " "), letter.error.replace(`${letter.reason}: `, ""), h("span", { class: "mono" }, letter.source), bytes(letter.bytes), clock(letter.time_ms), h("button", { type: "button", "aria-label": `Show the packet ${letter.source}`, onclick: () => look(letter.place) }, "Show")]);
+  byId("dead").replaceChildren(h("p", { class: "muted" }, `Packets that could not be used, with their reasons: ${reasons.join(", ")}. After a fix, `, h("code", {}, "skyheed redrive"), " sends them through again."), table("Newest dead letters", [["reason", "l"], ["what is wrong", "l"], ["packet", "l"], ["size"], ["when", "l"], ["content", "l"]], rows), h("div", { id: "letter", tabindex: -1 }));
 }
 
 async function look(place) {

@@ -267,6 +267,7 @@ def test_without_redis_the_object_page_keeps_what_was_published(reader: Reader, 
         body = route.fetch().text()
         data = json.loads(re.search(r'id="data">(.*?)</script>', body, re.S).group(1))  # type: ignore[union-attr]
         data |= {"epochs": None, "images": {}, "photometry": None, "source": "index", "notice": away}
+        data["latest"] = dict.fromkeys(data["latest"])
         said = json.dumps(data).replace("<", "\\u003c")
         route.fulfill(body=re.sub(r'(id="data">).*?(</script>)', lambda m: m[1] + said + m[2], body, flags=re.S), content_type="text/html")  # fmt: skip  # noqa: E501
 
@@ -275,7 +276,11 @@ def test_without_redis_the_object_page_keeps_what_was_published(reader: Reader, 
     visit(page, f"{stack.url}/object/{found['path']}")
     assert away in page.locator("#message").inner_text()
     assert page.locator("#panel").is_hidden()
-    assert "convention" in page.locator("#models").inner_text()
+    [row] = found["rows"]
+    said = page.locator("#models tbody tr").inner_text().split()
+    assert (said[0], said[-2:]) == ("convention", [f"{row['top_probability']:.2f}", str(row["n_stamps"])])
+    assert f"{row['top_probability']:.2f}" in page.locator("#now").inner_text()
+    assert page.locator("#whatif").is_hidden()
 
 
 def test_a_declined_object_says_why(reader: Reader, stack: Stack) -> None:

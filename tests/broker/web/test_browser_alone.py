@@ -32,6 +32,7 @@ def test_redis_and_kafka_go_and_come_back(
         page = reader.open(f"{url}object/first")
         assert page.locator("#panel").is_hidden()
         assert page.locator("#message").is_visible()
+        assert "nothing yet" not in page.locator("#models").inner_text()
         durable_valkey.restart()
         page.locator("#panel").wait_for()  # by itself
         holds(page, f"() => ({FILM})() !== ''")
