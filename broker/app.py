@@ -21,7 +21,7 @@ from skyheed.broker.night_replay import Night
 from skyheed.broker.packets import surveys
 from skyheed.broker.packets.container import Decoder, SchemaSource
 from skyheed.broker.packets.surveys import Survey, load_survey
-from skyheed.broker.settings import Settings
+from skyheed.broker.settings import UNTIL_SEEN, Settings
 from skyheed.broker.state import client as state
 from skyheed.broker.state import layout
 from skyheed.broker.state.histories import SequenceStore
@@ -137,6 +137,7 @@ def _views(client: state.Client, settings: Settings, model: str) -> tuple[Sequen
         debounce_s=ingest.debounce_s,
         quiet_s=ingest.debounce_s / 5 if ingest.quiet_s < 0 else ingest.quiet_s,
         neighbours=neighbours_of(client, settings) if ingest.join_arcsec else None,
+        until_seen=settings.redis.keep_pixels == UNTIL_SEEN,
     )
     queue = DueQueue(client, settings.survey, shards=settings.redis.shards, model=model)
     return (

@@ -34,13 +34,15 @@ class FilmStrips:
         self._store = store
 
     def of(self, object_id: str, sources: Collection[int], title: str) -> bytes | None:
-        """A PNG of the epochs with these source ids; None if Redis no longer has any of them.
+        """A PNG of the epochs with these source ids; None if Redis no longer has the stamp of any of them.
 
         Raises:
             ServiceUnavailable, ServiceError: Redis is unavailable, or refuses us.
         """
         found = self._store.sequence(object_id)
         kept = np.zeros(0, bool) if found is None else np.isin(found.header["source_id"], list(sources))
+        if found is not None:
+            kept[sorted(found.gone)] = False
         return draw(found, kept, title) if found is not None and kept.any() else None
 
 
@@ -53,7 +55,7 @@ def draw(sequence: StoredSequence, kept: NDArray[np.bool_], title: str) -> bytes
     from PIL import Image, ImageDraw
 
     epochs = np.flatnonzero(kept)[-MOST_EPOCHS:]
-    header, stamps = sequence.header[epochs], sequence.stamps[epochs]
+    header, stamps = sequence.header[epochs], sequence.stamps[np.searchsorted(sequence.shown, epochs)]
     columns = columns_of(header["mjd"], header["band"])
     lanes = {int(band): lane for lane, band in enumerate(np.unique(header["band"]))}
     side = stamps.shape[-1] * SCALE + GAP

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from skyheed.broker.kafka.selection import Outputs, Selection
 
 Options = Mapping[str, str]
+KEEP_PIXELS = ALWAYS, UNTIL_SEEN = "always", "until-seen"
 FORMATS = "avro", "elasticc"  # of output; `results.formats.FORMATS` has their encoders
 STAMPS_KEPT = 99  # `classifier.history.LONGEST`, which costs the import of numpy
 
@@ -22,6 +23,7 @@ class RedisSettings:
     wait_s: float = 5.0  # how long to wait for replicas before the batch is retried
     shards: int = 16  # fixed for the lifetime of the data: part of every key
     max_stamps: int = STAMPS_KEPT  # the longest sequence a model takes
+    keep_pixels: str = ALWAYS  # or until-seen: dropped once every model has cached what it needs of them
     ttl_days: float = 180.0  # an object without a new stamp for this long is forgotten
     books_idle_days: float = 2.0  # books of a partition without messages for this long are closed
     books_days: float = 14.0  # how long a finished segment's bitmaps are kept after folding

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.kafka.selection import check_name, internal
-from skyheed.broker.settings import FORMATS, STAMPS_KEPT
+from skyheed.broker.settings import FORMATS, KEEP_PIXELS, STAMPS_KEPT
 from skyheed.broker.urls import http_fault, redis_fault, servers_fault, splits_well
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def _state_rules(settings: "Settings") -> list[Rule]:
         (not fault, f"redis.url: {fault}"),
         (1 <= redis.shards <= 4096, "redis.shards must be 1 to 4096"),
         (1 <= redis.max_stamps <= STAMPS_KEPT, f"redis.max_stamps must be 1 to {STAMPS_KEPT}"),
+        (redis.keep_pixels in KEEP_PIXELS, f"redis.keep_pixels must be one of {', '.join(KEEP_PIXELS)}"),
         (
             SHORTEST_TTL_DAYS <= redis.ttl_days <= LONGEST_DAYS,
             f"redis.ttl_days must be {SHORTEST_TTL_DAYS} to {days}: inactive objects are deleted after it",

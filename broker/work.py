@@ -34,7 +34,7 @@ from skyheed.broker.state.queue import Claim, DueQueue
 from skyheed.broker.state.sequence import SOURCE_BYTES, Answer, Lane, Settled, StoredSequence
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Started, Stopped, Unfinished, patiently
 from skyheed.classifier.history import History
-from skyheed.classifier.prediction import Prediction, Status
+from skyheed.classifier.prediction import Declined, Prediction, Status
 
 if TYPE_CHECKING:  # so that readers of histories need no torch
     from skyheed.classifier.models.base import Model
@@ -103,8 +103,7 @@ class Worker:
         self.model = model
         self.publisher = publisher
         self.output = output
-        needs = model.needs
-        self.lane = Lane(output.model, model.kept_as, needs.span, needs.images, needs.photometry, needs.context)
+        self.lane = lane_of(output.model, model)
         self.metrics = metrics
         self.pace = pace
         self.joined = joined
@@ -247,15 +246,16 @@ class Worker:
 
     def _cut(self, found: list[StoredSequence], longest: int) -> list[StoredSequence]:
         long = [sequence.claim for sequence in found if len(sequence.header) > longest]
-        if not long:
-            return found
-        # tokens refer to epochs counted from the start, which is cut off: use all stamps and no tokens
+        if self.lane.span <= 1 or not long:
+            return [_newest(sequence, longest) for sequence in found]
+        # tokens of groups that are counted from the start, which is cut off: use all stamps and no tokens
         whole = self.store.fetch(long, replace(self.lane, span=0))
         return [s for s in found if len(s.header) <= longest] + [_newest(s, longest) for s in whole]
 
     def answer(self, sequences: Sequence[StoredSequence]) -> list[tuple[Classification, Answer]]:
         """Classify or decline every sequence."""
-        predictions = self.model.predict([history_of(s, self.survey) for s in sequences])
+        made = iter(self.model.predict([history_of(s, self.survey) for s in sequences if not s.gone]))
+        predictions = [Prediction.declined(Declined.IMAGES_NOT_KEPT) if s.gone else next(made) for s in sequences]
         now_ms = time.time_ns() // 1_000_000
         return [self._answer(s, p, now_ms) for s, p in zip(sequences, predictions, strict=True)]
 
@@ -279,7 +279,7 @@ class Worker:
             classified=record.status is Status.CLASSIFIED,
             latest=encode_single(record),
             history=record.to_history(),
-            tokens={} if sequence.members else prediction.keep,
+            tokens={n: t for n, t in prediction.keep.items() if sequence.keeps is None or n in sequence.keeps},
             spoken=(record.object_id, record.revision) if sequence.members else ("", 0),
         )
         return record, answer
@@ -326,13 +326,22 @@ class Worker:
         )  # fmt: skip
 
 
+def lane_of(name: str, model: "Model") -> Lane:
+    """A model's place in the state.
+
+    Args:
+        name: within the survey.
+    """
+    needs = model.needs
+    return Lane(name, model.kept_as, needs.span, needs.images, needs.photometry, needs.context, needs.most)
+
+
 def history_of(stored: StoredSequence, survey: str) -> History:
-    """A sequence in the form that models take."""
-    header, span = stored.header, max(stored.span, 1)
-    shown = np.array([n for n in range(len(header)) if n // span not in stored.tokens], np.int64)
+    """A sequence in the form that models take; epochs whose images are gone are neither shown nor kept."""
+    header = stored.header
     images = {"science": stored.stamps, **stored.images} if stored.looked else {}
     return History(
-        header["mjd"], header["band"], images, shown, stored.tokens,
+        header["mjd"], header["band"], images, stored.shown, stored.tokens, joined=bool(stored.members),
         photometry=stored.photometry, context=stored.context,
         flux=header["flux"], flux_error=header["flux_error"], object_id=stored.name, survey=survey,
         source_id=header["source_id"], ra=header["ra"], dec=header["dec"], flags=header["flags"],
@@ -340,13 +349,21 @@ def history_of(stored: StoredSequence, survey: str) -> History:
 
 
 def _newest(sequence: StoredSequence, longest: int) -> StoredSequence:
-    """The last epochs of a sequence that was fetched without tokens."""
+    """The last epochs of a sequence that was fetched without tokens, or with tokens of single epochs."""
+    first = len(sequence.header) - longest
+    if first <= 0:
+        return sequence
+    rows = slice(int((sequence.shown < first).sum()), None)
+    keeps = sequence.keeps
     return replace(
         sequence,
-        claim=replace(sequence.claim, sources=sequence.claim.sources[-longest * SOURCE_BYTES :]),
-        header=sequence.header[-longest:],
-        stamps=sequence.stamps[-longest:],
-        images={kind: stamps[-longest:] for kind, stamps in sequence.images.items()},
+        claim=replace(sequence.claim, sources=sequence.claim.sources[first * SOURCE_BYTES :]),
+        header=sequence.header[first:],
+        stamps=sequence.stamps[rows] if sequence.looked else sequence.stamps,
+        images={kind: stamps[rows] for kind, stamps in sequence.images.items()},
+        tokens={n - first: token for n, token in sequence.tokens.items() if n >= first},
+        gone=frozenset(n - first for n in sequence.gone if n >= first),
+        keeps=keeps if keeps is None else frozenset(n - first for n in keeps if n >= first),
     )
 
 

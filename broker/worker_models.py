@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.packets.surveys import Survey
 from skyheed.broker.results import formats
 from skyheed.broker.results import record as records
-from skyheed.broker.settings import ModelSettings, Settings
+from skyheed.broker.settings import UNTIL_SEEN, ModelSettings, Settings
 from skyheed.broker.settings_rules import LONGEST_MODEL_NAME
 from skyheed.broker.state import client as state
 from skyheed.broker.state import layout
@@ -99,9 +99,15 @@ def name_of(asked: str, called: str, surveys: Sequence[str]) -> str:
 
 def join(settings: Settings, models: Sequence[ServedModel], stop: threading.Event) -> None:
     """Register the models with the survey's queues; waits for Redis if it is unavailable."""
+    from skyheed.broker.work import lane_of
+
     store = connect_store(settings)[0]
     backlog = [served.name for served in models if served.backlog]
-    left = waiting.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog), stop)
+    sees: dict[str, str] = {}
+    if settings.redis.keep_pixels == UNTIL_SEEN:
+        sees = {served.name: lane_of(served.name, served.model).sees for served in models}
+        warn_of_pixels(waiting.patiently(store.sees, stop), sees)
+    left = waiting.patiently(lambda: store.join(*(served.name for served in models), backlog=backlog, sees=sees), stop)
     for name, objects in left.items():
         if objects:
             log.info(
@@ -109,6 +115,24 @@ def join(settings: Settings, models: Sequence[ServedModel], stop: threading.Even
                 name,
                 objects,
             )
+
+
+def warn_of_pixels(before: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """Say what follows from pixels that are not kept any more, or that stay.
+
+    Args:
+        before: of all known models `Lane.sees` as they last joined.
+        own: of those that join now.
+    """
+    for name, needs in own.items():
+        if before.get(name, needs) not in ("", needs):
+            log.warning(
+                "model %s caches something else than the one that had this name before: objects whose images are not "
+                "kept any more (redis.keep_pixels) are declined as images_not_kept until newer stamps fill its history",
+                name,
+            )
+    for name in sorted(name for name, needs in (dict(before) | dict(own)).items() if not needs):
+        log.warning("images stay until model %s joins with redis.keep_pixels = until-seen, or is retired", name)
 
 
 def make_worker(
@@ -144,9 +168,16 @@ def check_fit(settings: Settings, survey: Survey, model: "Model") -> None:
     """Refuse a model that cannot use what ingest keeps.
 
     Raises:
-        ConfigError: it does not know a band.
+        ConfigError: it does not know a band, or needs images that are not kept.
     """
+    from skyheed.broker.work import lane_of
+
     info = model.info
+    if settings.redis.keep_pixels == UNTIL_SEEN and not lane_of("", model).can_do_without_pixels:
+        raise ConfigError(
+            f"the model {info.name} has to see the images of earlier epochs again, and redis.keep_pixels = "
+            '"until-seen" drops them: set redis.keep_pixels = "always", or run a model of the family fusion or vector'
+        )
     if unknown := set(survey.bands) - set(info.bands):
         raise ConfigError(
             f"the model {info.name} does not know band {', '.join(sorted(unknown))}: "

@@ -106,6 +106,8 @@ class History:
         photometry: None if not requested.
         context: name (of `context.NAMES`) -> number, from the newest epoch's packet; unknown ones are absent.
         contexts: the same for each epoch, if known; `until` and `take` use that of their last epoch, or none.
+        joined: the epochs are of several objects: what is cached for one was not cached in this history, and holds for
+            nothing but the epoch itself.
         source_id, ra, dec (degrees, ICRS), flags: [n].
     """
 
@@ -119,6 +121,7 @@ class History:
     photometry: Photometry | None = None
     context: Mapping[str, float] = field(default_factory=dict)
     contexts: Sequence[Mapping[str, float]] = ()
+    joined: bool = False
     object_id: str = ""
     survey: str = ""
     source_id: NDArray[np.uint64] = None  # type: ignore[assignment]

@@ -24,6 +24,7 @@ class Declined(StrEnum):
     BANDS_UNKNOWN = "bands_unknown"  # it has epochs in a band that the model was not trained on
     NOT_FINITE = "not_finite"  # a probability is not a number
     UNLIKE_TRAINING = "unlike_training"  # it is unlike anything in the model's training data
+    IMAGES_NOT_KEPT = "images_not_kept"  # Redis dropped images that the model has not seen (redis.keep_pixels)
 
 
 @dataclass(frozen=True)

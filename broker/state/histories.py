@@ -3,7 +3,7 @@ order of arrival. Independent of Kafka and models; a token is just bytes."""
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from skyheed.broker.state.client import Claim, Client
@@ -39,6 +39,7 @@ class SequenceStore:
         debounce_s: an object becomes ready this long after its first new stamp, at the latest.
         quiet_s: and earlier, if nothing has arrived for it for this long and the caller of `store` is not behind.
         neighbours: the index of objects by position.
+        until_seen: pixels of an epoch are dropped once every model has cached what it needs of them.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class SequenceStore:
         debounce_s: float = 1.0,
         quiet_s: float = math.inf,
         neighbours: Neighbours | None = None,
+        until_seen: bool = False,
     ) -> None:
         self._client = client
         self._keys = Keys(survey)
         self._shards = shards
         self._max_stamps = max_stamps
         self._neighbours = neighbours
+        self._pixels = "seen" if until_seen else ""
         self._ttl_ms = round(ttl_s * 1000)
         self._debounce_ms = round(debounce_s * 1000)
         self._quiet_ms = round(min(quiet_s, debounce_s) * 1000)
@@ -139,7 +142,7 @@ class SequenceStore:
         for shard, members in groups.items():
             words = [w for n in members if answers[n].tokens for w in token_words(answers[n], lane)]
             if words:
-                calls.append(("tokens", self._keys.shard(shard), suffix, lane.span, *words))
+                calls.append(("tokens", self._keys.shard(shard), suffix, lane.span, self._pixels, *words))
         replies = self._client.call_each(calls, forgive=("tokens",))
         settled: list[Settled] = [Settled.STALE] * len(answers)
         for members, codes in zip(groups.values(), replies, strict=False):
@@ -166,13 +169,16 @@ class SequenceStore:
         """The object's revision, which every change of its sequence raises; 0 if there is none."""
         return int(self._client.run([("HGET", self._key("meta", object_id), "rev")])[0] or 0)
 
-    def join(self, *models: str, backlog: Collection[str] = ()) -> dict[str, int]:
+    def join(
+        self, *models: str, backlog: Collection[str] = (), sees: Mapping[str, str] | None = None
+    ) -> dict[str, int]:
         """Register models: from now on every object that changes is due for them. Safe to repeat.
 
         The first models of a survey, all in one call, are due for every object that is there.
 
         Args:
             backlog: those of them that are due for every object, even if other models are known.
+            sees: for each, `Lane.sees`; pixels stay while a model is known of which it was never given.
 
         Returns:
             For each, how many objects are there and will not be due for it until they change.
@@ -180,9 +186,16 @@ class SequenceStore:
         Raises:
             ServiceUnavailable, ServiceError: Redis is unavailable or full, or denies access.
         """
-        words = [word for model in models for word in (model, "all" if model in backlog else "")]
+        said = sees or {}
+        words = [word for m in models for word in (m, "all" if m in backlog else "", said.get(m, ""))]
         left = self._client.call("join", [(self._keys.shard(shard), *words) for shard in range(self._shards)])
         return dict(zip(models, map(sum, zip(*left, strict=True)), strict=True))
+
+    def sees(self) -> dict[str, str]:
+        """Of every known model, `Lane.sees` as it last joined; "" if it never said."""
+        names, base = self.models(), self._keys.shard(0)
+        found = self._client.run([("HGET", f"{base}needs", name) for name in names])
+        return {name: (needs or b"").decode() for name, needs in zip(names, found, strict=True)}
 
     def models(self) -> list[str]:
         """The models that classify the survey's objects, by name."""

@@ -6,10 +6,13 @@ everything that can be reached from neighbour to neighbour. It depends only on w
 which it arrived, and it is named after the smallest of its names.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.neighbours import Neighbours, Place
@@ -34,14 +37,14 @@ class Joined:
     arcsec: float
 
     def read(self, claimed: Sequence[StoredSequence], lane: Lane) -> list[StoredSequence]:
-        """The same sequences, each joined with those of its group; without tokens if there is anything to join.
+        """The same sequences, each joined with those of its group; then without tokens of more than one epoch.
 
         Raises:
             ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
         groups = self._groups(claimed)
         wanted = sorted({name for group in groups if len(group) > 1 for name in group})
-        found = self.store.sequences(wanted, replace(lane, span=0))
+        found = self.store.sequences(wanted, lane if lane.span == 1 else replace(lane, span=0))
         whole = {name: sequence for name, sequence in zip(wanted, found, strict=True) if sequence is not None}
         joined = []
         for own, group in zip(claimed, groups, strict=True):
@@ -111,23 +114,49 @@ def join(claimed: StoredSequence, members: Sequence[StoredSequence]) -> StoredSe
 
     Args:
         claimed: the one that a worker has claimed.
-        members: as they are now, in the order of names, all read without tokens.
+        members: as they are now, in the order of names, all read without tokens, or with tokens of single epochs.
     """
     header = np.concatenate([member.header for member in members])
     _, first = np.unique(header["source_id"], return_index=True)
     order = first[np.lexsort((header["source_id"][first], header["mjd"][first]))]
-    newest = members[int(np.searchsorted(np.cumsum([len(m.header) for m in members]), order[-1], side="right"))]
+    begins = np.cumsum([0, *(len(m.header) for m in members)])
+    newest = members[int(np.searchsorted(begins[1:], order[-1], side="right"))]
     points = [m.photometry for m in members if m.photometry is not None and len(m.photometry)]
     own = next(member for member in members if member.object_id == claimed.object_id)
     sources = header["source_id"][order].astype(">u8").tobytes()
+    epoch = np.full(len(header), -1)  # of the joined history, or -1 for what another member holds as well
+    epoch[order] = np.arange(len(order))
+    of_members = [epoch[start:end] for start, end in itertools.pairwise(begins)]
     return replace(
         own,
         claim=replace(claimed.claim, sources=sources),
         header=header[order],
-        stamps=np.concatenate([m.stamps for m in members])[order] if own.looked else own.stamps,
-        images={kind: np.concatenate([m.images[kind] for m in members])[order] for kind in own.images},
+        **_images(own, members, of_members),
         photometry=Photometry.merged(points) if points else own.photometry,
         context=newest.context,
         members=tuple(member.object_id for member in members),
         published=max(member.revision for member in members),
     )
+
+
+def _images(
+    own: StoredSequence, members: Sequence[StoredSequence], of_members: Sequence[NDArray[np.int64]]
+) -> dict[str, Any]:  # fmt: skip
+    """Stamps, further images, tokens and what is gone of a joined history, as fields of it.
+
+    Args:
+        of_members: for each member the epochs of the joined history that its own are, -1 for those that are left out.
+    """
+    both = list(zip(members, of_members, strict=True))
+    shown = np.concatenate([epochs[member.shown] for member, epochs in both])
+    rows = np.argsort(shown, kind="stable")[int((shown < 0).sum()) :]
+    tokens = {int(epochs[n]): token for member, epochs in both for n, token in member.tokens.items()}
+    gone = {int(epochs[n]) for member, epochs in both for n in member.gone}
+    mine = next(epochs for member, epochs in both if member is own)
+    return {
+        "stamps": np.concatenate([m.stamps for m in members])[rows] if own.looked else own.stamps,
+        "images": {kind: np.concatenate([m.images[kind] for m in members])[rows] for kind in own.images},
+        "tokens": {n: token for n, token in tokens.items() if n >= 0},
+        "gone": frozenset(gone - {-1}),
+        "keeps": frozenset(mine[mine >= 0].tolist()) if own.span == 1 else frozenset(),
+    }

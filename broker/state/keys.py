@@ -7,12 +7,15 @@ as their only key and append the names below themselves, because one call serves
 sh:{survey:shard}:        of an object, until quiet for redis.ttl_days with nothing pending (sweep.lua)
     headers:<object>      hash    source id (8 bytes, big endian) -> packed header (`sequence.HEADER`)
     stamps:<object>       hash    source id -> float16 [32, 32]
+    seen:<object>         hash    source id -> SHA-1 of a payload whose pixels every model has seen (redis.keep_pixels),
+                                  by which another payload is compared with it
     further:<object>      hash    source id -> digest of the template (8 bytes, 0 for none), difference (parts.py)
     templates:<object>    hash    digest -> template; digest and "n" -> its uses, where it has several
     points:<object>       string  photometry, 16 bytes each (parts.py), the newest 300
     context:<object>      string  source id of the newest epoch, its context (parts.py)
     order:<object>        zset    source id by MJD; equal MJDs by source id, which is the order of its bytes
-    meta:<object>         hash    rev, data, ans.<model>: current revision, last with a replaced stamp, last classified
+    meta:<object>         hash    rev, data, ans.<model>: current revision, last with a replaced or dropped stamp, last
+                                  classified
                           of an object and a model, as long
     latest.<model>:<object>   string  last classification
     history.<model>:<object>  list    one line for each classification, oldest first, bounded
@@ -25,6 +28,8 @@ sh:{survey:shard}:        of an object, until quiet for redis.ttl_days with noth
                                            until they are settled
                           of the books
     models                set     that classify the survey's objects, until they are retired
+    needs                 hash    model -> most epochs, version of what it keeps: what has to be there before pixels may
+                                  go (redis.keep_pixels), as long
     touched               zset    objects kept, by the time of their last new stamp (Unix ms)
     classified.<model>, declined.<model>  set  those of them not pending, by last classification
     unasked.<model>       zset    those that were there before the model and have not changed since
@@ -60,7 +65,8 @@ from zlib import crc32
 # One bitmap covers this many offsets: 128 kB when full.
 SEGMENT_BITS = 2**20
 OBJECT_PARTS = (
-    "headers", "stamps", "further", "templates", "points", "context", "order", "meta", "latest", "history", "tokens",
+    "headers", "stamps", "seen", "further", "templates", "points", "context", "order", "meta", "latest", "history",
+    "tokens",
 )  # fmt: skip
 MODEL_PARTS = ("latest", "history", "tokens")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.observation import BANDS
-from skyheed.broker.settings import RedisSettings
+from skyheed.broker.settings import KEEP_PIXELS, RedisSettings
 from skyheed.broker.state.client import Client
 from skyheed.broker.state.keys import Keys
 from skyheed.broker.state.sequence import HEADER, RECORD_VERSION
@@ -43,6 +43,7 @@ ENTRIES = {
     "max_stamps": Entry("redis.max_stamps", may_change=True),
     "stamp": Entry("ingest.stamp"),
     "images": Entry("ingest.images", may_change=True),
+    "keep_pixels": Entry("redis.keep_pixels", may_change=True),
     "bands": Entry("ingest.bands", may_change=True),
     "record_version": Entry(of_release="the record version"),
     "queues": Entry(of_release="queues of form"),
@@ -81,7 +82,8 @@ def of_worker(redis: RedisSettings, bands: str, images: tuple[str, ...] = ()) ->
 
 
 def _shared(redis: RedisSettings) -> dict[str, str]:
-    return {"shards": str(redis.shards), "record_version": str(RECORD_VERSION), "queues": str(QUEUES)}
+    own = {"shards": str(redis.shards), "record_version": str(RECORD_VERSION), "queues": str(QUEUES)}
+    return {**own, "keep_pixels": redis.keep_pixels}
 
 
 def _compared(redis: RedisSettings) -> dict[str, str]:
@@ -141,8 +143,9 @@ class Layout:
         ordered = _CHANGES[name](value)
         if not ordered:
             raise ConfigError(
-                f"{name} cannot be {value!r}: write 1 to {LONGEST} for max_stamps, letters of bands for bands, and for "
-                "images science with what else is kept, such as science,difference,template"
+                f"{name} cannot be {value!r}: write 1 to {LONGEST} for max_stamps, letters of bands for bands, always or "
+                "until-seen for keep_pixels, and for images science with what else is kept, such as "
+                "science,difference,template"
             )
         self._client.run([("HSET", self._keys.agreed, name, ordered)], durable=True)
 
@@ -205,8 +208,14 @@ def _images(value: str) -> str:
     return ",".join(k for k in IMAGE_KINDS if k in kinds) if {"science"} <= kinds <= set(IMAGE_KINDS) else ""
 
 
+def _pixels(value: str) -> str:
+    return value if value in KEEP_PIXELS else ""
+
+
 # What may be changed -> the value as recorded, or None if it is invalid.
-_CHANGES: Mapping[str, Callable[[str], str]] = {"max_stamps": _stamps, "bands": _bands, "images": _images}
+_CHANGES: Mapping[str, Callable[[str], str]] = {
+    "max_stamps": _stamps, "bands": _bands, "images": _images, "keep_pixels": _pixels,
+}  # fmt: skip
 
 
 def _toml(name: str, value: str) -> str:

@@ -18,7 +18,7 @@ from skyheed.broker.observation import BANDS, Observation
 from skyheed.broker.state import parts
 from skyheed.broker.state.client import Claim
 from skyheed.broker.state.keys import SEGMENT_BITS
-from skyheed.classifier.history import IMAGE_KINDS, Photometry
+from skyheed.classifier.history import IMAGE_KINDS, LONGEST, Photometry
 from skyheed.classifier.stamp import STAMP_SIZE
 
 RECORD_VERSION = 1
@@ -74,6 +74,7 @@ class Lane:
         span: number of neighbouring epochs that a token belongs to; 0: nothing is cached.
         images: kinds of stamps that it uses.
         photometry, context: whether it uses these.
+        most: epochs that it takes, the newest.
     """
 
     model: str = ""
@@ -82,12 +83,28 @@ class Lane:
     images: tuple[str, ...] = ("science",)
     photometry: bool = False
     context: bool = False
+    most: int = LONGEST
 
     @property
     def wants(self) -> str:
         """In the form that `fetch.lua` expects."""
         wanted = bool(self.images), any(kind != "science" for kind in self.images), self.photometry, self.context
         return "".join(letter for letter, yes in zip("sfpc", wanted, strict=True) if yes)
+
+    @property
+    def can_do_without_pixels(self) -> bool:
+        """Whether the pixels of an epoch are of no more use to the model once it has cached something for it.
+
+        Tokens of several epochs belong to groups that a late epoch or a full history forms anew.
+        """
+        return not self.images or self.span == 1
+
+    @property
+    def sees(self) -> str:
+        """What has to be cached before pixels may be dropped, in the form that `tokens.lua` expects."""
+        if not self.can_do_without_pixels:
+            return ""
+        return f"{self.most} {self.kept_as}" if self.images else "0 -"
 
 
 EVERYTHING = Lane(images=IMAGE_KINDS, photometry=True, context=True)
@@ -99,15 +116,17 @@ class StoredSequence:
 
     Attributes:
         header: `HEADER` [n], in (MJD, source id) order.
-        stamps: float16 [m, 32, 32], in order, for the epochs that no token covers.
+        stamps: float16 [m, 32, 32], in order, for the epochs `shown`.
         tokens: index of a span of epochs -> token.
         span: epochs of a token.
+        gone: epochs of which there are neither token nor stamps any more (redis.keep_pixels).
         looked: whether the stamps were requested; if not, there are none.
         images: the further kinds requested, in the form of `stamps`; zeros where an epoch has none.
         photometry: None if it was not requested.
         context: of the newest epoch.
         members: for a joined history (joined.py), the objects it consists of, in the order of their names.
         published: their newest revision.
+        keeps: the epochs whose tokens are kept with the claimed object; None for all.
     """
 
     object_id: str
@@ -117,12 +136,21 @@ class StoredSequence:
     stamps: NDArray[np.float16]
     tokens: dict[int, bytes]
     span: int = 0
+    gone: frozenset[int] = frozenset()
     looked: bool = True
     images: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
     photometry: Photometry | None = None
     context: Mapping[str, float] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     published: int = 0
+    keeps: frozenset[int] | None = None
+
+    @property
+    def shown(self) -> NDArray[np.int64]:
+        """The epochs that `stamps` belong to: int64 [m]."""
+        span = max(self.span, 1)
+        covered = (n for n in range(len(self.header)) if n // span not in self.tokens and n not in self.gone)
+        return np.fromiter(covered, np.int64)
 
     @property
     def name(self) -> str:
@@ -207,7 +235,7 @@ def _check_stamp(stamp: NDArray[np.float16]) -> None:
 
 
 def unpack(claim: Claim, reply: Sequence[Any], lane: Lane) -> StoredSequence:
-    revision, headers, stamps, tokens, further, templates, points, context = reply
+    revision, headers, stamps, tokens, further, templates, points, context, gone = reply
     header = np.frombuffer(headers, HEADER)
     if (header["version"] != RECORD_VERSION).any():
         raise ServiceError(
@@ -222,6 +250,7 @@ def unpack(claim: Claim, reply: Sequence[Any], lane: Lane) -> StoredSequence:
         stamps=np.frombuffer(stamps, "<f2").reshape(-1, *STAMP_SHAPE),
         tokens=dict(zip(tokens[::2], tokens[1::2], strict=True)),
         span=lane.span,
+        gone=frozenset(gone),
         looked=bool(lane.images),
         images=parts.images_of(further, templates, lane.images),
         photometry=parts.unpack_points(points) if lane.photometry else None,

@@ -14,6 +14,7 @@ REASONS = {
     Declined.TOO_FEW_STAMPS: "too few stamps so far",
     Declined.BANDS_UNKNOWN: "has stamps in a band that the model does not know",
     Declined.NOT_FINITE: "the model's output was not finite",
+    Declined.IMAGES_NOT_KEPT: "images that the model has not seen are not kept any more",
 }
 PREFIX = "/api/v1"
 DECLINED = "declined"  # what a decline is called where other rows show their class

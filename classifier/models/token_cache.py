@@ -4,6 +4,9 @@ Numpy only.
 Each entry has two digests and some numbers. The first digest covers the epoch itself: its stamp's vector is valid
 while it matches. The second covers all epochs up to it: keys, values and outputs are valid while it matches, too, so
 that a late epoch, or a window that has moved, invalidates everything after it.
+
+In a joined history (`History.joined`) only the first is used: neighbours change without a trace in the epochs of the
+object that the entries are cached with.
 """
 
 import hashlib
@@ -25,7 +28,7 @@ def digests(history: History) -> tuple[list[bytes], list[bytes]]:
         hashlib.blake2b(f"{s} {m!r} {b}".encode(), digest_size=DIGEST).digest()
         for s, m, b in zip(history.source_id.tolist(), history.mjd.tolist(), history.band.tolist(), strict=True)
     ]
-    running, upto = hashlib.blake2b(digest_size=DIGEST), []
+    running, upto = hashlib.blake2b(b"joined" if history.joined else b"", digest_size=DIGEST), []
     for one in own:
         running.update(one)
         upto.append(running.digest())
@@ -61,7 +64,7 @@ class Found:
             if first == self.own[epoch]:
                 self.stamps[epoch] = True
                 self.values[epoch] = np.frombuffer(raw, dtype, offset=2 * DIGEST)
-                followed[epoch] = second == self.upto[epoch]
+                followed[epoch] = second == self.upto[epoch] and not history.joined
         self.whole = n if followed.all() else int(followed.argmin())
 
 

@@ -15,7 +15,7 @@ local every = lanes()
 
 -- Takes an object out of every set and key, also out of those of release 0.1, which knew one model.
 local function remove(object)
-  local parts = {'headers', 'stamps', 'further', 'templates', 'points', 'context', 'order', 'meta', 'latest', 'history', 'tokens'}
+  local parts = {'headers', 'stamps', 'seen', 'further', 'templates', 'points', 'context', 'order', 'meta', 'latest', 'history', 'tokens'}
   for _, part in ipairs(parts) do
     redis.call('UNLINK', base .. part .. ':' .. object)
   end

@@ -4,8 +4,8 @@
 -- belongs to (0: none), what else it needs ("s" stamps, "f" further images, "p" points, "c" context, in one word), then
 -- the objects.
 -- Returns for each object {revision, headers, stamps of the epochs without token, {span, token, …}, {further images of
--- the epochs without token}, {digest, template, …}, points, context}, headers and stamps joined in the order of the
--- history; or nothing where a part of the object is missing.
+-- the epochs without token}, {digest, template, …}, points, context, {epochs whose stamps are not kept any more}},
+-- headers and stamps joined in the order of the history; or nothing where a part of the object is missing.
 local base, lane, version, span, wants = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local NO_TEMPLATE = string.rep('\0', 8)
 
@@ -23,6 +23,24 @@ local function tokens_of(object, sources)
     fields[#fields + 1] = table.concat(sources, '', first, first + span - 1)
   end
   return redis.call('HMGET', tokens, unpack(fields))
+end
+
+-- The stamps of epochs that are there, the sources of those, and which are not kept any more (redis.keep_pixels);
+-- nothing where one is missing otherwise.
+local function stamps_of(object, wanted, places)
+  local stamps, there, gone = {}, {}, {}
+  if not wants_stamps or #wanted == 0 then return stamps, wanted, gone end
+  local found = redis.call('HMGET', base .. 'stamps:' .. object, unpack(wanted))
+  for n, source in ipairs(wanted) do
+    if found[n] then
+      stamps[#stamps + 1], there[#there + 1] = found[n], source
+    elseif redis.call('HEXISTS', base .. 'seen:' .. object, source) == 1 then
+      gone[#gone + 1] = places[n]
+    else
+      return nil
+    end
+  end
+  return stamps, there, gone
 end
 
 -- The further images of epochs, and each template once; nothing where one is missing.
@@ -55,27 +73,25 @@ local function fetch(object)
   local sources = redis.call('ZRANGE', base .. 'order:' .. object, 0, -1)
   if not revision or #sources == 0 then return false end
   local headers = redis.call('HMGET', base .. 'headers:' .. object, unpack(sources))
-  local tokens, cached, wanted = tokens_of(object, sources), {}, {}
+  local tokens, cached, wanted, places = tokens_of(object, sources), {}, {}, {}
   for n, source in ipairs(sources) do
     if not headers[n] then return false end
     local at = span > 0 and math.floor((n - 1) / span) or -1
     local token = tokens[at + 1]
     if not token then
-      wanted[#wanted + 1] = source
+      wanted[#wanted + 1], places[#places + 1] = source, n - 1
     elseif (n - 1) % span == 0 then
       cached[#cached + 1] = at
       cached[#cached + 1] = token
     end
   end
-  local stamps = wants_stamps and #wanted > 0 and redis.call('HMGET', base .. 'stamps:' .. object, unpack(wanted)) or {}
-  for n = 1, wants_stamps and #wanted or 0 do
-    if not stamps[n] then return false end
-  end
-  local further, templates = further_of(object, wanted)
+  local stamps, there, gone = stamps_of(object, wanted, places)
+  if not stamps then return false end
+  local further, templates = further_of(object, there)
   if not further then return false end
   local points = wants_points and redis.call('GET', base .. 'points:' .. object) or ''
   local context = context_of(object, sources[#sources])
-  return {revision, table.concat(headers), table.concat(stamps), cached, further, templates, points, context}
+  return {revision, table.concat(headers), table.concat(stamps), cached, further, templates, points, context, gone}
 end
 
 local found = {}

@@ -1,6 +1,7 @@
 #!lua
 -- Makes models known to a shard: from now on every change of an object is due for them.
--- KEYS[1]: the shard's prefix. ARGV: two for each model: its name, "all" to make it due for every object that is there.
+-- KEYS[1]: the shard's prefix. ARGV: three for each model: its name, "all" to make it due for every object that is there,
+-- what has to be there before the pixels of an epoch may be dropped (`Lane.sees`; "" to leave unsaid).
 -- Where no model is known yet, the first takes over what waited for any (and what release 0.1 had, which knew one model
 -- only), and all are due for every object. Returns for each how many objects are there and not due for it.
 local base = KEYS[1]
@@ -25,8 +26,9 @@ local function begin(lane, all)
 end
 
 local left = {}
-for i = 1, #ARGV, 2 do
+for i = 1, #ARGV, 3 do
   local lane = '.' .. ARGV[i]
+  if ARGV[i + 2] ~= '' then redis.call('HSET', base .. 'needs', ARGV[i], ARGV[i + 2]) end
   if redis.call('SADD', base .. 'models', ARGV[i]) == 1 then
     if nobody and i == 1 then take_over(lane) end
     begin(lane, nobody or ARGV[i + 1] == 'all')

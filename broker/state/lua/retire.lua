@@ -5,6 +5,7 @@
 local base, name = KEYS[1], ARGV[1]
 local lane = '.' .. name
 if redis.call('SREM', base .. 'models', name) == 0 then return 0 end
+redis.call('HDEL', base .. 'needs', name)
 local last = redis.call('SCARD', base .. 'models') == 0
 for _, part in ipairs({'fresh', 'due', 'inflight', 'leases', 'classified', 'declined', 'unasked'}) do
   if last and redis.call('EXISTS', base .. part .. lane) == 1 then

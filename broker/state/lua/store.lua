@@ -13,14 +13,14 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- What a delivery is compared by: everything but its Kafka and ingest times (bytes 37 to 52 of the header), and but
--- points and context, which are merged apart.
+-- points and context, which are merged apart. The same as in tokens.lua.
 local function content(header, stamp, further)
   return string.sub(header, 1, 36) .. string.sub(header, 53) .. stamp .. further
 end
 
--- Lua compares strings by the server's locale, hence a number.
-local function rank(text)
-  return tonumber(string.sub(redis.sha1hex(text), 1, 13), 16)
+-- Of a digest. Lua compares strings by the server's locale, hence a number.
+local function rank(digest)
+  return tonumber(string.sub(digest, 1, 13), 16)
 end
 
 -- The digest of the template and the difference, as they are kept; empty where there is neither.
@@ -29,19 +29,27 @@ local function further_of(d)
   return (d.digest == '' and NO_TEMPLATE or d.digest) .. d.difference
 end
 
+-- The stored payload of a source; of one whose pixels are not kept any more (tokens.lua), nothing and its digest.
+local function stored(object, source)
+  local header = redis.call('HGET', base .. 'headers:' .. object, source)
+  local stamp = redis.call('HGET', base .. 'stamps:' .. object, source)
+  if not header then return nil, nil end
+  if not stamp then return nil, redis.call('HGET', base .. 'seen:' .. object, source) end
+  return content(header, stamp, redis.call('HGET', base .. 'further:' .. object, source) or ''), nil
+end
+
 -- Two payloads of one source: the later MJD stays, then the larger digest, so that the order of arrival cannot matter.
 -- (A source's place in the order only ever moves up; otherwise what was trimmed meanwhile would depend on the order of
 -- arrival.) Returns whether the new one replaces the old, and whether both are the same.
 local function replaces(d, old_mjd)
   local mjd = tonumber(d.mjd)
   if mjd ~= old_mjd then return mjd > old_mjd, false end
-  local old_header = redis.call('HGET', base .. 'headers:' .. d.object, d.source)
-  local old_stamp = redis.call('HGET', base .. 'stamps:' .. d.object, d.source)
-  if not old_header or not old_stamp then return true, false end
-  local old_further = redis.call('HGET', base .. 'further:' .. d.object, d.source) or ''
-  local new, old = content(d.header, d.stamp, further_of(d)), content(old_header, old_stamp, old_further)
+  local new, old, old_digest = content(d.header, d.stamp, further_of(d)), stored(d.object, d.source)
   if new == old then return false, true end
-  return rank(new) > rank(old), false
+  old_digest = old and redis.sha1hex(old) or old_digest
+  if not old_digest then return true, false end
+  local digest = redis.sha1hex(new)
+  return rank(digest) > rank(old_digest), digest == old_digest
 end
 
 -- Drops the further images of an epoch, and the template that no other epoch uses.
@@ -116,28 +124,11 @@ local function keep_context(d, same)
   if redis.call('ZRANGE', base .. 'order:' .. d.object, -1, -1)[1] ~= d.source then return false end
   local old, new = redis.call('GET', key), d.source .. d.context
   if old == new or (not old and d.context == '') then return false end
-  if same and old and string.sub(old, 1, 8) == d.source and (d.context == '' or rank(new) < rank(old)) then return false end
+  if same and old and string.sub(old, 1, 8) == d.source then
+    if d.context == '' or rank(redis.sha1hex(new)) < rank(redis.sha1hex(old)) then return false end
+  end
   if d.context == '' then redis.call('DEL', key) else redis.call('SET', key, new) end
   return true
-end
-
--- Drops the oldest beyond the window; tells whether `source` was among them and whether others were.
-local function trim(object, source)
-  local order, own, others = base .. 'order:' .. object, false, false
-  local excess = redis.call('ZCARD', order) - longest
-  if excess <= 0 then return own, others end
-  for _, oldest in ipairs(redis.call('ZRANGE', order, 0, excess - 1)) do
-    redis.call('ZREM', order, oldest)
-    if oldest == source then
-      own = true
-    else
-      redis.call('HDEL', base .. 'headers:' .. object, oldest)
-      redis.call('HDEL', base .. 'stamps:' .. object, oldest)
-      drop_images(object, oldest)
-      others = true
-    end
-  end
-  return own, others
 end
 
 -- The suffixes of the models that are known; one empty suffix while there is none.
@@ -149,6 +140,38 @@ local function lanes()
 end
 
 local every = lanes()
+
+local function belongs(source, group)
+  for at = 1, #group, #source do
+    if string.sub(group, at, at + #source - 1) == source then return true end
+  end
+  return false
+end
+
+-- Drops what models keep of an epoch: tokens know their epochs by their source ids only.
+local function drop_tokens(object, source)
+  for _, lane in ipairs(every) do
+    local tokens = base .. 'tokens' .. lane .. ':' .. object
+    for _, group in ipairs(redis.call('HKEYS', tokens)) do
+      if belongs(source, group) then redis.call('HDEL', tokens, group) end
+    end
+  end
+end
+
+-- Drops the oldest beyond the window; tells whether `source` was among them and whether others were.
+local function trim(object, source)
+  local order, own, others = base .. 'order:' .. object, false, false
+  local excess = redis.call('ZCARD', order) - longest
+  if excess <= 0 then return own, others end
+  for _, oldest in ipairs(redis.call('ZRANGE', order, 0, excess - 1)) do
+    redis.call('ZREM', order, oldest)
+    for _, part in ipairs({'headers:', 'stamps:', 'seen:'}) do redis.call('HDEL', base .. part .. object, oldest) end
+    drop_images(object, oldest)
+    drop_tokens(object, oldest)  -- it may come back with a later MJD and other pixels
+    if oldest == source then own = true else others = true end
+  end
+  return own, others
+end
 
 local function queue_for(lane, object, meta)
   -- an object in flight is queued again when it is settled
@@ -183,35 +206,33 @@ local function changed(object)
   return revision
 end
 
-local function place(d)
+-- Puts a payload in its place; tells what became of it, whether the sequence changed, and whether anything was dropped.
+local function place(d, replaced)
   local object = d.object
   redis.call('ZADD', base .. 'order:' .. object, d.mjd, d.source)
   local own, others = trim(object, d.source)
-  if own then
-    drop_images(object, d.source)
-    return SKIPPED, others
-  end
+  if own then return SKIPPED, others or replaced, others or replaced end
   redis.call('HSET', base .. 'headers:' .. object, d.source, d.header)
   redis.call('HSET', base .. 'stamps:' .. object, d.source, d.stamp)
+  redis.call('HDEL', base .. 'seen:' .. object, d.source)
   keep_images(d)
-  return STORED, true
+  if replaced then drop_tokens(object, d.source) end
+  return STORED, true, others or replaced
 end
 
 local function store(d)
   local old = redis.call('ZSCORE', base .. 'order:' .. d.object, d.source)
   local outcome, new, same = DUPLICATE, true, false
   if old then new, same = replaces(d, tonumber(old)) end
-  local changes = false
-  if new then outcome, changes = place(d) end
+  local changes, dropped = false, false
+  if new then outcome, changes, dropped = place(d, old ~= false) end
   -- whatever became of the stamps, so that the order of arrival cannot matter
   local points = keep_points(d)
   local context = (new or same) and keep_context(d, same)
   if not (changes or points or context) then return outcome end
   local revision = changed(d.object)
-  if old and new and changes then  -- tokens know their epochs by their source ids only
-    for _, lane in ipairs(every) do redis.call('DEL', base .. 'tokens' .. lane .. ':' .. d.object) end
-    redis.call('HSET', base .. 'meta:' .. d.object, 'data', revision)
-  end
+  -- a worker that has read what was dropped is not to bring back the tokens of it
+  if dropped then redis.call('HSET', base .. 'meta:' .. d.object, 'data', revision) end
   return outcome
 end
 

@@ -1,12 +1,85 @@
 #!lua
--- Keeps what a model wants to see again of one shard's objects (tokens), and drops those of epochs that no longer
--- follow each other.
--- KEYS[1]: the shard's prefix. ARGV: model's suffix, epochs that one token belongs to, then for each object: object,
--- version, revision, number of tokens, and for each token the source ids of its epochs (8 bytes each) and the token.
-local base, lane, span, i = KEYS[1], ARGV[1], tonumber(ARGV[2]), 3
+-- Keeps what a model wants to see again of one shard's objects (tokens), drops those of epochs that no longer follow
+-- each other, and the pixels that every model has seen, if they are not to be kept (redis.keep_pixels).
+-- KEYS[1]: the shard's prefix. ARGV: model's suffix, epochs that one token belongs to, "seen" to drop pixels or "", then
+-- for each object: object, version, revision, number of tokens, and for each token the source ids of its epochs (8 bytes
+-- each) and the token.
+local base, lane, span, dropping, i = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3] == 'seen', 4
+local NO_TEMPLATE = string.rep('\0', 8)
 
-local function drop_old(object, tokens)
-  local sources, current = redis.call('ZRANGE', base .. 'order:' .. object, 0, -1), {model = true}
+-- What a delivery is compared by; the same as in store.lua.
+local function content(header, stamp, further)
+  return string.sub(header, 1, 36) .. string.sub(header, 53) .. stamp .. further
+end
+
+-- The models that look at images: suffix, version of what they keep, most epochs they take; nothing where one has not
+-- said what it needs, or none looks.
+local function lookers()
+  local found = {}
+  for _, name in ipairs(redis.call('SMEMBERS', base .. 'models')) do
+    local needs = redis.call('HGET', base .. 'needs', name)
+    local most, version = string.match(needs or '', '^(%d+) (.*)$')
+    if not most then return {} end
+    if tonumber(most) > 0 then found[#found + 1] = {'.' .. name, version, tonumber(most)} end
+  end
+  return found
+end
+
+local looking = dropping and lookers() or {}
+
+-- Drops the further images of an epoch, and the template that no other epoch uses; the same as in store.lua.
+local function drop_images(object, source)
+  local further, templates = base .. 'further:' .. object, base .. 'templates:' .. object
+  local old = redis.call('HGET', further, source)
+  if not old then return end
+  redis.call('HDEL', further, source)
+  local digest = string.sub(old, 1, 8)
+  if digest == NO_TEMPLATE then return end
+  local uses = tonumber(redis.call('HGET', templates, digest .. 'n') or 1)
+  if uses > 2 then
+    redis.call('HSET', templates, digest .. 'n', uses - 1)
+  elseif uses == 2 then
+    redis.call('HDEL', templates, digest .. 'n')
+  else
+    redis.call('HDEL', templates, digest)
+  end
+end
+
+-- Drops the pixels of an epoch; what stays is the digest that another payload of it is compared by.
+local function forget(object, source)
+  local stamps = base .. 'stamps:' .. object
+  local header, stamp = redis.call('HGET', base .. 'headers:' .. object, source), redis.call('HGET', stamps, source)
+  if not header then return end
+  local further = redis.call('HGET', base .. 'further:' .. object, source) or ''
+  redis.call('HSET', base .. 'seen:' .. object, source, redis.sha1hex(content(header, stamp, further)))
+  redis.call('HDEL', stamps, source)
+  drop_images(object, source)
+end
+
+-- Takes out of `left` (source -> how many epochs are newer) what a model has not seen and would look at.
+local function seen_by(model, object, left)
+  local tokens, most = base .. 'tokens' .. model[1] .. ':' .. object, model[3]
+  local known = redis.call('HGET', tokens, 'model') == model[2]
+  for source, newer in pairs(left) do
+    if newer < most and not (known and redis.call('HEXISTS', tokens, source) == 1) then left[source] = nil end
+  end
+end
+
+local function forget_seen(object, sources)
+  if #looking == 0 then return end
+  local pixels, left = {}, {}
+  for _, source in ipairs(redis.call('HKEYS', base .. 'stamps:' .. object)) do pixels[source] = true end
+  for n, source in ipairs(sources) do
+    if pixels[source] then left[source] = #sources - n end
+  end
+  for _, model in ipairs(looking) do seen_by(model, object, left) end
+  for _, source in ipairs(sources) do
+    if left[source] then forget(object, source) end
+  end
+end
+
+local function drop_old(sources, tokens)
+  local current = {model = true}
   -- any neighbours, not only today's groups: a full history slides by one epoch at a time, and its groups are the
   -- same ones again after as many epochs as a group has
   for first = 1, #sources - span + 1 do
@@ -20,7 +93,7 @@ end
 while i <= #ARGV do
   local object, version, revision, count = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
   local tokens, meta = base .. 'tokens' .. lane .. ':' .. object, redis.call('HMGET', base .. 'meta:' .. object, 'rev', 'data')
-  -- a token of before a stored stamp was replaced is another stamp's
+  -- a token of before a stored stamp was replaced or dropped is another stamp's
   if meta[1] and revision >= (tonumber(meta[2]) or 0) then
     if redis.call('HGET', tokens, 'model') ~= version then
       redis.call('DEL', tokens)
@@ -29,7 +102,9 @@ while i <= #ARGV do
     for n = i + 4, i + 2 + 2 * count, 2 do
       redis.call('HSET', tokens, ARGV[n], ARGV[n + 1])
     end
-    drop_old(object, tokens)
+    local sources = redis.call('ZRANGE', base .. 'order:' .. object, 0, -1)
+    drop_old(sources, tokens)
+    forget_seen(object, sources)
   end
   i = i + 4 + 2 * count
 end

@@ -57,13 +57,13 @@ def recorded(url: str) -> dict[str, str]:
 
 AGREED = {
     "shards": "16", "max_stamps": "99", "stamp": "science", "images": "science", "bands": "ugriz",
-    "record_version": "1", "queues": "2", "preprocessing": "stamp-1",
+    "record_version": "1", "queues": "2", "preprocessing": "stamp-1", "keep_pixels": "always",
 }  # fmt: skip
 
 
 def test_the_first_ingest_records_and_others_like_it_go_on(valkey: embedded.Server) -> None:
     worker_on(valkey.url)
-    assert recorded(valkey.url) == {"shards": "16", "record_version": "1", "queues": "2"}
+    assert recorded(valkey.url) == {"shards": "16", "record_version": "1", "queues": "2", "keep_pixels": "always"}
     ingest_on(valkey.url)
     assert recorded(valkey.url) == AGREED
     ingest_on(valkey.url)
@@ -78,6 +78,7 @@ def test_the_first_ingest_records_and_others_like_it_go_on(valkey: embedded.Serv
         ("redis__shards", 8, r"redis\.shards = 16 and it is 8 here: set redis\.shards = 16, or start with an empty"),
         ("redis__max_stamps", 10, r"redis\.max_stamps = 99 and it is 10 here: set redis\.max_stamps = 99, or stop all"),
         ("ingest__bands", "gr", r'ingest\.bands = ugriz and it is gr here: set ingest\.bands = "ugriz", or stop all'),
+        ("redis__keep_pixels", "until-seen", r'is until-seen here: set redis\.keep_pixels = "always", or stop all'),
     ],
 )
 def test_an_ingest_with_other_settings_is_refused(
@@ -87,6 +88,16 @@ def test_an_ingest_with_other_settings_is_refused(
     with pytest.raises(ConfigError, match=sentence):
         ingest_on(valkey.url, **{setting: value})
     assert recorded(valkey.url) == AGREED
+
+
+def test_ingest_and_worker_agree_on_whether_pixels_stay(valkey: embedded.Server) -> None:
+    ingest_on(valkey.url, redis__keep_pixels="until-seen")
+    with pytest.raises(ConfigError, match=r"until-seen and it is always here: .*--set keep_pixels=always"):
+        worker_on(valkey.url)
+    Layout(state.connect(valkey.url), "sdss").change("keep_pixels", "always")
+    worker_on(valkey.url)
+    with pytest.raises(ConfigError, match="keep_pixels cannot be 'never': write 1 to 99"):
+        Layout(state.connect(valkey.url), "sdss").change("keep_pixels", "never")
 
 
 def test_other_stamps_are_refused(valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch) -> None:
