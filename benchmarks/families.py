@@ -1,10 +1,12 @@
 """What a classification costs, by family, runtime and precision, on the same weights in the same run.
 
-Each model is computed by torch in float32 (and in bfloat16 where it has such a form), by onnxruntime in float32, and by
-onnxruntime with its encoder in int8 (static, weights by channel, calibrated on stamps of objects that are not scored).
-Rows are taken in turns, in CPU time of one thread, so that ratios hold on a machine that is busy with other things.
+Each model is computed by torch in float32 (and in bfloat16 where it has such a form), with its encoder by
+torch.compile, and with its linear layers in int8 (dynamic); by onnxruntime in float32, with its linear layers in
+int8 (dynamic, weights by channel), and with its encoder in int8 (static, weights by channel, calibrated on stamps of
+objects that are not scored). What cannot be computed here has a row with the reason. Rows are taken in turns, in CPU
+time of one thread, so that ratios hold on a machine that is busy with other things.
 
-    python benchmarks/families.py [--quick] [--archive sky/sdss --archive sky/ztf] [--compile]
+    python benchmarks/families.py [--quick] [--archive sky/sdss --archive sky/ztf] [--model sdss/vector]
 
 An archive is one of `skyheed archive simulate`; without it nothing is said of scores. To see the AVX2 case on a newer
 processor, hide what is newer from all runtimes (see avx2.c); ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY hide it from
@@ -12,11 +14,14 @@ torch alone. The very last line is one JSON document.
 """
 
 import json
+import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
+from torch import nn
 
 from skyheed.classifier.archives.histories import history_of
 from skyheed.classifier.archives.reader import Archive
@@ -41,6 +47,7 @@ LENGTHS, TOGETHER = (3, 12, 48, 99), (1, 64)
 QUICK = ("12 1 update", "12 64 update", "12 1 whole", "12 64 whole")
 CALIBRATION = 24  # objects whose stamps set the ranges of int8
 ENOUGH_S = 0.02  # that a timing takes at least
+CONVOLUTIONS = "nearly all of its work is convolutions"
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,16 @@ class Variant:
     runtime: str
     precision: str
     model: Any
+    start_s: float = 0.0  # wall time that it took to make it ready
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One that cannot be computed here, and why."""
+
+    runtime: str
+    precision: str
+    reason: str
 
 
 def noise(model: Any, epochs: int, seed: int) -> History:
@@ -144,6 +161,43 @@ def int8(folder: Path, model: ByOnnx, histories: Sequence[History]) -> ByOnnx:
     return model
 
 
+def int8_linear(folder: Path, model: ByOnnx) -> ByOnnx:
+    """The model with the matrix products of all its graphs in int8, whose inputs are quantised as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    for name in model.sessions:
+        made = folder / f"{name}-linear.onnx"
+        quantize_dynamic(
+            folder / f"{name}.onnx", made, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
+            weight_type=QuantType.QInt8,
+        )  # fmt: skip
+        model.sessions[name] = Session(made.read_bytes(), 1)
+    return model
+
+
+def torch_int8(model: Any) -> Any:
+    """A model of stamps with all its linear layers in int8, by torch's own kernels."""
+    from torch.ao.quantization import quantize_dynamic
+
+    engine = model._update.engine
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        engine.encoder, engine.rest = (
+            quantize_dynamic(part, {nn.Linear}, dtype=torch.qint8) for part in (engine.encoder, engine.rest)
+        )
+    return model
+
+
+def torch_compiled(model: Any) -> Any:
+    """The model with its encoder compiled; what is behind it has a new shape with nearly every batch."""
+    made = partial(torch.compile, dynamic=True)
+    if hasattr(model, "tokens_of"):
+        model.tokens_of._features = made(model.tokens_of._features)
+    else:
+        model._update.engine.encoder = made(model._update.engine.encoder)
+    return model
+
+
 class _Recorder:
     """A session that remembers what it was given."""
 
@@ -155,19 +209,52 @@ class _Recorder:
         return self.session(arrays)
 
 
-def variants(name: str, survey: str, folder: Path, calibration: Sequence[History]) -> list[Variant]:
-    """All ways to compute a model; the first is what the others are compared with."""
+def variants(
+    name: str, survey: str, folder: Path, calibration: Sequence[History]
+) -> tuple[list[Variant], list[Skipped]]:  # fmt: skip
+    """All ways to compute a model, of which the first is what the others are compared with; and those left out."""
     given: dict[str, Any] = {"survey": survey, "device": "cpu", "threads": 1}
-    made = [Variant("torch", "float32", load(name, precision="float32", **given))]
-    if native_bfloat16() and getattr(made[0].model, "narrow", False):
+    plain = partial(load, name, precision="float32", **given)
+    made = [Variant("torch", "float32", plain())]
+    first = made[0].model
+    if native_bfloat16() and getattr(first, "narrow", False):
         made.append(Variant("torch", "bfloat16", load(name, precision="bfloat16", **given)))
-    if name.endswith("supernnova"):  # no form in ONNX
-        return made
+    if name.endswith("supernnova"):  # no form in ONNX, and a tenth of a millisecond
+        return made, []
     where = export(name, folder / name)
-    made.append(Variant("onnxruntime", "float32", load(where, **given)))
-    histories = calibration or [noise(made[0].model, 12, seed) for seed in range(900, 900 + CALIBRATION)]
-    made.append(Variant("onnxruntime", "int8", int8(where, load(where, **given), histories)))  # type: ignore[arg-type]
-    return made
+    exported = partial(load, where, **given)
+    histories = calibration or [noise(first, 12, seed) for seed in range(900, 900 + CALIBRATION)]
+    tries: list[tuple[str, str, Callable[[], Any], str]] = [
+        ("torch.compile", "float32", lambda: _started(torch_compiled(plain())), no_compiler()),
+        ("torch", "int8 linear", lambda: torch_int8(plain()), "" if hasattr(first, "_update") else CONVOLUTIONS),
+        ("onnxruntime", "float32", exported, ""),
+        ("onnxruntime", "int8 linear", lambda: int8_linear(where, exported()), ""),
+        ("onnxruntime", "int8", lambda: int8(where, exported(), histories), ""),
+    ]
+    skipped = []
+    for runtime, precision, make, reason in tries:
+        began = time.perf_counter()
+        try:
+            found = None if reason else make()
+        except Exception as error:  # of any kind, as the runtime chooses: the other rows go on
+            found, reason = None, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        if found is None:
+            skipped.append(Skipped(runtime, precision, reason))
+        else:
+            made.append(Variant(runtime, precision, found, time.perf_counter() - began))
+    return made, skipped
+
+
+def no_compiler() -> str:
+    """Why torch.compile cannot be tried here; empty if it can."""
+    return "" if shutil.which("g++") or shutil.which("clang++") else "no C++ compiler (g++ or clang++) was found"
+
+
+def _started(model: Any) -> Any:
+    """The model after it was compiled for one stamp and for many."""
+    for count in (1, 2):
+        model.classify([noise(model, 12 if model.needs.span > 1 else 1, seed) for seed in range(count)])
+    return model
 
 
 def labelled(path: Path, most: int) -> tuple[list[History], list[str]]:
@@ -205,37 +292,17 @@ def measured(made: Sequence[Variant], rounds: int, wanted: Sequence[str]) -> lis
     return [{name: sizes[name] / statistics.median(times) for name, times in own.items()} for own in taken]
 
 
-def compiled(name: str, survey: str) -> dict[str, float]:
-    """What torch.compile makes of the encoder, on 64 stamps or groups: seconds to begin, and the ratio to eager."""
-    model = load(name, survey=survey, device="cpu", precision="float32", threads=1)
-    if name.endswith("convention"):
-        eager, given = model.tokens_of._features, (torch.randn(64, 3, 32, 32), torch.randint(1, 6, (64, 3)))  # type: ignore[attr-defined]
-    else:
-        eager = model.network.stamp_vectors  # type: ignore[attr-defined]
-        given = torch.randn(64, len(model.needs.images), 32, 32), torch.randint(0, 5, (64,))
-    made = torch.compile(eager, dynamic=False)
-    with torch.inference_mode():
-        began = time.perf_counter()
-        made(*given)
-        start = time.perf_counter() - began
-        ratios = [_seconds(lambda: eager(*given)) / _seconds(lambda: made(*given)) for _ in range(7)]
-    return {"start_s": round(start, 1), "encoder_ratio": round(statistics.median(ratios), 2)}
-
-
 @click.command()
 @click.option("--quick", is_flag=True, help="12 stamps, updates only, two rounds.")
 @click.option("--archive", "archives", multiple=True, type=click.Path(path_type=Path), help="Simulated, with classes.")
 @click.option("--model", "names", multiple=True, help="Of the shipped models; all by default.")
 @click.option("--rounds", default=5, show_default=True, help="Every measurement is made so often, in turns.")
-@click.option("--compile", "compiling", is_flag=True, help="See what torch.compile makes of the encoders, too.")
-def main(quick: bool, archives: tuple[Path, ...], names: tuple[str, ...], rounds: int, compiling: bool) -> None:
+def main(quick: bool, archives: tuple[Path, ...], names: tuple[str, ...], rounds: int) -> None:
     """Measure every family."""
-    click.echo(json.dumps(table(names, archives, 2 if quick else rounds, quick, compiling)))
+    click.echo(json.dumps(table(names, archives, 2 if quick else rounds, quick)))
 
 
-def table(
-    names: Sequence[str], archives: Sequence[Path], rounds: int, quick: bool, compiling: bool = False
-) -> dict[str, Any]:
+def table(names: Sequence[str], archives: Sequence[Path], rounds: int, quick: bool) -> dict[str, Any]:
     """The rows of all models (those of `names` where there are any), printed as they come, and the machine's peaks."""
     torch.set_num_threads(1)
     own = peaks()
@@ -246,9 +313,6 @@ def table(
     with tempfile.TemporaryDirectory() as folder:
         for name in names or MODELS:
             rows += rows_of(name, Path(folder), by_survey, rounds, wanted, own)
-            if compiling and not name.endswith("supernnova"):
-                rows[-1]["torch.compile"] = compiled(name, MODELS[name])
-                click.echo(f"{name} torch.compile: {rows[-1]['torch.compile']}")
     return {"peak_gops": {k: round(v / 1e9, 1) for k, v in own.items()}, "rows": rows}
 
 
@@ -259,24 +323,27 @@ def rows_of(
     """The rows of one model, printed."""
     survey, info = MODELS[name], checkpoint.read_info(name)
     histories, truth = labelled(archives[survey], info.max_stamps) if survey in archives else ([], [])
-    made = variants(name, survey, folder, histories[:CALIBRATION])
+    made, skipped = variants(name, survey, folder, histories[:CALIBRATION])
     scored = histories[CALIBRATION:] or [noise(made[0].model, 12, seed) for seed in range(64)]
     labels = np.array(truth[CALIBRATION:]) if histories else None
     expected = np.stack([p.probabilities for p in made[0].model.classify(scored)])
     own = family(info.family)
     operations = 2 * own.operations(own.configure(info.config), 12)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant, rates in zip(made, measured(made, rounds, wanted), strict=True):
         at = next((rates[k] for k in ("12 64 update", "12 64 whole") if k in rates), 0.0)
         row = {
             "model": name, "runtime": variant.runtime, "precision": variant.precision,
-            "objects_per_s": {k: round(v, 1) for k, v in rates.items()},
-            "fraction_of_peak": round(at * operations / own_peaks.get(variant.precision, np.inf), 3),
+            "start_s": round(variant.start_s, 1), "objects_per_s": {k: round(v, 1) for k, v in rates.items()},
+            "fraction_of_peak": round(at * operations / own_peaks.get(variant.precision.split()[0], np.inf), 3),
             "agreement": agreement(variant.model, expected, scored, labels),
         }  # fmt: skip
         click.echo(f"{name} {variant.runtime} {variant.precision}: {row['objects_per_s']}")
         click.echo(f"    {row['fraction_of_peak']:.1%} of the peak, {row['agreement']}")
         rows.append(row)
+    for one in skipped:
+        click.echo(f"{name} {one.runtime} {one.precision}: not computed: {one.reason}")
+        rows.append({"model": name, "runtime": one.runtime, "precision": one.precision, "skipped": one.reason})
     return rows
 
 

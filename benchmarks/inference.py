@@ -9,8 +9,10 @@ The ceiling of the 3D-CNN is the machine's own matrix product, measured here in 
 
     python benchmarks/inference.py [--device auto] [--precision auto] [--threads N] [--rounds 5] [--quick]
 
-Behind it come the rows of `families.py`: every served family, runtime and precision. The very last line is one JSON
-document.
+Behind it come the rows of `families.py`: every served family, runtime and precision, or with --model only those of some
+models; --only-families leaves out what comes before. The very last line is one JSON document.
+
+    python benchmarks/inference.py --only-families --model sdss/vector --model ztf/fusion --rounds 3
 """
 
 import json
@@ -119,12 +121,23 @@ def processor() -> str:
 @click.option("--threads", type=int, help="Of the CPU; all cores by default.")
 @click.option("--rounds", default=5, show_default=True, help="Every measurement is made so often, in turns.")
 @click.option("--quick", is_flag=True, help="Two rounds, and of the families updates and wholes of 12 stamps.")
+@click.option("--model", "names", multiple=True, help="Of the rows of families.py; all by default.")
+@click.option("--only-families", is_flag=True, help="Only the rows of families.py.")
 @click.option("--archive", "archives", multiple=True, type=click.Path(path_type=Path), help="As for families.py.")
 def main(
-    device: str, precision: str, threads: int | None, rounds: int, quick: bool, archives: tuple[Path, ...]
-) -> None:
+    device: str, precision: str, threads: int | None, rounds: int, quick: bool, names: tuple[str, ...],
+    only_families: bool, archives: tuple[Path, ...],
+) -> None:  # fmt: skip
     """Measure reference, whole sequences and updates in turns."""
     rounds = 2 if quick else rounds
+    found = {} if only_families else against_reference(device, precision, threads, rounds)
+    if only_families or found["device"] == "cpu":
+        found["families"] = families.table(names, archives, rounds, quick)
+    click.echo(json.dumps(found))
+
+
+def against_reference(device: str, precision: str, threads: int | None, rounds: int) -> dict[str, Any]:
+    """ConvEntion with random weights against the published computation; see `measure`."""
     torch.manual_seed(0)
     config = Config()
     model = ConvEntion(config).eval()
@@ -133,10 +146,7 @@ def main(
         checkpoint.save(folder, model.state_dict(), info)
         predictor = load(folder, survey="any", device=device, precision=precision, threads=threads)
     with torch.inference_mode():
-        found = measure(model.to(predictor.device), predictor, rounds)
-    if predictor.device.type == "cpu":
-        found["families"] = families.table((), archives, rounds, quick)
-    click.echo(json.dumps(found))
+        return measure(model.to(predictor.device), predictor, rounds)
 
 
 def measure(model: ConvEntion, predictor: Predictor, rounds: int) -> dict[str, Any]:
@@ -215,6 +225,7 @@ def report(config: Config, predictor: Predictor, taken: dict[str, list[float]], 
     name = torch.cuda.get_device_name() if predictor.device.type == "cuda" else processor()
     return {
         "cpu": f"{name} x{torch.get_num_threads()}",
+        "device": predictor.device.type,
         "precision": predictor.precision,
         "reference_per_s": round(rate["reference"], 2),
         "sequence_per_s": round(rate["sequence"], 2),

@@ -142,7 +142,7 @@ class SequenceStore:
         for shard, members in groups.items():
             words = [w for n in members if answers[n].tokens for w in token_words(answers[n], lane)]
             if words:
-                calls.append(("tokens", self._keys.shard(shard), suffix, lane.span, self._pixels, *words))
+                calls.append(("tokens", self._keys.shard(shard), suffix, lane.span, lane.most, self._pixels, *words))
         replies = self._client.call_each(calls, forgive=("tokens",))
         settled: list[Settled] = [Settled.STALE] * len(answers)
         for members, codes in zip(groups.values(), replies, strict=False):

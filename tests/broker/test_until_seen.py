@@ -12,7 +12,7 @@ import pytest
 import torch
 from state_tools import SURVEY, deliveries, observation
 from stream_tools import answers, ingest_all, publish, save_checkpoint, sdss_alert, settings_for
-from zoo_tools import SCALING, lively
+from zoo_tools import SCALING, history, lively
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config, metrics, worker_models
@@ -34,6 +34,7 @@ from skyheed.classifier import serving, taxonomy
 from skyheed.classifier.history import Photometry
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.family import preset
+from skyheed.classifier.models.token_cache import Found
 
 WINDOW = 6
 ARCSEC = 1 / 3600
@@ -144,8 +145,10 @@ def test_joined_names_are_answered_as_with_always(valkey: embedded.Server, tmp_p
     model = vector(tmp_path, photometry=points)
     first, second = packets("a", 4, 1), packets("b", 3, 2, east=0.4)
     both = replace(first[3], object_id="b", stamp=first[0].stamp)  # a detection of both, with other pixels
-    replaced = replace(second[1], mjd=second[1].mjd + 0.01, stamp=first[1].stamp)
-    batches = [first[:2], second[:2], [first[2], second[2]], [both], [replaced], [first[3]]]
+    moved = replace(second[1], mjd=second[1].mjd + 0.01, stamp=first[1].stamp)
+    # of several payloads that differ in their pixels alone, one will win over the first
+    replaced = [replace(second[0], stamp=one.stamp) for one in packets("b", 6, 9)]
+    batches = [first[:2], second[:2], [first[2], second[2]], [both], [moved], replaced, [first[3]]]
     ends = []
     at_once = [[one for batch in batches for one in batch]]
     for until_seen, parts in ((False, at_once), (False, batches), (True, batches)):
@@ -161,6 +164,17 @@ def test_joined_names_are_answered_as_with_always(valkey: embedded.Server, tmp_p
         ends.append(stream.probabilities())
     for n, end in enumerate(ends[2:]):
         assert end == {key: pytest.approx(value, abs=1e-5) for key, value in ends[n % 2].items()}
+
+
+def test_what_was_cached_in_a_joined_history_holds_for_the_epoch_alone(tmp_path: Path) -> None:
+    model, whole = vector(tmp_path), history(4)
+    for joined in (False, True):
+        (said,) = model.predict([replace(whole, joined=joined)])
+        for later in (False, True):
+            kept = replace(whole, images={}, shown=np.empty(0, np.int64), kept=said.keep, joined=later)
+            found = Found(kept, model.network.config.keeps, np.dtype("f4"))
+            assert found.stamps.all()
+            assert found.whole == (0 if joined or later else 4)
 
 
 @pytest.mark.redis

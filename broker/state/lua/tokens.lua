@@ -1,10 +1,12 @@
 #!lua
 -- Keeps what a model wants to see again of one shard's objects (tokens), drops those of epochs that no longer follow
--- each other, and the pixels that every model has seen, if they are not to be kept (redis.keep_pixels).
--- KEYS[1]: the shard's prefix. ARGV: model's suffix, epochs that one token belongs to, "seen" to drop pixels or "", then
--- for each object: object, version, revision, number of tokens, and for each token the source ids of its epochs (8 bytes
--- each) and the token.
-local base, lane, span, dropping, i = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3] == 'seen', 4
+-- each other or that the model takes no more, and the pixels that every model has seen, if they are not to be kept
+-- (redis.keep_pixels).
+-- KEYS[1]: the shard's prefix. ARGV: model's suffix, epochs that one token belongs to, most epochs that it takes, "seen"
+-- to drop pixels or "", then for each object: object, version, revision, number of tokens, and for each token the source
+-- ids of its epochs (8 bytes each) and the token.
+local base, lane, span, most = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local dropping, i = ARGV[4] == 'seen', 5
 local NO_TEMPLATE = string.rep('\0', 8)
 
 -- What a delivery is compared by; the same as in store.lua.
@@ -82,7 +84,8 @@ local function drop_old(sources, tokens)
   local current = {model = true}
   -- any neighbours, not only today's groups: a full history slides by one epoch at a time, and its groups are the
   -- same ones again after as many epochs as a group has
-  for first = 1, #sources - span + 1 do
+  local oldest = span == 1 and math.max(1, #sources - most + 1) or 1
+  for first = oldest, #sources - span + 1 do
     current[table.concat(sources, '', first, first + span - 1)] = true
   end
   for _, group in ipairs(redis.call('HKEYS', tokens)) do

@@ -161,6 +161,10 @@ def test_what_a_model_does_not_look_at_any_more_does_not_wait_for_it(valkey: emb
     stream.store.settle([answer(found, tokens={2: b"three", 3: b"four"})], short)
     assert stream.pixels() == []
     assert len(stream.hash_of("seen")) == 4
+    stream.add(seen(5))
+    stream.answer(short)
+    kept = {int.from_bytes(source) for source in stream.hash_of("tokens.a") if source != b"model"}
+    assert (stream.pixels(), kept) == ([], {4, 5})
 
 
 def test_a_payload_is_compared_with_one_whose_pixels_are_gone(valkey: embedded.Server) -> None:
