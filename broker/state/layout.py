@@ -143,8 +143,8 @@ class Layout:
         ordered = _CHANGES[name](value)
         if not ordered:
             raise ConfigError(
-                f"{name} cannot be {value!r}: write 1 to {LONGEST} for max_stamps, letters of bands for bands, always or "
-                "until-seen for keep_pixels, and for images science with what else is kept, such as "
+                f"{name} cannot be {value!r}: write 1 to {LONGEST} for max_stamps, letters of bands for bands, "
+                "always or until-seen for keep_pixels, and for images science with what else is kept, such as "
                 "science,difference,template"
             )
         self._client.run([("HSET", self._keys.agreed, name, ordered)], durable=True)
