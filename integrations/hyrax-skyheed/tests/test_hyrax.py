@@ -8,6 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("hyrax", reason="hyrax is not installed (it brings some 200 packages)")
+from hyrax import Hyrax
 from hyrax_skyheed import SkyheedArchive, SkyheedModel
 
 from skyheed import load_model
@@ -51,6 +52,45 @@ def test_hyrax_gets_what_skyheed_says(sky: Path, name: str) -> None:
         else:
             np.testing.assert_allclose(row, prediction.probabilities, atol=1e-5)
     assert any(not prediction.reason for prediction in expected)
+
+
+RUN = """
+[general]
+results_dir = "{results}"
+[model]
+name = "hyrax_skyheed.SkyheedModel"
+[hyrax_skyheed.SkyheedModel]
+model = "{model}"
+[data_request.infer.data]
+dataset_class = "hyrax_skyheed.SkyheedArchive"
+data_location = "{sky}"
+primary_id_field = "object_id"
+fields = {fields}
+[infer]
+model_weights_file = "{weights}"
+[data_loader]
+batch_size = 3
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "said"), [("ztf/fusion", "ztf/fusion"), ("ztf/convention", "")])
+def test_the_verb_infer_stores_what_skyheed_says(sky: Path, tmp_path: Path, name: str, said: str) -> None:
+    """The whole verb with Hyrax's own configuration, loader, engine and store; the checkpoint is named either way."""
+    weights, run = resolve(name) / "weights.safetensors", tmp_path / "run.toml"
+    run.write_text(RUN.format(results=tmp_path / "results", model=said, sky=sky, fields=FIELDS, weights=weights))
+    results = Hyrax(config_file=run, setup_logging=False).infer()
+    found = {results.get_object_id(i): results[i]["data"] for i in range(len(results))}
+    archive = Archive(sky)
+    assert list(results.ids()) == archive.object_ids
+    expected = load_model(name, precision="float32").predict([history_of(archive, i) for i in archive.object_ids])
+    for object_id, prediction in zip(archive.object_ids, expected, strict=True):
+        if prediction.reason:
+            assert np.isnan(found[object_id]).all()
+        else:
+            np.testing.assert_allclose(found[object_id], prediction.probabilities, atol=1e-5)
+    [used] = (tmp_path / "results").glob("*/inference_weights.pth")
+    assert torch.load(used, weights_only=True)["weights"] == load_model(name).info.digest
 
 
 def test_weights_are_those_of_the_checkpoint_that_hyrax_is_told_of(sky: Path, tmp_path: Path) -> None:
