@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from skyheed.broker.errors import SkyheedError
 from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.metrics import ForwardMetrics
 from skyheed.broker.results import formats
 from skyheed.broker.results.record import Classification
-from skyheed.broker.sinks import FILTERED, Answer, Outcome, Payload, Sink
+from skyheed.broker.sinks import FILTERED, Answer, Outcome, Payload, Sink, refused
 from skyheed.broker.subscribe import Subscriber
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, apart, patiently
 from skyheed.classifier.safe_names import printable
@@ -110,10 +111,9 @@ class Forward:
         return counts
 
     def _forward(self, batch: Sequence[Classification], stop: threading.Event) -> Counter[str]:
-        payloads = [self.sink.payload(record) if record in self.wanted else None for record in batch]
-        sent = [payload for payload in payloads if payload is not None]
-        answers = iter(self._send(sent, stop))
-        outcomes = [FILTERED if payload is None else next(answers) for payload in payloads]
+        prepared = [_prepared(self.sink, self.wanted, record) for record in batch]
+        answers = iter(self._send([payload for payload in prepared if not isinstance(payload, Answer)], stop))
+        outcomes = [own if isinstance(own, Answer) else next(answers) for own in prepared]
         self._set_aside(
             [(r, a.words) for r, a in zip(batch, outcomes, strict=True) if a.outcome == Outcome.REFUSED], stop
         )
@@ -127,7 +127,7 @@ class Forward:
         for first in range(0, len(payloads), self.sink.batch):
             part = payloads[first : first + self.sink.batch]
             self.rate.pause(len(part), stop, self.stream.keep_alive)
-            answers += patiently(lambda part=part: apart(lambda: self.sink.send(part), look), stop, look)  # type: ignore[misc]
+            answers += patiently(lambda part=part: apart(lambda: _send(self.sink, part), look), stop, look)  # type: ignore[misc]
             look()
         return answers
 
@@ -145,6 +145,36 @@ class Forward:
         patiently(lambda: self.publisher.publish_all(messages, look), stop, look)
 
 
+def _prepared(sink: Sink, wanted: Wanted, record: Classification) -> Payload | Answer:
+    """What is sent for a record, or why nothing is."""
+    if record not in wanted:
+        return FILTERED
+    try:
+        payload = sink.payload(record)
+    except SkyheedError:
+        raise
+    except Exception as error:
+        return _unsendable(error)
+    return FILTERED if payload is None else payload
+
+
+def _send(sink: Sink, payloads: Sequence[Payload]) -> list[Answer]:
+    """The answers; a payload that the sink itself cannot deal with is refused, and does not hold up those behind it."""
+    try:
+        return sink.send(payloads)
+    except SkyheedError:
+        raise
+    except Exception as error:
+        if len(payloads) == 1:
+            return [_unsendable(error)]
+        return [answer for payload in payloads for answer in _send(sink, [payload])]
+
+
+def _unsendable(error: Exception) -> Answer:
+    log.error("a record is refused because of an internal error", exc_info=error)
+    return refused(f"an internal error: {type(error).__name__}")
+
+
 def _headers(record: Classification, words: str, now: bytes) -> list[tuple[str, bytes]]:
     return [*record.headers(), ("skyheed-error", printable(words)[:WORDS].encode()), ("skyheed-time", now)]
 
@@ -153,9 +183,11 @@ def dry_run(stream: Subscriber, sink: Sink, wanted: Wanted, show: Callable[[str]
     """Print every payload as a line of JSON and send nothing; returns the counts."""
     counts: Counter[str] = Counter(read=0, shown=0, filtered=0)
     for record in stream:
-        payload = sink.payload(record) if record in wanted else None
+        payload = _prepared(sink, wanted, record)
         counts["read"] += 1
-        counts["filtered" if payload is None else "shown"] += 1
-        if payload is not None:
+        if isinstance(payload, Answer):
+            counts[str(payload.outcome)] += 1
+        else:
+            counts["shown"] += 1
             show(json.dumps(payload, ensure_ascii=True))
     return counts

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -165,6 +165,17 @@ class Host:
 
     def _away(self, why: str) -> ServiceUnavailable:
         return ServiceUnavailable(f"{self.name} at {self.where}: {why}", self.name)
+
+
+def segment(name: str) -> str:
+    """A name from data as one segment of a path.
+
+    Raises:
+        Refusal: it is empty, `.` or `..`, which would name another place there, however they are quoted.
+    """
+    if not name.strip("."):
+        raise Refusal(400, f"a name that cannot be in an address: {name[:20]!r}")
+    return quote(name, safe="")
 
 
 def _checked(url: str, name: str) -> str:

@@ -30,6 +30,7 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 QUEUED = 5_000  # messages of a partition that are fetched in advance
 FETCH_BYTES = 576 * 1024  # packed, of a partition at a time: one of our batches, as it is where packets do not pack
 DELIVERY_S = 30.0
+FAR_FUTURE_MS = 4_102_444_800_000  # 2100-01-01
 REFUSED_AGAIN_S = 30.0  # a refusal on a connection that worked before may come from a broker that is just starting
 AWAY_S = 1.0  # librdkafka also reports an idle connection that the broker closed
 
@@ -161,6 +162,13 @@ class Connection:
                 else f"gives no TLS connection: check security.protocol and ssl.ca.location ({detail})"
             )  # fmt: skip
         return ServiceError(f"Kafka at {self.hosts} {self._tls}")
+
+    def cannot_search(self, topic: str) -> ServiceError:
+        """The broker answers a question about times that no message has."""
+        return ServiceError(
+            f"Kafka at {self.hosts} does not find messages of topic {topic} by their time, as Apache Kafka does (the "
+            "embedded one cannot)"
+        )
 
     def unavailable(self, doing: str, detail: str) -> ServiceUnavailable:
         reason = self._detail or f"{self.redact(detail)}; check security.protocol"

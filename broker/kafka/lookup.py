@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 import confluent_kafka as ck
 from confluent_kafka import KafkaException, Message, TopicPartition
 
-from skyheed.broker.kafka.connection import NO_TOPIC, REFUSED_RIGHT, Connection, Options, consumer, right
+from skyheed.broker.kafka.connection import (
+    FAR_FUTURE_MS,
+    NO_TOPIC,
+    REFUSED_RIGHT,
+    Connection,
+    Options,
+    consumer,
+    right,
+)
 
 ASK_S = 10.0
 QUIET_S = 10.0  # without a message although there should be some
@@ -24,6 +32,7 @@ class Lookup:
 
     def __init__(self, options: Options, topics: Sequence[str]) -> None:
         self._connection, self._topics = Connection(options), topics
+        self._searches = False  # the broker finds messages by their time
         self._consumer = consumer(options, f"skyheed-lookup-{uuid.uuid4()}", self._connection)
 
     def between(self, first_ms: int, last_ms: int) -> Iterator[Message]:
@@ -49,6 +58,11 @@ class Lookup:
         """The first offset at or after a time, of every partition; its end where there is none."""
         places = [(topic, number) for topic in self._topics for number in self._partitions(topic)]
         asked = [TopicPartition(*place, time_ms) for place in places]
+        if not self._searches:
+            later = self._consumer.offsets_for_times([TopicPartition(*p, FAR_FUTURE_MS) for p in places], timeout=ASK_S)
+            if wrong := [at.topic for at in later if at.offset >= 0]:
+                raise self._connection.cannot_search(wrong[0])
+            self._searches = True
         found = self._consumer.offsets_for_times(asked, timeout=ASK_S)
         return {(p.topic, p.partition): p.offset if p.offset >= 0 else self._end(p.topic, p.partition) for p in found}
 

@@ -10,9 +10,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from skyheed.broker.errors import ServiceError
 from skyheed.broker.kafka.connection import (
     AWAY,
+    FAR_FUTURE_MS,
     NO_TOPIC,
     REFUSED_RIGHT,
     Connection,
@@ -25,7 +25,6 @@ from skyheed.broker.kafka.connection import (
 from skyheed.broker.kafka.selection import Selection, selection
 
 REQUEST_S = 10.0
-FAR_FUTURE_MS = 4_102_444_800_000  # 2100-01-01
 NOTE = "topic-id="
 LOOK_S = 0.5
 COORDINATOR_MOVES = {
@@ -171,10 +170,7 @@ def offsets_between(
     try:
         places = list(_places(client, connection, topics))
         if wrong := [place for place, offset in _first_since(client, places, FAR_FUTURE_MS).items() if offset >= 0]:
-            raise ServiceError(
-                f"Kafka at {connection.hosts} does not find messages of topic {wrong[0][0]} by their time, as Apache "
-                "Kafka does (the embedded one cannot)"
-            )
+            raise connection.cannot_search(wrong[0][0])
         starts, ends = (_first_since(client, places, when) for when in (since_ms, until_ms))
         highs = {place: client.get_watermark_offsets(TopicPartition(*place), REQUEST_S)[1] for place in places}
         return {

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -17,6 +19,7 @@ from skyheed.classifier.prediction import Status as Status
 SCHEMA_VERSION = "1.1"
 BROKER_NAME = "skyheed"
 NOT_CLASSIFIED_ID = 300  # ELAsTiCC taxonomy: NotClassified
+_ID = re.compile(r"[0-9a-f]{32}")
 _TIMES = ("survey_ms", "kafka_ms", "ingest_ms", "classified_ms")
 # TAI - UTC in seconds, from each MJD (UTC): IERS Bulletin C, https://hpiers.obspm.fr/iers/bul/bulc/Leap_Second.dat
 _LEAP_MJD = np.array([0, 51179, 53736, 54832, 56109, 57204, 57754])
@@ -145,20 +148,42 @@ class Classification:
             ingest_ms=int(trigger["ingest_ms"]),
             classified_ms=classified_ms,
             model=model,
-            estimates=tuple(Estimate(name, *numbers) for name, numbers in (estimates or {}).items()),
+            estimates=_finite(Estimate(name, *numbers) for name, numbers in (estimates or {}).items()),
         )
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Classification":
-        """From a decoded record; fields unknown to this version are dropped."""
+        """From a decoded record; fields unknown to this version, and estimates that are not numbers, are dropped.
+
+        Raises:
+            ValueError, TypeError, KeyError: not what a worker publishes (`check`).
+        """
         known = {name: record[name] for name in _FIELDS if name in record}
         known |= {name: _ms(record[name]) for name in _TIMES}
         known["status"] = Status(record["status"])
         known["probabilities"] = tuple(ClassProbability(**p) for p in record["probabilities"])
         known["sources"] = tuple(record["sources"])
-        known["estimates"] = tuple(Estimate(**e) for e in record.get("estimates", ()))
+        known["estimates"] = _finite(Estimate(**e) for e in record.get("estimates", ()))
         known["provenance"] = Provenance(**record["provenance"])
-        return cls(**known)
+        found = cls(**known)
+        found.check()
+        return found
+
+    def check(self) -> None:
+        """Refuse what no worker publishes: readers round and print the numbers, and put the id into headers and URLs.
+
+        Raises:
+            ValueError
+        """
+        if not self.survey or not self.object_id:
+            raise ValueError("a record without a survey or an object")
+        if not _ID.fullmatch(self.classification_id):
+            raise ValueError("a classification_id that is not 32 hexadecimal digits")
+        if not (self.top_class is None) == (self.top_probability is None) == (not self.probabilities):
+            raise ValueError("top_class, top_probability and probabilities of which not all are there, or none")
+        numbers = [self.ra, self.dec, self.first_mjd, self.last_mjd, self.days_since_first, self.top_probability or 0]
+        if not all(map(math.isfinite, [*numbers, *(p.probability for p in self.probabilities)])):
+            raise ValueError("a position, time or probability that is not a number")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for Avro and JSON."""
@@ -249,6 +274,10 @@ def _normalised(probabilities: Sequence[tuple[str, int, float]] | None) -> tuple
     return tuple(
         ClassProbability(name, number, float(np.float32(p / total))) for name, number, p in probabilities or ()
     )
+
+
+def _finite(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:
+    return tuple(e for e in estimates if math.isfinite(e.value) and math.isfinite(e.error))
 
 
 def _last_ingested(header: NDArray[Any]) -> int:

@@ -19,6 +19,7 @@ from skyheed.broker.errors import PacketError
 from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.kafka.lookup import Lookup
 from skyheed.broker.packets.avro_schema import Schema
+from skyheed.broker.packets.container import MAGIC, Decoder
 from skyheed.broker.plugins import required, take
 from skyheed.broker.registry.schemas import SchemaSource
 from skyheed.broker.results.record import BROKER_NAME, Classification
@@ -47,18 +48,25 @@ OUR_FIELDS: list[dict[str, Any]] = [
 ]
 
 
+NUMBER_ALONE = {
+    "type": "record", "name": "alert", "fields": [{"name": "diaSourceId", "type": ["null", "long"], "default": None}],
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Form:
-    """A schema of packets as fastavro takes it, and that of FASTDB's message for them."""
+    """The name of a schema of packets, what reads all of their fields within bounds, and FASTDB's schema for them."""
 
     name: str
-    reader: Any
+    whole: Decoder
     message: Any
 
     @classmethod
-    def of(cls, schema: dict[str, Any]) -> "Form":
+    def of(cls, schema: dict[str, Any], schemas: SchemaSource) -> "Form":
         """Of a writer schema as JSON data."""
-        return cls(schema["name"], parse_schema(schema, named_schemas={}), message_schema(schema))
+        full = parse_schema(schema, named_schemas={})
+        assert isinstance(full, dict)
+        return cls(full["name"], Decoder(schema, schemas=schemas), message_schema(schema))
 
 
 Packet = tuple[Form, dict[str, Any]]
@@ -82,6 +90,7 @@ class Fastdb:
         topics = required(given, "alert_topics", "sinks.fastdb", "the topics that the alerts come from")
         self._forms: dict[str | int, Form] = {}
         self._schemas = SchemaSource(url=given["registry_url"], directory=given["schemas"])
+        self._bounded = Decoder(NUMBER_ALONE, schemas=self._schemas)
         self._publisher = Publisher(kafka_options(given, "sinks.fastdb"))
         self._lookup = Lookup(alert_options(given), [name.strip() for name in topics.split(",")])
 
@@ -124,30 +133,33 @@ class Fastdb:
     def _packets(self, payloads: Sequence[Payload]) -> dict[int, Packet]:
         """The packets of these alerts, as far as they are still there."""
         wanted = {payload["diaSourceId"] for payload in payloads}
-        times = [payload["kafka_ms"] for payload in payloads]
-        found = {}
+        times = [payload["kafka_ms"] for payload in payloads if payload["kafka_ms"] >= 0]
+        found: dict[int, Packet] = {}
+        if not times:
+            return found
         for message in self._lookup.between(min(times), max(times)):
-            for schema, record in self._records(message.value() or b""):
+            packet = message.value() or b""
+            for schema, record in self._records(packet) if self._numbers(packet) & wanted else ():
                 if record.get("diaSourceId") in wanted:
                     found[record["diaSourceId"]] = schema, record
             if len(found) == len(wanted):
                 break
         return found
 
+    def _numbers(self, packet: bytes) -> set[int]:
+        """The alerts in a packet, read within the bounds of ingest (fastavro has none); none if it is damaged."""
+        try:
+            return {record["diaSourceId"] for record in self._bounded.decode(packet)}
+        except PacketError:
+            return set()
+
     def _records(self, packet: bytes) -> Iterator[Packet]:
         """The records of a packet with their schema; none of one that cannot be read, which ingest has set aside."""
-        record: Any
         try:
-            if packet.startswith(b"Obj\x01"):
-                reader = fastavro.reader(io.BytesIO(packet))
-                schema = self._read_with(reader.metadata["avro.schema"])
-                for record in reader:
-                    yield schema, record
-            elif packet.startswith(b"\x00"):
-                schema = self._read_with(int.from_bytes(packet[1:5], "big"))
-                record = fastavro.schemaless_reader(io.BytesIO(packet[5:]), schema.reader, None)
-                yield schema, record
-        except (PacketError, ValueError, EOFError, KeyError, IndexError, TypeError):
+            form = self._read_with(_writer_of(packet))
+            for record in form.whole.decode(packet):
+                yield form, record
+        except (PacketError, ValueError, EOFError, LookupError, TypeError):
             return
 
     def _read_with(self, writer: str | int) -> "Form":
@@ -156,8 +168,15 @@ class Fastdb:
             schema = Schema(writer) if isinstance(writer, str) else self._schemas.get(writer)
             if len(self._forms) >= SCHEMAS:
                 self._forms.clear()
-            self._forms[writer] = Form.of(schema.as_json())
+            self._forms[writer] = Form.of(schema.as_json(), self._schemas)
         return self._forms[writer]
+
+
+def _writer_of(packet: bytes) -> str | int:
+    """The text of a packet's schema, or its number in the registry."""
+    if packet.startswith(MAGIC):
+        return str(fastavro.reader(io.BytesIO(packet)).metadata["avro.schema"])
+    return int.from_bytes(packet[1:5], "big")
 
 
 def alert_options(given: Mapping[str, str]) -> dict[str, str]:

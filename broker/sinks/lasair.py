@@ -6,6 +6,7 @@ The team registers the topic with Lasair first; then filters there can use our c
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 from skyheed.broker.http import Host, Refusal
 from skyheed.broker.plugins import required, take
@@ -51,7 +52,7 @@ class Lasair:
                 "weights": record.provenance.weights_digest,
                 "classification_id": record.classification_id,
             },
-            "url": self._page.replace("{object_id}", record.object_id) if self._page else "",
+            "url": self._page.replace("{object_id}", quote(record.object_id, safe="")) if self._page else "",
         }
 
     def send(self, payloads: Sequence[Payload]) -> list[Answer]:

@@ -9,11 +9,11 @@ then our previous one is deleted; an existing one of the same classification is 
 import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.filmstrip import FilmStrips
-from skyheed.broker.http import Host, Refusal, Unwelcome
+from skyheed.broker.http import Host, Refusal, Unwelcome, segment
 from skyheed.broker.plugins import required, take
 from skyheed.broker.results.record import Classification
 from skyheed.broker.sinks import DELIVERED, FILTERED, Answer, Payload, refused
@@ -86,7 +86,10 @@ class SkyPortal:
         self._host.close()
 
     def _send(self, payload: Payload) -> Answer:
-        source = f"/api/sources/{quote(payload['obj_id'], safe='')}"
+        try:
+            source = f"/api/sources/{segment(payload['obj_id'])}"
+        except Refusal as refusal:
+            return refused(str(refusal))
         try:
             self._host.get(source)
         except Refusal as refusal:
@@ -130,7 +133,7 @@ class SkyPortal:
     def _upload(self, name: str, analysis: Mapping[str, Any]) -> None:
         content = {key: value for key, value in analysis.items() if key != "group_ids" or value}
         try:
-            self._host.post(f"/api/obj/{quote(name, safe='')}/analysis_upload/{self._service}", content)
+            self._host.post(f"/api/obj/{segment(name)}/analysis_upload/{self._service}", content)
         except Unwelcome as error:  # also if the source already has the maximum number of analyses
             if error.status != 403:
                 raise

@@ -4,12 +4,14 @@ import io
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import fastavro
 import pytest
 import real_data
+from server_tools import HOME, NEEDS_APACHE
 from test_record import classification
 from test_subscribe import QUICK
 
@@ -82,6 +84,8 @@ class Stream:
 
 @pytest.fixture
 def stream(kafka: embedded.Server) -> Stream:
+    if not HOME:
+        pytest.skip(NEEDS_APACHE)  # the embedded one finds no message by its time
     return Stream(kafka)
 
 
@@ -124,6 +128,15 @@ def test_what_is_gone_or_of_another_version_is_refused(stream: Stream, sink: Cal
     assert "lsst.v9_0" in answers[0].words
     assert "in none of the alert topics" in answers[1].words
     assert to.payload(classification(answer=None, reason="too_few_stamps")) is None
+
+
+@pytest.mark.skipif(bool(HOME), reason="needs the embedded Kafka")
+def test_a_broker_that_finds_nothing_by_time_is_no_reason_to_refuse(kafka: embedded.Server) -> None:
+    there = Stream(kafka)
+    there.publish([alert(1)])
+    given = {"servers": there.options["bootstrap.servers"], "topic": there.there, "alert_topics": there.alerts}
+    with closing(Fastdb(given)) as to, pytest.raises(ServiceError, match="by their time, as Apache Kafka does"):
+        to.send([p for p in [to.payload(answer(1, 1_700_000_000_000))] if p])
 
 
 def test_residual_takes_what_is_left() -> None:
