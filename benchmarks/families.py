@@ -14,6 +14,7 @@ torch alone. The very last line is one JSON document.
 """
 
 import json
+import logging
 import shutil
 import statistics
 import tempfile
@@ -125,7 +126,10 @@ def peaks(size: int = 1024) -> dict[str, float]:
         products["bfloat16"] = lambda: b @ b
     c = (20 * a).to(torch.int8)
     products["int8"] = lambda: torch._int_mm(c, c)
-    return {name: 2 * size**3 / min(_seconds(call) for _ in range(7)) for name, call in products.items()}
+    found = {name: 2 * size**3 / min(_seconds(call) for _ in range(7)) for name, call in products.items()}
+    if found["int8"] < found["float32"]:  # without kernels for this processor: no measure of what it can do
+        del found["int8"]
+    return found
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -165,6 +169,7 @@ def int8_linear(folder: Path, model: ByOnnx) -> ByOnnx:
     """The model with the matrix products of all its graphs in int8, whose inputs are quantised as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    logging.getLogger().setLevel(logging.ERROR)  # it advises a preparation that these graphs need not
     for name in model.sessions:
         made = folder / f"{name}-linear.onnx"
         quantize_dynamic(
@@ -181,7 +186,7 @@ def torch_int8(model: Any) -> Any:
 
     engine = model._update.engine
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # that it is deprecated
         engine.encoder, engine.rest = (
             quantize_dynamic(part, {nn.Linear}, dtype=torch.qint8) for part in (engine.encoder, engine.rest)
         )
@@ -264,14 +269,16 @@ def labelled(path: Path, most: int) -> tuple[list[History], list[str]]:
     return [h.newest(most) for h in seen], [str(data.object(name)["class"]) for name in data.object_ids]
 
 
-def agreement(model: Any, expected: NDArray[np.float32], histories: Sequence[History], truth: Any) -> dict[str, float]:
-    """Share of objects with the same top class, the largest difference of a probability, macro-F1 on the labels."""
+def agreement(
+    model: Any, expected: NDArray[np.float32], histories: Sequence[History], truth: Any
+) -> dict[str, float | None]:  # fmt: skip
+    """Share of objects with the same top class, largest difference of a probability, macro-F1 if there are labels."""
     found = np.stack([p.probabilities for p in model.classify(histories)])
     names = np.array(model.classes)
     return {
         "same_top": float((found.argmax(1) == expected.argmax(1)).mean()),
         "largest_difference": float(np.abs(found - expected).max()),
-        "macro_f1": float(f1_score(truth, names[found.argmax(1)], average="macro")) if truth is not None else np.nan,
+        "macro_f1": float(f1_score(truth, names[found.argmax(1)], average="macro")) if truth is not None else None,
     }
 
 
@@ -299,7 +306,7 @@ def measured(made: Sequence[Variant], rounds: int, wanted: Sequence[str]) -> lis
 @click.option("--rounds", default=5, show_default=True, help="Every measurement is made so often, in turns.")
 def main(quick: bool, archives: tuple[Path, ...], names: tuple[str, ...], rounds: int) -> None:
     """Measure every family."""
-    click.echo(json.dumps(table(names, archives, 2 if quick else rounds, quick)))
+    click.echo(json.dumps(table(names, archives, min(rounds, 2) if quick else rounds, quick)))
 
 
 def table(names: Sequence[str], archives: Sequence[Path], rounds: int, quick: bool) -> dict[str, Any]:
@@ -331,15 +338,17 @@ def rows_of(
     operations = 2 * own.operations(own.configure(info.config), 12)
     rows: list[dict[str, Any]] = []
     for variant, rates in zip(made, measured(made, rounds, wanted), strict=True):
+        precision = variant.precision.split()[0]
         at = next((rates[k] for k in ("12 64 update", "12 64 whole") if k in rates), 0.0)
         row = {
             "model": name, "runtime": variant.runtime, "precision": variant.precision,
             "start_s": round(variant.start_s, 1), "objects_per_s": {k: round(v, 1) for k, v in rates.items()},
-            "fraction_of_peak": round(at * operations / own_peaks.get(variant.precision.split()[0], np.inf), 3),
+            "fraction_of_peak": round(at * operations / peak, 3) if (peak := own_peaks.get(precision)) else None,
             "agreement": agreement(variant.model, expected, scored, labels),
         }  # fmt: skip
         click.echo(f"{name} {variant.runtime} {variant.precision}: {row['objects_per_s']}")
-        click.echo(f"    {row['fraction_of_peak']:.1%} of the peak, {row['agreement']}")
+        share = "" if row["fraction_of_peak"] is None else f"{row['fraction_of_peak']:.1%} of the peak, "
+        click.echo(f"    {share}{row['agreement']}")
         rows.append(row)
     for one in skipped:
         click.echo(f"{name} {one.runtime} {one.precision}: not computed: {one.reason}")

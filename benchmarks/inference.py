@@ -120,7 +120,7 @@ def processor() -> str:
 @click.option("--precision", default="auto", show_default=True)
 @click.option("--threads", type=int, help="Of the CPU; all cores by default.")
 @click.option("--rounds", default=5, show_default=True, help="Every measurement is made so often, in turns.")
-@click.option("--quick", is_flag=True, help="Two rounds, and of the families updates and wholes of 12 stamps.")
+@click.option("--quick", is_flag=True, help="At most two rounds, and of the families updates and wholes of 12 stamps.")
 @click.option("--model", "names", multiple=True, help="Of the rows of families.py; all by default.")
 @click.option("--only-families", is_flag=True, help="Only the rows of families.py.")
 @click.option("--archive", "archives", multiple=True, type=click.Path(path_type=Path), help="As for families.py.")
@@ -129,7 +129,7 @@ def main(
     only_families: bool, archives: tuple[Path, ...],
 ) -> None:  # fmt: skip
     """Measure reference, whole sequences and updates in turns."""
-    rounds = 2 if quick else rounds
+    rounds = min(rounds, 2) if quick else rounds
     found = {} if only_families else against_reference(device, precision, threads, rounds)
     if only_families or found["device"] == "cpu":
         found["families"] = families.table(names, archives, rounds, quick)
