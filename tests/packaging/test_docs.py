@@ -9,10 +9,12 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 import yaml
 
 from skyheed.broker import config, metrics
+from skyheed.broker.cli import CLASSIFIER_VERBS, skyheed
 from skyheed.broker.errors import Reason
 from skyheed.broker.settings import IngestSettings, ModelSettings, RedisSettings, WorkSettings
 from skyheed.classifier.models import checkpoint
@@ -38,6 +40,13 @@ def test_the_reference_names_everything_and_shows_no_secret(generate: ModuleType
             f"| `{field.name}` |" in text["settings"] for field in dataclasses.fields(table) if field.name != "models"
         )
     assert all(variable in text["settings"] for variable in config.ENVIRONMENT)
+    rows = re.findall(r"^\| `(\S+)` \| .* \| (.*) \|$", text["settings"], re.MULTILINE)
+    assert len(rows) > 80
+    assert [name for name, meaning in rows if not meaning] == []
+    published = text["schemas"].split("\n## ")[1]
+    assert "What we publish" in published
+    assert [row for row in published.splitlines() if row.startswith("| `") and row.endswith("|  |")] == []
+    assert all(f":prog: skyheed {verb}\n" in text["cli"] for verb in CLASSIFIER_VERBS)
     assert "fixed for the lifetime of the data" in text["settings"]  # a comment of the code
     assert all(f"- `{reason}`" in text["reasons"] for reason in Reason)
     assert "`provenance.weights_digest`" in text["schemas"]
@@ -85,6 +94,9 @@ def test_the_site_builds_without_a_warning_and_its_notebooks_run(tmp_path: Path)
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr[-3000:]
+    commands = set(re.findall(r'<section id="([a-z0-9-]+)"', (tmp_path / "reference" / "cli.html").read_text()))
+    assert {f"skyheed-{verb}" for verb in skyheed.list_commands(click.Context(skyheed))} <= commands
+    assert {"skyheed-archive-build-packets", "skyheed-model-export", "skyheed-deadletter-list"} <= commands
     for name in ("first-night", "your-own-model", "add-a-survey", "score-an-archive"):
         assert "cell_output" in (tmp_path / "tutorials" / f"{name}.html").read_text()
 
