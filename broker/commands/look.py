@@ -159,7 +159,13 @@ def object_(object_id: str, **given: Any) -> None:
 
 @click.command("layout")
 @options("config", "survey", "redis")
-@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change max_stamps or bands; repeatable.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change max_stamps, keep_pixels, bands or images; repeatable.",
+)
 def layout_(changes: tuple[str, ...], **given: Any) -> None:
     """Print the settings that all daemons of a survey share, as recorded in Redis.
 

@@ -78,7 +78,7 @@ def kinds(history: History) -> list[str]:
 
 def _sent(kind: str, pixels: NDArray[np.float16]) -> NDArray[np.bool_]:
     """Which epochs have an image: one with all pixels zero was not sent."""
-    return np.asarray(pixels.reshape(len(pixels), -1).any(1) | (kind == "science"))
+    return np.asarray(pixels.any((1, 2)) | (kind == "science"))
 
 
 def of_kind(history: History, kind: str) -> tuple[NDArray[np.int64], NDArray[np.float16]]:

@@ -1,6 +1,7 @@
 """The film strip: which epochs it shows, where, and which way up."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,21 @@ def test_columns(epochs: list[tuple[float, int]], columns: list[int]) -> None:
 def test_the_newest_of_many_epochs_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filmstrip, "MOST_EPOCHS", 3)
     assert picture(sequence(*[(float(n), 1) for n in range(9)])).shape[1] == MARGIN + 3 * SIDE
+
+
+def test_epochs_whose_stamps_are_not_kept_are_left_out() -> None:
+    whole = sequence((100.0, 1), (101.0, 1), (102.0, 1))
+    partly = replace(whole, stamps=whole.stamps[1:2], gone=frozenset({0, 2}))
+
+    class Store:
+        def sequence(self, object_id: str) -> StoredSequence | None:
+            return partly
+
+    strips = FilmStrips(Store())  # type: ignore[arg-type]
+    found = strips.of("a", [10, 11, 12], "t")
+    assert found is not None
+    assert Image.open(io.BytesIO(found)).size[0] == MARGIN + SIDE
+    assert strips.of("a", [10, 12], "t") is None
 
 
 def test_only_what_was_classified_is_drawn() -> None:

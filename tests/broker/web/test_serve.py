@@ -16,6 +16,7 @@ import pytest
 import redis as redis_py
 from astropy.io import fits
 from click.testing import CliRunner
+from state_tools import answer
 from test_page_api import API, eventually, routes
 from web_tools import keep, page_of, page_settings, publish_news
 
@@ -24,7 +25,11 @@ from skyheed.broker.errors import ConfigError
 from skyheed.broker.local import embedded
 from skyheed.broker.packets.surveys import links
 from skyheed.broker.settings import Settings
+from skyheed.broker.state import client as state
+from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.keys import Keys, shard_of
+from skyheed.broker.state.queue import DueQueue
+from skyheed.broker.state.sequence import Lane
 from skyheed.broker.web import images, openapi, positions, recompute
 from skyheed.broker.web.guard import COSTLY_BURST, Rates
 from skyheed.broker.web.problems import Problem
@@ -365,6 +370,40 @@ class TestImagesThatAreNotKept:
             refused = client.get(f"{API}/objects/faded/prefixes")
             assert refused.status_code == 422
             assert "the images of this object are not kept any more" in refused.json()["detail"]
+
+    @pytest.mark.parametrize("later", [0, 2])
+    def test_what_every_model_has_seen(self, settings: Settings, tmp_path: Path, later: int) -> None:
+        """`redis.keep_pixels = "until-seen"`, before and after further epochs come."""
+        name, lane = f"seen-{later}", Lane("seer", "1", 1)
+        store = SequenceStore(state.connect(settings.redis.url), settings.survey, debounce_s=0.0, until_seen=True)
+        store.join("seer", sees={"seer": lane.sees})
+        keep(settings, {name: 3}, f"alerts/{name}")
+        queue = DueQueue(state.connect(settings.redis.url), settings.survey, model="seer")
+        found = [s for s in store.fetch(queue.claim(99, 60.0), lane) if s.object_id == name]
+        store.settle([answer(s, tokens=dict.fromkeys(range(3), b"seen")) for s in found], lane)
+        store.retire("seer")
+        keep(settings, {name: 3 + later}, f"alerts/{name}-later")
+        publish_news(settings, {name: 3})
+        with page_of(settings, tmp_path) as client:
+            eventually(lambda: name in objects(client))
+            found = client.get(f"{API}/objects/{name}").json()
+            openapi.Object.model_validate(found)
+            assert (len(found["epochs"]["mjd"]), found["images_missing"]) == (3 + later, 3)
+            assert found["images"] == ({"science": [3, 4]} if later else {})
+            assert client.get(f"/object/{name}", headers={"accept": "text/html"}).status_code == 200
+            arrays = np.load(io.BytesIO(client.get(f"{API}/objects/{name}/stamps.npz").content))
+            assert len(arrays["mjd"]) == 3 + later
+            status = [
+                client.get(f"{API}/objects/{name}/{part}").status_code
+                for part in ("strip.png", "stamps.gif", "stamps.fits", "atlas/science")
+            ]
+            assert status == [200 if later else 404] * 4
+            gone = client.get(f"{API}/objects/{name}/stamps/{found['epochs']['source_id'][0]}.png")
+            assert gone.status_code == 404
+            if not Pool(settings, 0).missing:
+                refused = client.get(f"{API}/objects/{name}/prefixes")
+                assert refused.status_code == 422
+                assert "not kept any more" in refused.json()["detail"]
 
     def test_some_epochs_have_theirs(self) -> None:
         stamps = np.arange(2 * 32 * 32, dtype=np.float16).reshape(2, 32, 32)
