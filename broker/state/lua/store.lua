@@ -152,8 +152,10 @@ end
 local function drop_tokens(object, source)
   for _, lane in ipairs(every) do
     local tokens = base .. 'tokens' .. lane .. ':' .. object
-    for _, group in ipairs(redis.call('HKEYS', tokens)) do
-      if belongs(source, group) then redis.call('HDEL', tokens, group) end
+    if redis.call('HDEL', tokens, source) == 0 then  -- otherwise each belongs to one epoch
+      for _, group in ipairs(redis.call('HKEYS', tokens)) do
+        if belongs(source, group) then redis.call('HDEL', tokens, group) end
+      end
     end
   end
 end
