@@ -16,6 +16,7 @@ import yaml
 from skyheed.broker import config, metrics
 from skyheed.broker.cli import CLASSIFIER_VERBS, skyheed
 from skyheed.broker.errors import Reason
+from skyheed.broker.serve import PORT
 from skyheed.broker.settings import IngestSettings, ModelSettings, RedisSettings, WorkSettings
 from skyheed.classifier.models import checkpoint
 
@@ -123,6 +124,16 @@ def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page: Path) -> None:
         assert there.exists(), place
         if heading and there.suffix == ".md":
             assert heading in {_anchor(line) for line in there.read_text().splitlines() if line.startswith("#")}, place
+
+
+def test_the_packages_for_other_systems_name_the_port_of_the_page() -> None:
+    files = [*(ROOT / "integrations").glob("*/README.md"), *(ROOT / "integrations").glob("*-skyheed/*/**/*.py")]
+    texts = [
+        path.read_text() for path in [*files, *(ROOT / "docs" / "hosts").glob("*.md")] if "tests" not in path.parts
+    ]
+    ports = [port for text in texts for port in re.findall(r"http://127\.0\.0\.1:(\d+)", text)]
+    assert len(ports) >= 5
+    assert set(ports) == {str(PORT)}
 
 
 def _anchor(heading: str) -> str:

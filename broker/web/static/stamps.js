@@ -122,7 +122,7 @@ export function enlarge(canvas, stamp, { pixelArcsec = null, marks = true } = {}
   write("N", 64, 44);
   write("E", 8, 124);
   if (pixelArcsec) {
-    const arcsec = [1, 2, 5, 10, 20].findLast((length) => (length / pixelArcsec) * unit < side / 2.4) ?? 1;
+    const arcsec = [1, 2, 5, 10, 20, 50, 100, 200].findLast((length) => (length / pixelArcsec) * unit < side / 2.4) ?? 1;
     const wide = (arcsec / pixelArcsec) * unit;
     drawTwice([[side - 24 - wide, side - 28, side - 24, side - 28]]);
     write(`${arcsec}″`, side - 24, side - 44, "right");

@@ -2,7 +2,7 @@
 
 Reads the JSON API of `skyheed serve`. In settings.py:
 
-    DATA_SERVICES = {"skyheed": {"base_url": "http://127.0.0.1:8080", "api_key": ""}}
+    DATA_SERVICES = {"skyheed": {"base_url": "http://127.0.0.1:8010", "api_key": ""}}
 """
 
 from collections.abc import Mapping

@@ -20,7 +20,7 @@ class T2Skyheed(AbsStateT2Unit):
     (`name_keys`, the first that any of them has), else from the stock itself.
 
     Attributes:
-        api_url: address of `skyheed serve`, such as http://127.0.0.1:8080.
+        api_url: address of `skyheed serve`, such as http://127.0.0.1:8010.
         model: a model of the survey, such as "ztf/fusion"; empty for the first that has an answer.
         token: for a server that was started with --token-file.
         timeout: seconds.
