@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from skyheed.broker.errors import ServiceError, ServiceUnavailable
 from skyheed.broker.kafka.connection import (
     AWAY,
+    REFUSED_AGAIN_S,
     Connection,
     Options,
     Place,
@@ -49,6 +50,7 @@ class Assignment:
         self._parts: dict[Place, Partition] = {}  # assigned partitions; everything known about a partition is kept here
         self._known: set[Place] | None = None  # partitions that existed at the first assignment
         self._kept: list[Message] = []  # fetched, not yet handed out
+        self._gone: tuple[float, ServiceError] | None = None  # a topic that we have read is not there, since when
         self._missing: set[str] = set()  # patterns without a topic, reported once
         self._joined = False  # the group has assigned partitions, or none for now
         self._held = False  # the caller is busy: every partition is paused
@@ -102,6 +104,7 @@ class Assignment:
 
     def _find_partitions(self) -> None:
         """Without a group: assign every partition, and periodically those that have appeared since."""
+        self._check_gone()
         now = time.monotonic()
         if self._group is not None or (self._parts and (self._drain or now - self._looked < NEW_PARTITIONS_S)):
             return
@@ -178,6 +181,8 @@ class Assignment:
             (p.topic, p.partition): self._part(ids.get(p.topic), (p.topic, p.partition)) for p in partitions
         }
         self._learn(ids)
+        if partitions:
+            self._gone = None
         self.connection.works()
 
     def _new_ones(self, client: ck.Consumer, partitions: list[TopicPartition]) -> set[Place]:
@@ -261,6 +266,23 @@ class Assignment:
             return {topic: id_ for topic, id_ in self._topic_ids.ask(topics).items() if id_ is not None}
         except (ServiceError, ServiceUnavailable):
             return {}
+
+    def _without_topic(self, topic: str, error: KafkaError) -> None:
+        """One that we have read may have been deleted to be made again: only after a while is that a reason to end.
+
+        Raises:
+            ServiceError: we have never read it.
+        """
+        refusal = self.connection.refusal(error, f"topic {topic}")
+        if topic not in self._ids:
+            raise refusal
+        if self._gone is None:
+            self._gone = time.monotonic(), refusal
+            log.warning("waiting: %s", refusal)
+
+    def _check_gone(self) -> None:
+        if self._gone is not None and time.monotonic() - self._gone[0] > REFUSED_AGAIN_S:
+            raise self._gone[1]
 
     def _no_match(self, pattern: str) -> None:
         if self._drain:

@@ -343,8 +343,8 @@ class BatchConsumer(Assignment):
         if fatal(error) or code in REFUSED_RIGHT | REFUSED_USER:
             raise self.connection.refusal(error, right(error, event.topic() or "", self._group or ""))
         if code in NO_TOPIC and not self._parts and (event.topic() or "") in self._topics.names:
-            raise self.connection.refusal(error, f"topic {event.topic()}")
-        if code == KafkaError._MAX_POLL_EXCEEDED:
+            self._without_topic(event.topic() or "", error)
+        elif code == KafkaError._MAX_POLL_EXCEEDED:
             log.warning(
                 "group %s removed us: handling took longer than max.poll.interval.ms; rejoining; uncommitted messages "
                 "will be delivered again. Raise max.poll.interval.ms if this happens often",

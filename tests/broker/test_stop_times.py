@@ -160,10 +160,11 @@ def test_every_daemon_ends_within_its_time(stack: Stack, trouble: Callable[[Stac
     finally:
         if trouble is silent:
             speaking_again(stack)
-    print({verb: round(seconds, 1) for verb, seconds in took.items()})
     late = {verb: stack.programs[verb].said[-2000:] for verb in stack.programs if took.get(verb, 99) > ENDS_S + BUSY_S}
     assert not late, (took, late)
-    wrong = {verb: status for verb, status in stack.statuses().items() if status and verb not in ("redrive", "subscribe")}
+    wrong = {
+        verb: status for verb, status in stack.statuses().items() if status and verb not in ("redrive", "subscribe")
+    }
     assert not wrong, {verb: stack.programs[verb].said[-2000:] for verb in wrong}
     assert not [verb for verb, program in stack.programs.items() if "Traceback" in program.said]
 
