@@ -23,7 +23,7 @@ class RedisSettings:
     wait_s: float = 5.0  # how long to wait for replicas before the batch is retried
     shards: int = 16  # fixed for the lifetime of the data: part of every key
     max_stamps: int = STAMPS_KEPT  # the longest sequence a model takes
-    keep_pixels: str = ALWAYS  # or until-seen: dropped once every model has cached what it needs of them
+    keep_pixels: str = ALWAYS  # images of an epoch: always, or until-seen: until every model has cached what it needs
     ttl_days: float = 180.0  # an object without a new stamp for this long is forgotten
     books_idle_days: float = 2.0  # books of a partition without messages for this long are closed
     books_days: float = 14.0  # how long a finished segment's bitmaps are kept after folding

@@ -86,5 +86,5 @@ def test_it_is_what_the_worker_says_of_packets_that_lack_them(
 
 def test_every_epoch_has_its_science_stamp(valkey: embedded.Server, model: Any) -> None:
     given = {"sources": [], "nights": [], "bands": [], "kinds": ["science"]}
-    with pytest.raises(Problem, match="every epoch has its science stamp"):
+    with pytest.raises(Problem, match="every epoch needs its science stamp"):
         what_if(Explained(model), stored(valkey, "whole", []), given)
