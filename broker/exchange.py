@@ -11,13 +11,12 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.packets.container import Decoder
 from skyheed.broker.packets.reader import PacketReader
 from skyheed.broker.packets.surveys.previous import NamesEarlier
+from skyheed.broker.results.record import Wanted
 from skyheed.broker.settings import Settings
 from skyheed.broker.subscribe import Subscriber
 
 
-def run_forward(
-    settings: Settings, name: str, topic: str, wanted: forward.Wanted, drain: bool, dry_run: bool
-) -> Counter[str]:
+def run_forward(settings: Settings, name: str, topic: str, wanted: Wanted, drain: bool, dry_run: bool) -> Counter[str]:
     """Send classifications to another system.
 
     Raises:

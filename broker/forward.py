@@ -10,14 +10,14 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from skyheed.broker.errors import SkyheedError
 from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.metrics import ForwardMetrics
 from skyheed.broker.results import formats
-from skyheed.broker.results.record import Classification
+from skyheed.broker.results.record import Classification, Wanted
 from skyheed.broker.sinks import FILTERED, Answer, Outcome, Payload, Sink, refused
 from skyheed.broker.subscribe import Subscriber
 from skyheed.broker.waiting import GRACE_S, Meanwhile, Stopped, apart, patiently
@@ -26,28 +26,6 @@ from skyheed.classifier.safe_names import printable
 log = logging.getLogger("skyheed.forward")
 WAIT_S = 0.5  # for the rest of a batch after a stop
 WORDS = 500  # of a host, in a header
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which classifications are sent.
-
-    Attributes:
-        classes: only these top classes; all if empty.
-        models: only these models of the survey; all if empty.
-        min_probability: of the top class.
-    """
-
-    classes: Collection[str] = ()
-    models: Collection[str] = ()
-    min_probability: float = 0.0
-
-    def __contains__(self, record: Classification) -> bool:
-        if self.classes and record.top_class not in self.classes:
-            return False
-        if self.models and record.model not in self.models:
-            return False
-        return self.min_probability <= 0 or (record.top_probability or 0.0) >= self.min_probability
 
 
 class Rate:
@@ -90,7 +68,7 @@ class Forward:
     publisher: Publisher
     refused_topic: str
     metrics: ForwardMetrics
-    wanted: Wanted = Wanted()
+    wanted: Wanted = field(default_factory=Wanted)
     batch: int = 100
     rate: Rate = field(default_factory=lambda: Rate(0))
 

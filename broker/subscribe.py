@@ -25,7 +25,7 @@ from skyheed.broker.kafka.connection import Place
 from skyheed.broker.kafka.selection import no_classifications, selection
 from skyheed.broker.recently_seen import Recent
 from skyheed.broker.results.formats import Schema, decode
-from skyheed.broker.results.record import Classification
+from skyheed.broker.results.record import Classification, Wanted
 
 log = logging.getLogger("skyheed.subscribe")
 BATCH = 500
@@ -88,8 +88,7 @@ class Subscriber:
         self._consumer = BatchConsumer(
             {**(options or {}), "bootstrap.servers": kafka}, chosen, group, START[start], drain
         )
-        self._classes, self._least, self._drain = frozenset(classes), min_probability, drain
-        self._models = frozenset(models)
+        self._wanted, self._drain = Wanted(frozenset(classes), frozenset(models), min_probability), drain
         self._repeats = _Repeats() if drop_repeats else None
         self._consumer.on_made_again = self._begin_anew
         self._skip_bad, self._writer_schema = skip_bad, writer_schema
@@ -240,14 +239,7 @@ class Subscriber:
             return None
         if self._repeats is not None and self._repeats.seen(record):
             return None
-        return record if self._wanted(record) else None
-
-    def _wanted(self, record: Classification) -> bool:
-        if self._classes and record.top_class not in self._classes:
-            return False
-        if self._models and record.model not in self._models:
-            return False
-        return self._least <= 0 or (record.top_probability or 0.0) >= self._least
+        return record if record in self._wanted else None
 
 
 class _Wait:

@@ -55,3 +55,10 @@ def sequence(stamps: int, seed: int = 0, bands: int = 5) -> History:
     source = np.exp(-(x**2 + y**2) / 8) * rng.uniform(0, 60, (stamps, 1, 1))
     pixels = rng.normal(0, 2, (stamps, 32, 32)) + source
     return History.of_stamps(mjd, rng.integers(0, bands, stamps).astype(np.uint8), pixels.astype(np.float16))
+
+
+def shown(whole: History, kept: dict[int, bytes], span: int = 1) -> History:
+    """A history as a store gives it: without the images of what is kept, `span` epochs an entry."""
+    epochs = np.array([n for n in range(len(whole)) if n // span not in kept], np.int64)
+    images = {kind: whole.pixels(kind, epochs) for kind in whole.images}
+    return replace(whole, images=images, shown=epochs, kept=kept)

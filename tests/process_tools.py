@@ -8,12 +8,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
-def until(true: Callable[[], object], limit_s: float = 60.0, what: str = "") -> None:
-    """Poll until it is true."""
-    deadline = time.monotonic() + limit_s
+def until(true: Callable[[], object], limit_s: float = 60.0, what: str = "") -> float:
+    """Poll until it is true; returns the seconds that it took."""
+    began = time.monotonic()
     while not true():
-        assert time.monotonic() < deadline, f"not within {limit_s:.0f} s: {what}"
-        time.sleep(0.05)
+        assert time.monotonic() - began < limit_s, f"not within {limit_s:.0f} s: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def run_verb(*words: str, limit_s: float = 120.0, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A verb to its end, in an environment of nothing but this."""
+    return subprocess.run(
+        [sys.executable, "-m", "skyheed.broker.cli", *words], capture_output=True, text=True, timeout=limit_s,
+        env={"PATH": os.defpath, **environ}, check=False,
+    )  # fmt: skip
 
 
 class Program:

@@ -5,6 +5,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+from packet_tools import zigzag
+
 Headers = Sequence[tuple[bytes, bytes | None]]
 Record = tuple[bytes | None, bytes | None, Headers]  # key, value, headers
 
@@ -44,21 +46,13 @@ def _batch(records: Sequence[Record]) -> bytes:
 
 
 def _record(number: int, key: bytes | None, value: bytes | None, headers: Headers) -> bytes:
-    body = b"\0" + _varint(0) + _varint(number) + _sized(key) + _sized(value) + _varint(len(headers))
+    body = b"\0" + zigzag(0) + zigzag(number) + _sized(key) + _sized(value) + zigzag(len(headers))
     body += b"".join(_sized(name) + _sized(content) for name, content in headers)
-    return _varint(len(body)) + body
+    return zigzag(len(body)) + body
 
 
 def _sized(data: bytes | None) -> bytes:
-    return _varint(-1) if data is None else _varint(len(data)) + data
-
-
-def _varint(number: int) -> bytes:
-    number, out = (number << 1) ^ (number >> 63), bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
+    return zigzag(-1) if data is None else zigzag(len(data)) + data
 
 
 def _crc32c(data: bytes) -> int:

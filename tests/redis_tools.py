@@ -5,11 +5,11 @@ import contextlib
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import redis as redis_py
+from process_tools import until
 from server_tools import CLUSTER_SLOTS, ValkeyCluster
 
 from skyheed.broker.local import embedded
@@ -161,7 +161,7 @@ def follow(replica: embedded.Server, primary: embedded.Server, link: str = "") -
         client.config_set("repl-diskless-sync-delay", 0)
     with redis_py.Redis.from_url(replica.url) as client:
         client.execute_command("REPLICAOF", *(link or primary.address).split(":"))
-        until(lambda: client.info("replication")["master_link_status"] == "up", "replication")
+        until(lambda: client.info("replication")["master_link_status"] == "up", what="replication")
 
 
 @contextlib.contextmanager
@@ -191,16 +191,17 @@ class ClusterWithReplicas(ValkeyCluster):
         for client in clients:
             for port, bus in self._ports:
                 client.execute_command("CLUSTER", "MEET", "127.0.0.1", port, bus)
-        until(lambda: all(self._is_whole(client) for client in clients), "forming the cluster")
+        until(lambda: all(self._is_whole(client) for client in clients), what="forming the cluster")
         for client in clients:
             client.config_set("repl-diskless-sync-delay", 0)
         ids = [client.execute_command("CLUSTER MYID").decode() for client in clients]
         for number, client in enumerate(clients[self.PRIMARIES :]):
             until(
-                lambda c=client, n=number: _done(lambda: c.execute_command("CLUSTER REPLICATE", ids[n])), "replicating"
+                lambda c=client, n=number: _done(lambda: c.execute_command("CLUSTER REPLICATE", ids[n])),
+                what="replicating",
             )
         for client in clients[self.PRIMARIES :]:
-            until(lambda c=client: c.info("replication").get("master_link_status") == "up", "replication")
+            until(lambda c=client: c.info("replication").get("master_link_status") == "up", what="replication")
         for client in clients:
             client.close()
 
@@ -211,12 +212,3 @@ def _done(action: Callable[[], object]) -> bool:
     except redis_py.ResponseError:  # the node does not know the other yet
         return False
     return True
-
-
-def until(done: Callable[[], bool], what: str, limit_s: float = 60.0) -> float:
-    """Poll `done`; returns the seconds it took."""
-    began = time.monotonic()
-    while not done():
-        assert time.monotonic() - began < limit_s, f"{what} took longer than {limit_s} s"
-        time.sleep(0.05)
-    return time.monotonic() - began

@@ -267,7 +267,7 @@ def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: A
     Example:  skyheed forward --survey lsst --to lasair --class SNIa --min-probability 0.8 --config night.toml
     """
     from skyheed.broker import exchange
-    from skyheed.broker.forward import Wanted
+    from skyheed.broker.results.record import Wanted
 
     places = {"rate": "forward.rate", "group": "forward.group", "metrics_port": "forward.metrics_port"}
     wanted = Wanted(given.pop("classes"), given.pop("models"), given.pop("min_probability"))

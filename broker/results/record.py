@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -249,6 +249,28 @@ class Classification:
 
 
 _FIELDS = tuple(f.name for f in fields(Classification))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which classifications a reader wants.
+
+    Attributes:
+        classes: only these top classes; all if empty.
+        models: only these models of the survey; all if empty.
+        min_probability: of the top class.
+    """
+
+    classes: Collection[str] = ()
+    models: Collection[str] = ()
+    min_probability: float = 0.0
+
+    def __contains__(self, record: Classification) -> bool:
+        if self.classes and record.top_class not in self.classes:
+            return False
+        if self.models and record.model not in self.models:
+            return False
+        return self.min_probability <= 0 or (record.top_probability or 0.0) >= self.min_probability
 
 
 def classification_id(

@@ -312,7 +312,7 @@ class Index:
             "SELECT night, model, label, n FROM shares WHERE night IN "
             "(SELECT DISTINCT night FROM shares ORDER BY night DESC LIMIT ?) ORDER BY night DESC, model, label"
         )
-        return [(int(a), str(b), str(c), int(d)) for a, b, c, d in self._file.reading().execute(query, (most,))]
+        return self._file.reading().execute(query, (most,)).fetchall()
 
     def hours(self, most: int = 48) -> list[tuple[int, str, int, int]]:
         """(hour, model, classified, declined), newest hours first."""
@@ -320,7 +320,7 @@ class Index:
             "SELECT hour_ms, model, classified, declined FROM hours WHERE hour_ms IN "
             "(SELECT DISTINCT hour_ms FROM hours ORDER BY hour_ms DESC LIMIT ?) ORDER BY hour_ms DESC, model"
         )
-        return [(int(a), str(b), int(c), int(d)) for a, b, c, d in self._file.reading().execute(query, (most,))]
+        return self._file.reading().execute(query, (most,)).fetchall()
 
     def latencies(self, most: int = 5_000) -> list[int]:
         """Milliseconds from the Kafka time of the newest alert to its classification, for recent classifications."""

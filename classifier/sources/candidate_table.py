@@ -15,6 +15,7 @@ from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.safe_names import printable
 from skyheed.classifier.sources import tables
 from skyheed.classifier.sources.tables import Column, Sheet
+from skyheed.classifier.sources.times import mjd
 
 # SNTYPE -> class, confirmed, type: the grouping of Bairouk et al. 2023 (A&A 673, A141). AGN and variables were not
 # typed by supernova photometry, so they count as confirmed. 0 is unknown and left out.
@@ -44,7 +45,6 @@ DEC = ("decl", "dec", "dej2000", "decj2000", "decdeg", "de", "delta", "declinati
 TYPE = ("sntype", "type")
 PEAK = ("peakmjd", "mjdpeak", "searchpeakmjd", "tmax", "t0")
 REDSHIFT = ("redshiftfinal", "redshifthelio", "zhelio", "zhel", "zspec", "redshift", "z")
-MJD_RANGE = 15020.0, 88069.0  # the years 1900 to 2100
 LARGEST_REDSHIFT = 20.0
 
 
@@ -123,9 +123,4 @@ def _position(sheet: Sheet, row: int, ra: Column, dec: Column) -> tuple[float, f
 def _peak(sheet: Sheet, row: int, column: Column) -> float:
     """SNANA writes -9 where it does not know, others 0."""
     value = sheet.number(row, column)
-    if np.isnan(value) or value == 0 or MJD_RANGE[0] < value < MJD_RANGE[1]:
-        return value or float("nan")
-    if tables.is_sentinel(value):
-        return float("nan")
-    hint = ": it looks like a Julian date, subtract 2400000.5" if 2.4e6 < value < 2.5e6 else ""
-    sheet.fail(row, column, f"{value:.10g} is not an MJD of 1900 to 2100{hint}")
+    return mjd(sheet, row, column, value, "subtract 2400000.5") if value else float("nan")

@@ -18,9 +18,9 @@ from skyheed.classifier.sky.spectra import Array, magnitude_to_njy
 from skyheed.classifier.sky.surveys import AB_ZERO
 from skyheed.classifier.sources import tables
 from skyheed.classifier.sources.tables import Column, Sheet
+from skyheed.classifier.sources.times import MJD_RANGE, MJD_TEXT, mjd
 
 SNANA_ZERO = 27.5  # magnitude of FLUXCAL 1
-MJD_RANGE = 15020.0, 88069.0  # the years 1900 to 2100
 JD_ZERO = 2_400_000.5
 MJD = ("mjd", "time", "obsmjd", "mjdobs", "midpointmjdtai", "t")
 JD = ("jd", "hjd", "bjd")
@@ -154,7 +154,7 @@ def _read_snana(text: str, path: Path, name: str, survey: str) -> LightCurve:
         np.array([_band(sheet, row, band, survey) for row in range(sheet.rows)], str),
         np.array([_fluxcal(sheet, row, flux) for row in range(sheet.rows)], float) * to_njy,
         np.array([_fluxcal(sheet, row, error) for row in range(sheet.rows)], float) * to_njy,
-        peak_mjd=said.number(("SEARCH_PEAKMJD", "PEAKMJD"), *MJD_RANGE, "an MJD of 1900 to 2100"),
+        peak_mjd=said.number(("SEARCH_PEAKMJD", "PEAKMJD"), *MJD_RANGE, MJD_TEXT),
         redshift=_positive(said.number(("REDSHIFT_HELIO", "REDSHIFT_FINAL"), -1, 20, "a redshift")),
         ra=ra,
         dec=dec,
@@ -281,12 +281,7 @@ def _time(sheet: Sheet, row: int, column: Column) -> float:
     value = sheet.number(row, column)
     if tables.simple(column.name) in JD:
         value -= JD_ZERO
-    if math.isnan(value) or MJD_RANGE[0] < value < MJD_RANGE[1]:
-        return value
-    if tables.is_sentinel(value):
-        return math.nan
-    hint = ": it looks like a Julian date, name the column jd or subtract 2400000.5" if 2.4e6 < value < 2.5e6 else ""
-    sheet.fail(row, column, f"{value:.10g} is not an MJD of 1900 to 2100{hint}")
+    return mjd(sheet, row, column, value, "name the column jd or subtract 2400000.5")
 
 
 def _band(sheet: Sheet, row: int, column: Column, survey: str) -> str:

@@ -20,7 +20,7 @@ from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Batch, Model
-from skyheed.classifier.training import adaptation_losses, adaptation_scores, dataset
+from skyheed.classifier.training import adaptation_losses, adaptation_scores
 from skyheed.classifier.training.dataset import Augmentation, Dataset
 from skyheed.classifier.training.objectives import Objective, Setting, Views
 
@@ -86,7 +86,7 @@ class Adaptation(Objective):
         self.target: Dataset | None = None
         self.members: NDArray[np.int64] = np.empty(0, np.int64)
         if method != "none":
-            self.target, self.members = _target(target, p.bands)
+            self.target, self.members = adaptation_scores.target_of(target, p.bands, "adapt to")
         self.supervised = _supervised(setting, tasks)
         self.head = self._head().to(setting.device)
         self.balance = Pair().to(setting.device) if balance_domain else None
@@ -259,14 +259,6 @@ def _one(history: History, band: int, generator: np.random.Generator) -> History
     """One stamp of a history, in this band if there is one."""
     alike = np.flatnonzero(history.band == band)
     return history.take(np.array([generator.choice(alike if len(alike) else len(history))]))
-
-
-def _target(path: str, bands: str) -> tuple[Dataset, NDArray[np.int64]]:
-    data = dataset.load(path, bands=bands)
-    members, _ = adaptation_scores.members_of(data)
-    if not len(members):
-        raise ModelError(f"{path} has no objects to adapt to, in its split train or without a label: make it larger")
-    return data, members
 
 
 def _supervised(setting: Setting, tasks: str) -> Objective:

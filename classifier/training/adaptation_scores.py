@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from skyheed.classifier.archives.reader import UNLABELLED
+from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import evaluate, scores
 from skyheed.classifier.history import History
 from skyheed.classifier.models.base import Model
@@ -35,6 +36,22 @@ def members_of(data: Dataset) -> tuple[Indices, Indices]:
     if not labelled.all():
         return every[~labelled], every[labelled]
     return data.choose("train"), np.concatenate([data.choose("validation"), data.choose("test")])
+
+
+def target_of(path: str, bands: str, purpose: str) -> tuple[Dataset, Indices]:
+    """The archive of a target, and its objects that are used without their labels.
+
+    Args:
+        purpose: what they are for, in the message.
+
+    Raises:
+        ModelError: it has none.
+    """
+    data = dataset.load(path, bands=bands)
+    members, _ = members_of(data)
+    if not len(members):
+        raise ModelError(f"{path} has no objects to {purpose}, in its split train or without a label: make it larger")
+    return data, members
 
 
 def measure(setting: Setting, model: Model, path: str, apart: bool = True) -> dict[str, Any]:

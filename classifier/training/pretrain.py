@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skyheed.classifier import value_checks
@@ -15,8 +14,8 @@ from skyheed.classifier.models.base import Batch, Network
 from skyheed.classifier.models.mae import MaskedAutoencoder
 from skyheed.classifier.models.sits_bert import Mending, SitsBert
 from skyheed.classifier.models.transformers import Vit
-from skyheed.classifier.training import adaptation_scores, dataset
-from skyheed.classifier.training.dataset import Augmentation, Dataset
+from skyheed.classifier.training import adaptation_scores
+from skyheed.classifier.training.dataset import Augmentation
 from skyheed.classifier.training.objectives import CrossEntropy, Setting, Views
 
 STAMPS = 64  # stamps per step whose patches are hidden
@@ -46,7 +45,7 @@ class Pretrained(CrossEntropy):
         self.until = round(share * (p.short_steps + p.steps + p.fine_steps))
         self.task, self._of = task(setting.network, **settings)
         self.task.to(setting.device)
-        self.others = [_others(path, p.bands) for path in also]
+        self.others = [adaptation_scores.target_of(path, p.bands, "pre-train on") for path in also]
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=setting.device))
         self._log: dict[str, float] = {}
 
@@ -75,16 +74,6 @@ class Pretrained(CrossEntropy):
     def log(self) -> dict[str, float]:
         """The pre-training loss, while pre-training lasts."""
         return self._log
-
-
-def _others(path: str, bands: str) -> tuple[Dataset, NDArray[np.int64]]:
-    data = dataset.load(path, bands=bands)
-    members, _ = adaptation_scores.members_of(data)
-    if not len(members):
-        raise ModelError(
-            f"{path} has no objects to pre-train on, in its split train or without a label: make it larger"
-        )
-    return data, members
 
 
 def task(network: Network, **settings: Any) -> tuple[nn.Module, Callable[[Batch], Any]]:

@@ -14,6 +14,7 @@ import click
 import pytest
 import redis as redis_py
 from click.testing import CliRunner
+from process_tools import run_verb
 from state_tools import deliveries, observation
 from stream_tools import ingest_all, numbered, publish, save_checkpoint, sdss_alert, settings_for
 
@@ -30,13 +31,6 @@ ROOT = Path(__file__).parents[2]
 
 def verbs() -> list[str]:
     return cli.skyheed.list_commands(click.Context(cli.skyheed))
-
-
-def skyheed(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "skyheed.broker.cli", *words], capture_output=True, text=True, timeout=120, cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", **environ}, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", verbs())
@@ -78,7 +72,7 @@ def test_server_verbs_take_both_servers(verb: str) -> None:
 
 
 def test_an_expected_error_is_one_sentence_and_status_1() -> None:
-    result = skyheed("ingest", "--survey", "hubble")
+    result = run_verb("ingest", "--survey", "hubble")
     assert result.returncode == 1
     assert result.stderr.startswith("skyheed: ")
     assert "hubble" in result.stderr
@@ -87,7 +81,7 @@ def test_an_expected_error_is_one_sentence_and_status_1() -> None:
 
 
 def test_a_password_on_the_command_line_is_refused_and_not_repeated() -> None:
-    result = skyheed("audit", "--survey", "ztf", "--redis", "redis://me:hunter2@127.0.0.1:1")
+    result = run_verb("audit", "--survey", "ztf", "--redis", "redis://me:hunter2@127.0.0.1:1")
     assert result.returncode == 1
     assert "SKYHEED_REDIS_PASSWORD" in result.stderr
     assert "hunter2" not in result.stdout + result.stderr
@@ -122,7 +116,7 @@ def test_a_file_that_cannot_be_written_is_one_sentence(kafka: embedded.Server) -
     settings = settings_for(kafka.address, "redis://127.0.0.1:1", "sdss", "unused")
     publish(settings, "unwritable", [])
     words = ["--kafka", kafka.address, "--topic", "unwritable", "--format", "csv", "-o", "/proc/answers.csv"]
-    result = skyheed("subscribe", *words, "--drain")
+    result = run_verb("subscribe", *words, "--drain")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("skyheed: /proc/answers.csv: ")
     assert "Traceback" not in result.stderr
@@ -132,7 +126,7 @@ def test_a_metrics_port_in_use_is_one_sentence(kafka: embedded.Server, valkey: e
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
-        result = skyheed(
+        result = run_verb(
             "ingest", "--survey", "sdss", "--kafka", kafka.address, "--redis", valkey.url, "--drain",
             "--metrics-port", str(taken.getsockname()[1]),
         )  # fmt: skip
@@ -274,7 +268,7 @@ def test_the_verbs_in_a_row(kafka: embedded.Server, valkey: embedded.Server, tmp
     )
 
     def run(*words: str, status: int = 0) -> str:
-        result = skyheed(*words, SKYHEED_CONFIG=str(file))
+        result = run_verb(*words, SKYHEED_CONFIG=str(file))
         assert result.returncode == status, result.stderr
         assert "Traceback" not in result.stderr
         return result.stdout + (result.stderr if status else "")

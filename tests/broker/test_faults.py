@@ -3,7 +3,6 @@
 Kills of everything in a stream are in test_many_kills.py.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fault_tools import Child, arguments_for, children, settled, wait_for
+from process_tools import run_verb
 from server_tools import SCRAM_USERS, scram_options
 from stream_tools import answers, last_answers, publish, save_checkpoint, sdss_alert, settings_for
 
@@ -87,10 +87,7 @@ def _set_memory(valkey: embedded.Server, amount: str) -> None:
 
 
 def run_ingest(config_file: Path, environ: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "skyheed.broker.cli", "ingest", "--config", str(config_file), "--drain", *words],
-        capture_output=True, text=True, timeout=120, check=False, env={"PATH": os.defpath, **environ},
-    )  # fmt: skip
+    return run_verb("ingest", "--config", str(config_file), "--drain", *words, **environ)
 
 
 def test_scram_right_password_wrong_password_and_missing_right(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 from fault_tools import Child, arguments_for
-from redis_tools import until
+from process_tools import until
 from stream_tools import publish, sdss_alert, settings_for
 
 from skyheed.broker import app as daemon
@@ -56,7 +56,7 @@ def test_a_wait_shows_in_the_metrics_and_to_check(valkey: embedded.Server, monke
     thread = threading.Thread(target=work)
     thread.start()
     began.wait(10)
-    until(lambda: (value(measured, "waiting_seconds", server="redis") or 0) > 0.1, "the wait")
+    until(lambda: (value(measured, "waiting_seconds", server="redis") or 0) > 0.1, what="the wait")
     assert value(measured, "redis_up") == 0
     alive.beat()  # Redis answers the heartbeat, but not the work
     assert value(measured, "redis_up") == 0
@@ -74,12 +74,12 @@ def test_an_idle_daemon_notices_that_redis_went_and_came_back(
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.05)
     measured = metrics.IngestMetrics("sdss")
     with heartbeat.beating(heartbeat.Heartbeat(state.connect(durable_valkey.url), "sdss", "ingest", measured)):
-        until(lambda: daemons(durable_valkey.url).sentence == "1 ingest running", "the first beat")
+        until(lambda: daemons(durable_valkey.url).sentence == "1 ingest running", what="the first beat")
         durable_valkey.kill()
-        until(lambda: value(measured, "redis_up") == 0, "noticing that Redis is unavailable")
-        until(lambda: (value(measured, "waiting_seconds", server="redis") or 0) > 0.2, "waiting")
+        until(lambda: value(measured, "redis_up") == 0, what="noticing that Redis is unavailable")
+        until(lambda: (value(measured, "waiting_seconds", server="redis") or 0) > 0.2, what="waiting")
         durable_valkey.restart()
-        until(lambda: value(measured, "redis_up") == 1, "noticing that Redis is back")
+        until(lambda: value(measured, "redis_up") == 1, what="noticing that Redis is back")
     assert "none" in daemons(durable_valkey.url).sentence, "who ends in order says goodbye"
 
 
@@ -155,13 +155,13 @@ def test_the_metrics_of_an_ingest_that_waits_at_its_start_and_while_idle(
         return scraped(port, 'skyheed_redis_up{survey="sdss"}')
 
     try:
-        until(lambda: redis_up() == "0.0", "waiting at the start", 90)
+        until(lambda: redis_up() == "0.0", 90, "waiting at the start")
         durable_valkey.restart()
-        until(lambda: redis_up() == "1.0", "going on")
+        until(lambda: redis_up() == "1.0", what="going on")
         store = daemon.connect_store(settings)[0]
-        until(lambda: store.sequence("P") is not None, "storing")
+        until(lambda: store.sequence("P") is not None, what="storing")
         durable_valkey.kill()
-        until(lambda: redis_up() == "0.0", "noticing while nothing is to be done")
+        until(lambda: redis_up() == "0.0", what="noticing while nothing is to be done")
         assert float(scraped(port, 'skyheed_waiting_seconds{server="redis",survey="sdss"}') or 0) > 0
     finally:
         assert ingest.stop() == 0

@@ -12,6 +12,7 @@ from typing import Any
 import confluent_kafka as ck
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition, admin
+from process_tools import until
 from server_tools import HOME, NEEDS_APACHE, SCRAM_USERS, scram_options
 
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
@@ -80,13 +81,6 @@ def read_all(server: embedded.Server, topic: str) -> list[bytes]:
 
 def names(count: int, start: int = 0) -> list[bytes]:
     return [f"{i:06d}".encode() for i in range(start, start + count)]
-
-
-def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 # --- reading and writing -------------------------------------------------------------------------------------------

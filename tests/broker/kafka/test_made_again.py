@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition, admin
+from process_tools import until
 from server_tools import HOME, NEEDS_APACHE
 from stream_tools import sdss_alert, settings_for
-from test_kafka import numbered, options, publish, until
+from test_kafka import numbered, options, publish
 from test_subscribe import record
 
 from skyheed.broker import app as daemon

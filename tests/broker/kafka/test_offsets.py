@@ -5,12 +5,12 @@ Ends, lag and drains are right all the same; partitions that appear later are re
 
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import replace
 
 import confluent_kafka as ck
 import pytest
 from confluent_kafka import TopicPartition, admin
+from process_tools import until
 from server_tools import HOME, NEEDS_APACHE
 from stream_tools import settings_for
 
@@ -74,13 +74,6 @@ def read(consumer: BatchConsumer, limit_s: float = 40.0) -> list[bytes | None]:
         if not batch and consumer.drained():
             return found
     raise AssertionError(f"not drained after {limit_s} s, {len(found)} messages: {consumer._parts}")
-
-
-def until(condition: Callable[[], object], limit_s: float = 30.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 # --- what is known of one partition --------------------------------------------------------------------------------

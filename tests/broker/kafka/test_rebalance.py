@@ -8,10 +8,11 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import confluent_kafka as ck
 import pytest
+from process_tools import until
 from server_tools import HOME, NEEDS_APACHE
 
 from skyheed.broker.errors import ServiceError
@@ -69,13 +70,6 @@ def publish_for(settings: dict[str, str], topic: str, total: int, seconds: float
         for first in range(0, total, 20):
             publisher.publish_all([(topic, b"%d" % v, b"%d" % v, None) for v in range(first, first + 20)])
             time.sleep(seconds * 20 / total)
-
-
-def until(condition: Callable[[], object], limit_s: float = 40.0, what: str = "it") -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {limit_s} s"
-        time.sleep(0.01)
 
 
 class Member:

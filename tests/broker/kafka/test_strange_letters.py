@@ -1,9 +1,7 @@
 """A dead-letter topic to which anybody may write: what is not a dead letter is skipped and counted; nothing grows."""
 
-import os
 import resource
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from process_tools import run_verb
 from raw_kafka import produce
 from server_tools import HOME, NEEDS_APACHE
 from stream_tools import sdss_alert, settings_for
@@ -61,10 +60,7 @@ SHOWN = sum(shown for _, _, shown in STRANGE.values())
 
 
 def cli(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "skyheed.broker.cli", *words], capture_output=True, text=True, timeout=120, check=False,
-        env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
-    )  # fmt: skip
+    return run_verb(*words, LC_ALL="C.UTF-8")
 
 
 @pytest.mark.kafka

@@ -191,6 +191,13 @@ def test_a_signal_that_comes_while_a_lock_is_held_stops_the_daemon(held: str) ->
     assert done.stdout == "stopped True\n", done.stderr
 
 
+def assert_it_ends(code: str, number: int) -> None:
+    """The program ends by the signal that it sends itself, before its last line."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert "it went on" not in done.stdout
+    assert done.returncode in ({-INTERRUPT, 1, 130} if number == INTERRUPT else {128 + number}), done.stderr
+
+
 @pytest.mark.parametrize("number", [INTERRUPT, END, HANG_UP])
 @pytest.mark.parametrize("place", ["destructor", "weak reference"])
 def test_a_signal_that_comes_where_errors_are_thrown_away_still_ends_the_program(number: int, place: str) -> None:
@@ -213,9 +220,7 @@ def test_a_signal_that_comes_where_errors_are_thrown_away_still_ends_the_program
         time.sleep(30)
         print("it went on")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
-    assert "it went on" not in done.stdout
-    assert done.returncode in ({-INTERRUPT, 1, 130} if number == INTERRUPT else {128 + number}), done.stderr
+    assert_it_ends(code, number)
 
 
 @pytest.mark.parametrize("number", [INTERRUPT, END, HANG_UP])
@@ -235,9 +240,7 @@ def test_a_signal_whose_error_was_cleared_is_asked_for_again(number: int) -> Non
         reaper.end_if_asked()
         print("it went on")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
-    assert "it went on" not in done.stdout
-    assert done.returncode in ({-INTERRUPT, 1, 130} if number == INTERRUPT else {128 + number}), done.stderr
+    assert_it_ends(code, number)
 
 
 def test_every_verb_is_looked_at_here() -> None:

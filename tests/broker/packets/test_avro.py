@@ -8,6 +8,7 @@ from typing import Any
 
 import fastavro
 import pytest
+from packet_tools import zigzag
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets.avro import PlainReader, Schema, Steps
@@ -229,15 +230,6 @@ def test_arrays_and_maps_are_passed_over(count, length):
         "end": 77,
     }
     assert read(writer, wanted(("end", "long")), encode(writer, value)) == {"end": 77}
-
-
-def zigzag(number):
-    number = number << 1 if number >= 0 else ((-number) << 1) - 1
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
 
 
 ARRAY = record(("a", {"type": "array", "items": "int"}), ("end", "int"))

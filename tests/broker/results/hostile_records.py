@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import fastavro
+from packet_tools import zigzag
 
 from skyheed.broker.errors import StreamError
 from skyheed.broker.results import formats
@@ -21,26 +22,17 @@ from skyheed.broker.results import record as records
 SYNC = bytes(range(16))
 
 
-def number(value: int) -> bytes:
-    """An Avro long."""
-    value, out = (value << 1) ^ (value >> 63), bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
 def sized(data: bytes) -> bytes:
-    return number(len(data)) + data
+    return zigzag(len(data)) + data
 
 
 def header(schema: str, codec: str = "null") -> bytes:
     entries = {b"avro.schema": schema.encode(), b"avro.codec": codec.encode()}
-    return b"Obj\x01" + number(2) + b"".join(sized(k) + sized(v) for k, v in entries.items()) + b"\0" + SYNC
+    return b"Obj\x01" + zigzag(2) + b"".join(sized(k) + sized(v) for k, v in entries.items()) + b"\0" + SYNC
 
 
 def container(schema: str, datum: bytes, count: int = 1, codec: str = "null") -> bytes:
-    return header(schema, codec) + number(count) + sized(datum) + SYNC
+    return header(schema, codec) + zigzag(count) + sized(datum) + SYNC
 
 
 def bomb() -> bytes:
@@ -54,14 +46,14 @@ def bombs_one_behind_another() -> bytes:
     """Blocks that hold no record, each of 8 MiB unpacked."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(8 << 20)) + packer.flush()
-    return header(formats.schema_text(), "deflate") + (number(0) + sized(block) + SYNC) * 100
+    return header(formats.schema_text(), "deflate") + (zigzag(0) + sized(block) + SYNC) * 100
 
 
 def five_blocks_of_two_mib() -> bytes:
     """Each below what a survey's container may hold, each with a record."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(2 << 20)) + packer.flush()
-    return header(formats.schema_text(), "deflate") + (number(1) + sized(block) + SYNC) * 5
+    return header(formats.schema_text(), "deflate") + (zigzag(1) + sized(block) + SYNC) * 5
 
 
 def one_block_of_two_mib() -> bytes:
@@ -78,7 +70,7 @@ def more(*fields: dict[str, Any], first: bool = True) -> str:
 
 def nothing_for_ever() -> bytes:
     """An array of 2^60 items of no bytes."""
-    return container(more({"name": "x", "type": {"type": "array", "items": "null"}}), number(2**60) + b"\0")
+    return container(more({"name": "x", "type": {"type": "array", "items": "null"}}), zigzag(2**60) + b"\0")
 
 
 def nothing_in_a_record() -> bytes:
@@ -86,7 +78,7 @@ def nothing_in_a_record() -> bytes:
     empty = {"type": "record", "name": "E", "fields": [{"name": "n", "type": "null"}, {"name": "f", "type": {
         "type": "fixed", "name": "F", "size": 0}}]}  # fmt: skip
     return container(
-        more({"name": "x", "type": ["null", {"type": "array", "items": empty}]}), b"\x02" + number(2**60) + b"\0"
+        more({"name": "x", "type": ["null", {"type": "array", "items": empty}]}), b"\x02" + zigzag(2**60) + b"\0"
     )
 
 
@@ -96,7 +88,7 @@ def nothing_where_ours_are() -> bytes:
     for field in schema["fields"]:
         if field["name"] == "sources":
             field["type"] = {"type": "array", "items": "null"}
-    return container(json.dumps(schema), number(2**60) + b"\0" * 500)
+    return container(json.dumps(schema), zigzag(2**60) + b"\0" * 500)
 
 
 def a_million_deep() -> bytes:
@@ -135,7 +127,7 @@ def many_values_a_byte() -> bytes:
     nothing = {"type": "record", "name": "N", "fields": [{"name": f"n{n}", "type": "null"} for n in range(900)]}
     return container(
         more({"name": "x", "type": {"type": "array", "items": ["null", nothing]}}),
-        number(900_000) + b"\x02" * 900_000 + b"\0",
+        zigzag(900_000) + b"\x02" * 900_000 + b"\0",
     )
 
 
@@ -143,7 +135,7 @@ def many_values_a_key() -> bytes:
     """The same with keys of no bytes in a map."""
     nothing = {"type": "record", "name": "N", "fields": [{"name": f"n{n}", "type": "null"} for n in range(900)]}
     return container(
-        more({"name": "x", "type": {"type": "map", "values": nothing}}), number(900_000) + b"\0" * 900_000 + b"\0"
+        more({"name": "x", "type": {"type": "map", "values": nothing}}), zigzag(900_000) + b"\0" * 900_000 + b"\0"
     )
 
 
@@ -153,7 +145,7 @@ def a_decimal_of_a_million_digits() -> bytes:
 
 
 def many_entries() -> bytes:
-    return b"Obj\x01" + number(2**62) + b"\0" * 1000
+    return b"Obj\x01" + zigzag(2**62) + b"\0" * 1000
 
 
 def too_large() -> bytes:

@@ -8,7 +8,8 @@ import time
 
 import pytest
 import redis as redis_py
-from redis_tools import Name, Pair, Says, pair, until
+from process_tools import until
+from redis_tools import Name, Pair, Says, pair
 
 from skyheed.broker import waiting
 from skyheed.broker.errors import MissingRight, ServiceError, ServiceUnavailable
@@ -114,7 +115,7 @@ def test_a_primary_that_misses_its_replicas_and_one_that_is_busy(valkey: embedde
         admin.config_set("busy-reply-threshold", 50)
         loop = threading.Thread(target=_loop, args=(valkey.url,))
         loop.start()
-        until(lambda: _is_busy(client), "noticing a busy server")
+        until(lambda: _is_busy(client), what="noticing a busy server")
         admin.script_kill()
         loop.join()
         assert waiting.patiently(lambda: client.run([("SET", "key", "value")]), threading.Event()) == [True]
@@ -183,7 +184,7 @@ def test_pair_is_a_pair() -> None:
         assert isinstance(servers, Pair)
         with redis_py.Redis.from_url(servers.name.url) as one, redis_py.Redis.from_url(servers.replica.url) as other:
             one.set("a", 1)
-            until(lambda: other.get("a") == b"1", "replication")
+            until(lambda: other.get("a") == b"1", what="replication")
             servers.cut_off()
             one.set("a", 2)
             assert one.wait(1, 300) == 0

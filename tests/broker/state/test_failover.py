@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 from fault_tools import Child, arguments_for, wait_for
-from redis_tools import ClusterWithReplicas, Pair, follow, pair, until
+from process_tools import until
+from redis_tools import ClusterWithReplicas, Pair, follow, pair
 from server_tools import ValkeyCluster
 from state_tools import LANE, SURVEY, answer, content, deliveries, observation
 from stream_tools import answers, ingest_all, last_answers, publish, save_checkpoint, sdss_alert, settings_for
@@ -98,7 +99,10 @@ def test_an_acknowledgement_that_is_lost_means_the_same_answer_again(servers: Pa
     store, queue = store_of(servers.name.url), DueQueue(state.connect(servers.name.url), SURVEY, shards=4)
     store.store(batch(0, 1))
     first = store.fetch(queue.claim(1, 0.5), LANE)
-    until(lambda: DueQueue(state.connect(servers.replica.url), SURVEY, shards=4).depth()["in_flight"] == 1, "the claim")
+    until(
+        lambda: DueQueue(state.connect(servers.replica.url), SURVEY, shards=4).depth()["in_flight"] == 1,
+        what="the claim",
+    )
     servers.cut_off()
     assert store.settle([answer(s) for s in first], LANE) == [Settled.ACKED]
     servers.fail_over(demote=False)
@@ -110,7 +114,7 @@ def test_an_acknowledgement_that_is_lost_means_the_same_answer_again(servers: Pa
 
 def until_claimed(queue: DueQueue) -> list[Claim]:
     claims: list[Claim] = []
-    until(lambda: bool(claims.extend(queue.claim(1, 30.0)) or claims), "the end of the lease")
+    until(lambda: bool(claims.extend(queue.claim(1, 30.0)) or claims), what="the end of the lease")
     return claims
 
 
@@ -132,7 +136,7 @@ def test_what_was_committed_survives_the_primary_only_if_replicas_were_waited_fo
     ingest = threading.Thread(target=ingest_all, args=(settings,))
     ingest.start()
     if wait_replicas:
-        until(lambda: "0 of 1 replicas confirmed" in caplog.text, "waiting for the replica")
+        until(lambda: "0 of 1 replicas confirmed" in caplog.text, what="waiting for the replica")
     else:
         ingest.join(60)
     committed = _committed(settings, topic)
@@ -183,7 +187,7 @@ def test_daemons_go_on_after_a_failover_behind_one_name(kafka: embedded.Server, 
         failed = time.monotonic()
         sent += publish(settings, topic, [sdss_alert(f"after{i}", 1) for i in range(5)])
         store, _, ledger = daemon.connect_store(_at(settings, servers.replica))
-        until(lambda: all(store.latest(f"after{i}", "test-sdss") for i in range(5)), "going on")
+        until(lambda: all(store.latest(f"after{i}", "test-sdss") for i in range(5)), what="going on")
         pause = time.monotonic() - failed
         assert pause < LONGEST_PAUSE_S
         print(f"alerts sent at the failover were answered {pause:.1f} s after it")
@@ -211,19 +215,19 @@ def test_the_primary_of_a_cluster_is_killed_under_load() -> None:
         thread = threading.Thread(target=load)
         thread.start()
         try:
-            until(lambda: done[0] >= 200, "the first batches")
+            until(lambda: done[0] >= 200, what="the first batches")
             cluster.nodes[0].kill()
-            until(lambda: _is_primary(cluster.nodes[3]), "the takeover")
+            until(lambda: _is_primary(cluster.nodes[3]), what="the takeover")
             cluster.nodes[0].restart()  # comes back as the replica that is waited for
             before = done[0]
-            until(lambda: done[0] >= before + 200, "going on", 90)
+            until(lambda: done[0] >= before + 200, 90, "going on")
         finally:
             stop.set()
             thread.join(60)
         assert not thread.is_alive()
         print(f"longest pause {max(gaps):.1f} s")
         cluster.nodes[1].kill()
-        until(lambda: _is_primary(cluster.nodes[4]), "the second takeover")
+        until(lambda: _is_primary(cluster.nodes[4]), what="the second takeover")
         kept = patiently(lambda: sum(fresh.revision(f"o{n}") > 0 for n in range(done[0])), threading.Event())
         assert kept == done[0]
 

@@ -1,14 +1,12 @@
 """What all daemons of a survey have to agree on: recorded by the first, compared by the others, whatever the order."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import redis as redis_py
+from process_tools import run_verb
 from state_tools import deliveries, observation
 from stream_tools import ingest_all, publish, sdss_alert, settings_for
 
@@ -225,22 +223,15 @@ def test_a_running_daemon_records_again_after_redis_forgot_and_stops_when_it_no_
             client.run([("GET", "x")])
 
 
-def skyheed(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "skyheed.broker.cli", *words], capture_output=True, text=True, timeout=60, check=False,
-        env={"PATH": os.defpath},
-    )  # fmt: skip
-
-
 def test_the_verb_shows_and_changes(valkey: embedded.Server) -> None:
     ingest_on(valkey.url)
     words = ("layout", "--survey", "sdss", "--redis", valkey.url)
-    done = skyheed(*words, "--set", "max_stamps=10", "--set", "bands=rg")
+    done = run_verb(*words, "--set", "max_stamps=10", "--set", "bands=rg")
     assert done.returncode == 0, done.stderr
     assert dict(line.split() for line in done.stdout.splitlines()) == AGREED | {"max_stamps": "10", "bands": "gr"}
     ingest_on(valkey.url, redis__max_stamps=10, ingest__bands="gr")
     for change in ("stamp=difference", "shards=8", "max_stamps=0", "max_stamps=many", "bands=", "bands=Q", "x"):
-        refused = skyheed(*words, "--set", change)
+        refused = run_verb(*words, "--set", change)
         assert refused.returncode == 1
         assert len(refused.stderr.splitlines()) == 1, refused.stderr
         assert "cannot be" in refused.stderr

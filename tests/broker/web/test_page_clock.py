@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from redis_tools import until
+from process_tools import until
 from web_tools import keep, page_of, page_settings, publish_news
 
 from skyheed.broker import heartbeat, metrics
@@ -28,7 +28,8 @@ def test_ages_on_the_page_are_told_by_the_servers_clock(
             monkeypatch.setattr(time, "time_ns", lambda skew=skew: real_ns() + round(skew * 1e9))
             began = client.get("/api/v1/status").json()["state"]["now_ms"]
             until(
-                lambda at=began: client.get("/api/v1/status").json()["state"]["now_ms"] > at + 6_000, "a newer answer"
+                lambda at=began: client.get("/api/v1/status").json()["state"]["now_ms"] > at + 6_000,
+                what="a newer answer",
             )
             found = client.get("/api/v1/status").json()
             assert abs(found["state"]["now_ms"] / 1000 - skew - real_time()) < 100, "the page's own clock is off"

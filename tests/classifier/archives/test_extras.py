@@ -144,7 +144,7 @@ def test_archives_without_extras_are_read_as_before(tmp_path: Path) -> None:
 
 def test_all_objects_have_extras_or_none(tmp_path: Path) -> None:
     thing, rows, _ = sent(name="b")
-    with pytest.raises(ArchiveError, match="other columns"):
+    with pytest.raises(ArchiveError, match="different columns"):
         write(tmp_path / "a", sent(), (thing, rows, None))
 
 

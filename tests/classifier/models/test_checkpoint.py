@@ -103,7 +103,7 @@ def test_a_damaged_description_is_noticed(tmp_path: Path, text: str) -> None:
         ("calibration.temperatures", "12", "temperatures is not a list"),
         ("calibration.prior", [1.0] * 3, "prior has 3 values for 4 classes"),
         ("calibration.prior", [1, 1, 1, 0], "prior has 0"), ("calibration.prior", [1, 1, 1, 10**400], "prior has 1000"),
-        ("calibration.colour", [1], "colour"), ("digest", 3, "is not what"),
+        ("calibration.colour", [1], "colour"), ("digest", 3, "does not match"),
     ],
 )  # fmt: skip
 def test_a_description_whose_parts_do_not_fit_is_refused(tmp_path: Path, path: str, value: Any, message: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_tools import shown
 from test_fusion import labelled
 from zoo_tools import SCALING, history, lively, photometry
 
@@ -86,13 +87,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 def both(places: tuple[Path, Path], **values: Any) -> tuple[Model, Model]:
     given: dict[str, Any] = {"survey": "sdss", "precision": "float32", "device": "cpu", **values}
     return serving.load(places[0], **given), serving.load(places[1], **given)
-
-
-def shown(whole: History, kept: dict[int, bytes], span: int) -> History:
-    """As a store gives it: without the images of what is kept."""
-    epochs = np.array([n for n in range(len(whole)) if n // span not in kept], np.int64)
-    images = {kind: whole.pixels(kind, epochs) for kind in whole.images}
-    return replace(whole, images=images, shown=epochs, kept=kept)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_tools import shown
 from torch import Tensor
 from zoo_tools import SCALING, batch, history, lively, logits, photometry
 
@@ -31,13 +32,6 @@ def made(**values: Any) -> Vector:
     assert isinstance(network, Vector)
     lively(network)
     return network
-
-
-def shown(whole: History, kept: dict[int, bytes]) -> History:
-    """A history as a store gives it: without the images of the epochs that are kept."""
-    epochs = np.array([n for n in range(len(whole)) if n not in kept], np.int64)
-    images = {kind: whole.pixels(kind, epochs) for kind in whole.images}
-    return replace(whole, images=images, shown=epochs, kept=kept)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,16 @@ def test_building_stops_with_the_name_of_the_frame(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def changed(folder: Path, change: Callable[[fits.HDUList], None]) -> Path:
+    """A frame to which this was done."""
+    path = make_frame(folder, shape=(90, 100))
+    with fits.open(path) as parts:
+        change(parts)
+        parts.writeto(folder / "x.fits", overwrite=True)
+    path.write_bytes(bz2.compress((folder / "x.fits").read_bytes(), 1))
+    return path
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -108,25 +119,21 @@ def test_building_stops_with_the_name_of_the_frame(tmp_path: Path) -> None:
     ],
 )
 def test_headers_without_sense(tmp_path: Path, key: str, value: object) -> None:
-    path = make_frame(tmp_path, shape=(90, 100))
-    with fits.open(path) as parts:
+    def change(parts: fits.HDUList) -> None:
         if value is None:
             del parts[0].header[key]
         else:
             parts[0].header[key] = value
-        parts.writeto(tmp_path / "x.fits")
-    path.write_bytes(bz2.compress((tmp_path / "x.fits").read_bytes(), 1))
-    assert key in refused(path)
+
+    assert key in refused(changed(tmp_path, change))
 
 
 @pytest.mark.parametrize("column", ["NODE", "B", "DROW0"])
 def test_an_astrometric_solution_of_nan(tmp_path: Path, column: str) -> None:
-    path = make_frame(tmp_path, shape=(90, 100))
-    with fits.open(path) as parts:
+    def change(parts: fits.HDUList) -> None:
         parts[3].data[column][0] = np.nan
-        parts.writeto(tmp_path / "x.fits")
-    path.write_bytes(bz2.compress((tmp_path / "x.fits").read_bytes(), 1))
-    assert "asTrans" in refused(path)
+
+    assert "asTrans" in refused(changed(tmp_path, change))
 
 
 def test_headers_and_files_are_bounded(tmp_path: Path) -> None:
@@ -174,13 +181,8 @@ def test_other_bands_are_no_frames() -> None:
 )  # fmt: skip
 def test_corrected_frames_that_were_changed_are_refused(tmp_path: Path, key: str, value: object) -> None:
     """Their place on the sky is that of asTrans, which a turned or bent image no longer has."""
-    path = make_frame(tmp_path, shape=(90, 100))
-    Frame(path)
-    with fits.open(path) as parts:
-        parts[0].header[key] = value
-        parts.writeto(tmp_path / "x.fits")
-    path.write_bytes(bz2.compress((tmp_path / "x.fits").read_bytes(), 1))
-    assert key in refused(path)
+    Frame(changed(tmp_path, lambda parts: None))
+    assert key in refused(changed(tmp_path, lambda parts: parts[0].header.update({key: value})))
 
 
 # --- the WCS of old frames -----------------------------------------------------------------------------------------
