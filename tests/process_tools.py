@@ -13,7 +13,7 @@ def until(true: Callable[[], object], limit_s: float = 60.0, what: str = "") -> 
     began = time.monotonic()
     while not true():
         assert time.monotonic() - began < limit_s, f"not within {limit_s:.0f} s: {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return time.monotonic() - began
 
 
