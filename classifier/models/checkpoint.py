@@ -135,6 +135,15 @@ def shipped_name(name: str | Path, surveys: Sequence[str]) -> str:
     return ""
 
 
+def is_shipped(name: str | Path, survey: str = "") -> bool:
+    """Whether these are weights that come with skyheed.
+
+    Raises:
+        ModelError: there are none of this name.
+    """
+    return resolve(name, survey).parent.parent == SHIPPED
+
+
 def shipped_names() -> list[str]:
     """The names of all checkpoints that come with skyheed, SURVEY/MODEL."""
     return sorted(str(p.parent.relative_to(SHIPPED)) for p in SHIPPED.glob(f"*/*/{MODEL}"))

@@ -224,3 +224,14 @@ def test_an_export_that_is_none_is_one_sentence(whole: Path, tmp_path: Path, har
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 600
     assert time.monotonic() - began < 30
+
+
+def test_shipped_weights_are_loaded_without_torchs_compiler(tmp_path: Path) -> None:
+    """It takes seconds to load, and leaves a folder among the temporary ones."""
+    code = (
+        "import sys; from skyheed import load_model; load_model('sdss/fusion'); print('torch._dynamo' in sys.modules)"
+    )
+    environ = {"PATH": os.defpath, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
+    assert done.stdout == "False\n"
+    assert not list(tmp_path.iterdir())
