@@ -1,6 +1,7 @@
 """The models that a worker runs: loaded as configured, checked against what ingest keeps, registered in Redis."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ def load_models(settings: Settings) -> list[ServedModel]:
         ClassifierError: one does not load or does not run here.
         ConfigError: two have the same name, or one cannot use what ingest keeps.
     """
+    # read when torch is imported: by default its threads spin while they wait, on cores that ingest and servers need
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     survey = survey_of(settings)
     loaded = [_load_model(settings, survey, asked) for asked in settings.models]
     names = [

@@ -4,8 +4,10 @@ import hashlib
 import json
 import math
 import re
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -22,10 +24,11 @@ NOT_CLASSIFIED_ID = 300  # ELAsTiCC taxonomy: NotClassified
 _ID = re.compile(r"[0-9a-f]{32}")
 _TIMES = ("survey_ms", "kafka_ms", "ingest_ms", "classified_ms")
 # TAI - UTC in seconds, from each MJD (UTC): IERS Bulletin C, https://hpiers.obspm.fr/iers/bul/bulc/Leap_Second.dat
-_LEAP_MJD = np.array([0, 51179, 53736, 54832, 56109, 57204, 57754])
-_LEAP_S = np.array([31, 32, 33, 34, 35, 36, 37])
+_LEAP_MJD = (0, 51179, 53736, 54832, 56109, 57204, 57754)
+_LEAP_S = (31, 32, 33, 34, 35, 36, 37)
 _UNIX_MJD = 40587.0
 _DAY_MS = 86_400_000
+_COMPACT = json.JSONEncoder(separators=(",", ":"))  # `json.dumps` would make one for every line
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class Classification:
             reason = Declined.NOT_FINITE
         top = max(answer, key=lambda c: c.probability, default=None)
         newest, trigger = header[-1], header[_last_ingested(header)]
-        bands, counts = np.unique(header["band"], return_counts=True)
+        bands = Counter(header["band"].tolist())
         return cls(
             classification_id=classification_id(survey, object_id, header["source_id"], provenance, model),
             survey=survey,
@@ -134,7 +137,7 @@ class Classification:
             ra=float(newest["ra"]),
             dec=float(newest["dec"]),
             n_stamps=len(header),
-            stamps_per_band={BANDS[b]: int(n) for b, n in zip(bands, counts, strict=True)},
+            stamps_per_band={BANDS[b]: bands[b] for b in sorted(bands)},
             first_mjd=float(header[0]["mjd"]),
             last_mjd=float(newest["mjd"]),
             days_since_first=float(newest["mjd"] - header[0]["mjd"]),
@@ -193,7 +196,7 @@ class Classification:
         ]
         plain["sources"] = list(self.sources)
         plain["estimates"] = [{"name": e.name, "value": e.value, "error": e.error} for e in self.estimates]
-        plain["provenance"] = asdict(self.provenance)
+        plain["provenance"] = {name: getattr(self.provenance, name) for name in _PROVENANCE}
         return plain
 
     def to_json(self) -> dict[str, Any]:
@@ -217,7 +220,7 @@ class Classification:
             "reason": self.reason,
             "probabilities": {p.name: round(p.probability, 5) for p in self.probabilities},
         }
-        return json.dumps(line, separators=(",", ":"))
+        return _COMPACT.encode(line)
 
     def headers(self, container: bool = True) -> list[tuple[str, bytes]]:
         """Kafka headers; `_format` tells hop-client that the value is an Avro container."""
@@ -249,6 +252,7 @@ class Classification:
 
 
 _FIELDS = tuple(f.name for f in fields(Classification))
+_PROVENANCE = tuple(f.name for f in fields(Provenance))
 
 
 @dataclass(frozen=True)
@@ -284,13 +288,13 @@ def classification_id(
 
 def utc_ms(mjd_tai: float) -> int:
     """Unix milliseconds UTC of an MJD TAI."""
-    leap = int(_LEAP_S[np.searchsorted(_LEAP_MJD, mjd_tai, "right") - 1])
+    leap = _LEAP_S[bisect_right(_LEAP_MJD, mjd_tai) - 1]
     return round((mjd_tai - _UNIX_MJD) * _DAY_MS) - leap * 1000
 
 
 def _normalised(probabilities: Sequence[tuple[str, int, float]] | None) -> tuple[ClassProbability, ...]:
     total = sum(p for _, _, p in probabilities or ())
-    if not (np.isfinite(total) and total > 0):
+    if not (math.isfinite(total) and total > 0):
         return ()
     # rounded to Avro's float, so that a record is equal after decoding
     return tuple(

@@ -92,22 +92,31 @@ class Inputs:
             images: float32 [b, n, kinds, 32, 32] scaled; 0 where a kind is missing. band: int64 [b, n].
             times: float32 [b, n, 3]. valid: bool [b, n]. Further arrays if photometry or context is switched on.
         """
-        everything = [self.pixels(h, np.arange(len(h)), scaling) for h in histories]
-        return {"images": padded(everything), **self.without_images(histories, scaling)}
+        everything = self.pixels(histories, [np.arange(len(h)) for h in histories], scaling)
+        ends = np.cumsum([len(h) for h in histories])[:-1]
+        return {"images": padded(np.split(everything, ends)), **self.without_images(histories, scaling)}
 
     def without_images(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
         """The same without the images."""
         points = self._points(histories, scaling) if self.config.photometry else {}
         return layout(histories) | points | self.beside(histories)
 
-    def pixels(self, history: History, epochs: NDArray[np.int64], scaling: Scaling) -> NDArray[np.float32]:
-        """Scaled images of some epochs, float32 [k, kinds, 32, 32]."""
-        if not np.isin(epochs, history.shown).all():
-            raise ValueError("the images of some of these epochs are missing: fetch the whole history")
-        made = np.zeros((len(epochs), len(self.config.kinds), STAMP_SIZE, STAMP_SIZE), np.float32)
+    def pixels(
+        self, histories: Sequence[History], epochs: Sequence[NDArray[np.int64]], scaling: Scaling
+    ) -> NDArray[np.float32]:
+        """Scaled images of some epochs of each history, one after the other: float32 [m, kinds, 32, 32].
+
+        Raises:
+            ValueError: the images of an epoch are not available.
+        """
+        wanted = [(h, e) for h, e in zip(histories, epochs, strict=True) if len(e)]
+        for history, own in wanted:
+            _check_shown(history, own)
+        band = np.concatenate([h.band[e] for h, e in wanted]) if wanted else np.zeros(0, np.uint8)
+        made = np.zeros((len(band), len(self.config.kinds), STAMP_SIZE, STAMP_SIZE), np.float32)
         for n, kind in enumerate(self.config.kinds):
-            if kind in history.images and len(epochs):
-                made[:, n] = scaling(history.pixels(kind, epochs), history.band[epochs])
+            if any(kind in h.images for h, _ in wanted):
+                made[:, n] = scaling(np.concatenate([_images(h, kind, e) for h, e in wanted]), band)
         return made
 
     def beside(self, histories: Sequence[History]) -> Arrays:
@@ -128,6 +137,20 @@ class Inputs:
             "points_valid": np.arange(counts.max()) < counts[:, None],
             **merged(histories, [f["mjd"] for f in found], max(map(len, histories))),
         }
+
+
+def _check_shown(history: History, epochs: NDArray[np.int64]) -> None:
+    shown = history.shown
+    places = np.searchsorted(shown, epochs)
+    if places[-1] >= len(shown) or (shown[places] != epochs).any():  # both are in ascending order
+        raise ValueError("the images of some of these epochs are missing: fetch the whole history")
+
+
+def _images(history: History, kind: str, epochs: NDArray[np.int64]) -> NDArray[np.float16]:
+    """Images of one kind, zeros if the history has none of it."""
+    if kind not in history.images:
+        return np.zeros((len(epochs), STAMP_SIZE, STAMP_SIZE), np.float16)
+    return history.pixels(kind, epochs)
 
 
 def layout(histories: Sequence[History]) -> Arrays:

@@ -62,8 +62,7 @@ class Updates:
     ) -> None:
         """Fill in missing vectors of stamps."""
         epochs = [np.flatnonzero(~f.stamps) for f in found]
-        shown = [self.inputs.pixels(h, e, scaling) for h, e in zip(histories, epochs, strict=True)]
-        images = shown[0] if len(shown) == 1 else np.concatenate(shown)
+        images = self.inputs.pixels(histories, epochs, scaling)
         band = np.concatenate([h.band[e] for h, e in zip(histories, epochs, strict=True)]).astype(np.int64)
         vectors = np.empty((len(images), self.config.width), self.config.kept)
         for at in range(0, len(images), TOGETHER):
