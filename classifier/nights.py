@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ def _starts(mjd: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.array(found)
 
 
-def padded(rows: Sequence[NDArray[np.floating]], width: int = 0) -> NDArray[np.float32]:
+def padded(rows: Sequence[NDArray[Any]], width: int = 0) -> NDArray[np.float32]:
     """Rows [k, …] of several histories in one array [b, n, …], zero-padded."""
     longest = max(width, *(len(r) for r in rows))
     out = np.zeros((len(rows), longest, *rows[0].shape[1:]), np.float32)

@@ -129,13 +129,13 @@ class Inputs:
         return {name: arrays[name] for name in ("context", "numbers", "imaged") if name in arrays}
 
     def _points(self, histories: Sequence[History], scaling: Scaling) -> Arrays:
-        found = [point_features(h, scaling, self.config.points) for h in histories]
-        counts = np.array([len(f["mjd"]) for f in found])
+        numbers, bands, times = point_features(histories, scaling, self.config.points)
+        counts = np.array([len(mjd) for mjd in times])
         return {
-            "points": padded([f["points"] for f in found]),  # type: ignore[misc]
-            "point_band": padded([f["point_band"] for f in found]).astype(np.int64),  # type: ignore[misc]
+            "points": padded(numbers),
+            "point_band": padded(bands).astype(np.int64),
             "points_valid": np.arange(counts.max()) < counts[:, None],
-            **merged(histories, [f["mjd"] for f in found], max(map(len, histories))),
+            **merged(histories, times, max(map(len, histories))),
         }
 
 

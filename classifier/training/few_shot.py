@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
-from skyheed.classifier.models.fusion.features import CURVE, NUMBERS, SURROUNDINGS
+from skyheed.classifier.models.fusion.features import NUMBERS, SURROUNDINGS
+from skyheed.classifier.models.fusion.light_curves import CURVE
 from skyheed.classifier.models.fusion.linear_heads import COMBINATIONS, MODALITIES, WIDEST
 from skyheed.classifier.models.fusion.network import Fusion
 from skyheed.classifier.models.fusion.novelty import WIDEST as FARTHEST

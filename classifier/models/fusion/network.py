@@ -22,8 +22,9 @@ from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models import vector
 from skyheed.classifier.models.base import Batch
-from skyheed.classifier.models.fusion.features import CURVE, NUMBERS, SURROUNDINGS, table
+from skyheed.classifier.models.fusion.features import NUMBERS, SURROUNDINGS, table
 from skyheed.classifier.models.fusion.inputs import FusionInputs
+from skyheed.classifier.models.fusion.light_curves import CURVE
 from skyheed.classifier.models.fusion.linear_heads import Fitted
 from skyheed.classifier.models.fusion.novelty import Familiar
 from skyheed.classifier.prediction import Needs

@@ -6,36 +6,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.classifier.flux_scaling import Scaling
-from skyheed.classifier.history import History
+from skyheed.classifier.history import POINT_COLUMNS, History, Photometry
 
 KINDS = 3  # of points: detection, forced, upper limit
 POINT = 6 + KINDS  # numbers that describe a point
+NO_POINTS = Photometry(
+    np.zeros(0), np.zeros(0, np.uint8), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.uint8)
+)
 # Names in `History.context` that a network uses, all of which a simulation can reproduce faithfully; values that a
 # survey does not provide are absent. No positions: they would let a network memorise fields.
 CONTEXT = ("reference_distance", "reference_magnitude", "galactic_latitude", "detections", "visits")
 
 
-def point_features(history: History, scaling: Scaling, most: int) -> dict[str, NDArray[np.generic]]:
-    """The latest points up to the last epoch: numbers [k, POINT], bands [k], MJDs [k].
+def point_features(
+    histories: Sequence[History], scaling: Scaling, most: int
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]], list[NDArray[np.float64]]]:
+    """The latest points of each history up to its last epoch: numbers [k, POINT], bands [k], MJDs [k].
 
     Numbers: signal to noise and flux (asinh), error (log), kind, days since the first epoch (log and linear) and since
     the previous point (log).
     """
-    points = history.photometry
-    shown = 0 if points is None else len(points.until(float(history.mjd[-1])))
-    if points is None or not shown:
-        return {"points": np.zeros((0, POINT), np.float32), "point_band": np.zeros(0, np.int64), "mjd": np.zeros(0)}
-    rows = slice(max(0, shown - most), shown)
-    mjd, band, flux, kind = points.mjd[rows], points.band[rows], points.flux[rows], points.kind[rows]
+    latest = [_latest(h, most) for h in histories]
+    counts = [len(points) for points in latest]
+    mjd, band, flux, error, kind = (np.concatenate([getattr(p, name) for p in latest]) for name in POINT_COLUMNS)
     unit = np.array(scaling.flux_unit, np.float32)[band]
-    error = np.maximum(points.flux_error[rows], 1e-3 * unit)
-    days = mjd - history.mjd[0]
+    error = np.maximum(error, 1e-3 * unit)
+    days = mjd - np.repeat([h.mjd[0] for h in histories], counts)
+    since = np.diff(mjd, prepend=mjd[:1])
+    ends = np.cumsum(counts)
+    since[(ends - counts)[np.array(counts) > 0]] = 0
     numbers = (
         np.arcsinh(flux / error), scaling.fluxes(flux, band), np.log(error / unit), *(kind == k for k in range(KINDS)),
-        np.sign(days) * np.log1p(np.abs(days)), days / 100, np.log1p(np.diff(mjd, prepend=mjd[:1])),
+        np.sign(days) * np.log1p(np.abs(days)), days / 100, np.log1p(since),
     )  # fmt: skip
     table = np.nan_to_num(np.stack(numbers, 1).astype(np.float32))
-    return {"points": table, "point_band": band.astype(np.int64), "mjd": mjd}
+    found = (np.split(column, ends[:-1]) for column in (table, band.astype(np.int64), mjd))
+    return tuple(found)  # type: ignore[return-value]
+
+
+def _latest(history: History, most: int) -> Photometry:
+    if history.photometry is None:
+        return NO_POINTS
+    points = history.photometry.until(float(history.mjd[-1]))
+    return points.take(slice(max(0, len(points) - most), len(points)))
 
 
 def merged(
@@ -51,14 +64,18 @@ def merged(
         order: [b, l], the item at each place: index of a stamp, or `stamps` + index of a point; padding comes last.
         place: [b, stamps], the place of each stamp.
     """
-    total = stamps + max(map(len, points))
-    order = np.empty((len(histories), total), np.int64)
-    for row, (history, mjd) in enumerate(zip(histories, points, strict=True)):
-        real = np.concatenate([np.arange(len(history)), stamps + np.arange(len(mjd))])
-        # at equal times the point comes first, so that its stamp attends to it
-        by_time = real[np.lexsort((real < stamps, np.concatenate([history.mjd, mjd])))]
-        order[row] = np.concatenate([by_time, np.setdiff1d(np.arange(total), by_time)])
+    times = np.concatenate([_until_inf([h.mjd for h in histories], stamps), _until_inf(points)], 1)
+    # at equal times the point comes first, so that its stamp attends to it
+    order = np.lexsort((np.isfinite(times) & (np.arange(times.shape[1]) < stamps), times), axis=1)
     return {"order": order, "place": np.argsort(order, 1)[:, :stamps]}
+
+
+def _until_inf(rows: Sequence[NDArray[np.generic]], width: int = 0) -> NDArray[np.float64]:
+    """Rows [k] of times in one array [b, n], padded with a time after all."""
+    found = np.full((len(rows), max(width, *map(len, rows))), np.inf)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = row
+    return found
 
 
 def context_numbers(histories: Sequence[History]) -> NDArray[np.float32]:
