@@ -122,8 +122,10 @@ def connect_store(
 
 
 def read_store(settings: Settings, model: str = "") -> tuple[SequenceStore, DueQueue, Ledger]:
-    """The same for a reader, which needs no setting but the number of shards."""
-    return _views(state.connect_as(settings.redis), settings, model)
+    """The same for a reader: of the settings only the number of shards matters, and the form that a release writes."""
+    client = state.connect_as(settings.redis)
+    client.on_connect = layout.Layout(client, settings.survey).check_readable
+    return _views(client, settings, model)
 
 
 def _views(client: state.Client, settings: Settings, model: str) -> tuple[SequenceStore, DueQueue, Ledger]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skyheed.broker.errors import ConfigError
+from skyheed.broker.errors import ConfigError, ServiceError
 from skyheed.broker.observation import BANDS
 from skyheed.broker.settings import KEEP_PIXELS, RedisSettings
 from skyheed.broker.state.client import Client
@@ -81,6 +81,10 @@ def of_worker(redis: RedisSettings, bands: str, images: tuple[str, ...] = ()) ->
     return Agreement(_shared(redis), _compared(redis), bands, images)
 
 
+def _of_release() -> dict[str, str]:
+    return {"record_version": str(RECORD_VERSION), "queues": str(QUEUES), "preprocessing": PREPROCESSING}
+
+
 def _shared(redis: RedisSettings) -> dict[str, str]:
     own = {"shards": str(redis.shards), "record_version": str(RECORD_VERSION), "queues": str(QUEUES)}
     return {**own, "keep_pixels": redis.keep_pixels}
@@ -127,6 +131,18 @@ class Layout:
         reply = self._client.call("agree", [(self._keys.prefix, *words)])[0]
         names, values = reply[::2], reply[1::2]
         self._compare(own, {n.decode(): v.decode() for n, v in zip(names, values, strict=True)})
+
+    def check_readable(self) -> None:
+        """For readers, which record nothing: refuse what another release wrote in another form.
+
+        Raises:
+            ServiceError: it did; names what differs and both values.
+            ServiceUnavailable: Redis is unavailable.
+        """
+        found = self.recorded()
+        for name, value in _of_release().items():
+            if found.get(name, value) != value:
+                raise ServiceError(self._sentence(name, found[name], value))
 
     def change(self, name: str, value: str) -> None:
         """Record another value, once every daemon that uses the old one is stopped.

@@ -1,5 +1,6 @@
 """What all daemons of a survey have to agree on: recorded by the first, compared by the others, whatever the order."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from stream_tools import ingest_all, publish, sdss_alert, settings_for
 
 from skyheed.broker import app as daemon
 from skyheed.broker import config
-from skyheed.broker.errors import ConfigError
+from skyheed.broker.errors import ConfigError, ServiceError
 from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.local import embedded
 from skyheed.broker.settings import Settings
@@ -150,6 +151,24 @@ def test_another_release_is_refused(valkey: embedded.Server, monkeypatch: pytest
     for start in (ingest_on, worker_on):
         with pytest.raises(ConfigError, match="run the release that wrote it, or start with an empty Redis"):
             start(valkey.url)
+
+
+@pytest.mark.parametrize("name", ["record_version", "queues", "preprocessing"])
+def test_a_reader_of_another_release_is_refused(valkey: embedded.Server, admin: redis_py.Redis, name: str) -> None:
+    """Verbs that look, and what `serve`, `forward` and `backfill` read of histories."""
+    ingest_on(valkey.url)
+    given = settings(valkey.url)
+    assert daemon.read_store(given)[0].sequence("a") is None
+    admin.hset("sh:{sdss}:agreed", name, "7")
+    with pytest.raises(ServiceError, match=r" 7 and this release writes .*: run the release that wrote it"):
+        daemon.read_store(given)[0].sequence("a")
+    for verb in (["object", "a"], ["audit"]):
+        ran = run_verb(*verb, "--survey", "sdss", "--redis", valkey.url)
+        assert ran.returncode == 1
+        assert re.fullmatch(r"skyheed: Redis holds sdss with .* 7 and this release writes .*\n", ran.stderr)
+    assert admin.hget("sh:{sdss}:agreed", name) == b"7"
+    shown = run_verb("layout", "--survey", "sdss", "--redis", valkey.url)
+    assert f"{name:<15} 7" in shown.stdout  # which says what is there
 
 
 def test_a_worker_that_cannot_read_what_ingest_writes_is_refused(valkey: embedded.Server) -> None:
