@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fastavro
 import numpy as np
 import pytest
 from state_tools import deliveries, observation, open_state
@@ -23,7 +24,7 @@ from skyheed.broker.state import client as state
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.queue import Claim, DueQueue
 from skyheed.broker.state.sequence import Settled
-from skyheed.broker.waiting import Unfinished
+from skyheed.broker.waiting import Meanwhile, Unfinished
 from skyheed.broker.work import POLL_S, Output, Pace, Worker
 from skyheed.classifier.models.convention.predictor import Predictor
 from skyheed.classifier.prediction import Needs
@@ -76,6 +77,21 @@ def test_short_sequences_and_unknown_bands_are_declined_with_their_reason(
         "good": True, "short": False, "other": False,
     }  # fmt: skip
     assert [list(answer.tokens) for record, answer in answers if record.object_id == "good"] == [[0]]
+
+
+@pytest.mark.redis
+def test_a_worker_encodes_a_record_once(
+    valkey: embedded.Server, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, queue, _ = open_state(valkey.url)
+    store.store(deliveries([observation("a", n, stamp=np.ones((32, 32), np.float16)) for n in (1, 2, 3)]))
+    worker, sent, written = worker_of(predictor, queue, store), [], []
+    worker.publisher = SimpleNamespace(publish_all=lambda messages, _: sent.extend(messages))  # type: ignore[assignment]
+    writer = fastavro.schemaless_writer
+    monkeypatch.setattr(fastavro, "schemaless_writer", lambda *given: (written.append(given), writer(*given)))
+    answers = worker.answer(store.fetch(queue.claim(10, 60.0), worker.lane))
+    assert worker._publish(answers, Meanwhile(threading.Event())) == [Settled.ACKED]
+    assert len(sent) == len(written) == 1
 
 
 @pytest.mark.redis

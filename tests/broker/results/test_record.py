@@ -338,3 +338,17 @@ def test_every_output_format_of_the_settings_has_an_encoder() -> None:
     for form in formats.FORMATS.values():
         record = classification(header(1))
         assert form.encode(record, formats.datum_of(formats.encode_single(record)))
+
+
+def test_a_record_that_is_kept_and_published_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    record, written = classification(header(3)), []
+    writer = fastavro.schemaless_writer
+    monkeypatch.setattr(fastavro, "schemaless_writer", lambda *given: (written.append(given), writer(*given)))
+    kept = formats.encode_single(record)
+    published = formats.FORMATS["avro"].encode(record, formats.datum_of(kept))
+    assert len(written) == 1
+    assert formats.decode(published) == formats.decode(kept) == record
+    formats.encode_wire(record, 7, formats.datum_of(kept))
+    assert len(written) == 1
+    assert published == formats.encode(record), "and the same as by itself"
+    assert len(written) == 2
