@@ -584,6 +584,30 @@ def test_a_member_whose_instance_another_one_took_is_told(kafka: embedded.Server
         until(lambda: read_on(first, second))
 
 
+class Fenced:
+    """A consumer of librdkafka whose poll tells of a fatal error."""
+
+    def __init__(self, own: ck.Consumer) -> None:
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def poll(self, _timeout: float) -> None:
+        raise KafkaException(KafkaError(KafkaError.FENCED_INSTANCE_ID, "fenced", fatal=True))
+
+
+def test_a_fatal_error_while_a_batch_is_in_hand_is_told_at_once(
+    kafka: embedded.Server, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with BatchConsumer(options(kafka), [topic], uuid.uuid4().hex) as consumer, monkeypatch.context() as patch:
+        consumer.consume(1, 0.1)
+        patch.setattr(consumer, "_consumer", Fenced(consumer._consumer))
+        patch.setattr(consumer, "_polled", 0.0)
+        with pytest.raises(ServiceError, match="fenced"):
+            consumer.keep_alive()
+
+
 def test_the_right_password_and_rights_work(kafka_scram: embedded.Server, guarded_topic: str) -> None:
     settings = scram(kafka_scram, "alice", SCRAM_USERS["alice"])
     with Publisher(settings) as publisher:
