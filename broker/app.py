@@ -53,7 +53,7 @@ def stop_on_signal() -> threading.Event:
 
     def handle(number: int, _frame: object) -> None:
         # The interrupted main thread may hold the lock of the event (it waits for it often) or of the log's stream:
-        # taking it here would block for ever. `threading.Thread` takes one, too.
+        # taking it here would block forever. `threading.Thread` takes one, too.
         _thread.start_new_thread(asked, (number,))
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

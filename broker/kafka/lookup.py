@@ -27,7 +27,7 @@ class Lookup:
 
     Raises:
         ServiceError: the broker refuses us.
-        ServiceUnavailable: it is away.
+        ServiceUnavailable: it is unavailable.
     """
 
     def __init__(self, options: Options, topics: Sequence[str]) -> None:

@@ -70,16 +70,15 @@ SNe Ia: {ia}. Labels: {labels}.
 
 
 KEPT = {
-    True: "Only alerts have stamps, of each object some of them; earlier exposures are photometry as packets bring it, "
-    "and each alert has the context that a packet would have.",
-    False: "The sequence holds **every** exposure of the season at the object's position (forced, as in Bairouk et al. "
-    "2023); what is no alert is forced photometry.",
+    True: "Only alerts have stamps, and only some alerts of each object are included; earlier ones are photometry, as "
+    "in packets, and each alert has the context that a packet would have.",
+    False: "The sequence contains **every** exposure of the season at the object's position (forced, as in Bairouk et "
+    "al. 2023); exposures that are not alerts are forced photometry.",
 }
 
-
 PAINTED = (
-    " What stands still is real: the objects are painted on templates of real packets, with their noise, PSF width and "
-    "catalogues, turned and flipped; an object is in the split of its packet's object (`scene` in its parameters)."
+    " Everything constant is real: the objects are painted on templates of real packets, with their noise, PSF width "
+    "and catalogues, turned and flipped; an object is in the split of its packet's object (`scene` in its parameters)."
 )
 
 SHIFTED = " Conditions are not the survey's own, but shifted as the command says, for experiments."
@@ -301,9 +300,7 @@ def simulate(
         if not sky.detections_only:
             raise ArchiveError(f"{survey} sends no templates: --scenes is for ztf and lsst")
         if shift != NO_SHIFT:
-            raise ArchiveError(
-                "--scenes takes the conditions of its packets, so --shift would do nothing: give one or the other"
-            )
+            raise ArchiveError("--scenes has its packets' conditions, so --shift would do nothing: give only one")
         scenes_of(scenes, sky)  # errors are reported before the work
     wishes = list(enumerate(plan(objects, seed, balanced=balanced, mixture=mixture)))
     tasks = [
