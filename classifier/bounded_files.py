@@ -12,6 +12,7 @@ from skyheed.classifier.safe_names import printable
 
 _CHUNK, _FED = 1 << 20, 1 << 12
 MOST_MEMBERS = 100_000  # of a gzip file; of 256 MiB in blocks of 64 KiB there are 4,096
+MOST_LINE = 2**20  # bytes of a line of a table
 _ZEROS = re.compile(b"\0+")
 
 
@@ -91,6 +92,21 @@ def _member(data: bytes, at: int, out: bytearray, most: int) -> int:
 def _behind_zeros(data: bytes, at: int) -> int:
     found = _ZEROS.match(data, at)
     return found.end() if found else at
+
+
+def check_lines(data: bytes, path: Path) -> None:
+    """Refuse text with a line that is none: it would be copied several times before anyone sees that it is no row.
+
+    Raises:
+        ArchiveError: a line of more than `MOST_LINE` bytes.
+    """
+    at = 0
+    while len(data) - at > MOST_LINE:
+        end = max(data.rfind(mark, at, at + MOST_LINE + 1) for mark in (b"\n", b"\r"))
+        if end < 0:
+            line = data.count(b"\n", 0, at) + 1
+            raise ArchiveError(f"{path}, line {line}: more than {MOST_LINE // 2**20} MiB: is it the right file?")
+        at = end + 1
 
 
 def within(path: Path, folder: Path) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from skyheed.classifier.bounded_files import gunzip, read_file
+from skyheed.classifier.bounded_files import check_lines, gunzip, read_file
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.safe_names import printable
 
@@ -237,8 +237,9 @@ def text_of(data: bytes, path: Path) -> str:
     """Text in UTF-8, or in UTF-16 with a byte order mark, without the mark.
 
     Raises:
-        ArchiveError: something else.
+        ArchiveError: something else, or a line that is too long.
     """
+    check_lines(data, path)
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")

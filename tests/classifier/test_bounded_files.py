@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from skyheed.classifier.archives import format as archive_format
 from skyheed.classifier.archives import reader as archive
 from skyheed.classifier.archives.format import part_path
 from skyheed.classifier.archives.reader import Archive
-from skyheed.classifier.bounded_files import gunzip, open_regular, read_file, within
+from skyheed.classifier.bounded_files import check_lines, gunzip, open_regular, read_file, within
 from skyheed.classifier.errors import ArchiveError, ModelError
 from skyheed.classifier.models import checkpoint
+from skyheed.classifier.sources import tables
 from skyheed.classifier.training import protocol
 
 
@@ -81,6 +83,22 @@ def test_a_flood_of_gzip_members_ends_soon() -> None:
     with pytest.raises(ArchiveError, match=f"a.gz has more than {bounded_files.MOST_MEMBERS} gzip members"):
         gunzip(flood, 2**20, Path("a.gz"))
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_line_without_end_is_refused_before_it_is_copied(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "t.csv"
+    check_lines(b"a,b" + end + (b"x" * 1000 + end) * 5000, path)
+    check_lines(b"x" * bounded_files.MOST_LINE + end + b"x" * bounded_files.MOST_LINE, path)
+    rows = b"objectId,class" + end + b"ZTF1,SNIa" + end
+    path.write_bytes(rows + b"x" * (100 * 2**20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match=r"t\.csv, line \d: more than 1 MiB: is it the right file"):
+            tables.read(path, (("objectid",), ("class",)))
+        assert tracemalloc.get_traced_memory()[1] < tables.MOST_BYTES + 20 * 2**20  # the room that is made to read
+    finally:
+        tracemalloc.stop()
 
 
 def test_links_that_lead_nowhere(tmp_path: Path) -> None:
