@@ -177,7 +177,7 @@ def load_network(name: str | Path, info: checkpoint.Info, survey: str = "") -> "
     own, state = family(info.family), checkpoint.load_state(name, survey)
     config = own.configure(info.config)
     try:
-        if not checkpoint.is_shipped(name, survey):  # it loads torch's compiler, which takes seconds
+        if not checkpoint.is_shipped(name, survey):  # it may load torch's compiler, which takes seconds
             fitting.check(lambda: own.build(config), state)
         network = own.build(config)
         network.load_state_dict(state)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from skyheed.classifier.errors import ModelError
 
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 
 MOST_BUFFERS = 2**30  # bytes of tables that a network computes instead of learning them
 _SPARE = 100  # parameters that a network may set and replace while it is built
+_DRAWN = {
+    "normal_",
+    "uniform_",
+    "trunc_normal_",
+    "kaiming_uniform_",
+    "kaiming_normal_",
+    "xavier_uniform_",
+    "xavier_normal_",
+}
 
 
 def check(build: Callable[[], "Network"], state: Mapping[str, Any]) -> None:
@@ -31,7 +41,7 @@ def check(build: Callable[[], "Network"], state: Mapping[str, Any]) -> None:
         RuntimeError: names or shapes differ.
     """
     try:
-        with torch.device("meta"), _at_most(4 * len(state) + _SPARE):
+        with torch.device("meta"), _NothingDrawn(), _at_most(4 * len(state) + _SPARE):
             network = build()
     except (NotImplementedError, RuntimeError):
         return
@@ -39,6 +49,15 @@ def check(build: Callable[[], "Network"], state: Mapping[str, Any]) -> None:
     size = sum(buffer.numel() * buffer.element_size() for buffer in network.buffers() if buffer.is_meta)
     if size > MOST_BUFFERS:
         raise ModelError(f"its configuration needs tables of {size} bytes, more than {MOST_BUFFERS}")
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Draws no random numbers for tensors without memory: torch would load its compiler for that, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _DRAWN:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

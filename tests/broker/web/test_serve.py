@@ -65,7 +65,8 @@ def stream_of(url: str, last: str | None = None, query: str = "", stop: Any = No
         assert answer.headers["content-type"].startswith("text/event-stream")
         kind = ""
         for line in answer.iter_lines():
-            assert time.monotonic() < deadline
+            got = [row["object_id"] for row in rows]
+            assert time.monotonic() < deadline, f"since {last!r} {query}: {got} until {id_!r}, the last line {line!r}"
             name, _, value = line.partition(": ")
             if name == "id":
                 id_ = value
