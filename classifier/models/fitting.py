@@ -52,7 +52,7 @@ def check(build: Callable[[], "Network"], state: Mapping[str, Any]) -> None:
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Draws no random numbers for tensors without memory, for which torch would load its compiler: that takes seconds."""
+    """Draws no random numbers for tensors without memory, as torch would load its compiler for that: seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in _DRAWN:
