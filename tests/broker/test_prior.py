@@ -5,6 +5,7 @@ import uuid
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -25,11 +26,16 @@ def record(name: str, p: Any, version: str = "1", digest: str = "d", revision: i
     probabilities = (
         tuple(ClassProbability(c, 1, float(x)) for c, x in zip(CLASSES, p, strict=True)) if p is not None else ()
     )
-    made_by = Provenance("0", "net", version, digest, "1", "t", "cpu")
+    made_by, top = Provenance("0", "net", version, digest, "1", "t", "cpu"), max(probabilities, key=_size, default=None)
+    status, own = Status.CLASSIFIED if top else Status.NOT_CLASSIFIED, f"{crc32(name.encode()):032x}"
     return Classification(
-        name, "ztf", name, revision, Status.CLASSIFIED if probabilities else Status.NOT_CLASSIFIED, None,
-        probabilities, None, None, 0.0, 0.0, 1, {}, 0.0, 0.0, 0.0, 0, (), 0, made_by, 0, 0, 0, 0, "net",
+        own, "ztf", name, revision, status, None, probabilities, top and top.name, top and top.probability,
+        0.0, 0.0, 1, {}, 0.0, 0.0, 0.0, 0, (), 0, made_by, 0, 0, 0, 0, "net",
     )  # fmt: skip
+
+
+def _size(one: ClassProbability) -> float:
+    return one.probability
 
 
 def stream(n: int = 3000, assumed: Any = (1, 1, 1, 1), **more: Any) -> list[Classification]:

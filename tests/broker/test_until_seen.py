@@ -221,6 +221,7 @@ def test_a_model_that_has_to_see_earlier_images_again_is_refused(tmp_path: Path)
 def run_models(settings: Settings) -> None:
     """What a worker daemon does, until nothing is due."""
     served, stop = worker_models.load_models(settings), threading.Event()
+    daemon.prepare_topics(settings, stop, [one.topic for one in served])
     worker_models.join(settings, served, stop)
     with kafka.Publisher(settings.kafka) as publisher:
         for one in served:

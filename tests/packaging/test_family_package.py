@@ -81,7 +81,7 @@ from data_tools import made
 from pathlib import Path
 from skyheed import History, load_model, read_packet
 from skyheed.broker.packets.surveys.links import pixel_arcsec
-from skyheed.broker.web.sky import links
+from skyheed.broker.web.positions import links
 from skyheed.classifier.training import protocol, train
 run = protocol.from_mapping(dict(archive="x", name="plus", model="mean-stamp", network={"hidden": 5}, steps=3, batch=4,
                                  every=3, threads=1, autocast=False), "test")

@@ -380,7 +380,7 @@ def test_killed_and_started_again(apache_kafka: embedded.Server, caplog: pytest.
             return True
 
         until(published, 90)
-        until(lambda: take() or len(set(found)) == 100, 90)
+        until(lambda: not take() and len(set(found)) == 100, 90)
     ours = [r.getMessage() for r in caplog.records if f"Kafka at {apache_kafka.address} is" in r.getMessage()]
     # once each, whatever else is said meanwhile (that an id is still unknown, clients of other tests that end late)
     assert sum("waiting for it" in line for line in ours) == 1, ours
