@@ -16,7 +16,7 @@ import yaml
 from skyheed.classifier import output_paths
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.checkpoint import MODEL, WEIGHTS, Info, read_info, resolve
-from skyheed.classifier.safe_names import printable
+from skyheed.classifier.safe_names import printable, table_cell
 
 README, CONFIG = "README.md", "config.json"
 
@@ -78,18 +78,18 @@ def _results(info: Info) -> list[dict[str, Any]]:
 
 
 def _lines(info: Info) -> Iterator[str]:
-    yield f"# {info.name} {info.version}\n"
-    yield (
-        f"Classifies histories of {', '.join(info.surveys)} alerts (bands {info.bands}) into "
-        f"{', '.join(info.classes)}; family `{info.family}` of skyheed, weights {info.digest[:12]}.\n"
-    )
+    yield printable(f"# {info.name} {info.version}") + "\n"
+    into = f"Classifies histories of {', '.join(info.surveys)} alerts (bands {info.bands}) into "
+    into += f"{', '.join(info.classes)}; family `{info.family}` of skyheed, weights {info.digest[:12]}."
+    yield printable(into) + "\n"
     yield '```python\nfrom skyheed import load_model\n\nmodel = load_model("path/to/this/folder")\n```\n'
     yield "## Learned from\n"
     yield from _training(info.training)
     yield "\n## Measured\n"
     yield f"On {printable(str(info.metrics.get('data', 'nothing')))}.\n"
     yield from _measured(info)
-    yield f"\nProbabilities are calibrated; preprocessing {info.preprocessing}, taxonomy {info.taxonomy}."
+    versions = printable(f"preprocessing {info.preprocessing}, taxonomy {info.taxonomy}")
+    yield f"\nProbabilities are calibrated; {versions}."
 
 
 def _training(training: Mapping[str, Any]) -> Iterator[str]:
@@ -114,4 +114,4 @@ def _measured(info: Info) -> Iterator[str]:
         yield "| class | objects | precision | recall |\n|---|---|---|---|"
     for name, row in rows.items():
         numbers = [row.get(key) for key in ("objects", "precision", "recall")]
-        yield f"| {name} | " + " | ".join("–" if n is None else f"{n:.4g}" for n in numbers) + " |"
+        yield f"| {table_cell(name)} | " + " | ".join("–" if n is None else f"{n:.4g}" for n in numbers) + " |"

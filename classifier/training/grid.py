@@ -100,8 +100,12 @@ def rows(path: Path, changes: Mapping[str, Any]) -> list[Row]:
     if not sound or set(given) - {"common", "run"}:
         raise ModelError(f"{path}: a table has one [common] and several [[run]]")
     found = [_row(path, number, common, own, changes) for number, own in enumerate(given["run"], 1)]
-    if len({_folder(row.name) for row in found}) < len(found):
-        raise ModelError(f"{path}: two runs have the same name, or names that differ in punctuation only")
+    folders = [run.folder for run in _in_order(found)]
+    if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
+        raise ModelError(
+            f"{path}: two runs would share the folder {twice[0]}: they have the same name, names that differ in "
+            "punctuation only, or one that ends like a seed of the other"
+        )
     return found
 
 

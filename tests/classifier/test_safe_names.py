@@ -5,15 +5,18 @@ import dataclasses
 import io
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from astropy.io import fits
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 from test_subscribe import record
 
 from skyheed.broker import cli, config, logs, record_writers
@@ -23,11 +26,12 @@ from skyheed.broker.local import demo_report
 from skyheed.broker.observation import Observation
 from skyheed.broker.state.books import Books, ObjectBooks, PartitionBooks
 from skyheed.broker.state.sequence import check
+from skyheed.classifier.archives import croissant
 from skyheed.classifier.archives.convert import convert
 from skyheed.classifier.archives.reader import CLASSES, Archive, ArchiveObject, ArchiveWriter, stamp_rows
 from skyheed.classifier.errors import ArchiveError, ModelError
 from skyheed.classifier.evaluation import report
-from skyheed.classifier.models import checkpoint
+from skyheed.classifier.models import checkpoint, export
 from skyheed.classifier.safe_names import LONGEST, caption, file_name, printable, spreadsheet_cell
 from skyheed.classifier.training import grid, protocol
 
@@ -87,6 +91,43 @@ def test_conversion_writes_into_its_folder_only(tmp_path: Path, form: str) -> No
         assert sorted(p.name for p in (tmp_path / "a" / "out").iterdir()) == sorted(
             f"{file_name(name)}.{form}" for name in names
         )
+
+
+def test_a_catalogue_has_no_path_of_a_name(tmp_path: Path) -> None:
+    pytest.importorskip("hats", reason="needs hats: pip install 'skyheed[hats]'")
+    names = [name for name in NAMES if name.isascii() or name.startswith("é")]
+    source = archive_with(names, tmp_path / "a" / "source")
+    assert convert(source, tmp_path / "a" / "out", "hats", progress=False) == len(names)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["out", "source"]
+    files = [p.relative_to(tmp_path / "a" / "out") for p in (tmp_path / "a" / "out").rglob("*")]
+    assert all(re.fullmatch(r"[\w.=/]+", str(path)) for path in files), files
+    [partition] = [path for path in files if path.name.startswith("Npix")]
+    rows = parquet.read_table(tmp_path / "a" / "out" / partition, columns=["object_id"], partitioning=None)
+    assert sorted(rows["object_id"].to_pylist()) == sorted(names)
+
+
+def test_the_metadata_of_an_archive_names_its_own_files_only(tmp_path: Path) -> None:
+    archive_with(["../../evil", EVIL], tmp_path / "a")
+    card = {**Archive(tmp_path / "a").card, "surveys": ["../..", EVIL], "made": EVIL, "code_version": "/etc"}
+    written = json.loads(json.dumps(croissant.croissant(card, tmp_path / "a")))
+    places = [part.get("contentUrl") or part["includes"] for part in written["distribution"]]
+    assert places == ["objects.parquet", "stamps/part-*.parquet"]
+
+
+def test_the_card_for_a_hub_keeps_names_in_their_lines(tmp_path: Path) -> None:
+    made = checkpoint.read_info("sdss/convention")
+    rows = {f"a|b{EVIL}": {"objects": 1.0}, "\ud800": {}}
+    info = dataclasses.replace(
+        made, name=EVIL, version="1\n---\n", surveys=(*made.surveys, EVIL), metrics={**made.metrics, "per_class": rows}
+    )
+    text = export.card(info)
+    assert all(line.isprintable() for line in text.split("\n"))
+    _, front, page = text.split("---\n", 2)
+    assert yaml.safe_load(front)["model_name"] == f"{EVIL} 1\n---\n"
+    assert page.startswith("\n# A\\x1b]0;owned")
+    assert [line.replace("\\|", "").count("|") for line in page.split("\n") if "owned" in line and "|" in line] == [5]
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
 
 
 def test_printable_is_one_line_without_commands() -> None:

@@ -19,6 +19,7 @@ from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.checkpoint import EXPORT as EXPORT
 from skyheed.classifier.prediction import Needs
+from skyheed.classifier.safe_names import file_name
 
 FORMAT = 1
 OPSET = 20  # of the graphs
@@ -87,10 +88,19 @@ def read_export(folder: Path) -> Export:
         return Export(
             checkpoint.from_card(card["model"], path), card["kind"],
             Needs(**{**needs, "images": tuple(needs["images"])}),
-            int(card["opset"]), {name: Graph(**values) for name, values in card["graphs"].items()},
+            int(card["opset"]), {name: _graph(values) for name, values in card["graphs"].items()},
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read ({error}): export the model again") from error
+
+
+def _graph(given: Mapping[str, Any]) -> Graph:
+    """A graph whose file is called as only a file in this folder can be."""
+    name = given["file"]
+    value_checks.text("file", name)
+    if file_name(name) != name:
+        raise ValueError(f"{value_checks.shown(name)} is not the name of a graph")
+    return Graph(**given)
 
 
 def read_graph(folder: Path, graph: Graph) -> bytes:

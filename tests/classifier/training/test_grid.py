@@ -92,6 +92,13 @@ def test_a_row_that_cannot_be_is_refused(tmp_path: Path, keys: str, message: str
         grid.rows(table_file(tmp_path, f'[[run]]\nname = "a"\n{keys}\n'), {})
 
 
+@pytest.mark.parametrize("names", [("a", "A"), ("a b", "a-b"), ("a", "a seed2"), ("a-seed2", "a")])
+def test_no_two_runs_share_a_folder(tmp_path: Path, names: tuple[str, str]) -> None:
+    runs = "".join(f"[[run]]\nname = {json.dumps(name)}\nseeds = [1, 2]\n" for name in names)
+    with pytest.raises(ModelError, match="two runs would share the folder a"):
+        grid.rows(table_file(tmp_path, runs), {})
+
+
 @pytest.mark.parametrize(("classes", "balanced", "trained"), [(4, 0.26, False), (4, 0.3, True), (3, 0.34, False)])
 def test_a_row_that_guesses_is_untrained(classes: int, balanced: float, trained: bool) -> None:
     one = {"classes": ["x"] * classes, "at_the_end": {"balanced_accuracy": balanced}}
