@@ -45,7 +45,7 @@ def to_hugging_face(name: str, folder: Path) -> Path:
 
 def card(info: Info) -> str:
     """The model card: front matter for the Hub, then what users need to know."""
-    front = yaml.safe_dump(_front_matter(info), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(_front_matter(info), sort_keys=False)  # ASCII: the rest is escaped
     return f"---\n{front}---\n\n" + "\n".join(_lines(info)) + "\n"
 
 
