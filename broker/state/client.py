@@ -11,6 +11,7 @@ because after a failover the old server may continue as a replica and keep its c
 import contextlib
 import functools
 import hashlib
+import re
 import ssl
 import threading
 import time
@@ -37,6 +38,7 @@ NOBODY = Replicas()
 DEFAULT_PORT = 6379
 SAVES = ("aof_last_write", "rdb_last_bgsave")  # in INFO
 MOST_NODES = 100  # that are remembered for a cluster
+INCLUDE = re.compile(r"^-- include (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +105,16 @@ class Script:
         return "_RO" if "no-writes" in self.text.partition("\n")[0] else ""
 
 
+def _lua(file: str) -> str:
+    """A file of broker/state/lua, with each line `-- include FILE` replaced by that file."""
+    text = (resources.files("skyheed.broker.state") / "lua" / file).read_text()
+    return INCLUDE.sub(lambda line: _lua(line[1]).rstrip("\n"), text)
+
+
 @functools.cache
 def script(name: str) -> Script:
-    """The script broker/state/lua/<name>.lua."""
-    text = (resources.files("skyheed.broker.state") / "lua" / f"{name}.lua").read_text()
+    """The script broker/state/lua/<name>.lua, with what it includes of lua/shared/."""
+    text = _lua(f"{name}.lua")
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -35,7 +35,7 @@ def names(wheel: Path) -> set[str]:
 @pytest.mark.parametrize(
     "pattern",
     [
-        "broker/state/lua/*.lua",
+        "broker/state/lua/**/*.lua",
         "schemas/**/*.avsc",
         "classifier/weights/**/*.*",
         "**/py.typed",

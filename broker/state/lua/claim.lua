@@ -3,8 +3,7 @@
 -- KEYS[1]: the shard's prefix. ARGV: model's suffix, lease token, lease (ms), at most how many fresh, how many due.
 -- Returns the objects.
 local base, lane, token, lease = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- include shared/now.lua
 local claimed = {}
 for n, queue in ipairs({'fresh', 'due'}) do
   local ready = redis.call('ZRANGEBYSCORE', base .. queue .. lane, '-inf', now, 'LIMIT', 0, ARGV[3 + n])

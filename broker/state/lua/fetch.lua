@@ -7,7 +7,7 @@
 -- the epochs without token}, {digest, template, …}, points, context, {epochs whose stamps are not kept any more}},
 -- headers and stamps joined in the order of the history; or nothing where a part of the object is missing.
 local base, lane, version, span, wants = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local NO_TEMPLATE = string.rep('\0', 8)
+-- include shared/no_template.lua
 
 local function needs(letter)
   return string.find(wants, letter, 1, true) ~= nil
@@ -44,7 +44,7 @@ local function stamps_of(object, wanted, places)
 end
 
 -- The further images of epochs, and each template once; nothing where one is missing.
-local function further_of(object, sources)
+local function further_images(object, sources)
   local further, templates, known = {}, {}, {}
   if not wants_further or #sources == 0 then return further, templates end
   local found = redis.call('HMGET', base .. 'further:' .. object, unpack(sources))
@@ -87,7 +87,7 @@ local function fetch(object)
   end
   local stamps, there, gone = stamps_of(object, wanted, places)
   if not stamps then return false end
-  local further, templates = further_of(object, there)
+  local further, templates = further_images(object, there)
   if not further then return false end
   local points = wants_points and redis.call('GET', base .. 'points:' .. object) or ''
   local context = context_of(object, sources[#sources])

@@ -3,8 +3,7 @@
 -- KEYS[1]: the shard's prefix. ARGV: model's suffix, then two for each: object, lease.
 -- Returns how many were still held.
 local base, lane, held = KEYS[1], ARGV[1], 0
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- include shared/now.lua
 for i = 2, #ARGV, 2 do
   if redis.call('HGET', base .. 'leases' .. lane, ARGV[i]) == ARGV[i + 1] then
     redis.call('ZADD', base .. 'inflight' .. lane, now, ARGV[i])

@@ -6,8 +6,8 @@
 -- Runs on a full server too: what it adds is bounded, and the queue can drain.
 local base, lane, longest = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local ACKED, REQUEUED, STALE = 1, 2, 3
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- include shared/now.lua
+-- include shared/keep_classification.lua
 
 local function settle(object, lease, revision, set, latest, line)
   if redis.call('HGET', base .. 'leases' .. lane, object) ~= lease then return STALE end
@@ -15,10 +15,7 @@ local function settle(object, lease, revision, set, latest, line)
   redis.call('ZREM', base .. 'inflight' .. lane, object)
   redis.call('HDEL', base .. 'leases' .. lane, object)
   if tonumber(revision) >= (tonumber(meta[2]) or 0) then
-    redis.call('SET', base .. 'latest' .. lane .. ':' .. object, latest)
-    redis.call('RPUSH', base .. 'history' .. lane .. ':' .. object, line)
-    redis.call('LTRIM', base .. 'history' .. lane .. ':' .. object, -longest, -1)
-    redis.call('HSET', base .. 'meta:' .. object, 'ans' .. lane, revision)
+    keep_classification(object, revision, latest, line)
   end
   if meta[1] ~= revision then
     redis.call('ZADD', base .. 'due' .. lane, now, object)

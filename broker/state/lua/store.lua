@@ -7,16 +7,10 @@
 local base, debounce, quiet = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
 local longest, most_points = tonumber(ARGV[3]), tonumber(ARGV[4])
 local FIRST, WIDTH, POINT = 5, 12, 16  -- the first delivery's place, words of each, bytes of a point
-local NO_TEMPLATE = string.rep('\0', 8)
 local STORED, DUPLICATE, SKIPPED = 1, 2, 3
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-
--- What a delivery is compared by: everything but its Kafka and ingest times (bytes 37 to 52 of the header), and but
--- points and context, which are merged apart. The same as in tokens.lua.
-local function content(header, stamp, further)
-  return string.sub(header, 1, 36) .. string.sub(header, 53) .. stamp .. further
-end
+-- include shared/now.lua
+-- include shared/lanes.lua
+-- include shared/images.lua
 
 -- Of a digest. Lua compares strings by the server's locale, hence a number.
 local function rank(digest)
@@ -50,24 +44,6 @@ local function replaces(d, old_mjd)
   if not old_digest then return true, false end
   local digest = redis.sha1hex(new)
   return rank(digest) > rank(old_digest), digest == old_digest
-end
-
--- Drops the further images of an epoch, and the template that no other epoch uses.
-local function drop_images(object, source)
-  local further, templates = base .. 'further:' .. object, base .. 'templates:' .. object
-  local old = redis.call('HGET', further, source)
-  if not old then return end
-  redis.call('HDEL', further, source)
-  local digest = string.sub(old, 1, 8)
-  if digest == NO_TEMPLATE then return end
-  local uses = tonumber(redis.call('HGET', templates, digest .. 'n') or 1)
-  if uses > 2 then
-    redis.call('HSET', templates, digest .. 'n', uses - 1)
-  elseif uses == 2 then
-    redis.call('HDEL', templates, digest .. 'n')
-  else
-    redis.call('HDEL', templates, digest)
-  end
 end
 
 local function keep_images(d)
@@ -129,14 +105,6 @@ local function keep_context(d, same)
   end
   if d.context == '' then redis.call('DEL', key) else redis.call('SET', key, new) end
   return true
-end
-
--- The suffixes of the models that are known; one empty suffix while there is none.
-local function lanes()
-  local names = redis.call('SMEMBERS', base .. 'models')
-  if #names == 0 then return {''} end
-  for n, name in ipairs(names) do names[n] = '.' .. name end
-  return names
 end
 
 local every = lanes()

@@ -7,12 +7,7 @@
 -- ids of its epochs (8 bytes each) and the token.
 local base, lane, span, most = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local dropping, i = ARGV[4] == 'seen', 5
-local NO_TEMPLATE = string.rep('\0', 8)
-
--- What a delivery is compared by; the same as in store.lua.
-local function content(header, stamp, further)
-  return string.sub(header, 1, 36) .. string.sub(header, 53) .. stamp .. further
-end
+-- include shared/images.lua
 
 -- The models that look at images: suffix, version of what they keep, most epochs they take; nothing where one has not
 -- said what it needs, or none looks.
@@ -28,24 +23,6 @@ local function lookers()
 end
 
 local looking = dropping and lookers() or {}
-
--- Drops the further images of an epoch, and the template that no other epoch uses; the same as in store.lua.
-local function drop_images(object, source)
-  local further, templates = base .. 'further:' .. object, base .. 'templates:' .. object
-  local old = redis.call('HGET', further, source)
-  if not old then return end
-  redis.call('HDEL', further, source)
-  local digest = string.sub(old, 1, 8)
-  if digest == NO_TEMPLATE then return end
-  local uses = tonumber(redis.call('HGET', templates, digest .. 'n') or 1)
-  if uses > 2 then
-    redis.call('HSET', templates, digest .. 'n', uses - 1)
-  elseif uses == 2 then
-    redis.call('HDEL', templates, digest .. 'n')
-  else
-    redis.call('HDEL', templates, digest)
-  end
-end
 
 -- Drops the pixels of an epoch; what stays is the digest that another payload of it is compared by.
 local function forget(object, source)

@@ -7,8 +7,7 @@ local base, lane = KEYS[1], ARGV[1]
 if redis.call('EXISTS', base .. 'fresh' .. lane, base .. 'due' .. lane, base .. 'inflight' .. lane) == 0 then
   return {0, 0, -1}
 end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- include shared/now.lua
 local over = redis.call('ZRANGEBYSCORE', base .. 'inflight' .. lane, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1000)
 for i = 1, #over, 2 do
   local object = over[i]

@@ -1,4 +1,6 @@
+import re
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,21 @@ def test_scripts_on_a_cluster(valkey_cluster: ValkeyCluster) -> None:
 def test_every_script_is_in_the_package_and_starts_with_its_flags() -> None:
     for file in (Path(state.__file__).parent / "lua").glob("*.lua"):
         assert state.script(file.stem).text.startswith("#!lua")
+
+
+def test_scripts_share_what_they_include_and_define_nothing_twice() -> None:
+    lua = Path(state.__file__).parent / "lua"
+    used, defined = set(), Counter()
+    for file in lua.rglob("*.lua"):
+        defined.update(re.findall(r"^local function (\w+)", file.read_text(), re.MULTILINE))
+        used.update(state.INCLUDE.findall(file.read_text()))
+    assert [name for name, times in defined.items() if times > 1] == []
+    assert used == {f"shared/{file.name}" for file in (lua / "shared").iterdir()}
+    for file in lua.glob("*.lua"):
+        text = state.script(file.stem).text
+        assert not state.INCLUDE.search(text)
+        names = re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE)
+        assert len(names) == len(set(names)), file.name
 
 
 def test_nothing_to_do(valkey: embedded.Server) -> None:

@@ -1,5 +1,4 @@
 import re
-from pathlib import Path
 
 from state_tools import LANE, SURVEY, answer, deliveries, observation, open_state
 
@@ -52,7 +51,6 @@ def test_every_key_in_redis_is_described(valkey: embedded.Server) -> None:
 
 
 def test_the_scripts_forget_every_part_of_an_object() -> None:
-    lua = Path(state.__file__).parent / "lua"
     parts = ", ".join(f"'{part}'" for part in keys.OBJECT_PARTS)
     for name in ("sweep", "drop"):
-        assert f"{{{parts}}}" in (lua / f"{name}.lua").read_text()
+        assert f"{{{parts}}}" in state.script(name).text
