@@ -38,7 +38,7 @@ from skyheed.broker.kafka import client as kafka
 from skyheed.broker.kafka import topics
 from skyheed.broker.local import embedded
 from skyheed.broker.local import processes as stack
-from skyheed.broker.packets.container import zigzag
+from skyheed.broker.packets.avro_numbers import zigzag
 from skyheed.broker.packets.surveys.sdss import alert_from_archive
 from skyheed.broker.settings import Settings
 from skyheed.broker.state import client as state

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from skyheed.broker.errors import PacketError, Reason
+from skyheed.broker.packets.avro_numbers import signed
 from skyheed.broker.packets.avro_schema import MAX_DEPTH, MAX_SCHEMA_BYTES, Schema, Type
 
 __all__ = ["MAX_DEPTH", "MAX_SCHEMA_BYTES", "MAX_STEPS", "PlainReader", "Plan", "Schema", "Steps", "Type", "resolve"]
@@ -35,11 +36,6 @@ _PROMOTIONS = {
 }
 _FLOAT = struct.Struct("<f").unpack_from
 _DOUBLE = struct.Struct("<d").unpack_from
-
-
-def signed(number: int) -> int:
-    """The number of which this is the zig-zag form."""
-    return (number >> 1) ^ -(number & 1)
 
 
 @dataclass(eq=False, slots=True)

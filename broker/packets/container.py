@@ -22,6 +22,7 @@ import cramjam
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets.avro import PlainReader, Schema, Steps
 from skyheed.broker.packets.avro_fast import RecordReader
+from skyheed.broker.packets.avro_numbers import sized, zigzag
 from skyheed.broker.packets.avro_readers import Readers
 from skyheed.broker.packets.avro_schema import MAX_SCHEMA_BYTES
 from skyheed.broker.packets.inflate import RAW, InflateError, TooLong, inflate
@@ -191,13 +192,13 @@ def container_header(schema: bytes, sync: bytes) -> bytes:
         sync: 16 bytes that end the header and every block.
     """
     entries = {b"avro.schema": schema, b"avro.codec": b"null"}
-    metadata = b"".join(_sized(key) + _sized(value) for key, value in entries.items())
+    metadata = b"".join(sized(key) + sized(value) for key, value in entries.items())
     return MAGIC + zigzag(len(entries)) + metadata + b"\x00" + sync
 
 
 def container_block(body: bytes, sync: bytes) -> bytes:
     """One record (Avro binary encoding) as a block of a container."""
-    return zigzag(1) + _sized(body) + sync
+    return zigzag(1) + sized(body) + sync
 
 
 @lru_cache(1)
@@ -340,19 +341,6 @@ _CODECS: dict[str, Callable[[bytes, int], bytes]] = {
     "snappy": _snappy,
     "zstandard": _zstandard,
 }
-
-
-def zigzag(number: int) -> bytes:
-    """A non-negative number as Avro writes it."""
-    number, out = 2 * number, bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _sized(text: bytes) -> bytes:
-    return zigzag(len(text)) + text
 
 
 def _bomb(limit: int) -> NoReturn:

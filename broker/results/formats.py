@@ -22,6 +22,7 @@ import fastavro
 from fastavro.schema import parse_schema, to_parsing_canonical_form
 
 from skyheed.broker.errors import StreamError
+from skyheed.broker.packets.avro_numbers import sized, zigzag
 from skyheed.broker.registry.client import RegistryClient
 from skyheed.broker.registry.client import register as register_schema
 from skyheed.broker.results import foreign
@@ -65,7 +66,7 @@ def encode(record: Classification, datum: bytes | None = None) -> bytes:
     """As a self-describing container of one record; `datum` if already encoded."""
     datum = datum or _datum(record)
     header, sync = _header()
-    return b"".join((header, b"\x02", _zigzag(len(datum)), datum, sync))
+    return b"".join((header, b"\x02", sized(datum), sync))
 
 
 def encode_wire(record: Classification, schema_id: int, datum: bytes | None = None) -> bytes:
@@ -148,8 +149,8 @@ def _header() -> tuple[bytes, bytes]:
     """Container header and sync marker, the same in every process."""
     sync = hashlib.sha256(schema_text().encode()).digest()[:16]
     meta = {"avro.codec": b"null", "avro.schema": schema_text().encode()}
-    entries = [_text(k.encode()) + _text(v) for k, v in meta.items()]
-    return b"".join([_CONTAINER, _zigzag(len(entries)), *entries, b"\x00", sync]), sync
+    entries = [sized(k.encode()) + sized(v) for k, v in meta.items()]
+    return b"".join([_CONTAINER, zigzag(len(entries)), *entries, b"\x00", sync]), sync
 
 
 @functools.cache
@@ -169,20 +170,6 @@ def _released() -> dict[bytes, Schema]:
     texts = [path.read_text() for path in folder.iterdir() if path.name.endswith(".avsc")]
     schemas = [_parse(_bare(json.loads(text), logical=False)) for text in texts]
     return {_fingerprint_of(schema): schema for schema in schemas}
-
-
-def _text(data: bytes) -> bytes:
-    return _zigzag(len(data)) + data
-
-
-def _zigzag(number: int) -> bytes:
-    """A non-negative Avro long."""
-    value, out = number << 1, bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _datum(record: Classification) -> bytes:
@@ -215,7 +202,7 @@ def _own_datum(payload: bytes) -> bytes | None:
         return None
     body = payload[len(header) + 1 : -len(sync)]
     for width in (1, 2, 3):  # the length field before the datum
-        if body.startswith(_zigzag(max(0, len(body) - width))) and len(_zigzag(len(body) - width)) == width:
+        if body.startswith(zigzag(max(0, len(body) - width))) and len(zigzag(len(body) - width)) == width:
             return body[width:]
     return None
 

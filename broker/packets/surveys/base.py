@@ -74,8 +74,10 @@ class InSteps(abc.ABC):
 
 
 @dataclass(slots=True)
-class Detection:
-    """What every survey's packet says about its detection: time in MJD TAI, position in degrees, flux in nJy.
+class DetectionFields:
+    """The fields of an `Observation` that need no image; `BaseSurvey.unfinished` adds the rest when stamps are made.
+
+    Time in MJD TAI, position in degrees, flux in nJy.
 
     Attributes:
         flags: `Flag` bits known without the stamps.
@@ -189,7 +191,7 @@ class BaseSurvey:
 
     def unfinished(
         self,
-        own: Detection,
+        own: DetectionFields,
         wanted: WantedStamps,
         context: Callable[[], dict[str, float]],
         points: Callable[[], Iterator[Point]] | None = None,

@@ -54,7 +54,7 @@ class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
         images = {kind: _image(data) for kind, data in self.further_images(record).items()}
         wanted = wanted_of(images, 1.0, lambda image: on_sky(image, ra, dec))
         flags = int(Flag.NEGATIVE) if flux < 0 else 0
-        own = base.Detection(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
+        own = base.DetectionFields(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
         return self.unfinished(
             own, wanted, lambda: _context(record, source, mjd, (ra, dec)), lambda: _points(record, own.point)
         )

@@ -53,7 +53,7 @@ class Sdss(base.InSteps, base.BaseSurvey):
             raise PacketError(Reason.BAD_FITS, f"the stamp's unit is {image.unit[:20]!r}, not nJy")
         wanted = wanted_of({self.stamp: image}, 1.0, lambda one: on_sky(one, ra, dec))
         flux_error, flags = base.flux(record["fluxError"]), int(Flag.NEGATIVE) if flux < 0 else 0
-        own = base.Detection(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
+        own = base.DetectionFields(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
         return self.unfinished(
             own, wanted, lambda: context.known({"galactic_latitude": context.galactic_latitude(ra, dec)})
         )

@@ -85,7 +85,7 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
         self._filter(candidate)
         wanted, nominal = self._wanted_stamps(record, candidate, band, (ra, dec))
         flags = nominal | (_NEGATIVE if sign < 0 else 0)
-        own = base.Detection(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
+        own = base.DetectionFields(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
         return self.unfinished(
             own, wanted, lambda: _context(candidate, ra, dec), lambda: self._points(record, own.point), turned=sign < 0
         )
