@@ -16,7 +16,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import packets
@@ -29,7 +29,7 @@ from skyheed.broker import config, metrics
 from skyheed.broker import worker_models as models
 from skyheed.broker.local import embedded
 from skyheed.broker.results.formats import datum_of
-from skyheed.broker.state.sequence import Delivery
+from skyheed.broker.state.sequence import Delivery, StoredSequence
 from skyheed.broker.work import Worker, history_of
 
 KNOWN, ROUNDS, MOST_SHOWN = 9, 3, 45
@@ -97,15 +97,18 @@ def _work(worker: Worker, clock: Clock) -> None:
                 return
             time.sleep(0.1)
             continue
-        with clock.step("fetch", cpu):
-            sequences = worker.fetch(claims)
-        while sequences:
-            count = worker.batching.first(sequences)
-            _portion(worker, sequences[:count], clock)
-            sequences = sequences[count:]
+        portions = worker.portions(claims, threading.Event())
+        while portion := _next(portions, clock):
+            _portion(worker, portion, clock)
 
 
-def _portion(worker: Worker, sequences: Sequence[Any], clock: Clock) -> None:
+def _next(portions: Iterator[tuple[Sequence[StoredSequence], float]], clock: Clock) -> Sequence[StoredSequence]:
+    """What is classified at once next; empty at the end. Fetching happens where the worker does it."""
+    with clock.step("fetch", time.process_time):
+        return next(portions, ((), 0.0))[0]
+
+
+def _portion(worker: Worker, sequences: Sequence[StoredSequence], clock: Clock) -> None:
     cpu, began = time.process_time, time.monotonic()
     with clock.step("history", cpu):
         histories = [history_of(sequence, worker.survey) for sequence in sequences]

@@ -166,7 +166,7 @@ class Worker:
         self._pause = POLL_S
         left = {claim.object_id: claim for claim in claims}
         try:
-            for sequences, fetch_s in self._fetched(claims, stop):
+            for sequences, fetch_s in self.portions(claims, stop):
                 self._portion(sequences, fetch_s, stop)
                 for sequence in sequences:
                     del left[sequence.object_id]
@@ -180,20 +180,6 @@ class Worker:
             raise
         self._give_back(left.values())
         return len(claims)
-
-    def _fetched(
-        self, claims: Sequence[Claim], stop: threading.Event
-    ) -> Iterator[tuple[Sequence[StoredSequence], float]]:
-        """The sequences of claimed objects in batches, each with the seconds that fetching took."""
-        for piece in self.batching.fetched(claims):
-            began = time.monotonic()
-            sequences = patiently(lambda piece=piece: self.fetch(piece), stop)  # type: ignore[misc]
-            fetch_s = time.monotonic() - began
-            while sequences:
-                count = self.batching.first(sequences)
-                portion, sequences = sequences[:count], sequences[count:]
-                yield portion, fetch_s
-                fetch_s = 0.0
 
     def _portion(self, sequences: Sequence[StoredSequence], fetch_s: float, stop: threading.Event) -> None:
         """Classify while the previous answers are being published, then start to publish."""
@@ -227,6 +213,25 @@ class Worker:
         if held := list(claims):
             with contextlib.suppress(ServiceUnavailable):
                 log.info("%d claimed objects went back to the queue", self.queue.release(held))
+
+    def portions(
+        self, claims: Sequence[Claim], stop: threading.Event
+    ) -> Iterator[tuple[Sequence[StoredSequence], float]]:
+        """The sequences of claimed objects in portions to classify at once, each with the seconds that fetching took.
+
+        Raises:
+            Stopped: `stop` came while Redis was unavailable.
+            ServiceError: Redis refuses us.
+        """
+        for piece in self.batching.fetched(claims):
+            began = time.monotonic()
+            sequences = patiently(lambda piece=piece: self.fetch(piece), stop)  # type: ignore[misc]
+            fetch_s = time.monotonic() - began
+            while sequences:
+                count = self.batching.first(sequences)
+                portion, sequences = sequences[:count], sequences[count:]
+                yield portion, fetch_s
+                fetch_s = 0.0
 
     def fetch(self, claims: Sequence[Claim]) -> list[StoredSequence]:
         """The sequences of claimed objects, cut to the newest stamps where the model takes fewer.
