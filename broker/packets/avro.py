@@ -199,11 +199,9 @@ class PlainReader:
     def skip(self, each: Type) -> None:
         """Skip one value of any type."""
         self._depth += 1
-        self._steps.left -= 1
         if self._depth > MAX_DEPTH * 2:
             self._fail(Reason.BAD_BLOCK, "values nested too deep")
-        if self._steps.left < 0:
-            self._fail(Reason.BOMB, f"more than {MAX_STEPS} values in one message")
+        self._spend(1)
         match each.kind:
             case "record":
                 for _, part in each.fields:
@@ -234,8 +232,12 @@ class PlainReader:
             self._check_stop(stop)
 
     def _blocks(self, least: float) -> Iterator[tuple[int, int | None]]:
-        """For each block of an array or map the number of items, at least `least` bytes each, and its end if given."""
+        """For each block of an array or map the number of items, at least `least` bytes each, and its end if given.
+
+        A block counts as a value: of items without bytes there can be millions of blocks.
+        """
         while count := self.long():
+            self._spend(1)
             stop = None
             if count < 0:
                 count = -count
@@ -244,6 +246,11 @@ class PlainReader:
             if count * least > self.end - self.position:
                 self._fail(Reason.BAD_BLOCK, f"a block of {count} items does not fit")
             yield count, stop
+
+    def _spend(self, steps: int) -> None:
+        self._steps.left -= steps
+        if self._steps.left < 0:
+            self._fail(Reason.BOMB, f"more than {MAX_STEPS} values in one message")
 
     def _check_stop(self, stop: int | None) -> None:
         if stop not in (None, self.position):

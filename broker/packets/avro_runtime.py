@@ -34,9 +34,10 @@ class Items:
             count, pos = _long(data, pos, end)
             if count == 0:
                 return items, pos
-            if count < 0 or count * self._least > end - pos or count * self._cost > steps.left:
+            cost = 1 + count * self._cost
+            if count < 0 or count * self._least > end - pos or cost > steps.left:
                 raise Mismatch
-            steps.left -= count * self._cost
+            steps.left -= cost
             for _ in range(count):
                 item, pos = self._read(data, pos, end, steps)
                 items.append(item)
@@ -69,9 +70,10 @@ class Blocks:
                 return pos
             # a block that states its size (a negative count) is rare, so it is left to the plain reader
             count = count if self._least else min(count, 0)
-            if count < 0 or count * self._least > end - pos or count * self._nodes > steps.left:
+            cost = 1 + count * self._nodes
+            if count < 0 or count * self._least > end - pos or cost > steps.left:
                 raise Mismatch
-            steps.left -= count * self._nodes
+            steps.left -= cost
             for _ in range(count):
                 found = match(data, pos, end)
                 if found is None:  # such as a long string

@@ -379,6 +379,25 @@ def test_arrays_count_alike_in_one_block_and_in_several(blocks, monkeypatch):
         assert caught.value.reason is Reason.BOMB
 
 
+@pytest.mark.parametrize("items", ["null", {"type": "record", "name": "e", "fields": []}])
+def test_blocks_of_items_without_bytes_are_counted(items):
+    """Eight million blocks of one null each are 8 MiB that pack into 8 kB."""
+    definition = record("r", ("id", "long"), ("a", {"type": "array", "items": items}))
+    decoder = Decoder(WANTED)
+
+    def outcome(blocks):
+        packed = zlib.compress(b"\x0e" + long(1) * blocks + b"\x00", 9, wbits=-15)
+        block = long(1) + long(len(packed)) + packed + SYNC
+        head = container_header(dumped(definition), SYNC).replace(b"\x08null", b"\x0edeflate")
+        return decoder.decode(head + block)
+
+    for _ in range(3):  # with the plain reader, then compiled
+        assert outcome(1000) == [{"id": 7}]
+        with pytest.raises(PacketError, match=f"more than {MAX_STEPS} values") as caught:
+            outcome(8_000_000)
+        assert caught.value.reason is Reason.BOMB
+
+
 def test_the_bytes_of_a_message_are_counted_over_its_blocks():
     definition = record("r", ("id", "long"), ("pad", "bytes"))
     body = b"\x0e" + long(4_000_000) + bytes(4_000_000)
