@@ -155,7 +155,9 @@ def read_secret(path: Path, where: str) -> str:
             raise ConfigError(f"{where}: {path} has more than {MOST_SECRET} bytes: is it the right file?")
         secret = data.decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
-        raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from error
+        # what is no whole path may be the secret itself, written where its file belongs
+        shown = path if path.is_absolute() else "the file that it names"
+        raise ConfigError(f"{where}: cannot read {shown}: {error.strerror}") from None
     except UnicodeDecodeError:  # not chained: that error contains the file's bytes
         raise ConfigError(f"{where}: {path} is not text in UTF-8") from None
     if not secret:
@@ -179,7 +181,7 @@ def _put(tree: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
 
 
 def _refuse_secret(dotted: str, value: Any) -> None:
-    if "password" in dotted or (isinstance(value, str) and redacted_url(value) != value):
+    if _SECRET.search(dotted) or (isinstance(value, str) and redacted_url(value) != value):
         raise ConfigError(
             f"a password on the command line ({dotted}) can be read by everyone on this machine: "
             "put it into the environment (SKYHEED_KAFKA_PASSWORD, SKYHEED_REDIS_PASSWORD) or a password_file"

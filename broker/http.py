@@ -2,18 +2,20 @@
 
 import json
 import logging
+import re
 import ssl
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import httpx
 
 from skyheed.broker.certificates import advice
 from skyheed.broker.errors import ConfigError, ServiceError, ServiceUnavailable
+from skyheed.broker.urls import names_host
 from skyheed.classifier.safe_names import printable
 
 TIMEOUT_S = 30.0  # of silence
@@ -21,6 +23,7 @@ ANSWER_S = 60.0  # for a whole response
 MOST_BYTES = 4 * 2**20
 MOST_WORDS = 500
 LONGEST_WAIT_S = 3600.0  # that a host may ask us to wait
+KEY = 8  # characters; shorter parts of a URL's path are words
 FIRST_WAIT_S = 5.0  # if it is busy but does not say for how long
 # the client's own log lines contain whole URLs
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -64,7 +67,8 @@ class Host:
         parts = urlsplit(self._base)
         self.where = f"{parts.scheme}://{parts.netloc}"
         self._client = _client({**_sendable(headers or {}, name), "Accept-Encoding": "identity"}, name)
-        self._secrets = [value.split()[-1] for value in (headers or {}).values() if value.strip()]
+        tokens = [value.split()[-1] for value in (headers or {}).values() if value.strip()]
+        self._secrets = _spellings([*tokens, *_parts_of_path(parts)])
         self._not_before = 0.0  # the host asked us to wait until this time
 
     def get(self, path: str) -> Any:
@@ -157,14 +161,26 @@ class Host:
         raise Refusal(status, f"{status} {words}"[:MOST_WORDS])
 
     def _words(self, found: bytes) -> str:
-        """The host's message without our token, which some hosts echo."""
+        """The host's message without our token and our URL's path, which some hosts echo."""
         words = _words(found.decode("utf-8", "replace"))
         for secret in self._secrets:
             words = words.replace(secret, "…")
-        return printable(words)[:MOST_WORDS]
+        return printable(words[:MOST_WORDS])[:MOST_WORDS]
 
     def _away(self, why: str) -> ServiceUnavailable:
         return ServiceUnavailable(f"{self.name} at {self.where}: {why}", self.name)
+
+
+def _parts_of_path(parts: SplitResult) -> list[str]:
+    """What may be secret behind a URL's host: all of it, and each part that is as long as a key."""
+    whole = f"{parts.path}?{parts.query}".rstrip("?")
+    return [*([whole] if len(whole) > 1 else []), *(part for part in re.split("[/?&=]", whole) if len(part) >= KEY)]
+
+
+def _spellings(secrets: Iterable[str]) -> list[str]:
+    """The secrets as they are and as they are quoted in URLs, longest first."""
+    found = {spelling for one in secrets for spelling in (one, unquote(one), quote(one), quote(one, safe=""))}
+    return sorted(found, key=len, reverse=True)
 
 
 def segment(name: str) -> str:
@@ -181,7 +197,7 @@ def segment(name: str) -> str:
 def _checked(url: str, name: str) -> str:
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in url
+        good = parts.scheme in ("http", "https") and names_host(parts) and parts.port != 0 and "@" not in url
     except ValueError:
         good = False
     if not good or parts.fragment:

@@ -1,11 +1,12 @@
 """What a URL or a list of servers may contain, and how to show it without its password. Opens no connection."""
 
 import re
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-# Everything up to the last @ is user and password: urlsplit would end a password at its first / # or ?
-_USER_AND_PASSWORD = re.compile(r"(?<=://)([^:]*):.*@", re.DOTALL)
-_PASSWORD_OPTION = re.compile(r"([?&][^=&]*password=)[^&]*", re.DOTALL)
+_SCHEME = re.compile(r"(?:\w{1,20}://)?", re.ASCII)
+_USER = re.compile(r"[\w.@+-]*", re.ASCII)
+# What a mistyped address may be and still be shown: no user, no option, nothing quoted, a port that is one.
+_PLAIN = re.compile(r"(?:\w{1,20}:/{1,3})?[\w. -]{0,100}(?::\d{0,6})?(?:/[\w.-]{0,60}){0,5}", re.ASCII)
 _SERVER = re.compile(
     r"(?:(?:PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)://)?(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::(\d+))?"
 )
@@ -17,16 +18,45 @@ _REDIS_WORDS = frozenset(
 _REDIS_NUMBERS = frozenset(
     ("db", "protocol", "health_check_interval", "socket_timeout", "socket_connect_timeout", "max_connections")
 )  # fmt: skip
+_HARMLESS = (_REDIS_NUMBERS | _REDIS_WORDS) - {"password", "ssl_password", "ssl_ca_data"}
 
 
 def redacted_url(url: str) -> str:
-    """The URL without its password, for logs and messages; the password may contain any characters."""
-    return _PASSWORD_OPTION.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
+    """The URL without its secrets, for logs and messages: password, options not known to be harmless, fragment.
+
+    Everything up to the last @ is user and password, which may contain any characters; `://` may have been forgotten.
+    """
+    scheme = found[0] if (found := _SCHEME.match(url)) else ""
+    account, at, place = url[len(scheme) :].rpartition("@")
+    user, colon, _ = account.partition(":")
+    if colon:
+        account = f"{user if _USER.fullmatch(user) else '***'}:***"
+    elif not _USER.fullmatch(account):
+        account = "***"
+    return f"{scheme}{account}{at}{_without_secrets(place) if scheme else place}"
+
+
+def _without_secrets(place: str) -> str:
+    place, hashed, _ = place.partition("#")
+    place, asked, query = place.partition("?")
+    return place + asked + "&".join(map(_shown_option, query.split("&"))) + ("#***" if hashed else "")
+
+
+def _shown_option(option: str) -> str:
+    name = option.partition("=")[0]
+    if name in _HARMLESS or not option:
+        return option
+    return f"{name}=***" if name in _REDIS_WORDS else "***"
+
+
+def shown_address(text: str) -> str:
+    """A mistyped address for a message, if it is plain enough to hold no secret."""
+    return repr(text) if _PLAIN.fullmatch(text) else "what is written there (it may hold a password, and is not shown)"
 
 
 def splits_well(url: str) -> bool:
     """Whether a client that parses the URL by the standard finds the host that the user meant."""
-    if not _USER_AND_PASSWORD.search(url):
+    if not re.search(r"://[^:]*:.*@", url, re.DOTALL):
         return True
     try:
         return "@" in urlsplit(url).netloc
@@ -39,9 +69,9 @@ def servers_fault(servers: str) -> str:
     for server in servers.split(","):
         found = _SERVER.fullmatch(server.strip())
         if not found:
-            return f"{server.strip()!r} is not a server: write host:port, several separated by commas"
+            return f"{shown_address(server.strip())} is not a server: write host:port, several separated by commas"
         if found[1] and not 1 <= int(found[1]) <= 65_535:
-            return f"{server.strip()!r} has no port from 1 to 65535"
+            return f"{shown_address(server.strip())} has no port from 1 to 65535"
     return ""
 
 
@@ -64,7 +94,9 @@ def redis_fault(url: str, cluster: bool = False) -> str:
 
 
 def _redis_fault(url: str) -> str:
-    form = f"{redacted_url(url)} is not a Redis URL: write redis://host:port/0 (rediss://: TLS, unix:///path: a socket)"
+    form = (
+        f"{shown_address(url)} is not a Redis URL: write redis://host:port/0 (rediss://: TLS, unix:///path: a socket)"
+    )
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -74,9 +106,15 @@ def _redis_fault(url: str) -> str:
         return form
     if parts.scheme == "unix":
         return "" if parts.path else form
-    if not parts.hostname or not re.fullmatch(r"/?\d{0,5}", parts.path):
+    if not names_host(parts) or not re.fullmatch(r"/?\d{0,5}", parts.path):
         return form
     return _query_fault(parts.query)
+
+
+def names_host(parts: SplitResult) -> bool:
+    """Whether a URL names a host; with a quoted `:` or `@` in it, a password would be taken for a part of its name."""
+    host = parts.netloc.rpartition("@")[2]
+    return bool(parts.hostname) and ("%" not in host or host.startswith("["))
 
 
 def _query_fault(query: str) -> str:
@@ -84,18 +122,18 @@ def _query_fault(query: str) -> str:
         if name in _REDIS_NUMBERS and not re.fullmatch(r"\d{1,9}(\.\d+)?", value):
             return f"{name} in the Redis URL must be a number"
         if name not in _REDIS_NUMBERS | _REDIS_WORDS:
-            return f"the Redis URL has an option {name!r} that is not known; known are " + ", ".join(
-                sorted(_REDIS_NUMBERS | _REDIS_WORDS)
-            )
+            shown = f"an option {shown_address(name)}" if value else "something behind its ?"
+            known = ", ".join(sorted(_REDIS_NUMBERS | _REDIS_WORDS))
+            return f"the Redis URL has {shown} that is not known; known are {known}"
     return ""
 
 
 def http_fault(url: str) -> str:
     """Why a URL is not a valid schema-registry URL; empty if it is."""
-    form = f"{redacted_url(url)} is not the address of a registry: write http://host:port or https://host"
+    form = f"{shown_address(url)} is not the address of a registry: write http://host:port or https://host"
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        good = parts.scheme in ("http", "https") and names_host(parts) and parts.port != 0
     except ValueError:
         return form
     return form if not good or re.search(r"[\s\x00-\x1f]", url) or parts.query or parts.fragment else ""

@@ -25,6 +25,7 @@ from skyheed.broker.errors import (
     ServiceError,
     ServiceUnavailable,
 )
+from skyheed.broker.urls import names_host
 
 SILENCE_S = 1.0  # the registry may be silent for this long
 ANSWER_S = 3.0  # one response, including redirects, even if it arrives byte by byte
@@ -121,7 +122,7 @@ def _check_url(url: str, setting: str) -> None:
         raise ConfigError(f"{setting} holds a user or password: set registry.user and registry.password instead")
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        good = parts.scheme in ("http", "https") and names_host(parts) and parts.port != 0
     except ValueError:
         good = False
     if not good or parts.query or parts.fragment:

@@ -3,9 +3,11 @@
 import gzip
 import json
 import resource
+import traceback
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 from host_tools import Reply, Request, Stand, standing
@@ -135,6 +137,29 @@ def test_of_a_webhook_only_its_host_is_shown(caplog: pytest.LogCaptureFixture) -
             sink.send([sink.payload(classification()) or {}])
     assert stand.asked[0].path == "/services/T0/hidden?key=hidden"
     assert "hidden" not in str(refused.value) + caplog.text
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 302, 500, 503])
+def test_a_host_that_says_our_address_or_token_again_makes_us_show_neither(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, token = "/services/T0/hidden+%2Fkey?sig=hidden%2Fsig", "hidden/t+ken="
+    echoes = (
+        f"no route POST {path}",
+        unquote(path),
+        f"key {quote(token, safe='')}",
+        token,
+        "hidden/sig",
+        "hidden+/key",
+    )
+    with standing(lambda _: (status, {"message": " | ".join(echoes)})) as stand:
+        sink = sinks.load("webhook", {"url": stand.url + path, "token": token})
+        with closing(sink):
+            try:
+                said = sink.send([sink.payload(classification()) or {}])[0].words
+            except SkyheedError as error:
+                said = "".join(traceback.format_exception(error))
+    assert "hidden" not in said + caplog.text
 
 
 def test_a_redirect_is_not_followed_and_takes_no_token_along() -> None:
