@@ -108,7 +108,7 @@ def _addresses(settings: Settings, servers: stack.Servers, folder: Path, shown: 
             *([f"page             {shown}"] if shown else []),
             "",
             f"send alerts:     skyheed replay {survey} PATH --kafka {kafka}",
-            f"read results: skyheed subscribe --survey {survey} --kafka {kafka}",
+            f"read results:    skyheed subscribe --survey {survey} --kafka {kafka}",
             f"look after it:   {password}skyheed check --survey {survey} --kafka {kafka} --redis {servers.redis}",
             "Ctrl-C drains and stops.",
         ]

@@ -21,6 +21,7 @@ from torch.nn import Parameter, functional
 from skyheed.classifier import taxonomy
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import evaluate, scores
+from skyheed.classifier.history import BANDS
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.base import Model
 from skyheed.classifier.models.checkpoint import Calibration, Info
@@ -321,7 +322,7 @@ class Trainer:
 
     def _info(self, calibration: Calibration) -> Info:
         p = self.protocol
-        bands = p.bands or "".join(b for i, b in enumerate("ugrizy") if (self.data.band == i).any())
+        bands = p.bands or "".join(b for i, b in enumerate(BANDS) if (self.data.band == i).any())
         return Info(
             p.name, p.version, self.config.to_dict(), p.classes, bands, (self.data.survey,), self.scaling, calibration,
             max_stamps=p.stamps, family=self.family.name, **self._taxonomy(),

@@ -28,13 +28,13 @@ MODELS = ("convention", "convention-2d", "lstm")
 OBJECTS, EPOCHS, KILLS = 20, 6, 6
 
 
-def save(folder: Path, name: str) -> Path:
+def save(folder: Path, name: str, survey: str = "sdss") -> Path:
     """A checkpoint of a model with random weights."""
     torch.manual_seed(3)
     own = preset(name)
     loaded = own.family.configure(own.network)
     info = checkpoint.Info(
-        name, "0", loaded.to_dict(), taxonomy.CLASSES, load_survey("sdss", None, None).bands, ("sdss",),
+        name, "0", loaded.to_dict(), taxonomy.CLASSES, load_survey(survey, None, None).bands, (survey,),
         Scaling((1.0,) * 6, 0.5, (100.0,) * 6), checkpoint.Calibration(), family=own.family.name,
     )  # fmt: skip
     checkpoint.save(folder / name, own.family.build(loaded).state_dict(), info)

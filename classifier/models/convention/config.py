@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.convention.groups import GROUP
+from skyheed.classifier.stamp import STAMP_SIZE
 
 SMALLEST = 15  # smallest stamp size in pixels for which the 3D-CNN leaves one
 
@@ -40,7 +41,7 @@ class Config:
     hidden: int = 256
     dropout: float = 0.3
     attention_hidden: int = 16
-    size: int = 32
+    size: int = STAMP_SIZE
     stamps: int = 99
     bands: int = 9
 

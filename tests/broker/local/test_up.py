@@ -1,5 +1,6 @@
 """`skyheed up`: the whole stack in the foreground, from a stranger's point of view."""
 
+import json
 import os
 import queue
 import re
@@ -14,7 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 from process_tools import until
+from real_data import real_data
 from stream_tools import save_checkpoint, sdss_alert
+from test_several_models import save
 
 from skyheed.broker.kafka import client as kafka
 
@@ -99,12 +102,12 @@ def alive(pids: set[int]) -> set[int]:
 def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
 
-    def run(debounce_s: float, interval_s: float, *words: str) -> Up:
+    def run(debounce_s: float, interval_s: float, *words: str, survey: str = "sdss", models: str = "") -> Up:
         file = tmp_path / "skyheed.toml"
-        model = save_checkpoint(tmp_path, "sdss")
+        own = models or f'model = "{save_checkpoint(tmp_path, survey)}"\n'
         file.write_text(
-            f'survey = "sdss"\n[ingest]\ndebounce_s = {debounce_s}\n'
-            f'[work]\nmodel = "{model}"\ninterval_s = {interval_s}\nthreads = 1\n'
+            f'survey = "{survey}"\n[ingest]\ndebounce_s = {debounce_s}\n'
+            f"[work]\ninterval_s = {interval_s}\nthreads = 1\n{own}"
         )
         up = Up("--config", str(file), "--data", str(tmp_path / "data"), "--device", "cpu", *words)
         started.append(up)
@@ -174,3 +177,50 @@ def test_a_second_ctrl_c_ends_the_wait(start: Callable[..., Up], tmp_path: Path)
     assert time.monotonic() - began < 60
     assert "not drained: interrupted twice" in up.text
     until(lambda: not alive(family), 20, "processes that end after it")
+
+
+OBJECT, STAMPS = "ZTF20abfcszi", 21  # the real sequence
+MODELS = ("fusion", "convention", "lstm")  # of stamps and photometry, of groups of stamps, of fluxes alone
+
+
+@needs_proc
+def test_object_shows_the_histories_of_three_models_on_real_packets(start: Callable[..., Up], tmp_path: Path) -> None:
+    """With the commands that `up` prints, as somebody who copies them."""
+    packets = real_data("ztf", "sequence_tde_ZTF20abfcszi")
+    places = ("ztf/fusion", "ztf/convention", save(tmp_path, "lstm", "ztf"))
+    tables = "".join(
+        f'[[work.models]]\nmodel = "{place}"\nname = "{name}"\n' for place, name in zip(places, MODELS, strict=True)
+    )
+    up = start(0.0, 0.2, survey="ztf", models=tables)
+    sent = _copied(up.until("send alerts:").replace(" PATH ", f" {packets} "))
+    assert f"{STAMPS} " in sent
+    look = re.sub(r"check (.*)--kafka \S+", rf"object {OBJECT} \1", up.until("look after it:"))
+
+    def shown() -> dict[str, str]:
+        parts = re.split(r"^# (.*)\n", _copied(look, may_fail=True), flags=re.MULTILINE)[1:]
+        return dict(zip(parts[::2], parts[1::2], strict=True))
+
+    def complete() -> bool:
+        found = shown()
+        return set(found) == set(MODELS) and all(f'"n_stamps": {STAMPS},' in text for text in found.values())
+
+    until(complete, 120, "the three models' last classifications")
+    for name, text in shown().items():
+        latest, end = json.JSONDecoder().raw_decode(text)
+        history = [json.loads(line) for line in text[end:].split("\n") if line]
+        assert (latest["model"], latest["object_id"]) == (name, OBJECT)
+        assert history[-1]["n_stamps"] == STAMPS
+    up.interrupt()
+    assert up.wait() == 0, up.text
+    assert up.text.count("1 classified, 0 declined, 0 pending") == len(MODELS)
+    assert "the books balance" in up.text
+
+
+def _copied(line: str, may_fail: bool = False) -> str:
+    """What the command behind the colon prints, in a shell that finds `skyheed`."""
+    environ = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}", "HOME": "/tmp"}
+    done = subprocess.run(
+        line.partition(":")[2], shell=True, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert may_fail or done.returncode == 0, done.stderr
+    return done.stdout + ("" if may_fail else done.stderr)
