@@ -1,10 +1,17 @@
 """A model family, and a survey, that a package of someone else's brings: trains, is saved, loads and serves."""
 
+import io
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import fastavro
 import pytest
+from stream_tools import publish, settings_for
+
+from skyheed.broker.local import embedded
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = """
@@ -23,6 +30,7 @@ bare = "astro_plus:Bare"
 PACKAGE = '''
 import json
 from dataclasses import dataclass
+from importlib.resources import files
 import numpy as np
 import torch
 from torch import nn
@@ -58,9 +66,7 @@ class MeanStamp(Family):
 class Bare:
     """Alerts of three numbers."""
     name, bands, stamp_kinds, default_stamp = "bare", "r", ("science",), "science"
-    reader_schema = {"type": "record", "name": "tiny", "fields": [
-        {"name": "id", "type": ["null", "string"], "default": None},
-        {"name": "mjd", "type": ["null", "double"], "default": None}]}
+    reader_schema = json.loads(files("astro_plus").joinpath("tiny.avsc").read_text())
     def __init__(self, stamp=None, bands=None):
         self.stamp = "science"
     def observation(self, record):
@@ -73,10 +79,16 @@ class Tiny(Bare):
     """The same with what the page wants to know."""
     name, pixel_arcsec, pages = "tiny", 0.25, {"Elsewhere": "https://e.example/{}?a={b}"}
 '''
+SCHEMA = {
+    "type": "record", "name": "tiny", "fields": [
+        {"name": "id", "type": ["null", "string"], "default": None},
+        {"name": "mjd", "type": ["null", "double"], "default": None},
+    ],
+}  # fmt: skip
 USE = """
-import io, sys
+import sys
 sys.path.insert(0, TESTS)
-import fastavro, numpy as np
+from dataclasses import replace
 from data_tools import made
 from pathlib import Path
 from skyheed import History, load_model, read_packet
@@ -85,16 +97,12 @@ from skyheed.broker.web.positions import links
 from skyheed.classifier.training import protocol, train
 run = protocol.from_mapping(dict(archive="x", name="plus", model="mean-stamp", network={"hidden": 5}, steps=3, batch=4,
                                  every=3, threads=1, autocast=False), "test")
-done = train.run(run, Path("out"), "", made([6, 5, 7, 6] * 8))
+done = train.run(run, Path("out"), "", replace(made([6, 5, 7, 6] * 8), survey="tiny"))
 assert (done.family, done.config["hidden"]) == ("mean-stamp", 5)
 model = load_model("out")
 (p,) = model.predict([made([6]).history(0)])
 assert abs(sum(p.probabilities) - 1) < 1e-5
-fields = [{"name": "id", "type": "string"}, {"name": "mjd", "type": "double"}]
-schema = {"type": "record", "name": "a", "fields": fields}
-out = io.BytesIO()
-fastavro.writer(out, schema, [{"id": "one", "mjd": 60000.0}])
-(seen,) = read_packet(out.getvalue(), survey="tiny")
+(seen,) = read_packet(Path("packet.avro").read_bytes(), survey="tiny")
 assert History.by_object([seen])["one"].survey == "tiny"
 page = links("tiny", "one two", 1.0, 2.0)
 assert {"name": "Elsewhere", "url": "https://e.example/one%20two?a={b}", "group": "broker"} in page
@@ -104,22 +112,70 @@ print("all of it works")
 """
 
 
-@pytest.mark.timeout(300)
-def test_a_family_and_a_survey_from_an_outside_package(tmp_path: Path) -> None:
-    source, site = tmp_path / "astro-plus", tmp_path / "site"
-    source.mkdir()
-    (source / "pyproject.toml").write_text(PYPROJECT)
-    (source / "astro_plus.py").write_text(PACKAGE)
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
-    subprocess.run([*build, str(source)], check=True, timeout=120, capture_output=True)
-    (wheel,) = tmp_path.glob("astro_plus-*.whl")
-    # an environment of its own that sees what is installed here, and the package
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
-    subprocess.run(install, check=True, timeout=120, capture_output=True)
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the package, built as a wheel, and with what is installed here."""
+    folder = tmp_path_factory.mktemp("environment")
+    source = folder / "astro-plus" / "astro_plus"
+    source.mkdir(parents=True)
+    (source.parent / "pyproject.toml").write_text(PYPROJECT)
+    (source / "__init__.py").write_text(PACKAGE)
+    (source / "tiny.avsc").write_text(json.dumps(SCHEMA))
+    build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source.parent)]
+    _run([sys.executable, "-m", "pip", *build])
+    (wheel,) = folder.glob("astro_plus-*.whl")
+    _run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")])
+    own = folder / "venv" / "bin" / "python"
+    _run([sys.executable, "-m", "pip", "--python", str(own), "install", "-q", "--no-index", "--no-deps", str(wheel)])
+    here = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (site / "here.pth").write_text("\n".join(here))
+    return own
+
+
+@pytest.fixture(scope="module")
+def trained(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the lines of `USE` have run: its `out` is a checkpoint of the package's family."""
+    folder = tmp_path_factory.mktemp("use")
+    (folder / "packet.avro").write_bytes(packet("one", 60000.0))
     code = f"TESTS = {str(ROOT / 'tests')!r}\n" + USE
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    assert "all of it works" in _run([str(python), "-c", code], folder)
+    return folder
+
+
+def packet(name: str, mjd: float) -> bytes:
+    out = io.BytesIO()
+    fields = [{"name": "id", "type": "string"}, {"name": "mjd", "type": "double"}]
+    fastavro.writer(out, {"type": "record", "name": "a", "fields": fields}, [{"id": name, "mjd": mjd}])
+    return out.getvalue()
+
+
+def _run(command: list[str], folder: Path | None = None) -> str:
+    environ = {"PATH": os.defpath, "HOME": "/tmp", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "all of it works" in done.stdout
+    return done.stdout
+
+
+def test_a_family_and_a_survey_from_an_outside_package(trained: Path) -> None:
+    assert json.loads((trained / "out" / "model.json").read_text())["family"] == "mean-stamp"
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+def test_they_are_served(python: Path, trained: Path, kafka: embedded.Server, valkey: embedded.Server) -> None:
+    """From Kafka to Kafka by the verbs alone: the package's survey is read and its family classifies."""
+    publish(
+        settings_for(kafka.address, valkey.url, "sdss", "tiny"), "tiny", [packet(n, 60000.0) for n in ("one", "two")]
+    )
+    program = [str(python), "-m", "skyheed.broker.cli"]
+    servers = ["--survey", "tiny", "--kafka", kafka.address]
+    (trained / "now.toml").write_text("[ingest]\ndebounce_s = 0.0\n")
+    both = [*servers, "--redis", valkey.url, "--config", "now.toml", "--drain"]
+    _run([*program, "ingest", *both, "--topic", "tiny", "--group", "tiny"], trained)
+    _run([*program, "work", *both, "--model", "out"], trained)
+    said = _run([*program, "subscribe", *servers, "--drain", "--format", "json"], trained)
+    records = [json.loads(line) for line in said.splitlines()]
+    assert {(r["object_id"], r["survey"], r["status"], r["model"]) for r in records} == {
+        ("one", "tiny", "CLASSIFIED", "plus"), ("two", "tiny", "CLASSIFIED", "plus"),
+    }  # fmt: skip
