@@ -89,7 +89,8 @@ async def events(
         raise Problem(503, "too many readers of the stream: try again later", {"Retry-After": "30"})
     wanted = lists.of_one_model(web, wanted) if wanted.model else wanted
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = web.hub.stream(wanted, last or last_event_id)
+    # an empty id is a place, too: before the first classification
+    stream = web.hub.stream(wanted, last if last is not None else last_event_id)
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 

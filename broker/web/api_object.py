@@ -89,7 +89,8 @@ def light_curve(request: Request, web: Here, name: Name) -> Response:
     """One line per epoch or photometry point."""
     found = web.objects.describe(name)
     if found["epochs"] is None:
-        raise Problem(503, found["notice"], {"Retry-After": "5"})
+        waits = found["waits_for_redis"]
+        raise Problem(503 if waits else 404, found["notice"], {"Retry-After": "5"} if waits else None)
     return respond(request, lists.light_curve(found), "text/csv; charset=utf-8", name=f"{file_name(name)}.csv")
 
 

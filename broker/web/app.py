@@ -3,16 +3,18 @@
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from skyheed.broker.errors import SkyheedError
 from skyheed.broker.web import api, api_object, problems, skyportal, views
@@ -23,6 +25,7 @@ from skyheed.broker.web.rows import PREFIX
 
 log = logging.getLogger("skyheed.web")
 STATE_S = 2.0  # how often the stream's readers are told that a server went down or came back
+_NO_GZIP = re.compile(r"(?i)\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
 SAME_FOR = 31_536_000  # seconds for which a file named with its digest may be cached
 DESCRIPTION = (
     "Early classifications of alert streams from sequences of stamps. Ids are strings. Times: `mjd` days TAI, `_ms` "
@@ -44,7 +47,7 @@ def make(web: Web) -> FastAPI:
     made.mount("/static", _Files(directory=web.static), name="static")
     for kind in (Problem, HTTPException, RequestValidationError, SkyheedError, Exception):
         made.add_exception_handler(kind, _failed)
-    made.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    made.add_middleware(_Gzip, minimum_size=1000, compresslevel=5)
     made.add_middleware(Guard, hosts=web.hosts, token=web.token, rates=web.limits)
     return made
 
@@ -84,6 +87,14 @@ async def _failed(request: Request, error: Exception) -> Response:
         with contextlib.suppress(Exception):
             return await asyncio.to_thread(views.error_page, request, request.app.state.web, problem)
     return problems.answer(problem)
+
+
+class _Gzip(GZipMiddleware):
+    """Compresses for those who did not refuse it; Starlette looks for the word alone."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = scope["type"] == "http" and _NO_GZIP.search(Headers(scope=scope).get("accept-encoding", ""))
+        await (self.app(scope, receive, send) if refused else super().__call__(scope, receive, send))
 
 
 class _Files(StaticFiles):

@@ -1,5 +1,6 @@
 """Checks before every response: who may make requests, how many and how large, and what a browser may do."""
 
+import asyncio
 import hashlib
 import hmac
 import time
@@ -18,6 +19,7 @@ from skyheed.broker.web.problems import Problem
 COOKIE = "skyheed"
 LARGEST_BODY = 65_536  # bytes of a what-if request
 LONGEST_URL = 8_192
+LONGEST_STREAM_URL = 40_960  # an event's id names every partition of every model's topic
 FREE = ("/static/", "/login")  # need no token
 RECOMPUTED = ("/prefixes", "/what-if", "/influence", "/saliency")
 # requests a second and burst size, by client: for all requests, and for those that a model computes
@@ -126,19 +128,23 @@ class Guard:
         if not self._admitted(scope):
             await self._refuse(scope, receive, guarded)
             return
-        await self._app(scope, body, guarded)
+        if scope["method"] == "HEAD":
+            await _headers_of(self._app, scope, guarded)
+        else:
+            await self._app(scope, body, guarded)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        if len(scope.get("raw_path", b"")) + len(scope.get("query_string", b"")) > LONGEST_URL:
-            raise Problem(414, f"a URL has at most {LONGEST_URL} characters here")
+        longest = LONGEST_STREAM_URL if scope["path"].endswith("/events") else LONGEST_URL
+        if len(scope.get("raw_path", b"")) + len(scope.get("query_string", b"")) > longest:
+            raise Problem(414, f"a URL has at most {longest} characters here")
         if _host_of(headers.get("host", "")) not in self._hosts:
             raise Problem(421, "this page is not served under that name: use the address that skyheed serve printed")
         if scope["method"] not in ("GET", "HEAD", "POST"):
             raise Problem(
                 405,
                 "the page is read-only: use GET or HEAD, and POST only for what is computed",
-                {"Allow": "GET, POST"},
+                {"Allow": "GET, HEAD, POST"},
             )
         if self._rates:
             self._check_rate(scope)
@@ -164,6 +170,23 @@ class Guard:
             return
         problem = Problem(401, "send the token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
         await problems.answer(problem)(scope, receive, send)
+
+
+async def _headers_of(app: ASGIApp, scope: Scope, send: Send) -> None:
+    """Answer HEAD with the headers that GET would have; also where the body has no end, as that of the stream."""
+    begun = asyncio.Event()
+
+    async def gone() -> MutableMapping[str, Any]:
+        await begun.wait()
+        return {"type": "http.disconnect"}
+
+    async def begin(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+            begun.set()
+
+    await app({**scope, "method": "GET"}, gone, begin)
 
 
 def _host_of(header: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from skyheed.broker.results.record import Classification
 from skyheed.broker.web.index_file import IndexFile
 from skyheed.broker.web.index_query import after_cursor, cursor_of, order_of, storable, where
+from skyheed.broker.web.object_ids import LONGEST as LONGEST_NAME
 from skyheed.broker.web.responses import plain
 from skyheed.broker.web.rows import DECLINED, night_of, row_of
 from skyheed.broker.web.search import Cone, Filters
@@ -107,6 +108,11 @@ class Index:
 
     def _take(self, base: sqlite3.Connection, read: Read) -> Event | None:
         record = read.record
+        if len(record.object_id) > LONGEST_NAME:  # nobody could ask for it
+            log.warning(
+                "left out: %s offset %d: an id of %d characters", read.place, read.offset, len(record.object_id)
+            )
+            return None
         before = base.execute(
             "SELECT row FROM latest WHERE object_id = ? AND model = ?", (storable(record.object_id), record.model)
         ).fetchone()
@@ -170,6 +176,11 @@ class Index:
     def positions(self) -> dict[str, int]:
         """Place -> next offset to read."""
         return dict(self._file.reading().execute("SELECT place, next FROM positions").fetchall())
+
+    def standing(self) -> tuple[dict[str, int], int]:
+        """`positions` and `last_seq` of one moment, however much is added meanwhile."""
+        with self._file.one_moment():
+            return self.positions(), self.last_seq()
 
     def totals(self) -> dict[str, int]:
         """The approximate numbers of classifications and objects."""
@@ -254,10 +265,8 @@ class Index:
 
     def recent(self, filters: Filters, limit: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """The newest classifications, newest first, and the positions that follow all of them."""
-        base = self._file.reading()
-        base.execute("BEGIN")
-        try:
-            positions = dict(base.execute("SELECT place, next FROM positions").fetchall())
+        with self._file.one_moment() as base:
+            positions = self.positions()
             rows: list[dict[str, Any]] = []
             query = "SELECT row FROM events ORDER BY seq DESC LIMIT ?"
             for [text] in base.execute(query, (limit if filters.empty else SCANNED,)):
@@ -266,8 +275,6 @@ class Index:
                     rows.append(row)
                 if len(rows) == limit:
                     break
-        finally:
-            base.execute("COMMIT")
         return rows, positions
 
     def events_after(self, seq: int, limit: int) -> list[Event]:

@@ -127,6 +127,16 @@ class IndexFile:
         return base
 
     @contextlib.contextmanager
+    def one_moment(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection; everything read in the block is of the moment of its first query."""
+        base = self.reading()
+        base.execute("BEGIN")
+        try:
+            yield base
+        finally:
+            base.execute("COMMIT")
+
+    @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """This thread's connection in a transaction, which is rolled back if anything fails."""
         base = self.reading()

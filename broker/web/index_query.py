@@ -40,6 +40,7 @@ def where(filters: Filters, part: str) -> tuple[list[str], list[Any]]:
         ("days >= ?", f.min_days), ("days <= ?", f.max_days), ("night = ?", f.night),
         ("classified_ms >= ?", f.since_ms), *(("instr(bands, ?)", band) for band in f.bands),
         ("object_id LIKE ? ESCAPE '\\'", f"%{_escaped(part)}%" if part else None),
+        ("instr(object_id, ?)", storable(part) if "\0" in part else None),  # LIKE ends at a NUL
     )  # fmt: skip
     wanted = [(clause, value) for clause, value in given if value is not None]
     clauses, values = [clause for clause, _ in wanted], [value for _, value in wanted]
@@ -83,6 +84,7 @@ def after_cursor(cursor: str, column: str, falls: bool) -> tuple[list[str], list
     try:
         at, value, key = json.loads(base64.urlsafe_b64decode(cursor.encode() + b"=="))
         good = at == 1 and _fits(key) and (value is None or isinstance(value, float | str) or _fits(value))
+        good = good and (not isinstance(value, str) or value == storable(value))
     except (ValueError, TypeError):
         good = False
     if not good:
@@ -106,4 +108,5 @@ def cursor_of(value: Any, key: int) -> str:
         value: of the column by which the list is sorted.
         key: the row's own key.
     """
-    return base64.urlsafe_b64encode(json.dumps([1, value, key]).encode()).decode().rstrip("=")
+    text = json.dumps([1, value, key], separators=(",", ":"), ensure_ascii=False)
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")

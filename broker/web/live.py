@@ -25,17 +25,18 @@ PAGE = 500  # events read from the index at a time
 FRAMES = 64  # versions of a batch (one for each set of filters) that are kept
 RETRY_MS = 2000
 LONGEST_ID = 16_384
+BEGINNING = "beginning"  # the id where nothing was read yet: browsers send an empty one as none, which means "from now"
 
 Positions = dict[str, int]  # place -> next offset
 
 
 def event_id(positions: Mapping[str, int]) -> str:
     """The id of the event after which a reader resumes: `topic@id/partition:offset` of the last event of each."""
-    return ",".join(f"{place}:{offset - 1}" for place, offset in sorted(positions.items()))
+    return ",".join(f"{place}:{offset - 1}" for place, offset in sorted(positions.items())) or BEGINNING
 
 
 def positions_of(text: str) -> Positions:
-    """The positions in an event's id.
+    """The positions in an event's id; none in an empty id or `BEGINNING`, which everything follows.
 
     Raises:
         ValueError: the id was not made here.
@@ -43,6 +44,8 @@ def positions_of(text: str) -> Positions:
     if len(text) > LONGEST_ID:
         raise ValueError("too long")
     found: Positions = {}
+    if text == BEGINNING:
+        return found
     for part in filter(None, text.split(",")):
         place, _, offset = part.rpartition(":")
         if not place or not offset.lstrip("-").isdecimal() or len(offset) > 19 or int(offset) < -1:
@@ -105,7 +108,7 @@ class Hub:
     def start(self) -> None:
         """Start, in the event loop, before the first reader."""
         self._loop = asyncio.get_running_loop()
-        self._positions, self._last = self._index.positions(), self._index.last_seq()
+        self._positions, self._last = self._index.standing()
 
     def tell(self, events: Sequence[Event]) -> None:
         """Add news, from any thread."""
@@ -253,8 +256,8 @@ class _Reader:
 
 
 def _of(batch: Batch, reader: _Reader, filters: Filters) -> list[bytes]:
-    whole = reader.at < batch.events[0].seq
     fresh = reader.take(batch.events)
+    whole = len(fresh) == len(batch.events)  # the reader has none of it yet, also from before the index was made anew
     made = batch.form(filters) if whole else _form(fresh, filters, event_id(reader.positions))
     return [made] if made else []
 

@@ -10,7 +10,10 @@ from skyheed.broker.web.problems import Problem
 from skyheed.broker.web.search import Filters, SearchError, Typed, cone_of, understand
 
 LONGEST = 512  # characters of a text in a query
-Cursor = Annotated[str, Query(max_length=LONGEST, description="`next` of the previous page; empty for the first one")]
+LONGEST_CURSOR = 6_144  # characters; in a list sorted by id it holds the last one
+Cursor = Annotated[
+    str, Query(max_length=LONGEST_CURSOR, description="`next` of the previous page; empty for the first one")
+]
 Sort = Annotated[
     str,
     Query(

@@ -19,6 +19,7 @@ from skyheed.broker.web.index import Index, Read
 from skyheed.broker.web.index_file import IndexFile
 from skyheed.broker.web.live import event_id, positions_of
 from skyheed.broker.web.object_ids import object_of, path_key
+from skyheed.broker.web.parameters import LONGEST_CURSOR
 from skyheed.broker.web.search import Cone, Filters, SearchError, understand
 
 PLACE = "topic@id/0"
@@ -201,7 +202,7 @@ def test_galactic_and_sexagesimal() -> None:
     assert positions.sexagesimal(10.6847083, 41.26875) == {"ra": "00:42:44.330", "dec": "+41:16:07.50"}
 
 
-@pytest.mark.parametrize("value", [2**63, -(10**30), [1], {"a": 1}])
+@pytest.mark.parametrize("value", [2**63, -(10**30), [1], {"a": 1}, "\ud800"])
 def test_a_cursor_that_was_not_made_here(tmp_path: Path, value: object) -> None:
     index = Index(tmp_path / "i", "s")
     for made in ([1, value, 1], [1, 1, value], [2, 1, 1], value, []):
@@ -259,4 +260,28 @@ def test_huge_records_and_ever_new_names_stay_bounded(tmp_path: Path, monkeypatc
     assert len(index.shares()) == len(index.hours()) == 5
     index.add(reads(replace(named[0], revision=2, classification_id="0" * 32), first=21), {PLACE: 22})
     assert [n for *_, n in index.shares() if n > 1] == [2], "what is known is counted on"
+    index.close()
+
+
+def test_cursors_hold_the_longest_ids(tmp_path: Path) -> None:
+    index = Index(tmp_path / "i", "s")
+    names = sorted(["a", *(f"{n}" + "\U0001f52d" * 1023 for n in range(3)), "\u05e2" * 256])
+    too_long = "z" * 1025
+    index.add(reads(*(news("s", name, 4) for name in [*names, too_long])), {PLACE: len(names) + 1})
+    seen: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        assert len(cursor) <= LONGEST_CURSOR
+        page = index.page(Filters(), sort="id", limit=1, cursor=cursor)
+        seen += [row["object_id"] for row in page.rows]
+        cursor = page.next
+    assert seen == names
+    index.close()
+
+
+def test_a_part_of_an_id_with_a_nul_is_not_every_id(tmp_path: Path) -> None:
+    index = Index(tmp_path / "i", "s")
+    index.add(reads(news("s", "a", 4), news("s", "b\0c", 4)), {PLACE: 2})
+    assert index.page(Filters(), part="\0d").rows == []
+    assert [row["object_id"] for row in index.page(Filters(), part="b\0c").rows] == ["b\0c"]
     index.close()

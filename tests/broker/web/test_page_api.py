@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import numpy as np
@@ -17,7 +17,7 @@ from web_tools import HOSTILE, classify, page_of, page_settings, send
 from skyheed.broker import app as daemon
 from skyheed.broker.local import embedded
 from skyheed.broker.settings import Settings
-from skyheed.broker.web import openapi
+from skyheed.broker.web import guard, openapi
 from skyheed.broker.web.object_ids import object_of, path_key
 from skyheed.broker.work import history_of
 from skyheed.classifier.serving import load
@@ -391,6 +391,13 @@ class TestHttp:
         plain = page.get(f"{API}/objects/long", headers={"accept-encoding": "identity"})
         assert "content-encoding" not in plain.headers
         assert plain.json() == first.json()
+        for refusal in ("gzip;q=0", "br, GZIP; q=0.0 , identity"):
+            refused = page.get(f"{API}/objects/long", headers={"accept-encoding": refusal})
+            assert "content-encoding" not in refused.headers, refusal
+        for wish in ("gzip;q=0.5", "gzip;q=1, *;q=0"):
+            assert (
+                page.get(f"{API}/objects/long", headers={"accept-encoding": wish}).headers["content-encoding"] == "gzip"
+            )
 
     def test_every_answer_has_an_etag_and_large_json_is_compressed(self, page: httpx.Client) -> None:
         source = page.get(f"{API}/objects/long").json()["epochs"]["source_id"][4]
@@ -447,6 +454,28 @@ class TestHttp:
     def test_sizes(self, page: httpx.Client) -> None:
         assert page.post(f"{API}/objects/long/what-if", content=b"x" * 70_000).status_code == 413
         assert page.get(f"{API}/objects?q={'x' * 9_000}").status_code == 414
+        many = ",".join(f"topic-{n}@0123456789abcdef/0:12345" for n in range(400))  # of a survey with many models
+        query = urlencode({"last_event_id": many})
+        assert len(query) > guard.LONGEST_URL
+        with page.stream("GET", f"{API}/events?{query}") as stream:
+            assert stream.status_code == 200
+            assert not any(line == "event: gap" for _, line in zip(range(3), stream.iter_lines(), strict=False))
+        assert page.get(f"{API}/events?last_event_id={'x' * guard.LONGEST_STREAM_URL}").status_code == 414
+
+    def test_head_is_get_without_its_body(self, page: httpx.Client) -> None:
+        for url in (f"{API}/objects/long", f"{API}/openapi.json", "/", "/static/live.js", "/alerts", f"{API}/events"):
+            head = page.head(url, headers={"accept": "text/html" if url == "/" else "application/json"})
+            assert (head.status_code, head.content) == (200, b""), url
+            assert head.headers["content-security-policy"]
+        plain = {"accept-encoding": "identity"}
+        head, full = (page.request(method, f"{API}/objects/long", headers=plain) for method in ("HEAD", "GET"))
+        assert int(head.headers["content-length"]) == len(full.content)
+        assert head.headers["etag"] == full.headers["etag"]
+        again = page.head(f"{API}/objects/long", headers={"if-none-match": f'"other", {full.headers["etag"]}'})
+        assert again.status_code == 304
+        assert page.head(f"{API}/objects/nobody").status_code == 404
+        for method in ("OPTIONS", "PUT"):
+            assert page.request(method, "/").headers["allow"] == "GET, HEAD, POST"
 
     def test_files_stay_in_their_folder(self, page: httpx.Client) -> None:
         for path in ("../app.py", "..%2fapp.py", "%2e%2e/app.py", "....//app.py", "/etc/passwd", "vendor/../../app.py"):

@@ -152,6 +152,7 @@ class TestAway:
             assert "unavailable" in found["notice"]
             assert client.get(f"{API}/objects/b").status_code == 503
             assert client.get(f"{API}/objects/a/stamps.npz").status_code == 503
+            assert client.get(f"{API}/objects/a/light-curve.csv").headers["retry-after"] == "5"
             assert objects(client) == {"a"}
             for path in ("/", "/objects", "/status", "/object/a"):
                 assert client.get(path, headers={"accept": "text/html"}).status_code == 200, path
@@ -405,6 +406,14 @@ class TestImagesThatAreNotKept:
                 refused = client.get(f"{API}/objects/{name}/prefixes")
                 assert refused.status_code == 422
                 assert "not kept any more" in refused.json()["detail"]
+
+    def test_a_light_curve_that_is_gone_is_not_promised_for_later(self, settings: Settings, tmp_path: Path) -> None:
+        publish_news(settings, {"published-only": 4})
+        with page_of(settings, tmp_path) as client:
+            eventually(lambda: "published-only" in objects(client))
+            gone = client.get(f"{API}/objects/published-only/light-curve.csv")
+            assert (gone.status_code, "retry-after" in gone.headers) == (404, False)
+            assert "no longer has this object's history" in gone.json()["detail"]
 
     def test_some_epochs_have_theirs(self) -> None:
         stamps = np.arange(2 * 32 * 32, dtype=np.float16).reshape(2, 32, 32)
