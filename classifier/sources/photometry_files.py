@@ -29,6 +29,8 @@ MAG = ("mag", "magnitude", "psfmag", "magpsf")
 MAG_ERROR = ("magerr", "magerror", "emag", "dmag", "sigmapsf", "magnitudeerror", "psfmagerr", "magunc")
 FLUX = ("flux", "fluxnjy", "psfflux")
 FLUX_ERROR = ("fluxerror", "fluxerr", "eflux", "dflux", "psffluxerr", "fluxerrnjy", "fluxunc")
+# Not oid, objid and sourceid: archives number an object's measurements with them, by filter or by image.
+OBJECT = ("objectid", "diaobjectid", "objectname", "object", "snid", "transient")
 FLUXCAL, FLUXCAL_ERROR = ("fluxcal",), ("fluxcalerr",)
 _ALIASES = {"sdss": ("sdss", "sloan"), "lsst": ("lsstcam", "lsst", "rubin"), "ztf": ("ztf",)}
 
@@ -70,7 +72,7 @@ def read_light_curve(path: str | Path, survey: str = "sdss") -> LightCurve:
     name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
     if not name.isprintable():
         raise ArchiveError(f"{printable(path)} has characters in its name that no object's name has: rename it")
-    if re.search(r"^\s*VARLIST:", text, re.MULTILINE | re.IGNORECASE):
+    if re.search(r"(^|[\r\n])\s*VARLIST:", text, re.IGNORECASE):
         curve = _read_snana(text, path, name, survey)
     else:
         curve = _read_csv(text, path, name, survey)
@@ -175,6 +177,8 @@ def _snana(text: str, path: Path) -> _Snana:
         elif inside and key == "OBS:":
             said.rows.append(_without_comment(words[1:]))
             said.places.append(line)
+        elif inside and key == "SNID:" and "SNID" in said.facts:
+            raise ArchiveError(f"{path}, line {line}: a second SNID: write one file for each object")
         elif inside and key.endswith(":"):
             said.facts.setdefault(key[:-1], (line, " ".join(words[1:])))
     return said
@@ -241,6 +245,7 @@ def _read_csv(text: str, path: Path, name: str, survey: str) -> LightCurve:
     sheet = tables.read_text(text, path, wanted)
     if not sheet.rows:
         raise ArchiveError(f"{path} is a light curve without a row")
+    _one_object(sheet)
     by_flux = sheet.has(FLUX)
     measurement = {"flux": FLUX, "flux_error": FLUX_ERROR} if by_flux else {"mag": MAG, "magerr": MAG_ERROR}
     needed: Mapping[str, Sequence[str]] = {"mjd": MJD + JD, "band": BAND, **measurement}
@@ -253,6 +258,16 @@ def _read_csv(text: str, path: Path, name: str, survey: str) -> LightCurve:
         np.array([flux for flux, _ in measured], float),
         np.array([scatter for _, scatter in measured], float),
     )
+
+
+def _one_object(sheet: Sheet) -> None:
+    """Refuse a file that holds several objects: their measurements would pass as those of one."""
+    column = sheet.optional(OBJECT)
+    names = {str(cell).strip() for cell in column.cells if cell is not None} - {""}
+    if len(names) > 1:
+        raise ArchiveError(
+            f"{sheet.path} holds {len(names)} objects (column {printable(column.name, 60)}): write one file for each"
+        )
 
 
 def _fluxes(sheet: Sheet, values: Column, errors: Column) -> Iterator[tuple[float, float]]:

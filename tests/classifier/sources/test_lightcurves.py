@@ -82,6 +82,32 @@ def test_other_files_are_refused_by_name(tmp_path: Path, text: str) -> None:
         read_light_curve(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("two.csv", "objectId,mjd,band,flux,flux_error\na,53001,r,20,3\nb,53002,r,20,3\n", "2 objects .column obj"),
+        ("two.dat", SNANA + SNANA.replace("77", "78"), "line 15: a second SNID"),
+    ],
+)
+def test_a_file_of_several_objects_is_refused(tmp_path: Path, name: str, text: str, words: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ArchiveError, match=rf"{words}.*: write one file for each"):
+        read_light_curve(path)
+
+
+def test_numbers_of_measurements_name_no_object(tmp_path: Path) -> None:
+    path = tmp_path / "irsa.csv"
+    path.write_text("oid,mjd,band,flux,flux_error\n686103,53001,g,20,3\n686203,53001,r,20,3\n")
+    assert len(read_light_curve(path).mjd) == 2
+
+
+def test_snana_text_with_carriage_returns_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mac.dat"
+    path.write_bytes(SNANA.replace("\n", "\r").encode())
+    assert len(read_light_curve(path).mjd) == 4
+
+
 def test_season_with_most_points_is_kept(tmp_path: Path) -> None:
     curve = read_light_curve(write_csv(tmp_path / "s.csv", seasons=3))
     season = best_season(curve)
