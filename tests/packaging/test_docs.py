@@ -136,6 +136,36 @@ def test_the_packages_for_other_systems_name_the_port_of_the_page() -> None:
     assert set(ports) == {str(PORT)}
 
 
+def test_what_contributing_says_that_one_adds_is_what_is_there() -> None:
+    rows = {
+        row[0].strip(): row[1] + row[2]
+        for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines()
+        if line.startswith("| ") and len(row := line.strip("|").split("|")) == 3
+    }
+    places = re.findall(r"`((?:broker|classifier|schemas|docs|tests)/[\w./]*)`", " ".join(rows.values()))
+    assert len(places) > 15
+    for place in places:
+        assert (ROOT / place).exists(), place
+
+    def listed(row: str) -> set[str]:
+        [today] = re.findall(r"today ((?:`[\w/.]+`(?:, )?)+)", rows[row])
+        return {name.strip("`/ ").removesuffix(".py") for name in today.split(",") if name.strip()}
+
+    def installed(group: str) -> set[str]:
+        text = re.search(
+            rf'\[project.entry-points."{group}"\]\n(.*?)\n\n', (ROOT / "pyproject.toml").read_text(), re.DOTALL
+        )
+        assert text
+        return {line.partition(":")[0].split(" = ")[1].strip('"') for line in text[1].splitlines()}
+
+    for row, group, folder in (
+        ("a model family", "skyheed.models", "skyheed.classifier.models."),
+        ("a survey", "skyheed.surveys", "skyheed.broker.packets.surveys."),
+        ("a sink", "skyheed.sinks", "skyheed.broker.sinks."),
+    ):
+        assert listed(row) == {place.removeprefix(folder).split(".")[0] for place in installed(group)}, row
+
+
 def _anchor(heading: str) -> str:
     """As the site and GitHub make it."""
     return re.sub(r"[^\w\- ]", "", heading.lstrip("#").strip().lower()).replace(" ", "-")
