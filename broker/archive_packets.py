@@ -127,7 +127,7 @@ def _labels(sheet: Sheet) -> dict[str, str]:
             sheet.fail(row, name, f"the object labelled {text} has no name")
         other = found.setdefault(thing, text)
         if other != text:
-            sheet.fail(row, label, f"{thing} is {text} here and {other} in a row before: leave one")
+            sheet.fail(row, label, f"{thing} is {text} here and {other} in an earlier row: keep one")
         if len(found) > MOST_LABELS:
             raise ConfigError(f"{sheet.path} has more than {MOST_LABELS} labels: split it")
     return found

@@ -155,11 +155,11 @@ def _lag(settings: Settings) -> Line:
     options, group = settings.input_options, settings.ingest.group
     lags = kafka.group_lag(options, group, settings.alerts)
     behind = {place for place, lag in lags.items() if lag}
-    stands = bool(behind) and not _moves(options, group, sorted(behind))
-    if stands:  # offsets without a message (control records, say) are not lag
+    stalled = bool(behind) and not _moves(options, group, sorted(behind))
+    if stalled:  # offsets without a message (control records, say) are not lag
         behind = topics.unread(options, group, behind)
     sentence = f"{sum(lags[place] for place in behind)} alerts not yet read in {len(lags)} partitions"
-    if stands and behind:
+    if stalled and behind:
         return Line(
             "lag", False, f"{sentence}, and group {group} is not advancing: is an ingest running? Look at its log"
         )

@@ -1,4 +1,4 @@
-"""Certificates and keys that settings name and a client library opens: on a pipe or a device it would wait for ever."""
+"""Certificates and keys that settings name and a client library opens: on a pipe or a device it would wait forever."""
 
 import os
 import stat

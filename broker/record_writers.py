@@ -77,7 +77,7 @@ def _can_go_on(path: Path, title: str) -> bool:
         file.seek(-1, os.SEEK_END)
         if file.read() != b"\n":
             raise ConfigError(
-                f"{path} ends with an incomplete line: remove it (its record comes again), or give another -o FILE"
+                f"{path} ends with an incomplete line: remove it (its record will come again), or give another -o FILE"
             )
     return True
 

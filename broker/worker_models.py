@@ -130,7 +130,7 @@ def warn_of_pixels(before: Mapping[str, str], own: Mapping[str, str]) -> None:
     for name, needs in own.items():
         if before.get(name, needs) not in ("", needs):
             log.warning(
-                "model %s caches something else than the one that had this name before: objects whose images are not "
+                "model %s does not cache what the earlier model of this name did: objects whose images are not "
                 "kept any more (redis.keep_pixels) are declined as images_not_kept until newer stamps fill its history",
                 name,
             )

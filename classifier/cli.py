@@ -16,7 +16,7 @@ PATH = click.Path(path_type=Path)
 
 @click.group()
 def model() -> None:
-    """Describe the model and its checkpoints."""
+    """List and describe models, show and export their checkpoints."""
 
 
 @model.command("list")
@@ -32,7 +32,7 @@ def list_models(as_json: bool) -> None:
 @model.command()
 @click.argument("name", default="convention")
 @click.option("--variant", type=click.Choice(["paper", "stream"]), help="For ConvEntion: as published, or as served.")
-@click.option("--attention", type=click.Choice(["linear", "mlp"]), help="Of ConvEntion.")
+@click.option("--attention", type=click.Choice(["linear", "mlp"]), help="Attention of ConvEntion.")
 @click.option("--classes", type=int, default=4, show_default=True, help="How many classes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def describe(name: str, variant: str | None, attention: str | None, classes: int, as_json: bool) -> None:

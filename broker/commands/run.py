@@ -231,7 +231,7 @@ def replay(survey: str, paths: tuple[str, ...], topic: str | None, **given: Any)
 @options("config", "survey", "kafka", "redis")
 @click.option("--reason", metavar="CODE", help="Only packets set aside for this reason.")
 def redrive(reason: str | None, **given: Any) -> None:
-    """Send set-aside packets through again after a fix; what still fails stays set aside.
+    """Send packets that were set aside through the pipeline again, after a fix; those that still fail stay set aside.
 
     \b
     Example:  skyheed redrive --survey ztf --reason unknown_schema_id
@@ -294,7 +294,7 @@ def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: A
 @click.option("--metrics-port", type=int, help="Serve Prometheus metrics on this port.")
 @click.option("--drain", is_flag=True, help="Stop once everything present at the start has been examined.")
 def backfill(provider: str, drain: bool, **given: Any) -> None:
-    """Request packets of earlier detections whose stamps are missing from a provider.
+    """Fetch the packets of earlier detections whose stamps are missing, from a provider.
 
     They are published to skyheed.alerts.SURVEY.backfill; add it to the topics of ingest.
 

@@ -112,7 +112,7 @@ class Decoder:
                 record, position = header.reader(block, position, len(block), steps)
                 records.append(record)
             if position != len(block):
-                _fail(Reason.TRAILING_BYTES, f"{len(block) - position} bytes behind a block's last record")
+                _fail(Reason.TRAILING_BYTES, f"{len(block) - position} bytes after a block's last record")
         return records
 
     def _bare(self, payload: bytes, start: int, schema_id: SchemaId) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _whole(reader: RecordReader, payload: bytes, start: int) -> dict[str, Any]:
     """The record that begins at `start` and ends with the message."""
     record, position = reader(payload, start, len(payload))
     if position != len(payload):
-        _fail(Reason.TRAILING_BYTES, f"{len(payload) - position} bytes behind the record")
+        _fail(Reason.TRAILING_BYTES, f"{len(payload) - position} bytes after the record")
     return dict(record)
 
 
@@ -161,7 +161,7 @@ def _schema_id(prefix: bytes) -> SchemaId:
 def split_container(data: bytes, *, max_block_bytes: int = 2**30) -> list[bytes]:
     """The records of an Avro file as containers of one record each, uncompressed; values are not decoded.
 
-    A file of a single record comes back as it is.
+    A file of a single record is returned unchanged.
 
     Raises:
         PacketError: as `Decoder.decode`, except for size and number of records.
@@ -177,7 +177,7 @@ def split_container(data: bytes, *, max_block_bytes: int = 2**30) -> list[bytes]
             _, position = header.reader(block, start, len(block))
             bodies.append(block[start:position])
         if position != len(block):
-            _fail(Reason.TRAILING_BYTES, f"{len(block) - position} bytes behind a block's last record")
+            _fail(Reason.TRAILING_BYTES, f"{len(block) - position} bytes after a block's last record")
     if len(bodies) == 1:
         return [data]
     prefix = container_header(header.schema, sync)

@@ -229,7 +229,7 @@ def _pixels(data: bytes, start: int, header: _Header) -> NDArray[np.float32]:
 def _check_rest(data: bytes, at: int) -> None:
     """What follows the image must be another unit or padding; otherwise the header's image size is wrong."""
     if len(data) > at and not data.startswith(b"XTENSION", at) and data.count(0, at) < len(data) - at:
-        _fail(Reason.BAD_FITS, "bytes behind the image that begin no further unit")
+        _fail(Reason.BAD_FITS, "bytes after the image that do not begin another unit")
 
 
 def _fail(reason: Reason, detail: str) -> NoReturn:

@@ -35,7 +35,7 @@ def inflate(data: bytes, limit: int, form: int) -> bytes:
 
 
 def _stream(data: bytes, limit: int, form: int) -> tuple[bytes, bytes]:
-    """One stream, and what stands behind it."""
+    """One stream, and the bytes after it."""
     stream = isal_zlib.decompressobj(wbits=form)
     try:
         out: bytes = stream.decompress(data, limit + 1)
@@ -49,11 +49,11 @@ def _stream(data: bytes, limit: int, form: int) -> tuple[bytes, bytes]:
 
 
 def _with_further(first: bytes, rest: bytes, limit: int) -> bytes:
-    """The bytes of a first member and of all behind it."""
+    """The bytes of a first member and of all that follow it."""
     parts, left = [first], limit - len(first)
     while rest := rest.lstrip(b"\0"):
         if not rest.startswith(GZIP_MAGIC):
-            raise InflateError(f"{len(rest)} bytes behind its end that begin no further member")
+            raise InflateError(f"{len(rest)} bytes after its end that do not begin another member")
         if len(parts) == MOST_MEMBERS:
             raise InflateError(f"more than {MOST_MEMBERS} members")
         try:

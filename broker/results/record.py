@@ -183,7 +183,7 @@ class Classification:
         if not _ID.fullmatch(self.classification_id):
             raise ValueError("a classification_id that is not 32 hexadecimal digits")
         if not (self.top_class is None) == (self.top_probability is None) == (not self.probabilities):
-            raise ValueError("top_class, top_probability and probabilities of which not all are there, or none")
+            raise ValueError("some of top_class, top_probability and probabilities, but not all three")
         numbers = [self.ra, self.dec, self.first_mjd, self.last_mjd, self.days_since_first, self.top_probability or 0]
         if not all(map(math.isfinite, [*numbers, *(p.probability for p in self.probabilities)])):
             raise ValueError("a position, time or probability that is not a number")

@@ -2,7 +2,7 @@
 
 The schema is share/avsc/fastdb.v10_0_0.BrokerMessage.avsc of LSSTDESC/FASTDB. Our records do not hold the packet. It is
 read again from the alert topic, by the Kafka time of the alert that a classification answers: the classifications of a
-visit stand next to each other in both topics, so that a batch costs one pass over the seconds that it covers. Keeping
+visit are next to each other in both topics, so that a batch costs one pass over the seconds that it covers. Keeping
 the newest packet of each object instead would cost a few kB of Redis an object for every user, FASTDB's or not.
 """
 
@@ -188,7 +188,7 @@ def alert_options(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def classifications(record: Classification) -> list[dict[str, Any]]:
-    """Class ids and probabilities that sum to 1; Residual takes what rounding or a class of nobody leaves."""
+    """Class ids and probabilities that sum to 1; Residual takes what rounding or an unknown class leaves."""
     found = [{"classId": p.taxonomy_id, "probability": p.probability} for p in record.probabilities]
     left = 1.0 - sum(p.probability for p in record.probabilities)
     return [*found, {"classId": RESIDUAL, "probability": left}] if left > ROUNDING else found

@@ -120,7 +120,7 @@ class SequenceStore:
         """Acknowledge a model's classifications, in one round trip; stores the classification, its line in the
         history, and the tokens.
 
-        Safe to repeat: what was acknowledged before comes back as STALE. Also works on a full server, except that
+        Safe to repeat: what was acknowledged before is returned as STALE. Also works on a full server, except that
         tokens are not stored.
 
         Raises:

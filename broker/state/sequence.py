@@ -95,7 +95,7 @@ class Lane:
     def can_do_without_pixels(self) -> bool:
         """Whether the pixels of an epoch are of no more use to the model once it has cached something for it.
 
-        Tokens of several epochs belong to groups that a late epoch or a full history forms anew.
+        Tokens of several epochs belong to groups that a late epoch or a full history cuts differently.
         """
         return not self.images or self.span == 1
 

@@ -143,7 +143,7 @@ def fields_query() -> None:
 @archive.command("build-lightcurves")
 @click.argument("sources", metavar="CLASS=PATH...", nargs=-1, required=True)
 @click.option("--survey", default="sdss", show_default=True, help="Whose stamps to paint: sdss, ztf or lsst.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of hosts, neighbours, seeing and noise.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed for hosts, neighbours, seeing and noise.")
 @click.option("--whole", is_flag=True, help="Keep all seasons, not each object's best one.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
@@ -204,7 +204,7 @@ def validate(path: Path) -> None:
 @archive.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
-    "--to", "form", type=click.Choice(["archive", "npz", "fits", "hats"]), required=True, help="Form to write."
+    "--to", "form", type=click.Choice(["archive", "npz", "fits", "hats"]), required=True, help="Format to write."
 )
 @click.option("--class", "labels", multiple=True, metavar="CLASS", help="AGN, SNIa, Variable or SNOther; repeatable.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only this split.")

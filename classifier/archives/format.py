@@ -21,7 +21,7 @@ from skyheed.classifier.taxonomy import CLASSES as CLASSES
 
 FORMS = ("archive", "npz", "fits", "hats")  # that `convert` writes
 FORMAT = 1  # raised when a reader of the last version could not read the next
-UNLABELLED = ""  # class of a real object of which nobody said what it is
+UNLABELLED = ""  # class of a real object that nobody has classified
 SPLITS = {"train": 70, "validation": 10, "test": 20}  # per cent of the objects
 KINDS = ("stamp", "template", "difference")
 OBJECTS_PER_PART = 32

@@ -45,7 +45,7 @@ Pixel = tuple[int, int]  # order, number
 def write_hats(
     archive: Archive, out: Path, chosen: Sequence[str], *, alerts_only: bool = False, progress: bool = True
 ) -> int:
-    """Write the chosen objects of an archive as a catalogue that stands under its name only when it is complete.
+    """Write the chosen objects of an archive as a catalogue that gets its name only when it is complete.
 
     Returns:
         the number of objects written; those without a stamp (`alerts_only`) are left out.

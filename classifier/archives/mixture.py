@@ -61,7 +61,7 @@ def pairs(text: str, known: Sequence[str], how: str) -> dict[str, float]:
         how: what to write, for the message.
 
     Raises:
-        ArchiveError: it is not of that form, or a name is not known or stands there twice.
+        ArchiveError: it is not of that form, or a name is unknown or given twice.
     """
     found: dict[str, float] = {}
     for part in text.split(","):

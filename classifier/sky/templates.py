@@ -64,7 +64,7 @@ def _log_table(days: Array, wavelength: Array, per_wavelength: Array) -> Array:
     b = _means(per_frequency, wavelength, np.array([B_WAVELENGTH]), B_WIDTH)[:, 0]
     at_maximum = float(np.interp(0, days, b))
     if not at_maximum > 0:
-        raise ValueError("it has no light in B at maximum")
+        raise ValueError("it has no flux in B at maximum")
     return np.log(np.maximum(means / at_maximum, 1e-12))
 
 

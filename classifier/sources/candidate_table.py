@@ -79,7 +79,7 @@ def read_candidates(path: str | Path) -> list[Candidate]:
             continue
         name = _name(sheet, row, snid)
         if name in found:
-            sheet.fail(row, snid, f"{name} is also in {sheet.place(found[name][0])}: leave one")
+            sheet.fail(row, snid, f"{name} is also in {sheet.place(found[name][0])}: keep one")
         east, north = _position(sheet, row, ra, dec)
         when, z = _peak(sheet, row, peak), sheet.known(row, redshift, -1, LARGEST_REDSHIFT, "a redshift")
         found[name] = row, Candidate(name, east, north, *CLASSES[code], when, z if z > 0 else float("nan"))

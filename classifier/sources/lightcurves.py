@@ -43,7 +43,7 @@ MADE = """\
 ## How it was made
 
 Real light curves painted into stamps of {survey}: fluxes, errors, times and bands are the measured ones, and the PSF
-photometry of each stamp gives back the measured flux and error. Host, neighbours, seeing and pixel noise are simulated
+photometry of each stamp returns the measured flux and error. Host, neighbours, seeing and pixel noise are simulated
 (`origin` is `rendered`). Positions that the light curves do not give are drawn in the survey's area. The column `alert`
 is true {alerts}.
 """

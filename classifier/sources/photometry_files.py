@@ -201,7 +201,7 @@ def _observations(said: _Snana) -> Sheet:
     if told is not None and told != len(said.rows):
         raise ArchiveError(f"{said.path} has {len(said.rows)} rows of OBS, NOBS says {told}: get the whole file")
     if not said.rows:
-        raise ArchiveError(f"{said.path} is an SNANA file without a row of OBS")
+        raise ArchiveError(f"{said.path} is an SNANA file without a row OBS")
     columns = [Column(name, "", [row[number] for row in said.rows]) for number, name in enumerate(names)]
     return Sheet(said.path, columns, said.places, "line")
 
@@ -212,7 +212,7 @@ def _snana_name(said: _Snana, name: str) -> str:
     line, text = said.facts["SNID"]
     words = text.split()
     if not words or words[0].casefold() in tables.MISSING or words[0].startswith("-9"):
-        raise ArchiveError(f"{said.path}, line {line}: SNID names no object: write its name behind it")
+        raise ArchiveError(f"{said.path}, line {line}: SNID names no object: write its name after it")
     if not words[0].isprintable():
         raise ArchiveError(
             f"{said.path}, line {line}: SNID {printable(words[0], 40)} has characters that names cannot have"

@@ -44,7 +44,7 @@ class Column:
 
 
 class Sheet:
-    """A table: columns by name, and where each row stands in the file.
+    """A table: columns by name, and where each row is in the file.
 
     Attributes:
         rows: how many.
@@ -76,7 +76,7 @@ class Sheet:
         for name in names:
             found = self._columns.get(name, [])
             if len(found) > 1:
-                raise ArchiveError(f"{self.path} has {len(found)} columns {found[0].name!r}: leave one")
+                raise ArchiveError(f"{self.path} has {len(found)} columns {found[0].name!r}: keep one")
             if found:
                 return found[0]
         raise ArchiveError(f"{self.path} has no column {names[0]}; it has {self.names}")
@@ -298,7 +298,7 @@ def read_text(text: str, path: Path, wanted: Sequence[Sequence[str]]) -> Sheet:
 
 
 def _lines(text: str, path: Path, wanted: Sequence[Sequence[str]]) -> Iterator[tuple[int, str]]:
-    """Number and text of every row, without comments; a quoted cell may go on in the next line."""
+    """Number and text of every row, without comments; a quoted cell may continue on the next line."""
     written, began, header = "", 0, False
     for line, part in enumerate(io.StringIO(text, newline=None), 1):
         comment = part.lstrip().startswith("#") and (header or not _named(part, wanted))

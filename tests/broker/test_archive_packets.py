@@ -96,7 +96,7 @@ def test_labels_are_read_as_people_write_them(tmp_path: Path, text: bytes) -> No
         (b"name,kind\na,AGN\n", "not a table of labels with the columns objectId, class: it has no objectId"),
         (b"objectId,class\nA,AGN\nB\n", "line 3 has 1 cells"), (b"objectId,class\nA,AGN,x\n", "line 2 has 3 cells"),
         (b"objectId,class\n,AGN\n", "line 2, column objectId: the object labelled AGN has no name"),
-        (b"objectId,class\nA,AGN\nA,SNIa\n", "line 3, column class: A is SNIa here and AGN in a row before"),
+        (b"objectId,class\nA,AGN\nA,SNIa\n", "line 3, column class: A is SNIa here and AGN in an earlier row"),
         (b"diaObjectId,class\n1.7e+17,AGN\n", "line 2, column diaObjectId: 1.7e+17 is a rounded number"),
         (b"objectId,class\n", "has no rows"), (b"", "is empty"), (b"objectId,class\nA,\xe9\n", "not text in UTF-8"),
         (b"objectId,class\nA,A\x1bN\n", r"line 2, column class: A\x1bN"),

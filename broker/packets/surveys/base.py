@@ -148,7 +148,7 @@ class BaseSurvey:
             raise ConfigError(f"ingest.images: {self.name} packets have no {unknown[0]!r} stamp; choose from {known}")
         if self.stamp not in self.images or (self.stamp != "science" and len(self.images) > 1):
             raise ConfigError(
-                f"ingest.images: with ingest.stamp = {self.stamp!r} they are "
+                f"ingest.images: with ingest.stamp = {self.stamp!r} the kinds kept are "
                 f"{[self.stamp] if self.stamp != 'science' else 'science and others'}, not {list(self.images)}"
             )
         own = self.least_score, self.solar_system_arcsec

@@ -30,7 +30,7 @@ function frame(label, low, high, xs, xText, wide, room = 0) {
 /** Stacked bars, one next to the other: `rows` of {at, parts: [[name, value]]}; `paint(name)` gives a fill. */
 export function stackedBars(label, rows, paint, xText, wide = 1200) {
   const most = Math.max(...rows.map((row) => row.parts.reduce((sum, [, value]) => sum + value, 0)), 1);
-  const text = (n) => { // behind the last bar stands its own label
+  const text = (n) => { // the end of the axis has the label of the last bar
     const row = rows[n === rows.length ? n - 1 : n];
     return row ? xText(row.at) : "";
   };
@@ -48,7 +48,7 @@ export function stackedBars(label, rows, paint, xText, wide = 1200) {
 
 const MARGIN = 54; // px at the right, for the training data
 
-/** Lines of {name, points: [{at, value, low, high}]} over time; `reference`, [{name, value, low, high}], stands to their right. */
+/** Lines of {name, points: [{at, value, low, high}]} over time; `reference`, [{name, value, low, high}], is drawn to their right. */
 export function lines(label, series, paint, xText, { reference = [], wide = 400, floor = null } = {}) {
   const all = series.flatMap((one) => one.points).filter((p) => Number.isFinite(p.value));
   if (!all.length) return h("p", { class: "muted small" }, "nothing yet");

@@ -56,7 +56,7 @@ class Live {
     }
   }
 
-  /** EventSource comes back by itself, with the last id; where it gives up (an error page), we make a new one. */
+  /** EventSource reconnects by itself, with the last id; where it gives up (an error page), we make a new one. */
   connect() {
     clearTimeout(this.retry);
     this.source?.close();

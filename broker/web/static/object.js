@@ -65,7 +65,7 @@ class ObjectPage {
     for (const id of ["panel", "epoch", "whatif", "more"]) byId(id).hidden = true;
     const message = this.data.notice || "Redis does not answer, so epochs and stamps cannot be shown now. What was published is below.";
     report({ title: "No stamps.", message });
-    // comes back by itself with Redis
+    // it recovers by itself when Redis does
     if (this.data.waits_for_redis) document.addEventListener("state", ({ detail }) => detail.redis.ok && location.reload());
     fillModels(this.data);
   }

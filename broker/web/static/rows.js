@@ -6,7 +6,7 @@ import { FONT, LEFT, marker, Plot, prepare, RIGHT } from "./timeline.js";
 const ZERO_POINT = 31.4; // AB magnitude of 1 nJy
 const POGSON = 2.5 / Math.LN10;
 const SAME_D = 1.5e-4; // days (13 s): exposures of a band are further apart, rounded times of one are not
-const TOLD = 4; // classes whose probabilities stand next to a panel
+const TOLD = 4; // classes whose probabilities are shown next to a panel
 
 /** Points of the light curve in the chosen unit: {x, band, value, error, kind, epoch}; kind "limit" for upper limits. */
 export function points(data, axis, unit) {
@@ -130,7 +130,7 @@ function limit(context, x, y) {
 
 /** Class probabilities as stacked steps, each from its epoch to the next; what was declined is a dashed frame. */
 export class ClassPanel {
-  /** `values` is where the probabilities of the current epoch stand in words. */
+  /** `values` is where the probabilities of the current epoch are written out. */
   constructor(box, axis, model, values) {
     Object.assign(this, { box, axis, model, values, steps: [] });
     const total = Object.fromEntries(model.classes.map((name) => [name, 0]));
@@ -145,7 +145,7 @@ export class ClassPanel {
   setSteps(steps) {
     this.steps = steps;
     this.told = undefined;
-    this.values.replaceChildren(); // until it is told of these steps: nothing of others stands here
+    this.values.replaceChildren(); // empty until these steps are known: never those of another object
     for (const name of this.model.classes) this.total[name] = steps.reduce((sum, s) => sum + (s.probabilities[name] ?? 0), 0);
     this.plot.refresh();
   }
