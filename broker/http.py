@@ -24,6 +24,7 @@ MOST_BYTES = 4 * 2**20
 MOST_WORDS = 500
 LONGEST_WAIT_S = 3600.0  # that a host may ask us to wait
 KEY = 8  # characters; shorter parts of a URL's path are words
+BUSY = (408, 425, 429)  # it took too long, is too early, or asks too often: the same request may be accepted later
 FIRST_WAIT_S = 5.0  # if it is busy but does not say for how long
 # the client's own log lines contain whole URLs
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -147,7 +148,7 @@ class Host:
         status = response.status_code
         if status < 300:
             return
-        if status == 429 or status >= 500:
+        if status in BUSY or status >= 500:
             wait = _retry_after(response.headers.get("Retry-After", ""))
             self._not_before = time.monotonic() + wait
             away = self._away(f"it answers {status} and is asked again in {wait:.0f} s")
@@ -160,9 +161,20 @@ class Host:
             raise ServiceError(f"{self.name} at {self.where} redirects: write the final URL into {self.name}.url")
         raise Refusal(status, f"{status} {words}"[:MOST_WORDS])
 
+    def refusal(self, answer: Any) -> Refusal:
+        """That the host rejects a request, as it says in an answer with status 200."""
+        return Refusal(200, f"200 {self._shown(_message_in(answer))}"[:MOST_WORDS])
+
+    def stranger(self) -> ServiceUnavailable:
+        """That somebody else answered in the host's place, with status 200: a page to log in, or of maintenance."""
+        return self._away("what answers there is not what we expect, such as a web page: is its url right?")
+
     def _words(self, found: bytes) -> str:
-        """The host's message without our token and our URL's path, which some hosts echo."""
-        words = _words(found.decode("utf-8", "replace"))
+        """The message in the host's error."""
+        return self._shown(_message_in(_json_or_text(found.decode("utf-8", "replace"))))
+
+    def _shown(self, words: str) -> str:
+        """The host's words without our token and our URL's path, which some hosts echo."""
         for secret in self._secrets:
             words = words.replace(secret, "…")
         return printable(words[:MOST_WORDS])[:MOST_WORDS]
@@ -272,9 +284,8 @@ def _gunzipped(parts: Iterable[bytes]) -> Iterator[bytes]:
         raise httpx.DecodingError("its response cannot be decompressed")
 
 
-def _words(text: str) -> str:
+def _message_in(said: Any) -> str:
     """The message in a host's error, in the forms that hosts use."""
-    said = _json_or_text(text)
     if isinstance(said, dict):
         said = next((said[key] for key in ("message", "detail", "error", "title") if said.get(key)), said)
     return str(said).strip() or "without a word"
@@ -294,6 +305,6 @@ def _retry_after(value: str) -> float:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             seconds = FIRST_WAIT_S
     return min(max(seconds, 0.0), LONGEST_WAIT_S) if seconds == seconds else FIRST_WAIT_S

@@ -26,18 +26,23 @@ class Request:
 
 @dataclass
 class Stand:
-    """A host: answers by `rule`, after the replies in `first`; remembers every request."""
+    """A host: answers by `rule`, after the replies in `first`; remembers every request.
+
+    Attributes:
+        headers: of what `rule` answers.
+    """
 
     rule: Callable[[Request], Reply]
     url: str = ""
     asked: list[Request] = field(default_factory=list)
     first: list[tuple[int, Any, dict[str, str]]] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
 
     def reply(self, request: Request) -> tuple[int, Any, dict[str, str]]:
         self.asked.append(request)
         if self.first:
             return self.first.pop(0)
-        return (*self.rule(request), {})
+        return (*self.rule(request), self.headers)
 
 
 @contextlib.contextmanager

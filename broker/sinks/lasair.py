@@ -70,8 +70,10 @@ class Lasair:
 
     def _annotate(self, payloads: Sequence[Payload]) -> None:
         said = self._host.post("/annotatelist/", {"annotations": [_wire(payload) for payload in payloads]})
-        if isinstance(said, dict) and said.get("error"):  # with status 200
-            raise Refusal(200, str(said["error"]))
+        if not isinstance(said, dict):
+            raise self._host.stranger()
+        if said.get("error"):  # with status 200
+            raise self._host.refusal(said)
 
 
 def _wire(payload: Payload) -> Payload:

@@ -91,7 +91,7 @@ class SkyPortal:
         except Refusal as refusal:
             return refused(str(refusal))
         try:
-            self._host.get(source)
+            self._ask("GET", source)
         except Refusal as refusal:
             return FILTERED if refusal.status in NOT_THERE else refused(str(refusal))
         try:
@@ -104,14 +104,23 @@ class SkyPortal:
             return refused(str(refusal))
         return DELIVERED
 
+    def _ask(self, method: str, path: str, content: Any = None) -> Any:
+        """`data` in the envelope {"status": "success", "data": …} of every answer; errors as `Host.ask`."""
+        said = self._host.ask(method, path, content)
+        if not isinstance(said, dict) or "status" not in said:
+            raise self._host.stranger()
+        if said["status"] != "success":
+            raise self._host.refusal(said)
+        return said.get("data")
+
     def _put(self, content: Mapping[str, Any], listed: str, posted: str) -> None:
         """Update what exists with our origin, or add it."""
         content = {key: value for key, value in content.items() if key != "group_ids" or value}
-        there = [row for row in _data_of(self._host.get(listed)) if row.get("origin") == content["origin"]]
+        there = [row for row in _rows(self._ask("GET", listed)) if row.get("origin") == content["origin"]]
         if there:
-            self._host.put(f"{posted}/{there[0]['id']}", content)
+            self._ask("PUT", f"{posted}/{there[0]['id']}", content)
         else:
-            self._host.post(posted, content)
+            self._ask("POST", posted, content)
 
     def _show(self, payload: Payload) -> None:
         """Upload the analysis unless it exists, and delete our previous one."""
@@ -120,7 +129,7 @@ class SkyPortal:
         asked = urlencode({"objID": name, "analysisServiceID": self._service})
         mark = f"{payload['annotation']['origin']} "
         ours = [
-            row for row in _data_of(self._host.get(f"/api/obj/analysis?{asked}"))
+            row for row in _rows(self._ask("GET", f"/api/obj/analysis?{asked}"))
             if row.get("obj_id") == name and str(row.get("status_message")).startswith(mark)
         ]  # fmt: skip
         same = [row for row in ours if row["status_message"] == analysis["message"]]
@@ -128,12 +137,12 @@ class SkyPortal:
             self._upload(name, self._with_strip(payload))
         for row in ours:
             if row not in same[:1]:
-                self._host.delete(f"/api/obj/analysis/{row['id']}")
+                self._ask("DELETE", f"/api/obj/analysis/{row['id']}")
 
     def _upload(self, name: str, analysis: Mapping[str, Any]) -> None:
         content = {key: value for key, value in analysis.items() if key != "group_ids" or value}
         try:
-            self._host.post(f"/api/obj/{segment(name)}/analysis_upload/{self._service}", content)
+            self._ask("POST", f"/api/obj/{segment(name)}/analysis_upload/{self._service}", content)
         except Unwelcome as error:  # also if the source already has the maximum number of analyses
             if error.status != 403:
                 raise
@@ -151,10 +160,10 @@ class SkyPortal:
         if self._service_checked:
             return
         try:
-            service = _envelope(self._host.get(f"/api/analysis_service/{self._service}"))
+            service = self._ask("GET", f"/api/analysis_service/{self._service}")
         except Refusal as refusal:
             raise ConfigError(f"sinks.skyportal.analysis_service_id = {self._service}: {refusal}") from refusal
-        if not service.get("upload_only"):
+        if not (isinstance(service, dict) and service.get("upload_only")):
             raise ConfigError(
                 f"sinks.skyportal.analysis_service_id: service {self._service} is not upload_only; make one that is"
             )
@@ -199,17 +208,10 @@ def _data(record: Classification) -> dict[str, Any]:
     }
 
 
-def _data_of(answer: Any) -> list[dict[str, Any]]:
-    """The rows in SkyPortal's envelope {"status": "success", "data": …}."""
-    data = answer.get("data") if isinstance(answer, dict) else None
+def _rows(data: Any) -> list[dict[str, Any]]:
+    """The rows of a list, without what cannot be one."""
     rows = data if isinstance(data, list) else []
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), int)]
-
-
-def _envelope(answer: Any) -> dict[str, Any]:
-    """The single object in that envelope."""
-    data = answer.get("data") if isinstance(answer, dict) else None
-    return data if isinstance(data, dict) else {}
 
 
 def _number(text: str, name: str) -> int:

@@ -6,6 +6,8 @@ import resource
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -162,22 +164,44 @@ def test_a_host_that_says_our_address_or_token_again_makes_us_show_neither(
     assert "hidden" not in said + caplog.text
 
 
-def test_a_redirect_is_not_followed_and_takes_no_token_along() -> None:
-    with standing(lambda _: (200, {})) as other, standing(lambda _: (307, {})) as stand:
-        stand.first.append((307, b"", {"Location": f"{other.url}/"}))
-        for name in ("lasair", "webhook"):
-            with closing(sinks.load(name, {**OPTIONS[name], "url": stand.url})) as sink, pytest.raises(SkyheedError):
-                sink.send([sink.payload(classification()) or {}])
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_takes_no_token_along(status: int) -> None:
+    with standing(lambda _: (200, {})) as other, standing(lambda _: (status, b"")) as stand:
+        stand.headers = {"Location": f"{other.url}/"}
+        for name in ("lasair", "skyportal", "webhook"):
+            with closing(sinks.load(name, {**OPTIONS[name], "url": stand.url})) as sink:
+                payload = sink.payload(classification()) or {}
+                with pytest.raises(ServiceError, match=rf"sinks\.{name} at .* redirects"):
+                    sink.send([payload])
+        for name in ("alerce", "babamul", "babamul-ztf", "fink", "fink-ztf", "rubin"):
+            token = {} if name.startswith(("alerce", "fink")) else {"token": "t0ken"}
+            provider = providers.load(name, {"url": stand.url, **token})
+            with closing(provider), pytest.raises(ServiceError, match=rf"providers\.{name} at .* redirects"):
+                provider.packet("ZTF18abc", 7)
+        assert len(stand.asked) == 9
         assert not other.asked
 
 
-@pytest.mark.parametrize("seconds", ["1e9", "-5", "nan", "inf", "Wed, 21 Oct 2099 07:28:00 GMT", "tomorrow", ""])
+HUGE = ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00 +99999999999999", "9" * 5000)
+
+
+@pytest.mark.parametrize("seconds", ["1e9", "-5", "nan", "inf", "Wed, 21 Oct 2099 07:28:00 GMT", "tomorrow", "", *HUGE])
 def test_a_host_can_make_us_wait_an_hour_at_most(stand: Stand, seconds: str) -> None:
     stand.first.append((429, b"", {"Retry-After": seconds}))
     with closing(Host("sinks.x", stand.url)) as host:
         with pytest.raises(ServiceUnavailable):
             host.get("/")
         assert host._not_before - http.time.monotonic() <= http.LONGEST_WAIT_S
+
+
+def test_a_host_may_write_a_date_until_which_we_wait(stand: Stand) -> None:
+    for ahead, least, most in ((40, 37, 41), (-40, -1, 1)):
+        date = format_datetime(datetime.now(UTC) + timedelta(seconds=ahead), usegmt=True)
+        stand.first.append((503, b"", {"Retry-After": date}))
+        with closing(Host("sinks.x", stand.url)) as host:
+            with pytest.raises(ServiceUnavailable):
+                host.get("/")
+            assert least <= host._not_before - http.time.monotonic() <= most
 
 
 def test_words_of_a_host_are_few_and_harmless(stand: Stand) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from host_tools import LasairRules, SkyPortalRules, standing
+from host_tools import LasairRules, Reply, Request, SkyPortalRules, standing
 from test_record import classification
 
 from skyheed.broker import sinks
@@ -295,6 +295,81 @@ def test_trouble_is_told_from_a_refusal(status: int, error: type[Exception]) -> 
 def test_a_host_that_is_away_is_waited_for() -> None:
     with pytest.raises(ServiceUnavailable, match="webhook at http://127"):
         send(Webhook({"url": "http://127.0.0.1:9"}), record())
+
+
+LOGIN = b"<!doctype html><title>Please log in</title>"
+
+
+@pytest.mark.parametrize("answer", [LOGIN, b"", [], "ok", None, 7, {"hello": "world"}])
+@pytest.mark.parametrize("behind", [0, 1, 2, 3])
+def test_skyportal_has_nothing_of_what_a_page_in_its_place_took(answer: Any, behind: int) -> None:
+    """A proxy that shows a page for logging in, or for maintenance, with status 200: nothing counts as delivered."""
+    rules = SkyPortalRules({"ZTF18abc"}, {"Ia"})
+    with standing(rules) as host:
+        sink = skyportal(host.url)
+        left = [behind]
+
+        def sometimes(request: Request) -> Reply:
+            left[0] -= 1
+            return rules(request) if left[0] >= 0 else (200, answer)
+
+        host.rule = sometimes
+        with pytest.raises(ServiceUnavailable, match="not what we expect"):
+            send(sink, record())
+        host.rule = rules
+        assert send(sink, record()) == ["delivered"]
+    assert (len(rules.annotations), len(rules.classifications)) == (1, 1)
+
+
+@pytest.mark.parametrize("answer", [LOGIN, b"", [], "ok", None, 7])
+def test_lasair_has_nothing_of_what_a_page_in_its_place_took(answer: Any) -> None:
+    with standing(lambda _: (200, answer)) as host, pytest.raises(ServiceUnavailable, match="not what we expect"):
+        send(Lasair({"topic": "t", "token": "t0ken", "url": host.url}), record())
+
+
+@pytest.mark.parametrize("name", ["lasair", "skyportal"])
+def test_an_error_that_comes_with_status_200_is_a_refusal_in_its_words_without_our_token(name: str) -> None:
+    said = {"status": "error", "error": "no t0ken-hidden here", "message": "no t0ken-hidden here"}
+    token = {"token": "t0ken-hidden"}
+    with standing(lambda _: (200, said)) as host:
+        lasair = Lasair({"topic": "t", "url": host.url, **token})
+        sink = lasair if name == "lasair" else skyportal(host.url, **token)
+        [answer] = sink.send([sink.payload(record()) or {}])
+    assert (answer.outcome, answer.words) == ("refused", "200 no … here")
+
+
+@pytest.mark.parametrize("status", [408, 425, 429])
+def test_what_may_be_accepted_later_is_not_refused(status: int) -> None:
+    with standing(lambda _: (200, {})) as host:
+        host.first.append((status, {"message": "later"}, {"Retry-After": "0"}))
+        sink = Webhook({"url": host.url})
+        with pytest.raises(ServiceUnavailable, match=f"answers {status}"):
+            send(sink, record())
+        assert send(sink, record()) == ["delivered"]
+
+
+def test_lasair_takes_in_pieces_what_is_too_large_at_once() -> None:
+    rules = LasairRules()
+
+    def small(request: Request) -> Reply:
+        return rules(request) if len(request.body) < 1_000 else (413, {"error": "too large"})
+
+    with standing(small) as host:
+        sink = Lasair({"topic": "skyheed", "token": "t0ken", "url": host.url})
+        assert send(sink, record("a"), record("b"), record("c")) == ["delivered"] * 3
+
+
+def test_a_signature_is_of_the_bytes_whatever_the_letters() -> None:
+    secret = "schlüssel-☃"
+    with standing(lambda _: (200, {})) as host:
+        sink = Webhook({"url": host.url, "secret": secret})
+        assert send(sink, record("Ω☃𝔘 עברית")) == ["delivered"]
+    [asked] = host.asked
+    stamp = asked.headers["X-Skyheed-Timestamp"]
+    wanted = hmac.new(secret.encode(), f"{stamp}.".encode() + asked.body, hashlib.sha256).hexdigest()
+    assert asked.headers["X-Skyheed-Signature"] == f"sha256={wanted}"
+    assert asked.content["object_id"] == "Ω☃𝔘 עברית"
+    assert int(asked.headers["Content-Length"]) == len(asked.body)
 
 
 @pytest.mark.parametrize("words", [{"message": "bad"}, {"detail": "bad"}, "bad", {"error": {"why": "bad"}}, ["bad"]])
