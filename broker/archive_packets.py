@@ -85,7 +85,7 @@ def build(
     seen = observations(survey, paths, report, schemas)
     if not seen:
         reasons = ", ".join(f"{n} {why}" for why, n in report.reasons.most_common(5))
-        raise ArchiveError(f"no packet of {survey} in {paths[0]} can be used ({reasons or 'there is none'})")
+        raise ArchiveError(f"no packet of {survey} in {paths[0]} can be used ({reasons or 'there are none'})")
     words = [survey, *map(str, paths), *(["--labels", str(labels)] if labels else [])]
     said = f"{labels.name}, for {len(known)} objects" if labels else "none"
     card = {

@@ -137,7 +137,7 @@ def _prepared(sink: Sink, wanted: Wanted, record: Classification) -> Payload | A
 
 
 def _send(sink: Sink, payloads: Sequence[Payload]) -> list[Answer]:
-    """The answers; a payload that the sink itself cannot deal with is refused, and does not hold up those behind it."""
+    """The answers; a payload that the sink itself cannot deal with is refused, and does not hold up the others."""
     try:
         return sink.send(payloads)
     except SkyheedError:

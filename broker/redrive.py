@@ -97,7 +97,7 @@ def _sort(intake: Intake, letters: Sequence[DeadLetter], budget: Budget, meanwhi
             found.counts["still_rejected"] += 1
         except SkyheedError:  # a server's fault, not the packet's
             raise
-        except Exception as error:  # the internal error that set it aside, or another: the letters behind it continue
+        except Exception as error:  # the internal error that set it aside, or another: the letters after it continue
             found.counts["still_rejected"] += 1
             faults.append(f"{letter.place} offset {letter.offset}: {fault_of(error).detail}")
         else:

@@ -122,7 +122,7 @@ def _query_fault(query: str) -> str:
         if name in _REDIS_NUMBERS and not re.fullmatch(r"\d{1,9}(\.\d+)?", value):
             return f"{name} in the Redis URL must be a number"
         if name not in _REDIS_NUMBERS | _REDIS_WORDS:
-            shown = f"an option {shown_address(name)}" if value else "something behind its ?"
+            shown = f"an option {shown_address(name)}" if value else "something after its ?"
             known = ", ".join(sorted(_REDIS_NUMBERS | _REDIS_WORDS))
             return f"the Redis URL has {shown} that is not known; known are {known}"
     return ""

@@ -53,7 +53,7 @@ def gunzip(data: bytes, most: int, path: Path, error: type[Exception] = ArchiveE
     """The decompressed bytes of a gzip file of one or more members; zeros may follow the last one.
 
     Raises:
-        `error`: cut short, damaged, other bytes behind the last member, or more than `most` bytes or `MOST_MEMBERS`.
+        `error`: cut short, damaged, other bytes after the last member, or more than `most` bytes or `MOST_MEMBERS`.
     """
     out, at = bytearray(), 0
     try:

@@ -24,8 +24,8 @@ class TooLong(Exception):
 def inflate(data: bytes, limit: int, form: int) -> bytes:
     """The bytes of one whole stream, at most `limit` of them; `form` is RAW or GZIP.
 
-    A gzip stream may have several members and zeros behind the last one (RFC 1952, 2.2; gzip pads to whole blocks on
-    tapes); anything else behind a member is refused, as Python's `gzip` does.
+    A gzip stream may have several members and zeros after the last one (RFC 1952, 2.2; gzip pads to whole blocks on
+    tapes); anything else after a member is refused, as Python's `gzip` does.
 
     Raises:
         InflateError, TooLong

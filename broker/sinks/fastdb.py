@@ -205,7 +205,7 @@ def encode(schema: Form, record: Mapping[str, Any], payload: Payload) -> bytes:
 
 
 def message_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """FASTDB's schema for packets of this one: its fields, and ours behind them."""
+    """FASTDB's schema for packets of this one: its fields, followed by ours."""
     fields: list[dict[str, Any]] = [
         {**field, **({"default": None} if field["name"] in CUTOUTS else {})} for field in schema["fields"]
     ]

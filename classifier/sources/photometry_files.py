@@ -114,11 +114,11 @@ class _Snana:
     places: list[int] = field(default_factory=list)
 
     def words(self, key: str) -> list[str]:
-        """The words behind a key."""
+        """The words after a key."""
         return self.facts.get(key, (0, ""))[1].split()
 
     def count(self, key: str) -> int | None:
-        """A whole number behind a key; None where there is none."""
+        """A whole number after a key; None where there is none."""
         words = self.words(key)
         return int(words[0]) if words and words[0].isdecimal() else None
 

@@ -315,7 +315,7 @@ def _lines(text: str, path: Path, wanted: Sequence[Sequence[str]]) -> Iterator[t
 
 
 def _named(line: str, wanted: Sequence[Sequence[str]]) -> bool:
-    """Whether a line names columns: some programs write the header behind a #."""
+    """Whether a line names columns: some programs write the header after a #."""
     return max(_seen(line.lstrip("# \t").split(delimiter), wanted) for delimiter in DELIMITERS) >= 2
 
 
@@ -339,7 +339,7 @@ def _cells(written: str, delimiter: str, path: Path, line: int) -> list[str]:
 
 
 def _fitted(cells: list[str], names: list[str], path: Path, line: int) -> list[str]:
-    """A row of as many cells as there are columns: a decimal comma would move all behind it by one."""
+    """A row of as many cells as there are columns: a decimal comma would move all after it by one."""
     if len(cells) != len(names):
         hint = (
             "; write decimal points, or put texts with commas into quotation marks" if len(cells) > len(names) else ""

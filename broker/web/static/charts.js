@@ -71,7 +71,7 @@ function spread(root, at, y, { value, low, high }, tint, text, wide = 1.5) {
   root.append(svg("circle", { cx: at, cy: y(value), r: 2, style: { fill: tint } }, svg("title", {}, `${text}: ${fixed(value, 2)}`)));
 }
 
-/** What the model was trained on, behind the last night. */
+/** What the model was trained on, to the right of the last night. */
 function trained(root, reference, wide, y, paint) {
   const first = wide - MARGIN + 6;
   root.append(svg("line", { x1: first - 4, x2: first - 4, y1: TOP, y2: TALL - BOTTOM, class: "ideal" }), svg("text", { x: wide, y: TALL - 6, "text-anchor": "end" }, "training"));
