@@ -253,7 +253,8 @@ def _window(settings: Settings, topics: Selection, night: Night, stop: threading
     found = waiting.patiently(
         lambda: kafka.offsets_between(settings.input_options, topics, night.since_ms, night.until_ms), stop
     )
-    log.info("%d offsets of that time in %d partitions", sum(end - start for start, end in found.values()), len(found))
+    ranges = found.ranges.values()
+    log.info("%d offsets of that time in %d partitions", sum(end - start for start, end in ranges), len(ranges))
     return found
 
 

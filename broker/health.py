@@ -18,6 +18,7 @@ from skyheed.broker.errors import (
 )
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.kafka import connection, topics
+from skyheed.broker.kafka.identity import TopicIds
 from skyheed.broker.kafka.selection import Selection
 from skyheed.broker.packets.surveys import Survey
 from skyheed.broker.settings import RedisSettings, Settings
@@ -170,19 +171,26 @@ def _lag(settings: Settings) -> Line:
 def _hidden(options: kafka.Options, alerts: Selection) -> str:
     """What no reader gets because a transaction has been open for STANDS_S, as the end of a sentence; empty if none."""
     everything = {**options, "isolation.level": "read_uncommitted"}
-    ends = kafka.end_offsets(everything, alerts)  # first: what arrives later is no transaction
-    first = stable = kafka.end_offsets(options, alerts)
+    ends = _ends(everything, alerts)  # first: what arrives later is no transaction
+    first = stable = _ends(options, alerts)
     began = time.monotonic()
-    while open_ := {p: ends[p] - stable[p] for p in ends if p in stable and stable[p] == first[p] < ends[p]}:
+    while open_ := {p: ends[p] - stable[p] for p in ends if p in stable and stable[p] == first.get(p, -1) < ends[p]}:
         if time.monotonic() - began > STANDS_S:
-            topic, partition = place = min(open_)
+            topic, partition, _ = place = min(open_)
             return (
                 f", and {sum(open_.values())} offsets cannot be read: a transaction on {topic} partition {partition} "
                 f"has been open since offset {stable[place]}; end it (kafka-transactions.sh abort)"
             )
         time.sleep(LOOK_S)
-        stable = kafka.end_offsets(options, alerts)
+        stable = _ends(options, alerts)
     return ""
+
+
+def _ends(options: kafka.Options, alerts: Selection) -> dict[tuple[str, int, str], int]:
+    """The end of every partition, beside its topic's id: a topic made again between two looks has other ends."""
+    found = kafka.end_offsets(options, alerts)
+    ids = TopicIds(options).ask({topic for topic, _ in found})
+    return {(*place, id_): end for place, end in found.items() if (id_ := ids[place[0]]) is not None}
 
 
 def _moves(options: kafka.Options, group: str, places: Sequence[connection.Place]) -> bool:

@@ -208,7 +208,11 @@ class Subscriber:
         self._consumer.close()
 
     def _begin_anew(self, topic: str) -> None:
-        """A recreated topic is a new stream: forget what was seen on the old one."""
+        """A recreated topic is a new stream: forget what was seen on the old one, and do not settle the record in hand,
+        whose offset is another record's now.
+        """
+        if self._handed_out is not None and place_of(self._handed_out)[0] == topic:
+            self._handed_out = None
         self._done = {place: message for place, message in self._done.items() if place[0] != topic}
         if self._repeats is not None:
             self._repeats = _Repeats()

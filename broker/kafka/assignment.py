@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import confluent_kafka as ck
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from skyheed.broker.errors import ServiceError, ServiceUnavailable
+from skyheed.broker.errors import ServiceError
 from skyheed.broker.kafka.connection import (
     AWAY,
     REFUSED_AGAIN_S,
@@ -21,13 +21,13 @@ from skyheed.broker.kafka.connection import (
     rebalances_in_steps,
     right,
 )
+from skyheed.broker.kafka.identity import Identities, Window, commit_note, is_of_another
 from skyheed.broker.kafka.messages import place_of
 from skyheed.broker.kafka.partitions import UNKNOWN, Partition
 from skyheed.broker.kafka.selection import Selection, selection
-from skyheed.broker.kafka.topics import TopicIds, commit_note, committed, is_of_another, partition_key
+from skyheed.broker.kafka.topics import committed, partition_key
 
 log = logging.getLogger("skyheed.kafka")
-Window = Mapping[Place, tuple[int, int]]  # partition -> first offset, end
 LOOK_EVERY = "topic.metadata.refresh.interval.ms"
 LOOK_EVERY_MS = 30_000  # how often to look for topics that match a pattern; librdkafka's own refresh interval
 NEW_PARTITIONS_S = 10.0  # without a group, new ones are not announced
@@ -50,7 +50,6 @@ class Assignment:
         self._parts: dict[Place, Partition] = {}  # assigned partitions; everything known about a partition is kept here
         self._known: set[Place] | None = None  # partitions that existed at the first assignment
         self._kept: list[Message] = []  # fetched, not yet handed out
-        self._gone: tuple[float, ServiceError] | None = None  # a topic that we have read is not there, since when
         self._missing: set[str] = set()  # patterns without a topic, reported once
         self._joined = False  # the group has assigned partitions, or none for now
         self._held = False  # the caller is busy: every partition is paused
@@ -58,9 +57,12 @@ class Assignment:
         self._consumer = consumer(
             options, self._name, self.connection, **{"auto.offset.reset": start, "on_commit": self._on_commit}
         )
-        self._topic_ids = TopicIds(options)
-        self._ids: dict[str, str] = {}  # as last seen
+        self._identities = Identities(options, self.connection, window.ids if window else {})
         self._astray: set[Place] = set()  # of a recreated topic, still to be set to its beginning
+        self._anew: set[str] = set()  # recreated topics whose partitions are still to be counted
+        self._counted = False  # one has been, and may have more than before
+        self._ended: set[str] = set()  # topics with a partition at its end, whose ids are to be checked
+        self._cut_off = ""  # the recreated topic whose window cannot be read any more
         self.on_made_again: Callable[[str], None] = lambda _topic: None  # the topic was recreated: forget the old one's
         self.begin_at: Mapping[str, int] = {}  # without a group: partition key -> offset, instead of `start`
         # read after librdkafka has validated it; it accepts -1 for never
@@ -104,17 +106,18 @@ class Assignment:
 
     def _find_partitions(self) -> None:
         """Without a group: assign every partition, and periodically those that have appeared since."""
-        self._check_gone()
         now = time.monotonic()
-        if self._group is not None or (self._parts and (self._drain or now - self._looked < NEW_PARTITIONS_S)):
+        idle = self._parts and not self._counted and (self._drain or now - self._looked < NEW_PARTITIONS_S)
+        if self._group is not None or idle:
             return
         self._looked = now
         if self._parts and self.connection.away():
             return
         offset = ck.OFFSET_END if not self._parts and self._start == "latest" else ck.OFFSET_BEGINNING
         new = sorted(self._listed() - set(self._parts))
+        self._counted = False
         if new:
-            ids = self._ask_ids({topic for topic, _ in new})
+            ids = self._identities.ask_now({topic for topic, _ in new})
             keys = [partition_key(topic, ids.get(topic, ""), number) for topic, number in new]
             firsts = [self.begin_at.get(key, offset) for key in keys]
             partitions = [TopicPartition(*place, first) for place, first in zip(new, firsts, strict=True)]
@@ -143,7 +146,7 @@ class Assignment:
         return places
 
     def _on_assign(self, client: ck.Consumer, partitions: list[TopicPartition]) -> None:
-        ids = self._ask_ids({p.topic for p in partitions})  # before anything is fetched
+        ids = self._identities.ask_now({p.topic for p in partitions})  # before anything is fetched
         begin: set[Place] = set()
         with contextlib.suppress(KafkaException):  # no answer: new ones begin at the latest offset, too
             begin |= self._new_ones(client, partitions) if self._start == "latest" else set()
@@ -151,38 +154,38 @@ class Assignment:
             begin |= self._of_earlier_topics([(p.topic, p.partition) for p in partitions], ids)
         except KafkaException:
             ids = {}  # checked again with the first message
-        firsts = {**self._firsts(client, partitions), **dict.fromkeys(begin, ck.OFFSET_BEGINNING)}
+        sinces = self._sinces([(p.topic, p.partition) for p in partitions], ids)
+        firsts = {**dict.fromkeys(begin, ck.OFFSET_BEGINNING), **{place: first for place, (first, _) in sinces.items()}}
         if firsts:
             places = [(p.topic, p.partition) for p in partitions]
             offsets = [TopicPartition(*p, firsts[p]) if p in firsts else TopicPartition(*p) for p in places]
             (client.incremental_assign if self._incremental else client.assign)(offsets)
         self._joined = True
-        self._take(partitions, ids)
+        self._take(partitions, ids, {place: since for place, (_, since) in sinces.items()})
 
-    def _part(self, topic_id: str | None, place: Place) -> Partition:
+    def _part(self, topic_id: str | None, place: Place, since: int | None) -> Partition:
         if self._window is None:
             return Partition(topic_id)
-        start, end = self._window.get(place, (0, 0))
-        return Partition(topic_id, target=end, finished=start >= end)
+        start, end = self._window.ranges.get(place, (0, 0))
+        return Partition(topic_id, target=end, since=since, finished=start >= end)
 
-    def _firsts(self, client: ck.Consumer, partitions: list[TopicPartition]) -> dict[Place, int]:
-        """Where to begin reading a window if the group has no position; from its start by default."""
+    def _sinces(self, places: list[Place], ids: Mapping[str, str]) -> dict[Place, tuple[int, int]]:
+        """Where to go on reading a window, and since where it was read; from its start if that is not known."""
         if self._window is None:
             return {}
-        places = [(p.topic, p.partition) for p in partitions]
+        found = [TopicPartition(*place) for place in places]
         with contextlib.suppress(KafkaException):
-            places = [(at.topic, at.partition) for at in committed(client, places) if at.offset < 0]
-        return {place: self._window[place][0] for place in places if place in self._window}
+            found = committed(self._consumer, places)
+        return {(at.topic, at.partition): self._window.since(at, ids.get(at.topic)) for at in found}
 
-    def _take(self, partitions: list[TopicPartition], ids: Mapping[str, str]) -> None:
+    def _take(
+        self, partitions: list[TopicPartition], ids: Mapping[str, str], sinces: Mapping[Place, int] | None = None
+    ) -> None:
         # librdkafka keeps our pause while a partition is assigned elsewhere
         self._consumer.resume(partitions)
-        self._parts |= {
-            (p.topic, p.partition): self._part(ids.get(p.topic), (p.topic, p.partition)) for p in partitions
-        }
+        for place in [(p.topic, p.partition) for p in partitions]:
+            self._parts[place] = self._part(ids.get(place[0]), place, (sinces or {}).get(place))
         self._learn(ids)
-        if partitions:
-            self._gone = None
         self.connection.works()
 
     def _new_ones(self, client: ck.Consumer, partitions: list[TopicPartition]) -> set[Place]:
@@ -206,12 +209,12 @@ class Assignment:
         self._astray &= set(self._parts)
         self._kept = [m for m in self._kept if place_of(m) in self._parts]
 
-    def _named_so_far(self, topic: str) -> str:
-        """The id of a topic that has just been deleted: messages already fetched still belong to it."""
-        if topic not in self._ids:
-            error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
-            raise self.connection.refusal(error, right(error, topic))
-        return self._ids[topic]
+    def _watched(self) -> set[str]:
+        """Topics to look at without messages: one may have been deleted or made again."""
+        held = {topic for topic, _ in self._parts}
+        if not self._drain:
+            return held | (set(self._identities.known) & set(self._topics.names))
+        return held | set(self._identities.known) | (set(self._topics.names) if self._joined else set())
 
     def _identify(self, ids: Mapping[str, str]) -> set[Place]:
         """Compare the partitions with the current topics; returns those of a recreated topic, which begin again."""
@@ -234,9 +237,9 @@ class Assignment:
         Raises:
             KafkaException: the broker does not answer.
         """
-        if self._group is None:
+        if self._group is None or self._window is not None:
             return set()
-        renamed = {topic for topic, id_ in ids.items() if id_ and self._ids.get(topic, id_) not in ("", id_)}
+        renamed = self._identities.renamed(ids)
         return {
             (at.topic, at.partition)
             for at in committed(self._consumer, places)
@@ -244,45 +247,66 @@ class Assignment:
         }
 
     def _learn(self, ids: Mapping[str, str]) -> None:
-        for topic, id_ in ids.items():
-            before, self._ids[topic] = self._ids.get(topic, id_), id_
-            if before and id_ and before != id_:
-                log.warning("topic %s was deleted and recreated: reading it from its beginning", topic)
-                self._kept = [m for m in self._kept if place_of(m)[0] != topic]
-                # messages fetched by the same call may be from either
-                self._astray |= {place for place in self._parts if place[0] == topic}
-                self.on_made_again(topic)
+        for topic in self._identities.learn(ids):
+            self._kept = [m for m in self._kept if place_of(m)[0] != topic]
+            # messages fetched by the same call may be from either
+            self._astray |= {place for place in self._parts if place[0] == topic}
+            self._anew.add(topic)
+            if self._window is not None:
+                self._cut_off = topic
+            self.on_made_again(topic)
 
     def _set_straight(self) -> None:
         """Seek partitions of a recreated topic to its beginning; librdkafka drops what it fetched before."""
-        for place in sorted(self._astray):
+        self._count()
+        for place in sorted(place for place in self._astray if place[0] not in self._anew):
             with contextlib.suppress(KafkaException):  # not yet fetched from: the next call tries again
                 self._consumer.seek(TopicPartition(*place, ck.OFFSET_BEGINNING))
                 self._astray.discard(place)
 
-    def _ask_ids(self, topics: set[str]) -> dict[str, str]:
-        """The ids of topics, without those that the broker does not return now; they are requested again."""
-        try:
-            return {topic: id_ for topic, id_ in self._topic_ids.ask(topics).items() if id_ is not None}
-        except (ServiceError, ServiceUnavailable):
-            return {}
+    def _count(self) -> None:
+        """Let go of the partitions that a recreated topic does not have: librdkafka would ask for them forever."""
+        for topic in sorted(self._anew):
+            with contextlib.suppress(KafkaException):
+                found = self._consumer.list_topics(topic, timeout=1.0).topics[topic]
+                if found.error is None:
+                    self._anew.discard(topic)
+                    self._counted = True
+                    self._leave({p for p in self._parts if p[0] == topic and p[1] not in found.partitions})
 
-    def _without_topic(self, topic: str, error: KafkaError) -> None:
-        """One that we have read may have been deleted to be made again: only after a while is that a reason to end.
+    def _leave(self, places: set[Place]) -> None:
+        """These partitions do not exist any more; a group takes them away only when it rebalances."""
+        gone = [TopicPartition(*place) for place in sorted(places)]
+        if gone and self._group is None:
+            self._consumer.incremental_unassign(gone)
+            self._on_lost(self._consumer, gone)
+        for place in places & set(self._parts):
+            self._parts[place].finished = True
+        self._astray -= places
+
+    def _away(self) -> list[str]:
+        """Topics that do not exist, unless a drain has read them to their end before."""
+        held = {topic for topic, _ in self._parts} if self._drain else set()
+        unread = {topic for (topic, _), part in self._parts.items() if not part.finished} | self._ended
+        return [topic for topic in self._identities.away if topic in unread or topic not in held]
+
+    def _check_identities(self) -> None:
+        """A topic that was deleted may be made again: only after a while is its absence a reason to end.
 
         Raises:
-            ServiceError: we have never read it.
+            ServiceError: a drain, or a group that reads nothing else, has waited long enough; or the topic of a window
+                was made again.
         """
-        refusal = self.connection.refusal(error, f"topic {topic}")
-        if topic not in self._ids:
-            raise refusal
-        if self._gone is None:
-            self._gone = time.monotonic(), refusal
-            log.warning("waiting: %s", refusal)
-
-    def _check_gone(self) -> None:
-        if self._gone is not None and time.monotonic() - self._gone[0] > REFUSED_AGAIN_S:
-            raise self._gone[1]
+        if topic := self._cut_off:
+            raise ServiceError(
+                f"topic {topic} on Kafka at {self.connection.hosts} was deleted and created again while it was read, "
+                "and what was left of this time is gone: start again to read the same time of the new topic"
+            )
+        for topic in self._away():
+            alone = self._group is not None and not self._parts and topic in self._topics.names
+            waited = time.monotonic() - self._identities.away[topic]
+            if (self._drain or alone) and waited > REFUSED_AGAIN_S:
+                raise self._identities.refusal(topic)
 
     def _no_match(self, pattern: str) -> None:
         if self._drain:
@@ -319,7 +343,7 @@ class Assignment:
     def _uncommitted(self, places: set[Place]) -> list[TopicPartition]:
         offsets = {place: self._parts[place].to_commit() for place in sorted(places & set(self._parts))}
         return [
-            TopicPartition(*place, offset, commit_note(self._parts[place].topic_id))
+            TopicPartition(*place, offset, commit_note(self._parts[place].topic_id, self._parts[place].since))
             for place, offset in offsets.items()
             if offset is not None
         ]

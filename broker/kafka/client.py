@@ -12,7 +12,7 @@ from typing import Self, cast
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from skyheed.broker.errors import ServiceError, ServiceUnavailable
-from skyheed.broker.kafka.assignment import Assignment, Window
+from skyheed.broker.kafka.assignment import Assignment
 from skyheed.broker.kafka.connection import (
     MAX_MESSAGE_BYTES,
     NO_TOPIC,
@@ -25,7 +25,9 @@ from skyheed.broker.kafka.connection import (
     right,
 )
 from skyheed.broker.kafka.group_progress import OtherMembers
+from skyheed.broker.kafka.identity import Window
 from skyheed.broker.kafka.messages import make_readable, place_of, size_of, time_ms
+from skyheed.broker.kafka.partitions import Partition, hanging
 from skyheed.broker.kafka.producer import Outgoing, Publisher
 from skyheed.broker.kafka.selection import Outputs, Selection, selection
 from skyheed.broker.kafka.topics import (
@@ -64,7 +66,6 @@ CLOSE_S = 10.0
 ASSIGN_S = 300.0  # a drain gives up if it has no partition by then, or waits for a member that makes no progress
 KEEP_ALIVE_S = 1.0
 IDENTITY_S = 5.0  # topics are checked even without messages: one may have been recreated
-TRANSACTION_S = 30.0  # how long a drain waits for a transaction to end
 
 
 class BatchConsumer(Assignment):
@@ -75,8 +76,8 @@ class BatchConsumer(Assignment):
         group: consumer group that remembers the position; None reads every partition and remembers nothing.
         start: "earliest" or "latest": where to begin without a remembered position.
         drain: stop each partition at the end that it had when its first message arrived.
-        window: partition -> first offset and end of the range to read; a group without a position begins at the first,
-            and nothing beyond the end or from other partitions is returned. With `drain` only.
+        window: the part to read; a group that has not read it before begins at its first offset, and nothing beyond its
+            end or from other partitions is returned. With `drain` only.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class BatchConsumer(Assignment):
         self._handed_ids: dict[str, str] = {}  # for the messages that `consume` returned last
         self._identified = time.monotonic()
         self._asking_since: float | None = None  # ids were requested without success
-        self._others = OtherMembers(self._consumer, self._topics, self._name, window)
+        self._others = OtherMembers(self._consumer, self._topics, self._name, self._identities, window)
         if group is not None and not self._topics.patterns:
             self._subscribe(self._topics.names)
 
@@ -130,10 +131,11 @@ class BatchConsumer(Assignment):
             events, self._kept = [*self._kept, *fetched], []
             messages = [event for event in events if self._is_message(event)]
             messages = self._of_known_topics(messages, wait_s)
+            self._check_identities()
             self._set_pauses()
             self._watch(bool(events))
             self._commit_again()
-        self._handed_ids = dict(self._ids)
+        self._handed_ids = dict(self._identities.known)
         return messages
 
     def _fetch(self, room: int, wait_s: float, limit_bytes: int) -> list[Message]:
@@ -187,11 +189,12 @@ class BatchConsumer(Assignment):
         if self.connection.away():
             self._began = time.monotonic()
             return False
-        if self._kept:
+        if self._kept or self._ended or self._away():
             return False
-        unfinished = [place for place, part in self._parts.items() if not part.finished]
+        unfinished = {place: part for place, part in self._parts.items() if not part.finished}
         if unfinished:
-            self._check_transactions(unfinished)
+            if sentence := hanging(unfinished):
+                raise ServiceError(sentence)
             return False
         if self._group is None:
             return bool(self._parts)
@@ -276,20 +279,21 @@ class BatchConsumer(Assignment):
         A partition's id was read before anything was fetched from it; if it is still the same, it did not change in
         between. If it differs, fetched messages may be from either topic, and the new one is read from its beginning.
         """
-        now = time.monotonic()
-        every = now - self._identified > IDENTITY_S
-        topics = {topic for topic, _ in self._parts} if every else {place_of(m)[0] for m in messages}
+        every = time.monotonic() - self._identified > IDENTITY_S
+        named = {place_of(m)[0] for m in messages}
+        topics = named | (self._watched() if every else self._ended - set(self._identities.away))
         if not topics or (not messages and self.connection.away()):
             return messages
         try:
-            found = self._topic_ids.ask(topics)
-            ids = {topic: self._named_so_far(topic) if id_ is None else id_ for topic, id_ in found.items()}
+            ids = self._identities.ask(topics)
+            ids |= {topic: self._identities.named_so_far(topic) for topic in named - set(ids)}
             begun = self._identify(ids)
         except (ServiceError, ServiceUnavailable, KafkaException) as error:
             return self._wait(error, messages, wait_s)
         self._asking_since = None
+        self._ended -= set(ids)
         if every:
-            self._identified = now
+            self._identified = time.monotonic()
         return [m for m in messages if place_of(m) not in begun]
 
     def _wait(self, error: Exception, messages: list[Message], wait_s: float) -> list[Message]:
@@ -317,20 +321,21 @@ class BatchConsumer(Assignment):
         high, offset = self._watermark(place), cast(int, event.offset())
         if event.error() is not None:
             part.end(offset, high)
+            self._ended.add(place[0])  # it may be the end of another topic of that name
             return False
-        if self._window is not None and not self._inside(place, offset):
+        if self._window is not None and not self._inside(self._window.start(place), part, offset):
             return False
         part.message(offset, high, self._group is not None)
         return True
 
-    def _inside(self, place: Place, offset: int) -> bool:
+    @staticmethod
+    def _inside(start: int, part: Partition, offset: int) -> bool:
         """Whether a message is in the window; one beyond its end finishes the partition."""
-        part = self._parts[place]
         if offset >= part.target:
             part.end(part.target, part.target)
             return False
         # on a loaded machine the first messages came from before the offset that the assignment named
-        return offset >= (self._window or {})[place][0]
+        return offset >= start
 
     def _is_trouble(self, event: Message) -> bool:
         """Whether the event is neither a message nor the end of a partition; raises or logs its error."""
@@ -343,7 +348,9 @@ class BatchConsumer(Assignment):
         if fatal(error) or code in REFUSED_RIGHT | REFUSED_USER:
             raise self.connection.refusal(error, right(error, event.topic() or "", self._group or ""))
         if code in NO_TOPIC and not self._parts and (event.topic() or "") in self._topics.names:
-            self._without_topic(event.topic() or "", error)
+            if (event.topic() or "") not in self._identities.known:
+                raise self._identities.refusal(event.topic() or "")
+            self._identities.misses(event.topic() or "")
         elif code == KafkaError._MAX_POLL_EXCEEDED:
             log.warning(
                 "group %s removed us: handling took longer than max.poll.interval.ms; rejoining; uncommitted messages "
@@ -372,17 +379,6 @@ class BatchConsumer(Assignment):
                 f"Kafka at {self.connection.hosts} gave us no partition of {', '.join(self._topics.topics)} within "
                 f"{ASSIGN_S:.0f} s: another member of group {self._group} may be reading all of them"
             )
-
-    def _check_transactions(self, unfinished: Sequence[Place]) -> None:
-        blocked = [self._parts[place].blocked_s() for place in unfinished]
-        if min(blocked) < TRANSACTION_S:
-            return
-        (topic, number), part = unfinished[0], self._parts[unfinished[0]]
-        raise ServiceError(
-            f"{topic} partition {number} cannot be read to its end: a transaction that began at offset {part.position} "
-            f"has not ended for {TRANSACTION_S:.0f} s, and it and what follows it ({part.unreadable} offsets) "
-            "are unread; end it (kafka-transactions.sh abort), or set isolation.level = read_uncommitted"
-        )
 
 
 class AlertConsumer(BatchConsumer):

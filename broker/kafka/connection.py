@@ -170,6 +170,13 @@ class Connection:
             "embedded one cannot)"
         )
 
+    def without_times(self, topic: str) -> ServiceError:
+        """A topic cannot be read by time."""
+        return ServiceError(
+            f"messages of topic {topic} on Kafka at {self.hosts} carry no time by which to find them: read the topic "
+            "as a whole, without --since (message.timestamp.type = LogAppendTime gives new ones a time)"
+        )
+
     def unavailable(self, doing: str, detail: str) -> ServiceUnavailable:
         reason = self._detail or f"{self.redact(detail)}; check security.protocol"
         if (

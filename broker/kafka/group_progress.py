@@ -2,13 +2,13 @@
 messages."""
 
 import time
-from collections.abc import Mapping
 
 import confluent_kafka as ck
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from skyheed.broker.errors import ServiceError
 from skyheed.broker.kafka.connection import REFUSED_RIGHT, REFUSED_USER, Place, fatal
+from skyheed.broker.kafka.identity import Identities, Window, is_of_another
 from skyheed.broker.kafka.selection import Selection
 
 ASK_S = 1.0
@@ -20,16 +20,16 @@ class OtherMembers:
 
     Args:
         topics: those the group reads.
-        window: partition -> first offset and end of the range to read, if only part is read.
+        window: what of them, if not everything.
     """
 
     def __init__(
-        self, client: ck.Consumer, topics: Selection, group: str, window: Mapping[Place, tuple[int, int]] | None = None
+        self, client: ck.Consumer, topics: Selection, group: str, identities: Identities, window: Window | None = None
     ) -> None:
         self._client, self._topics, self._group = client, topics, group
-        self._starts = {place: start for place, (start, _) in (window or {}).items()}
-        # the end of each when first checked
-        self._ends: dict[Place, int] = {place: end for place, (_, end) in (window or {}).items()}
+        self._identities, self._window = identities, window
+        # the end of each when first checked, beside the id of its topic
+        self._ends: dict[tuple[Place, str | None], int] = {}
         self._asked = 0.0
         self._left = -1
         self._since = time.monotonic()
@@ -67,13 +67,17 @@ class OtherMembers:
             KafkaException: no answer, or a topic does not exist.
         """
         others = sorted(self._places() - ours)
-        left = 0
-        for at in self._client.committed([TopicPartition(*p) for p in others], timeout=ANSWER_S) if others else ():
-            low, high = self._client.get_watermark_offsets(TopicPartition(at.topic, at.partition), ANSWER_S)
-            end = self._ends.setdefault((at.topic, at.partition), high)
-            start = self._starts.get((at.topic, at.partition), low)
-            left += max(0, end - max(low, start, at.offset))
-        return left
+        ids = self._identities.ask_now({topic for topic, _ in others})
+        found = self._client.committed([TopicPartition(*p) for p in others], timeout=ANSWER_S) if others else ()
+        return sum(self._left_of(at, ids.get(at.topic)) for at in found)
+
+    def _left_of(self, at: TopicPartition, topic_id: str | None) -> int:
+        place = at.topic, at.partition
+        if self._window is not None:
+            return max(0, self._window.ranges.get(place, (0, 0))[1] - self._window.since(at, topic_id)[0])
+        low, high = self._client.get_watermark_offsets(TopicPartition(*place), ANSWER_S)
+        end = self._ends.setdefault((place, topic_id), high)
+        return max(0, end - (low if is_of_another(at, topic_id) else max(low, at.offset)))
 
     def _places(self) -> set[Place]:
         found = self._client.list_topics(timeout=ANSWER_S).topics

@@ -6,10 +6,13 @@ the last stable offset: beyond it are records of open transactions.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from skyheed.broker.kafka.connection import Place
+
 UNKNOWN = -1
+TRANSACTION_S = 30.0  # how long a drain waits for a transaction to end
 
 
 @dataclass(slots=True)
@@ -20,6 +23,7 @@ class Partition:
         topic_id: id of the topic, read before anything was fetched; empty if the broker has no ids, None while unknown.
         position: next offset to read.
         target: where a drain ends: the high watermark when reading began.
+        since: the offset from which everything is read, if only a window is.
         finished: a drain has read it to its target; never reset.
         unreadable: offsets beyond the last stable one, as of the last end-of-partition event.
         paused: what librdkafka was told last.
@@ -31,6 +35,7 @@ class Partition:
     topic_id: str | None = None
     position: int = UNKNOWN
     target: int = UNKNOWN
+    since: int | None = None
     finished: bool = False
     unreadable: int = 0
     paused: bool = False
@@ -92,3 +97,15 @@ class Partition:
         if self.target == UNKNOWN:
             self.target = high
         self.finished |= self.target != UNKNOWN and position >= self.target
+
+
+def hanging(unfinished: Mapping[Place, Partition]) -> str:
+    """Says which transaction keeps all of these from their end, if that is so for long; empty otherwise."""
+    if min(part.blocked_s() for part in unfinished.values()) < TRANSACTION_S:
+        return ""
+    (topic, number), part = next(iter(unfinished.items()))
+    return (
+        f"{topic} partition {number} cannot be read to its end: a transaction that began at offset {part.position} "
+        f"has not ended for {TRANSACTION_S:.0f} s, and it and what follows it ({part.unreadable} offsets) "
+        "are unread; end it (kafka-transactions.sh abort), or set isolation.level = read_uncommitted"
+    )

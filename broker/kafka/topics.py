@@ -2,18 +2,16 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any, cast
 
 import confluent_kafka as ck
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from skyheed.broker.kafka.connection import (
     AWAY,
     FAR_FUTURE_MS,
-    NO_TOPIC,
     REFUSED_RIGHT,
     Connection,
     Options,
@@ -22,55 +20,18 @@ from skyheed.broker.kafka.connection import (
     consumer,
     right,
 )
+from skyheed.broker.kafka.identity import TopicIds, Window, is_of_another, wait_for
+from skyheed.broker.kafka.messages import place_of, time_ms
 from skyheed.broker.kafka.selection import Selection, selection
 
 REQUEST_S = 10.0
-NOTE = "topic-id="
 LOOK_S = 0.5
+LAST = 100  # messages of a partition that are looked at for the time of the last; some may be control records
 COORDINATOR_MOVES = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
 }
-NO_IDS = REFUSED_RIGHT | {
-    KafkaError._UNSUPPORTED_FEATURE,
-    KafkaError.UNSUPPORTED_VERSION,
-    KafkaError.INVALID_REQUEST,
-}
-
-
-class TopicIds:
-    """Requests topic ids over one connection. Ids are never reused: a recreated topic has a new one."""
-
-    def __init__(self, options: Options) -> None:
-        self.connection = Connection(options)
-        self._options = options
-        self._client: AdminClient | None = None
-
-    def ask(self, topics: Iterable[str]) -> dict[str, str | None]:
-        """Kafka's id of each topic (URL-safe base64); empty if the broker has no ids, None if the topic does not exist.
-
-        Raises:
-            ServiceError: the broker refuses us.
-            ServiceUnavailable: the broker does not answer.
-        """
-        if self._client is None:
-            self._client = admin(self._options, self.connection)
-        futures = self._client.describe_topics(ck.TopicCollection(sorted(topics)), request_timeout=REQUEST_S)
-        return {topic: self._id(self._client, topic, future) for topic, future in futures.items()}
-
-    def _id(self, client: AdminClient, topic: str, future: "Future[Any]") -> str | None:
-        try:
-            found = str(_wait(client, self.connection, future).topic_id)
-        except KafkaException as error:
-            code = error.args[0].code()
-            if code in NO_TOPIC:
-                return None
-            if code not in NO_IDS:
-                raise self.connection.unavailable(f"the id of topic {topic} is unknown", error.args[0].str()) from None
-            return ""  # an old broker, or no right to describe: use the name
-        # Uuid's text is plain base64; all zeros is "none"
-        return "" if not found.strip("A") else found.replace("/", "_").replace("+", "-")
 
 
 def topic_ids(options: Options, topics: set[str]) -> dict[str, str]:
@@ -95,18 +56,6 @@ def partition_key(topic: str, topic_id: str, partition: int) -> str:
     return f"{topic}@{topic_id}/{partition}" if topic_id else f"{topic}/{partition}"
 
 
-def commit_note(topic_id: str | None) -> str | None:
-    """Metadata committed with an offset, so that it is not mistaken for one of a recreated topic."""
-    return f"{NOTE}{topic_id}" if topic_id else None
-
-
-def is_of_another(at: TopicPartition, topic_id: str | None) -> bool:
-    """Whether an offset was committed for an earlier topic of this name. One without our metadata is trusted: it comes
-    from an earlier release or an operator, or the broker keeps no metadata."""
-    note = at.metadata or ""
-    return bool(topic_id) and at.offset >= 0 and note.startswith(NOTE) and note != commit_note(topic_id)
-
-
 def ensure_topics(
     options: Options, topics: Mapping[str, Mapping[str, str]], partitions: int = 4, replication: int = -1
 ) -> None:
@@ -128,7 +77,7 @@ def ensure_topics(
         return
     for name, future in client.create_topics(missing, request_timeout=REQUEST_S).items():
         try:
-            _wait(client, connection, future)
+            wait_for(client, connection, future)
         except KafkaException as error:
             _judge_creation(connection, name, error.args[0])
 
@@ -154,32 +103,33 @@ def end_offsets(options: Options, topics: Sequence[str] | Selection) -> dict[Pla
         client.close()
 
 
-def offsets_between(
-    options: Options, topics: Sequence[str] | Selection, since_ms: int, until_ms: int
-) -> dict[Place, tuple[int, int]]:
+def offsets_between(options: Options, topics: Sequence[str] | Selection, since_ms: int, until_ms: int) -> Window:
     """For every partition the offset of the first message of `since_ms` or later, and that of `until_ms`.
 
     Times are Kafka's, Unix ms. If no message is that late, it is the current end.
 
     Raises:
-        ServiceError: a topic does not exist or may not be read, or the broker cannot search by time.
+        ServiceError: a topic does not exist or may not be read, its messages have no time, or the broker cannot search
+            by time.
         ServiceUnavailable: the broker does not answer.
     """
     connection = Connection(options)
     client = consumer(options, "skyheed-times", connection)
     try:
         places = list(_places(client, connection, topics))
+        ids = TopicIds(options).ask({topic for topic, _ in places})  # first: if it is made again now, a reader will see
         if wrong := [place for place, offset in _first_since(client, places, FAR_FUTURE_MS).items() if offset >= 0]:
             raise connection.cannot_search(wrong[0][0])
         starts, ends = (_first_since(client, places, when) for when in (since_ms, until_ms))
-        highs = {place: client.get_watermark_offsets(TopicPartition(*place), REQUEST_S)[1] for place in places}
-        return {
-            place: (
-                starts[place] if starts[place] >= 0 else highs[place],
-                ends[place] if ends[place] >= 0 else highs[place],
-            )
-            for place in places
-        }
+        marks = {place: client.get_watermark_offsets(TopicPartition(*place), REQUEST_S) for place in places}
+        late = [place for place in places if starts[place] < 0 and marks[place][0] < marks[place][1]]
+        if timeless := _timeless(client, {place: marks[place] for place in late}):
+            raise connection.without_times(timeless)
+        first, last = ({p: at[p] if at[p] >= 0 else marks[p][1] for p in places} for at in (starts, ends))
+        return Window(
+            {place: (first[place], last[place]) for place in places},
+            {topic: id_ for topic, id_ in ids.items() if id_ is not None},
+        )
     except KafkaException as error:
         connection.check()
         raise connection.unavailable("the offsets of that time are unknown", error.args[0].str()) from None
@@ -193,6 +143,22 @@ def _first_since(client: ck.Consumer, places: Sequence[Place], when_ms: int) -> 
     if failed := [at.error for at in found if at.error]:
         raise KafkaException(failed[0])
     return {(at.topic, at.partition): at.offset for at in found}
+
+
+def _timeless(client: ck.Consumer, marks: Mapping[Place, tuple[int, int]]) -> str:
+    """A topic whose last message in one of these partitions has no time; empty if none. A search passes over such."""
+    last: dict[Place, Message] = {}
+    left = set(marks)
+    client.assign([TopicPartition(*place, max(low, high - LAST)) for place, (low, high) in marks.items()])
+    deadline = time.monotonic() + REQUEST_S
+    while left and time.monotonic() < deadline:
+        for event in client.consume(LAST, LOOK_S):
+            if (error := event.error()) is None:
+                last[place_of(event)] = event
+            elif error.code() == KafkaError._PARTITION_EOF:
+                left.discard(place_of(event))
+    client.unassign()
+    return next((topic for (topic, _), message in sorted(last.items()) if time_ms(message, -1) < 0), "")
 
 
 def group_lag(options: Options, group: str, topics: Sequence[str] | Selection) -> dict[Place, int]:
@@ -323,16 +289,6 @@ def _metadata(client: AdminClient | ck.Consumer, connection: Connection, topic: 
             connection.check()
             if time.monotonic() > deadline:
                 raise connection.unavailable("it does not list its topics", error.args[0].str()) from None
-
-
-def _wait(client: AdminClient, connection: Connection, future: "Future[Any]") -> Any:
-    """The result of an admin request; a refused user ends the wait at once."""
-    while True:
-        try:
-            return future.result(0.05)
-        except TimeoutError:
-            client.poll(0)
-            connection.check()
 
 
 def _judge_creation(connection: Connection, name: str, error: KafkaError) -> None:

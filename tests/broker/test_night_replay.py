@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -10,11 +11,13 @@ from confluent_kafka import Producer
 from process_tools import Program, until
 from server_tools import HOME, NEEDS_APACHE
 from stream_tools import ingest_all, settings_for
+from test_made_again import remake
 from test_surveys import ztf_packet
 
 from skyheed.broker import app, night_replay
 from skyheed.broker.cli import skyheed
 from skyheed.broker.errors import ConfigError, ServiceError
+from skyheed.broker.ingest import Ingest
 from skyheed.broker.kafka.client import Publisher, ensure_topics, group_lag, offsets_between
 from skyheed.broker.local import embedded
 from skyheed.broker.settings import Settings
@@ -111,6 +114,11 @@ def words(path: str, first: int, last: int, name: str) -> list[str]:
     return ["ingest", "--config", path, "--since", times[0], "--until", times[1], "--into", name]
 
 
+def night(first: int, last: int) -> night_replay.Night:
+    """The same as a range of times."""
+    return night_replay.Night(NOON + first * 60_000, NOON + last * 60_000)
+
+
 def kept(settings: Settings) -> set[int]:
     store = app.read_store(settings)[0]
     return {n for number in range(5) for n in store.sources(f"ZTF{number}")}
@@ -182,3 +190,61 @@ def test_a_killed_replay_goes_on_and_counts_nothing_twice(stream: Settings, tmp_
     assert ran.exit_code == 0, ran.output
     assert totals(own) == (300, 300)
     assert kept(own) == set(range(50, 350))
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+@pytest.mark.parametrize("second", [(5, 40), (30, 90), (80, 90), (1, 10), (35, 38)])
+def test_another_night_into_the_same_space_is_read_in_full(
+    stream: Settings, tmp_path: Path, second: tuple[int, int]
+) -> None:
+    """Earlier, later, apart, within: the group stands where the first night left it."""
+    publish_at(stream, range(1, 100))
+    own, path = night_replay.apart(stream, "n5"), written(tmp_path, stream)
+    for first, last in ((30, 60), second, (30, 60)):
+        ran = CliRunner().invoke(skyheed, words(path, first, last, "n5"), catch_exceptions=False)
+        assert ran.exit_code == 0, ran.output
+        assert kept(own) >= set(range(first, last))
+    assert not app.run_ingest(own, True, night(30, 60))["consumed"]  # the same night once more
+    both = set(range(30, 60)) | set(range(*second))
+    assert kept(own) == both
+    assert totals(own) == (len(both), len(both))
+    assert app.read_store(own)[2].books().balanced
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+def test_a_night_whose_topic_is_made_again_is_not_over(
+    kafka: embedded.Server, stream: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new topic is read by the next attempt, from the beginning of the night."""
+    topic, own = stream.ingest.topics[0], night_replay.apart(stream, "n6")
+    publish_at(stream, range(1, 60))
+    begin = Ingest.run
+
+    def made_again(daemon: Ingest, *given: Any) -> Any:
+        remake(kafka, topic, PARTITIONS)
+        publish_at(stream, range(100, 160))
+        return begin(daemon, *given)
+
+    monkeypatch.setattr(Ingest, "run", made_again)
+    with pytest.raises(ServiceError, match=f"topic {topic} .* was deleted and created again while it was read"):
+        app.run_ingest(own, True, night(10, 150))
+    monkeypatch.setattr(Ingest, "run", begin)
+    app.run_ingest(own, True, night(10, 150))
+    assert kept(own) >= set(range(100, 150))
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+@pytest.mark.parametrize("timed", [[], [5, 6, 7]])
+def test_messages_without_a_time_are_not_an_empty_night(stream: Settings, timed: list[int]) -> None:
+    publish_at(stream, timed)
+    producer = Producer({"bootstrap.servers": stream.kafka["bootstrap.servers"]})
+    for n in range(20):
+        producer.produce(stream.ingest.topics[0], packet(n), partition=n % PARTITIONS, timestamp=-1)
+    assert producer.flush(60) == 0
+    own = night_replay.apart(stream, "n7")
+    with pytest.raises(ServiceError, match=f"messages of topic {stream.ingest.topics[0]} .* carry no time"):
+        app.run_ingest(own, True, night(10, 30))
+    assert not kept(own)

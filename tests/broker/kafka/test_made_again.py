@@ -107,10 +107,10 @@ def test_every_alert_of_a_topic_made_again_is_stored_in_books_of_its_own(
     assert all(store.revision(name) for name in names)
 
 
-def committed_note(server: embedded.Server, topic: str, group: str) -> str | None:
+def committed(server: embedded.Server, topic: str, group: str) -> TopicPartition:
     client = plain_consumer(options(server), group, Connection(options(server)))
     try:
-        return client.committed([TopicPartition(topic, 0)], 10)[0].metadata
+        return client.committed([TopicPartition(topic, 0)], 10)[0]
     finally:
         client.close()
 
@@ -138,7 +138,7 @@ def test_a_position_of_the_old_topic_is_not_used_after_a_restart(
     settings = options(kafka, **{"group.protocol": protocol})
     publish(kafka, numbered(topic, OLD))
     assert len(drain(kafka, topic, group)) == OLD
-    note = committed_note(kafka, topic, group)
+    note = committed(kafka, topic, group).metadata
     assert note is not None
     assert topic_ids(settings, {topic})[topic] in note
     remake(kafka, topic)

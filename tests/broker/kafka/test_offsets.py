@@ -148,7 +148,7 @@ def test_a_transaction_that_hangs_ends_a_drain_with_a_sentence_and_a_living_one_
     publish(kafka, topic, b"before")
     hangs = begun(kafka, topic, b"inside")
     publish(kafka, topic, b"after")
-    monkeypatch.setattr("skyheed.broker.kafka.client.TRANSACTION_S", 1.0)
+    monkeypatch.setattr("skyheed.broker.kafka.partitions.TRANSACTION_S", 1.0)
     for group in (None, uuid.uuid4().hex):
         with (
             BatchConsumer(options(kafka), [topic], group, drain=True) as consumer,
@@ -157,7 +157,7 @@ def test_a_transaction_that_hangs_ends_a_drain_with_a_sentence_and_a_living_one_
             read(consumer)
     with BatchConsumer(options(kafka, **{"isolation.level": "read_uncommitted"}), [topic], None, drain=True) as all_:
         assert read(all_) == [b"before", b"inside", b"after"]
-    monkeypatch.setattr("skyheed.broker.kafka.client.TRANSACTION_S", 30.0)
+    monkeypatch.setattr("skyheed.broker.kafka.partitions.TRANSACTION_S", 30.0)
     with BatchConsumer(options(kafka), [topic], None, drain=True) as consumer:
         until(lambda: consumer.consume(5, 0.1) or (consumer._parts and consumer._parts[topic, 0].unreadable))
         assert not consumer.drained()
@@ -172,7 +172,7 @@ def test_dead_letters_behind_a_hanging_transaction_are_not_passed_over_in_silenc
     topic = make_topic(kafka)
     hangs = begun(kafka, topic, b"inside")
     publish(kafka, topic, b"after")
-    monkeypatch.setattr("skyheed.broker.kafka.client.TRANSACTION_S", 1.0)
+    monkeypatch.setattr("skyheed.broker.kafka.partitions.TRANSACTION_S", 1.0)
     with pytest.raises(ServiceError, match="a transaction that began at offset 0"):
         list(deadletter.read(options(kafka), topic))
     hangs.abort_transaction(30)
