@@ -7,6 +7,7 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
+from skyheed.classifier import stamp
 from skyheed.classifier.history import BANDS as BANDS
 from skyheed.classifier.history import Photometry
 
@@ -15,10 +16,10 @@ class Flag(IntFlag):
     """How a stamp was processed; stored with it."""
 
     NEGATIVE = 1  # the difference flux is negative
-    PADDED = 2  # the stamp was smaller than the model's and was padded (chip edge)
-    FILLED = 4  # some pixels were not finite and were filled with the background
+    PADDED = stamp.PADDED  # the stamp was smaller than the model's and was padded (chip edge)
+    FILLED = stamp.FILLED  # some pixels were not finite and were filled with the background
     NOMINAL_ZERO_POINT = 8  # the packet has no zero point; the survey's nominal one was used
-    ROTATED = 16  # resampled to north up, east left
+    ROTATED = stamp.ROTATED  # resampled to north up, east left
     DIFFERENCE_FILLED = 32  # as FILLED, of the difference stamp
     TEMPLATE_FILLED = 64  # as FILLED, of the template stamp
 

@@ -23,8 +23,7 @@ STAMP_SIZE = 32  # pixels; the source is in pixel [16, 16]
 # largest float16, 65504, is 14.4 mag (AB) in a single pixel.
 STAMP_UNIT_NJY = 100.0
 
-# Bits of `broker.observation.Flag`.
-PADDED, FILLED, ROTATED = 2, 4, 16
+PADDED, FILLED, ROTATED = 2, 4, 16  # bits of `broker.observation.Flag`, which has further ones
 
 BORDER = 2  # pixels: width of the frame whose median is the background
 # Rotations this close to a multiple of 90 degrees are made by flips only: at the edge of a stamp (16 pixels) an

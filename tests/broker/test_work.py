@@ -10,6 +10,7 @@ from typing import Any
 import fastavro
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from state_tools import deliveries, observation, open_state
 from stream_tools import save_checkpoint
 
@@ -26,12 +27,14 @@ from skyheed.broker.state.queue import Claim, DueQueue
 from skyheed.broker.state.sequence import Settled
 from skyheed.broker.waiting import Meanwhile, Unfinished
 from skyheed.broker.work import POLL_S, Output, Pace, Worker
+from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.convention.predictor import Predictor
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.serving import load
 
 NO_MODEL = SimpleNamespace(kept_as="", needs=Needs())
 NO_OUTPUT = SimpleNamespace(model="")
+OWN = ("Comet", "Nova", "Flare", "Else")
 
 
 def waiting_worker(queue: Any, pace: Pace) -> Worker:
@@ -56,6 +59,24 @@ def worker_of(predictor: Predictor, queue: DueQueue, store: SequenceStore) -> Wo
         metrics.WorkMetrics("test"),
         Pace(10, 0.1, 60.0),  # type: ignore[arg-type]
     )
+
+
+@pytest.mark.redis
+def test_classes_of_ones_own_are_published_with_their_ids(valkey: embedded.Server, tmp_path: Path) -> None:
+    place = save_checkpoint(tmp_path, "sdss")
+    info = checkpoint.read_info(place)
+    own = replace(info, class_ids={name: 7 + n for n, name in enumerate(OWN)}, classes=OWN, taxonomy="student-1")
+    checkpoint.save(tmp_path / "own", load_file(place / checkpoint.WEIGHTS), own)
+    model = load(tmp_path / "own", survey="sdss", device="cpu", precision="float32", threads=1)
+    store, queue, _ = open_state(valkey.url)
+    stamp = np.ones((32, 32), np.float16)
+    store.store(deliveries([observation("good", n, stamp=stamp) for n in (1, 2, 3)]))
+    worker = worker_of(model, queue, store)
+    ((record, _),) = worker.answer(store.fetch(queue.claim(10, 60.0), worker.lane))
+    found = formats.decode(formats.encode(record))
+    assert [(p.name, p.taxonomy_id) for p in found.probabilities] == [(name, 7 + n) for n, name in enumerate(OWN)]
+    assert found.provenance.taxonomy == "student-1"
+    assert found.top_class in OWN
 
 
 @pytest.mark.redis

@@ -1,4 +1,5 @@
 import math
+import re
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from skyheed.broker.observation import Flag
+from skyheed.broker.results.formats import load_schema
 from skyheed.classifier import stamp as module
 from skyheed.classifier.stamp import (
     STAMP_SIZE,
@@ -42,8 +44,15 @@ def put(image, x, y, to_sky, west, north, value):
     image[round(y + dy), round(x + dx)] = value
 
 
-def test_flag_bits_agree_with_the_observation():
-    assert (module.PADDED, module.FILLED, module.ROTATED) == (Flag.PADDED, Flag.FILLED, Flag.ROTATED)
+def test_flag_bits_are_those_of_the_published_schema():
+    schema = load_schema("classification", "v1", "classification.avsc")
+    (doc,) = [field["doc"] for field in schema["fields"] if field["name"] == "flags"]
+    told = {name: int(bit) for bit, name in re.findall(r"(\d+) (negative|padded|pixels filled|nominal|rotated)", doc)}
+    assert told == {
+        "negative": Flag.NEGATIVE, "padded": Flag.PADDED, "pixels filled": Flag.FILLED,
+        "nominal": Flag.NOMINAL_ZERO_POINT, "rotated": Flag.ROTATED,
+    }  # fmt: skip
+    assert len({int(flag) for flag in Flag}) == len(Flag) == 7
 
 
 def test_golden_sdss_64():

@@ -1,14 +1,16 @@
 """The public face `skyheed`: its example, what it does not load, and a hostile neighbour alongside the built wheel."""
 
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import fastavro
 import numpy as np
 import pytest
 from real_data import real_data
-from stream_tools import sdss_alert
+from stream_tools import record_of, sdss_alert
 
 import skyheed
 from skyheed import History, PacketError, SkipPacket, load_model, read_packet
@@ -68,6 +70,21 @@ def test_a_bad_packet_says_why() -> None:
     assert len(read_packet(sdss_alert("x", 1), "sdss", bands="g", errors=found)) + len(found) == 1
     with pytest.raises(SkipPacket):
         read_packet(sdss_alert("x", 0), "sdss", bands="g")
+
+
+def test_of_a_packet_of_several_records_the_good_ones_come_and_the_others_say_why() -> None:
+    schema, record = record_of(sdss_alert("x", 1))
+    out = io.BytesIO()
+    several = [record | {"sourceId": 1}, record | {"sourceId": 2, "ra": float("nan")}, record | {"sourceId": 3}]
+    fastavro.writer(out, fastavro.parse_schema(schema, named_schemas={}), several)
+    found: list[Exception] = []
+    good = read_packet(out.getvalue(), "sdss", errors=found)
+    assert [seen.source_id for seen in good] == [1, 3]
+    (why,) = found
+    assert isinstance(why, PacketError)
+    assert why.reason == "bad_position"
+    with pytest.raises(PacketError, match="position"):
+        read_packet(out.getvalue(), "sdss")
 
 
 def test_the_subscriber_loads_neither_torch_nor_redis() -> None:

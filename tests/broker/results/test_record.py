@@ -6,7 +6,7 @@ import json
 import struct
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.resources import files
 from typing import Any
@@ -265,6 +265,16 @@ def test_readers_of_the_first_release_read_our_records() -> None:
     assert found["object_id"] == record.object_id
     assert "estimates" not in found
     assert found["provenance"]["schema_version"] == "1.1"
+
+
+def test_a_record_has_the_fields_of_the_schema() -> None:
+    """A field with a default that only one of them has would be dropped without a word."""
+    schema = formats.load_schema("classification", "v1", "classification.avsc")
+    assert [f["name"] for f in schema["fields"]] == [f.name for f in fields(Classification)]
+    types = {f["name"]: f["type"] for f in schema["fields"]}
+    assert [f["name"] for f in types["provenance"]["fields"]] == [f.name for f in fields(Provenance)]
+    for name, kind in (("probabilities", records.ClassProbability), ("estimates", records.Estimate)):
+        assert [f["name"] for f in types[name]["items"]["fields"]] == [f.name for f in fields(kind)]
 
 
 def test_a_record_names_its_model_and_carries_further_numbers() -> None:
