@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from skyheed.classifier.archives.damage import damaged, open_parquet
+from skyheed.classifier.archives.damage import BoundedFile, damaged
 from skyheed.classifier.archives.extras import Extras, extras_of
 from skyheed.classifier.archives.format import MOST_STAMPS, NORMALISED, OBJECTS_PER_PART, part_path, rows_of
 from skyheed.classifier.archives.histories import KINDS, history_of, history_of_rows
@@ -251,13 +251,13 @@ def _sound(path: Path, objects: set[str], digest: str) -> bool:
     texts = ["object_id", "weights_digest"]
     try:
         open_regular(path).close()
-        with open_parquet(path, texts) as file:
+        with BoundedFile(path) as file:
             facts = file.schema_arrow.metadata or {}
             counts = [facts.get(key, b"").decode() for key in (_OBJECTS, _ROWS)]
             if counts != [str(len(objects)), str(file.metadata.num_rows)] or file.metadata.num_rows > MOST_ROWS:
                 return False
             made = file.read(columns=texts)
-    except (ArchiveError, OSError, ValueError, pa.ArrowException):
+    except (ArchiveError, OSError, ValueError, LookupError, pa.ArrowException):
         return False
     known = (objects, {digest})
     return made.column_names == texts and all(_only(made[name], own) for name, own in zip(texts, known, strict=True))

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from skyheed.classifier import context as contexts
-from skyheed.classifier.archives.damage import damaged
+from skyheed.classifier.archives.damage import BoundedFile, damaged
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import BANDS, UPPER_LIMIT, Photometry
 from skyheed.classifier.safe_names import printable
@@ -108,7 +107,7 @@ def columns_of(extras: Extras) -> dict[str, pa.Array]:
     return found
 
 
-def read_extras(file: pq.ParquetFile, group: int) -> Extras | None:
+def read_extras(file: BoundedFile, group: int) -> Extras | None:
     """What the packets of one object say; None in archives that do not hold it.
 
     Raises:
@@ -149,15 +148,10 @@ def _check_types(schema: pa.Schema) -> None:
             raise ValueError(f"{printable(field.name, 60)} is {printable(field.type, 60)}, not a number")
 
 
-def _size(file: pq.ParquetFile, group: int) -> int:
+def _size(file: BoundedFile, group: int) -> int:
     """Bytes of the columns in the file or in memory, whichever is more: one number repeated takes a few in the file."""
-    facts = file.metadata.row_group(group)
-    own = (facts.column(i) for i in range(facts.num_columns))
-    return sum(
-        max(c.total_uncompressed_size, c.num_values * 8)
-        for c in own
-        if c.path_in_schema.startswith((PHOTOMETRY, CONTEXT))
-    )
+    unpacked, values = file.values_of(group, (PHOTOMETRY, CONTEXT))
+    return max(unpacked, values * 8)
 
 
 def _points(column: pa.ListArray) -> list[Photometry]:

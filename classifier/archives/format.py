@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from skyheed.classifier.archives.damage import damaged
+from skyheed.classifier.archives.damage import BoundedFile, damaged
 from skyheed.classifier.archives.extras import Extras, columns_of
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.safe_names import printable
@@ -221,7 +221,7 @@ MOST_SIDE = 1024  # pixels
 MOST_SEQUENCE = 2**31  # bytes of one object's stamps
 
 
-def read_group(file: pq.ParquetFile, group: int, kinds: tuple[str, ...]) -> NDArray[np.void]:
+def read_group(file: BoundedFile, group: int, kinds: tuple[str, ...]) -> NDArray[np.void]:
     """The rows of one object as `Archive.stamps` returns them; their size is checked before they are unpacked.
 
     Raises:
@@ -232,11 +232,10 @@ def read_group(file: pq.ParquetFile, group: int, kinds: tuple[str, ...]) -> NDAr
         raise ArchiveError(f"this archive has no {missing[0]!r} images")
     with damaged():
         shape = shape_of(file)
-        facts = file.metadata.row_group(group)
-        _check_size(facts.num_rows, shape, len(kinds), _bytes_of(facts))
+        _check_size(file.metadata.row_group(group).num_rows, shape, len(kinds), file.values_of(group, [""])[0])
         types = types_of(kinds, shape)
         for name, kind in types.items():
-            if not _alike(file.schema_arrow.field(name).type, kind):
+            if not alike(file.schema_arrow.field(name).type, kind):
                 raise ValueError(_of_another_type(name, file.schema_arrow.field(name).type, kind))
         table = file.read_row_group(group, columns=list(types))
     return rows_of(table, kinds, shape)
@@ -246,10 +245,6 @@ def shape_of(file: pq.ParquetFile) -> tuple[int, int]:
     """(ny, nx) of the stamps; raises KeyError, TypeError or ValueError if the file does not say it."""
     ny, nx = map(int, file.schema_arrow.metadata[b"stamp_shape"].decode().split(","))
     return ny, nx
-
-
-def _bytes_of(facts: pq.RowGroupMetaData) -> int:
-    return sum(facts.column(number).total_uncompressed_size for number in range(facts.num_columns))
 
 
 def _check_size(stamps: int, shape: tuple[int, int], kinds: int, packed: int) -> None:
@@ -273,7 +268,7 @@ def _of_another_type(name: str, given: pa.DataType, wanted: pa.DataType) -> str:
     return f"{name} is {printable(given, 60)}, not {wanted}{size}"
 
 
-def _alike(given: pa.DataType, wanted: pa.DataType) -> bool:
+def alike(given: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether a column can be read as another type without growing: numbers as numbers, texts as texts."""
     if pa.types.is_dictionary(given):
         given = given.value_type

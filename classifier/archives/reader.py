@@ -27,11 +27,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from skyheed.classifier.archives.damage import damaged, open_parquet
+from skyheed.classifier.archives.damage import BoundedFile, damaged, longest_text
 from skyheed.classifier.archives.extras import Extras, read_extras
 from skyheed.classifier.archives.format import (
     CLASSES,
@@ -44,6 +42,7 @@ from skyheed.classifier.archives.format import (
     STAMP_COLUMNS,
     UNLABELLED,
     ArchiveObject,
+    alike,
     part_path,
     read_group,
     shape_of,
@@ -84,23 +83,21 @@ def _objects(path: Path) -> pa.Table:
     """The table of objects; its size is checked before it is unpacked.
 
     Raises:
-        ArchiveError, OSError, ValueError, KeyError, pa.ArrowException: it is not what it should be.
+        ArchiveError, OSError, ValueError, LookupError, pa.ArrowException: it is not what it should be.
     """
     open_regular(path).close()
-    texts = [field.name for field in OBJECT_SCHEMA if field.type == pa.string()]
-    if missing := set(OBJECT_SCHEMA.names) - set(pq.read_schema(path).names):
-        raise ArchiveError(f"{path.name} has no column {min(missing)}")
-    with pq.ParquetFile(path, read_dictionary=texts) as file:
-        facts = file.metadata
-        size = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
-        if facts.num_rows > MOST_OBJECTS or size > MOST_TABLE:
-            raise ArchiveError(f"{path.name} has {facts.num_rows} rows of {size} bytes, more than are read")
-        table = file.read(columns=OBJECT_SCHEMA.names)
-    for name in texts:  # a few long texts repeated by number would unpack to any size
-        longest = max(
-            (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in table[name].chunks), default=0
-        )
-        if longest * len(table) > MOST_TABLE:
+    with BoundedFile(path, MOST_TABLE) as file:
+        facts, schema = file.metadata, file.schema_arrow
+        if missing := set(OBJECT_SCHEMA.names) - set(schema.names):
+            raise ArchiveError(f"{path.name} has no column {min(missing)}")
+        for wanted in OBJECT_SCHEMA:
+            if not alike(given := schema.field(wanted.name).type, wanted.type):
+                raise ArchiveError(f"column {wanted.name} of {path.name} is {printable(given, 60)}, not {wanted.type}")
+        if facts.num_rows > MOST_OBJECTS:
+            raise ArchiveError(f"{path.name} has {facts.num_rows} rows, more than are read")
+        table, room = file.read(columns=OBJECT_SCHEMA.names), file.room
+    for name in OBJECT_SCHEMA.names:  # a few long texts repeated by number would unpack to any size
+        if (longest := longest_text(table[name])) * len(table) > room:
             raise ArchiveError(
                 f"{path.name} has texts of {longest} characters in its column {name}, more than are read"
             )
@@ -148,7 +145,7 @@ class Archive:
             self.objects = _objects(self.path / "objects.parquet")
         except ArchiveError as error:
             raise ArchiveError(f"{self.path} is not a complete archive: {error}") from error
-        except (OSError, ValueError, KeyError, RecursionError, MemoryError, pa.ArrowException) as error:
+        except (OSError, ValueError, LookupError, RecursionError, MemoryError, pa.ArrowException) as error:
             raise ArchiveError(f"{self.path} is not a complete archive: {printable(error, 300)}") from error
         if self.card.get("format") != FORMAT:
             raise ArchiveError(f"{self.path} has format {self.card.get('format')}, this version reads {FORMAT}")
@@ -226,15 +223,15 @@ class Archive:
         with damaged():
             return shape_of(self._first_part())
 
-    def _first_part(self) -> pq.ParquetFile:
+    def _first_part(self) -> BoundedFile:
         return self._open(int(self.objects["part"][0].as_py()))
 
-    def _open_part(self, number: int) -> pq.ParquetFile:
+    def _open_part(self, number: int) -> BoundedFile:
         path = part_path(self.path, number)
         try:
             if not within(path, self.path):
                 raise ArchiveError(f"{path} is a link that leads out of the archive: copy the file instead")
             open_regular(path).close()
-            return open_parquet(path, ["object_id", "band"])
+            return BoundedFile(path)
         except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
             raise ArchiveError(f"{path} is missing or damaged: {printable(str(error).strip(), 300)}") from error

@@ -383,15 +383,22 @@ def _plain(column: Any) -> list[Any]:
 
 
 def _read_parquet(data: bytes, path: Path) -> Sheet:
+    """Its columns of single values; lists and records are passed over."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from skyheed.classifier.archives.damage import BoundedFile, longest_text
 
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = BoundedFile(data, MOST_BYTES)
         if file.metadata.num_rows * max(file.metadata.num_columns, 1) * 8 > MOST_BYTES:
             raise ArchiveError(f"{path} has {file.metadata.num_rows} rows, too many for a table of this kind")
-        table = file.read()
-        columns = [Column(name, _unit(name), table[name].to_pylist()) for name in table.column_names]
-    except (OSError, ValueError, pa.ArrowException) as error:
+        table = file.read(columns=[field.name for field in file.schema_arrow if not pa.types.is_nested(field.type)])
+        if sum(longest_text(column) for column in table.columns) * table.num_rows > file.room:
+            raise ArchiveError(f"{path} has texts that are too long for a table of this kind")
+        columns = [
+            Column(name, _unit(name), column.to_pylist())
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        ]
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
         raise ArchiveError(f"{path} is not a valid Parquet file: {printable(error, 200)}") from error
     return Sheet(path, columns, range(1, table.num_rows + 1), "row")
