@@ -59,6 +59,7 @@ MOST_SETTINGS = 2**20  # in a configuration
 PIPE_S = 10.0  # a pipe's writer may be silent for this long
 WHOLE_PIPE_S = 30.0  # until all has come
 CONFIG_VARIABLE = "SKYHEED_CONFIG"
+MODELS = {("work", "model"), ("work", "models")}  # one, or several
 # Settings a user may well forget; everything else has a working default.
 DEFAULT_KAFKA = "127.0.0.1:9092"
 
@@ -76,13 +77,13 @@ def load(
     environ = os.environ if environ is None else environ
     path = path or environ.get(CONFIG_VARIABLE)
     tree = _read_toml(Path(path)) if path else {}
-    for variable, place in ENVIRONMENT.items():
-        if environ.get(variable):
-            _put(tree, place, environ[variable].rstrip("\r\n"))  # of an .env file that Windows wrote
-    for dotted, value in (overrides or {}).items():
-        if value is not None:
-            _refuse_secret(dotted, value)
-            _put(tree, _split(dotted), value)
+    # line ends as in an .env file that Windows wrote
+    named = {place: environ[name].rstrip("\r\n") for name, place in ENVIRONMENT.items() if environ.get(name)}
+    asked = {dotted: value for dotted, value in (overrides or {}).items() if value is not None}
+    for dotted, value in asked.items():
+        _refuse_secret(dotted, value)
+    for stronger in (named, {_split(dotted): value for dotted, value in asked.items()}):
+        _lay_over(tree, stronger)
     settings: Settings = _build(Settings, tree, "")
     settings_rules.check(settings)
     named_files.check(settings)
@@ -170,6 +171,16 @@ def read_secret(path: Path, where: str) -> str:
 def _split(dotted: str) -> tuple[str, ...]:
     # librdkafka's own names contain dots: only the first dot separates
     return tuple(dotted.split(".", 1))
+
+
+def _lay_over(tree: dict[str, Any], stronger: Mapping[tuple[str, ...], Any]) -> None:
+    """Values of a source that takes precedence; the models it names, one or several, replace those of the others."""
+    work = tree.get("work")
+    if MODELS & stronger.keys() and isinstance(work, dict):
+        for _, key in MODELS:
+            work.pop(key, None)
+    for place, value in stronger.items():
+        _put(tree, place, value)
 
 
 def _put(tree: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
