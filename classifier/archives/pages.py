@@ -111,8 +111,7 @@ def check_chunk(source: pa.NativeFile, chunk: Chunk, rows: int, column: pq.Colum
         unpacked += header + page.unpacked
     if unpacked > chunk.unpacked or values > chunk.values:
         raise ValueError(
-            f"pages of {values} values in {unpacked} bytes, where the footer says "
-            f"{chunk.values} in {chunk.unpacked}"
+            f"pages of {values} values in {unpacked} bytes, where the footer says {chunk.values} in {chunk.unpacked}"
         )
     return max(unpacked, chunk.values * width)
 

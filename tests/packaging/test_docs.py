@@ -166,6 +166,14 @@ def test_what_contributing_says_that_one_adds_is_what_is_there() -> None:
         assert listed(row) == {place.removeprefix(folder).split(".")[0] for place in installed(group)}, row
 
 
+def test_the_map_of_the_broker_names_every_file_and_folder_once() -> None:
+    text = (ROOT / "broker" / "__init__.py").read_text()
+    named = re.findall(r"`(\w+)`", text)
+    entries = [e for e in (ROOT / "broker").iterdir() if not e.name.startswith("__")]
+    there = {e.stem for e in entries if e.suffix == ".py" or (e.is_dir() and (e / "__init__.py").exists())}
+    assert sorted(named) == sorted(there)
+
+
 def _anchor(heading: str) -> str:
     """As the site and GitHub make it."""
     return re.sub(r"[^\w\- ]", "", heading.lstrip("#").strip().lower()).replace(" ", "-")
