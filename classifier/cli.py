@@ -16,13 +16,22 @@ PATH = click.Path(path_type=Path)
 
 @click.group()
 def model() -> None:
-    """List and describe models, show and export their checkpoints."""
+    """List and describe models, show and export their checkpoints.
+
+    \b
+    Example:  skyheed model list
+              skyheed model info ztf/fusion
+    """
 
 
 @model.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_models(as_json: bool) -> None:
-    """List the models that can be trained: needs, cost, and shipped weights."""
+    """List the models that can be trained: needs, cost, and shipped weights.
+
+    \b
+    Example:  skyheed model list
+    """
     from skyheed.classifier import model_list
 
     found = model_list.listing()
@@ -52,7 +61,11 @@ def describe(name: str, variant: str | None, attention: str | None, classes: int
 @click.argument("checkpoint")
 @click.option("--json", "as_json", is_flag=True, help="Print model.json.")
 def info(checkpoint: str, as_json: bool) -> None:
-    """Print the card of a checkpoint (a directory, or the name of shipped weights)."""
+    """Print the card of a checkpoint (a directory, or the name of shipped weights).
+
+    \b
+    Example:  skyheed model info ztf/fusion
+    """
     from skyheed.classifier.models.checkpoint import MODEL, read_info, resolve
 
     found = read_info(checkpoint)

@@ -19,7 +19,12 @@ from skyheed.classifier.safe_names import printable, printable_lines
 
 @click.group()
 def archive() -> None:
-    """Make, read and check archives of stamp sequences."""
+    """Make, read and check archives of stamp sequences.
+
+    \b
+    Example:  skyheed archive simulate --survey ztf --objects 500 -o sky
+              skyheed archive info sky
+    """
 
 
 @archive.command()
@@ -134,7 +139,11 @@ def build_sdss(
 
 @archive.command("fields-query")
 def fields_query() -> None:
-    """Print the SQL query whose result `build-sdss --fields` reads."""
+    """Print the SQL query whose result `build-sdss --fields` reads.
+
+    \b
+    Example:  skyheed archive fields-query > fields.sql
+    """
     from skyheed.classifier.sources.candidates import FIELDS_QUERY
 
     click.echo(FIELDS_QUERY, nl=False)
@@ -172,7 +181,11 @@ def build_lightcurves(
 @click.option("--json", "as_json", is_flag=True, help="Print the data card as JSON.")
 @click.option("--croissant", "as_croissant", is_flag=True, help="Print Croissant metadata, which new archives hold.")
 def info(path: Path, as_json: bool, as_croissant: bool) -> None:
-    """Print an archive's data card."""
+    """Print an archive's data card.
+
+    \b
+    Example:  skyheed archive info sky
+    """
     found = Archive(path)
     if as_croissant:
         from skyheed.classifier.archives.croissant import croissant
@@ -192,7 +205,11 @@ def _card(found: Archive) -> str:
 @archive.command()
 @click.argument("path", type=click.Path(path_type=Path))
 def validate(path: Path) -> None:
-    """Read and check everything; exit status 1 if anything is wrong."""
+    """Read and check everything; exit status 1 if anything is wrong.
+
+    \b
+    Example:  skyheed archive validate sky
+    """
     problems = validate_archive(path)
     for problem in problems:
         click.echo(printable(problem))

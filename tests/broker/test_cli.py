@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -33,11 +34,43 @@ def verbs() -> list[str]:
     return cli.skyheed.list_commands(click.Context(cli.skyheed))
 
 
-@pytest.mark.parametrize("verb", verbs())
-def test_help_has_an_example(verb: str) -> None:
-    result = CliRunner().invoke(cli.skyheed, [verb, "--help"])
+def commands(path: tuple[str, ...] = (), group: click.Group = cli.skyheed) -> list[tuple[str, ...]]:
+    """Every verb, and every verb of those that are groups."""
+    context, found = click.Context(group), []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        found.append((*path, name))
+        if isinstance(command, click.Group):
+            found += commands((*path, name), command)
+    return found
+
+
+@pytest.mark.parametrize("path", commands(), ids=" ".join)
+def test_help_has_an_example_that_can_be_typed(path: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(cli.skyheed, [*path, "--help"], terminal_width=200)
     assert result.exit_code == 0, result.output
-    assert f"skyheed {verb}" in result.output
+    examples = re.findall(r"^ +(?:Example:)? +(skyheed .*)$", result.output, re.MULTILINE)
+    assert examples
+    for example in examples:
+        words = shlex.split(example.partition(" > ")[0])[1:]
+        command: click.Command = cli.skyheed
+        while isinstance(command, click.Group):
+            found = command.get_command(click.Context(command), words.pop(0))
+            assert found is not None, example
+            command = found
+        asked = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
+        assert asked <= {o for p in command.params for o in (*p.opts, *p.secondary_opts)}, example
+
+
+def test_help_groups_the_verbs() -> None:
+    text = CliRunner().invoke(cli.skyheed, ["--help"]).output
+    titles = re.findall(r"^(\w+):$", text, re.MULTILINE)
+    assert titles == ["Options", "Run", "Look", "Data", "Models"]
+    grouped = [name for names in cli.GROUPS.values() for name in names]
+    assert sorted(grouped) == verbs()
+    for title, names in cli.GROUPS.items():
+        own = re.split(r"^\w+:$", text.partition(f"\n{title}:")[2], flags=re.MULTILINE)[0]
+        assert re.findall(r"^  ([\w-]+)  ", own, re.MULTILINE) == list(names)
 
 
 @pytest.mark.parametrize("verb", verbs())
