@@ -180,6 +180,8 @@ class Classification:
         """
         if not self.survey or not self.object_id:
             raise ValueError("a record without a survey or an object")
+        if not self.object_id.isprintable():  # ingest sets such alerts aside
+            raise ValueError(f"an object {self.object_id!a}, which cannot be printed")
         if not _ID.fullmatch(self.classification_id):
             raise ValueError("a classification_id that is not 32 hexadecimal digits")
         if not (self.top_class is None) == (self.top_probability is None) == (not self.probabilities):

@@ -217,6 +217,14 @@ def test_what_is_no_classification_is_a_stream_error(payload: bytes) -> None:
         formats.decode(payload)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "a\x9b31m", "\u202egpj", "\ta", "a\0", "a\u2028b", ""])
+def test_a_name_that_no_worker_writes_is_no_classification(name: str) -> None:
+    """Ingest sets alerts with such names aside, so whoever wrote the record was no worker."""
+    with pytest.raises(StreamError, match="not a classification") as refused:
+        formats.decode(formats.encode(replace(classification(), object_id=name)))
+    assert str(refused.value).isprintable()
+
+
 def test_elasticc_has_the_fields_of_the_desc() -> None:
     record = classification()
     schema = formats.load_schema("elasticc", "v0_9_1", "brokerClassification.avsc")

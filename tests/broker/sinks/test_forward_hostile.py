@@ -151,7 +151,7 @@ def test_what_is_done_apart_ends_with_its_result_its_error_or_a_stop() -> None:
 
 def test_a_dry_run_shows_no_terminal_commands(topic: Topic, tmp_path: Path) -> None:
     nasty = record(1)
-    topic.publish(replace(nasty, object_id="\x1b[2J\u202ex"))
+    topic.publish(replace(nasty, model="\x1b[2J\u202ex"))
     path = settings(tmp_path, topic, "webhook", url="http://127.0.0.1:9")
     ran = CliRunner().invoke(
         skyheed, ["forward", "--config", path, "--to", "webhook", "--topic", topic.name, "--dry-run"]
@@ -159,4 +159,4 @@ def test_a_dry_run_shows_no_terminal_commands(topic: Topic, tmp_path: Path) -> N
     assert ran.exit_code == 0, ran.output
     assert ran.stdout.strip().isprintable()
     assert ran.stdout.isascii()
-    assert json.loads(ran.stdout)["object_id"] == "\x1b[2J\u202ex"
+    assert json.loads(ran.stdout)["model"] == "\x1b[2J\u202ex"
