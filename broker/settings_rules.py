@@ -21,6 +21,7 @@ LARGEST_ARCSEC = 30  # ZTF's own search radius for solar-system objects
 LARGEST_JOIN = 5  # arcsec: beyond, neighbours are other objects
 LONGEST_MODEL_NAME = 48
 MOST_PROCESSES = 64
+LARGEST_RATE = 1_000_000  # a second
 Rule = tuple[bool, str]
 
 # Our guarantees depend on these: librdkafka would accept another value, and ours would silently override it.
@@ -38,7 +39,16 @@ def check(settings: "Settings") -> None:
     Raises:
         ConfigError: the first of them.
     """
-    rules = (_state_rules, _server_rules, _batch_rules, _stream_rules, _topic_rules, _model_rules, _registry_rules)
+    rules = (
+        _state_rules,
+        _server_rules,
+        _batch_rules,
+        _stream_rules,
+        _topic_rules,
+        _model_rules,
+        _registry_rules,
+        _exchange_rules,
+    )
     for good, sentence in (*(r for find in rules for r in find(settings)), *_work_rules(settings.work)):
         if not good:
             raise ConfigError(sentence)
@@ -217,6 +227,18 @@ def _work_rules(work: "WorkSettings") -> list[Rule]:
         (work.precision in ("auto", "float32", "bfloat16"), "work.precision must be auto, float32 or bfloat16"),
         (work.format in FORMATS, f"work.format must be {' or '.join(FORMATS)}"),
         (_is_port(work.metrics_port), "work.metrics_port must be 0 (none) to 65535"),
+    ]
+
+
+def _exchange_rules(settings: "Settings") -> list[Rule]:
+    forward, backfill = settings.forward, settings.backfill
+    return [
+        (0 <= forward.rate <= LARGEST_RATE, f"forward.rate must be 0 (the host's own) to {LARGEST_RATE}"),
+        (1 <= forward.batch <= 10_000, "forward.batch must be 1 to 10000"),
+        (_is_port(forward.metrics_port), "forward.metrics_port must be 0 (none) to 65535"),
+        (0 <= backfill.rate <= LARGEST_RATE, f"backfill.rate must be 0 (the provider's own) to {LARGEST_RATE}"),
+        (1 <= backfill.most <= STAMPS_KEPT, f"backfill.most must be 1 to {STAMPS_KEPT}, what a history keeps"),
+        (_is_port(backfill.metrics_port), "backfill.metrics_port must be 0 (none) to 65535"),
     ]
 
 

@@ -285,7 +285,7 @@ def forward(sink: str, topic: str | None, dry_run: bool, drain: bool, **given: A
     "provider",
     required=True,
     metavar="PROVIDER",
-    help="alerce, babamul, fink, rubin, or the name of a plug-in.",
+    help="alerce, babamul, babamul-ztf, fink, fink-ztf, rubin, or the name of a plug-in.",
 )
 @click.option("--topic", "topics", multiple=True, metavar="NAME", help="Alert topic or pattern, as for ingest.")
 @click.option("--rate", type=float, metavar="N/S", help="At most this many requests per second.")

@@ -105,8 +105,10 @@ def run(
 
     Raises:
         ClassifierError: a model does not load.
-        ConfigError: a model's classes differ from those of the demo's sky.
+        ConfigError: a rate that is none, or a model's classes differ from those of the demo's sky.
     """
+    if not rate > 0:
+        raise ConfigError("--rate must be above 0")
     began = time.monotonic()
     with temporary_folder("skyheed-demo-") as folder:
         file = _configuration(folder, models or (SURVEY,))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skyheed.broker.errors import ConfigError
 from skyheed.broker.observation import BANDS
 from skyheed.classifier.prediction import Declined as Declined
 from skyheed.classifier.prediction import Status as Status
@@ -265,11 +266,18 @@ class Wanted:
         classes: only these top classes; all if empty.
         models: only these models of the survey; all if empty.
         min_probability: of the top class.
+
+    Raises:
+        ConfigError: no probability can be that large.
     """
 
     classes: Collection[str] = ()
     models: Collection[str] = ()
     min_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_probability <= 1:
+            raise ConfigError(f"min_probability must be 0 to 1, not {self.min_probability:g}")
 
     def __contains__(self, record: Classification) -> bool:
         if self.classes and record.top_class not in self.classes:

@@ -66,7 +66,7 @@ def _first_fault(error: RequestValidationError) -> str:
     if not faults:
         return "the request cannot be understood"
     place = ".".join(str(part) for part in faults[0].get("loc", ())[1:])
-    return f"{printable(place, 100)}: {faults[0].get('msg', 'cannot be understood')}"
+    return f"{printable(place, 100) or 'the request'}: {faults[0].get('msg', 'cannot be understood')}"
 
 
 async def handle(_request: Request, error: Exception) -> Response:

@@ -26,6 +26,8 @@ def alerts(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> Response:  # fmt: skip
     """The newest objects, with a given id or around a position."""
+    if (ra is None) != (dec is None):
+        raise Problem(422, "ra and dec belong together: give both, in degrees")
     try:
         cone = Cone(ra, dec, radius) if ra is not None and dec is not None else None
     except SearchError as error:

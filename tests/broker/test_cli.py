@@ -25,6 +25,7 @@ from skyheed.broker import health as check
 from skyheed.broker.config import ENVIRONMENT
 from skyheed.broker.errors import Reason
 from skyheed.broker.local import embedded
+from skyheed.broker.plugins import plugins
 from skyheed.broker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,12 @@ def test_every_variable_is_documented(variable: str) -> None:
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_is_documented(reason: Reason) -> None:
     assert f"`{reason}`" in (ROOT / "docs" / "operating.md").read_text()
+
+
+@pytest.mark.parametrize(("verb", "group"), [("forward", "skyheed.sinks"), ("backfill", "skyheed.providers")])
+def test_the_help_names_every_system_that_comes_with_us(verb: str, group: str) -> None:
+    said = " ".join(CliRunner().invoke(cli.skyheed, [verb, "--help"]).output.split()).replace("- ", "-")
+    assert [name for name in plugins(group) if not re.search(rf"[ ,]{re.escape(name)}[ ,]", said)] == []
 
 
 def test_every_verb_that_drains_is_documented() -> None:

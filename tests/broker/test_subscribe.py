@@ -407,3 +407,9 @@ def test_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_only_the_records_of_some_models_are_handed_out() -> None:
     wanted = Wanted(models=frozenset({"vector"}))
     assert [replace(record(1), model=name) in wanted for name in ("vector", "convention", "")] == [True, False, False]
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.5, float("nan"), float("inf")])
+def test_a_least_probability_that_is_none_is_refused(least: float) -> None:
+    with pytest.raises(ConfigError, match="min_probability must be 0 to 1"):
+        Wanted(min_probability=least)

@@ -60,3 +60,9 @@ def test_models_are_served_at_once_and_scored_in_one_table(models: tuple[str, ..
 
 
 HEAD = ["model", "after", "objects", "accuracy", "macro-F1"]
+
+
+@pytest.mark.parametrize("rate", [0.0, -4.0, float("nan")])
+def test_a_rate_that_is_none_is_refused_before_anything_is_simulated(rate: float) -> None:
+    with pytest.raises(ConfigError, match="--rate must be above 0"):
+        demo.run(200, rate, 1, "demo.png")
