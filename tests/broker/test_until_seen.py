@@ -190,7 +190,7 @@ def test_another_version_of_a_model_declines_what_it_cannot_see(
     stream.workers["vector"].lane = lane = lane_of("vector", new)
     with caplog.at_level(logging.WARNING):
         worker_models.warn_of_pixels(before, {"vector": lane.sees, "groups": ""})
-    assert "model vector caches something else" in caplog.text
+    assert "model vector does not cache what" in caplog.text
     assert "images stay until model groups joins" in caplog.text
     stream.store.join("vector", sees={"vector": lane.sees})
     stream.add(packets("old", 4, 1)[3], *packets("new", 2, 2))
