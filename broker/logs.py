@@ -12,6 +12,8 @@ from skyheed.classifier.safe_names import printable, printable_lines
 
 _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}  # what every record has
 
+CHATTY = ("matplotlib", "onnx_ir")  # libraries that tell at INFO what they do inside
+
 
 class Json(logging.Formatter):
     """One JSON object: time, level, logger, message; `fields`, `error` and `stack` if present."""
@@ -56,6 +58,8 @@ def set_up(as_json: bool = False, level: int = logging.INFO) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Json() if as_json else Text("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
 def event(log: logging.Logger, what: str, /, **fields: Any) -> None:

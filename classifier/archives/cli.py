@@ -55,8 +55,10 @@ def archive() -> None:
     metavar="CLASS=SHARE,...",
     help="Class shares, without wrong labels: AGN=0.2,SNIa=0.1,Variable=0.6,SNOther=0.1.",
 )
-@click.option("--most", type=int, default=12, show_default=True, help="Maximum alerts per object (ztf, lsst).")
-@click.option("--processes", type=int, help="Processes; by default one per core.")
+@click.option(
+    "--most", type=click.IntRange(1), default=12, show_default=True, help="Maximum alerts per object (ztf, lsst)."
+)
+@click.option("--processes", type=click.IntRange(1), help="Processes; by default one per core.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive of that name.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to create.")
 @click.pass_obj

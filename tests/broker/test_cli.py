@@ -111,6 +111,13 @@ def test_server_verbs_take_both_servers(verb: str) -> None:
     assert {"kafka", "redis", "config", "survey"} <= {p.name for p in command.params}
 
 
+@pytest.mark.parametrize("option", ["--most", "--processes"])
+def test_a_count_of_none_is_refused_by_a_simulation(option: str, tmp_path: Path) -> None:
+    words = ["archive", "simulate", "--survey", "ztf", "--objects", "2", option, "0", "-o", str(tmp_path / "a")]
+    refused = CliRunner().invoke(cli.skyheed, words)
+    assert (refused.exit_code, "0 is not in the range x>=1" in refused.output) == (2, True)
+
+
 def test_an_expected_error_is_one_sentence_and_status_1() -> None:
     result = run_verb("ingest", "--survey", "hubble")
     assert result.returncode == 1

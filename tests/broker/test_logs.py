@@ -82,3 +82,15 @@ def test_a_verb_logs_json_whose_every_line_can_be_read(tmp_path: Path) -> None:
     child.wait()
     child.stderr.close()
     assert all({"time", "level", "logger", "message"} <= json.loads(line).keys() for line in lines)
+
+
+def test_of_libraries_only_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with as_json():
+        for name in logs.CHATTY:
+            logging.getLogger(f"{name}.inside").info("small talk")
+            logging.getLogger(f"{name}.inside").warning("a warning")
+        logging.getLogger("a_plug_in").info("news")
+    said = capsys.readouterr().err
+    assert "small talk" not in said
+    assert said.count("a warning") == len(logs.CHATTY)
+    assert "news" in said
