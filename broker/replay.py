@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyheed.broker.errors import ConfigError
+from skyheed.broker.errors import ConfigError, ServiceError
 from skyheed.broker.kafka.client import MAX_MESSAGE_BYTES, Options, Publisher, ensure_topics
 from skyheed.broker.kafka.connection import check_options
+from skyheed.broker.kafka.identity import id_of
 from skyheed.broker.kafka.selection import Outputs, check_name
 from skyheed.broker.packets.container import SchemaSource
 from skyheed.broker.packets.index import PacketIndex
@@ -75,7 +76,7 @@ def due_times(mjd: NDArray[np.float64], speed: float | None, rate: float | None)
 
 
 class Progress:
-    """How many packets, in order, Kafka has acknowledged; saved to a file if one is given.
+    """How many packets, in order, Kafka has acknowledged; saved to a file if one is given, beside the topic's id.
 
     Raises:
         ConfigError: the file belongs to another replay, or is not a state file.
@@ -84,7 +85,21 @@ class Progress:
     def __init__(self, path: Path | None, fingerprint: str) -> None:
         self._path, self._fingerprint = path, fingerprint
         self._saved_at = 0.0
+        self._topic_id = ""
         self.sent = self._load() if path and path.exists() else 0
+
+    def of_topic(self, topic: str, topic_id: str) -> None:
+        """What is sent goes to the topic of this id; empty if the broker has no ids.
+
+        Raises:
+            ConfigError: the file counts what was sent to an earlier topic of that name.
+        """
+        if self._topic_id and topic_id and topic_id != self._topic_id:
+            raise ConfigError(
+                f"{self._path} counts what was sent to an earlier topic {topic}, which was deleted: remove it to send "
+                "everything to the new one, or give another --state"
+            )
+        self._topic_id = topic_id
 
     def advance(self, count: int) -> None:
         """`count` more are acknowledged."""
@@ -97,7 +112,9 @@ class Progress:
         if self._path is None:
             return
         unfinished = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
-        unfinished.write_text(json.dumps({"fingerprint": self._fingerprint, "sent": self.sent}) + "\n")
+        unfinished.write_text(
+            json.dumps({"fingerprint": self._fingerprint, "sent": self.sent, "topic_id": self._topic_id}) + "\n"
+        )
         os.replace(unfinished, self._path)
         self._saved_at = time.monotonic()
 
@@ -106,6 +123,7 @@ class Progress:
         try:
             state = json.loads(read_file(self._path, MOST_STATE, ConfigError))
             fingerprint, sent = state["fingerprint"], int(state["sent"])
+            self._topic_id = str(state.get("topic_id", ""))
             if sent < 0:
                 raise ValueError(sent)
         except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
@@ -144,7 +162,7 @@ def replay(
     Raises:
         ConfigError: nothing to send, settings that contradict each other, or, after all else was sent, an archive that
             is damaged.
-        ServiceError: Kafka or the schema registry refuses us.
+        ServiceError: Kafka or the schema registry refuses us, or the topic was made again meanwhile.
     """
     _check(speed, rate, shuffle, duplicate)
     if state is not None:
@@ -166,6 +184,8 @@ def replay(
         queue = queue[progress.sent :]
         ensure = {topic: {"max.message.bytes": str(MAX_MESSAGE_BYTES)}}
         patiently(lambda: ensure_topics(options, ensure), stop)
+        topic_id = patiently(lambda: id_of(options, topic), stop)
+        progress.of_topic(topic, topic_id)
         with Publisher(options) as publisher, _bar(len(queue), progress.sent) as bar:
 
             def send(batch: Sequence[bytes]) -> None:
@@ -177,6 +197,8 @@ def replay(
             before = progress.sent
             try:
                 _send_paced(index, queue, due_times(mjd[queue], speed, rate), send, stop)
+                if patiently(lambda: id_of(options, topic), stop) != topic_id:
+                    raise ServiceError(f"topic {topic} was deleted and created again: what was sent before is gone")
             except Stopped:
                 log.warning("stopped while Kafka was unavailable")
             finally:

@@ -173,8 +173,8 @@ class Connection:
     def without_times(self, topic: str) -> ServiceError:
         """A topic cannot be read by time."""
         return ServiceError(
-            f"messages of topic {topic} on Kafka at {self.hosts} carry no time by which to find them: read the topic "
-            "as a whole, without --since (message.timestamp.type = LogAppendTime gives new ones a time)"
+            f"messages of topic {topic} on Kafka at {self.hosts} carry no time by which to find them "
+            "(message.timestamp.type = LogAppendTime gives new ones a time)"
         )
 
     def unavailable(self, doing: str, detail: str) -> ServiceUnavailable:

@@ -65,6 +65,19 @@ class TopicIds:
         return "" if not found.strip("A") else found.replace("/", "_").replace("+", "-")
 
 
+def id_of(options: Options, topic: str) -> str:
+    """The id of a topic that was just seen or created; empty if the broker has none.
+
+    Raises:
+        ServiceError: the broker refuses us.
+        ServiceUnavailable: it does not answer, or does not know the topic (yet).
+    """
+    asked = TopicIds(options)
+    if (found := asked.ask([topic])[topic]) is None:
+        raise asked.connection.unavailable(f"topic {topic} is not there", "it was deleted, or is being created")
+    return found
+
+
 def wait_for(client: AdminClient, connection: Connection, future: "Future[Any]") -> Any:
     """The result of an admin request; a refused user ends the wait at once."""
     while True:

@@ -16,6 +16,7 @@ from skyheed.broker.kafka.connection import (
     consumer,
     right,
 )
+from skyheed.broker.kafka.topics import timeless
 
 ASK_S = 10.0
 QUIET_S = 10.0  # without a message although there should be some
@@ -62,6 +63,8 @@ class Lookup:
             later = self._consumer.offsets_for_times([TopicPartition(*p, FAR_FUTURE_MS) for p in places], timeout=ASK_S)
             if wrong := [at.topic for at in later if at.offset >= 0]:
                 raise self._connection.cannot_search(wrong[0])
+            if topic := timeless(self._consumer, {place: self._marks(*place) for place in places}):
+                raise self._connection.without_times(topic)
             self._searches = True
         found = self._consumer.offsets_for_times(asked, timeout=ASK_S)
         return {(p.topic, p.partition): p.offset if p.offset >= 0 else self._end(p.topic, p.partition) for p in found}
@@ -75,7 +78,11 @@ class Lookup:
         return list(found.partitions)
 
     def _end(self, topic: str, number: int) -> int:
-        return int(self._consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=ASK_S)[1])
+        return self._marks(topic, number)[1]
+
+    def _marks(self, topic: str, number: int) -> tuple[int, int]:
+        low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=ASK_S)
+        return int(low), int(high)
 
     def _read(self, ends: dict[tuple[str, int], int]) -> Iterator[Message]:
         heard = time.monotonic()

@@ -122,9 +122,9 @@ def offsets_between(options: Options, topics: Sequence[str] | Selection, since_m
             raise connection.cannot_search(wrong[0][0])
         starts, ends = (_first_since(client, places, when) for when in (since_ms, until_ms))
         marks = {place: client.get_watermark_offsets(TopicPartition(*place), REQUEST_S) for place in places}
-        late = [place for place in places if starts[place] < 0 and marks[place][0] < marks[place][1]]
-        if timeless := _timeless(client, {place: marks[place] for place in late}):
-            raise connection.without_times(timeless)
+        late = [place for place in places if starts[place] < 0]
+        if topic := timeless(client, {place: marks[place] for place in late}):
+            raise connection.without_times(topic)
         first, last = ({p: at[p] if at[p] >= 0 else marks[p][1] for p in places} for at in (starts, ends))
         return Window(
             {place: (first[place], last[place]) for place in places},
@@ -145,11 +145,15 @@ def _first_since(client: ck.Consumer, places: Sequence[Place], when_ms: int) -> 
     return {(at.topic, at.partition): at.offset for at in found}
 
 
-def _timeless(client: ck.Consumer, marks: Mapping[Place, tuple[int, int]]) -> str:
-    """A topic whose last message in one of these partitions has no time; empty if none. A search passes over such."""
+def timeless(client: ck.Consumer, marks: Mapping[Place, tuple[int, int]]) -> str:
+    """A topic whose last message in a partition has no time; empty if none. A search by time passes over such.
+
+    Args:
+        marks: partition -> first offset, and end.
+    """
     last: dict[Place, Message] = {}
-    left = set(marks)
-    client.assign([TopicPartition(*place, max(low, high - LAST)) for place, (low, high) in marks.items()])
+    left = {place for place, (low, high) in marks.items() if low < high}
+    client.assign([TopicPartition(*place, max(marks[place][0], marks[place][1] - LAST)) for place in sorted(left)])
     deadline = time.monotonic() + REQUEST_S
     while left and time.monotonic() < deadline:
         for event in client.consume(LAST, LOOK_S):

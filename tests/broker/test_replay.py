@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from real_data import real_data
 from server_tools import HOME, NEEDS_APACHE
+from test_made_again import remake
 
 from skyheed.broker import replay
-from skyheed.broker.errors import ConfigError
+from skyheed.broker.errors import ConfigError, ServiceError
 from skyheed.broker.kafka.client import BatchConsumer, Publisher
 from skyheed.broker.local import embedded
 from skyheed.broker.packets.container import Decoder, SchemaSource
@@ -374,6 +375,34 @@ def test_a_state_of_something_else_is_refused(kafka: embedded.Server, night: Pat
     state.write_text("{}")
     with pytest.raises(ConfigError, match="not the state file of a replay"):
         replay.replay(options, SDSS, [night], topic, state=state)
+
+
+@pytest.mark.kafka
+@pytest.mark.skipif(not HOME, reason=NEEDS_APACHE)
+def test_a_state_says_nothing_about_a_topic_made_again(kafka: embedded.Server, night: Path, tmp_path: Path) -> None:
+    options, topic = make_topic(kafka)
+    state, stop = tmp_path / "state.json", threading.Event()
+    threading.Timer(0.7, stop.set).start()
+    assert 0 < replay.replay(options, SDSS, [night], topic, rate=40, state=state, stop=stop) < 60
+    remake(kafka, topic)
+    with pytest.raises(ConfigError, match=f"counts what was sent to an earlier topic {topic}, which was deleted"):
+        replay.replay(options, SDSS, [night], topic, state=state)
+    state.unlink()
+    assert replay.replay(options, SDSS, [night], topic, state=state) == 60
+    old = {name: value for name, value in json.loads(state.read_text()).items() if name != "topic_id"}
+    state.write_text(json.dumps(old))  # of an earlier release
+    assert replay.replay(options, SDSS, [night], topic, state=state) == 0
+
+
+@pytest.mark.kafka
+@pytest.mark.skipif(not HOME, reason=NEEDS_APACHE)
+def test_a_topic_that_is_made_again_while_it_is_sent_to_is_an_error(kafka: embedded.Server, night: Path) -> None:
+    options, topic = make_topic(kafka)
+    again = threading.Timer(0.7, remake, (kafka, topic))
+    again.start()
+    with pytest.raises(ServiceError, match=f"topic {topic} was deleted and created again: what was sent before"):
+        replay.replay(options, SDSS, [night], topic, rate=20)
+    again.join()
 
 
 @pytest.mark.kafka

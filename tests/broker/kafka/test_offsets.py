@@ -25,6 +25,7 @@ from skyheed.broker.kafka.client import (
     group_lag,
     time_ms,
 )
+from skyheed.broker.kafka.lookup import Lookup
 from skyheed.broker.kafka.partitions import UNKNOWN, Partition
 from skyheed.broker.local import embedded
 
@@ -337,3 +338,22 @@ def test_a_message_without_a_time_gets_that_of_its_arrival(kafka: embedded.Serve
     rejected = deadletter.Rejected.of(messages[0], "t/0", PacketError(Reason.EMPTY, "nothing"), "sdss", 9)
     assert rejected.kafka_ms == -1  # not known: the letter says nothing of it
     assert ("skyheed-kafka-time", b"") in deadletter._headers(rejected)
+
+
+@apache_only
+def test_a_look_up_by_time_is_refused_where_messages_have_none(kafka: embedded.Server) -> None:
+    """They would be taken for missing."""
+    topic = make_topic(kafka, 2)
+    producer = ck.Producer({"bootstrap.servers": kafka.address})
+    producer.produce(topic, b"timed", partition=0, timestamp=1_700_000_000_000)
+    producer.produce(topic, b"timeless", partition=1, timestamp=-1)
+    assert producer.flush(20) == 0
+    past = Lookup(options(kafka), [topic])
+    with pytest.raises(ServiceError, match=f"messages of topic {topic} .* carry no time by which to find them"):
+        list(past.between(1_600_000_000_000, 1_800_000_000_000))
+    past.close()
+    producer.produce(topic, b"timed", partition=1, timestamp=1_700_000_000_000)  # the producer was mended
+    assert producer.flush(20) == 0
+    past = Lookup(options(kafka), [topic])
+    assert [m.value() for m in past.between(1_600_000_000_000, 1_800_000_000_000)] == [b"timed", b"timed"]
+    past.close()
