@@ -140,6 +140,34 @@ def test_what_release_0_1_left_is_read(valkey: embedded.Server) -> None:
     assert ledger.books().objects.balanced
 
 
+def test_what_release_0_1_stored_after_a_step_back_becomes_due_for_every_model(valkey: embedded.Server) -> None:
+    """0.2 ran, then 0.1 again, which knows the queues without a name alone, then 0.2: nothing waits for nobody."""
+    store, _, ledger = open_state(valkey.url)
+    store.join("a", "b")
+    # more of one shard than a script passes on at once
+    names = [name for name in (f"o{n}" for n in range(20_000)) if shard_of(name, 16) == 0][:600]
+    store.store(deliveries([observation(name) for name in names]))
+    for lane in (A, B):
+        assert work_off(store, queue_of(valkey.url, lane.model), lane) == len(names)
+    store.store(deliveries([observation("waits"), observation("flies")], first=2000))
+    flying = store.fetch(queue_of(valkey.url, "b").claim(9, 30.0), B)
+    client, keys = state.connect(valkey.url), Keys(SURVEY)
+    for queue, name in (*(("due", name) for name in names), ("fresh", "new"), ("due", "waits"), ("inflight", "flies")):
+        base = keys.shard(shard_of(name, 16))
+        client.run([("ZADD", base + "touched", 1, name), ("ZADD", base + queue, 1000, name)])
+        client.run([("HSET", base + "leases", "token", name), ("HINCRBY", f"{base}meta:{name}", "rev", 1)])
+    assert not ledger.books().objects.balanced  # nobody was asked for "new"
+    store.join("a")
+    store.join("b")
+    counts = {"a": queue_of(valkey.url, "a").depth(), "b": queue_of(valkey.url, "b").depth()}
+    assert sum(counts["a"].values()) == sum(counts["b"].values()) == len(names) + 3
+    assert counts["b"]["in_flight"] == len(flying) == 2
+    assert ledger.books().objects.balanced
+    kinds = ("fresh", "due", "inflight", "leases", "strays")
+    places = [keys.shard(shard) + kind for shard in range(16) for kind in kinds]
+    assert not any(client.run([("EXISTS", place) for place in places]))
+
+
 def test_a_retired_model_leaves_nothing(valkey: embedded.Server) -> None:
     store, _, ledger = open_state(valkey.url)
     store.join("a")

@@ -60,7 +60,7 @@ DIRECT = {
     "skyheed-work": {"get", "set", "hget", "hdel", "hmget", "zcard", "smembers", "zscan", "unlink"},
     "skyheed-look": {"get", "hget", "hvals", "smembers", "lrange"},
 }  # fmt: skip
-NO_COMMANDS = {"NX", "XX", "WITHSCORES", "LIMIT"}
+NO_COMMANDS = {"NX", "XX", "WITHSCORES", "LIMIT", "AGGREGATE", "MIN"}
 
 
 def rights() -> dict[str, list[str]]:
