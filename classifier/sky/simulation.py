@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -331,8 +332,11 @@ def _each(work: Any, tasks: list[Any], processes: int) -> Generator[list[dict[st
         with ProcessPoolExecutor(
             min(processes, len(tasks)), mp_context=context, initializer=_end_with, initargs=(lives,)
         ) as pool:
+            # not `map`, which cancels what is left: a pool whose processes end cannot deal with that (Python 3.11)
+            made = deque(pool.submit(work, task) for task in tasks)
             try:
-                yield from pool.map(work, tasks)
+                while made:
+                    yield made.popleft().result()
             except BaseException:
                 we_live.close()  # otherwise the pool would first finish its current work
                 raise

@@ -128,6 +128,16 @@ def test_a_simulation_leaves_no_process(start: Start, number: int) -> None:
     until(lambda: not list(program.log.parent.glob("*sky*")), what="no half archive")
 
 
+@pytest.mark.parametrize("parts", [2, 12])
+def test_a_simulation_that_is_ended_before_its_first_part_says_nothing_of_its_processes(
+    start: Start, parts: int
+) -> None:
+    program = start("archive", "simulate", "--objects", str(128 * parts), "--processes", "2", "-o", "sky")
+    until(lambda: len(program.left()) >= 4, what="its processes")
+    assert ends(program, END) == 128 + END, program.said
+    assert "Traceback" not in program.said, program.said
+
+
 @pytest.mark.kafka
 @pytest.mark.parametrize("number", [END, HANG_UP, INTERRUPT, KILL])
 def test_a_replay_leaves_no_folder(start: Start, kafka: embedded.Server, tmp_path: Path, number: int) -> None:
