@@ -365,6 +365,7 @@ def _read_fits(data: bytes, path: Path, wanted: Sequence[Sequence[str]]) -> Shee
             if not tables:
                 raise ArchiveError(f"{path} holds no table")
             best = max(tables, key=lambda part: _seen(part.columns.names, wanted))
+            _check_fits(best, len(data), path)
             table = Table.read(best, mask_invalid=True)
             columns = [
                 Column(name, str(table[name].unit or ""), _plain(table[name])) for name in table.colnames
@@ -375,6 +376,19 @@ def _read_fits(data: bytes, path: Path, wanted: Sequence[Sequence[str]]) -> Shee
     except Exception as error:  # damaged headers end in errors of many kinds
         raise ArchiveError(f"{path} is not a valid FITS table: {printable(error, 200)}") from error
     return Sheet(path, columns, range(1, len(table) + 1), "row")
+
+
+def _check_fits(part: Any, size: int, path: Path) -> None:
+    """Refuse rows that the file has no bytes for: of columns without width there may be any number.
+
+    Raises:
+        ArchiveError
+    """
+    width, rows, columns = (part.header[key] for key in ("NAXIS1", "NAXIS2", "TFIELDS"))
+    if not 0 < width * rows <= size or rows * columns * 8 > MOST_BYTES:
+        raise ArchiveError(f"{path} has {rows} rows of {width} bytes, too many for a table of this kind or none")
+    if any("P" in form or "Q" in form for form in part.columns.formats):
+        raise ArchiveError(f"{path} has columns of lists (TFORM P or Q): leave them out")
 
 
 def _plain(column: Any) -> list[Any]:

@@ -101,6 +101,45 @@ def test_a_line_without_end_is_refused_before_it_is_copied(tmp_path: Path, end: 
         tracemalloc.stop()
 
 
+def fits_table(width: int, rows: int, forms: tuple[str, ...], data: bytes) -> bytes:
+    """A FITS file of one binary table; its header says what it is told."""
+
+    def block(*cards: tuple[str, object]) -> bytes:
+        text = "".join(f"{key:8}= {value!s:>20}".ljust(80) for key, value in cards) + "END".ljust(80)
+        return text.ljust(-(-len(text) // 2880) * 2880).encode()
+
+    names = ("objectId", "class", "c", "d")
+    columns = [(f"{key}{n}", f"'{word}'") for n, pair in enumerate(zip(names, forms, strict=False), 1)
+               for key, word in zip(("TTYPE", "TFORM"), pair, strict=True)]  # fmt: skip
+    said = (("XTENSION", "'BINTABLE'"), ("BITPIX", 8), ("NAXIS", 2), ("NAXIS1", width), ("NAXIS2", rows))
+    more = (("PCOUNT", 0), ("GCOUNT", 1), ("TFIELDS", len(forms)))
+    first = block(("SIMPLE", "T"), ("BITPIX", 8), ("NAXIS", 0))
+    return first + block(*said, *more, *columns) + data.ljust(-(-len(data) // 2880) * 2880, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("width", "rows", "forms", "sentence"),
+    [
+        (0, 30_000_000, ("0A", "0A"), "30000000 rows of 0 bytes"), (0, 10**12, ("0J", "0J"), "rows of 0 bytes"),
+        (8, 10**9, ("4A", "4A"), "rows of 8 bytes|truncated"), (10**12, 2, ("4A", "4A"), "2 rows of|truncated"),
+        (8, 2, ("4A", "4A", "1PJ(9)"), "columns of lists"), (8, -5, ("4A", "4A"), r"t\.fits"),
+        (8, 2, ("1000000000A", "4A"), "not a valid FITS table"),
+    ],
+)  # fmt: skip
+def test_a_fits_table_has_no_more_rows_than_bytes(
+    tmp_path: Path, width: int, rows: int, forms: tuple[str, ...], sentence: str
+) -> None:
+    path = tmp_path / "t.fits"
+    wanted = (("objectid",), ("class",))
+    path.write_bytes(fits_table(8, 2, ("4A", "4A"), b"abcdSNIaefghAGN "))
+    assert tables.read(path, wanted).column(["objectid"]).cells == ["abcd", "efgh"]
+    path.write_bytes(fits_table(width, rows, forms, b"abcdSNIa" * 4 if width else b""))
+    began = time.process_time()
+    with pytest.raises(ArchiveError, match=sentence):
+        tables.read(path, wanted)
+    assert time.process_time() - began < 5
+
+
 def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "up").symlink_to("..")
