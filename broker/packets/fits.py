@@ -176,12 +176,12 @@ def _value(header: bytes, at: int, key: bytes) -> bytes:
 def _interpret(cards: Cards, size: int) -> _Header | None:
     if cards.get(b"SIMPLE", b"T") != b"T":  # then nothing else in it needs to be valid
         raise ValueError(f"SIMPLE is {cards[b'SIMPLE'][:20].decode('ascii', 'replace')!a}, not T")
-    axes = int(cards[b"NAXIS"])
+    axes = _whole(cards, b"NAXIS")
     if axes == 0:
         return None
     if axes != 2:
         raise ValueError(f"NAXIS is {axes}, not 2")
-    bits, nx, ny = int(cards[b"BITPIX"]), int(cards[b"NAXIS1"]), int(cards[b"NAXIS2"])
+    bits, nx, ny = _whole(cards, b"BITPIX"), _whole(cards, b"NAXIS1"), _whole(cards, b"NAXIS2")
     if bits not in _PIXELS:
         raise ValueError(f"BITPIX is {bits}")
     if nx < 1 or ny < 1:
@@ -195,11 +195,17 @@ def _interpret(cards: Cards, size: int) -> _Header | None:
         size=size,
         scale=wcs.number(cards, b"BSCALE", 1.0),
         zero=wcs.number(cards, b"BZERO", 0.0),
-        blank=int(cards[b"BLANK"]) if b"BLANK" in cards and bits > 0 else None,
+        blank=_whole(cards, b"BLANK") if b"BLANK" in cards and bits > 0 else None,
         unit=cards.get(b"BUNIT", b"").decode("ascii", "replace"),
         wcs=sky,
         no_wcs=fault,
     )
+
+
+def _whole(cards: Cards, key: bytes) -> int:
+    if b"_" in cards[key]:  # Python's 1_0 is not a number of FITS
+        raise ValueError(f"{key.decode()} is not a whole number")
+    return int(cards[key])
 
 
 def _wcs(cards: Cards) -> tuple[Wcs | None, str]:

@@ -249,7 +249,7 @@ def number(cards: Cards, key: bytes, default: float) -> float:
     """
     if key not in cards:
         return default
-    found = float(cards[key].replace(b"D", b"E"))
+    found = float(cards[key].replace(b"D", b"E").replace(b"_", b"x"))  # Python's 1_0 is not a number of FITS
     if not math.isfinite(found):
         raise ValueError(f"{key.decode()} is {found}")
     return found

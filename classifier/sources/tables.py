@@ -260,12 +260,14 @@ def read(path: str | Path, wanted: Sequence[Sequence[str]]) -> Sheet:
     Raises:
         ArchiveError: it cannot be read, or holds no rows.
     """
+    from skyheed.classifier.sources.binary_tables import read_fits, read_parquet  # which know our columns
+
     path = Path(path)
     data = read_bytes(path)
     if data.startswith(_FITS):
-        sheet = _read_fits(data, path, wanted)
+        sheet = read_fits(data, path, wanted)
     elif data.startswith(_PARQUET):
-        sheet = _read_parquet(data, path)
+        sheet = read_parquet(data, path)
     else:
         sheet = read_text(text_of(data, path), path, wanted)
     if not sheet.rows:
@@ -290,7 +292,7 @@ def read_text(text: str, path: Path, wanted: Sequence[Sequence[str]]) -> Sheet:
         rows.append(_fitted(cells, names, path, line))
         places.append(line)
     columns = [
-        Column(name.strip(), _unit(name), [row[number] for row in rows])
+        Column(name.strip(), unit_of(name), [row[number] for row in rows])
         for number, name in enumerate(names)
         if name.strip()
     ]
@@ -316,10 +318,10 @@ def _lines(text: str, path: Path, wanted: Sequence[Sequence[str]]) -> Iterator[t
 
 def _named(line: str, wanted: Sequence[Sequence[str]]) -> bool:
     """Whether a line names columns: some programs write the header after a #."""
-    return max(_seen(line.lstrip("# \t").split(delimiter), wanted) for delimiter in DELIMITERS) >= 2
+    return max(seen(line.lstrip("# \t").split(delimiter), wanted) for delimiter in DELIMITERS) >= 2
 
 
-def _seen(names: Iterable[str], wanted: Sequence[Sequence[str]]) -> int:
+def seen(names: Iterable[str], wanted: Sequence[Sequence[str]]) -> int:
     """How many of the wanted columns are among these."""
     there = {simple(name) for name in names}
     return sum(any(name in there for name in one) for one in wanted)
@@ -327,7 +329,7 @@ def _seen(names: Iterable[str], wanted: Sequence[Sequence[str]]) -> int:
 
 def _delimiter(header: str, wanted: Sequence[Sequence[str]]) -> str:
     """The one that shows most of the wanted columns."""
-    return max(DELIMITERS, key=lambda mark: (_seen(header.lstrip("# \t").split(mark), wanted), header.count(mark)))
+    return max(DELIMITERS, key=lambda mark: (seen(header.lstrip("# \t").split(mark), wanted), header.count(mark)))
 
 
 def _cells(written: str, delimiter: str, path: Path, line: int) -> list[str]:
@@ -348,71 +350,7 @@ def _fitted(cells: list[str], names: list[str], path: Path, line: int) -> list[s
     return cells
 
 
-def _unit(name: str) -> str:
+def unit_of(name: str) -> str:
+    """The unit in brackets of a column's name; empty without one."""
     found = _UNIT.search(name)
     return found[1] if found else ""
-
-
-def _read_fits(data: bytes, path: Path, wanted: Sequence[Sequence[str]]) -> Sheet:
-    """The table of a FITS file that has most of the wanted columns."""
-    from astropy.io import fits
-    from astropy.table import Table
-
-    try:
-        with warnings.catch_warnings(), fits.open(io.BytesIO(data)) as parts:
-            warnings.simplefilter("ignore")  # units and lengths that astropy corrects
-            tables = [part for part in parts if isinstance(part, fits.BinTableHDU | fits.TableHDU)]
-            if not tables:
-                raise ArchiveError(f"{path} holds no table")
-            best = max(tables, key=lambda part: _seen(part.columns.names, wanted))
-            _check_fits(best, len(data), path)
-            table = Table.read(best, mask_invalid=True)
-            columns = [
-                Column(name, str(table[name].unit or ""), _plain(table[name])) for name in table.colnames
-                if table[name].ndim == 1
-            ]  # fmt: skip
-    except ArchiveError:
-        raise
-    except Exception as error:  # damaged headers end in errors of many kinds
-        raise ArchiveError(f"{path} is not a valid FITS table: {printable(error, 200)}") from error
-    return Sheet(path, columns, range(1, len(table) + 1), "row")
-
-
-def _check_fits(part: Any, size: int, path: Path) -> None:
-    """Refuse rows that the file has no bytes for: of columns without width there may be any number.
-
-    Raises:
-        ArchiveError
-    """
-    width, rows, columns = (part.header[key] for key in ("NAXIS1", "NAXIS2", "TFIELDS"))
-    if not 0 < width * rows <= size or rows * columns * 8 > MOST_BYTES:
-        raise ArchiveError(f"{path} has {rows} rows of {width} bytes, too many for a table of this kind or none")
-    if any("P" in form or "Q" in form for form in part.columns.formats):
-        raise ArchiveError(f"{path} has columns of lists (TFORM P or Q): leave them out")
-
-
-def _plain(column: Any) -> list[Any]:
-    """Cells as Python values: None where masked, bytes as text."""
-    return [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for cell in column.tolist()]
-
-
-def _read_parquet(data: bytes, path: Path) -> Sheet:
-    """Its columns of single values; lists and records are passed over."""
-    import pyarrow as pa
-
-    from skyheed.classifier.archives.damage import BoundedFile, longest_text
-
-    try:
-        file = BoundedFile(data, MOST_BYTES)
-        if file.metadata.num_rows * max(file.metadata.num_columns, 1) * 8 > MOST_BYTES:
-            raise ArchiveError(f"{path} has {file.metadata.num_rows} rows, too many for a table of this kind")
-        table = file.read(columns=[field.name for field in file.schema_arrow if not pa.types.is_nested(field.type)])
-        if sum(longest_text(column) for column in table.columns) * table.num_rows > file.room:
-            raise ArchiveError(f"{path} has texts that are too long for a table of this kind")
-        columns = [
-            Column(name, _unit(name), column.to_pylist())
-            for name, column in zip(table.column_names, table.columns, strict=True)
-        ]
-    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
-        raise ArchiveError(f"{path} is not a valid Parquet file: {printable(error, 200)}") from error
-    return Sheet(path, columns, range(1, table.num_rows + 1), "row")

@@ -213,6 +213,7 @@ def test_large_plain_file_is_refused():
         ("NAXIS1  =                  -63\nNAXIS2  =                   63", Reason.BAD_FITS),
         ("NAXIS1  =                    0\nNAXIS2  =                   63", Reason.BAD_FITS),
         ("NAXIS1  =                 many\nNAXIS2  =                   63", Reason.BAD_FITS),
+        ("NAXIS1  =                  6_3\nNAXIS2  =                   63", Reason.BAD_FITS),  # a number to Python alone
         ("NAXIS1  =                   63", Reason.BAD_FITS),
         ("NAXIS1  = " + "9" * 70 + "\nNAXIS2  =                   63", Reason.STAMP_TOO_LARGE),
     ],
@@ -229,6 +230,7 @@ def test_absurd_axes(axes, reason):
         HEADER.replace("   2\n", "   0\n"),  # no image at all
         HEADER + "NAXIS1  = 5\nNAXIS2  = 5\nCRVAL1  = 5\nCD1_1   = nan",
         HEADER + "NAXIS1  = 5\nNAXIS2  = 5\nBZERO   = 1E999",
+        HEADER + "NAXIS1  = 5\nNAXIS2  = 5\nBZERO   = 1_0",
     ],
 )
 def test_senseless_headers(text):
