@@ -9,14 +9,17 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka as ck
 import fastavro
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from process_tools import until
 from real_data import real_data
 from server_tools import HOME, NEEDS_APACHE
 from test_made_again import remake
@@ -308,6 +311,20 @@ def arrived(server: embedded.Server, topic: str) -> list[int]:
                 return found
 
 
+def once_some_arrived(server: embedded.Server, topic: str, then: Callable[[], object]) -> threading.Thread:
+    """Calls `then` in a thread as soon as the topic has a few messages: a time would be too short on a busy machine."""
+
+    def watch() -> None:
+        client = ck.Consumer({"bootstrap.servers": server.address, "group.id": "watch"})
+        until(lambda: client.get_watermark_offsets(ck.TopicPartition(topic, 0))[1] >= 5)
+        client.close()
+        then()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
 def make_topic(server: embedded.Server) -> tuple[dict[str, str], str]:
     from skyheed.broker.kafka.client import ensure_topics
 
@@ -349,8 +366,8 @@ def test_shuffled_and_duplicated(kafka: embedded.Server, night: Path) -> None:
 def test_goes_on_where_it_stopped(kafka: embedded.Server, night: Path, tmp_path: Path) -> None:
     options, topic = make_topic(kafka)
     state, stop = tmp_path / "state.json", threading.Event()
-    threading.Timer(0.7, stop.set).start()
-    first = replay.replay(options, SDSS, [night], topic, rate=40, state=state, stop=stop)
+    once_some_arrived(kafka, topic, stop.set)
+    first = replay.replay(options, SDSS, [night], topic, rate=20, state=state, stop=stop)
     assert 0 < first < 60
     assert json.loads(state.read_text())["sent"] == first
     assert replay.replay(options, SDSS, [night], topic, state=state) == 60 - first
@@ -382,8 +399,8 @@ def test_a_state_of_something_else_is_refused(kafka: embedded.Server, night: Pat
 def test_a_state_says_nothing_about_a_topic_made_again(kafka: embedded.Server, night: Path, tmp_path: Path) -> None:
     options, topic = make_topic(kafka)
     state, stop = tmp_path / "state.json", threading.Event()
-    threading.Timer(0.7, stop.set).start()
-    assert 0 < replay.replay(options, SDSS, [night], topic, rate=40, state=state, stop=stop) < 60
+    once_some_arrived(kafka, topic, stop.set)
+    assert 0 < replay.replay(options, SDSS, [night], topic, rate=20, state=state, stop=stop) < 60
     remake(kafka, topic)
     with pytest.raises(ConfigError, match=f"counts what was sent to an earlier topic {topic}, which was deleted"):
         replay.replay(options, SDSS, [night], topic, state=state)
@@ -398,8 +415,7 @@ def test_a_state_says_nothing_about_a_topic_made_again(kafka: embedded.Server, n
 @pytest.mark.skipif(not HOME, reason=NEEDS_APACHE)
 def test_a_topic_that_is_made_again_while_it_is_sent_to_is_an_error(kafka: embedded.Server, night: Path) -> None:
     options, topic = make_topic(kafka)
-    again = threading.Timer(0.7, remake, (kafka, topic))
-    again.start()
+    again = once_some_arrived(kafka, topic, lambda: remake(kafka, topic))
     with pytest.raises(ServiceError, match=f"topic {topic} was deleted and created again: what was sent before"):
         replay.replay(options, SDSS, [night], topic, rate=20)
     again.join()
@@ -417,8 +433,7 @@ def test_a_broker_that_goes_away_loses_nothing(
         target=lambda: result.append(replay.replay(options, SDSS, [night], topic, rate=12, state=tmp_path / "s"))
     )
     run.start()
-    time.sleep(1.5)
-    apache_kafka.kill()
+    once_some_arrived(apache_kafka, topic, apache_kafka.kill).join()
     time.sleep(2)
     apache_kafka.restart()
     run.join(90)
