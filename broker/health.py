@@ -170,9 +170,9 @@ def _lag(settings: Settings) -> Line:
 
 def _hidden(options: kafka.Options, alerts: Selection) -> str:
     """What no reader gets because a transaction has been open for STANDS_S, as the end of a sentence; empty if none."""
-    everything = {**options, "isolation.level": "read_uncommitted"}
-    ends = _ends(everything, alerts)  # first: what arrives later is no transaction
-    first = stable = _ends(options, alerts)
+    everything, ids = {**options, "isolation.level": "read_uncommitted"}, TopicIds(options)
+    ends = _ends(everything, alerts, ids)  # first: what arrives later is no transaction
+    first = stable = _ends(options, alerts, ids)
     began = time.monotonic()
     while open_ := {p: ends[p] - stable[p] for p in ends if p in stable and stable[p] == first.get(p, -1) < ends[p]}:
         if time.monotonic() - began > STANDS_S:
@@ -182,15 +182,15 @@ def _hidden(options: kafka.Options, alerts: Selection) -> str:
                 f"has been open since offset {stable[place]}; end it (kafka-transactions.sh abort)"
             )
         time.sleep(LOOK_S)
-        stable = _ends(options, alerts)
+        stable = _ends(options, alerts, ids)
     return ""
 
 
-def _ends(options: kafka.Options, alerts: Selection) -> dict[tuple[str, int, str], int]:
-    """The end of every partition, beside its topic's id: a topic made again between two looks has other ends."""
+def _ends(options: kafka.Options, alerts: Selection, ids: TopicIds) -> dict[tuple[str, int, str], int]:
+    """The end of every partition, by topic id as well: a topic recreated between two looks has other ends."""
     found = kafka.end_offsets(options, alerts)
-    ids = TopicIds(options).ask({topic for topic, _ in found})
-    return {(*place, id_): end for place, end in found.items() if (id_ := ids[place[0]]) is not None}
+    now = ids.ask({topic for topic, _ in found})
+    return {(*place, id_): end for place, end in found.items() if (id_ := now[place[0]]) is not None}
 
 
 def _moves(options: kafka.Options, group: str, places: Sequence[connection.Place]) -> bool:

@@ -76,7 +76,7 @@ def due_times(mjd: NDArray[np.float64], speed: float | None, rate: float | None)
 
 
 class Progress:
-    """How many packets, in order, Kafka has acknowledged; saved to a file if one is given, beside the topic's id.
+    """How many packets, in order, Kafka has acknowledged; saved to a file if one is given, with the topic's id.
 
     Raises:
         ConfigError: the file belongs to another replay, or is not a state file.

@@ -28,7 +28,7 @@ class OtherMembers:
     ) -> None:
         self._client, self._topics, self._group = client, topics, group
         self._identities, self._window = identities, window
-        # the end of each when first checked, beside the id of its topic
+        # the end of each partition when first checked, by topic id as well
         self._ends: dict[tuple[Place, str | None], int] = {}
         self._asked = 0.0
         self._left = -1

@@ -1,7 +1,7 @@
 """Which topic a name stands for: its id, whether it exists, since when it does not, and what positions belong to it.
 
-A topic that is deleted and made again keeps its name and nothing else. Whatever is remembered beside a topic's name is
-compared with what this module knows.
+A topic that is deleted and made again keeps its name and nothing else. Whatever is remembered under a topic's name is
+checked against what this module knows.
 """
 
 import logging

@@ -83,7 +83,7 @@ class Compact:
 
     def number(self) -> int:
         """A number of 16, 32 or 64 bits."""
-        number = self._unsigned()
+        number = self._unsigned()  # zig-zag, as in `broker.packets.avro_numbers`, which this package does not import
         return (number >> 1) ^ -(number & 1)
 
     def _list(self) -> tuple[int, int]:

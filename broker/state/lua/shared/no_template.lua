@@ -1,2 +1,2 @@
--- Stands where the digest of a template would, for an epoch without one.
+-- Takes the place of a template's digest for an epoch without a template.
 local NO_TEMPLATE = string.rep('\0', 8)
