@@ -1,6 +1,7 @@
 """An archive as training data: normalised stamps in one memory map, and random views of sequences."""
 
 import hashlib
+import itertools
 import json
 import warnings
 import zlib
@@ -16,7 +17,7 @@ from skyheed.classifier.archives.histories import KINDS, model_stamp
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.flux_scaling import Scaling
-from skyheed.classifier.history import BANDS, LONGEST, History, Photometry
+from skyheed.classifier.history import BANDS, FORCED, LONGEST, History, Photometry
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.stamp import PREPROCESSING, STAMP_SIZE
 
@@ -40,6 +41,7 @@ class Dataset:
         flux_error: float32 [stamps], nJy, of the measured flux.
         images: further kinds (difference, template), shaped like `stamps`; zeros where a stamp has none.
         extras: photometry and context from each object's packets, aligned with its stamps; () if the archive has none.
+        reach: days before the first stamp of a view from which photometry is given.
     """
 
     object_ids: list[str]
@@ -58,6 +60,7 @@ class Dataset:
     kind: list[str]
     images: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
     extras: Sequence[Extras] = ()
+    reach: float = LOOKED_BACK
 
     def history(self, index: int, first: int = 0, last: int | None = None) -> History:
         """The epochs `first` to `last` of an object."""
@@ -83,7 +86,7 @@ class Dataset:
             return None, {}
         own, begin = self.extras[index], int(self.start[index])
         points = own.until(last - begin)
-        late = points.mjd < self.mjd[first] - LOOKED_BACK
+        late = points.mjd < self.mjd[first] - self.reach
         return points.take(np.flatnonzero(~late)) if first > begin else points, own.context[last - begin]
 
     def length(self, index: int) -> int:
@@ -102,15 +105,16 @@ class Dataset:
         return np.flatnonzero(keep)
 
 
-def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") -> Dataset:
+def load(archive: str | Path, cache: str | Path | None = None, bands: str = "", visits: bool = False) -> Dataset:
     """Normalise every alert stamp of an archive once; later calls read the cache.
 
     Args:
         cache: folder for the normalised stamps; by default next to the archive.
         bands: keep only these; empty for all.
+        visits: give every measurement of the archive as photometry, also those for which no alert was sent.
 
     Raises:
-        ArchiveError: there is no such archive, or it has no alerts.
+        ArchiveError: there is no such archive, it has no alerts, or `visits` is set and its packets have photometry.
     """
     source = Archive(archive)
     facts = [source.card, PREPROCESSING, CACHE]
@@ -130,7 +134,43 @@ def load(archive: str | Path, cache: str | Path | None = None, bands: str = "") 
         objects["survey"][0], flux_error, objects["type"],
         {kind: np.load(_of_kind(stamps, kind), mmap_mode="r") for kind in _kinds(source)}, _extras(source, kept),
     )  # fmt: skip
+    if visits:
+        found = _with_visits(found, source)
     return only(found, bands) if bands else found
+
+
+def _with_visits(data: Dataset, source: Archive) -> Dataset:
+    """The same data whose photometry at an epoch is all that was measured up to it, from the first visit on.
+
+    Raises:
+        ArchiveError: the archive has photometry of its own.
+    """
+    if data.extras:
+        raise ArchiveError(
+            f"the packets of {source.path} have photometry: leave epochs out and let the model read that"
+        )
+    everything = progress_bar(source.each(kinds=()), "reading visits", len(data.object_ids), unit=" objects")
+    extras = [
+        _visits(rows, data.mjd[start:end])
+        for (_, rows), start, end in zip(everything, data.start[:-1], data.start[1:], strict=True)
+    ]
+    return replace(data, extras=extras, reach=np.inf)
+
+
+def _visits(rows: NDArray[np.void], epochs: NDArray[np.float64]) -> Extras:
+    """The measurements in rows of `Archive.stamps`, each with the first epoch (MJD) that is not before it."""
+    known = rows[np.isfinite(rows["flux"]) & np.isfinite(rows["flux_error"])]
+    band = np.array([BANDS.index(letter) for letter in known["band"].tolist()], np.uint8)
+    points = Photometry(
+        known["mjd"].copy(),
+        band,
+        known["flux"].copy(),
+        known["flux_error"].copy(),
+        np.full(len(known), FORCED, np.uint8),
+    )
+    ends = np.searchsorted(points.mjd, epochs, "right")
+    parts = [points.take(slice(a, b)) for a, b in itertools.pairwise([0, *ends.tolist()])]
+    return Extras(parts, [{}] * len(epochs))
 
 
 def _kinds(source: Archive) -> list[str]:

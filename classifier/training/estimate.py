@@ -7,7 +7,7 @@ import numpy as np
 
 from skyheed.classifier.models.base import parameters
 from skyheed.classifier.reaper import temporary_folder
-from skyheed.classifier.training import dataset, selection, train
+from skyheed.classifier.training import selection, train
 from skyheed.classifier.training.dataset import Augmentation
 from skyheed.classifier.training.protocol import STEPS, Protocol
 
@@ -20,7 +20,7 @@ def text(protocol: Protocol) -> str:
     Raises:
         ModelError, ArchiveError: it could not be trained.
     """
-    data = dataset.load(protocol.archive, bands=protocol.bands)
+    data = selection.load(protocol)
     with temporary_folder("skyheed-dry-run-") as folder:
         trainer = train.Trainer(protocol, data, folder)
         everything, confirmed = selection.stages(protocol, data)

@@ -15,7 +15,7 @@ from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.safe_names import file_name
-from skyheed.classifier.training import adaptation_table, dataset, grid_table, protocol, train
+from skyheed.classifier.training import adaptation_table, dataset, grid_table, protocol, selection, train
 from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.protocol import Protocol
 
@@ -32,7 +32,7 @@ def run(config: Protocol, output: Path, command: str) -> list[Info]:
     """
     if not config.blocks:
         return [train.run(config, output, command)]
-    data = dataset.load(config.archive, bands=config.bands)
+    data = selection.load(config)
     made = []
     for block in range(config.blocks):
         part = folds(data, config.blocks, block)

@@ -13,6 +13,9 @@ from skyheed.classifier.safe_names import caption, table_cell
 EARLY = (3, 6, 12, 30)  # numbers of stamps whose scores have a column of their own
 STAMPS = (3, 12, 48, 99)  # numbers of stamps at which the cost of an update is given
 UNLIKE = "other data, not comparable"
+UNTRAINED = " (untrained: not above its class prior)"
+MARK = "†"  # of rows whose models see more than the others
+MARKED = f" {MARK} all epochs: light curves with every visit, also those of which no stamp was sent."
 _KEPT = ("macro_f1", "macro_f1_68", "accuracy")
 Facts = Mapping[str, Any]  # facts of one run
 Grid = Mapping[str, Sequence[Facts]]  # runs of each row, one per seed; the first one's scores are shown
@@ -67,19 +70,25 @@ def _about(found: Grid) -> str:
     first = [made[0] for made in found.values()]
     protocols = sorted({one["name"].rpartition(": ")[0] for one in first})
     machines = sorted({str(one["training"].get("device", "?")) for one in first})
+    more = any(_sees_all(one) for one in first)
     return (
         f"Protocol: {'; '.join(protocols)}. Test objects: {'; '.join(sorted({one['data'] for one in first}))}. "
         "Intervals: 68 %, bootstrap over objects. Early scores are macro-F1. Seeds: how many, and mean and scatter of "
         "their macro-F1. Minutes are CPU time of a run, measurements included, on "
-        f"{'; '.join(machines)}."
+        f"{'; '.join(machines)}.{MARKED if more else ''}"
     )
+
+
+def _sees_all(one: Facts) -> bool:
+    """Whether a light-curve model had more epochs than image models have."""
+    return bool(one["training"].get("protocol", {}).get("epochs") == "all")
 
 
 def _line(name: str, made: Sequence[Facts]) -> str:
     one = made[0]
     end, recalls = one["at_the_end"], _recalls(one)
     cells = [
-        table_cell(name) + ("" if trained(one) else " (untrained: not above its class prior)"),
+        table_cell(name) + f" {MARK}" * _sees_all(one) + UNTRAINED * (not trained(one)),
         _shown(end, "accuracy"), _shown(end, "macro_f1"),
         *(_shown(one["after_stamps"].get(str(n), {}), "macro_f1") for n in EARLY), _seeds(made),
         f"{min(recalls):.2f} to {max(recalls):.2f}" if recalls else "", f"{end['log_loss']:.3f}",

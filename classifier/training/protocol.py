@@ -35,6 +35,8 @@ class Protocol:
         name: of the checkpoint; it appears in every figure made from it.
         start: begin with the weights of this checkpoint (a directory or a shipped one); empty: with random weights.
         bands: keep only these; empty for all of the archive.
+        epochs: what light-curve models see: alerts, the epochs whose stamps image models see; all, also every visit
+            for which no alert was sent, such as those before the first one (for models that read photometry).
         model: what is trained, a name of `skyheed model list`.
         network: changes to the configuration of that model.
         objective: `name` of what is minimised and its settings; empty for the model's default.
@@ -73,6 +75,7 @@ class Protocol:
     version: str = "1"
     start: str = ""
     bands: str = ""
+    epochs: str = "alerts"
     model: str = "convention"
     network: Mapping[str, Any] = field(default_factory=dict)
     objective: Mapping[str, Any] = field(default_factory=dict)
@@ -181,7 +184,12 @@ def check(protocol: Protocol, where: str | Path) -> None:
     try:
         for rule in (_types, _numbers, _data, _prior, _stages):
             rule(protocol)
-        protocol.family.configure(protocol.configuration())
+        needs = protocol.family.needs(protocol.family.configure(protocol.configuration()))
+        if protocol.epochs == "all" and not needs.photometry:
+            raise ModelError(
+                f"epochs is all, but {protocol.model} would not read them: give a light-curve model, and "
+                "network = { photometry = true }"
+            )
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
 
@@ -220,6 +228,7 @@ def _data(p: Protocol) -> None:
     value_checks.text("archive", p.archive)
     value_checks.classes(p.classes, taxonomy.from_mapping(p.taxonomy).ids)
     value_checks.bands(p.bands)
+    value_checks.choice("epochs", p.epochs, ("alerts", "all"))
     for key in ("objects", "validation"):
         if 0 < (value := getattr(p, key)) < len(p.classes):
             raise ModelError(f"{key} is {value}, fewer than the classes: give {len(p.classes)} or more, or 0 for all")

@@ -8,11 +8,21 @@ from numpy.typing import NDArray
 
 from skyheed.classifier import taxonomy
 from skyheed.classifier.errors import ModelError
+from skyheed.classifier.training import dataset
 from skyheed.classifier.training.dataset import Dataset
 from skyheed.classifier.training.protocol import Protocol
 
 log = logging.getLogger("skyheed.train")
 Indices = NDArray[np.int64]
+
+
+def load(protocol: Protocol) -> Dataset:
+    """The archive of a run, as the run sees it.
+
+    Raises:
+        ArchiveError: it cannot be read.
+    """
+    return dataset.load(protocol.archive, bands=protocol.bands, visits=protocol.epochs == "all")
 
 
 def check_data(protocol: Protocol, data: Dataset) -> None:

@@ -67,7 +67,7 @@ def run(protocol: Protocol, output: str | Path, command: str = "", data: Dataset
     if protocol.threads:
         torch.set_num_threads(protocol.threads)
     Path(output).mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(protocol, data or dataset.load(protocol.archive, bands=protocol.bands), Path(output))
+    trainer = Trainer(protocol, data or selection.load(protocol), Path(output))
     everything, confirmed = selection.stages(protocol, trainer.data)
     trainer.end_to_end("short", everything, protocol.short_steps, short=True)
     trainer.end_to_end("whole", everything, protocol.steps)

@@ -105,6 +105,27 @@ def test_a_row_that_guesses_is_untrained(classes: int, balanced: float, trained:
     assert grid_table.trained(one) == trained
 
 
+def test_rows_of_all_epochs_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def load(*_: Any, visits: bool = False, **__: Any) -> Any:
+        asked.append(visits)
+        return made([4 + n % 7 for n in range(32)])
+
+    monkeypatch.setattr(dataset, "load", load)
+    more = 'epochs = "all"\nnetwork = { photometry = true }\n'
+    file = table_file(tmp_path, f'[[run]]\nname = "A"\nmodel = "lstm"\n[[run]]\nname = "B"\nmodel = "lstm"\n{more}')
+    said = grid.run_table(file, tmp_path / "out", {}, "")
+    assert asked == [False, True]
+    assert "| A |" in said
+    assert "| B † |" in said
+    assert said.rstrip().endswith(grid_table.MARKED)
+    with pytest.raises(ModelError, match="epochs is all, but vector would not read them: give a light-curve model"):
+        grid.rows(table_file(tmp_path, '[[run]]\nname = "a"\nmodel = "vector"\nepochs = "all"\n'), {})
+    with pytest.raises(ModelError, match="epochs is 'some': use alerts or all"):
+        grid.rows(table_file(tmp_path, '[[run]]\nname = "a"\nmodel = "lstm"\nepochs = "some"\n'), {})
+
+
 @pytest.mark.parametrize("name", ["quick"])
 def test_the_committed_table_is_that_of_the_runs(name: str) -> None:
     found = json.loads((ROOT / "docs" / "models" / f"{name}.json").read_text())
