@@ -1,4 +1,4 @@
-"""Three models of different needs in one worker, through real servers and kills: groups, stamps and fluxes."""
+"""Models of different needs in one worker, through real servers: three through kills, and every one there is."""
 
 import random
 import time
@@ -21,7 +21,7 @@ from skyheed.broker.subscribe import Subscriber
 from skyheed.classifier import taxonomy
 from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.models import checkpoint
-from skyheed.classifier.models.family import preset
+from skyheed.classifier.models.family import known_presets, preset
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(300)]
 MODELS = ("convention", "convention-2d", "lstm")
@@ -93,6 +93,41 @@ def test_three_models_of_different_needs_classify_each_object_once_a_revision_th
         assert {n: r.revision for n, r in newest.items()} == {f"M{i}": store.revision(f"M{i}") for i in range(OBJECTS)}
         assert all(record.n_stamps == EPOCHS for record in newest.values())
         assert store.history("M0", name)
+
+
+def test_every_model_is_served_from_one_redis(
+    kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path, children: list[Child]
+) -> None:
+    topic, count, epochs = "every-model", 3, 4
+    names = [name for name in known_presets() if name != "fusion"]  # as built, it wants images that SDSS does not send
+    settings = settings_for(kafka.address, durable_valkey.url, "sdss", topic)
+    file = tmp_path / "models.toml"
+    tables = "".join(f'[[work.models]]\nmodel = "{save(tmp_path, name)}"\nname = "{name}"\n' for name in names)
+    file.write_text(f'[topics]\nclassifications = "every"\n[work]\nthreads = 1\n{tables}')
+    alerts = [sdss_alert(f"E{i}", n) for n in range(epochs) for i in range(count)]
+    publish(settings, topic, alerts)
+    shared = [*arguments_for(settings, topic), "--config", str(file)]
+    children += [
+        Child("ingest", [*shared, "--group", topic, "--debounce", "0"], tmp_path),
+        Child("work", [word for word in shared if word not in ("--topic", topic)], tmp_path),
+    ]
+    ledger = daemon.connect_store(settings)[2]
+    wait_for(lambda: len(daemon.connect_store(settings)[0].models()) == len(names), 120, "the models")
+    wait_for(
+        lambda: ledger.books().pending == 0 and ledger.books().consumed == len(alerts), 120, "settling",
+        lambda: "\n".join([ledger.books().to_text(), *(child.log.read_text()[-3000:] for child in children)]),
+    )  # fmt: skip
+    assert ledger.books().balanced, ledger.books().to_text()
+    for place, name in enumerate(names):
+        seen = records_of(settings, "every" if not place else f"every.{name}")
+        newest = {record.object_id: record for record in sorted(seen, key=lambda r: r.revision)}
+        assert set(newest) == {f"E{i}" for i in range(count)}, name
+        for record in newest.values():
+            assert (record.model, record.n_stamps, record.reason) == (name, epochs, None)
+            assert sum(p.probability for p in record.probabilities) == pytest.approx(1, abs=1e-4)
+            spread = [(e.name, e.value, e.error > 0) for e in record.estimates]
+            bayes = name == "supernnova-bayes"  # the scatter of its draws is the error of its top probability
+            assert spread == ([("probability", pytest.approx(record.top_probability), True)] if bayes else [])
 
 
 def test_a_configuration_without_weights_is_refused_by_work(kafka: embedded.Server, valkey: embedded.Server) -> None:
