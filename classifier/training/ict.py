@@ -11,8 +11,9 @@ The target is the exponential mean of the network, in evaluation mode; it is als
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -30,6 +31,7 @@ HIDDEN, WIDTH = 512, 128  # of projector and predictor
 COLLAPSED = 0.5 / math.sqrt(WIDTH)  # half the scatter of vectors that are uniform on the sphere
 SETTLED = 100  # before this step the target has no batch statistics and its projections are all the same
 MOMENTUM = 0.99  # initial momentum of the target's projector
+TERMS = ("mse1", "mse2", "ce", "kl")
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,30 @@ class Settings:
         kl: between the classifications of both views, or between whole views and their beginnings.
         queue: vectors of each class from which its mean is computed.
         temperature: temperature of the target's probabilities.
+        momentum: initial momentum of the target's projector; it rises to 1.
+        target_bn: batch norms of the target use the mean statistics, as those that are served, or those of the batch.
+        weights: of the terms mse1, mse2, ce and kl, 1 unless given; without mse2, ce and kl no label is used.
     """
 
     positives: Literal["view+class", "view", "class", "levels"] = "view+class"
     kl: Literal["views", "early"] = "views"
     queue: int = 64
     temperature: float = 1.0
+    momentum: float = MOMENTUM
+    target_bn: Literal["mean", "batch"] = "mean"
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in ("positives", "kl"):
+        for key in ("positives", "kl", "target_bn"):
             kind = next(f.type for f in fields(self) if f.name == key)
             value_checks.choice(key, getattr(self, key), get_args(kind))
         value_checks.count("queue", self.queue, 1)
         value_checks.positive("temperature", self.temperature)
+        value_checks.number("momentum", self.momentum, 0, 1)
+        if not isinstance(self.weights, Mapping) or set(self.weights) - set(TERMS):
+            raise ModelError(f"weights is {value_checks.shown(self.weights)}: give numbers for {', '.join(TERMS)}")
+        for name, weight in self.weights.items():
+            value_checks.number(f"the weight of {name}", weight)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Settings":
@@ -247,13 +260,14 @@ class Ict(Objective):
         self._log = {name: float(term.detach()) for name, term in terms.items()}
         self._log |= {"momentum": keep, "z_std": scatter(z), "within_between": within_between(z, twice)}
         self._log["collapsed"] = float(self._log["z_std"] < COLLAPSED)
-        total: Tensor = sum(terms.values(), self.setting.network.regularisation())
+        weighted = (self.settings.weights.get(name, 1.0) * term for name, term in terms.items())
+        total: Tensor = sum(weighted, self.setting.network.regularisation())
         return total
 
     def _follow(self) -> float:
         """Update the target's projector from the previous step; the trainer updates the mean of the network."""
         p = self.setting.protocol
-        keep = momentum(int(self.steps), p.short_steps + p.steps + p.fine_steps)
+        keep = momentum(int(self.steps), p.short_steps + p.steps + p.fine_steps, self.settings.momentum)
         self.steps += 1
         follow(self.target, self.projector, keep)
         return keep
@@ -271,8 +285,9 @@ class Ict(Objective):
     def _target(self, batch: Batch) -> Branch:
         mean = self.setting.mean
         self.target.eval()
-        h = mean.encode(batch).float()
-        return Branch(h, functional.normalize(self.target(h), dim=1), mean.classify(h))
+        with of_batches(mean, self.target) if self.settings.target_bn == "batch" else nullcontext():
+            h = mean.encode(batch).float()
+            return Branch(h, functional.normalize(self.target(h), dim=1), mean.classify(h))
 
     def log(self) -> dict[str, float]:
         """Each term, the momentum, the scatter of normalised projections, whether they collapsed, and the variance
@@ -287,6 +302,19 @@ class Ict(Objective):
             f"projections have collapsed: their scatter is {self._log['z_std']:.4f}, below {COLLAPSED:.4f}; lower the "
             "learning rate or use another reading (positives)"
         )
+
+
+@contextmanager
+def of_batches(*networks: nn.Module) -> Iterator[None]:
+    """Let the batch norms of networks in evaluation mode use statistics of the batch, and leave their own unchanged."""
+    norms = [m for n in networks for m in n.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats, norm.training = False, True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats, norm.training = True, False
 
 
 def representations(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from skyheed.classifier import value_checks
 from skyheed.classifier.archives.reader import Archive
@@ -26,6 +26,7 @@ BALANCES = ("uncertainty", "fixed")
 FIXED = {"class": 1.0, **dict.fromkeys(multitask.REGRESSIONS, 0.3)}
 CUTS = (3, 6, 12, 30, 99)  # numbers of stamps after which the regressions are measured
 EDGES = (1, 4, 7, 13, 31, 100)  # bins of stamps that each contain one cut, or shorter whole sequences
+FLUX_EDGES = (0.0, 3.5, 4.0, 4.5, 5.0, 9.0)  # bins of log10 of the peak flux in nJy; 4.5 is magnitude 20.2
 BATCH = 32
 Truth = Mapping[str, NDArray[np.float64]]
 
@@ -35,20 +36,24 @@ class MultiTask(Objective):
 
     Args:
         balance: weight tasks by learned uncertainties, or fixed: 1 for the class, 0.3 for the others.
+        scales: task -> factor of its loss before it is balanced; 1 unless given. Uncertainties compensate it in time.
 
     Raises:
         ModelError: an invalid setting.
     """
 
-    def __init__(self, setting: Setting, balance: str = "uncertainty", **settings: Any) -> None:
+    def __init__(
+        self, setting: Setting, balance: str = "uncertainty", scales: Mapping[str, float] | None = None, **settings: Any
+    ) -> None:
         super().__init__(setting)
         if settings:
-            raise ModelError(f"the objective multitask has no setting {min(settings)}: it knows balance")
+            raise ModelError(f"the objective multitask has no setting {min(settings)}: it knows balance and scales")
         value_checks.choice("balance", balance, BALANCES)
+        self.scales = _scales(scales or {})
         self.heads = multitask.Heads(setting.network.width).to(setting.device)
         self.mean_heads = copy.deepcopy(self.heads).eval().requires_grad_(False)
-        tasks = dict.fromkeys(("class", *multitask.REGRESSIONS), 1.0)
-        self.balance = multitask.Balance(tasks).to(setting.device) if balance == "uncertainty" else None
+        learned = balance == "uncertainty"
+        self.balance = multitask.Balance(self.scales).to(setting.device) if learned else None
         self.truth = truth_of(setting)
         self._log: dict[str, float] = {}
 
@@ -66,7 +71,7 @@ class MultiTask(Objective):
         self._log = {name: float(loss.detach()) for name, loss in made.items()}
         total = network.regularisation()
         if self.balance is None:
-            return total + sum(FIXED[name] * loss for name, loss in made.items())
+            return total + sum(self.scales[name] * FIXED[name] * loss for name, loss in made.items())
         self._log |= self.balance.log()
         balanced: Tensor = self.balance(made, present)
         return total + balanced
@@ -86,9 +91,18 @@ class MultiTask(Objective):
         """The loss of every task and, if learned, the logarithms of the uncertainties."""
         return self._log
 
+    def quick(self) -> Sequence[nn.Parameter]:
+        """The uncertainties, which at the rate of the network would hardly move in a short run."""
+        return list(self.balance.parameters()) if self.balance is not None else ()
+
     @torch.inference_mode()
     def report(self, indices: NDArray[np.int64]) -> dict[str, Any]:
-        """Bias and resolution of each regression by number of stamps, in the units of `multitask.TRANSFORMS`."""
+        """Bias and resolution of each regression, in the units of `multitask.TRANSFORMS`.
+
+        Returns:
+            task -> rows by number of stamps, and `by_peak_flux`: task -> rows by log10 of the peak flux in nJy, of
+            histories with their last stamps.
+        """
         data = self.setting.data
         pairs = [(int(i), min(cut, data.length(int(i)))) for i in indices for cut in CUTS]
         pairs = sorted(set(pairs))
@@ -101,8 +115,13 @@ class MultiTask(Objective):
                 found[name].append(value)
         wanted = self._wanted(np.array([i for i, _ in pairs]), np.array(last))
         stamps = np.array([n for _, n in pairs])
-        curves = {
-            name: multitask.resolution(np.concatenate(found[name]), wanted[name], stamps, EDGES)
+        last_of = np.array([n == min(CUTS[-1], data.length(i)) for i, n in pairs])
+        told = {name: np.concatenate(parts) for name, parts in found.items()}
+        curves: dict[str, Any] = {
+            name: multitask.resolution(told[name], wanted[name], stamps, EDGES) for name in multitask.REGRESSIONS
+        }
+        curves["by_peak_flux"] = {
+            name: multitask.resolution(told[name][last_of], wanted[name][last_of], wanted["flux"][last_of], FLUX_EDGES)
             for name in multitask.REGRESSIONS
         }
         made: dict[str, Any] = scores.without_nan(curves)
@@ -111,6 +130,19 @@ class MultiTask(Objective):
     def _told(self, histories: Sequence[History]) -> dict[str, NDArray[np.float32]]:
         encoded = self.setting.mean.encode(self.setting.batch(histories)).float()
         return {name: value.cpu().numpy() for name, value in self.mean_heads.eval()(encoded).items()}
+
+
+def _scales(given: Mapping[str, float]) -> dict[str, float]:
+    """A factor for every task.
+
+    Raises:
+        ModelError: an unknown task, or a value that is none.
+    """
+    tasks = ("class", *multitask.REGRESSIONS)
+    if not isinstance(given, Mapping) or set(given) - set(tasks):
+        raise ModelError(f"scales is {value_checks.shown(given)}: give numbers for {', '.join(tasks)}")
+    value_checks.positive("scales", *given.values())
+    return {**dict.fromkeys(tasks, 1.0), **given}
 
 
 def truth_of(setting: Setting) -> Truth:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter, functional
+from torch.nn import functional
 
 from skyheed.classifier import taxonomy
 from skyheed.classifier.errors import ModelError
@@ -153,7 +153,7 @@ class Trainer:
         if short:  # any stretch of the light curve, so that tokens are trained on all of it
             augmentation = Augmentation(p.short_longest, 0.0, p.truncate, p.stamps, late=0.7, drop=p.drop, dense=0.9)
         batch = p.short_batch if short else p.batch
-        parameters = [*self.model.parameters(), *self.objective.parameters()]
+        parameters = objectives.groups(self.model, self.objective)
 
         def step(rng: np.random.Generator) -> Tensor:
             self.model.train()
@@ -209,7 +209,7 @@ class Trainer:
         make: TokenMaker = CudaTokens(features, self.device) if on_gpu else CpuTokens(features)
         return torch.inference_mode()(make)
 
-    def _learn(self, name: str, steps: int, rate: float, parameters: Iterable[Parameter], step: Step) -> None:
+    def _learn(self, name: str, steps: int, rate: float, parameters: Iterable[Any], step: Step) -> None:
         """The steps of one stage; the learning rate rises and falls once."""
         begun = self.done.get(name, 0)
         self.clock.begin(name)
@@ -223,7 +223,7 @@ class Trainer:
         loss_mean = math.nan
         for at in bar:
             for group in optimiser.param_groups:
-                group["lr"] = rate * _rise_and_fall(min(max(at / steps, self.clock.share(name)), 1))
+                group["lr"] = rate * group.get("speed", 1) * _rise_and_fall(min(max(at / steps, self.clock.share(name)), 1))
             loss = self._update(optimiser, step(self._generator(name, at)))
             loss_mean = loss if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss
             bar.set_postfix(loss=f"{loss_mean:.3f}", best=f"{self.best:.3f}", refresh=False)

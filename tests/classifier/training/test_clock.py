@@ -1,5 +1,10 @@
 """The clock of a training run: it goes on over interruptions, and divides a limited time between the stages."""
 
+import hashlib
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,6 +13,20 @@ from skyheed.classifier.training.clock import FINE_SHARE, Clock
 from skyheed.classifier.training.protocol import Protocol
 
 LIMITED = Protocol("none", cpu_seconds=1000.0, fine_steps=10)
+
+
+def test_only_the_cpu_time_of_its_own_process_counts() -> None:
+    clock = Clock(LIMITED)
+    begun = clock.spent()
+    subprocess.run([sys.executable, "-c", "sum(range(20_000_000))"], check=True)  # of another process
+    time.sleep(0.3)
+    assert clock.spent() - begun < 0.1
+    busy = threading.Thread(target=lambda: hashlib.sha256(bytes(300_000_000)))  # of a further thread of its own
+    busy.start()
+    busy.join()
+    assert clock.spent() - begun > 0.1
+    clock.count()
+    assert clock.cpu_seconds < clock.seconds
 
 
 def test_a_resumed_run_goes_on_from_what_it_had_taken() -> None:

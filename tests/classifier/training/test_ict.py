@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,15 +86,12 @@ def test_others_of_a_class() -> None:
     assert ict.others(torch.tensor([0, 1, 0, 2, 0])).tolist() == [2, 1, 4, 3, 0]
 
 
-def branches(seed: int = 0, grad: bool = False) -> tuple[list[Branch], list[Branch], Tensor]:
+def branches(seed: int = 0) -> tuple[list[Branch], list[Branch], Tensor]:
     torch.manual_seed(seed)
 
     def made(online: bool) -> Branch:
         h, z, logits, p = torch.randn(6, 10), torch.randn(6, 128), torch.randn(6, 4), torch.randn(6, 128)
         early, rows = torch.randn(9, 4), torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 1])
-        if grad:
-            for value in (h, z, logits, p, early):
-                value.requires_grad_(True)
         if not online:
             return Branch(h, functional.normalize(z, dim=1), logits)
         return Branch(h, z, logits, p, early, rows)
@@ -190,6 +188,52 @@ def test_only_the_online_branch_learns(name: str) -> None:
     assert set(objective.log()) >= {"mse1", "mse2", "ce", "kl", "z_std", "momentum", "within_between", "collapsed"}
 
 
+def test_what_enters_the_target_gets_no_gradient_and_what_is_learnt_from_does() -> None:
+    made = setting("vector")
+    objective = Ict(made)
+    online, target = ([made.batch(views(n).histories) for n in (0, 50)] for _ in range(2))
+    for batch in (*online, *target):
+        batch["images"].requires_grad_(True)
+    rng = np.random.default_rng(0)
+    shown, aims = [objective._online(b, rng) for b in online], [objective._target(b) for b in target]
+    assert not any(part.requires_grad for aim in aims for part in (aim.h, aim.z, aim.logits))
+    terms = joined(shown, aims, torch.arange(8) % 4, objective.queue, objective.settings)
+    (terms["mse1"] + terms["mse2"] + terms["kl"]).backward()
+    assert all(batch["images"].grad is None for batch in target)
+    assert all(float(batch["images"].grad.abs().sum()) > 0 for batch in online)
+
+
+def test_terms_have_weights_and_without_three_of_them_no_label_is_used() -> None:
+    def loss(labels: int, **weights: float) -> tuple[float, dict[str, float]]:
+        objective = Ict(setting("lstm"), weights=weights)
+        seen = [replace(views(n), labels=np.full(8, labels)) for n in (0, 50)]
+        made = float(objective.loss(seen, np.random.default_rng(0)).detach())
+        return made, objective.log()
+
+    total, terms = loss(1, mse1=0.5, kl=2.0)
+    assert total == pytest.approx(0.5 * terms["mse1"] + terms["mse2"] + terms["ce"] + 2 * terms["kl"], rel=1e-5)
+    free = dict.fromkeys(("mse2", "ce", "kl"), 0.0)
+    assert loss(1, **free)[0] == loss(2, **free)[0] == pytest.approx(terms["mse1"], rel=1e-5)
+    assert loss(1)[0] != loss(2)[0]
+
+
+def test_the_target_may_use_statistics_of_the_batch_and_keeps_its_own() -> None:
+    made = setting("vector")
+    mean, batched = Ict(made), Ict(made, target_bn="batch")
+    batched.load_state_dict(mean.state_dict())
+    before = copy.deepcopy({**made.mean.state_dict(), **batched.target.state_dict()})
+    batch = made.batch(views(0).histories)
+    plain, other = mean._target(batch), batched._target(batch)
+    assert (plain.z - other.z).abs().max() > 1e-2
+    made.mean.encoder.train()  # type: ignore[union-attr, operator]
+    h = copy.deepcopy(made.mean).encode(batch)
+    torch.testing.assert_close(other.h, h)
+    made.mean.eval()
+    after = {**made.mean.state_dict(), **batched.target.state_dict()}
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert torch.equal(mean._target(batch).z, plain.z)
+
+
 def test_beginnings_of_convention_and_of_causal_networks_are_classified() -> None:
     for name, count in (("convention", 3 * 8), ("vector", 41), ("sits-bert", 8)):
         made = setting(name)
@@ -283,10 +327,18 @@ def test_an_interrupted_run_has_the_same_target_queue_and_schedule(
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ModelError, match="no setting tau: known are positives, kl, queue, temperature"):
+    with pytest.raises(ModelError, match="no setting tau: known are positives, kl, queue, temperature, momentum"):
         Settings.of({"tau": 1})
     with pytest.raises(ModelError, match="positives is 'all': use view"):
         Settings.of({"positives": "all"})
+    with pytest.raises(ModelError, match="target_bn is 'none': use mean or batch"):
+        Settings.of({"target_bn": "none"})
+    with pytest.raises(ModelError, match="momentum is 2: give a number, between 0 and 1"):
+        Settings.of({"momentum": 2})
+    with pytest.raises(ModelError, match="weights is .*: give numbers for mse1, mse2, ce, kl"):
+        Settings.of({"weights": {"mse": 1}})
+    with pytest.raises(ModelError, match="the weight of ce is -1: give a number"):
+        Settings.of({"weights": {"ce": -1}})
 
 
 class Toy:

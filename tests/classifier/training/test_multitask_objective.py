@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from data_tools import made
 
 from skyheed.classifier.errors import ModelError
@@ -61,13 +62,19 @@ def test_a_run_learns_all_tasks_and_writes_bias_and_resolution(balance: str, tmp
     notes = [json.loads(line) for line in (tmp_path / "objective.jsonl").read_text().splitlines()]
     assert set(notes[0]) >= {"class", "flux", "phase", "redshift"}
     assert ("s_phase" in notes[0]) == (balance == "uncertainty")
+    if balance == "uncertainty":  # at the network's rate they could have moved by 6 steps of 0.0015 at most
+        assert abs(notes[-1]["s_class"] - 1) > 4 * 6 * RUN.rate
     found = json.loads((tmp_path / "objective.json").read_text())
-    assert set(found) == set(multitask.REGRESSIONS)
+    assert set(found) == {*multitask.REGRESSIONS, "by_peak_flux"}
     first = found["phase"][0]
     assert (first["low"], first["high"]) == (1, 4)
     known = sum(bool(i % 2) for i in np.flatnonzero([s == "validation" for s in DATA.split]))
     assert first["count"] == known > 0  # those with a peak, after three stamps
     assert first["resolution"] > 0
+    by_flux = found["by_peak_flux"]
+    assert set(by_flux) == set(multitask.REGRESSIONS)
+    assert sum(row["count"] for row in by_flux["phase"]) == known  # each once, with all its stamps
+    assert all(row["count"] == 0 or 0 <= row["low"] <= np.log10(100) for row in by_flux["flux"])
     saved = (tmp_path / "weights.safetensors").read_bytes()
     assert b"heads" not in saved[:4000]
 
@@ -86,10 +93,39 @@ def test_gradients_reach_heads_and_network_and_the_mean_heads_follow(tmp_path: P
     np.testing.assert_allclose(objective.mean_heads.phase.weight, before + 0.01, rtol=1e-3, atol=1e-5)
 
 
+def test_uncertainties_learn_by_themselves_and_without_decay(tmp_path: Path) -> None:
+    own = trainer(tmp_path)
+    slow, quick = objectives.groups(own.model, own.objective)
+    objective: Any = own.objective
+    assert {id(p) for p in quick["params"]} == {id(p) for p in objective.balance.parameters()}
+    assert (slow["speed"], quick["speed"], quick["weight_decay"]) == (1.0, objectives.QUICKER, 0.0)
+    both = [id(p) for group in (slow, quick) for p in group["params"]]
+    assert sorted(both) == sorted(id(p) for p in (*own.model.parameters(), *objective.parameters()))
+    assert len(objectives.groups(own.model, trainer(tmp_path / "b", objective={}).objective)) == 1
+
+
+@pytest.mark.parametrize("balance", ["uncertainty", "fixed"])
+def test_losses_are_scaled_as_asked(balance: str, tmp_path: Path) -> None:
+    def loss(folder: str, **scales: float) -> tuple[float, dict[str, float]]:
+        torch.manual_seed(0)
+        own = trainer(tmp_path / folder, objective={"name": "multitask", "balance": balance, "scales": scales})
+        objective: Any = own.objective
+        seen = own.views(np.array([1, 3, 4, 7]), train.Augmentation(6, 0.0, 0.4, 99), np.random.default_rng(0))
+        return float(objective.loss([seen], np.random.default_rng(0)).detach()), objective.log()
+
+    (plain, terms), (scaled, _) = loss("a"), loss("b", phase=3.0)
+    weight = math.exp(-1) if balance == "uncertainty" else 0.3
+    assert scaled - plain == pytest.approx(2 * weight * terms["phase"], rel=1e-3)
+
+
 def test_its_parameters_are_told_and_settings_checked(tmp_path: Path) -> None:
     own = trainer(tmp_path, model="cnn-gru")  # 256 numbers describe a history
     assert objectives.extra_parameters({"name": "multitask"}, own.model) == 51_703
-    with pytest.raises(ModelError, match="multitask has no setting tau: it knows balance"):
+    with pytest.raises(ModelError, match="multitask has no setting tau: it knows balance and scales"):
         trainer(tmp_path / "a", objective={"name": "multitask", "tau": 1})
+    with pytest.raises(ModelError, match="scales is .*: give numbers for class, flux, phase, redshift"):
+        trainer(tmp_path / "c", objective={"name": "multitask", "scales": {"energy": 2.0}})
+    with pytest.raises(ModelError, match="scales has 0"):
+        trainer(tmp_path / "d", objective={"name": "multitask", "scales": {"flux": 0}})
     with pytest.raises(ModelError, match="balance is 'none': use uncertainty or fixed"):
         trainer(tmp_path / "b", objective={"name": "multitask", "balance": "none"})
