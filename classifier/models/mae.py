@@ -45,14 +45,15 @@ class MaskedAutoencoder(nn.Module):
         """Patches that the encoder sees."""
         return self.encoder.side**2 - round(HIDDEN * self.encoder.side**2)
 
-    def order(self, count: int, tube: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """A random order of patches for each of this many stamps; the first ones are visible.
+    def order(self, owners: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A random order of patches for each stamp; the first ones are visible.
 
         Args:
-            tube: number of consecutive stamps, such as those of one object, that hide the same patches.
+            owners: int64 [m]; stamps with the same number hide the same patches (tubes in a sequence).
         """
-        noise = torch.rand(-(-count // tube), self.encoder.side**2, generator=generator)
-        return noise.argsort(1).repeat_interleave(tube, 0)[:count].to(self.places.device)
+        drawn, which = torch.unique(owners.cpu(), return_inverse=True)
+        noise = torch.rand(len(drawn), self.encoder.side**2, generator=generator)
+        return noise.argsort(1)[which].to(self.places.device)
 
     def latent(self, images: Tensor, order: Tensor) -> Tensor:
         """Class token and visible patches [m, 1 + shown, width] of images [m, 1, 32, 32]."""
@@ -85,9 +86,13 @@ class MaskedAutoencoder(nn.Module):
             weights = weights.clamp(0.1, 10)
         return patches, weights
 
-    def forward(self, images: Tensor, order: Tensor | None = None) -> Tensor:
-        """The loss for stamps [m, 1, 32, 32]: the weighted mean square error of the hidden patches."""
-        order = self.order(len(images)) if order is None else order
+    def forward(self, images: Tensor, order: Tensor | None = None, owners: Tensor | None = None) -> Tensor:
+        """The loss for stamps [m, 1, 32, 32]: the weighted mean square error of the hidden patches.
+
+        Args:
+            order: of the patches of each stamp; drawn if not given, for each stamp or for each of its owners.
+        """
+        order = self.order(torch.arange(len(images)) if owners is None else owners) if order is None else order
         found = self.reconstruct(self.latent(images, order), order)
         wanted, weights = self.targets(images)
         hidden = torch.zeros_like(weights).scatter_(1, order[:, self.shown :], 1.0) * weights

@@ -4,7 +4,8 @@ The papers print L = L_MSE + L_CE + L_MSE + L_KL, with an online branch and a sl
 that the MSEs lower the variance within classes. Which tensors the MSEs compare is not published. The default
 interpretation is that of SupBYOL (Oh & Lee 2024, arXiv 2406.10815), after BYOL (Grill et al. 2020): one MSE to the
 other view of the object, one to the class mean, computed from a separate queue for each class so that rare and frequent
-classes count equally. It is the only interpretation that lowers the variance within classes in a toy problem (tests).
+classes count equally. In a toy problem the two interpretations that use the class (this one, and `class`) lower the
+variance within classes, and the two that do not (`view`, `levels`) raise it (tests).
 
 The target is the exponential mean of the network, in evaluation mode; it is also what is served.
 """

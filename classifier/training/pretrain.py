@@ -19,6 +19,7 @@ from skyheed.classifier.training.dataset import Augmentation
 from skyheed.classifier.training.objectives import CrossEntropy, Setting, Views
 
 STAMPS = 64  # stamps per step whose patches are hidden
+HIDES = ("patches", "tubes")
 TARGETS = ("pixels", "signal", "normalised")
 
 
@@ -30,7 +31,8 @@ class Pretrained(CrossEntropy):
         also: further archives, for example of unlabelled real packets. Each step draws as many objects from each of
             them as from the training archive; labelled objects reserved for measurement
             (`adaptation_scores.members_of`) are left out.
-        settings: `target` of the masked auto-encoder.
+        settings: of the masked auto-encoder, `target` (pixels, signal or normalised) and `hide`: patches of every stamp
+            by themselves, or tubes, the same patches of all stamps of an object.
 
     Raises:
         ModelError: the network has no pre-training, or a setting is invalid.
@@ -56,7 +58,7 @@ class Pretrained(CrossEntropy):
             self._log = {}
             return super().loss(views, generator)
         histories = [*views[0].histories, *self._drawn(len(views[0].histories), generator)]
-        made: Tensor = self.task(self._of(self.setting.batch(histories)))
+        made: Tensor = self.task(**self._of(self.setting.batch(histories)))
         self._log = {"pretraining": float(made.detach())}
         return made
 
@@ -76,25 +78,33 @@ class Pretrained(CrossEntropy):
         return self._log
 
 
-def task(network: Network, **settings: Any) -> tuple[nn.Module, Callable[[Batch], Any]]:
-    """A network's pre-training task, and a function that extracts its inputs from a batch.
+def task(network: Network, **settings: Any) -> tuple[nn.Module, Callable[[Batch], dict[str, Any]]]:
+    """A network's pre-training task, and a function that extracts its arguments from a batch.
 
     Raises:
         ModelError: it has none, or the setting is unknown.
     """
-    known = set() if isinstance(network, SitsBert) else {"target"}
+    known = set() if isinstance(network, SitsBert) else {"target", "hide"}
     if unknown := sorted(set(settings) - known):
         raise ModelError(f"pre-training has no setting {unknown[0]} here: leave it out")
     if isinstance(network, SitsBert):
-        return Mending(network), lambda batch: batch
+        return Mending(network), lambda batch: {"batch": batch}
     encoder = getattr(network, "encoder", None)
     if not isinstance(encoder, Vit) or encoder.embed.in_channels != 1:
         raise ModelError("only sits-bert, and vector with the encoder vit on science stamps, can be pre-trained")
-    value_checks.choice("target", settings.get("target", TARGETS[0]), TARGETS)
-    return MaskedAutoencoder(encoder, **settings), some_stamps
+    target, hide = settings.get("target", TARGETS[0]), settings.get("hide", HIDES[0])
+    value_checks.choice("target", target, TARGETS)
+    value_checks.choice("hide", hide, HIDES)
+    return MaskedAutoencoder(encoder, target), some_tubes if hide == "tubes" else some_stamps
 
 
-def some_stamps(batch: Batch) -> Tensor:
-    """A sample of the stamps in a batch of histories, [m, 1, 32, 32]."""
-    images = batch["images"][batch["valid"]]
-    return images[torch.randperm(len(images), device=images.device)[:STAMPS]]
+def some_stamps(batch: Batch) -> dict[str, Tensor]:
+    """A sample of the stamps in a batch of histories, `images` [m, 1, 32, 32]."""
+    return {"images": some_tubes(batch)["images"]}
+
+
+def some_tubes(batch: Batch) -> dict[str, Tensor]:
+    """The same, and `owners` [m], the history that each is of."""
+    images, owners = batch["images"][batch["valid"]], batch["valid"].nonzero()[:, 0]
+    chosen = torch.randperm(len(images), device=images.device)[:STAMPS]
+    return {"images": images[chosen], "owners": owners[chosen]}

@@ -222,8 +222,9 @@ class Trainer:
         bar = progress_bar(range(begun, steps), name, steps, initial=begun, unit="step")
         loss_mean = math.nan
         for at in bar:
+            now = rate * _rise_and_fall(min(max(at / steps, self.clock.share(name)), 1))
             for group in optimiser.param_groups:
-                group["lr"] = rate * group.get("speed", 1) * _rise_and_fall(min(max(at / steps, self.clock.share(name)), 1))
+                group["lr"] = now * group.get("speed", 1)
             loss = self._update(optimiser, step(self._generator(name, at)))
             loss_mean = loss if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss
             bar.set_postfix(loss=f"{loss_mean:.3f}", best=f"{self.best:.3f}", refresh=False)

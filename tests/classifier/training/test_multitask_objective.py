@@ -123,7 +123,7 @@ def test_its_parameters_are_told_and_settings_checked(tmp_path: Path) -> None:
     assert objectives.extra_parameters({"name": "multitask"}, own.model) == 51_703
     with pytest.raises(ModelError, match="multitask has no setting tau: it knows balance and scales"):
         trainer(tmp_path / "a", objective={"name": "multitask", "tau": 1})
-    with pytest.raises(ModelError, match="scales is .*: give numbers for class, flux, phase, redshift"):
+    with pytest.raises(ModelError, match=r"scales is .*: give numbers for class, flux, phase, redshift"):
         trainer(tmp_path / "c", objective={"name": "multitask", "scales": {"energy": 2.0}})
     with pytest.raises(ModelError, match="scales has 0"):
         trainer(tmp_path / "d", objective={"name": "multitask", "scales": {"flux": 0}})

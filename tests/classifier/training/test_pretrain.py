@@ -56,6 +56,19 @@ def test_first_steps_need_no_labels_and_later_ones_do(name: str) -> None:
     assert int(again.steps) == 3
 
 
+@pytest.mark.parametrize("hide", ["patches", "tubes"])
+def test_tubes_hide_the_same_patches_of_all_stamps_of_an_object(hide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = setting("vit")
+    objective: Any = Pretrained(own, hide=hide)
+    hidden: list[torch.Tensor] = []
+    latent = objective.task.latent
+    monkeypatch.setattr(objective.task, "latent", lambda images, order: hidden.append(order) or latent(images, order))
+    objective.loss([Views([history(9, n) for n in range(3)], [], np.arange(3))], np.random.default_rng(0))
+    (order,) = hidden
+    assert len(order) == 27
+    assert len(order.unique(dim=0)) == (3 if hide == "tubes" else 27)
+
+
 def test_what_cannot_be_pre_trained_says_so() -> None:
     with pytest.raises(ModelError, match="only sits-bert, and vector with the encoder vit"):
         Pretrained(setting("vector"))
@@ -63,6 +76,8 @@ def test_what_cannot_be_pre_trained_says_so() -> None:
         Pretrained(setting("sits-bert"), target="pixels")
     with pytest.raises(ModelError, match="target is 'sky': use pixels or signal or normalised"):
         Pretrained(setting("vit"), target="sky")
+    with pytest.raises(ModelError, match="hide is 'stamps': use patches or tubes"):
+        Pretrained(setting("vit"), hide="stamps")
     with pytest.raises(ModelError, match="share is 2: give a number, between 0 and 1"):
         Pretrained(setting("vit"), share=2)
 
