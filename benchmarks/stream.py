@@ -3,6 +3,7 @@
     python benchmarks/stream.py            everything (about twelve minutes on two cores)
     python benchmarks/stream.py --quick    a tenth of the alerts
     python benchmarks/stream.py --model ztf/fusion     visit and steady stream with this model alone
+    python benchmarks/stream.py --only-stream          without intake, profile and memory
 
 Regimes, all in one run on one Kafka (Apache with KAFKA_HOME set, the embedded one otherwise) and one Valkey:
   ingest     alerts/s of skyheed's ingest with the science stamp alone (ingest_per_s, as in reports of 2026-11-21),
@@ -11,7 +12,8 @@ Regimes, all in one run on one Kafka (Apache with KAFKA_HOME set, the embedded o
              it stood at 51e1edb. Packets are ZTF-shaped.
   profile    us of CPU an alert by step (profile_intake.py), simulated packets.
   visit      one Rubin visit: 10,000 alerts of 10,000 known objects (9 stamps each) sent at once; the time from the
-             first send until the last object's new answer was read by a subscriber. Its rate is end_to_end_per_s.
+             first send until the last object's new answer was read by a subscriber. Its rate is end_to_end_per_s;
+             visit_cpu_s are the CPU seconds of each process meanwhile (client: this one, which sends and reads).
   steady     latency from Kafka's time stamp to the classification at 100 and at 500 alerts/s, and how long after the
              last alert was sent the last answer came.
   memory     bytes per object in Valkey at 10, 30 and 99 stamps.
@@ -35,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import confluent_kafka as ck
+import cpu
 import fastavro
 import numpy as np
 import packets
@@ -69,15 +72,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the alerts")
     parser.add_argument("--model", action="append", help=f"that visit and steady stream run with: {', '.join(MODELS)}")
+    parser.add_argument("--only-stream", action="store_true", help="visit and steady stream alone")
     given = parser.parse_args()
     scale, models = 10 if given.quick else 1, given.model or list(MODELS)
     with tempfile.TemporaryDirectory(prefix="skyheed-bench-") as name, servers(Path(name)) as settings:
         result: dict[str, Any] = {"kafka": kafka_name(), "cpu": cpu_name()}
-        result |= ingest(settings, 3000 // scale, 600 // scale)
-        result["us_per_alert"] = profile(settings, 2000 // scale)
-        result["bytes_per_object"] = memory(settings)
+        if not given.only_stream:
+            result |= ingest(settings, 3000 // scale, 600 // scale)
+            result["us_per_alert"] = profile(settings, 2000 // scale)
+            result["bytes_per_object"] = memory(settings)
+        else:
+            warm_up(settings)
         found = {model: stream(settings, Path(name), model, 10_000 // scale, 3000 // scale) for model in models}
     print(json.dumps({**result, "family": models[0], **found[models[0]], "models": found}))
+
+
+def warm_up(settings: Settings) -> None:
+    """What the intake does for the servers before the visit: a JVM is slow until its code is compiled."""
+    payloads = list(packets.packets(600, 5, seed=0))
+    send(settings, "bench.warm", payloads)
+    our_rate(settings_with(settings, **SCIENCE), "bench.warm", len(payloads))
 
 
 def profile(settings: Settings, alerts: int) -> dict[str, dict[str, float]]:
@@ -313,15 +327,15 @@ class Answers(threading.Thread):
 
     def wait(self, objects: Sequence[str], stamps: int, limit_s: float) -> float:
         """Seconds until every object was answered with at least this many stamps."""
-        began = time.monotonic()
+        began, left = time.monotonic(), objects
         with progress_bar(None, "answered", len(objects)) as bar:
             while time.monotonic() - began < limit_s:
-                done = sum(self.stamps.get(name, 0) >= stamps for name in objects)
-                bar.update(done - bar.n)
-                if done == len(objects):
+                left = [name for name in left if self.stamps.get(name, 0) < stamps]
+                bar.update(len(objects) - len(left) - bar.n)
+                if not left:
                     return time.monotonic() - began
                 time.sleep(0.05)
-        raise SystemExit(f"only {done} of {len(objects)} objects were answered in {limit_s:.0f} s")
+        raise SystemExit(f"{len(left)} of {len(objects)} objects were not answered in {limit_s:.0f} s")
 
 
 def stream(settings: Settings, folder: Path, model: str, visit: int, steady: int) -> dict[str, Any]:
@@ -343,12 +357,12 @@ def stream(settings: Settings, folder: Path, model: str, visit: int, steady: int
         answers.wait(names, known, 1800)
         payloads = list(packets.packets(visit, 1, seed=99))
         say("  sending the visit")
-        began = time.monotonic()
+        began, before = time.monotonic(), cpu.seconds()
         answers.latencies.clear()
         send(own, daemon.alert_topics(own)[0], payloads)
         answers.wait(names, known + 1, 600)
-        seconds, burst = time.monotonic() - began, percentiles(answers.latencies)
-        say(f"  {visit} alerts classified in {seconds:.1f} s ({visit / seconds:.0f}/s), latency {burst}")
+        seconds, burst, used = time.monotonic() - began, percentiles(answers.latencies), cpu.since(before)
+        say(f"  {visit} alerts classified in {seconds:.1f} s ({visit / seconds:.0f}/s), latency {burst}, CPU s {used}")
         calm = _steady(own, answers, steady, (1,), 100.0, known + 2)
         fast = _steady(own, answers, steady, (2, 3), 500.0, known + 4)
         books = daemon.connect_store(own)[2].books()
@@ -359,6 +373,7 @@ def stream(settings: Settings, folder: Path, model: str, visit: int, steady: int
     return {
         "end_to_end_per_s": round(visit / seconds),
         f"visit_{visit}_s": round(seconds, 1),
+        "visit_cpu_s": used,
         "visit_latency_ms": burst,
         "latency_ms_at_100_per_s": calm,
         "latency_ms_at_500_per_s": fast,

@@ -4,14 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeVar
 
+from skyheed.broker.state.client import Claim
 from skyheed.broker.state.sequence import Lane, StoredSequence
 from skyheed.classifier.history import LONGEST
 from skyheed.classifier.prediction import Needs
 from skyheed.classifier.stamp import STAMP_SIZE
 
-T = TypeVar("T")
 FIRST = 16  # epochs classified together while the model's speed is unknown
 IMAGE_BYTES = 2 * STAMP_SIZE**2  # float16
 EPOCH_BYTES = 256  # header, photometry and context of each epoch
@@ -43,7 +42,7 @@ class Batching:
 
     def __init__(self, limits: BatchLimits, lease_s: float, needs: Needs, lane: Lane) -> None:
         epoch = EPOCH_BYTES + IMAGE_BYTES * len(needs.images) + KEPT_BYTES * bool(lane.span)
-        self.objects = max(1, limits.bytes // (LONGEST * epoch))  # fetched at a time: each may be of the largest size
+        self.epochs = max(1, limits.bytes // epoch)  # fetched at a time
         self._seconds = min(limits.seconds, SHARE_OF_LEASE * lease_s)
         self._lease_s = lease_s
         self._an_epoch: float | None = None  # seconds
@@ -52,9 +51,21 @@ class Batching:
         """Whether objects claimed at that time (monotonic) and not yet started must return to the queue."""
         return time.monotonic() - claimed > HALF * self._lease_s
 
-    def fetched(self, claims: Sequence[T]) -> Iterator[Sequence[T]]:
-        """The claims in chunks that fit into memory."""
-        return (claims[n : n + self.objects] for n in range(0, len(claims), self.objects))
+    def fetched(self, claims: Sequence[Claim], joined: bool = False) -> Iterator[Sequence[Claim]]:
+        """The claims in chunks that fit into memory.
+
+        Args:
+            joined: others of unknown length are read together with each object.
+        """
+        first = epochs = 0
+        for n, claim in enumerate(claims):
+            own = LONGEST if joined else claim.epochs or LONGEST
+            if n > first and epochs + own > self.epochs:
+                yield claims[first:n]
+                first, epochs = n, 0
+            epochs += own
+        if claims:
+            yield claims[first:]
 
     def first(self, sequences: Sequence[StoredSequence]) -> int:
         """How many of the sequences to classify together; at least one."""

@@ -72,7 +72,7 @@ class WorkSettings:
     device: str = "auto"  # cpu or cuda; auto: a GPU if there is one
     precision: str = "auto"  # float32 or bfloat16; auto: bfloat16 where the processor computes in it itself
     threads: int = 0  # 0: all cores
-    batch_size: int = 64  # objects claimed at a time
+    batch_size: int = 256  # objects claimed at a time
     batch_bytes: int = 64 * 2**20  # histories fetched at a time, per model; at least one object
     batch_s: float = 2.0  # classifying time before results are published and settled, at most lease_s/4
     interval_s: float = 0.5  # look for due objects at least this often; at once when a batch is full

@@ -223,7 +223,7 @@ class Worker:
             Stopped: `stop` came while Redis was unavailable.
             ServiceError: Redis refuses us.
         """
-        for piece in self.batching.fetched(claims):
+        for piece in self.batching.fetched(claims, self.joined is not None):
             began = time.monotonic()
             sequences = patiently(lambda piece=piece: self.fetch(piece), stop)  # type: ignore[misc]
             fetch_s = time.monotonic() - began

@@ -26,6 +26,7 @@ from skyheed.broker.packets.avro_numbers import sized, zigzag
 from skyheed.broker.registry.client import RegistryClient
 from skyheed.broker.registry.client import register as register_schema
 from skyheed.broker.results import foreign
+from skyheed.broker.results.datum import datum as written
 from skyheed.broker.results.record import Classification
 from skyheed.classifier.safe_names import printable
 
@@ -64,19 +65,19 @@ def datum_of(single: bytes) -> bytes:
 
 def encode(record: Classification, datum: bytes | None = None) -> bytes:
     """As a self-describing container of one record; `datum` if already encoded."""
-    datum = datum or _datum(record)
+    datum = datum or written(record)
     header, sync = _header()
     return b"".join((header, b"\x02", sized(datum), sync))
 
 
 def encode_wire(record: Classification, schema_id: int, datum: bytes | None = None) -> bytes:
     """In Confluent wire format; `schema_id` from `register`, `datum` if already encoded."""
-    return _WIRE + struct.pack(">I", schema_id) + (datum or _datum(record))
+    return _WIRE + struct.pack(">I", schema_id) + (datum or written(record))
 
 
 def encode_single(record: Classification) -> bytes:
     """As Avro single-object encoding: 10 bytes in front of the datum, for a store that holds millions."""
-    return _SINGLE + _fingerprint() + _datum(record)
+    return _SINGLE + _fingerprint() + written(record)
 
 
 def encode_elasticc(record: Classification, _datum: bytes | None = None) -> bytes:
@@ -170,12 +171,6 @@ def _released() -> dict[bytes, Schema]:
     texts = [path.read_text() for path in folder.iterdir() if path.name.endswith(".avsc")]
     schemas = [_parse(_bare(json.loads(text), logical=False)) for text in texts]
     return {_fingerprint_of(schema): schema for schema in schemas}
-
-
-def _datum(record: Classification) -> bytes:
-    out = io.BytesIO()
-    fastavro.schemaless_writer(out, _schema(), record.to_dict())
-    return out.getvalue()
 
 
 def _decode(payload: bytes, writer_schema: Callable[[int], Schema] | None) -> Mapping[str, Any]:

@@ -1,8 +1,10 @@
 """A classification: what is published for one object. Independent of Kafka, models and encodings (`formats`)."""
 
+import functools
 import hashlib
 import json
 import math
+import operator
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -23,6 +25,7 @@ SCHEMA_VERSION = "1.1"
 BROKER_NAME = "skyheed"
 NOT_CLASSIFIED_ID = 300  # ELAsTiCC taxonomy: NotClassified
 _ID = re.compile(r"[0-9a-f]{32}")
+_COLUMNS = ("mjd", "band", "flags", "ra", "dec", "kafka_ms", "ingest_ms", "source_id")
 _TIMES = ("survey_ms", "kafka_ms", "ingest_ms", "classified_ms")
 # TAI - UTC in seconds, from each MJD (UTC): IERS Bulletin C, https://hpiers.obspm.fr/iers/bul/bulc/Leap_Second.dat
 _LEAP_MJD = (0, 51179, 53736, 54832, 56109, 57204, 57754)
@@ -123,8 +126,10 @@ class Classification:
         if probabilities is not None and not answer:
             reason = Declined.NOT_FINITE
         top = max(answer, key=lambda c: c.probability, default=None)
-        newest, trigger = header[-1], header[_last_ingested(header)]
-        bands = Counter(header["band"].tolist())
+        rows = {name: header[name].tolist() for name in _COLUMNS}  # numpy takes longer for each single number
+        trigger = _last(rows["ingest_ms"])
+        bands, mjd, sources = Counter(rows["band"]), rows["mjd"], rows["source_id"]
+        kafka_ms, ingest_ms = rows["kafka_ms"][trigger], rows["ingest_ms"][trigger]
         return cls(
             classification_id=classification_id(survey, object_id, header["source_id"], provenance, model),
             survey=survey,
@@ -135,21 +140,21 @@ class Classification:
             probabilities=answer,
             top_class=top.name if top else None,
             top_probability=top.probability if top else None,
-            ra=float(newest["ra"]),
-            dec=float(newest["dec"]),
-            n_stamps=len(header),
+            ra=rows["ra"][-1],
+            dec=rows["dec"][-1],
+            n_stamps=len(mjd),
             stamps_per_band={BANDS[b]: bands[b] for b in sorted(bands)},
-            first_mjd=float(header[0]["mjd"]),
-            last_mjd=float(newest["mjd"]),
-            days_since_first=float(newest["mjd"] - header[0]["mjd"]),
-            flags=int(np.bitwise_or.reduce(header["flags"])),
-            sources=tuple(header["source_id"].tolist()),
-            triggering_source_id=int(trigger["source_id"]),
+            first_mjd=mjd[0],
+            last_mjd=mjd[-1],
+            days_since_first=mjd[-1] - mjd[0],
+            flags=functools.reduce(operator.or_, rows["flags"]),
+            sources=tuple(sources),
+            triggering_source_id=sources[trigger],
             provenance=provenance,
-            survey_ms=utc_ms(float(newest["mjd"])),
+            survey_ms=utc_ms(mjd[-1]),
             # stored by a release that took Kafka's "no timestamp" for a time
-            kafka_ms=int(trigger["kafka_ms"] if trigger["kafka_ms"] >= 0 else trigger["ingest_ms"]),
-            ingest_ms=int(trigger["ingest_ms"]),
+            kafka_ms=kafka_ms if kafka_ms >= 0 else ingest_ms,
+            ingest_ms=ingest_ms,
             classified_ms=classified_ms,
             model=model,
             estimates=_finite(Estimate(name, *numbers) for name, numbers in (estimates or {}).items()),
@@ -307,8 +312,9 @@ def _normalised(probabilities: Sequence[tuple[str, int, float]] | None) -> tuple
     if not (math.isfinite(total) and total > 0):
         return ()
     # rounded to Avro's float, so that a record is equal after decoding
+    rounded = (np.array([p for _, _, p in probabilities or ()]) / total).astype(np.float32).tolist()
     return tuple(
-        ClassProbability(name, number, float(np.float32(p / total))) for name, number, p in probabilities or ()
+        ClassProbability(name, number, p) for (name, number, _), p in zip(probabilities or (), rounded, strict=True)
     )
 
 
@@ -316,9 +322,9 @@ def _finite(estimates: Iterable[Estimate]) -> tuple[Estimate, ...]:
     return tuple(e for e in estimates if math.isfinite(e.value) and math.isfinite(e.error))
 
 
-def _last_ingested(header: NDArray[Any]) -> int:
-    # the newest stamp of several in one batch
-    return len(header) - 1 - int(np.argmax(header["ingest_ms"][::-1]))
+def _last(times: Sequence[int]) -> int:
+    """The place of the latest time; of several the last: the newest stamp of those that came in one batch."""
+    return len(times) - 1 - times[::-1].index(max(times))
 
 
 def _ms(value: int | datetime) -> int:

@@ -48,12 +48,14 @@ class Claim:
     Attributes:
         lease: token of this claim; every claim of an object has a different one.
         sources: source ids (8 bytes each, big endian) of the sequence that was fetched under this claim.
+        epochs: of the object when it was claimed; 0: unknown.
     """
 
     object_id: str
     shard: int
     lease: str
     sources: bytes = b""
+    epochs: int = 0
 
 
 @dataclass(frozen=True)

@@ -104,17 +104,14 @@ class SequenceStore:
         Raises:
             ServiceUnavailable, ServiceError: Redis is unavailable, or denies access.
         """
-        found, lost = [], []
-        for claim, reply in zip(claims, self._read([c.object_id for c in claims], lane), strict=True):
-            if reply is None:
-                lost.append(claim)
-            else:
-                found.append(unpack(claim, reply, lane))
+        replies = self._read([c.object_id for c in claims], lane)
+        there = [(claim, reply) for claim, reply in zip(claims, replies, strict=True) if reply is not None]
+        lost = [claim for claim, reply in zip(claims, replies, strict=True) if reply is None]
         suffix = self._keys.lane(lane.model)
         self._client.call(
             "drop", [(self._keys.shard(claim.shard), suffix, claim.object_id, claim.lease) for claim in lost]
         )
-        return found
+        return unpack([claim for claim, _ in there], [reply for _, reply in there], lane)
 
     def settle(self, answers: Sequence[Answer], lane: Lane) -> list[Settled]:
         """Acknowledge a model's classifications, in one round trip; stores the classification, its line in the
@@ -158,7 +155,9 @@ class SequenceStore:
         """The same for several objects, in one round trip."""
         claims = [Claim(object_id, shard_of(object_id, self._shards), "") for object_id in object_ids]
         replies = self._read(object_ids, lane)
-        return [None if r is None else unpack(c, r, lane) for c, r in zip(claims, replies, strict=True)]
+        there = [n for n, reply in enumerate(replies) if reply is not None]
+        found = dict(zip(there, unpack([claims[n] for n in there], [replies[n] for n in there], lane), strict=True))
+        return [found.get(n) for n in range(len(claims))]
 
     def sources(self, object_id: str) -> set[int]:
         """The stored detections of an object; its stamps are not read."""

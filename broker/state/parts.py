@@ -80,7 +80,7 @@ def _three_bytes(low: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _eight_numbers(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The numbers packed by `_three_bytes`, for one stamp; its steps in reverse."""
+    """The numbers packed by `_three_bytes`, for any number of stamps; its steps in reverse."""
     eight = np.zeros(len(packed) // 3, "<u8")
     eight.view(np.uint8).reshape(-1, 8)[:, :3] = packed.reshape(-1, 3)
     eight = eight & _U8(0xFFF) | (eight & _U8(0xFFF000)) << _U8(20)
@@ -89,17 +89,26 @@ def _eight_numbers(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return eight.view(np.uint8)
 
 
-def unpack_stamp(packed: bytes) -> NDArray[np.float16]:
-    """The stamp packed by `pack_stamps`; zeros if empty."""
-    if not packed:
-        return np.zeros(SHAPE, np.float16)
-    if len(packed) == _WHOLE:
-        return np.frombuffer(packed, "<f2").reshape(SHAPE)
-    inflated = isal_zlib.decompressobj(wbits=RAW).decompress(packed[_LOW_BYTES:], _PIXELS)
-    halves = np.empty((_PIXELS, 2), np.uint8)
-    halves[:, 0] = _eight_numbers(np.frombuffer(packed, np.uint8, _LOW_BYTES)) << np.uint8(8 - _LOW)
-    halves[:, 1] = np.frombuffer(inflated, np.uint8, _PIXELS)
-    return halves.view("<f2").reshape(SHAPE)
+def unpack_stamps(packed: Sequence[bytes]) -> NDArray[np.float16]:
+    """The stamps packed by `pack_stamps`, float16 [n, 32, 32]; zeros where empty."""
+    made = np.zeros((len(packed), _PIXELS), "<f2")
+    for n, one in enumerate(packed):
+        if len(one) == _WHOLE:
+            made[n] = np.frombuffer(one, "<f2")
+    halves = [n for n, one in enumerate(packed) if len(one) not in (0, _WHOLE)]
+    low = np.frombuffer(b"".join(packed[n][:_LOW_BYTES] for n in halves), np.uint8)
+    high = np.frombuffer(b"".join(_inflated(packed[n][_LOW_BYTES:]) for n in halves), np.uint8)
+    bits = (_eight_numbers(low) << np.uint8(8 - _LOW)).astype("<u2") | high.astype("<u2") << np.uint16(8)
+    made[halves] = bits.view("<f2").reshape(-1, _PIXELS)
+    return made.reshape(-1, *SHAPE)
+
+
+def _inflated(packed: bytes) -> bytes:
+    """The upper bytes of one stamp; fewer are an error, or they would be another stamp's."""
+    found = isal_zlib.decompressobj(wbits=RAW).decompress(packed, _PIXELS)
+    if len(found) != _PIXELS:
+        raise ValueError(f"a packed stamp of {len(found)} pixels instead of {_PIXELS}")
+    return found
 
 
 def pack_points(photometry: Photometry | None) -> bytes:
@@ -151,22 +160,30 @@ def unpack_context(packed: bytes) -> dict[str, float]:
     return {contexts.NAMES[code]: value for code, value in numbers if code < len(contexts.NAMES)}
 
 
-def images_of(further: Sequence[bytes], templates: Sequence[bytes], kinds: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The further stamps of some epochs, float16 [m, 32, 32] by kind.
+def images_of(
+    found: Sequence[tuple[Sequence[bytes], Sequence[bytes]]], kinds: Sequence[str]
+) -> list[dict[str, NDArray[np.float16]]]:
+    """The further stamps of some epochs of each object, float16 [m, 32, 32] by kind.
 
     Args:
-        further: for each epoch the template's digest and the packed difference; empty if the epoch has neither.
-        templates: digest, packed template, digest, …
+        found: of each object, for each epoch the template's digest and the packed difference, empty if the epoch has
+            neither; and digest, packed template, digest, …
         kinds: the kinds wanted.
     """
-    known = {digest: unpack_stamp(packed) for digest, packed in zip(templates[::2], templates[1::2], strict=True)}
-    nothing = unpack_stamp(b"")
-    made: dict[str, list[NDArray[np.float16]]] = {}
-    if "difference" in kinds:
-        made["difference"] = [unpack_stamp(packed[DIGEST_BYTES:]) for packed in further]
-    if "template" in kinds:
-        made["template"] = [known.get(packed[:DIGEST_BYTES], nothing) for packed in further]
-    return {kind: np.stack(own) if own else np.empty((0, *SHAPE), np.float16) for kind, own in made.items()}
+    packed: list[bytes] = [b""]  # of an epoch without that kind
+    places: list[dict[str, list[int]]] = []
+    for further, templates in found:
+        own: dict[str, list[int]] = {}
+        if "difference" in kinds:
+            own["difference"] = list(range(len(packed), len(packed) + len(further)))
+            packed += [one[DIGEST_BYTES:] for one in further]
+        if "template" in kinds:
+            known = {digest: len(packed) + n for n, digest in enumerate(templates[::2])}
+            own["template"] = [known.get(one[:DIGEST_BYTES], 0) for one in further]
+            packed += templates[1::2]
+        places.append(own)
+    stamps = unpack_stamps(packed)
+    return [{kind: stamps[rows] for kind, rows in own.items()} for own in places]
 
 
 def check(seen: Observation) -> None:

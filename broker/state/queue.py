@@ -56,9 +56,9 @@ class DueQueue:
         wanted = [(r.shard, f, d) for r, f, d in zip(by_age, fresh_of, due_of, strict=True) if f or d]
         calls = [(self._bases[shard], self._lane, lease, round(lease_s * 1000), f, d) for shard, f, d in wanted]
         return [
-            Claim(name.decode(), shard, lease)
-            for (shard, _, _), names in zip(wanted, self._client.call("claim", calls), strict=True)
-            for name in names
+            Claim(name.decode(), shard, lease, epochs=epochs)
+            for (shard, _, _), found in zip(wanted, self._client.call("claim", calls), strict=True)
+            for name, epochs in zip(found[::2], found[1::2], strict=True)
         ]
 
     def still_held(self, claims: Sequence[Claim]) -> list[bool]:

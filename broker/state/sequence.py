@@ -234,8 +234,20 @@ def _check_stamp(stamp: NDArray[np.float16]) -> None:
         raise ValueError(f"a stamp is float16 {STAMP_SHAPE}, not {stamp.dtype} {stamp.shape}")
 
 
-def unpack(claim: Claim, reply: Sequence[Any], lane: Lane) -> StoredSequence:
-    revision, headers, stamps, tokens, further, templates, points, context, gone = reply
+def unpack(claims: Sequence[Claim], replies: Sequence[Sequence[Any]], lane: Lane) -> list[StoredSequence]:
+    """What fetch.lua answered for each of these objects.
+
+    Raises:
+        ServiceError: stored by a release that this one does not know.
+    """
+    images = parts.images_of([(reply[4], reply[5]) for reply in replies], lane.images)
+    return [_unpack(*found, lane) for found in zip(claims, replies, images, strict=True)]
+
+
+def _unpack(
+    claim: Claim, reply: Sequence[Any], images: Mapping[str, NDArray[np.float16]], lane: Lane
+) -> StoredSequence:
+    revision, headers, stamps, tokens, _, _, points, context, gone = reply
     header = np.frombuffer(headers, HEADER)
     if (header["version"] != RECORD_VERSION).any():
         raise ServiceError(
@@ -252,7 +264,7 @@ def unpack(claim: Claim, reply: Sequence[Any], lane: Lane) -> StoredSequence:
         span=lane.span,
         gone=frozenset(gone),
         looked=bool(lane.images),
-        images=parts.images_of(further, templates, lane.images),
+        images=images,
         photometry=parts.unpack_points(points) if lane.photometry else None,
         context=parts.unpack_context(context),
     )

@@ -10,7 +10,8 @@ object that the entries are cached with.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,9 @@ def pack(own: bytes, upto: bytes, values: Row) -> bytes:
     return own + upto + values.tobytes()
 
 
+@dataclass(frozen=True)
 class Found:
     """The cached values of one history, as far as they are still valid.
-
-    Args:
-        width: numbers cached per epoch; the first `vector` of them are its stamp's vector.
-        dtype: of those numbers.
 
     Attributes:
         own, upto: the digests of the history's epochs.
@@ -54,18 +52,46 @@ class Found:
         whole: number of epochs, counted from the first, with all their values.
     """
 
-    def __init__(self, history: History, width: int, dtype: np.dtype[Any]) -> None:
-        self.own, self.upto = digests(history)
-        n = len(history)
-        self.values, self.stamps = np.zeros((n, width), np.float32), np.zeros(n, bool)
-        followed = np.zeros(n, bool)
-        for epoch, raw in _sound(history.kept, n, 2 * DIGEST + width * dtype.itemsize):
-            first, second = raw[:DIGEST], raw[DIGEST : 2 * DIGEST]
-            if first == self.own[epoch]:
-                self.stamps[epoch] = True
-                self.values[epoch] = np.frombuffer(raw, dtype, offset=2 * DIGEST)
-                followed[epoch] = second == self.upto[epoch] and not history.joined
-        self.whole = n if followed.all() else int(followed.argmin())
+    own: list[bytes]
+    upto: list[bytes]
+    values: NDArray[np.float32]
+    stamps: NDArray[np.bool_]
+    whole: int
+
+
+def find(histories: Sequence[History], width: int, dtype: np.dtype[Any]) -> list[Found]:
+    """What is cached of some histories, checked for all of them at once.
+
+    Args:
+        width: numbers cached per epoch; the first `vector` of them are its stamp's vector.
+        dtype: of those numbers.
+    """
+    names = [digests(h) for h in histories]
+    starts = np.concatenate([[0], np.cumsum([len(h) for h in histories])])
+    entry = np.dtype([("own", "<u8"), ("upto", "<u8"), ("values", dtype, (width,))])
+    assert entry.itemsize == 2 * DIGEST + width * dtype.itemsize
+    places: list[int] = []
+    raw: list[bytes] = []
+    for start, history in zip(starts.tolist(), histories, strict=False):
+        for epoch, one in _sound(history.kept, len(history), entry.itemsize):
+            places.append(start + epoch)
+            raw.append(one)
+    given, at = np.frombuffer(b"".join(raw), entry), np.array(places, np.int64)
+    own, upto = (np.frombuffer(b"".join(d for pair in names for d in pair[part]), "<u8") for part in (0, 1))
+    valid = given["own"] == own[at]
+    given, at = given[valid], at[valid]
+    values, stamps = np.zeros((starts[-1], width), np.float32), np.zeros(starts[-1], bool)
+    followed = np.zeros(starts[-1], bool)
+    values[at], stamps[at], followed[at] = given["values"], True, given["upto"] == upto[at]
+    return [
+        Found(*digest, values[a:b], stamps[a:b], 0 if h.joined else _leading(followed[a:b]))
+        for h, digest, a, b in zip(histories, names, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+    ]
+
+
+def _leading(true: NDArray[np.bool_]) -> int:
+    """How many are true before the first that is not."""
+    return len(true) if true.all() else int(true.argmin())
 
 
 def _sound(kept: Mapping[int, bytes], epochs: int, size: int) -> list[tuple[int, bytes]]:

@@ -109,14 +109,12 @@ class Inputs:
         Raises:
             ValueError: the images of an epoch are not available.
         """
-        wanted = [(h, e) for h, e in zip(histories, epochs, strict=True) if len(e)]
-        for history, own in wanted:
-            _check_shown(history, own)
-        band = np.concatenate([h.band[e] for h, e in wanted]) if wanted else np.zeros(0, np.uint8)
+        wanted = [(h, _places(h, e)) for h, e in zip(histories, epochs, strict=True) if len(e)]
+        band = np.concatenate([h.band[e] for h, e in zip(histories, epochs, strict=True)])
         made = np.zeros((len(band), len(self.config.kinds), STAMP_SIZE, STAMP_SIZE), np.float32)
         for n, kind in enumerate(self.config.kinds):
             if any(kind in h.images for h, _ in wanted):
-                made[:, n] = scaling(np.concatenate([_images(h, kind, e) for h, e in wanted]), band)
+                made[:, n] = scaling(np.concatenate([_images(h, kind, places) for h, places in wanted]), band)
         return made
 
     def beside(self, histories: Sequence[History]) -> Arrays:
@@ -139,18 +137,21 @@ class Inputs:
         }
 
 
-def _check_shown(history: History, epochs: NDArray[np.int64]) -> None:
+def _places(history: History, epochs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the images of these epochs are."""
     shown = history.shown
     places = np.searchsorted(shown, epochs)
     if places[-1] >= len(shown) or (shown[places] != epochs).any():  # both are in ascending order
         raise ValueError("the images of some of these epochs are missing: fetch the whole history")
+    return places
 
 
-def _images(history: History, kind: str, epochs: NDArray[np.int64]) -> NDArray[np.float16]:
+def _images(history: History, kind: str, places: NDArray[np.int64]) -> NDArray[np.float16]:
     """Images of one kind, zeros if the history has none of it."""
     if kind not in history.images:
-        return np.zeros((len(epochs), STAMP_SIZE, STAMP_SIZE), np.float16)
-    return history.pixels(kind, epochs)
+        return np.zeros((len(places), STAMP_SIZE, STAMP_SIZE), np.float16)
+    images = history.images[kind]
+    return images if len(images) == len(places) else images[places]
 
 
 def layout(histories: Sequence[History]) -> Arrays:
@@ -158,11 +159,14 @@ def layout(histories: Sequence[History]) -> Arrays:
 
     Times: days since the first and since the previous epoch, both as log(1 + days), and days since the first / 100.
     """
-    days = [h.mjd - h.mjd[0] for h in histories]
-    times = [np.stack([np.log1p(d), np.log1p(np.diff(d, prepend=0)), d / 100], 1) for d in days]
     lengths = np.array([len(h) for h in histories])
-    return {
-        "band": padded([h.band.astype(np.float32) for h in histories]).astype(np.int64),
-        "times": padded(times),
-        "valid": np.arange(lengths.max()) < lengths[:, None],
-    }
+    starts = np.cumsum(lengths) - lengths
+    mjd = np.concatenate([h.mjd for h in histories])
+    days = mjd - np.repeat(mjd[starts], lengths)
+    since = np.diff(days, prepend=0)
+    since[starts] = 0
+    valid = np.arange(lengths.max()) < lengths[:, None]
+    band, times = np.zeros(valid.shape, np.int64), np.zeros((*valid.shape, 3), np.float32)
+    band[valid] = np.concatenate([h.band for h in histories])
+    times[valid] = np.stack([np.log1p(days), np.log1p(since), days / 100], 1)
+    return {"band": band, "times": times, "valid": valid}

@@ -46,7 +46,7 @@ class Updates:
             ValueError: the cached values do not belong to their epochs, whose images are not available.
         """
         dtype = np.dtype(self.config.kept)
-        found = [token_cache.Found(h, self.config.keeps, dtype) for h in histories]
+        found = token_cache.find(histories, self.config.keeps, dtype)
         missing = [~f.stamps for f in found]
         self._encode_missing(histories, found, scaling)
         changed = missing if self.config.photometry else [np.arange(len(f.own)) >= f.whole for f in found]

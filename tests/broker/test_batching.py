@@ -16,6 +16,7 @@ from skyheed.broker import config
 from skyheed.broker.batching import Batching, BatchLimits
 from skyheed.broker.errors import ConfigError, ServiceUnavailable
 from skyheed.broker.local import embedded
+from skyheed.broker.state.client import Claim
 from skyheed.broker.state.histories import SequenceStore
 from skyheed.broker.state.sequence import Lane
 from skyheed.broker.work import Pace
@@ -26,15 +27,29 @@ def histories(*epochs: int) -> list[Any]:
     return [SimpleNamespace(looked=True, stamps=np.empty(n), header=np.empty(n)) for n in epochs]
 
 
+def claims(*epochs: int) -> list[Claim]:
+    return [Claim(f"o{n}", 0, "", epochs=own) for n, own in enumerate(epochs)]
+
+
+ALL_LONG = claims(*[99] * 10), claims(*[0] * 10)
+
+
 def test_what_is_fetched_fits_into_its_bytes_whatever_the_objects_are() -> None:
     three = Needs(images=("science", "difference", "template"))
     for needs, lane in ((Needs(), Lane()), (three, Lane(span=1)), (Needs(images=()), Lane(images=()))):
         for mib in (1, 64):
             batching = Batching(BatchLimits(mib * 2**20), 60.0, needs, lane)
             largest = 99 * (len(needs.images) * 2048 + (3_100 if lane.span else 0) + 100)
-            assert batching.objects * largest <= mib * 2**20
-    assert Batching(BatchLimits(2**16), 60.0, three, Lane(span=1)).objects == 1
-    assert [len(p) for p in Batching(BatchLimits(2**20), 60.0, Needs(), Lane()).fetched(range(10))] == [4, 4, 2]
+            sizes = [len(piece) for piece in batching.fetched(claims(*[99] * 80))]
+            assert sum(sizes) == 80
+            assert max(sizes) * largest <= mib * 2**20
+    longest = [list(map(len, Batching(BatchLimits(2**20), 60.0, Needs(), Lane()).fetched(c))) for c in ALL_LONG]
+    assert longest == [[4, 4, 2]] * 2, "of unknown length as well"
+    assert [*map(len, Batching(BatchLimits(2**16), 60.0, three, Lane(span=1)).fetched(claims(99, 99)))] == [1, 1]
+    some = Batching(BatchLimits(2**20), 60.0, Needs(), Lane())
+    assert [len(p) for p in some.fetched(claims(*[10] * 50, 99, *[1] * 400))] == [45, 312, 94]
+    assert [len(p) for p in some.fetched(claims(*[10] * 10), joined=True)] == [4, 4, 2]
+    assert list(some.fetched([])) == []
 
 
 def test_what_is_classified_at_once_takes_the_seconds_that_it_may() -> None:
@@ -168,10 +183,11 @@ def test_only_who_holds_a_lease_gives_it_back(valkey: embedded.Server) -> None:
 @pytest.mark.redis
 def test_a_large_batch_is_fetched_in_pieces(valkey: embedded.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = worker_of(valkey.url, "a", Slow(), [], Pace(1000, 0.1, 60.0, BatchLimits(bytes=2**20)))
-    fill(worker.store, 50)
+    for source in range(1, 31):
+        worker.store.store(deliveries([observation(f"o{n}", source) for n in range(50)], first=50 * source))
     asked: list[int] = []
     fetch = worker.store.fetch
     monkeypatch.setattr(worker.store, "fetch", lambda claims, lane: asked.append(len(claims)) or fetch(claims, lane))
     assert worker._batch(threading.Event()) == 50
     assert sum(asked) == 50
-    assert max(asked) == worker.batching.objects == 4
+    assert max(asked) == worker.batching.epochs // 30 == 15

@@ -34,7 +34,7 @@ from skyheed.classifier import serving, taxonomy
 from skyheed.classifier.history import Photometry
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.family import preset
-from skyheed.classifier.models.token_cache import Found
+from skyheed.classifier.models.token_cache import find
 
 WINDOW = 6
 ARCSEC = 1 / 3600
@@ -172,7 +172,7 @@ def test_what_was_cached_in_a_joined_history_holds_for_the_epoch_alone(tmp_path:
         (said,) = model.predict([replace(whole, joined=joined)])
         for later in (False, True):
             kept = replace(whole, images={}, shown=np.empty(0, np.int64), kept=said.keep, joined=later)
-            found = Found(kept, model.network.config.keeps, np.dtype("f4"))
+            [found] = find([kept], model.network.config.keeps, np.dtype("f4"))
             assert found.stamps.all()
             assert found.whole == (0 if joined or later else 4)
 

@@ -155,6 +155,37 @@ def test_wire_is_magic_id_and_datum() -> None:
     assert read["revision"] == 7
 
 
+LONGS = st.integers(-(2**63), 2**63 - 1)
+NUMBERS = st.floats(allow_nan=False)
+
+
+@given(st.text(), LONGS, st.integers(0, 2**31 - 1), st.lists(LONGS, max_size=5), NUMBERS, st.booleans())
+def test_the_datum_is_that_of_a_general_writer(
+    text: str, number: int, small: int, sources: list[int], value: float, declined: bool
+) -> None:
+    """`datum.py` knows the schema by heart."""
+    record = classification(header(2), None, text) if declined else classification()
+    estimates = tuple(records.Estimate(text, value, -value) for _ in range(small % 3))
+    record = replace(
+        record, survey=text, object_id=text + "é", revision=number, n_stamps=small, sources=tuple(sources),
+        ra=value, dec=-value, days_since_first=value, flags=small, survey_ms=number, kafka_ms=-small, model=text,
+        stamps_per_band={band: small for band in text}, estimates=estimates,
+        provenance=replace(PROVENANCE, model_name=text),
+    )  # fmt: skip
+    out = io.BytesIO()
+    schema = fastavro.parse_schema(json.loads(formats.schema_text()), named_schemas={})
+    times = {name: int(getattr(record, name)) for name in ("survey_ms", "kafka_ms", "ingest_ms", "classified_ms")}
+    bare = json.loads(json.dumps(schema).replace('"logicalType": "timestamp-millis"', '"doc": ""'))
+    fastavro.schemaless_writer(out, bare, record.to_dict() | times)
+    assert formats.written(record) == out.getvalue()
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_a_number_of_more_than_64_bits_is_refused(number: int) -> None:
+    with pytest.raises(OverflowError):
+        formats.written(replace(classification(), revision=number))
+
+
 def test_two_workers_write_the_same_bytes() -> None:
     assert formats.encode(classification()) == formats.encode(classification())
 
@@ -360,8 +391,8 @@ def test_every_output_format_of_the_settings_has_an_encoder() -> None:
 
 def test_a_record_that_is_kept_and_published_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     record, written = classification(header(3)), []
-    writer = fastavro.schemaless_writer
-    monkeypatch.setattr(fastavro, "schemaless_writer", lambda *given: (written.append(given), writer(*given)))
+    writer = formats.written
+    monkeypatch.setattr(formats, "written", lambda record: (written.append(record), writer(record))[1])
     kept = formats.encode_single(record)
     published = formats.FORMATS["avro"].encode(record, formats.datum_of(kept))
     assert len(written) == 1

@@ -49,14 +49,23 @@ def as_lists(found: Photometry | None) -> list[list[Any]]:
 def test_a_stamp_comes_back_exactly(scale: float) -> None:
     plain = np.clip(RNG.normal(0, scale, (32, 32)), -65504, 65504).astype(np.float16)
     for stamp in (plain, rounded(plain), -rounded(plain), rounded(plain)[::-1]):
-        back = parts.unpack_stamp(parts.pack_stamps([stamp, stamp])[1])
+        packed = [*parts.pack_stamps([stamp, plain]), b"", *parts.pack_stamps([stamp])]
+        back = parts.unpack_stamps(packed)
         assert back.dtype == np.float16
-        np.testing.assert_array_equal(back.view(np.uint16), stamp.view(np.uint16))
+        nothing = np.zeros_like(stamp)
+        np.testing.assert_array_equal(back.view(np.uint16), np.stack([stamp, plain, nothing, stamp]).view(np.uint16))
     assert parts.pack_stamps([]) == []
-    assert not parts.unpack_stamp(b"").any()
+    assert parts.unpack_stamps([]).shape == (0, 32, 32)
     if scale == 13:
         assert len(parts.pack_stamps([plain])[0]) == 2048
         assert len(parts.pack_stamps([rounded(plain)])[0]) < 1200
+
+
+@pytest.mark.parametrize("cut", [1, 383, 384, 500])
+def test_a_stamp_that_is_cut_is_refused_and_never_another_ones(cut: int) -> None:
+    whole = parts.pack_stamps(STAMPS[:2])
+    with pytest.raises(ValueError, match="packed stamp"):
+        parts.unpack_stamps([whole[0], whole[1][:cut], whole[1]])
 
 
 def test_rounding_keeps_pixels_to_a_fraction_of_themselves() -> None:

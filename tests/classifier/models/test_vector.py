@@ -18,7 +18,7 @@ from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.base import parameters
 from skyheed.classifier.models.checkpoint import Calibration, Info
 from skyheed.classifier.models.encoders import Branches, RepVgg
-from skyheed.classifier.models.token_cache import DIGEST, Found
+from skyheed.classifier.models.token_cache import DIGEST, find
 from skyheed.classifier.models.vector import Config, Vector, VectorFamily
 from skyheed.classifier.models.vector_serving import TorchEngine
 from skyheed.classifier.models.vector_updates import Updates
@@ -181,7 +181,7 @@ def test_damaged_or_strange_things_are_computed_again() -> None:
     torch.testing.assert_close(
         serve(network, replace(whole, kept=kept)).logits, logits(network, [whole]), rtol=1e-5, atol=1e-5
     )
-    assert not Found(replace(whole, kept=kept), 768, np.dtype("float32")).stamps.any()
+    assert not find([replace(whole, kept=kept)], 768, np.dtype("float32"))[0].stamps.any()
 
 
 def test_all_kinds_of_images_and_which_are_missing() -> None:
