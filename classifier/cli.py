@@ -113,23 +113,31 @@ def export(checkpoint: str, form: str, output: Path) -> None:
 def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run: bool) -> None:
     """Train a model from a configuration file; an interrupted run resumes where it stopped.
 
+    Instead of a file, CONFIG may be a name of `skyheed model list`: that model is then trained as for the table of
+    models, which takes up to 20 minutes.
+
     \b
     Example:  skyheed train classifier/configs/quick.toml -o runs/quick
+              skyheed train vector --archive sky/sdss -o runs/vector
     """
     from skyheed.classifier.training import estimate, protocol
     from skyheed.classifier.training import grid as grids
 
+    def read(config: Path, changes: dict[str, Any]) -> protocol.Protocol:
+        named = not config.suffix and not config.exists()
+        return grids.of_model(str(config), changes) if named else protocol.read(config, changes)
+
     changes = {"archive": str(archive)} if archive else {}
     command = " ".join(["skyheed", *sys.argv[1:]])
     if dry_run:
-        runs = [row.configs[0] for row in grids.rows(config, changes)] if grid else [protocol.read(config, changes)]
+        runs = [row.configs[0] for row in grids.rows(config, changes)] if grid else [read(config, changes)]
         click.echo("\n\n".join(estimate.text(one) for one in runs))
         return
     output_paths.check_folder(output, ModelError)
     if grid:
         click.echo(grids.run_table(config, output, changes, command))
         return
-    for done in grids.run(protocol.read(config, changes), output, command):
+    for done in grids.run(read(config, changes), output, command):
         end = done.metrics["at_the_end"]
         click.echo(f"accuracy {end['accuracy']:.3f}, macro-F1 {end['macro_f1']:.3f} on {done.metrics['data']}")
 

@@ -22,6 +22,8 @@ from skyheed.classifier.training.protocol import Protocol
 log = logging.getLogger("skyheed.train")
 VALIDATION = 8  # one in this many training objects of a block is used for selection and calibration
 AT_ONCE = 5.0  # seconds; a shorter run is taken to have existed already
+# keys of rows that change what a model is by its name, or what it learns from
+UNLIKE_MODEL = {"network", "objective", "bands", "classes", "epochs", "batch"}
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 
 
@@ -107,6 +109,21 @@ def rows(path: Path, changes: Mapping[str, Any]) -> list[Row]:
             "punctuation only, or one that ends like a seed of the other"
         )
     return found
+
+
+def of_model(name: str, changes: Mapping[str, Any]) -> Protocol:
+    """The protocol with which a model has its row in the table of models.
+
+    Raises:
+        ModelError: no model of that name has one.
+    """
+    path = Path(__file__).parents[1] / "configs" / "seeds.toml"
+    given = protocol.load(path)
+    plain = [own for own in given["run"] if own["model"] == name and not set(own) & UNLIKE_MODEL]
+    if not plain:
+        raise ModelError(f"there is neither a file {name} nor a model of that name: see skyheed model list")
+    own = {key: value for key, value in plain[0].items() if key not in ("name", "seeds", "published")}
+    return protocol.from_mapping({**given["common"], **own, "name": name, **changes}, name)
 
 
 def _row(path: Path, number: int, common: Mapping[str, Any], own: Mapping[str, Any], changes: Mapping[str, Any]) -> Row:

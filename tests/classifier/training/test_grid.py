@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from data_tools import made
 from safetensors.torch import load_file
 
+from skyheed.classifier import cli
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.family import known_presets
 from skyheed.classifier.training import dataset, grid, grid_table, protocol, selection, train
@@ -171,6 +173,25 @@ def test_rows_of_all_epochs_are_marked(tmp_path: Path, monkeypatch: pytest.Monke
         grid.rows(table_file(tmp_path, '[[run]]\nname = "a"\nmodel = "vector"\nepochs = "all"\n'), {})
     with pytest.raises(ModelError, match="epochs is 'some': use alerts or all"):
         grid.rows(table_file(tmp_path, '[[run]]\nname = "a"\nmodel = "lstm"\nepochs = "some"\n'), {})
+
+
+@pytest.mark.parametrize("name", known_presets())
+def test_a_model_is_trained_by_its_name_as_in_its_row(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[protocol.Protocol] = []
+    monkeypatch.setattr(grid, "run", lambda config, *_: seen.append(config) or [])
+    words = [name, "--archive", "sky", "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(cli.train, words).exit_code == 0
+    (one,) = seen
+    assert (one.model, one.name, one.archive, one.network, one.objective) == (name, name, "sky", {}, {})
+    assert (one.steps, one.objects, one.bands, one.epochs) == (500, 1200, "", "alerts")
+    assert one.rate == {"cnn-gru": 0.0003, "supernnova": 0.015}.get(name, one.rate)
+
+
+def test_a_model_that_there_is_not_is_told() -> None:
+    with pytest.raises(ModelError, match="neither a file resnet nor a model of that name"):
+        grid.of_model("resnet", {})
 
 
 def test_every_model_has_a_row() -> None:
