@@ -38,6 +38,7 @@ def names(wheel: Path) -> set[str]:
         "broker/state/lua/**/*.lua",
         "schemas/**/*.avsc",
         "classifier/weights/**/*.*",
+        "classifier/configs/*.toml",
         "**/py.typed",
         "broker/web/pages/*.html",
         "broker/web/static/**/*.*",
