@@ -95,6 +95,7 @@ def test_three_models_of_different_needs_classify_each_object_once_a_revision_th
         assert store.history("M0", name)
 
 
+@pytest.mark.timeout(600)
 def test_every_model_is_served_from_one_redis(
     kafka: embedded.Server, durable_valkey: embedded.Server, tmp_path: Path, children: list[Child]
 ) -> None:
@@ -112,9 +113,9 @@ def test_every_model_is_served_from_one_redis(
         Child("work", [word for word in shared if word not in ("--topic", topic)], tmp_path),
     ]
     ledger = daemon.connect_store(settings)[2]
-    wait_for(lambda: len(daemon.connect_store(settings)[0].models()) == len(names), 120, "the models")
+    wait_for(lambda: len(daemon.connect_store(settings)[0].models()) == len(names), 240, "the models")
     wait_for(
-        lambda: ledger.books().pending == 0 and ledger.books().consumed == len(alerts), 120, "settling",
+        lambda: ledger.books().pending == 0 and ledger.books().consumed == len(alerts), 240, "settling",
         lambda: "\n".join([ledger.books().to_text(), *(child.log.read_text()[-3000:] for child in children)]),
     )  # fmt: skip
     assert ledger.books().balanced, ledger.books().to_text()

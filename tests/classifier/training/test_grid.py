@@ -99,27 +99,34 @@ grid.run_table(Path(sys.argv[1]), Path(sys.argv[2]), {}, "")
 """
 
 
-def test_a_grid_that_is_killed_goes_on_in_the_middle_of_its_row(tmp_path: Path) -> None:
+def test_a_grid_that_is_killed_goes_on_in_the_middle_of_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slow = "steps = 400\nevery = 10\n"
     file = table_file(
         tmp_path, f'[[run]]\nname = "A"\nmodel = "lstm"\n[[run]]\nname = "B"\nmodel = "lstm"\nrate = 0.01\n{slow}'
     )
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(file), str(tmp_path / "out")], env=environ)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "out" / "b" / "progress.pt").is_file() and child.poll() is None:
+    deadline, log = time.monotonic() + 200, tmp_path / "out" / "b" / "log.csv"
+    while not (log.is_file() and len(log.read_text().splitlines()) > 4) and child.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     done = (tmp_path / "out" / "a" / "model.json").read_bytes()
-    known = len((tmp_path / "out" / "b" / "log.csv").read_text().splitlines()) - 1
+    known = len(log.read_text().splitlines()) - 1
     assert not (tmp_path / "out" / "b" / "model.json").exists()
+    update, steps = train.Trainer._update, []
+    monkeypatch.setattr(train.Trainer, "_update", lambda *given: steps.append(1) or update(*given))
     grid.run_table(file, tmp_path / "out", {}, "")
+    assert 0 < len(steps) <= 400 - 10 * (known - 1)  # what was measured last may not have been saved
+    monkeypatch.undo()
+    monkeypatch.setattr(dataset, "load", lambda *_, **__: made([4 + n % 7 for n in range(32)]))
     assert (tmp_path / "out" / "a" / "model.json").read_bytes() == done
     grid.run_table(file, tmp_path / "undisturbed", {}, "")
     logs = [(tmp_path / part / "b" / "log.csv").read_text().splitlines()[1:] for part in ("out", "undisturbed")]
-    assert 1 <= known < len(logs[1]) == 40
+    assert 4 <= known < len(logs[1]) == 40
     # a step that was measured just before the kill, but not yet saved, may be measured twice
     assert list(dict.fromkeys(line.split(",")[1] for line in logs[0])) == [line.split(",")[1] for line in logs[1]]
     assert len(logs[0]) <= 41
