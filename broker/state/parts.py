@@ -7,7 +7,6 @@ are 11 bits, of which the noisy lower 3 stay unchanged and the upper 8 are defla
 import struct
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 from isal import isal_zlib
