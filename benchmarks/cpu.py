@@ -1,4 +1,4 @@
-"""CPU seconds of this process and of those that it started, by what they are. Linux only."""
+"""The processor, and CPU seconds of this process and of those that it started, by what they are. Linux only."""
 
 import os
 from collections import Counter
@@ -6,6 +6,14 @@ from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
 KNOWN = {"kafka.Kafka": "kafka", "tansu": "kafka", "valkey": "valkey"}  # by words of the command line
+
+
+def name() -> str:
+    """The machine's processor and how many cores of it there are."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':')[1].strip()} x{os.cpu_count()}"
+    return f"unknown x{os.cpu_count()}"
 
 
 def seconds() -> Counter[str]:

@@ -91,15 +91,18 @@ def workers(settings: Settings, folder: Path, model: str, objects: int, count: i
     name = f"scaling.work.{count}.{threads}"
     own, file = _own(settings, folder, name, f'[work]\nmodel = "{model}"\nthreads = {threads}\n')
     daemon.prepare_topics(own, threading.Event())
-    queue = daemon.connect_store(own, model.split("/")[-1])[1]
+    lane = model.split("/")[-1]
+    store, _, ledger = daemon.connect_store(own, lane)
     with _daemons("work", stack.shared_arguments(own, str(file)), folder / name, count) as daemons:
         _until(lambda: all("work model=" in d.log_file.read_text() for d in daemons), READY_S, "the workers to start")
+        _until(lambda: lane in store.models(), READY_S, "the model to join")
+        time.sleep(1.0)
         with _halted(daemons):
             stream.load(own, range(objects), range(KNOWN), "bench.history/0")
             time.sleep(own.ingest.debounce_s)
             before = cpu.seconds()
         began = time.monotonic()
-        _until(lambda: not any(queue.depth().values()), DONE_S, "every object to be classified")
+        _until(lambda: _answered(ledger, lane) >= objects, DONE_S, "every classification")
         return _said(f"{count} workers of {threads} threads", objects, began, before)
 
 
@@ -161,6 +164,11 @@ def _objects(store: Any, settings: Settings) -> int:
         for shard in range(settings.redis.shards):
             pipeline.zcard(f"{store._keys.shard(shard)}touched")
         return sum(pipeline.execute())
+
+
+def _answered(ledger: Any, model: str) -> int:
+    own = ledger.books().objects.models[model]
+    return int(own.classified + own.declined)
 
 
 def _until(ready: Callable[[], bool], limit_s: float, what: str) -> None:

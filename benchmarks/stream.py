@@ -3,7 +3,7 @@
     python benchmarks/stream.py            everything (about twelve minutes on two cores)
     python benchmarks/stream.py --quick    a tenth of the alerts
     python benchmarks/stream.py --model ztf/fusion     visit and steady stream with this model alone
-    python benchmarks/stream.py --only stream          without intake, profile and memory; `visit`: nor steady stream
+    python benchmarks/stream.py --only visit           or `steady` (after a visit of 3,000 alerts), or `stream`: both
 
 Regimes, all in one run on one Kafka (Apache with KAFKA_HOME set, the embedded one otherwise) and one Valkey:
   ingest     alerts/s of skyheed's ingest with the science stamp alone (ingest_per_s, as in reports of 2026-11-21),
@@ -13,7 +13,7 @@ Regimes, all in one run on one Kafka (Apache with KAFKA_HOME set, the embedded o
   profile    us of CPU an alert by step (profile_intake.py), simulated packets.
   visit      one Rubin visit: 10,000 alerts of 10,000 known objects (9 stamps each) sent at once; the time from the
              first send until the last object's new answer was read by a subscriber. Its rate is end_to_end_per_s;
-             visit_cpu_s are the CPU seconds of each process meanwhile (client: this one, which sends and reads).
+             visit_cpu_s are CPU seconds of each process meanwhile (client: this one, which sends and reads).
   steady     latency from Kafka's time stamp to the classification at 100 and at 500 alerts/s, and how long after the
              last alert was sent the last answer came.
   memory     bytes per object in Valkey at 10, 30 and 99 stamps.
@@ -43,6 +43,7 @@ import numpy as np
 import packets
 import redis
 from astropy.io import fits
+from cpu import name as cpu_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -72,10 +73,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the alerts")
     parser.add_argument("--model", action="append", help=f"that visit and steady stream run with: {', '.join(MODELS)}")
-    parser.add_argument("--only", choices=("stream", "visit"), help="visit and steady stream alone, or the visit")
+    parser.add_argument("--only", choices=("stream", "visit", "steady"), help="one part of it")
     given = parser.parse_args()
     scale, models = 10 if given.quick else 1, given.model or list(MODELS)
     steady = 0 if given.only == "visit" else 3000 // scale
+    visit = steady if given.only == "steady" else 10_000 // scale
     with tempfile.TemporaryDirectory(prefix="skyheed-bench-") as name, servers(Path(name)) as settings:
         result: dict[str, Any] = {"kafka": kafka_name(), "cpu": cpu_name()}
         if not given.only:
@@ -84,7 +86,7 @@ def main() -> None:
             result["bytes_per_object"] = memory(settings)
         else:
             warm_up(settings)
-        found = {model: stream(settings, Path(name), model, 10_000 // scale, steady) for model in models}
+        found = {model: stream(settings, Path(name), model, visit, steady) for model in models}
     print(json.dumps({**result, "family": models[0], **found[models[0]], "models": found}))
 
 
@@ -119,13 +121,6 @@ def kafka_name() -> str:
         return "embedded (tansu)"
     jar = next(Path(home, "libs").glob("kafka-clients-*.jar")).stem
     return f"apache {jar.removeprefix('kafka-clients-')}"
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':')[1].strip()} x{os.cpu_count()}"
-    return f"unknown x{os.cpu_count()}"
 
 
 def say(text: str) -> None:
