@@ -27,6 +27,7 @@ CLASSIFIER_VERBS = {
     "model": ("skyheed.classifier.cli", "model", "List and describe models: needs, layers, parameters, operations."),
     "train": ("skyheed.classifier.cli", "train", "Train a model on an archive, from a configuration file."),
     "few-shot": ("skyheed.classifier.cli", "few_shot", "Fit a model to a few labelled real packets."),
+    "screen": ("skyheed.classifier.cli", "screen", "Let a model decline alerts that look like artefacts."),
     "evaluate": ("skyheed.classifier.cli", "evaluate", "Score a model on an archive, early and late."),
     "score": ("skyheed.classifier.cli", "score", "Classify every object of an archive, resumable and in shards."),
 }
@@ -43,7 +44,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Run": tuple(str(verb.name) for verb in run.VERBS),
     "Look": tuple(str(verb.name) for verb in look.VERBS),
     "Data": ("archive",),
-    "Models": ("model", "train", "few-shot", "evaluate", "score"),
+    "Models": ("model", "train", "few-shot", "screen", "evaluate", "score"),
 }
 
 

@@ -164,6 +164,26 @@ def few_shot(checkpoint: str, archive: Path, output: Path, version: str) -> None
 @click.command()
 @click.argument("checkpoint")
 @click.argument("archive", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Directory of the checkpoint with a screen.")
+@click.option("--version", default="", help="Name of that checkpoint; by default CHECKPOINT's with -screened.")
+def screen(checkpoint: str, archive: Path, output: Path, version: str) -> None:
+    """Let a model of the family fusion decline alerts whose difference stamps look like artefacts: bad subtractions,
+    cosmic rays, noise. It learns this from an archive of simulated objects that it was not trained on, and from
+    simulated artefacts; nothing else of it changes.
+
+    \b
+    Example:  skyheed screen ztf/fusion sky/ztf-held -o runs/fusion-ztf-screened
+    """
+    from skyheed.classifier.training import screening
+
+    output_paths.check_folder(output, ModelError)
+    made = screening.run(checkpoint, archive, output, " ".join(["skyheed", *sys.argv[1:]]), version)
+    click.echo(json.dumps(made.training["screen"], indent=1))
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.argument("archive", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the report.")
 @click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
 @click.option("--confirmed/--all-labels", default=True, show_default=True, help="Only objects with confirmed labels.")

@@ -96,6 +96,10 @@ class Vector(Network):
         out: Tensor = vectors
         return out
 
+    def per_stamp(self, images: Tensor, band: Tensor) -> Tensor:
+        """Everything that is computed from a stamp alone in serving, [m, `Config.per_stamp`]; the vector is first."""
+        return self.stamp_vectors(images, band)
+
     def _withheld(self, images: Tensor) -> Tensor:
         """In training, stamps from which some kinds other than the science image are removed."""
         if not self.training or self.present is None:

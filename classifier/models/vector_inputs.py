@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,9 +78,16 @@ class Config(family.Config):
         """Numbers cached per epoch: its vector and, if stamps are the only tokens, keys, values and the output."""
         return self.width * (1 if self.photometry else 2 + 2 * self.layers)
 
+    @property
+    def per_stamp(self) -> int:
+        """How many of them come from the stamp alone."""
+        return self.width
+
 
 class Inputs:
     """Converts histories to inputs of a network."""
+
+    options: ClassVar[type[Config]] = Config
 
     def __init__(self, config: Config) -> None:
         self.config = config

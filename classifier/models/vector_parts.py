@@ -22,8 +22,8 @@ class Encoder(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor, band: Tensor) -> Tensor:
-        """Scaled stamps [m, kinds, 32, 32] of the bands [m] -> [m, width] float32."""
-        return self.network.stamp_vectors(images, band).float()
+        """Scaled stamps [m, kinds, 32, 32] of the bands [m] -> [m, per stamp] float32."""
+        return self.network.per_stamp(images, band).float()
 
 
 class Said(nn.Module):
@@ -35,15 +35,22 @@ class Said(nn.Module):
         # read once: a value-dependent branch cannot be part of a graph
         self.fitted = isinstance(network, Fusion) and bool(network.fitted.on)
 
-    def forward(self, encoded: Tensor) -> dict[str, Tensor]:
-        """[b, width of representations] -> logits [b, classes], and far [b] if the network computes it."""
+    def forward(self, encoded: Tensor, values: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Outputs for histories.
+
+        Args:
+            encoded: [b, width of representations]; values: [b, n, at least per stamp]; valid: bool [b, n].
+
+        Returns:
+            logits [b, classes], and far [b] if the network computes it.
+        """
         network = self.network
         if not isinstance(network, Fusion):
             return {"logits": network.classify(encoded)}
         logits = network.simulated(encoded)
         if self.fitted:
             logits = network.fitted.decided(*network.inputs_of_fitted(encoded), logits)
-        return {"logits": logits, "far": network.familiar(network.numbers(encoded))}
+        return {"logits": logits, "far": network.far(encoded, values, valid)}
 
 
 class Among(nn.Module):
@@ -54,9 +61,11 @@ class Among(nn.Module):
         self.network, self.said = network, Said(network)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """A batch of `Inputs.without_images`, and vectors [b, n, width]."""
-        y = self.network.behind(batch["vectors"], batch)
-        return self.said(_last(self.network.represent(y, batch), batch["valid"]))  # type: ignore[no-any-return]
+        """A batch of `Inputs.without_images`, and vectors [b, n, per stamp]."""
+        vectors, valid = batch["vectors"], batch["valid"]
+        y = self.network.behind(vectors[:, :, : self.network.config.width], batch)
+        encoded = _last(self.network.represent(y, batch), valid)
+        return self.said(encoded, vectors, valid)  # type: ignore[no-any-return]
 
 
 class Behind(nn.Module):
@@ -91,7 +100,7 @@ class Behind(nn.Module):
             x = block.finish(x, functional.scaled_dot_product_attention(q, pair[0], pair[1], seen))
         fresh.append(self._rounded(self.network.norm(x)))
         y = self._put(values, len(fresh), fresh[-1], epochs)[:, :-1]
-        said = self.said(_last(self.network.represent(y, batch), batch["valid"]))
+        said = self.said(_last(self.network.represent(y, batch), batch["valid"]), values[:, :-1], batch["valid"])
         return {**said, "fresh": torch.cat(fresh, 2)}
 
     def _put(self, values: Tensor, part: int, what: Tensor, epochs: Tensor) -> Tensor:

@@ -64,13 +64,13 @@ class Updates:
         epochs = [np.flatnonzero(~f.stamps) for f in found]
         images = self.inputs.pixels(histories, epochs, scaling)
         band = np.concatenate([h.band[e] for h, e in zip(histories, epochs, strict=True)]).astype(np.int64)
-        vectors = np.empty((len(images), self.config.width), self.config.kept)
+        vectors = np.empty((len(images), self.config.per_stamp), self.config.kept)
         for at in range(0, len(images), TOGETHER):
             rows = slice(at, at + TOGETHER)
             vectors[rows] = self.engine.vectors(images[rows], band[rows])
         ends = np.cumsum([len(e) for e in epochs])[:-1]
         for f, e, own in zip(found, epochs, np.split(vectors, ends), strict=True):
-            f.values[e, : self.config.width] = own
+            f.values[e, : self.config.per_stamp] = own
 
     def _behind(self, found: Sequence[token_cache.Found], arrays: Arrays) -> Arrays:
         """Outputs for histories for which the vectors of all stamps are known; fills in the values to cache."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
-from skyheed.classifier.models.base import Batch, Network
+from skyheed.classifier.models.base import Batch, Model, Network
 from skyheed.classifier.models.mae import MaskedAutoencoder
 from skyheed.classifier.models.sits_bert import Mending, SitsBert
 from skyheed.classifier.models.transformers import Vit
@@ -31,6 +31,7 @@ class Pretrained(CrossEntropy):
         also: further archives, for example of unlabelled real packets. Each step draws as many objects from each of
             them as from the training archive; labelled objects reserved for measurement
             (`adaptation_scores.members_of`) are left out.
+        measure_on: archives on which the finished model is measured, as by the objective `adapt`.
         settings: of the masked auto-encoder, `target` (pixels, signal or normalised) and `hide`: patches of every stamp
             by themselves, or tubes, the same patches of all stamps of an object.
 
@@ -40,13 +41,17 @@ class Pretrained(CrossEntropy):
 
     steps: Tensor
 
-    def __init__(self, setting: Setting, share: float = 0.3, also: Sequence[str] = (), **settings: Any) -> None:
+    def __init__(
+        self, setting: Setting, share: float = 0.3, also: Sequence[str] = (), measure_on: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:  # fmt: skip
         super().__init__(setting)
         value_checks.number("share", share, 0, 1)
         p = setting.protocol
         self.until = round(share * (p.short_steps + p.steps + p.fine_steps))
         self.task, self._of = task(setting.network, **settings)
         self.task.to(setting.device)
+        self.measured = tuple(measure_on)
         self.others = [adaptation_scores.target_of(path, p.bands, "pre-train on") for path in also]
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=setting.device))
         self._log: dict[str, float] = {}
@@ -72,6 +77,11 @@ class Pretrained(CrossEntropy):
             if view
             for i in generator.choice(members, count)
         ]
+
+    def measure(self, model: Model) -> dict[str, Any]:
+        """See `Objective.measure`."""
+        made = [adaptation_scores.measure(self.setting, model, name) for name in self.measured]
+        return {"measured": made} if made else {}
 
     def log(self) -> dict[str, float]:
         """The pre-training loss, while pre-training lasts."""

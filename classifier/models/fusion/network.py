@@ -9,50 +9,25 @@ groups of classes (`linear_heads`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from skyheed.classifier.errors import ModelError
 from skyheed.classifier.flux_scaling import Scaling
 from skyheed.classifier.history import History
 from skyheed.classifier.models import vector
 from skyheed.classifier.models.base import Batch
 from skyheed.classifier.models.fusion.features import NUMBERS, SURROUNDINGS, table
+from skyheed.classifier.models.fusion.inputs import Config as Config
 from skyheed.classifier.models.fusion.inputs import FusionInputs
 from skyheed.classifier.models.fusion.light_curves import CURVE
 from skyheed.classifier.models.fusion.linear_heads import Fitted
 from skyheed.classifier.models.fusion.novelty import Familiar
+from skyheed.classifier.models.fusion.screen import Screen
 from skyheed.classifier.prediction import Needs
-
-if TYPE_CHECKING:
-    pass
-
-
-@dataclass(frozen=True)
-class Config(vector.Config):
-    """Configuration of the network; see `vector.Config` for the part that takes stamps and points.
-
-    Attributes:
-        hidden: hidden width of each small network.
-    """
-
-    encoder: Literal["small", "repvgg", "physnet", "vit", "swin"] = "small"
-    images: Literal["science", "all"] = "all"
-    width: int = 64
-    photometry: bool = True
-    context: bool = True
-    hidden: int = 32
-
-    def check(self) -> None:
-        """See `base.Config.check`."""
-        super().check()
-        if not (self.photometry and self.context):
-            raise ModelError("photometry and context are what fusion joins: leave both true, or use the model vector")
 
 
 class Late(nn.Module):
@@ -91,6 +66,7 @@ class Fusion(vector.Vector):
         self.register_buffer("scatter", torch.ones(len(NUMBERS)))
         self.fitted = Fitted(len(NUMBERS) + config.classes, config.classes)
         self.familiar = Familiar(len(NUMBERS), config.classes)
+        self.screen = Screen() if config.screen else None
 
     def _options(self, config: vector.Config) -> None:
         super()._options(config)
@@ -102,6 +78,25 @@ class Fusion(vector.Vector):
         for n in range(len(NUMBERS)):
             if len(known := found[np.isfinite(found[:, n]), n]):
                 self.mean[n], self.scatter[n] = float(known.mean()), max(float(known.std()), 1e-3)
+
+    def per_stamp(self, images: Tensor, band: Tensor) -> Tensor:
+        """See `Vector.per_stamp`: the vector and, last, the log-odds of `Screen`."""
+        vectors = self.stamp_vectors(images, band)
+        if self.screen is None:
+            return vectors
+        odds: Tensor = self.screen(images[:, self.config.kinds.index("difference")])
+        return torch.cat([vectors.float(), odds[:, None]], 1)
+
+    def far(self, encoded: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+        """How unlike the training data histories are, [b]; above 1 they are declined.
+
+        Args:
+            encoded: representations; values: [b, n, at least per stamp] of `per_stamp`; valid: bool [b, n].
+        """
+        far: Tensor = self.familiar(self.numbers(encoded))
+        if self.screen is None:
+            return far
+        return torch.maximum(far, self.screen.far(values[:, :, self.config.width], valid))
 
     def represent(self, outputs: Tensor, batch: Batch) -> Tensor:
         """See `Vector.represent`; the numbers are of the latest epoch, and are appended for each epoch."""

@@ -153,12 +153,12 @@ def _stamps(network: Vector) -> dict[str, Cut]:
 def _among(network: Vector, said: Sequence[str]) -> Cut:
     arrays = _example(network)
     axes: dict[str, Sequence[str | int]] = {
-        "vectors": (B, N, network.config.width), "times": (B, N, 3), "valid": (B, N),
+        "vectors": (B, N, network.config.per_stamp), "times": (B, N, 3), "valid": (B, N),
         "points": (B, "points", arrays["points"].shape[2]), "point_band": (B, "points"), "points_valid": (B, "points"),
         "order": (B, "epochs and points"), "place": (B, N),
     }  # fmt: skip
     b, n = arrays["valid"].shape
-    example = {"vectors": torch.randn(b, n, network.config.width), **arrays}
+    example = {"vectors": torch.randn(b, n, network.config.per_stamp), **arrays}
     return Cut(Among(network), *_with_beside(network, example, axes), said)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from skyheed.classifier.base_predictor import BasePredictor
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.history import History
-from skyheed.classifier.models import light_curves, vector_inputs
+from skyheed.classifier.models import light_curves
 from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.models.convention.config import Config as GroupedConfig
 from skyheed.classifier.models.convention.grouped import Grouped
@@ -99,8 +99,9 @@ class OnnxStamps(ByOnnx, Updated):
 
     def __init__(self, export: Export, info: Info, folder: Path, threads: int | None) -> None:
         super().__init__(export, info, folder, threads)
-        known = vector_inputs.Config.__dataclass_fields__
-        config = vector_inputs.Config(**{key: value for key, value in info.config.items() if key in known})
+        options = self.inputs.options
+        known = options.__dataclass_fields__
+        config = options(**{key: value for key, value in info.config.items() if key in known})
         self._update = Updates(self, self.inputs(config))
 
     def vectors(self, images: NDArray[np.float32], band: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -258,7 +258,7 @@ def test_every_verb_is_looked_at_here() -> None:
     import click
 
     short = {"audit", "check", "deadletter", "evaluate", "layout", "model", "object", "redrive", "retire", "train"}
-    short |= {"backfill", "few-shot", "forward", "prior", "score"}  # one process without a folder
+    short |= {"backfill", "few-shot", "forward", "prior", "score", "screen"}  # one process without a folder
     here = {"archive", "demo", "ingest", "replay", "serve", "subscribe", "up", "work"}
     assert set(cli.skyheed.list_commands(click.Context(cli.skyheed))) == short | here
 

@@ -34,7 +34,7 @@ long = pytest.mark.long
 ONE = {"layers": 1}  # block as good as two, and exported in half the time
 CASES = {
     "convention": ("convention", ONE), "vector": ("vector", ONE), "fusion": ("fusion", ONE), "lstm": ("lstm", {}),
-    "convention-2d": ("convention", {"cnn": "2d"}),
+    "convention-2d": ("convention", {"cnn": "2d"}), "screened": ("fusion", {**ONE, "screen": True}),
     "vector-float16": ("vector", {"kept": "float16", "pooling": "attention", "context": True}),
     "physnet": ("vector", {"encoder": "physnet", "band": "image"}),
     "film": ("vector", {"band": "film", "images": "all", "photometry": True}),
@@ -52,6 +52,8 @@ def network_of(name: str) -> tuple[str, Network]:
         views = labelled()
         few_shot.install(network, few_shot.fit(views, 3, 0.1), [0, 1, 2, 1])
         few_shot.install_familiar(network, views, views.rows(slice(0)), 3)
+        if network.screen is not None:
+            network.screen.linear.copy_(torch.linspace(0.2, 0.5, 6))
     return own, lively(network)
 
 
@@ -150,6 +152,15 @@ def test_what_is_unlike_training_is_declined_by_both(exported: Callable[[str], t
     strange = history_for("fusion", 2)
     strange = replace(strange, context={"reference_magnitude": 23.0, "galactic_latitude": 60.0, "age_days": 1e4})
     assert [m.predict([strange])[0].reason for m in (ours, theirs)] == [Declined.UNLIKE_TRAINING] * 2
+
+
+@long
+def test_both_say_the_same_of_difference_stamps(exported: Callable[[str], tuple[Path, Path]]) -> None:
+    ours, theirs = both(exported("screened"))
+    seen = [history_for("fusion", n, seed) for seed, n in enumerate((1, 4, 7))]
+    far = [m._said(seen)[1] for m in (ours, theirs)]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(far[0], far[1], rtol=1e-3)
+    assert np.ptp(far[0]) > 0
 
 
 WITHOUT_TORCH = """
