@@ -38,6 +38,7 @@ from skyheed.classifier.models.token_cache import find
 
 WINDOW = 6
 ARCSEC = 1 / 3600
+SOURCE = 900 * np.exp(-0.5 * ((np.indices((32, 32)) - 16) ** 2).sum(0) / 1.2)  # noise alone would be declined
 
 
 def vector(folder: Path, seed: int = 3, **config: Any) -> Any:
@@ -103,7 +104,7 @@ def packets(name: str, count: int, seed: int, east: float = 0.0) -> list[Observa
     rng = np.random.default_rng(seed)
     made = []
     for n in range(count):
-        stamp, difference = rng.normal(0, 30, (2, 32, 32)).astype(np.float16)
+        stamp, difference = (rng.normal(0, 30, (2, 32, 32)) + [[[0]], [[1]]] * SOURCE).astype(np.float16)
         points = Photometry(*(np.array([v], t) for v, t in (
             (60000.5 + n, "f8"), (1, "u1"), (rng.normal(500, 99), "f4"), (80, "f4"), (0, "u1")
         )))  # fmt: skip

@@ -1,5 +1,6 @@
 """Pre-training inside a run, and that every model can be trained and served."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from skyheed.classifier import serving
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.base import Network
 from skyheed.classifier.models.family import preset, presets
-from skyheed.classifier.training import dataset, train
+from skyheed.classifier.training import adaptation_scores, dataset, train
 from skyheed.classifier.training.objectives import Setting, Views
 from skyheed.classifier.training.pretrain import Pretrained
 from skyheed.classifier.training.protocol import Protocol
@@ -121,3 +122,15 @@ def test_stamps_of_another_archive_are_seen_but_not_those_kept_to_be_measured_on
     object.__setattr__(own, "batch", lambda histories: seen.append(len(histories)) or whole(histories))
     objective.loss([VIEWS], np.random.default_rng(0)).backward()  # type: ignore[no-untyped-call]
     assert seen == [16]
+
+
+def test_a_pre_trained_model_is_measured_like_an_adapted_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    target = made(LENGTHS, seed=7)
+    monkeypatch.setattr(dataset, "load", lambda *_, **__: target)
+    asked = {"name": "pretrained", "share": 0.4, "measure_on": ["sky/real"]}
+    train.run(replace(SMALL, model="vit", objective=asked), tmp_path, "", made(LENGTHS))
+    (measured,) = json.loads((tmp_path / "objective.json").read_text())["measured"]
+    _, held = adaptation_scores.members_of(target)
+    assert measured["archive"] == "real"
+    assert measured["objects"] == [target.object_ids[i] for i in held]
+    assert len(measured["first"]) == len(held)
