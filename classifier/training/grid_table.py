@@ -145,7 +145,7 @@ def figure(found: Grid, path: Path) -> None:
                 label = f"{n} stamps" if not y else None
                 axis.plot(after[str(n)]["macro_f1"], y, mark, color=colour, ms=5, label=label)
     axis.set_yticks(range(len(runs)), [caption(name) for name, _ in runs], fontsize=8)
-    axis.set_xlabel("macro-F1 on confirmed test objects (68 % intervals; open circles: other seeds)")
+    axis.set_xlabel("macro-F1 on confirmed test objects\n(68 % intervals; open circles: other seeds)")
     axis.grid(axis="x", color="0.9")
     axis.legend(loc="lower right", fontsize=8, frameon=False)
     drawn.savefig(path, dpi=110)
