@@ -6,6 +6,7 @@ Field names follow the public ZTF avro-alert schema 4.02 (Patterson et al. 2019)
 import functools
 import gzip
 import io
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ STRINGS = ["pdiffimfilename", "programpi", "ssnamenr", "rbversion", "drbversion"
 STAMP = 63  # pixels on a side
 GAIN_ZERO_POINT = 26.3
 START_JD = 2460000.5
+NIGHTS = 1.5  # days between the earlier points of an object
 
 
 @functools.cache
@@ -116,7 +118,8 @@ def packets(objects: int, epochs: int, seed: int = 1, history: int = 20) -> Iter
     """Container packets of `objects` seen at `epochs` times each, all objects at one time before the next.
 
     Args:
-        history: number of previous candidates (photometry only) in each packet.
+        history: number of previous candidates (photometry only) in each packet, each at a time of its own; packets
+            of an object share those of the same nights.
     """
     rng = np.random.default_rng(seed)
     pool = stamps(64, rng)
@@ -129,7 +132,20 @@ def packets(objects: int, epochs: int, seed: int = 1, history: int = 20) -> Iter
             ra, dec = positions[number]
             own = {"jd": START_JD + 2 * epoch, "fid": 1 + epoch % 2, "candid": candid, "ra": ra, "dec": dec}
             first = int(rng.integers(64))
-            yield _packet(number, candid, {**fillings[first], **own}, fillings[:history], pool, first)
+            earlier = [_earlier(fillings, number, night) for night in _nights(own["jd"], history)]
+            yield _packet(number, candid, {**fillings[first], **own}, earlier, pool, first)
+
+
+def _nights(jd: float, count: int) -> range:
+    """Numbers of the last nights before a time."""
+    last = math.ceil((jd - START_JD) / NIGHTS) - 1
+    return range(last - count + 1, last + 1)
+
+
+def _earlier(fillings: list[dict[str, Any]], number: int, night: int) -> dict[str, Any]:
+    """What was measured of an object in a night, the same in all of its packets."""
+    place = {"jd": START_JD + NIGHTS * night + number % 97 * 1e-3, "fid": 1 + night % 2}
+    return {**fillings[(number + night) % len(fillings)], **place, "candid": (number * 1000 + night % 1000) * 1000 + 15}
 
 
 def _packet(

@@ -117,7 +117,7 @@ class PacketReader:
         if not self._in_steps:
             return self.survey.observation(dict(record))
         begun: Unfinished = self.survey.begin(dict(record))  # type: ignore[attr-defined]
-        waiting.add(begun.wanted)
+        waiting.add(begun.wanted, begun.points)
         return begun
 
 

@@ -1,10 +1,11 @@
-"""Images of packets -> model-ready stamps, for many packets at once.
+"""Images of packets -> model-ready stamps, for many packets at once; their photometry waits with them.
 
 numpy takes as long for one stamp as for five, so stamps are collected and made together. Errors in a packet's images
 are found before that, in the same order as for a single packet; an empty stamp is noticed when it is made, and
 recorded with its packet.
 """
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag, Observation
+from skyheed.broker.packets import points
 from skyheed.broker.packets.fits import Image
+from skyheed.broker.packets.points import WantedPoints
 from skyheed.classifier.stamp import Matrix, Place, StampError, normalise_at, place, rounded
 
 MOST_BYTES = 2**20  # bytes of waiting images: what is made together stays in a core's cache
@@ -60,10 +63,15 @@ class WantedStamps:
 
 @dataclass(eq=False, slots=True)
 class Unfinished:
-    """An observation that lacks its stamps; `finish` completes it with the stamps and their flags."""
+    """An observation that lacks its stamps; `finish` completes it with the stamps and their flags.
+
+    Attributes:
+        points: its photometry, which `finish` makes if it has not been yet; None for none.
+    """
 
     wanted: WantedStamps
     finish: Callable[[Stamps, int], Observation]
+    points: WantedPoints | None = None
 
     def observation(self) -> Observation:
         """The observation; its stamps are made now if they have not been yet.
@@ -75,21 +83,30 @@ class Unfinished:
 
 
 class Waiting:
-    """Stamps that wait to be made together."""
+    """Stamps and photometry that wait to be made together."""
 
     def __init__(self) -> None:
         self._wanted: list[WantedStamps] = []
+        self._points: list[WantedPoints] = []
         self._size = 0
 
-    def add(self, wanted: WantedStamps) -> None:
-        """Add the stamps of one packet; all are made once there are enough."""
+    def add(self, wanted: WantedStamps, photometry: WantedPoints | None = None) -> None:
+        """Add the stamps and photometry of one packet; all stamps are made once there are enough."""
         self._wanted.append(wanted)
+        if photometry:
+            self._points.append(photometry)
         self._size += wanted.size
         if self._size >= MOST_BYTES:
-            self.make()
+            self._make_stamps()
 
     def make(self) -> None:
-        """Make all waiting stamps."""
+        """Make all that waits."""
+        self._make_stamps()
+        waiting, self._points = self._points, []
+        with contextlib.suppress(Exception):  # it is found again when its packet is finished, alone
+            points.make(waiting)
+
+    def _make_stamps(self) -> None:
         waiting, self._wanted, self._size = self._wanted, [], 0
         make(waiting)
 

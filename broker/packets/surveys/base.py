@@ -3,7 +3,7 @@
 import abc
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from types import MappingProxyType
@@ -12,18 +12,25 @@ from typing import Any, ClassVar
 import numpy as np
 
 from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
-from skyheed.broker.observation import BANDS, Observation
+from skyheed.broker.observation import Observation
+from skyheed.broker.packets.points import (
+    AB_NJY,
+    MAX_FLUX_NJY,
+    MJD_RANGE,
+    PLACES,
+    Point,
+    Points,
+    WantedPoints,
+    own_points,
+    photometry_of,
+    together,
+)
 from skyheed.broker.packets.stamps import Stamps, Unfinished, WantedStamps
-from skyheed.classifier.history import DETECTION, IMAGE_KINDS, MOST_POINTS, POINT_KINDS, STEPS_A_DAY, Photometry
+from skyheed.classifier.history import DETECTION, IMAGE_KINDS, STEPS_A_DAY, Photometry
 
-AB_NJY = 3631e9  # nJy of magnitude 0 (Oke & Gunn 1983)
 ERROR_PER_MAG = 0.4 * math.log(10)
-_MJD_RANGE = 15020.0, 88069.0  # the years 1900 to 2100: anything else is a damaged or missing time
 _MAX_MAG = 60.0
-_MAX_FLUX_NJY = 3e38  # fluxes are kept as float32, which ends at 3.4e38
-_PLACES = {band: place for place, band in enumerate(BANDS)}
 FILTERS = (Reason.NOT_PUBLIC, Reason.ARTEFACT, Reason.SOLAR_SYSTEM)
-Point = tuple[float, str, float, float, int]  # MJD, band, flux and its error (nJy), kind of `classifier.history`
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,15 +201,18 @@ class BaseSurvey:
         own: DetectionFields,
         wanted: WantedStamps,
         context: Callable[[], dict[str, float]],
-        points: Callable[[], Iterator[Point]] | None = None,
+        record: Mapping[str, Any] | None = None,
         turned: bool = False,
     ) -> Unfinished:
-        """The observation without its stamps; `context` and `points` are read when it is finished, if wanted.
+        """The observation without its stamps and photometry; `context` is read when it is finished, if wanted.
 
         Args:
-            points: photometry, including the detection's own; None for a survey without it.
+            record: that `earlier_points` reads photometry from; None for a survey without it.
             turned: reverse the sign of the difference stamp.
         """
+        points = None
+        if record is not None and self.wanted.photometry:
+            points = WantedPoints(record, own.point, self.photometry)
 
         def finish(stamps: Stamps, flags: int) -> Observation:
             if turned and "difference" in stamps:
@@ -219,18 +229,22 @@ class BaseSurvey:
                 stamp=stamps.pop(self.stamp),
                 flags=flags | own.flags,
                 images=stamps,
-                photometry=self.photometry(points(), own.mjd) if points else None,
+                photometry=points.result() if points else None,
                 context=context() if self.wanted.context else {},
             )
 
-        return Unfinished(wanted, finish)
+        return Unfinished(wanted, finish, points)
 
-    def photometry(self, points: Iterator[Point], until: float) -> Photometry | None:
-        """The points of the bands in use up to a time (MJD); None if they are not wanted."""
-        if not self.wanted.photometry:
-            return None
-        bands, last = frozenset(self.bands), until + 1 / STEPS_A_DAY
-        return photometry_of([p for p in points if p[1] in bands and p[0] <= last])
+    def photometry(self, wanted: Sequence[WantedPoints]) -> list[Photometry]:
+        """The photometry of packets: the points of the bands in use up to the packet's own time."""
+        points = together([own_points(wanted), *self.earlier_points([one.record for one in wanted])])
+        last = points.mjd[: len(wanted)] + 1 / STEPS_A_DAY
+        used = np.isin(points.band, [PLACES[band] for band in self.bands])
+        return photometry_of(points.where(np.flatnonzero(used & (points.mjd <= last[points.packet]))), len(wanted))
+
+    def earlier_points(self, records: Sequence[Mapping[str, Any]]) -> list[Points]:
+        """What packets say of the times before them, in parts; surveys with photometry override it."""
+        return []
 
     def further_images(self, record: Mapping[str, Any]) -> dict[str, bytes]:
         """The files of the wanted stamps by kind, the chosen one first; missing ones of other kinds are left out.
@@ -248,26 +262,6 @@ class BaseSurvey:
 def cutout_field(kind: str) -> str:
     """The record's field that holds a kind of stamp."""
     return f"cutout{kind.capitalize()}"
-
-
-def photometry_of(points: Iterable[Point]) -> Photometry:
-    """Points in any order, each once; damaged ones (without finite flux and positive error) are dropped.
-
-    The same as `Photometry.merged`, in a third of the time for the few points of a packet.
-    """
-    best: dict[int, tuple[float, float]] = {}
-    earliest, latest = _MJD_RANGE
-    for mjd, band, flux, error, kind in points:
-        if earliest < mjd < latest and -_MAX_FLUX_NJY < flux < _MAX_FLUX_NJY and 0 < error < _MAX_FLUX_NJY:
-            key = (round(mjd * STEPS_A_DAY) * len(BANDS) + _PLACES[band]) * POINT_KINDS + kind
-            value = error, -flux
-            if key not in best or value < best[key]:
-                best[key] = value
-    keys = np.array(sorted(best)[-MOST_POINTS:], np.int64)
-    errors, fluxes = np.array([best[key] for key in keys.tolist()], np.float32).reshape(-1, 2).T
-    places, kinds = np.divmod(keys, POINT_KINDS)
-    steps, bands = np.divmod(places, len(BANDS))
-    return Photometry(steps / STEPS_A_DAY, bands.astype(np.uint8), -fluxes, errors.copy(), kinds.astype(np.uint8))
 
 
 def object_id(value: str | int | None) -> str:
@@ -293,7 +287,7 @@ def source_id(value: int | str | None) -> int:
 
 def mjd(value: float | None) -> float:
     """A plausible time (MJD)."""
-    if value is None or not _MJD_RANGE[0] < value < _MJD_RANGE[1]:
+    if value is None or not MJD_RANGE[0] < value < MJD_RANGE[1]:
         raise PacketError(Reason.NO_TIME, f"time {value!r} (MJD)")
     return value
 
@@ -309,7 +303,7 @@ def flux(value: float | None) -> float:
     """A flux or its error (nJy); NaN if the packet has none; PacketError (BAD_FLUX) beyond any real flux."""
     if value is None:
         return math.nan
-    if abs(value) > _MAX_FLUX_NJY:
+    if abs(value) > MAX_FLUX_NJY:
         raise PacketError(Reason.BAD_FLUX, f"flux {value!r}")
     return value
 

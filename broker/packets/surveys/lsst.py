@@ -6,13 +6,18 @@ solar-system object has no diaObject: there is no sequence of stamps to keep, so
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from skyheed.broker.errors import PacketError, Reason, SkipPacket
 from skyheed.broker.observation import BANDS, Flag
 from skyheed.broker.packets.fits import Image, on_sky, read_image
+from skyheed.broker.packets.points import AB_NJY, Points, column, counted, places
 from skyheed.broker.packets.stamps import Unfinished, wanted_of
 from skyheed.broker.packets.surveys import base
 from skyheed.broker.packets.surveys.previous import EarlierSchema, Named, named
@@ -20,6 +25,7 @@ from skyheed.classifier import context
 from skyheed.classifier.history import DETECTION, FORCED
 
 _LEAST_SIGNAL = 3.0  # signal-to-noise ratio from which a reference flux has a magnitude
+_POINT = itemgetter("midpointMjdTai", "band", "psfFlux", "psfFluxErr")
 
 
 class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
@@ -55,9 +61,18 @@ class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
         wanted = wanted_of(images, 1.0, lambda image: on_sky(image, ra, dec))
         flags = int(Flag.NEGATIVE) if flux < 0 else 0
         own = base.DetectionFields(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
-        return self.unfinished(
-            own, wanted, lambda: _context(record, source, mjd, (ra, dec)), lambda: _points(record, own.point)
-        )
+        return self.unfinished(own, wanted, lambda: _context(record, source, mjd, (ra, dec)), record)
+
+    def earlier_points(self, records: Sequence[Mapping[str, Any]]) -> list[Points]:
+        """See `BaseSurvey.earlier_points`."""
+        found = []
+        for kind, field in ((DETECTION, "prvDiaSources"), (FORCED, "prvDiaForcedSources")):
+            rows = [[_POINT(item) for item in record[field] or () if item] for record in records]
+            if any(rows):
+                mjd, band, flux, error = zip(*chain(*rows), strict=True)
+                kinds = np.full(len(mjd), kind)
+                found.append(Points(counted(rows), column(mjd), places(band), column(flux), column(error), kinds))
+        return found
 
     def time(self, record: dict[str, Any]) -> float:
         """Mid-exposure, MJD TAI."""
@@ -90,15 +105,6 @@ def _image(data: bytes) -> Image:
     return image
 
 
-def _points(record: Mapping[str, Any], own: base.Point) -> Iterator[base.Point]:
-    yield own
-    for kind, field in ((DETECTION, "prvDiaSources"), (FORCED, "prvDiaForcedSources")):
-        for item in record[field] or ():
-            if item and item["midpointMjdTai"] is not None:
-                flux, error = base.finite(item["psfFlux"]), base.finite(item["psfFluxErr"])
-                yield item["midpointMjdTai"], item["band"] or "", flux, error, kind
-
-
 def _context(
     record: Mapping[str, Any], source: Mapping[str, Any], mjd: float, place: tuple[float, float]
 ) -> dict[str, float]:
@@ -127,7 +133,7 @@ def _reference_magnitude(source: Mapping[str, Any]) -> float | None:
 
 def _magnitude(flux: float) -> float | None:
     """AB magnitude of a flux (nJy), if it has one."""
-    return -2.5 * math.log10(flux / base.AB_NJY) if 0 < flux < math.inf else None
+    return -2.5 * math.log10(flux / AB_NJY) if 0 < flux < math.inf else None
 
 
 def _given(number: int | str | None) -> bool:

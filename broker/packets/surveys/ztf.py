@@ -14,13 +14,19 @@ Cite Bellm+2019 (PASP 131, 018002), Masci+2019 (PASP 131, 018003), Patterson+201
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag
 from skyheed.broker.packets.fits import Image, on_sky, read_image
+from skyheed.broker.packets.points import AB_NJY, Points, column, counted, places
 from skyheed.broker.packets.stamps import Unfinished, WantedStamps, wanted_of
 from skyheed.broker.packets.surveys import base
 from skyheed.broker.packets.surveys.previous import EarlierSchema, Named, named
@@ -46,7 +52,8 @@ _CHIP_MIDDLE = 1540.0  # a readout quadrant has 3072 x 3080 pixels
 # ZTF writes t and f; brokers that rewrite packets also use 1, 0 and -1, booleans, and all of these as text.
 _BRIGHTER, _FAINTER = frozenset(("t", "true", "1", "+1", "1.0")), frozenset(("f", "false", "0", "-1", "0.0", "-1.0"))
 
-_AS_WRITTEN: dict[Any, float] = {"t": 1.0, "f": -1.0}  # by IPAC
+_EARLIER = itemgetter("jd", "fid", "programid", "isdiffpos", "magpsf", "sigmapsf", "diffmaglim")
+_FORCED = itemgetter("jd", "exptime", "fid", "programid", "forcediffimflux", "forcediffimfluxunc", "magzpsci")
 
 
 class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
@@ -86,9 +93,7 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
         wanted, nominal = self._wanted_stamps(record, candidate, band, (ra, dec))
         flags = nominal | (_NEGATIVE if sign < 0 else 0)
         own = base.DetectionFields(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
-        return self.unfinished(
-            own, wanted, lambda: _context(candidate, ra, dec), lambda: self._points(record, own.point), turned=sign < 0
-        )
+        return self.unfinished(own, wanted, lambda: _context(candidate, ra, dec), record, turned=sign < 0)
 
     def _filter(self, candidate: Mapping[str, Any]) -> None:
         score = candidate.get("drb") or candidate.get("rb")  # brokers that rewrite packets use 0 for none
@@ -112,13 +117,18 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
 
         return wanted_of(images, counts, where), nominal
 
-    def _points(self, record: Mapping[str, Any], own: base.Point) -> Iterator[base.Point]:
-        public = Reason.NOT_PUBLIC in self.wanted.skip
-        yield own
-        for make, field in ((_earlier, "prv_candidates"), (_forced, "fp_hists")):
-            for item in record[field] or ():
-                if item and not (public and item["programid"] not in _PUBLIC) and (point := make(item)):
-                    yield point
+    def earlier_points(self, records: Sequence[Mapping[str, Any]]) -> list[Points]:
+        """See `BaseSurvey.earlier_points`."""
+        found = []
+        for make, field, values in ((_earlier, "prv_candidates", _EARLIER), (_forced, "fp_hists", _FORCED)):
+            rows = [[values(item) for item in record[field] or () if item] for record in records]
+            if any(rows):
+                found.append(make(counted(rows), list(zip(*chain(*rows), strict=True)), self._public_alone))
+        return found
+
+    @property
+    def _public_alone(self) -> bool:
+        return Reason.NOT_PUBLIC in self.wanted.skip
 
     def time(self, record: dict[str, Any]) -> float:
         """Mid-exposure, MJD TAI, from the start of the exposure in UTC."""
@@ -139,30 +149,55 @@ def _middle(jd: float | None, exposure: float | None) -> float | None:
     return jd - 2_400_000.5 + (exposure / 2 + _TAI_MINUS_UTC_S) / _DAY_S
 
 
-def _earlier(item: Mapping[str, Any]) -> base.Point | None:
-    """A detection or non-detection of `prv_candidates`, which do not give their exposure time."""
-    mjd, band = _middle(item["jd"], None), _BANDS.get(item["fid"] or 0)
-    if mjd is None or band is None:
-        return None
-    if item["magpsf"] is None:  # diffmaglim is the 5-sigma limit
-        return mjd, band, 0.0, _flux(item["diffmaglim"]) / 5, UPPER_LIMIT
-    flux = _known_sign(item["isdiffpos"]) * _flux(item["magpsf"])
-    return mjd, band, flux, abs(flux) * base.ERROR_PER_MAG * base.finite(item["sigmapsf"]), DETECTION
+Columns = Sequence[Sequence[Any]]
 
 
-def _forced(item: Mapping[str, Any]) -> base.Point | None:
-    """A point of `fp_hists`; an error of -99999, for a flux that could not be measured, makes it invalid."""
-    mjd, band, zero = _middle(item["jd"], item["exptime"]), _BANDS.get(item["fid"] or 0), item["magzpsci"]
-    if mjd is None or band is None or zero is None or not _ZERO_POINTS[0] < zero < _ZERO_POINTS[1]:
-        return None
-    counts = base.flux_of(zero)
-    flux, error = base.finite(item["forcediffimflux"]), base.finite(item["forcediffimfluxunc"])
-    return mjd, band, flux * counts, error * counts, FORCED
+def _earlier(packet: NDArray[np.int64], columns: Columns, public_alone: bool) -> Points:
+    """Detections and non-detections of `prv_candidates`, which do not give their exposure time."""
+    jd, fid, program, isdiffpos, magpsf, sigmapsf, diffmaglim = columns
+    limit = np.array([magnitude is None for magnitude in magpsf])
+    signs = {written: _known_sign(written) for written in set(isdiffpos)}
+    magnitude, deepest = column(magpsf), column(diffmaglim)
+    flux = _fluxes(np.where(limit, deepest, magnitude))
+    sign = np.array([signs[written] for written in isdiffpos])
+    error = np.where(limit, flux / 5, np.abs(flux) * base.ERROR_PER_MAG * column(sigmapsf))  # a 5-sigma limit
+    mjd = _middles(column(jd), np.float64(_EXPOSURE_S))
+    kind = np.where(limit, UPPER_LIMIT, DETECTION)
+    found = Points(packet, mjd, _places(fid), np.where(limit, 0.0, sign * flux), error, kind)
+    return found.where(_usable(program, public_alone))
 
 
-def _flux(magnitude: float | None) -> float:
-    """nJy of a magnitude; NaN for None, and for values that cannot be a magnitude."""
-    return base.AB_NJY * 10 ** (-0.4 * magnitude) if magnitude is not None and 0 < magnitude < 40 else math.nan
+def _forced(packet: NDArray[np.int64], columns: Columns, public_alone: bool) -> Points:
+    """Points of `fp_hists`; an error of -99999, for a flux that could not be measured, makes one invalid."""
+    jd, exptime, fid, program, counts, counts_error, magzpsci = columns
+    zero = column(magzpsci)
+    known = (zero > _ZERO_POINTS[0]) & (zero < _ZERO_POINTS[1])
+    njy = _fluxes(np.where(known, zero, np.nan))
+    mjd = _middles(column(jd), column(exptime))
+    kind = np.full(len(packet), FORCED)
+    found = Points(packet, mjd, _places(fid), column(counts) * njy, column(counts_error) * njy, kind)
+    return found.where(_usable(program, public_alone))
+
+
+def _usable(program: Sequence[int | None], public_alone: bool) -> NDArray[np.int64]:
+    return np.flatnonzero([not public_alone or number in _PUBLIC for number in program])
+
+
+def _places(fid: Sequence[int | None]) -> NDArray[np.int64]:
+    return places(_BANDS.get(number or 0) for number in fid)
+
+
+def _middles(jd: NDArray[np.float64], exposure: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+    """`_middle` for many; NaN for none."""
+    seconds = np.where((exposure > 0) & (exposure < 3600), exposure, _EXPOSURE_S)
+    return jd - 2_400_000.5 + (seconds / 2 + _TAI_MINUS_UTC_S) / _DAY_S
+
+
+def _fluxes(magnitude: NDArray[np.float64]) -> NDArray[np.float64]:
+    """nJy of magnitudes; NaN for values that cannot be a magnitude."""
+    real = np.where((magnitude > 0) & (magnitude < 40), magnitude, np.nan)
+    # numpy's power is not the same to the last bit on every processor
+    return AB_NJY * column([10**exponent for exponent in (-0.4 * real).tolist()])
 
 
 def _context(candidate: Mapping[str, Any], ra: float, dec: float) -> dict[str, float]:
@@ -197,8 +232,6 @@ def _between(one: float | None, other: float | None) -> float | None:
 
 def _known_sign(isdiffpos: str | float | None) -> float:
     """The sign of an earlier detection; NaN where it is unknown."""
-    if isdiffpos in _AS_WRITTEN:
-        return _AS_WRITTEN[isdiffpos]
     try:
         return _sign(isdiffpos)
     except PacketError:
