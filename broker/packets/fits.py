@@ -8,6 +8,7 @@ FITS standard 4.0: https://fits.gsfc.nasa.gov/fits_standard.html; WCS: Calabrett
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NoReturn
@@ -33,25 +34,21 @@ _WANTED = frozenset(b"SIMPLE BITPIX NAXIS NAXIS1 NAXIS2 BUNIT BSCALE BZERO BLANK
 Cards = dict[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """The first image of a FITS file: float32 [ny, nx], its unit (as written) and its WCS if it has one.
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What a FITS header says of its image.
 
     Attributes:
+        shape: (ny, nx).
+        dtype: of the pixels in the file.
+        size: bytes of the header.
+        unit: as written.
         no_wcs: what is wrong with a WCS that cannot be applied; `wcs` is None then.
     """
 
-    pixels: NDArray[np.float32]
-    unit: str
-    wcs: Wcs | None
-    no_wcs: str = ""
-
-
-@dataclass(frozen=True)
-class _Header:
     shape: tuple[int, int]
     dtype: str
-    size: int  # bytes of the header
+    size: int
     scale: float
     zero: float
     blank: int | None
@@ -63,6 +60,29 @@ class _Header:
     def bytes(self) -> int:
         """Bytes of the pixels."""
         return self.shape[0] * self.shape[1] * np.dtype(self.dtype).itemsize
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the pixels are those of the file, once their bytes are swapped."""
+        return (self.dtype, self.scale, self.zero, self.blank) == (">f4", 1.0, 0.0, None)
+
+
+@dataclass(eq=False, slots=True)
+class Image:
+    """The first image of a FITS file.
+
+    Attributes:
+        header: the same object for files with the same header.
+        data: its pixels as in the file, row by row.
+    """
+
+    header: Header
+    data: memoryview
+
+    @property
+    def pixels(self) -> NDArray[np.float32]:
+        """Float32 [ny, nx]."""
+        return _pixels(self.data, self.header)
 
 
 def read_image(data: bytes, max_bytes: int = MAX_STAMP_BYTES) -> Image:
@@ -84,9 +104,20 @@ def read_image(data: bytes, max_bytes: int = MAX_STAMP_BYTES) -> Image:
         if not data.startswith(b"XTENSION= 'IMAGE   '", start):
             _fail(Reason.BAD_FITS, "no image in the first two units")
         header = _header(data, start)
-    pixels = _pixels(data, start + header.size, header)
-    _check_rest(data, start + header.size + -(-header.bytes // _BLOCK) * _BLOCK)
-    return Image(pixels, header.unit, header.wcs, header.no_wcs)
+    start += header.size
+    if start + header.bytes > len(data):
+        ny, nx = header.shape
+        _fail(Reason.BAD_FITS, f"ends inside its {nx} x {ny} pixels")
+    _check_rest(data, start + -(-header.bytes // _BLOCK) * _BLOCK)
+    return Image(header, memoryview(data)[start : start + header.bytes])
+
+
+def pixels_of(images: Sequence[Image]) -> NDArray[np.float32]:
+    """The pixels of images of one shape, float32 [n, ny, nx]."""
+    if not all(image.header.plain for image in images):
+        return np.array([image.pixels for image in images])
+    raw = np.frombuffer(b"".join([image.data for image in images]), ">f4")
+    return raw.astype(np.float32).reshape(len(images), *images[0].header.shape)
 
 
 def on_sky(image: Image, ra: float, dec: float) -> tuple[tuple[float, float], Matrix]:
@@ -95,12 +126,11 @@ def on_sky(image: Image, ra: float, dec: float) -> tuple[tuple[float, float], Ma
     Raises:
         PacketError: BAD_FITS (no WCS, or one that cannot be applied).
     """
-    if image.wcs is None:
-        _fail(
-            Reason.BAD_FITS, f"the stamp cannot be turned: {image.no_wcs}" if image.no_wcs else "the stamp has no WCS"
-        )
+    sky, fault = image.header.wcs, image.header.no_wcs
+    if sky is None:
+        _fail(Reason.BAD_FITS, f"the stamp cannot be turned: {fault}" if fault else "the stamp has no WCS")
     try:
-        return image.wcs.pixel_of(ra, dec), image.wcs.matrix_at(ra, dec)
+        return sky.pixel_of(ra, dec), sky.matrix_at(ra, dec)
     except wcs.Unapplied as error:
         raise PacketError(Reason.BAD_FITS, f"the stamp cannot be turned: {error}") from error
 
@@ -117,7 +147,7 @@ def _gunzip(data: bytes, max_bytes: int) -> bytes:
 # --- headers -----------------------------------------------------------------------------------------------
 
 
-def _header(data: bytes, start: int) -> _Header | None:
+def _header(data: bytes, start: int) -> Header | None:
     """The header at `start`; None for a unit without pixels."""
     first = data[start : start + _BLOCK]
     # the same bytes are the same header: END is searched for once, and errors are found again
@@ -131,7 +161,7 @@ def _ends(block: bytes) -> bool:
 
 
 @lru_cache(64)  # ZTF's stamps all have the same header; Rubin's are all different
-def _parse(header: bytes) -> _Header | None:
+def _parse(header: bytes) -> Header | None:
     if header.translate(None, _TEXT):
         _fail(Reason.BAD_FITS, "the header has bytes that are not text")
     try:
@@ -173,7 +203,7 @@ def _value(header: bytes, at: int, key: bytes) -> bytes:
     return found[2] if found[1] is None else found[1].rstrip()
 
 
-def _interpret(cards: Cards, size: int) -> _Header | None:
+def _interpret(cards: Cards, size: int) -> Header | None:
     if cards.get(b"SIMPLE", b"T") != b"T":  # then nothing else in it needs to be valid
         raise ValueError(f"SIMPLE is {cards[b'SIMPLE'][:20].decode('ascii', 'replace')!a}, not T")
     axes = _whole(cards, b"NAXIS")
@@ -189,7 +219,7 @@ def _interpret(cards: Cards, size: int) -> _Header | None:
     if nx > MAX_SIDE or ny > MAX_SIDE:
         _fail(Reason.STAMP_TOO_LARGE, f"{nx} x {ny} pixels, more than {MAX_SIDE} a side")
     sky, fault = _wcs(cards)
-    return _Header(
+    return Header(
         shape=(ny, nx),
         dtype=_PIXELS[bits],
         size=size,
@@ -216,17 +246,11 @@ def _wcs(cards: Cards) -> tuple[Wcs | None, str]:
         return None, str(error)
 
 
-def _pixels(data: bytes, start: int, header: _Header) -> NDArray[np.float32]:
-    ny, nx = header.shape
-    if start + header.bytes > len(data):
-        _fail(Reason.BAD_FITS, f"ends inside its {nx} x {ny} pixels")
-    raw = np.frombuffer(data, header.dtype, ny * nx, start).reshape(ny, nx)
+def _pixels(data: memoryview, header: Header) -> NDArray[np.float32]:
+    raw = np.frombuffer(data, header.dtype).reshape(header.shape)
     scaled = header.scale != 1 or header.zero != 0
-    if header.dtype == ">f4" and not scaled:  # the bytes only need swapping
-        pixels = raw.astype(np.float32)
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            pixels = (raw * header.scale + header.zero if scaled else raw).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        pixels = (raw * header.scale + header.zero if scaled else raw).astype(np.float32)
     if header.blank is not None:
         pixels[raw == header.blank] = np.nan
     return pixels

@@ -58,7 +58,10 @@ class PacketReader:
             PacketError: some record cannot be used.
             ServiceError: the schema registry denies access.
         """
-        return self.finish(self.begin(value, headers, meanwhile, Waiting()))
+        waiting = Waiting()
+        begun = self.begin(value, headers, meanwhile, waiting)
+        waiting.make()
+        return self.finish(begun)
 
     def begin(
         self, value: bytes | None, headers: Headers | None, meanwhile: Callable[[], None], waiting: Waiting

@@ -1,13 +1,12 @@
 """Images of packets -> model-ready stamps, for many packets at once; their photometry waits with them.
 
-numpy takes as long for one stamp as for five, so stamps are collected and made together. Errors in a packet's images
-are found before that, in the same order as for a single packet; an empty stamp is noticed when it is made, and
-recorded with its packet.
+numpy takes as long for one stamp as for five, so stamps are collected and made together. What is wrong with a packet's
+images is found when its stamps are made, and recorded with the packet.
 """
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,13 +15,14 @@ from numpy.typing import NDArray
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag, Observation
 from skyheed.broker.packets import points
-from skyheed.broker.packets.fits import Image
+from skyheed.broker.packets.fits import Image, pixels_of, read_image
 from skyheed.broker.packets.points import WantedPoints
 from skyheed.classifier.stamp import Matrix, Place, StampError, normalise_at, place, rounded
 
-MOST_BYTES = 2**20  # bytes of waiting images: what is made together stays in a core's cache
+MOST_BYTES = 2**20  # bytes of images made together: they stay in a core's cache
 Stamps = dict[str, NDArray[np.float16]]
 Where = Callable[[Image], tuple[tuple[float, float] | None, Matrix | None]]
+Placed = dict[str, tuple[Place, Image]]
 
 _FILLED = {"science": Flag.FILLED, "difference": Flag.DIFFERENCE_FILLED, "template": Flag.TEMPLATE_FILLED}
 
@@ -32,29 +32,57 @@ class WantedStamps:
     """The stamps of one packet, to be made.
 
     Attributes:
-        images: kind -> its source position and pixels, the main one first; empty once the stamps are made.
+        files: kind -> FITS file, gzipped or not, the main one first; empty once the stamps are made.
         njy_per_count: nJy per pixel unit.
+        where: for an image, the (x, y) of the source and the matrix to the sky, as for `classifier.stamp.normalise`;
+            called once for images of the same shape and geometry.
+        read: file -> image.
         stamps, flags, error: the result.
     """
 
-    images: dict[str, tuple[Place, NDArray[np.float32]]]
+    files: dict[str, bytes]
     njy_per_count: float
+    where: Where
+    read: Callable[[bytes], Image] = read_image
     stamps: Stamps = field(default_factory=dict)
     flags: int = 0
-    error: PacketError | None = None
+    error: Exception | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of pixels held."""
-        return sum(pixels.nbytes for _, pixels in self.images.values())
+        """Bytes of files held."""
+        return sum(map(len, self.files.values()))
+
+    def images(self) -> Placed:
+        """The images by kind, each with the place of its stamp.
+
+        Raises:
+            PacketError: as `read`, and BAD_FITS for a stamp that cannot be made there.
+        """
+        places: dict[object, Place] = {}
+        placed = {}
+        for kind, image in {kind: self.read(data) for kind, data in self.files.items()}.items():
+            if image.header not in places:
+                places[image.header] = self._place(image)
+            placed[kind] = places[image.header], image
+        return placed
+
+    def _place(self, image: Image) -> Place:
+        centre, to_sky = self.where(image)
+        try:
+            return place(image.header.shape, self.njy_per_count, centre, to_sky)
+        except StampError as error:
+            raise PacketError(Reason.BAD_FITS, str(error)) from error
 
     def result(self) -> tuple[Stamps, int]:
         """Stamps by kind, all but the first `rounded`, and the flags: those of the first, and which others were filled.
 
+        Kinds without pixels are left out; the first must have some.
+
         Raises:
-            PacketError: EMPTY_STAMP.
+            PacketError: as `images`, or EMPTY_STAMP.
         """
-        if self.images:
+        if self.files:
             make([self])
         if self.error:
             raise self.error
@@ -111,54 +139,42 @@ class Waiting:
         make(waiting)
 
 
-def wanted_of(images: Mapping[str, Image], njy_per_count: float, where: Where) -> WantedStamps:
-    """The stamps that `classifier.stamp.normalise` is to make from one packet's images.
-
-    Args:
-        images: kind -> image; the first must have pixels, others without pixels are left out.
-        where: for an image, the (x, y) of the source and the matrix to the sky, as for `normalise`; called once for
-            images of the same shape and geometry.
-
-    Raises:
-        PacketError: BAD_FITS.
-    """
-    places: dict[object, Place] = {}
-    placed = {}
-    for kind, image in images.items():
-        key = image.pixels.shape, image.wcs, image.no_wcs
-        if key not in places:
-            places[key] = _place(image, njy_per_count, where)
-        placed[kind] = places[key], image.pixels
-    return WantedStamps(placed, njy_per_count)
-
-
-def _place(image: Image, njy_per_count: float, where: Where) -> Place:
-    ny, nx = image.pixels.shape
-    centre, to_sky = where(image)
-    try:
-        return place((ny, nx), njy_per_count, centre, to_sky)
-    except StampError as error:
-        raise PacketError(Reason.BAD_FITS, str(error)) from error
-
-
 def make(waiting: Sequence[WantedStamps]) -> None:
-    """Make the stamps of packets, those at the same source position together; their images are then released."""
-    groups: dict[Place, list[tuple[WantedStamps, str]]] = defaultdict(list)
+    """Make the stamps of packets, as many at once as `MOST_BYTES` allow; their files are then released."""
+    ready: list[tuple[WantedStamps, Placed]] = []
+    size = 0
     for wanted in waiting:
-        for kind, (at, _) in wanted.images.items():
-            groups[at].append((wanted, kind))
+        try:
+            images = wanted.images()
+        except Exception as error:
+            wanted.error = error
+        else:
+            ready.append((wanted, images))
+            size += sum(image.header.bytes for _, image in images.values())
+        wanted.files = {}
+        if size >= MOST_BYTES:
+            _make(ready)
+            ready, size = [], 0
+    _make(ready)
+
+
+def _make(ready: Sequence[tuple[WantedStamps, Placed]]) -> None:
+    """Make stamps, those at the same source position together."""
+    groups: dict[Place, list[tuple[WantedStamps, str, Image]]] = defaultdict(list)
+    for wanted, images in ready:
+        for kind, (at, image) in images.items():
+            groups[at].append((wanted, kind, image))
     made: dict[tuple[WantedStamps, str], tuple[NDArray[np.float16], int] | None] = {}
     for at, members in groups.items():
-        pixels = np.array([wanted.images[kind][1] for wanted, kind in members])
-        scales = np.array([wanted.njy_per_count for wanted, _ in members])
-        made.update(zip(members, normalise_at(pixels, scales, at), strict=True))
-    for wanted in waiting:
-        _sort(wanted, {kind: made[wanted, kind] for kind in wanted.images})
-    _round(waiting)
+        scales = np.array([wanted.njy_per_count for wanted, *_ in members])
+        stamps = normalise_at(pixels_of([image for *_, image in members]), scales, at)
+        made.update(((wanted, kind), stamp) for (wanted, kind, _), stamp in zip(members, stamps, strict=True))
+    for wanted, images in ready:
+        _sort(wanted, {kind: made[wanted, kind] for kind in images})
+    _round([wanted for wanted, _ in ready])
 
 
 def _sort(wanted: WantedStamps, made: dict[str, tuple[NDArray[np.float16], int] | None]) -> None:
-    wanted.images = {}
     main = next(iter(made))
     first = made[main]
     if first is None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
 from skyheed.broker.observation import Observation
+from skyheed.broker.packets.fits import Image, read_image
 from skyheed.broker.packets.points import (
     AB_NJY,
     MAX_FLUX_NJY,
@@ -335,6 +336,14 @@ def stamp_bytes(cutout: Mapping[str, Any] | bytes | None, kind: str) -> bytes:
     if not data:
         raise SkipPacket(Reason.NO_STAMP, f"no {kind} stamp")
     return data
+
+
+def calibrated(data: bytes) -> Image:
+    """The image of a stamp's file whose unit has to be nJy; raises PacketError."""
+    image = read_image(data)
+    if image.header.unit != "nJy":
+        raise PacketError(Reason.BAD_FITS, f"the stamp's unit is {image.header.unit[:20]!r}, not nJy")
+    return image
 
 
 def finite(value: float | None) -> float:

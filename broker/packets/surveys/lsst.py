@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from skyheed.broker.errors import PacketError, Reason, SkipPacket
+from skyheed.broker.errors import Reason, SkipPacket
 from skyheed.broker.observation import BANDS, Flag
-from skyheed.broker.packets.fits import Image, on_sky, read_image
+from skyheed.broker.packets.fits import on_sky
 from skyheed.broker.packets.points import AB_NJY, Points, column, counted, places
-from skyheed.broker.packets.stamps import Unfinished, wanted_of
+from skyheed.broker.packets.stamps import Unfinished, WantedStamps
 from skyheed.broker.packets.surveys import base
 from skyheed.broker.packets.surveys.previous import EarlierSchema, Named, named
 from skyheed.classifier import context
@@ -57,8 +57,7 @@ class Lsst(base.InSteps, EarlierSchema, base.BaseSurvey):
         flux, flux_error = base.flux(source.get("psfFlux")), base.flux(source.get("psfFluxErr"))
         score = 0.0 if source.get("glint_trail") else source.get("reliability")
         self.check_filters(public=True, score=score, solar_system=0.0 if _is_solar_system(record, source) else None)
-        images = {kind: _image(data) for kind, data in self.further_images(record).items()}
-        wanted = wanted_of(images, 1.0, lambda image: on_sky(image, ra, dec))
+        wanted = WantedStamps(self.further_images(record), 1.0, lambda image: on_sky(image, ra, dec), base.calibrated)
         flags = int(Flag.NEGATIVE) if flux < 0 else 0
         own = base.DetectionFields(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
         return self.unfinished(own, wanted, lambda: _context(record, source, mjd, (ra, dec)), record)
@@ -96,13 +95,6 @@ def _object_id(record: dict[str, Any], source: dict[str, Any]) -> str:
 
 def _is_solar_system(record: Mapping[str, Any], source: Mapping[str, Any]) -> bool:
     return record["ssSource"] is not None or record["ssObject"] is not None or _given(source.get("ssObjectId"))
-
-
-def _image(data: bytes) -> Image:
-    image = read_image(data)
-    if image.unit != "nJy":
-        raise PacketError(Reason.BAD_FITS, f"the stamp's unit is {image.unit[:20]!r}, not nJy")
-    return image
 
 
 def _context(

@@ -16,11 +16,10 @@ import numpy as np
 from isal import igzip
 from numpy.typing import NDArray
 
-from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag
 from skyheed.broker.packets.container import container_block, container_header
-from skyheed.broker.packets.fits import on_sky, read_image
-from skyheed.broker.packets.stamps import Unfinished, wanted_of
+from skyheed.broker.packets.fits import on_sky
+from skyheed.broker.packets.stamps import Unfinished, WantedStamps
 from skyheed.broker.packets.surveys import base
 from skyheed.classifier import context
 
@@ -48,10 +47,7 @@ class Sdss(base.InSteps, base.BaseSurvey):
         ra, dec = base.position(record["ra"], record["dec"])
         band = self.check_band(record["band"] or "")
         flux = base.flux(record["flux"])
-        image = read_image(base.stamp_bytes(record[base.cutout_field(self.stamp)], self.stamp))
-        if image.unit != "nJy":
-            raise PacketError(Reason.BAD_FITS, f"the stamp's unit is {image.unit[:20]!r}, not nJy")
-        wanted = wanted_of({self.stamp: image}, 1.0, lambda one: on_sky(one, ra, dec))
+        wanted = WantedStamps(self.further_images(record), 1.0, lambda image: on_sky(image, ra, dec), base.calibrated)
         flux_error, flags = base.flux(record["fluxError"]), int(Flag.NEGATIVE) if flux < 0 else 0
         own = base.DetectionFields(object_id, source_id, mjd, band, ra, dec, flux, flux_error, flags)
         return self.unfinished(

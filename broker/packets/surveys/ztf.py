@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag
-from skyheed.broker.packets.fits import Image, on_sky, read_image
+from skyheed.broker.packets.fits import Image, on_sky
 from skyheed.broker.packets.points import AB_NJY, Points, column, counted, places
-from skyheed.broker.packets.stamps import Unfinished, WantedStamps, wanted_of
+from skyheed.broker.packets.stamps import Unfinished, WantedStamps
 from skyheed.broker.packets.surveys import base
 from skyheed.broker.packets.surveys.previous import EarlierSchema, Named, named
 from skyheed.classifier import context
@@ -107,15 +107,15 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
         self, record: Mapping[str, Any], candidate: dict[str, Any], band: str, place: tuple[float, float]
     ) -> tuple[WantedStamps, int]:
         """The stamps, and the flag of a nominal zero point."""
-        images = {kind: read_image(data) for kind, data in self.further_images(record).items()}
+        files = self.further_images(record)
         counts, nominal = _njy_per_count(candidate.get("magzpsci"), band)
 
         def where(image: Image) -> tuple[tuple[float, float] | None, Matrix | None]:
-            if image.wcs or image.no_wcs:  # added by another broker, which knows how it wrote the stamp
+            if image.header.wcs or image.header.no_wcs:  # added by another broker, which knows how it wrote the stamp
                 return on_sky(image, *place)
             return _centre(image, candidate), _TO_SKY
 
-        return wanted_of(images, counts, where), nominal
+        return WantedStamps(files, counts, where), nominal
 
     def earlier_points(self, records: Sequence[Mapping[str, Any]]) -> list[Points]:
         """See `BaseSurvey.earlier_points`."""
@@ -260,7 +260,7 @@ def _njy_per_count(zero_point: float | None, band: str) -> tuple[float, int]:
 
 
 def _centre(image: Image, candidate: dict[str, Any]) -> tuple[float, float]:
-    ny, nx = image.pixels.shape
+    ny, nx = image.header.shape
     return _along(nx, candidate.get("xpos")), _along(ny, candidate.get("ypos"))
 
 

@@ -34,7 +34,8 @@ def ztf_record(rng: random.Random) -> dict[str, Any]:
 
     earlier: list[Any] = [
         row(
-            isdiffpos=rng.choice([*SIGNS, True, 1.0, False, -1.0, None, "x", 2.0]), magpsf=some(rng, rng.choice([18.0, 19.25, None])),
+            isdiffpos=rng.choice([*SIGNS, True, 1.0, False, -1.0, None, "x", 2.0]),
+            magpsf=some(rng, rng.choice([18.0, 19.25, None])),
             sigmapsf=some(rng, rng.choice([0.1, 0.2])), diffmaglim=some(rng, 20.5),
         )
         for _ in range(rng.randrange(40))
@@ -171,7 +172,7 @@ def test_what_cannot_be_made_together_fails_with_its_own_packet() -> None:
     bad = WantedPoints({"prv_candidates": [{"jd": 1.0}], "fp_hists": None}, own, survey.photometry)
     waiting = Waiting()
     for one in (good, bad):
-        waiting.add(WantedStamps({}, 1.0), one)
+        waiting.add(WantedStamps({"science": b"damaged"}, 1.0, lambda _: (None, None)), one)
     waiting.make()
     assert rows_of(good.result()) == [(60000.0, BANDS.index("g"), 5.0, 1.0, DETECTION)]
     with pytest.raises(KeyError):

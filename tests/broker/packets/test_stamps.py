@@ -15,7 +15,7 @@ from skyheed.broker.packets import fits as stamps
 from skyheed.broker.packets.container import Decoder
 from skyheed.broker.packets.fits import on_sky, read_image
 from skyheed.broker.packets.inflate import RAW, InflateError, TooLong, inflate
-from skyheed.broker.packets.stamps import wanted_of
+from skyheed.broker.packets.stamps import WantedStamps
 from skyheed.broker.packets.surveys import load_survey
 from skyheed.broker.registry.schemas import SchemaSource
 
@@ -49,9 +49,14 @@ def header(text):
 HEADER = "SIMPLE  =                    T\nBITPIX  =                  -32\nNAXIS   =                    2\n"
 
 
+def wanted_of(image, njy_per_count, where):
+    """The science stamp of one image, to be made."""
+    return WantedStamps({"science": b"a file"}, njy_per_count, where, lambda _: image)
+
+
 def sky_stamp(image, njy_per_count, ra, dec):
     """The stamp of one image centred on a position, rotated by the image's own WCS, and its flags."""
-    stamps, flags = wanted_of({"science": image}, njy_per_count, lambda one: on_sky(one, ra, dec)).result()
+    stamps, flags = wanted_of(image, njy_per_count, lambda one: on_sky(one, ra, dec)).result()
     return stamps["science"], flags
 
 
@@ -69,8 +74,8 @@ def test_plain_and_gzipped_give_the_same_pixels():
         image = read_image(file)
         assert image.pixels.dtype == np.float32
         assert image.pixels.dtype.isnative
-        assert image.unit == "nJy"
-        assert image.wcs is None
+        assert image.header.unit == "nJy"
+        assert image.header.wcs is None
         np.testing.assert_array_equal(image.pixels, pixels)
 
 
@@ -105,7 +110,7 @@ def test_first_image_behind_an_empty_unit():
     data = make_fits(pixels, sky_cards(), hdu=fits.ImageHDU, before=extra)
     image = read_image(data)
     np.testing.assert_array_equal(image.pixels, pixels)
-    assert image.wcs is not None
+    assert image.header.wcs is not None
 
 
 @pytest.mark.parametrize("form", ["CD", "PC", "PC without CDELT", "CDELT"])
@@ -120,7 +125,7 @@ def test_wcs_agrees_with_astropy(form):
         else:
             cards |= matrix
     data = make_fits(np.zeros((60, 64), np.float32), cards)
-    wcs = read_image(data).wcs
+    wcs = read_image(data).header.wcs
     assert wcs is not None
     reference = WCS(fits.getheader(io.BytesIO(data)))
     for x, y in [(0, 0), (63, 59), (31.5, 12.25)]:
@@ -136,7 +141,7 @@ def test_position_on_the_other_side_of_the_sky_is_refused():
 
 def test_position_across_the_meridian():
     data = make_fits(np.zeros((60, 64), np.float32), sky_cards(CRVAL1=0.0001))
-    wcs = read_image(data).wcs
+    wcs = read_image(data).header.wcs
     assert wcs is not None
     ra, dec = WCS(fits.getheader(io.BytesIO(data))).all_pix2world(50, 20, 0)
     assert wcs.pixel_of(float(ra), float(dec)) == pytest.approx((50, 20), abs=1e-6)
@@ -145,7 +150,7 @@ def test_position_across_the_meridian():
 @pytest.mark.parametrize("changes", [{"CRVAL1": None}, {"CTYPE1": "GLON-CAR", "CTYPE2": "GLAT-CAR"}])
 def test_no_usable_wcs(changes):
     image = read_image(make_fits(np.zeros((60, 64), np.float32), sky_cards(**changes)))
-    assert image.wcs is None
+    assert image.header.wcs is None
     assert reason_of(sky_stamp, image, 1.0, 150.1, 2.2) is Reason.BAD_FITS
 
 
@@ -169,7 +174,7 @@ def test_sky_stamp_turns_by_the_wcs():
 
 def test_empty_stamp():
     image = read_image(make_fits(np.full((40, 40), np.nan, np.float32)))
-    assert reason_of(wanted_of({"science": image}, 1.0, lambda _: (None, None)).result) is Reason.EMPTY_STAMP
+    assert reason_of(wanted_of(image, 1.0, lambda _: (None, None)).result) is Reason.EMPTY_STAMP
 
 
 # --- damaged files
@@ -305,7 +310,7 @@ def test_keywords_that_say_nothing_of_the_image_do_not_matter(cards):
     cards = [*cards, *(f"{key:<8}= {value!r}" for key, value in sky_cards().items())]
     image = read_image(header_with(*cards))
     assert image.pixels.shape == (8, 8)
-    assert bool(image.wcs) != cards[0].startswith("DP1"), image.no_wcs
+    assert bool(image.header.wcs) != cards[0].startswith("DP1"), image.header.no_wcs
 
 
 def test_an_image_that_is_smaller_than_its_data_is_refused():
@@ -331,7 +336,7 @@ def test_headers_are_parsed_once_and_few_are_remembered():
     same, other = make_fits(pixels, {"BUNIT": "nJy"}), [make_fits(pixels, {"CRVAL1": n}) for n in range(100)]
     read_image(same)
     before = stamps._parse.cache_info()
-    assert read_image(same).unit == "nJy"
+    assert read_image(same).header.unit == "nJy"
     assert stamps._parse.cache_info().hits == before.hits + 1
     for data in other:
         read_image(data)
@@ -373,7 +378,7 @@ def compare(data):
     raw = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     with fits.open(io.BytesIO(raw), ignore_missing_simple=True) as file:
         np.testing.assert_array_equal(image.pixels, file[0].data)
-        assert image.unit == file[0].header["BUNIT"]
+        assert image.header.unit == file[0].header["BUNIT"]
         return image, file[0].header.copy()
 
 
@@ -385,7 +390,7 @@ def test_every_real_ztf_stamp_as_astropy_reads_it():
             for record in fastavro.reader(file):
                 for name in CUTOUTS:
                     image, _ = compare(record[name]["stampData"])
-                    assert image.wcs is None
+                    assert image.header.wcs is None
                     read += 1
     assert read == 3 * 242
 
@@ -402,7 +407,7 @@ def test_every_real_rubin_stamp_as_astropy_reads_it():
             cards["CTYPE1"], cards["CTYPE2"] = "RA---TAN", "DEC--TAN"  # the packets leave them out
             ra, dec = record["diaSource"]["ra"], record["diaSource"]["dec"]
             x, y = WCS(cards).all_world2pix(ra, dec, 0)
-            assert image.wcs is not None
-            assert image.wcs.pixel_of(ra, dec) == pytest.approx((float(x), float(y)), abs=1e-6)
+            assert image.header.wcs is not None
+            assert image.header.wcs.pixel_of(ra, dec) == pytest.approx((float(x), float(y)), abs=1e-6)
             read += 1
     assert read == 3 * 39
