@@ -66,37 +66,37 @@ QUANTITIES: tuple[Quantity, ...] = (
 )  # fmt: skip
 NAMES = tuple(quantity.name for quantity in QUANTITIES)
 CODES = {name: code for code, name in enumerate(NAMES)}
+_BOUNDS = {quantity.name: (quantity.low, quantity.high) for quantity in QUANTITIES}
+# The galactic pole: J. Liu, Z. Zhu & B. Hu 2011, A&A 526, A16 (Hipparcos catalogue, volume 1, section 1.5.3).
+_POLE_RA, _POLE_DEC = math.radians(192.85948), math.radians(27.12825)
+_SIN_POLE, _COS_POLE = math.sin(_POLE_DEC), math.cos(_POLE_DEC)
 
 
 def known(values: Mapping[str, float | None]) -> dict[str, float]:
     """The known values: None, NaN and impossible values (such as -999) are dropped."""
     found = {}
     for name, value in values.items():
-        quantity = QUANTITIES[CODES[name]]
-        if value is not None and quantity.low <= value <= quantity.high:
+        low, high = _BOUNDS[name]
+        if value is not None and low <= value <= high:
             found[name] = float(value)
     return found
 
 
 def galactic_latitude(ra: float, dec: float) -> float:
-    """Absolute galactic latitude, degrees, of a position in degrees (ICRS).
-
-    The pole: J. Liu, Z. Zhu & B. Hu 2011, A&A 526, A16 (Hipparcos catalogue, volume 1, section 1.5.3).
-    """
-    pole_ra, pole_dec = math.radians(192.85948), math.radians(27.12825)
+    """Absolute galactic latitude, degrees, of a position in degrees (ICRS)."""
     declination = math.radians(dec)
-    sine = math.sin(declination) * math.sin(pole_dec)
-    sine += math.cos(declination) * math.cos(pole_dec) * math.cos(math.radians(ra) - pole_ra)
+    sine = math.sin(declination) * _SIN_POLE
+    sine += math.cos(declination) * _COS_POLE * math.cos(math.radians(ra) - _POLE_RA)
     return abs(math.degrees(math.asin(max(-1.0, min(1.0, sine)))))
 
 
 def check(context: Mapping[str, float]) -> None:
     """Raise ValueError for a name that is not in the table, or an impossible value."""
     for name, value in context.items():
-        if name not in CODES:
+        if name not in _BOUNDS:
             raise ValueError(f"context has no {name!r}: its names are {', '.join(NAMES)}")
-        quantity = QUANTITIES[CODES[name]]
-        if not quantity.low <= value <= quantity.high:
+        low, high = _BOUNDS[name]
+        if not low <= value <= high:
             raise ValueError(f"context {name} is {value}: leave out unknown values")
 
 

@@ -10,6 +10,7 @@ Two deliberate differences: records are matched by their fields, not by name (ZT
 """
 
 import struct
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -18,7 +19,18 @@ from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets.avro_numbers import signed
 from skyheed.broker.packets.avro_schema import MAX_DEPTH, MAX_SCHEMA_BYTES, Schema, Type
 
-__all__ = ["MAX_DEPTH", "MAX_SCHEMA_BYTES", "MAX_STEPS", "PlainReader", "Plan", "Schema", "Steps", "Type", "resolve"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_SCHEMA_BYTES",
+    "MAX_STEPS",
+    "LengthReader",
+    "PlainReader",
+    "Plan",
+    "Schema",
+    "Steps",
+    "Type",
+    "resolve",
+]
 
 # Values skipped in one message: 1 or 2 s with the slow reader. One year's history of a Rubin deep field has 500,000.
 MAX_STEPS = 2_000_000
@@ -309,6 +321,31 @@ class PlainReader:
 
     def _fail(self, reason: Reason, detail: str) -> NoReturn:
         raise PacketError(reason, f"{detail} (byte {self.position})")
+
+
+class LengthReader(PlainReader):
+    """Notes how long strings are.
+
+    Attributes:
+        lengths: of the values of each string or bytes type, by the type's `id`.
+    """
+
+    def __init__(self, data: bytes, position: int, end: int) -> None:
+        super().__init__(data, position, end)
+        self.lengths: defaultdict[int, Counter[int]] = defaultdict(Counter)
+
+    def _value(self, each: Type) -> Any:
+        value = super()._value(each)
+        if each.kind in ("string", "bytes"):
+            self.lengths[id(each)][len(value)] += 1
+        return value
+
+    def skip(self, each: Type) -> None:
+        """See `PlainReader.skip`."""
+        if each.kind in ("string", "bytes"):
+            self._value(each)
+        else:
+            super().skip(each)
 
 
 def _convert(value: Any, take: str, reader: PlainReader) -> Any:

@@ -13,19 +13,23 @@ writer's schema never become source text.
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from skyheed.broker.errors import PacketError, Reason
-from skyheed.broker.packets.avro import PlainReader, Plan, Schema, Steps, Type, resolve
+from skyheed.broker.packets.avro import LengthReader, PlainReader, Plan, Schema, Steps, Type, resolve
 from skyheed.broker.packets.avro_patterns import (
     FIXED_WIDTH,
+    SHORT,
     Piece,
+    Strings,
     Unsupported,
     joined,
     literal,
     passing,
     short_strings,
+    usually,
 )
 from skyheed.broker.packets.avro_runtime import RUNTIME, Blocks, Items, Mismatch, Reader
 
@@ -34,7 +38,10 @@ from skyheed.broker.packets.avro_runtime import RUNTIME, Blocks, Items, Mismatch
 MAX_PARTS = 8_000
 CREDIT_PARTS, EARNED_PARTS = 40_000, 40  # compiled at once after the start, and allowance per message: 1 ms
 _ARRAY_PARTS = 100
+_ONE_BYTE = 64  # the length of shorter strings takes one byte
 _MAX_NESTING = 12  # of generated `if` blocks
+_USUAL_LENGTHS = 3  # of each string in an array, tried first; a survey's strings hardly vary in length
+Lengths = Mapping[int, Counter[int]]  # of a string type's values, by the type's `id`
 
 
 class Credit:
@@ -78,7 +85,7 @@ class RecordReader:
         self._used = False
         self._compilable = compiled and not writer.recursive and not self.plan.error
         if credit is None:
-            self._compile(Credit(MAX_PARTS))
+            self._compile(Credit(MAX_PARTS), {})
 
     def __call__(self, data: bytes, position: int, end: int, steps: Steps | None = None) -> tuple[Any, int]:
         """The record at `data[position:]` and the position after it, at most `end`.
@@ -93,7 +100,7 @@ class RecordReader:
         if not self.used_again:
             self.used_again, self._used = self._used, True
         if self._compilable and self._credit is not None and self.used_again and self._credit.left > 0:
-            self._compile(self._credit)
+            self._compile(self._credit, self._lengths(data, position, end))
         before = steps.left
         # the fast path charges at least what the plain one does, so it never accepts what the plain one would refuse
         steps.left -= self._nodes
@@ -107,11 +114,18 @@ class RecordReader:
         steps.left = before
         return self.plain(data, position, end, steps)
 
-    def _compile(self, credit: Credit) -> None:
+    def _lengths(self, data: bytes, position: int, end: int) -> Lengths:
+        """How long the strings of a record are, as far as it can be read."""
+        reader = LengthReader(data, position, end)
+        with contextlib.suppress(PacketError, RecursionError):
+            reader.read(self.plan)
+        return reader.lengths
+
+    def _compile(self, credit: Credit, lengths: Lengths) -> None:
         if not self._compilable:
             return
         self._compilable = False  # tried only once, successful or not
-        writer = _Writer()
+        writer = _Writer(lengths)
         with contextlib.suppress(Unsupported):
             self.source, self._fast = _compile(self.plan, writer)
         credit.left -= writer.parts
@@ -139,8 +153,9 @@ def _compile(plan: Plan, writer: "_Writer") -> tuple[str, Reader]:
 class _Writer:
     """Collects patterns until something needs Python, then writes both out in order."""
 
-    def __init__(self, short: bytes | None = None) -> None:
-        self._short = short  # pattern of the strings that it can skip, or None
+    def __init__(self, lengths: Lengths, in_array: bool = False) -> None:
+        self._lengths = lengths
+        self._short = self._short_strings if in_array else None  # patterns of the strings that it can skip
         self.lines: list[str] = []
         self.constants: dict[str, Any] = {}
         self._pattern: list[Piece] = []
@@ -152,6 +167,11 @@ class _Writer:
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self._nesting + text)
+
+    def _short_strings(self, each: Type, longest: int = SHORT) -> bytes:
+        """Pattern of a type's strings of less than `longest` bytes, in an array."""
+        usual = [size for size, _ in self._lengths.get(id(each), Counter()).most_common(_USUAL_LENGTHS)]
+        return usually([size for size in usual if size < longest], short_strings(longest))
 
     def name(self, stem: str) -> str:
         self._names += 1
@@ -216,7 +236,7 @@ class _Writer:
         group = self.name("g")
         self._groups.append(group)
         if plan.type.kind == "string":
-            return b"(" + _SHORT_TEXT + b")", f"{group}[1:].decode()"
+            return b"(" + self._short_strings(plan.type, _ONE_BYTE) + b")", f"{group}[1:].decode()"
         expression = {
             "boolean": f"{group} == ONE",
             "float": f"unpack_float({group})[0]",
@@ -274,7 +294,7 @@ class _Writer:
     def _take_array(self, item: Plan, target: str) -> None:
         self.count(_ARRAY_PARTS)
         self.flush()
-        inner = _Writer(short_strings())
+        inner = _Writer(self._lengths, in_array=True)
         inner.parts = self.parts
         _, read = _compile(item, inner)
         self.parts = inner.parts
@@ -303,7 +323,7 @@ class _Writer:
 
     def _item(self, each: Type) -> bytes | None:
         """The pattern that skips an item of an array or map."""
-        pattern = self._passing(each.branches[0], short_strings())
+        pattern = self._passing(each.branches[0], self._short_strings)
         prefix = short_strings() if each.kind == "map" else b""
         return None if pattern is None else prefix + pattern.any
 
@@ -323,10 +343,6 @@ class _Writer:
             self._nesting -= 1
         self.line("else: raise Mismatch")
 
-    def _passing(self, each: Type, short: bytes | None = None) -> Piece | None:
+    def _passing(self, each: Type, short: Strings | None = None) -> Piece | None:
         """What skips any value of the type, or None if no pattern can."""
         return passing(each, self.count, short)
-
-
-# Text of less than 64 bytes, whose length is one byte.
-_SHORT_TEXT = short_strings(64)

@@ -45,12 +45,15 @@ class Piece:
     null: bytes | None = None
 
 
-def passing(each: Type, count: Callable[[int], None], short: bytes | None = None, depth: int = 0) -> Piece | None:
+Strings = Callable[[Type], bytes]  # the pattern of a type's strings
+
+
+def passing(each: Type, count: Callable[[int], None], short: Strings | None = None, depth: int = 0) -> Piece | None:
     """Patterns that skip a value of the type, or None if no pattern can.
 
     Args:
         count: called with the number of parts of the type.
-        short: pattern of strings; None if strings cannot be skipped.
+        short: patterns of strings; None if strings cannot be skipped.
 
     Raises:
         Unsupported: nested too deeply; also anything that `count` raises.
@@ -68,7 +71,7 @@ def passing(each: Type, count: Callable[[int], None], short: bytes | None = None
         return _union(each, known) if each.kind == "union" else Piece(joined(known), _usual(known))
     if each.kind in ("string", "bytes"):
         count(SHORT_PARTS if short else 0)
-        return None if short is None else Piece(short)
+        return None if short is None else Piece(short(each))
     if each.kind not in FIXED_WIDTH:
         return None
     return Piece(FIXED_WIDTH[each.kind], _USUAL[each.kind])
@@ -99,12 +102,22 @@ def short_strings(longest: int = SHORT) -> bytes:
     return b"(?>" + b"|".join(_of_lengths(first) for first in range(0, longest, 16)) + b")"
 
 
+def of_length(size: int) -> bytes:
+    """Strings and bytes of this many bytes."""
+    return literal(size) + b".{%d}" % size
+
+
+def usually(lengths: Iterable[int], otherwise: bytes) -> bytes:
+    """A pattern of strings that tries these lengths first."""
+    return b"(?>" + b"|".join([*map(of_length, lengths), otherwise]) + b")"
+
+
 def _of_lengths(first: int) -> bytes:
     """Strings of 16 neighbouring lengths, after a look-ahead at the first byte that may rule out all of them."""
     lengths = range(first, first + 16)
     ends = lengths[0], lengths[-1]
     low, high = (re.escape(bytes([2 * size & 0x7F | (0x80 if size >= 64 else 0)])) for size in ends)
-    choices = b"|".join(literal(size) + b".{%d}" % size for size in lengths)
+    choices = b"|".join(map(of_length, lengths))
     return b"(?=[%s-%s])(?>%s)" % (low, high, choices)
 
 

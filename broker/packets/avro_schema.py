@@ -9,7 +9,7 @@ Specification: https://avro.apache.org/docs/1.11.1/specification/#schema-declara
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from skyheed.broker.errors import PacketError, Reason
@@ -51,6 +51,7 @@ class Type:
 
 
 _SIMPLE = {kind: Type(kind, least=_LEAST.get(kind, 1)) for kind in _PRIMITIVES}
+_TEXT = "string", "bytes"  # each of them is a type of its own, because `avro_fast` tells them apart by their lengths
 
 
 class Schema:
@@ -92,6 +93,8 @@ class Schema:
         if depth > MAX_DEPTH:
             bad_schema(f"types nested deeper than {MAX_DEPTH}")
         if isinstance(definition, str):
+            if definition in _TEXT:
+                return replace(_SIMPLE[definition])
             return _SIMPLE.get(definition) or self._lookup(definition, namespace, depth)
         if isinstance(definition, list):
             return self._union(definition, namespace, depth)
@@ -112,7 +115,7 @@ class Schema:
         return made
 
     def _union(self, definition: list[Any], namespace: str, depth: int) -> Type:
-        simple = all(isinstance(branch, str) and branch in _SIMPLE for branch in definition)
+        simple = all(isinstance(branch, str) and branch in _SIMPLE and branch not in _TEXT for branch in definition)
         if simple and tuple(definition) in self._unions:  # nearly all unions of a survey
             return self._unions[tuple(definition)]
         branches = [self._parse(branch, namespace, depth + 1) for branch in definition]

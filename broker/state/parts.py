@@ -7,6 +7,7 @@ are 11 bits, of which the noisy lower 3 stay unchanged and the upper 8 are defla
 import struct
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from itertools import chain
 
 import numpy as np
 from isal import isal_zlib
@@ -31,7 +32,6 @@ DIGEST_BYTES = 8
 POINT = np.dtype([("key", "<f8"), ("flux", "<f4"), ("flux_error", "<f4")])
 _PLACES = 32  # for band and kind in a key
 _NUMBER = np.dtype([("code", "u1"), ("value", "<f4")])
-_PAIR = struct.Struct("<Bf")
 
 
 Words = tuple[bytes, bytes, bytes, bytes, bytes]
@@ -148,9 +148,8 @@ def unpack_points(packed: bytes) -> Photometry:
 
 def pack_context(context: Mapping[str, float]) -> bytes:
     """Numbers by their codes, which later releases will keep."""
-    return b"".join(
-        _PAIR.pack(contexts.CODES[name], context[name]) for name in sorted(context, key=contexts.CODES.__getitem__)
-    )
+    pairs = sorted(zip(map(contexts.CODES.__getitem__, context), context.values(), strict=True))
+    return struct.pack("<" + "Bf" * len(pairs), *chain(*pairs))
 
 
 def unpack_context(packed: bytes) -> dict[str, float]:

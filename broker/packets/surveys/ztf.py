@@ -52,6 +52,14 @@ _CHIP_MIDDLE = 1540.0  # a readout quadrant has 3072 x 3080 pixels
 # ZTF writes t and f; brokers that rewrite packets also use 1, 0 and -1, booleans, and all of these as text.
 _BRIGHTER, _FAINTER = frozenset(("t", "true", "1", "+1", "1.0")), frozenset(("f", "false", "0", "-1", "0.0", "-1.0"))
 
+# For each of the nearest catalogue sources the packet's fields, and the names of what is made of them.
+_CATALOGUE = [
+    (
+        [f"distpsnr{k}", f"sgscore{k}", f"sgmag{k}", f"srmag{k}", f"simag{k}"],
+        [f"catalogue_{k}_{name}" for name in ("distance", "star", "magnitude", "gr", "ri")],
+    )
+    for k in range(1, context.CATALOGUE + 1)
+]
 _EARLIER = itemgetter("jd", "fid", "programid", "isdiffpos", "magpsf", "sigmapsf", "diffmaglim")
 _FORCED = itemgetter("jd", "exptime", "fid", "programid", "forcediffimflux", "forcediffimfluxunc", "magzpsci")
 
@@ -214,13 +222,10 @@ def _context(candidate: Mapping[str, Any], ra: float, dec: float) -> dict[str, f
         "visits": get("ncovhist"),
         "age_days": None if not first else get("jd") - first,
     }
-    for k in range(1, context.CATALOGUE + 1):
-        g, r, i = (get(f"s{band}mag{k}") for band in "gri")
-        name = f"catalogue_{k}"
-        values |= {
-            f"{name}_distance": get(f"distpsnr{k}"), f"{name}_star": get(f"sgscore{k}"), f"{name}_magnitude": r,
-            f"{name}_gr": _between(g, r), f"{name}_ri": _between(r, i),
-        }  # fmt: skip
+    for (distance_field, star_field, *magnitudes), names in _CATALOGUE:
+        g, r, i = map(get, magnitudes)
+        numbers = get(distance_field), get(star_field), r, _between(g, r), _between(r, i)
+        values.update(zip(names, numbers, strict=True))
     return context.known(values)
 
 
