@@ -21,7 +21,6 @@ from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets.avro import LengthReader, PlainReader, Plan, Schema, Steps, Type, resolve
 from skyheed.broker.packets.avro_patterns import (
     FIXED_WIDTH,
-    SHORT,
     Piece,
     Strings,
     Unsupported,
@@ -168,10 +167,17 @@ class _Writer:
     def line(self, text: str) -> None:
         self.lines.append("    " * self._nesting + text)
 
-    def _short_strings(self, each: Type, longest: int = SHORT) -> bytes:
-        """Pattern of a type's strings of less than `longest` bytes, in an array."""
-        usual = [size for size, _ in self._lengths.get(id(each), Counter()).most_common(_USUAL_LENGTHS)]
-        return usually([size for size in usual if size < longest], short_strings(longest))
+    def _usual(self, each: Type) -> list[int]:
+        """The lengths that a string mostly has."""
+        return [size for size, _ in self._lengths.get(id(each), Counter()).most_common(_USUAL_LENGTHS)]
+
+    def _short_strings(self, each: Type) -> bytes:
+        """Pattern of a type's strings, in an array."""
+        return usually(self._usual(each), short_strings())
+
+    def _short_text(self, each: Type) -> bytes:
+        """The same for those whose length is one byte."""
+        return usually([size for size in self._usual(each) if size < _ONE_BYTE], short_strings(_ONE_BYTE))
 
     def name(self, stem: str) -> str:
         self._names += 1
@@ -236,7 +242,7 @@ class _Writer:
         group = self.name("g")
         self._groups.append(group)
         if plan.type.kind == "string":
-            return b"(" + self._short_strings(plan.type, _ONE_BYTE) + b")", f"{group}[1:].decode()"
+            return b"(" + self._short_text(plan.type) + b")", f"{group}[1:].decode()"
         expression = {
             "boolean": f"{group} == ONE",
             "float": f"unpack_float({group})[0]",

@@ -10,7 +10,7 @@ import pytest
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets.avro import ITEM_STEPS, MAX_STEPS, Schema, Steps
-from skyheed.broker.packets.avro_fast import RecordReader
+from skyheed.broker.packets.avro_fast import Credit, RecordReader
 
 ITEM = {
     "type": "record", "name": "item", "fields": [
@@ -96,6 +96,27 @@ def test_the_fast_path_is_taken_and_long_strings_leave_it() -> None:
     assert fast._fast(data, 0, len(data), Steps()) == plain(data, 0, len(data))
     data = body(value(long))
     assert outcome(fast, data) == outcome(plain, data) == (projected(long), len(data))
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 127, 128, 300, 9000])
+def test_strings_as_long_as_in_the_first_records_are_read_quickly(size: int) -> None:
+    learning, plain = RecordReader(Schema(WRITER), Schema(WANTED), credit=Credit()), readers()[1]
+    sample = body(value([item(n, "x" * size) for n in range(4)]))
+    assert outcome(learning, sample) == outcome(learning, sample) == outcome(plain, sample)
+    assert learning._fast is not None, "it was compiled at the second record"
+    for other in (*range(0, 200, 7), size - 1, size, size + 1):
+        items = [item(1, "y" * max(other, 0)), item(2, "y" * size), item(3, None)]
+        data = body(value(items))
+        assert outcome(learning, data) == outcome(plain, data) == (projected(items), len(data))
+    assert learning._fast(sample, 0, len(sample), Steps()) == plain(sample, 0, len(sample)), "however long they are"
+
+
+def test_a_damaged_second_record_teaches_nothing_and_is_refused() -> None:
+    learning = RecordReader(Schema(WRITER), Schema(WANTED), credit=Credit())
+    sample = body(value([item(n) for n in range(4)]))
+    assert outcome(learning, sample) == (projected([item(n) for n in range(4)]), len(sample))
+    assert outcome(learning, sample[:-20]) is Reason.TRUNCATED
+    assert outcome(learning, sample) == (projected([item(n) for n in range(4)]), len(sample))
 
 
 def number(n: int) -> bytes:
