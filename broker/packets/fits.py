@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.packets import wcs
-from skyheed.broker.packets.inflate import GZIP, GZIP_MAGIC, InflateError, TooLong, inflate
+from skyheed.broker.packets.inflate import GZIP, GZIP_MAGIC, InflateError, TooLong, inflate, inflate_all
 from skyheed.broker.packets.wcs import Wcs
 from skyheed.classifier.stamp import Matrix
 
 MAX_STAMP_BYTES = 2**20  # Rubin's largest (93 x 93 pixels with variance and PSF) has 120 kB
 MAX_SIDE = 1024  # pixels
 
+_BEGIN = b"SIMPLE  "
 _BLOCK, _CARD = 2880, 80  # bytes
 _MAX_HEADER = 20 * _BLOCK
 _TEXT = bytes(range(0x20, 0x7F))  # all bytes that a header may contain
@@ -96,7 +97,7 @@ def read_image(data: bytes, max_bytes: int = MAX_STAMP_BYTES) -> Image:
     elif len(data) > max_bytes:
         _fail(Reason.STAMP_TOO_LARGE, f"{len(data)} bytes, more than {max_bytes}")
     start = 0
-    if not data.startswith(b"SIMPLE  "):
+    if not data.startswith(_BEGIN):
         _fail(Reason.BAD_FITS, "does not begin with SIMPLE")
     header = _header(data, start)
     while header is None:  # a first unit without pixels
@@ -118,6 +119,16 @@ def pixels_of(images: Sequence[Image]) -> NDArray[np.float32]:
         return np.array([image.pixels for image in images])
     raw = np.frombuffer(b"".join([image.data for image in images]), ">f4")
     return raw.astype(np.float32).reshape(len(images), *images[0].header.shape)
+
+
+def unpacked(files: Sequence[bytes]) -> list[bytes]:
+    """The files, those unpacked that are gzipped in the usual way, so that `read_image` finds the same in all."""
+    packed = [n for n, data in enumerate(files) if data.startswith(GZIP_MAGIC)]
+    found = list(files)
+    for n, data in zip(packed, inflate_all([files[n] for n in packed], MAX_STAMP_BYTES), strict=True):
+        if data is not None and data.startswith(_BEGIN):
+            found[n] = data
+    return found
 
 
 def on_sky(image: Image, ra: float, dec: float) -> tuple[tuple[float, float], Matrix]:

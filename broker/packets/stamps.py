@@ -1,13 +1,16 @@
 """Images of packets -> model-ready stamps, for many packets at once; their photometry waits with them.
 
-numpy takes as long for one stamp as for five, so stamps are collected and made together. What is wrong with a packet's
-images is found when its stamps are made, and recorded with the packet.
+numpy takes as long for one stamp as for five, so stamps are collected and made together. While some are collected,
+those before them are unpacked in another thread. What is wrong with a packet's images is found when its stamps are
+made, and recorded with the packet.
 """
 
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +18,13 @@ from numpy.typing import NDArray
 from skyheed.broker.errors import PacketError, Reason
 from skyheed.broker.observation import Flag, Observation
 from skyheed.broker.packets import points
-from skyheed.broker.packets.fits import Image, pixels_of, read_image
+from skyheed.broker.packets.fits import Image, pixels_of, read_image, unpacked
 from skyheed.broker.packets.points import WantedPoints
 from skyheed.classifier.stamp import Matrix, Place, StampError, normalise_at, place, rounded
 
-MOST_BYTES = 2**20  # bytes of images made together: they stay in a core's cache
+MOST_BYTES = 2**20  # of waiting files, and of images made together, which stay in a core's cache
+FEW_BYTES = 2**17  # of files that are not worth another thread
+Files = dict[str, bytes]
 Stamps = dict[str, NDArray[np.float16]]
 Where = Callable[[Image], tuple[tuple[float, float] | None, Matrix | None]]
 Placed = dict[str, tuple[Place, Image]]
@@ -40,7 +45,7 @@ class WantedStamps:
         stamps, flags, error: the result.
     """
 
-    files: dict[str, bytes]
+    files: Files
     njy_per_count: float
     where: Where
     read: Callable[[bytes], Image] = read_image
@@ -117,26 +122,50 @@ class Waiting:
         self._wanted: list[WantedStamps] = []
         self._points: list[WantedPoints] = []
         self._size = 0
+        self._unpacking: tuple[list[WantedStamps], Future[list[Files]]] | None = None
 
     def add(self, wanted: WantedStamps, photometry: WantedPoints | None = None) -> None:
-        """Add the stamps and photometry of one packet; all stamps are made once there are enough."""
+        """Add the stamps and photometry of one packet; once there are enough stamps, those before them are made."""
         self._wanted.append(wanted)
         if photometry:
             self._points.append(photometry)
         self._size += wanted.size
         if self._size >= MOST_BYTES:
-            self._make_stamps()
+            self._next()
 
     def make(self) -> None:
         """Make all that waits."""
-        self._make_stamps()
+        self._next()
         waiting, self._points = self._points, []
         with contextlib.suppress(Exception):  # it is found again when its packet is finished, alone
             points.make(waiting)
+        self._next()
 
-    def _make_stamps(self) -> None:
-        waiting, self._wanted, self._size = self._wanted, [], 0
-        make(waiting)
+    def _next(self) -> None:
+        """Start to unpack what was added since the last call, and make the stamps of what was started then."""
+        last, self._unpacking = self._unpacking, None
+        if self._size < FEW_BYTES and not last:
+            make(self._wanted)
+        elif self._wanted:
+            self._unpacking = self._wanted, _unpacker().submit(_unpacked, [one.files for one in self._wanted])
+        self._wanted, self._size = [], 0
+        if last:
+            waiting, unpacking = last
+            for wanted, files in zip(waiting, unpacking.result(), strict=True):
+                wanted.files = files if wanted.files else {}  # its packet may be finished already
+            make([wanted for wanted in waiting if wanted.files])
+
+
+@lru_cache(1)
+def _unpacker() -> ThreadPoolExecutor:
+    """A thread that lets others run while it unpacks; one is ahead of what is done with the stamps."""
+    return ThreadPoolExecutor(1, "unpack")
+
+
+def _unpacked(packets: Sequence[Files]) -> list[Files]:
+    """The files of packets, unpacked as far as that is possible without a fault."""
+    files = iter(unpacked([data for own in packets for data in own.values()]))
+    return [{kind: next(files) for kind in own} for own in packets]
 
 
 def make(waiting: Sequence[WantedStamps]) -> None:
