@@ -31,11 +31,13 @@ from skyheed.broker.errors import PacketError, SkipPacket
 from skyheed.broker.ingest import Intake
 from skyheed.broker.kafka import client as kafka
 from skyheed.broker.observation import Observation
-from skyheed.broker.packets import container, fits, reader, stamps
+from skyheed.broker.packets import container, points, reader, stamps
+from skyheed.broker.packets.stamps import Unfinished
 from skyheed.broker.state import sequence
 from skyheed.broker.state.sequence import Delivery
 
 SLICE = 500
+TOGETHER = 25  # packets: their files come to about as much as ingest unpacks at once
 ROUNDS = 3
 IMAGES = {
     "1": stream.SCIENCE,
@@ -132,26 +134,31 @@ def _poll(settings: config.Settings, payloads: Sequence[bytes], clock: Clock) ->
 
 
 def _decode(intake: Intake, payloads: Sequence[bytes], clock: Clock) -> list[Observation]:
-    """A slice as ingest does it; `begin` is the survey's part but for what was measured before it."""
+    """A slice as ingest does it, one step after the other."""
     survey: Any = intake.survey
     with clock.step("container and record"):
         records = [record for payload in payloads for record in intake.reader.decoder.decode(payload)]
-    files = [data for record in records for data in survey.further_images(record).values()]
-    with clock.step("gunzip"):
-        for data in files:
-            fits._gunzip(data, fits.MAX_STAMP_BYTES)
-    with clock.step("FITS header and pixels"):
-        for data in files:
-            fits.read_image(data)
     with clock.step("fields and filters"):
         begun = [survey.begin(record) for record in records]
-    waiting = stamps.Waiting()
-    with clock.step("normalise"):
-        for one in begun:
-            waiting.add(one.wanted)
-        waiting.make()
-    with clock.step("photometry, context, checks"):
+    for first in range(0, len(begun), TOGETHER):
+        _make(begun[first : first + TOGETHER], clock)
+    with clock.step("photometry"):
+        points.make([one.points for one in begun if one.points])
+    with clock.step("context, checks"):
         return intake.reader.finish(begun)
+
+
+def _make(begun: Sequence[Unfinished], clock: Clock) -> None:
+    """The stamps of a few packets; ingest unpacks them in another thread."""
+    with clock.step("gunzip (alongside)"):
+        unpacked = stamps._unpacked([one.wanted.files for one in begun])
+    for one, files in zip(begun, unpacked, strict=True):
+        one.wanted.files = files
+    with clock.step("FITS headers"):
+        for one in begun:
+            one.wanted.images()
+    with clock.step("pixels and normalise"):
+        stamps.make([one.wanted for one in begun])
 
 
 def _store(intake: Intake, seen: Sequence[Observation], server: Any, clock: Clock) -> None:
@@ -170,8 +177,7 @@ def _store(intake: Intake, seen: Sequence[Observation], server: Any, clock: Cloc
             intake.store.store(deliveries)
         clock.steps["redis server"] += (_server_s(server) - before[0]) / clock.alerts * 1e6
     clock.steps["redis client"] -= clock.steps["pack"]  # which that did again
-    clock.steps["fields and filters"] -= clock.steps["FITS header and pixels"]
-    clock.steps["FITS header and pixels"] -= clock.steps["gunzip"]
+    clock.steps["pixels and normalise"] -= clock.steps["FITS headers"]  # and that
 
 
 def _server_s(server: Any) -> float:

@@ -142,14 +142,14 @@ def send(settings: Settings, topic: str, payloads: Sequence[bytes], rate: float 
                 time.sleep(max(0.0, began + (first + len(chunk)) / rate - time.monotonic()))
 
 
-def ingest(settings: Settings, ours: int, naive: int) -> dict[str, Any]:
+def ingest(settings: Settings, ours: int, naive: int, rounds: int = ROUNDS) -> dict[str, Any]:
     """Alerts/s of all pipelines, in turn; medians, and the median of the ratios of neighbours.
 
     On a machine with other work look at the ratios of CPU time, which leave out what the servers do.
     """
-    say(f"ingest: {ROUNDS} rounds of {ours} alerts through skyheed, twice, and {naive} through the naive pipeline")
+    say(f"ingest: {rounds} rounds of {ours} alerts through skyheed, twice, and {naive} through the naive pipeline")
     rates: list[tuple[float, ...]] = []
-    for number in range(ROUNDS):
+    for number in range(rounds):
         payloads = list(packets.packets(ours // 5, 5, seed=number))
         for name in ("science", "all"):
             send(settings, f"bench.{name}.{number}", payloads)
@@ -171,6 +171,8 @@ def ingest(settings: Settings, ours: int, naive: int) -> dict[str, Any]:
         "ingest_per_s": medians[0], "ingest_per_s_3_images": medians[2], "naive_per_s": medians[4],
         "ingest_ratio": round(statistics.median(r[0] / r[4] for r in rates), 1),
         "ingest_ratio_3_images": round(statistics.median(r[2] / r[4] for r in rates), 1),
+        "ingest_3_images_to_science": round(statistics.median(r[2] / r[0] for r in rates), 2),
+        "ingest_per_s_a_core": {"science": round(1e6 / medians[1]), "3_images": round(1e6 / medians[3])},
         "cpu_ratio": round(statistics.median(r[5] / r[1] for r in rates), 1),
         "cpu_ratio_3_images": round(statistics.median(r[5] / r[3] for r in rates), 1),
         "client_cpu_us": {"science": medians[1], "3_images": medians[3], "naive": medians[5]},
