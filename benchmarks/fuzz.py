@@ -12,7 +12,7 @@ JSON:
     unexpected     errors other than those that a packet may have
     differ         accepted packets of which fastavro or astropy read something else
     slowest_s      CPU seconds of the slowest packet, without its share of the making of stamps, which many share
-    stamps         mutants of which a stamp was decoded, well or not
+    stamps         mutants that came to have a stamp decoded, well or not
     reference      accepted packets that fastavro or astropy do not read, by their error
 """
 
@@ -39,7 +39,7 @@ import mutants
 from skyheed.broker.errors import PacketError, Reason, SkipPacket
 from skyheed.broker.ingest import Intake
 from skyheed.broker.local import embedded
-from skyheed.broker.packets import fits
+from skyheed.broker.packets import stamps
 from skyheed.broker.packets.container import Decoder, Headers
 from skyheed.broker.packets.reader import PacketReader
 from skyheed.broker.packets.surveys import load_survey
@@ -137,12 +137,12 @@ class Watched(PacketReader):
     def begin(self, value: bytes | None, *more: Any) -> list[Any]:
         """As the reader that is watched."""
         assert value is not None
-        one, stamps = Begun(self.number, self.way, value), _Stamps.decoded
+        one, before = Begun(self.number, self.way, value), _Stamps.wanted
         try:
             with self._judging(one):
                 found = super().begin(value, *more)
         finally:
-            self.findings.stamps += _Stamps.decoded > stamps
+            self.findings.stamps += _Stamps.wanted > before
         one.records = self.recording.last
         self.begun[id(found)] = one
         return found
@@ -200,22 +200,20 @@ class Watched(PacketReader):
 
 
 class _Stamps:
-    """Counts stamps whose decoding began."""
+    """Counts stamps that are to be made."""
 
-    decoded = 0
+    wanted = 0
 
     @classmethod
     def count(cls) -> None:
-        """From now on: wherever a module uses `read_image`, it is counted."""
-        plain = fits.read_image
+        """From now on: stamps that wait to be made are counted."""
+        plain = stamps.Waiting.add
 
-        def counted(*words: Any, **options: Any) -> fits.Image:
-            cls.decoded += 1
-            return plain(*words, **options)
+        def counted(waiting: stamps.Waiting, wanted: stamps.WantedStamps, *more: Any) -> None:
+            cls.wanted += len(wanted.files)
+            plain(waiting, wanted, *more)
 
-        for module in list(sys.modules.values()):
-            if module.__name__.startswith("skyheed.broker.packets.surveys") and hasattr(module, "read_image"):
-                module.read_image = counted  # type: ignore[attr-defined]
+        stamps.Waiting.add = counted  # type: ignore[method-assign]
 
 
 class SetAside:

@@ -124,7 +124,7 @@ def _same_image(data: bytes, record: dict[str, Any]) -> None:
         raise Differs(f"an image of {ours.pixels.shape}, astropy has {theirs.pixels.shape}")
     if not np.array_equal(ours.pixels, theirs.pixels, equal_nan=True):
         raise Differs("pixels, astropy has others")
-    if ours.wcs is not None:
+    if ours.header.wcs is not None:
         _same_place(ours, theirs, record)
 
 
@@ -142,8 +142,8 @@ def _astropy(data: bytes) -> tuple[NDArray[np.float32], fits.Header]:
 
 def _same_place(ours: Image, theirs: Reference, record: dict[str, Any]) -> None:
     where = record.get("candidate") or record.get("diaSource") or record
-    assert ours.wcs is not None
-    x, y = ours.wcs.pixel_of(where["ra"], where["dec"])
+    assert ours.header.wcs is not None
+    x, y = ours.header.wcs.pixel_of(where["ra"], where["dec"])
     wcs = theirs.wcs
     try:
         there = wcs.all_world2pix(where["ra"], where["dec"], 0)

@@ -23,6 +23,7 @@ from skyheed.broker.packets.points import WantedPoints
 from skyheed.classifier.stamp import Matrix, Place, StampError, normalise_at, place, rounded
 
 MOST_BYTES = 2**20  # of waiting files, and of images made together, which stay in a core's cache
+MOST_FILES = 96  # that wait: what is done at a time, small as they may be, takes a fraction of a second
 FEW_BYTES = 2**17  # of files that are not worth another thread
 Files = dict[str, bytes]
 Stamps = dict[str, NDArray[np.float16]]
@@ -121,7 +122,7 @@ class Waiting:
     def __init__(self) -> None:
         self._wanted: list[WantedStamps] = []
         self._points: list[WantedPoints] = []
-        self._size = 0
+        self._size = self._files = 0
         self._unpacking: tuple[list[WantedStamps], Future[list[Files]]] | None = None
 
     def add(self, wanted: WantedStamps, photometry: WantedPoints | None = None) -> None:
@@ -130,7 +131,8 @@ class Waiting:
         if photometry:
             self._points.append(photometry)
         self._size += wanted.size
-        if self._size >= MOST_BYTES:
+        self._files += len(wanted.files)
+        if self._size >= MOST_BYTES or self._files >= MOST_FILES:
             self._next()
 
     def make(self) -> None:
@@ -148,7 +150,7 @@ class Waiting:
             make(self._wanted)
         elif self._wanted:
             self._unpacking = self._wanted, _unpacker().submit(_unpacked, [one.files for one in self._wanted])
-        self._wanted, self._size = [], 0
+        self._wanted, self._size, self._files = [], 0, 0
         if last:
             waiting, unpacking = last
             for wanted, files in zip(waiting, unpacking.result(), strict=True):
@@ -182,9 +184,21 @@ def make(waiting: Sequence[WantedStamps]) -> None:
             size += sum(image.header.bytes for _, image in images.values())
         wanted.files = {}
         if size >= MOST_BYTES:
-            _make(ready)
+            _make_or_blame(ready)
             ready, size = [], 0
-    _make(ready)
+    _make_or_blame(ready)
+
+
+def _make_or_blame(ready: Sequence[tuple[WantedStamps, Placed]]) -> None:
+    """Make stamps; after an unexpected error one packet after the other, so that it is told of its packet alone."""
+    try:
+        _make(ready)
+    except Exception as error:
+        if len(ready) == 1:
+            ready[0][0].error = error
+            return
+        for one in ready:
+            _make_or_blame([one])
 
 
 def _make(ready: Sequence[tuple[WantedStamps, Placed]]) -> None:

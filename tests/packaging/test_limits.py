@@ -25,7 +25,7 @@ NO_LIMITS = {
     "broker/packets/stamps.py MOST_BYTES",  # of what is made together, for the cache of a core
     "broker/archive_packets.py MOST_LABELS", "broker/archive_packets.py MOST_LETTERS",  # of one's own table
     "broker/packets/avro_patterns.py _LONGEST_USUAL",  # longer ones are read otherwise
-    "broker/packets/surveys/base.py _MAX_MAG", "broker/packets/surveys/base.py _MAX_FLUX_NJY",
+    "broker/packets/surveys/base.py _MAX_MAG", "broker/packets/points.py MAX_FLUX_NJY",
     "broker/state/nodes.py LARGEST_FAN", "broker/state/sequence.py _LARGEST_FLUX",
 }  # fmt: skip
 

@@ -72,5 +72,5 @@ def test_what_the_fuzzer_looks_for_is_found(
     monkeypatch.undo()
     monkeypatch.setattr(fits, "_pixels", lambda *words: plain(*words) + 1)
     assert fuzz.run(originals, 60, 1, 60.0, valkey.url)["differ"] > 0
-    monkeypatch.setattr(fits, "_pixels", lambda *_: {}[0])
+    monkeypatch.setattr(fuzz.stamps, "pixels_of", lambda *_: {}[0])
     assert fuzz.run(originals, 60, 2, 60.0, valkey.url)["unexpected"] > 0

@@ -88,6 +88,14 @@ def test_a_file_cannot_continue_in_the_next() -> None:
     assert inflate_all([first, second], LIMIT) == [None, None]
 
 
+def test_files_that_come_to_too_much_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [gzip.compress(bytes(LIMIT)) for _ in range(6)]
+    monkeypatch.setattr(inflate, "_MOST_TOGETHER", 6 * LIMIT)
+    assert inflate_all(files, LIMIT) == [bytes(LIMIT)] * 6
+    monkeypatch.setattr(inflate, "_MOST_TOGETHER", 6 * LIMIT - 1)
+    assert inflate_all(files, LIMIT) == [None] * 6
+
+
 def test_other_threads_run_meanwhile() -> None:
     files = [gzip.compress(RNG.randbytes(30_000)) for _ in range(250)]
     go, ran = threading.Event(), []

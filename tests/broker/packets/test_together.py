@@ -105,6 +105,37 @@ def test_what_waits_is_bounded() -> None:
     assert most < stamps.MOST_BYTES
 
 
+def test_small_files_do_not_wait_without_end() -> None:
+    waiting, most = Waiting(), 0
+    for _ in range(200):
+        waiting.add(WantedStamps({"science": b"x"}, 1.0, lambda _: (None, NORTH_UP)))
+        most = max(most, len(waiting._wanted))
+    assert most < stamps.MOST_FILES
+
+
+def test_an_unexpected_error_is_told_of_its_packet_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [packet_of("whole", "whole") for _ in range(4)]
+    bad, plain = wanted[2], stamps.normalise_at
+
+    def failing(pixels: np.ndarray, scales: np.ndarray, at: Any) -> Any:
+        if (scales == 7.0).any():
+            raise ZeroDivisionError
+        return plain(pixels, scales, at)
+
+    bad.njy_per_count = 7.0
+    monkeypatch.setattr(stamps, "normalise_at", failing)
+    waiting = Waiting()
+    for one in wanted:
+        waiting.add(one)
+    waiting.make()
+    for one in wanted:
+        if one is bad:
+            with pytest.raises(ZeroDivisionError):
+                one.result()
+        else:
+            assert set(one.result()[0]) == {"science", "difference"}
+
+
 class Numbers(base.InSteps, base.BaseSurvey):
     """A survey of records that say what becomes of them."""
 
