@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from skyheed.classifier.models.base import Model
 
 log = logging.getLogger("skyheed.daemon")
-WARM_UP = 256  # objects, at most, in the warm-up batch at the start
+WARM_UP = 64  # objects, at most, in the warm-up batch at the start
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fastavro
 import numpy as np
 import pytest
 from safetensors.torch import load_file
@@ -108,8 +107,8 @@ def test_a_worker_encodes_a_record_once(
     store.store(deliveries([observation("a", n, stamp=np.ones((32, 32), np.float16)) for n in (1, 2, 3)]))
     worker, sent, written = worker_of(predictor, queue, store), [], []
     worker.publisher = SimpleNamespace(publish_all=lambda messages, _: sent.extend(messages))  # type: ignore[assignment]
-    writer = fastavro.schemaless_writer
-    monkeypatch.setattr(fastavro, "schemaless_writer", lambda *given: (written.append(given), writer(*given)))
+    writer = formats.written
+    monkeypatch.setattr(formats, "written", lambda record: (written.append(record), writer(record))[1])
     answers = worker.answer(store.fetch(queue.claim(10, 60.0), worker.lane))
     assert worker._publish(answers, Meanwhile(threading.Event())) == [Settled.ACKED]
     assert len(sent) == len(written) == 1
@@ -216,8 +215,8 @@ def test_a_record_is_encoded_once(
         form_ = formats.Form(lambda record, datum: formats.encode_wire(record, 7, datum), False)
         worker.output = replace(worker.output, form=form_)
     encoded: list[str] = []
-    real = formats._datum
-    monkeypatch.setattr(formats, "_datum", lambda record: encoded.append(record.object_id) or real(record))
+    real = formats.written
+    monkeypatch.setattr(formats, "written", lambda record: encoded.append(record.object_id) or real(record))
     assert worker._batch(threading.Event()) == 3
     assert sorted(encoded) == ["o0", "o1", "o2"]
     kept = [formats.decode(store.latest(f"o{n}") or b"") for n in range(3)]
