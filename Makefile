@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= 2
+JOBS ?= 4
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 STAMP := $(VENV)/.installed
 
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)  ## replay a simulated SDSS season and watch it being classified
 	@$(BIN)/skyheed demo
 
-test: $(STAMP)  ## every test, two files at a time (JOBS=0: one); starts and stops the servers it needs
+test: $(STAMP)  ## every test, four files at a time, as most wait for servers (JOBS=0: one); starts and stops the servers it needs
 	@$(PYTEST)
 
 test-all: $(STAMP)  ## the long forms too: faults, fuzzing, training

@@ -131,7 +131,7 @@ def to_pixel(reference: WCS, ra: float, dec: float) -> tuple[float, float]:
 def test_geometry_is_astropys(form: str) -> None:
     cards = APPLIED[form]
     reference = astropy_of(cards)
-    wcs = read_image(make_fits(np.zeros((60, 64), np.float32), cards)).wcs
+    wcs = read_image(make_fits(np.zeros((60, 64), np.float32), cards)).header.wcs
     assert wcs is not None
     for x, y in [(0, 0), (63, 59), (31.5, 12.25)]:
         world = [float(value) for value in reference.wcs_pix2world(x, y, 0)]
@@ -232,7 +232,7 @@ def test_any_mixture_of_keywords_is_astropys_or_refused() -> None:
     dice, agreed = random.Random(5), 0
     for _ in range(600):
         cards = random_header(dice)
-        wcs = read_image(make_fits(np.ones((60, 64), np.float32), cards)).wcs
+        wcs = read_image(make_fits(np.ones((60, 64), np.float32), cards)).header.wcs
         if wcs is None:
             continue
         with warnings.catch_warnings():
