@@ -114,7 +114,7 @@ def train(config: Path, output: Path, archive: Path | None, grid: bool, dry_run:
     """Train a model from a configuration file; an interrupted run resumes where it stopped.
 
     Instead of a file, CONFIG may be a name of `skyheed model list`: that model is then trained as for the table of
-    models, which takes up to 20 minutes.
+    models, which takes seconds to some tens of minutes of CPU time.
 
     \b
     Example:  skyheed train classifier/configs/quick.toml -o runs/quick
