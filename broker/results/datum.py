@@ -12,7 +12,7 @@ _STATUS = {Status.CLASSIFIED: b"\x00", Status.NOT_CLASSIFIED: b"\x02"}
 _NULL, _END = b"\x00", b"\x00"
 _VALUE = b"\x02"  # the second branch of a union with null
 _FLOAT, _TWO, _THREE = struct.Struct("<f"), struct.Struct("<dd"), struct.Struct("<ddd")
-_BITS = 63  # bits and a sign
+_BITS = 63  # and a sign
 _PAIR = (1 << 14) - 1  # two bytes of a number at a time: seven bits each, the lowest first
 _CONTINUED = [bytes((n & 0x7F | 0x80, n >> 7 | 0x80)) for n in range(_PAIR + 1)]
 _LAST = [bytes((n & 0x7F | 0x80, n >> 7) if n > 0x7F else (n,)) for n in range(_PAIR + 1)]
@@ -38,7 +38,7 @@ def datum(record: Classification) -> bytes:
 
 
 def _long(number: int) -> bytes:
-    if number.bit_length() > _BITS:
+    if not -(1 << _BITS) <= number < 1 << _BITS:
         raise OverflowError(f"{number} does not fit into 64 bits")
     number = (number << 1) ^ (number >> _BITS)
     out = b""

@@ -14,7 +14,7 @@ from typing import Any
 import fastavro
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skyheed.broker.errors import ServiceError, ServiceUnavailable, StreamError
@@ -160,6 +160,7 @@ NUMBERS = st.floats(allow_nan=False)
 
 
 @given(st.text(), LONGS, st.integers(0, 2**31 - 1), st.lists(LONGS, max_size=5), NUMBERS, st.booleans())
+@example("", -(2**63), 0, [2**63 - 1], 0.0, False)
 def test_the_datum_is_that_of_a_general_writer(
     text: str, number: int, small: int, sources: list[int], value: float, declined: bool
 ) -> None:
