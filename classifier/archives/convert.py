@@ -34,8 +34,8 @@ class Cut:
 
     def read(self, archive: Archive, name: str) -> tuple[NDArray[np.void], Extras | None]:
         """An object's stamps, and what its packets contain besides them."""
-        stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=self.alerts_only)[: self.most]
-        extras = archive.extras(name, alerts_only=self.alerts_only)
+        stamps, extras = archive.epochs(name, kinds=archive.kinds, alerts_only=self.alerts_only)
+        stamps = stamps[: self.most]
         return stamps, None if extras is None else extras.take(np.arange(len(stamps)))
 
 

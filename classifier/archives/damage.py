@@ -67,7 +67,12 @@ class BoundedFile(pq.ParquetFile):  # type: ignore[misc]
     def read_row_group(self, i: int, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
         """See `pyarrow.parquet.ParquetFile.read_row_group`."""
         self._check([i], columns)
-        return super().read_row_group(i, columns=columns, **options)
+        return super().read_row_group(i, columns=columns, **{"use_threads": False, **options})
+
+    @cached_property
+    def schema_arrow(self) -> pa.Schema:
+        """See `pyarrow.parquet.ParquetFile.schema_arrow`, which makes it anew every time: 0.13 ms for 60 columns."""
+        return super().schema_arrow
 
     def values_of(self, group: int, columns: Sequence[str]) -> tuple[int, int]:
         """Bytes and values of the columns of a row group that begin with one of these words, as the footer says."""

@@ -124,9 +124,8 @@ def _tables(
     for row, place in members:
         next(bar, None)
         name = row["object_id"]
-        stamps = archive.stamps(name, kinds=archive.kinds, alerts_only=alerts_only)
+        stamps, extras = archive.epochs(name, kinds=archive.kinds, alerts_only=alerts_only)
         if len(stamps):
-            extras = archive.extras(name, alerts_only=alerts_only)
             yield _row(row, place, stamp_table(name, stamps, extras, archive.normalised), extras)
 
 

@@ -8,7 +8,7 @@ from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.history import BANDS, History
 from skyheed.classifier.safe_names import printable
-from skyheed.classifier.stamp import STAMP_SIZE, STAMP_UNIT_NJY, EmptyStampError, middle, normalise, turned
+from skyheed.classifier.stamp import STAMP_SIZE, STAMP_UNIT_NJY, middle, normalise_all, turned
 
 # An archive calls the science image `stamp`.
 KINDS = {"science": "stamp", "difference": "difference", "template": "template"}
@@ -25,8 +25,8 @@ def history_of(archive: Archive, object_id: str, *, epochs: int | None = None, a
         ArchiveError: the archive does not have the object, or nothing of it that can be used.
     """
     names = tuple(name for name in KINDS.values() if name in archive.kinds)
-    rows = archive.stamps(object_id, kinds=names, alerts_only=alerts_only)
-    extras, row = archive.extras(object_id, alerts_only=alerts_only), archive.object(object_id)
+    rows, extras = archive.epochs(object_id, kinds=names, alerts_only=alerts_only)
+    row = archive.object(object_id)
     place = {"object_id": object_id, "survey": row["survey"], "ra": row["ra"], "dec": row["dec"]}
     found = history_of_rows(rows, extras, archive.normalised, epochs=epochs, **place)
     if found is None:
@@ -53,7 +53,7 @@ def history_of_rows(
         return None
     rows = rows[usable]
     return History(
-        mjd=rows["mjd"].copy(), band=_codes(rows["band"]),
+        mjd=rows["mjd"].copy(), band=band_codes(rows["band"]),
         images={kind: stamps[usable] for kind, stamps in images.items()},
         flux=rows["flux"].copy(), flux_error=rows["flux_error"].copy(), source_id=rows["source_id"].astype(np.uint64),
         photometry=extras.until(usable[-1]) if extras else None, context=extras.context[usable[-1]] if extras else {},
@@ -62,7 +62,12 @@ def history_of_rows(
     )  # fmt: skip
 
 
-def _codes(bands: NDArray[np.str_]) -> NDArray[np.uint8]:
+def band_codes(bands: NDArray[np.str_]) -> NDArray[np.uint8]:
+    """The numbers of bands that are given by their letters.
+
+    Raises:
+        ArchiveError: a band that there is not.
+    """
     if strange := sorted(set(bands.tolist()) - set(BANDS)):
         raise ArchiveError(f"a stamp is of the band {printable(strange[0])!r}: known are {', '.join(BANDS)}")
     return np.array([BANDS.index(band) for band in bands], np.uint8)
@@ -79,14 +84,14 @@ def model_stamps(rows: NDArray[np.void], name: str, normalised: bool = False) ->
     Returns:
         float16 [n, 32, 32]; zeros where there is no image.
     """
-    return np.stack([model_stamp(row[name], float(row["rotation"]), normalised) for row in rows])
-
-
-def model_stamp(image: NDArray[np.float32], rotation: float, normalised: bool = False) -> NDArray[np.float16]:
-    """One model-ready stamp, [32, 32]; zeros where no pixel about the source is finite."""
     if normalised:
-        return np.asarray(np.clip(np.nan_to_num(image / STAMP_UNIT_NJY), -_LARGEST, _LARGEST), np.float16)
-    try:
-        return normalise(image, 1.0, middle(image.shape), turned(rotation))[0]
-    except EmptyStampError:  # off the edge of the chip: a stream sets it aside, too
-        return np.zeros((STAMP_SIZE, STAMP_SIZE), np.float16)
+        return np.clip(np.nan_to_num(rows[name] / STAMP_UNIT_NJY), -_LARGEST, _LARGEST).astype(np.float16)
+    made = np.zeros((len(rows), STAMP_SIZE, STAMP_SIZE), np.float16)
+    for rotation in np.unique(rows["rotation"]):  # a season's images mostly have one, and are made together
+        alike = np.flatnonzero(rows["rotation"] == rotation)
+        images = rows[name][alike]
+        stamps = normalise_all(images, 1.0, middle(images.shape[1:]), turned(float(rotation)))
+        for n, stamp in zip(alike, stamps, strict=True):
+            if stamp is not None:  # off the edge of the chip: a stream sets it aside, too
+                made[n] = stamp[0]
+    return made

@@ -20,10 +20,12 @@ class Compact:
 
     def fields(self) -> Iterator[tuple[int, int]]:
         """Id and type of each field of a struct; the caller reads or skips its value before it asks for the next."""
-        number = 0
-        while head := self.byte():
+        number, data = 0, self._data
+        while head := data[self.at]:
+            self.at += 1
             number = number + (head >> 4) if head >> 4 else self.number()
             yield number, head & 15
+        self.at += 1
 
     def numbers(
         self, wanted: Mapping[int, int], inner: Mapping[int, Callable[[], None]] | None = None
@@ -96,7 +98,11 @@ class Compact:
             raise IndexError
 
     def _unsigned(self) -> int:
-        number = shift = 0
+        number = self._data[self.at]
+        self.at += 1
+        if number < 0x80:  # most are
+            return number
+        number, shift = number & 0x7F, 7
         while True:
             byte = self.byte()
             number |= (byte & 0x7F) << shift

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyheed.classifier.archives.extras import Extras
-from skyheed.classifier.archives.histories import KINDS, model_stamp
+from skyheed.classifier.archives.histories import KINDS, band_codes, model_stamps
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ArchiveError
 from skyheed.classifier.flux_scaling import Scaling
@@ -160,7 +160,7 @@ def _with_visits(data: Dataset, source: Archive) -> Dataset:
 def _visits(rows: NDArray[np.void], epochs: NDArray[np.float64]) -> Extras:
     """The measurements in rows of `Archive.stamps`, each with the first epoch (MJD) that is not before it."""
     known = rows[np.isfinite(rows["flux"]) & np.isfinite(rows["flux_error"])]
-    band = np.array([BANDS.index(letter) for letter in known["band"].tolist()], np.uint8)
+    band = band_codes(known["band"])
     points = Photometry(
         known["mjd"].copy(),
         band,
@@ -205,20 +205,19 @@ def _normalise(source: Archive, stamps: Path, table: Path) -> None:
     kept = np.zeros(sum(counts), bool)
     mjd, band, start = np.empty(sum(counts)), np.empty(sum(counts), np.uint8), [0]
     flux = np.empty((sum(counts), 3))  # measured, without noise, error
-    code = {letter: number for number, letter in enumerate(BANDS)}
     at = seen = 0
     everything = source.each(kinds=tuple(names.values()), alerts_only=True)
     for _, rows in progress_bar(everything, "normalising stamps", len(counts), unit=" objects"):
-        for row in rows:
-            seen += 1
-            for kind, name in names.items():
-                out[kind][at] = model_stamp(row[name], float(row["rotation"]), source.normalised)
-            if not out["science"][at].any():  # off the edge of the chip: the stream skips it, too
-                continue
-            kept[seen - 1] = True
-            mjd[at], band[at] = row["mjd"], code[str(row["band"])]
-            flux[at] = row["flux"], row["source_flux"], row["flux_error"]
-            at += 1
+        made = {kind: model_stamps(rows, name, source.normalised) for kind, name in names.items()}
+        usable = made["science"].any(axis=(1, 2))  # off the edge of the chip: the stream skips it, too
+        kept[seen : seen + len(rows)] = usable
+        seen += len(rows)
+        rows, end = rows[usable], at + int(usable.sum())
+        for kind, pixels in made.items():
+            out[kind][at:end] = pixels[usable]
+        mjd[at:end], band[at:end] = rows["mjd"], band_codes(rows["band"])
+        flux[at:end] = np.stack([rows[name] for name in ("flux", "source_flux", "flux_error")], 1)
+        at = end
         start.append(at)
     for pixels in out.values():
         pixels.flush()

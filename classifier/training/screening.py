@@ -13,18 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skyheed.classifier.archives.histories import model_stamp
+from skyheed.classifier.archives.histories import band_codes, model_stamps
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.flux_scaling import Scaling
-from skyheed.classifier.history import BANDS
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.models.checkpoint import Info
 from skyheed.classifier.models.fusion.network import Fusion
 from skyheed.classifier.models.fusion.screen import SHAPES, WIDEST, Screen
 from skyheed.classifier.serving import load_network
 from skyheed.classifier.sky import artefacts
-from skyheed.classifier.stamp import STAMP_SIZE
 from skyheed.classifier.training import run_state
 
 EACH = 8  # stamps of an object, evenly over its alerts
@@ -96,14 +94,9 @@ def _some(archive: Archive, name: str) -> tuple[NDArray[np.float16], NDArray[np.
     """Difference and template stamps of some alerts of an object, and their bands."""
     rows = archive.stamps(name, kinds=("difference", "template"), alerts_only=True)
     rows = rows[np.unique(np.linspace(0, max(0, len(rows) - 1), min(EACH, len(rows))).astype(int))]
-    difference, template = (
-        np.array([model_stamp(row[kind], float(row["rotation"]), archive.normalised) for row in rows], np.float16)
-        for kind in ("difference", "template")
-    )
-    usable = difference.reshape(len(rows), -1).any(1)
-    shape = (-1, STAMP_SIZE, STAMP_SIZE)
-    band = np.array([BANDS.index(b) for b in rows["band"]], np.uint8)
-    return difference.reshape(shape)[usable], template.reshape(shape)[usable], band[usable]
+    difference, template = (model_stamps(rows, kind, archive.normalised) for kind in ("difference", "template"))
+    usable = difference.any(axis=(1, 2))
+    return difference[usable], template[usable], band_codes(rows["band"])[usable]
 
 
 def install(screen: Screen, stamps: Stamps, scaling: Scaling) -> dict[str, Any]:
