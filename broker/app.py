@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from skyheed.broker import config, heartbeat, ingest_processes, logs, memory, metrics, redrive, waiting
+from skyheed.broker import config, heartbeat, ingest_processes, logs, metrics, redrive, waiting
 from skyheed.broker.errors import ConfigError
 from skyheed.broker.ingest import Budget, Ingest, Intake
 from skyheed.broker.kafka import client as kafka
@@ -223,7 +223,6 @@ def run_ingest(settings: Settings, drain: bool, night: Night | None = None) -> C
     )  # fmt: skip
     if settings.ingest.processes > 1:
         return ingest_processes.run(run_ingest, settings, drain, stop)
-    memory.give_back_large_blocks()
     measured = metrics.IngestMetrics(settings.survey)
     # before the first wait, which must be visible
     metrics.serve(measured, settings.ingest.metrics_port, settings.ingest.metrics_host, settings.metrics)

@@ -27,6 +27,7 @@ from skyheed.broker.kafka.client import AlertConsumer, place_of, time_ms
 from skyheed.broker.kafka.deadletter import DeadLetters, Rejected
 from skyheed.broker.kafka.messages import headers_of
 from skyheed.broker.logs import event
+from skyheed.broker.memory import Trim
 from skyheed.broker.metrics import IngestMetrics
 from skyheed.broker.observation import Observation
 from skyheed.broker.packets.container import with_key
@@ -270,6 +271,7 @@ class Ingest:
         self._lag_at = time.monotonic()
         self._books_at, self._more_books = -math.inf, False
         self._storing: _Storing | None = None
+        self._trim = Trim()
 
     def run(self, stop: threading.Event, drain: bool = False) -> Counter[str]:
         """Consume until `stop` is set or, with `drain`, until everything present at the start was consumed.
@@ -285,6 +287,7 @@ class Ingest:
                 self._close_books(stop)
                 if messages:
                     self._batch(messages, stop)
+                    self._trim()
                 else:
                     self._look_at_lag()
                     done = drain and self.consumer.drained()
