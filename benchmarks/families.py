@@ -1,10 +1,11 @@
 """What a classification costs, by family, runtime and precision, on the same weights in the same run.
 
-Each model is computed by torch in float32 (and in bfloat16 where it has such a form), with its encoder by
-torch.compile, and with its linear layers in int8 (dynamic); by onnxruntime in float32, with its linear layers in
-int8 (dynamic, weights by channel), and with its encoder in int8 (static, weights by channel, calibrated on stamps of
-objects that are not scored). What cannot be computed here has a row with the reason. Rows are taken in turns, in CPU
-time of one thread, so that ratios hold on a machine that is busy with other things.
+Each model is computed by torch in float32 (in bfloat16 where it has such a form; with its encoder in bfloat16 where
+the processor has it), with its encoder by torch.compile, and with its linear layers in int8 (dynamic); by onnxruntime
+in float32, with its linear layers in int8 (dynamic, weights by channel), and with its encoder in int8 (static, weights
+by channel, calibrated on stamps of objects that are not scored). What cannot be computed here has a row with the
+reason. Rows are taken in turns, in CPU time of one thread, so that ratios hold on a machine that is busy with other
+things.
 
     python benchmarks/families.py [--quick] [--archive sky/sdss --archive sky/ztf] [--model sdss/vector]
 
@@ -193,6 +194,25 @@ def torch_int8(model: Any) -> Any:
     return model
 
 
+class _Narrow(nn.Module):
+    """An encoder whose convolutions and products are in bfloat16."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, *given: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.encoder(*given)  # type: ignore[no-any-return]
+
+
+def torch_bfloat16(model: Any) -> Any:
+    """A model of stamps with its encoder in bfloat16; what is behind it takes little of the time."""
+    engine = model._update.engine
+    engine.encoder = _Narrow(engine.encoder)
+    return model
+
+
 def torch_compiled(model: Any) -> Any:
     """The model with its encoder compiled; what is behind it has a new shape with nearly every batch."""
     made = partial(torch.compile, dynamic=True)
@@ -228,8 +248,14 @@ def variants(
         return made, []
     where = export(name, folder / name)
     exported = partial(load, where, **given)
+    narrow = "" if native_bfloat16() else "the processor has no native bfloat16"
     histories = calibration or [noise(first, 12, seed) for seed in range(900, 900 + CALIBRATION)]
     tries: list[tuple[str, str, Callable[[], Any], str]] = [
+        *(
+            [("torch", "bfloat16 encoder", lambda: torch_bfloat16(plain()), narrow)]
+            if hasattr(first, "_update")
+            else []
+        ),
         ("torch.compile", "float32", lambda: _started(torch_compiled(plain())), no_compiler()),
         ("torch", "int8 linear", lambda: torch_int8(plain()), "" if hasattr(first, "_update") else CONVOLUTIONS),
         ("onnxruntime", "float32", exported, ""),
