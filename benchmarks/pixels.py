@@ -4,6 +4,7 @@ Objects with simulated stamps come epoch by epoch and are classified by a shippe
 everything that an object leaves in Redis is there: headers, pixels or digests, what the model caches, photometry,
 context, the last classification and a line for each one. Bytes are those of an object's own keys (MEMORY USAGE), the
 mean of some objects; a few hundred more in sets that all objects share are not counted. Nothing is published.
+First, what one, two and three kinds of stamps take before any classification, without photometry and context.
 
     python benchmarks/pixels.py [--objects 40] [--quick]
 
@@ -12,6 +13,7 @@ The very last line is one JSON document.
 
 import json
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -82,6 +84,20 @@ def grown(
     return found
 
 
+def stored(url: str, kinds: tuple[str, ...], objects: int, epochs: tuple[int, ...]) -> dict[str, int]:
+    """Bytes an object after some numbers of epochs of which there are stamps alone, none of them classified."""
+    client = state.connect(url)
+    client.run([("FLUSHALL",)])
+    store, rng = SequenceStore(client, "bench"), np.random.default_rng(7)
+    names, found = [f"BEN{n:08d}" for n in range(objects)], {}
+    for number in range(max(epochs)):
+        seen = [replace(epoch_of(name, number, kinds, rng), photometry=None, context={}) for name in names]
+        store.store([Delivery("bench/0", number * objects + n, 0, 0, o) for n, o in enumerate(seen)])
+        if number + 1 in epochs:
+            found[str(number + 1)] = round(statistics.mean(map(store.bytes_per_object, names)))
+    return found
+
+
 @click.command()
 @click.option("--objects", default=20, show_default=True)
 @click.option("--quick", is_flag=True, help="10 epochs only.")
@@ -90,6 +106,10 @@ def main(objects: int, quick: bool) -> None:
     wanted = QUICK if quick else EPOCHS
     found: dict[str, dict[str, dict[str, int]]] = {}
     with embedded.start_valkey() as server:
+        alone = {str(n): stored(server.url, IMAGE_KINDS[:n], objects, wanted) for n in (1, 2, 3)}
+        for count, sizes in alone.items():
+            bytes_of = ", ".join(f"{size:,} at {n}" for n, size in sizes.items())
+            click.echo(f"stamps of {count} kinds alone: bytes an object {bytes_of} epochs")
         for name, (shipped, kinds) in REGIMES.items():
             model = load(shipped, survey=shipped.split("/")[0], device="cpu", precision="float32", threads=1)
             found[name] = {}
@@ -97,7 +117,7 @@ def main(objects: int, quick: bool) -> None:
                 found[name][keep] = grown(server.url, model, kinds, keep, objects, wanted)
                 bytes_of = ", ".join(f"{size:,} at {n}" for n, size in found[name][keep].items())
                 click.echo(f"{name}, {keep}: bytes an object {bytes_of} epochs")
-    click.echo(json.dumps({"objects": objects, "bytes_an_object": found}))
+    click.echo(json.dumps({"objects": objects, "stamps_alone": alone, "bytes_an_object": found}))
 
 
 if __name__ == "__main__":
