@@ -332,9 +332,9 @@ def _each(work: Any, tasks: list[Any], processes: int) -> Generator[list[dict[st
         with ProcessPoolExecutor(
             min(processes, len(tasks)), mp_context=context, initializer=_end_with, initargs=(lives,)
         ) as pool:
-            # not `map`, which cancels what is left: a pool whose processes end cannot deal with that (Python 3.11)
-            made = deque(pool.submit(work, task) for task in tasks)
             try:
+                # not `map`, which cancels what is left: a pool whose processes end cannot deal with that (Python 3.11)
+                made = deque(pool.submit(work, task) for task in tasks)
                 while made:
                     yield made.popleft().result()
             except BaseException:
