@@ -10,9 +10,9 @@ EVERY_S = 2.0
 class Trim:
     """Gives free memory back to the system, every two seconds at most.
 
-    glibc keeps what librdkafka and numpy have freed: the batches that librdkafka unpacks, 512 KiB of small packets
-    each, leave holes, and a process that works off a backlog holds twice what it uses. Blocks that are given back one
-    by one, as soon as they are free (`M_MMAP_THRESHOLD`), cost an eighth of the ingest's time in page faults.
+    glibc keeps what librdkafka, numpy and torch have freed: the batches that librdkafka unpacks, 512 KiB of small
+    packets each, leave holes, and a daemon that works off a backlog holds twice what it uses. Blocks that are given
+    back one by one, as soon as they are free (`M_MMAP_THRESHOLD`), cost an eighth of the ingest's time in page faults.
     """
 
     def __init__(self) -> None:

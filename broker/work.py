@@ -25,6 +25,7 @@ from skyheed.broker.batching import Batching, BatchLimits
 from skyheed.broker.errors import ServiceUnavailable
 from skyheed.broker.kafka.client import Publisher
 from skyheed.broker.logs import event
+from skyheed.broker.memory import Trim
 from skyheed.broker.metrics import WorkMetrics
 from skyheed.broker.results.formats import Form, datum_of, encode_single
 from skyheed.broker.results.record import Classification, Provenance
@@ -119,10 +120,11 @@ class Worker:
             ServiceError: Kafka or Redis refuses us for good.
             Unfinished: `stop` came before the end of the drain.
         """
-        done = False
+        done, trim = False, Trim()
         try:
             while not done and not stop.is_set():
                 if self._batch(stop):
+                    trim()
                     continue
                 done = drain and patiently(self._pending, stop) == 0
                 if not done:
