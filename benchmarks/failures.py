@@ -28,7 +28,7 @@ from skyheed.classifier.archives.histories import history_of
 from skyheed.classifier.archives.reader import Archive
 from skyheed.classifier.history import BANDS, UPPER_LIMIT, History
 from skyheed.classifier.prediction import Prediction
-from skyheed.classifier.taxonomy import THREE_CLASSES
+from skyheed.classifier.taxonomy import THREE_CLASSES, among
 
 LEFT_OUT = {
     "images": lambda h: replace(h, images={kind: np.zeros_like(stamps) for kind, stamps in h.images.items()}),
@@ -42,7 +42,7 @@ def labelled(archive: Archive, epochs: int | None, without: Sequence[str]) -> li
     """Label, one of `THREE_CLASSES`, and history of each object that has one."""
     found = []
     for row in archive.objects.to_pylist():
-        label = next((name for name in THREE_CLASSES if row["class"].startswith(name)), None)
+        label = among(row["class"], THREE_CLASSES)
         if label:
             history = history_of(archive, row["object_id"], epochs=epochs)
             for part in without:
@@ -55,10 +55,9 @@ def together(classes: Sequence[str], said: Prediction) -> dict[str, float]:
     """Probabilities of `THREE_CLASSES`; none if the model declines."""
     if said.reason is not None:
         return {}
-    each = zip(classes, said.probabilities.tolist(), strict=True)
     found: Counter[str] = Counter()
-    for name, probability in each:
-        found[next(c for c in THREE_CLASSES if name.startswith(c))] += probability
+    for name, probability in zip(classes, said.probabilities.tolist(), strict=True):
+        found[among(name, THREE_CLASSES)] += probability
     return dict(found)
 
 

@@ -249,13 +249,11 @@ def variants(
     where = export(name, folder / name)
     exported = partial(load, where, **given)
     narrow = "" if native_bfloat16() else "the processor has no native bfloat16"
+    if not hasattr(first, "_update"):
+        narrow = "it has a form in bfloat16"
     histories = calibration or [noise(first, 12, seed) for seed in range(900, 900 + CALIBRATION)]
     tries: list[tuple[str, str, Callable[[], Any], str]] = [
-        *(
-            [("torch", "bfloat16 encoder", lambda: torch_bfloat16(plain()), narrow)]
-            if hasattr(first, "_update")
-            else []
-        ),
+        ("torch", "bfloat16 encoder", lambda: torch_bfloat16(plain()), narrow),
         ("torch.compile", "float32", lambda: _started(torch_compiled(plain())), no_compiler()),
         ("torch", "int8 linear", lambda: torch_int8(plain()), "" if hasattr(first, "_update") else CONVOLUTIONS),
         ("onnxruntime", "float32", exported, ""),

@@ -71,7 +71,7 @@ class BoundedFile(pq.ParquetFile):  # type: ignore[misc]
 
     @cached_property
     def schema_arrow(self) -> pa.Schema:
-        """See `pyarrow.parquet.ParquetFile.schema_arrow`, which makes it anew every time: 0.13 ms for 60 columns."""
+        """See `pyarrow.parquet.ParquetFile.schema_arrow`, which makes it anew every time: 0.13 ms for 41 columns."""
         return super().schema_arrow
 
     def values_of(self, group: int, columns: Sequence[str]) -> tuple[int, int]:

@@ -160,10 +160,9 @@ def _with_visits(data: Dataset, source: Archive) -> Dataset:
 def _visits(rows: NDArray[np.void], epochs: NDArray[np.float64]) -> Extras:
     """The measurements in rows of `Archive.stamps`, each with the first epoch (MJD) that is not before it."""
     known = rows[np.isfinite(rows["flux"]) & np.isfinite(rows["flux_error"])]
-    band = band_codes(known["band"])
     points = Photometry(
         known["mjd"].copy(),
-        band,
+        band_codes(known["band"]),
         known["flux"].copy(),
         known["flux_error"].copy(),
         np.full(len(known), FORCED, np.uint8),
