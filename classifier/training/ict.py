@@ -5,7 +5,8 @@ that the MSEs lower the variance within classes. Which tensors the MSEs compare 
 interpretation is that of SupBYOL (Oh & Lee 2024, arXiv 2406.10815), after BYOL (Grill et al. 2020): one MSE to the
 other view of the object, one to the class mean, computed from a separate queue for each class so that rare and frequent
 classes count equally. In a toy problem the two interpretations that use the class (this one, and `class`) lower the
-variance within classes, and the two that do not (`view`, `levels`) raise it (tests).
+variance within classes of what is projected, compared with cross-entropy alone, and the two that do not (`view`,
+`levels`) raise it (tests).
 
 The target is the exponential mean of the network, in evaluation mode; it is also what is served.
 """
@@ -26,6 +27,7 @@ from torch.nn import functional
 from skyheed.classifier import value_checks
 from skyheed.classifier.errors import ModelError
 from skyheed.classifier.models.base import Batch, Network
+from skyheed.classifier.training.averaging import follow, warmed
 from skyheed.classifier.training.objectives import Objective, Setting, Views, prefixes
 
 HIDDEN, WIDTH = 512, 128  # of projector and predictor
@@ -99,14 +101,6 @@ def momentum(step: int, steps: int, first: float = MOMENTUM) -> float:
     """Momentum of the target after some of all steps: from `first` to 1."""
     share = min(step / max(steps, 1), 1.0)
     return 1 - (1 - first) * (math.cos(math.pi * share) + 1) / 2
-
-
-@torch.no_grad()
-def follow(target: nn.Module, online: nn.Module, keep: float) -> None:
-    """target = keep * target + (1 - keep) * online, for weights and batch statistics."""
-    for old, new in zip(target.state_dict().values(), online.state_dict().values(), strict=True):
-        if old.is_floating_point():
-            old.lerp_(new, 1 - keep)
 
 
 def projector(inputs: int) -> nn.Sequential:
@@ -268,7 +262,9 @@ class Ict(Objective):
     def _follow(self) -> float:
         """Update the target's projector from the previous step; the trainer updates the mean of the network."""
         p = self.setting.protocol
-        keep = momentum(int(self.steps), p.short_steps + p.steps + p.fine_steps, self.settings.momentum)
+        steps = int(self.steps)
+        keep = momentum(steps, p.short_steps + p.steps + p.fine_steps, self.settings.momentum)
+        keep = warmed(keep, steps)  # as the mean of the network: otherwise the target projects at random for long
         self.steps += 1
         follow(self.target, self.projector, keep)
         return keep

@@ -19,7 +19,8 @@ from skyheed.classifier.errors import ModelError
 from skyheed.classifier.evaluation import scores
 from skyheed.classifier.history import History
 from skyheed.classifier.training import multitask
-from skyheed.classifier.training.ict import follow, representations
+from skyheed.classifier.training.averaging import follow, warmed
+from skyheed.classifier.training.ict import representations
 from skyheed.classifier.training.objectives import Objective, Setting, Views
 
 BALANCES = ("uncertainty", "fixed")
@@ -42,6 +43,8 @@ class MultiTask(Objective):
         ModelError: an invalid setting.
     """
 
+    steps: Tensor
+
     def __init__(
         self, setting: Setting, balance: str = "uncertainty", scales: Mapping[str, float] | None = None, **settings: Any
     ) -> None:
@@ -52,6 +55,7 @@ class MultiTask(Objective):
         self.scales = _scales(scales or {})
         self.heads = multitask.Heads(setting.network.width).to(setting.device)
         self.mean_heads = copy.deepcopy(self.heads).eval().requires_grad_(False)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=setting.device))
         learned = balance == "uncertainty"
         self.balance = multitask.Balance(self.scales).to(setting.device) if learned else None
         self.truth = truth_of(setting)
@@ -60,7 +64,8 @@ class MultiTask(Objective):
     def loss(self, views: Sequence[Views], generator: np.random.Generator) -> Tensor:
         """See `Objective.loss`."""
         network, (seen,) = self.setting.network, views
-        follow(self.mean_heads, self.heads, self.setting.protocol.average)
+        follow(self.mean_heads, self.heads, warmed(self.setting.protocol.average, int(self.steps)))
+        self.steps += 1
         batch = self.setting.batch(seen.histories)
         with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=self.setting.autocast):
             encoded, rows, whole = representations(network, batch, self.setting.protocol.prefixes, generator)

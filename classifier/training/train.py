@@ -30,6 +30,7 @@ from skyheed.classifier.models.convention.network import ConvEntion
 from skyheed.classifier.progress import progress_bar
 from skyheed.classifier.serving import Where, choose
 from skyheed.classifier.training import dataset, input_sample, objectives, run_state, selection
+from skyheed.classifier.training.averaging import follow, warmed
 from skyheed.classifier.training.calibration import fit
 from skyheed.classifier.training.clock import Clock
 from skyheed.classifier.training.dataset import Augmentation, Dataset
@@ -267,10 +268,7 @@ class Trainer:
     def _average(self) -> None:
         """Update the exponential mean of weights and statistics, which is what is measured, selected and served."""
         self.averaged += 1
-        keep = min(self.protocol.average, self.averaged / (self.averaged + 10))
-        for mean, now in zip(self.mean.state_dict().values(), self.model.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, 1 - keep)
+        follow(self.mean, self.model, warmed(self.protocol.average, self.averaged))
 
     def _draw(self, indices: Indices, batch: int, rng: np.random.Generator, rehearsed: Indices = NOTHING) -> Indices:
         """Draw this many objects; in the second stage a fraction comes from all objects used in the first."""

@@ -47,8 +47,12 @@ def sequence_operations(config: Config) -> dict[str, int]:
 
 
 def update_operations(config: Config, stamps: int) -> int:
-    """Multiply-adds of one new stamp for a history with this many: its group, and everything after the 3-D CNN."""
-    if config.variant == "paper":  # computed in full, including padding
-        return sequence_operations(config)["fast"]
+    """Multiply-adds of one new stamp for a history with this many: its group, and everything after the 3-D CNN.
+
+    The paper's variant keeps no tokens, and computes all its groups with one of padding, and all tokens after the CNN.
+    """
+    if config.variant == "paper":
+        absent = config.tokens - min(-(-stamps // config.group) + 1, config.tokens)
+        return sequence_operations(config)["fast"] - absent * operations(config)["fast"]
     whole = sequence_operations(replace(config, stamps=stamps))["fast"]
     return whole - (-(-stamps // config.group) - 1) * operations(config)["fast"]
