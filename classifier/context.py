@@ -53,7 +53,7 @@ QUANTITIES: tuple[Quantity, ...] = (
     Quantity("reference_magnitude", "mag", "AB, of that source; if the survey names none, of the reference image at "
              "the object's position", 0, 40, {"ztf": "magnr", "lsst": "templateFlux, where it is 3 times its error"}),
     Quantity("reference_shape", "", "how extended that source is: DAOPHOT's sharpness, 0 for a star, larger for a "
-             "galaxy; or the probability that it is extended", -100, 100, {"ztf": "sharpnr", "lsst": "extendedness"}),
+             "galaxy", -100, 100, {"ztf": "sharpnr"}),
     Quantity("magnitude_over_reference", "mag", "magnitude of the absolute difference flux of this detection minus "
              "reference_magnitude", -40, 40, {"ztf": "magpsf - magnr", "lsst": "psfFlux against templateFlux"}),
     *(quantity for k in range(1, CATALOGUE + 1) for quantity in _catalogue(k)),
@@ -63,6 +63,8 @@ QUANTITIES: tuple[Quantity, ...] = (
     Quantity("visits", "", "exposures so far that covered the position", 1, 1e7, {"ztf": "ncovhist"}),
     Quantity("age_days", "day", "since the first detection", 0, 40_000, {
         "ztf": "jd - jdstarthist", "lsst": "midpointMjdTai - firstDiaSourceMjdTai"}),
+    Quantity("detection_extendedness", "", "0 for a point to 1, of this detection in the difference image", 0, 1, {
+        "lsst": "extendedness"}),
 )  # fmt: skip
 NAMES = tuple(quantity.name for quantity in QUANTITIES)
 CODES = {name: code for code, name in enumerate(NAMES)}

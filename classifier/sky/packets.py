@@ -31,8 +31,9 @@ def alerts_of(
     error = stated_error(rng, survey, visits, seen.target.flux, change)
     flux = change + expected_error(survey, visits, seen.target.flux) * rng.standard_normal(len(visits))
     detected = np.abs(flux) > SIGMAS * error
-    sent, images = _rendered(rng, survey, seen, chosen(rng, np.flatnonzero(detected), most), error)
-    if not len(sent):  # no chosen exposure is a detection in its image: use the most significant ones
+    picked = chosen(rng, np.flatnonzero(detected), most)
+    sent, images = _rendered(rng, survey, seen, picked, error) if len(picked) else (picked, None)
+    if images is None or not len(sent):  # no chosen exposure is a detection in its image: use the most significant ones
         best = np.sort(np.argsort(-np.abs(change) / error)[:SURE])
         sent, images = _rendered(rng, survey, seen, best, np.minimum(error, np.abs(change) / (SIGMAS + 2)))
         error[sent] = np.minimum(error[sent], np.abs(images.flux) / (SIGMAS + 0.1))

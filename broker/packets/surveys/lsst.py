@@ -109,7 +109,7 @@ def _context(
     alert = _magnitude(abs(base.finite(source.get("psfFlux"))))
     over = None if alert is None or reference is None else alert - reference
     return context.known({
-        "reference_magnitude": reference, "reference_shape": source.get("extendedness"),
+        "reference_magnitude": reference, "detection_extendedness": source.get("extendedness"),
         "magnitude_over_reference": over, "galactic_latitude": context.galactic_latitude(*place),
         "detections": own.get("nDiaSources") or len(earlier) + 1,
         "age_days": mjd - min(times),

@@ -72,7 +72,7 @@ class Ztf(base.InSteps, EarlierSchema, base.BaseSurvey):
     schema_file = "ztf/reader.avsc"
     earlier_file = "ztf/earlier.avsc"
     history_fields = ("prv_candidates", "fp_hists")
-    # Of 148 real packets of objects with a class or a catalogue match this leaves out one (of a "Planet?"); of the 91
+    # Of 147 real packets of objects with a class or a catalogue match this leaves out one (of a "Planet?"); of the 90
     # that are AGN, supernovae, variables or a tidal disruption event, none. docs/surveys.md has the table.
     least_score = 0.1
     solar_system_arcsec = 5.0

@@ -19,6 +19,7 @@ from skyheed.broker.errors import ConfigError, PacketError, Reason, SkipPacket
 from skyheed.broker.observation import BANDS, Flag
 from skyheed.broker.packets.container import Decoder, split_container
 from skyheed.broker.packets.fits import read_image
+from skyheed.broker.packets.reader import read_packet
 from skyheed.broker.packets.surveys import base, load_survey, ztf
 from skyheed.broker.packets.surveys.sdss import SCHEMA_FILE, alert_from_archive
 from skyheed.broker.registry.schemas import SchemaSource
@@ -400,6 +401,7 @@ def lsst_packet(top=(), drop=(), **source):
         "diaObjectId": ["null", "long"],
         "ssObjectId": ["null", "long"],
         "band": ["null", "string"],
+        "glint_trail": ["null", "boolean"],
     }
     kinds = {n: numbers.get(n, ["null", "double"]) for n in values if n not in drop}
     fields = {
@@ -429,6 +431,27 @@ SHAPES = {  # an alert, and where its numbers are
         ["sourceId"],
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, None), ({"reliability": 0.06}, None), ({"reliability": 0.04}, Reason.ARTEFACT),
+        ({"reliability": None}, None), ({"glint_trail": True}, Reason.ARTEFACT),
+        ({"reliability": 0.9, "glint_trail": True}, Reason.ARTEFACT),
+        ({"reliability": 0.9, "glint_trail": False}, None),
+        ({"ssObjectId": 7}, Reason.SOLAR_SYSTEM),
+    ],
+)  # fmt: skip
+def test_lsst_filters(fields, reason):
+    packet = lsst_packet(**fields)
+    if reason is None:
+        assert len(read_packet(packet, "lsst")) == 1
+    else:
+        with pytest.raises(SkipPacket) as skipped:
+            read_packet(packet, "lsst")
+        assert skipped.value.reason is reason
+    assert len(read_packet(packet, "lsst", skip=())) == 1
 
 
 def test_lsst_ids_of_zero_are_none_also_as_text():

@@ -58,7 +58,7 @@ def test_a_stamp_comes_back_exactly(scale: float) -> None:
     assert parts.unpack_stamps([]).shape == (0, 32, 32)
     if scale == 13:
         assert len(parts.pack_stamps([plain])[0]) == 2048
-        assert len(parts.pack_stamps([rounded(plain)])[0]) < 1200
+        assert len(parts.pack_stamps([rounded(plain)])[0]) < 1200  # so that three kinds cost 2.1 times one
 
 
 @pytest.mark.parametrize("cut", [1, 383, 384, 500])

@@ -71,7 +71,15 @@ def test_context_is_what_the_survey_says(made: tuple[Survey, list[tuple[np.ndarr
         assert (np.diff(counted) >= 1).all()
         ages = np.array([context["age_days"] for context in extras.context])
         np.testing.assert_allclose(np.diff(ages), np.diff(rows["mjd"]), atol=1e-6)
-    assert {name for _, extras, _ in objects for context in extras.context for name in context} == told
+    rendered = told - {"detection_extendedness"}  # which no model reads
+    assert {name for _, extras, _ in objects for context in extras.context for name in context} == rendered
+
+
+def test_an_object_of_which_noise_hides_every_detection_has_alerts_nevertheless() -> None:
+    wish = Wish("Variable", "Variable", confirmed=True)
+    _, rows, extras = simulate_object(LSST, 77, 165, wish, 3, most=12)  # its fluxes with noise are all below 5 sigma
+    assert 1 <= len(rows) == len(extras.photometry) <= 12
+    assert (np.abs(rows["flux"]) > 4.99 * rows["flux_error"]).all()
 
 
 def scores(content: Content, own: float, count: int = 300) -> np.ndarray:
