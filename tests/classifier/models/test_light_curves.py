@@ -214,6 +214,17 @@ def test_the_window_begins_before_the_first_epoch_and_nothing_of_later_is_in_it(
     np.testing.assert_allclose(scone.image(later, config), scone.image(whole, config), atol=1e-5)
 
 
+def test_a_light_curve_a_day_later_in_its_window_is_an_image_a_bin_further() -> None:
+    seen = replace(history(12), mjd=59_000.25 + np.arange(12) * 4.0)
+    assert seen.flux is not None
+    assert seen.flux_error is not None
+    columns = [column.tobytes() for column in (seen.mjd, seen.band, seen.flux, seen.flux_error)]
+    begin, end = float(seen.mjd[0]), float(seen.mjd[-1])
+    plain, later = (scone._image(first, end, 180, *columns) for first in (begin, begin - 1))
+    np.testing.assert_allclose(later[:, :, 1:], plain[:, :, :-1], atol=1e-5)
+    assert np.abs(later - plain).max() > 0.01
+
+
 def test_of_an_object_older_than_the_window_the_newest_days_are_seen() -> None:
     config = scone.Config()
     old = replace(history(60), mjd=59_000 + np.arange(60) * 5.0)

@@ -17,6 +17,7 @@ from skyheed.classifier.history import IMAGE_KINDS, History
 from skyheed.classifier.models.base import Config, Network, parameters
 from skyheed.classifier.models.family import family, presets
 from skyheed.classifier.nights import nights
+from skyheed.classifier.training import objectives
 
 COUNTS = {
     "lstm": 60_324, "cnn-gru": 1_993_140, "cnn-lstm": 2_190_260, "supernnova": 44_804, "supernnova-bayes": 89_604,
@@ -25,7 +26,7 @@ COUNTS = {
     "convention": 1_087_276, "convention-2d": 489_996,
 }  # fmt: skip
 G_ONLY = {"cnn-gru": 1_992_564, "cnn-lstm": 2_189_684}
-IMAGES = ("cnn-gru", "cnn-lstm", "vector", "physnet", "vit", "swin", "convention", "convention-2d")
+IMAGES = ("cnn-gru", "cnn-lstm", "vector", "physnet", "vit", "swin", "convention", "convention-2d", "convention-paper")
 SLOW = (
     "cnn-gru",
     "cnn-lstm",
@@ -34,13 +35,18 @@ SLOW = (
     "swin",
     "convention",
     "convention-2d",
+    "convention-paper",
 )  # learning by heart takes them more than a few seconds
 RATES = {**dict.fromkeys(SLOW, 1e-3)}  # of learning
 CALM = {"dropout": 0.0}  # for what is to be learnt by heart
 
+PAPER = "convention-paper"  # which needs all its padding, and is computed in full: here with few places
+ALL = (*COUNTS, PAPER)
+
 each = pytest.mark.parametrize("preset", COUNTS)
+each_with_paper = pytest.mark.parametrize("preset", ALL)
 each_quick = pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=[pytest.mark.long] * (name in SLOW)) for name in COUNTS]
+    "preset", [pytest.param(name, marks=[pytest.mark.long] * (name in SLOW)) for name in ALL]
 )
 
 
@@ -65,9 +71,36 @@ def test_the_number_of_parameters(preset: str) -> None:
         assert parameters(build(preset, bands="g")) == G_ONLY[preset]
 
 
+TOKENS = {  # of `vector` with any encoder of 64 maps of 8x8, behind the encoder
+    "band": 6 * 128, "time": 3 * 128 + 128, "blocks": 2 * (12 * 128**2 + 13 * 128), "norm": 2 * 128,
+    "head": 256 * 4 + 4,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("preset", "parts"),
     [
+        ("vector", {"encoder": 218_888, "embed": 8 * 64 * 128 + 128, **TOKENS}),
+        (
+            "physnet",
+            {"encoder": 296_338 + 64 * 8 + 8, "embed": 8 * 64 * 128 + 128, "band_images": 6 * 32 * 32, **TOKENS},
+        ),
+        ("vit", {"encoder": 128 + 16 * 128 + 128 + 4 * 198_272 + 256, "embed": 128 * 128 + 128, **TOKENS}),
+        ("swin", {"encoder": 134_892, "embed": 64 * 128 + 128, "band_images": 6 * 32 * 32, **TOKENS}),
+        ("fusion", {"blocks": 2 * (12 * 64**2 + 13 * 64), "head": 128 * 4 + 4, "band": 6 * 64, "encoder": 15_264}),
+        (
+            "convention-2d",
+            {
+                "features": 10 * 1024
+                + 64 * (2 * 121 + 1)
+                + 128 * (64 * 25 + 1)
+                + 64 * (128 * 9 + 1)
+                + 8 * (64 * 9 + 1)
+                + 528,
+                "blocks": 2 * 6_572,
+                "head": 256 * (8 * 81 + 1) + 257 * 4,
+            },
+        ),
         ("cnn-gru", {"cnn": 794_160 + 540_800, "rnn": 591_360, "head": 66_820}),
         ("cnn-lstm", {"rnn": 788_480}),
         ("lstm", {"rnn": 59_856, "head": 468}),
@@ -98,7 +131,7 @@ def test_padding_changes_nothing(preset: str) -> None:
         torch.testing.assert_close(other, plain, rtol=0, atol=1e-6)
 
 
-@each
+@each_with_paper
 def test_alone_and_in_company_alike(preset: str) -> None:
     network = build(preset)
     seen = [history(9), history(3, 1), history(1, 2)]
@@ -107,7 +140,7 @@ def test_alone_and_in_company_alike(preset: str) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-@each
+@each_with_paper
 def test_beginnings_are_classified_as_if_there_was_no_more(preset: str) -> None:
     network = build(preset)
     for name, value in network.named_parameters():
@@ -128,12 +161,30 @@ def test_beginnings_are_classified_as_if_there_was_no_more(preset: str) -> None:
         assert (found[rows == row] - whole[row]).abs().amax(1).min() < 1e-4
 
 
+@pytest.mark.parametrize("preset", ["convention", "convention-2d"])
+def test_the_beginnings_that_convention_learns_from_are_classified_as_if_there_was_no_more(preset: str) -> None:
+    network: Any = build(preset)
+    seen = [history(9), history(6, 1)]
+    given = batch(network, seen)
+    shown = objectives.prefixes(given["valid"], 3, np.random.default_rng(1))
+    with torch.inference_mode():
+        tokens = network.tokens(given["pixels"], given["bands"], given["valid"])
+        again = [t.repeat(4, *[1] * (t.dim() - 1)) for t in (tokens, given["days"], given["present"])]
+        found = network.logits(again[0], shown, again[1], again[2])
+    group, row = network.config.group, np.arange(8) % 2
+    counts = shown.sum(1).tolist()
+    assert len(set(counts)) > 2
+    for said, n, index in zip(found, counts, row, strict=True):
+        (alone,) = predicted(network, [seen[index].until(epochs=group * n)])
+        torch.testing.assert_close(said, alone, rtol=1e-5, atol=1e-5)
+
+
 def learn_by_heart(network: Network, seen: list[History], labels: Tensor, steps: int, rate: float) -> float:
     return max(learn(network, batch(network, seen), labels, steps, rate))
 
 
 def few_epochs(preset: str) -> int:
-    if preset == "convention":
+    if preset in ("convention", PAPER):
         return 6  # two groups
     return 3 if preset in IMAGES else 8
 
@@ -214,7 +265,7 @@ def test_what_pools_without_time_cannot_tell_them_apart() -> None:
     assert (network({"pooled": pooled(others)}).argmax(1) == wanted).float().mean() < 0.65
 
 
-@each
+@each_with_paper
 def test_the_order_of_nights_matters(preset: str) -> None:
     network = build(preset)
     plain = history(6, bands=[2])
@@ -244,9 +295,9 @@ EXTREMES: dict[str, Callable[[], list[History]]] = {
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
-@each
+@each_with_paper
 def test_losses_and_gradients_are_finite(preset: str, extreme: str) -> None:
-    network = build(preset)
+    network = build(preset, **({"stamps": 99} if preset == PAPER and extreme == "99 epochs" else {}))
     seen = EXTREMES[extreme]()
     network.train()
     logits, rows = network.beginnings(batch(network, seen), np.random.default_rng(0))
@@ -259,7 +310,7 @@ def test_losses_and_gradients_are_finite(preset: str, extreme: str) -> None:
     assert predicted(network, seen).isfinite().all()
 
 
-@each
+@each_with_paper
 def test_saved_and_loaded_says_the_same_bits(preset: str, tmp_path: Path) -> None:
     network = build(preset)
     seen = [history(5), history(2, 1)]
@@ -276,7 +327,8 @@ def family_of(preset: str) -> Any:
 
 def configured(preset: str, **values: Any) -> Any:
     known = presets()[preset]
-    return known.family.configure({**known.network, **values})
+    few = {"stamps": 12} if preset == PAPER else {}
+    return known.family.configure({**known.network, **few, **values})
 
 
 @each
@@ -284,7 +336,7 @@ def test_what_a_family_says_of_itself(preset: str) -> None:
     own = family_of(preset)
     config = configured(preset)
     needs = own.needs(config)
-    assert needs.fewest == (3 if preset == "convention" else 1)
+    assert needs.fewest == (3 if preset in ("convention", PAPER) else 1)
     assert needs.most == config.stamps
     assert needs.images == (IMAGE_KINDS if preset == "fusion" else ("science",) if preset in IMAGES else ())
     costs = [own.operations(config, n) for n in (3, 12, 48, 99)]

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import claims
+import claims  # noqa: E402
 
 
 def one(macro_f1: float, recall: float = 0.5) -> dict[str, Any]:
