@@ -254,6 +254,7 @@ class Ict(Objective):
         self.queue.put(z, twice)
         self._log = {name: float(term.detach()) for name, term in terms.items()}
         self._log |= {"momentum": keep, "z_std": scatter(z), "within_between": within_between(z, twice)}
+        self._log["within_between_h"] = within_between(torch.cat([t.h for t in target]), twice)
         self._log["collapsed"] = float(self._log["z_std"] < COLLAPSED)
         weighted = (self.settings.weights.get(name, 1.0) * term for name, term in terms.items())
         total: Tensor = sum(weighted, self.setting.network.regularisation())
@@ -288,7 +289,7 @@ class Ict(Objective):
 
     def log(self) -> dict[str, float]:
         """Each term, the momentum, the scatter of normalised projections, whether they collapsed, and the variance
-        within classes divided by that between them."""
+        within classes divided by that between them, of projections and (`_h`) of representations."""
         return self._log
 
     def alarm(self) -> str:

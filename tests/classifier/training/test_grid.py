@@ -163,6 +163,24 @@ def test_a_row_that_guesses_is_untrained(classes: int, balanced: float, trained:
     assert line.startswith("| CNN+GRU |" if trained else "| CNN+GRU (untrained: not above its class prior) |")
 
 
+def test_the_figure_shows_the_scores_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import pyplot
+
+    found = json.loads((ROOT / "docs" / "models" / "quick.json").read_text())
+    rows = {name: found[name] for name in ("vector", "SCONE")}
+    monkeypatch.setattr(pyplot, "close", lambda _: None)
+    grid_table.figure(rows, tmp_path / "table.png")
+    axis = pyplot.gcf().axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["SCONE", "vector"]  # the best on top
+    points = {(round(float(x), 4), int(y)) for line in axis.lines for x, y in line.get_xydata()}
+    first, *others = [one["at_the_end"]["macro_f1"] for one in rows["vector"]]
+    early = [rows["vector"][0]["after_stamps"][n]["macro_f1"] for n in ("3", "12")]
+    assert points >= {
+        (round(score, 4), 1) for score in (first, *others, *early, *rows["vector"][0]["at_the_end"]["macro_f1_68"])
+    }
+    assert (round(rows["SCONE"][0]["at_the_end"]["macro_f1"], 4), 0) in points
+
+
 def test_rows_of_all_epochs_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 

@@ -284,6 +284,7 @@ def test_a_run_notes_every_term_and_rings_when_projections_collapse(
     notes = [json.loads(line) for line in (tmp_path / "well" / "objective.jsonl").read_text().splitlines()]
     assert [(n["stage"], n["step"]) for n in notes] == [("whole", 2), ("whole", 4)]
     assert set(notes[0]) >= {"mse1", "mse2", "ce", "kl", "momentum", "z_std", "within_between", "collapsed"}
+    assert notes[0]["within_between_h"] > 0
     assert notes[1]["momentum"] > notes[0]["momentum"]
 
     def one(self: Ict, batch: Any) -> Branch:
