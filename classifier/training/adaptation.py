@@ -141,9 +141,7 @@ class Adaptation(Objective):
         logits = [self.setting.network.classify(f).float() for f in (source, target)]
         if self.method == "cdan":
             one, other = (adaptation_losses.conditioned(f, z) for f, z in zip((source, target), logits, strict=True))
-            return adaptation_losses.domain_loss(
-                self.head, one, other, by, adaptation_losses.certainty(torch.cat(logits))
-            )
+            return self._told(one, other, by, adaptation_losses.certainty(torch.cat(logits)))
         if self.method == "coral":
             return by * adaptation_losses.coral(source, target)
         if self.method == "dan":
@@ -155,7 +153,7 @@ class Adaptation(Objective):
         self, source: Tensor, target: Tensor, labels: Tensor, by: float, generator: np.random.Generator
     ) -> Tensor:
         if self.method == "dann":
-            return adaptation_losses.domain_loss(self.head, source, target, by)
+            return self._told(source, target, by)
         if self.inject and self.chosen:
             target = self._injected(source, target, labels, generator)
         weights = torch.ones(len(source) + len(target), device=source.device)
@@ -163,6 +161,11 @@ class Adaptation(Objective):
             weights[: len(source)] = self.shares[labels]
         elif self.chosen and not self.inject:
             weights = adaptation_losses.of_classes(labels, self.chosen, len(target))
+        return self._told(source, target, by, weights)
+
+    def _told(self, source: Tensor, target: Tensor, by: float, weights: Tensor | None = None) -> Tensor:
+        """The loss of the domain head, whose accuracy is noted."""
+        self._log["domain_accuracy"] = adaptation_losses.domain_accuracy(self.head, source, target, weights)
         return adaptation_losses.domain_loss(self.head, source, target, by, weights)
 
     def _injected(self, source: Tensor, target: Tensor, labels: Tensor, generator: np.random.Generator) -> Tensor:
@@ -192,7 +195,7 @@ class Adaptation(Objective):
         return source.float(), target.float()
 
     def log(self) -> dict[str, float]:
-        """Losses and the alignment strength."""
+        """Losses, the alignment strength, and how well a domain head tells the domains apart (0.5: not at all)."""
         return self._log
 
     def finish(self) -> None:

@@ -80,6 +80,23 @@ def domain_loss(
     return (each * weights).sum() / weights.sum().clamp(min=1e-12)
 
 
+@torch.no_grad()
+def domain_accuracy(head: nn.Module, source: Tensor, target: Tensor, weights: Tensor | None = None) -> float:
+    """Share of the samples whose domain the head tells, mean of both domains: 0.5 if it tells none apart.
+
+    Near 1 the alignment is too weak; near 0.5 the features are aligned, or the head is too weak to say so.
+
+    Args:
+        weights: as for `domain_loss`.
+    """
+    logits = head(torch.cat([source, target]))
+    domain = torch.arange(len(logits), device=logits.device) >= len(source)
+    right = (logits.argmax(1).bool() == domain).float()
+    each = torch.ones_like(right) if weights is None else weights
+    shares = [(right * each)[side].sum() / each[side].sum().clamp(min=1e-12) for side in (domain, ~domain)]
+    return float(sum(shares)) / 2
+
+
 def of_classes(labels: Tensor, classes: Sequence[int], target: int) -> Tensor:
     """Weights for `domain_loss`: 1 for source samples of these classes and for the whole target, 0 otherwise.
 

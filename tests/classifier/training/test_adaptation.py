@@ -63,6 +63,7 @@ def test_every_method_trains_and_is_measured_on_what_it_was_not_adapted_to(metho
     assert {"all", "control"} <= set(own["a_distance"])
     notes = [json.loads(line) for line in (tmp_path / "objective.jsonl").read_text().splitlines()]
     assert ("domain" in notes[-1]) == (method not in ("none", "adabn"))
+    assert ("domain_accuracy" in notes[-1]) == (method in ("dann", "dann-class", "cdan"))
 
 
 @pytest.mark.parametrize("method", ["dann", "dann-class", "cdan", "jdot"])
@@ -123,6 +124,67 @@ def test_injected_samples_are_of_the_classes_that_the_target_lacks() -> None:
     assert (made_[:6] == -1).all()
     listed = {own.setting.protocol.classes.index(c) for c in ("AGN", "Variable")}
     assert {int(v) % 4 for v in made_[6:, 0]} <= set(range(4)) - listed
+
+
+def gradients(own: Adaptation, labels: torch.Tensor) -> torch.Tensor:
+    """Of the alignment, by source samples [16] of these labels."""
+    torch.manual_seed(3)
+    width = own.setting.network.width
+    source, target = torch.randn(16, width, requires_grad=True), torch.randn(16, width)
+    own._adversarial(source, target, labels, 1.0, np.random.default_rng(0)).backward()  # type: ignore[no-untyped-call]
+    assert source.grad is not None
+    return source.grad.abs().sum(1)
+
+
+def test_only_the_classes_that_are_listed_are_aligned() -> None:
+    labels = torch.arange(16) % 4
+    own = objective(method="dann-class", target="target", classes=["AGN", "Variable"])
+    listed = torch.isin(labels, torch.tensor([own.setting.protocol.classes.index(c) for c in ("AGN", "Variable")]))
+    found = gradients(own, labels)
+    assert (found[~listed] == 0).all()
+    assert (found[listed] > 0).all()
+    assert (gradients(objective(method="dann", target="target", classes=["AGN"]), labels) > 0).all()
+
+
+def test_shares_weight_the_source_by_its_classes() -> None:
+    labels = torch.arange(16) % 4
+    own = objective(method="dann-class", target="target", shares=[0.0, 0.1, 0.6, 0.3])
+    assert own.shares is not None
+    assert own.shares.tolist() == pytest.approx([0, 0.4, 2.4, 1.2])
+    even = objective(method="dann-class", target="target", shares=[0.25] * 4)
+    even.head.load_state_dict(own.head.state_dict())
+    ratio = gradients(own, labels) / gradients(even, labels)
+    torch.testing.assert_close(ratio, own.shares[labels])
+
+
+def alignment(step: int, **settings: Any) -> dict[str, float]:
+    """What the objective notes at a step of 60."""
+    torch.manual_seed(0)
+    trainer = train.Trainer(
+        replace(RUN, steps=60, objective={"name": "adapt", "target": "target", **settings}), DATA, Path("/nonexistent")
+    )
+    own: Any = trainer.objective
+    own.steps += step
+    views = trainer.views(np.arange(8), dataset.Augmentation(3, 0.0, 0.4, 99), np.random.default_rng(0))
+    own.loss([views], np.random.default_rng(0))
+    return dict(own.log())
+
+
+def test_the_weight_scales_the_alignment_and_the_silence_delays_it() -> None:
+    one, half = (alignment(30, method="coral", weight=w, silent=0.0) for w in (1.0, 0.5))
+    assert one["strength"] == pytest.approx(2 / (1 + math.exp(-5)) - 1)
+    assert half["strength"] == pytest.approx(one["strength"] / 2)
+    assert half["domain"] == pytest.approx(one["domain"] / 2, rel=1e-5)
+    assert "domain" not in alignment(11, method="coral", silent=0.2)
+    assert alignment(13, method="coral", silent=0.2)["strength"] > 0
+
+
+def test_objects_kept_for_measurement_are_never_drawn() -> None:
+    own = objective(method="dann", target="target")
+    seen = {h.object_id for n in range(40) for h in own._drawn(16, np.random.default_rng(n))}
+    train_ = {name for name, split in zip(TARGET.object_ids, TARGET.split, strict=True) if split == "train"}
+    assert seen
+    assert seen <= train_
 
 
 def test_a_balanced_domain_loss_never_outweighs_the_classes_sixteenfold() -> None:

@@ -53,6 +53,17 @@ def test_the_head_learns_what_the_features_unlearn() -> None:
         torch.testing.assert_close(one, other.grad)
 
 
+def test_the_accuracy_of_a_domain_head_is_the_mean_of_both_sides() -> None:
+    class Sign(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([-x[:, 0], x[:, 0]], 1)
+
+    source, target = torch.tensor([[-1.0], [-1.0], [-1.0], [1.0]]), torch.tensor([[1.0], [-1.0]])
+    assert adaptation_losses.domain_accuracy(Sign(), source, target) == pytest.approx((0.75 + 0.5) / 2)
+    weights = torch.tensor([1.0, 0, 0, 1, 1, 1])
+    assert adaptation_losses.domain_accuracy(Sign(), source, target, weights) == pytest.approx(0.5)
+
+
 def test_classes_that_are_not_listed_get_no_gradient_and_all_of_the_target_does() -> None:
     source, target = (x.requires_grad_(True) for x in clouds(1.0))
     labels = torch.arange(64) % 4
