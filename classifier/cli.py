@@ -158,7 +158,8 @@ def few_shot(checkpoint: str, archive: Path, output: Path, version: str) -> None
 
     output_paths.check_folder(output, ModelError)
     made = real_fit.run(checkpoint, archive, output, " ".join(["skyheed", *sys.argv[1:]]), version)
-    click.echo(json.dumps(made.metrics["real"], indent=1))
+    click.echo(real_fit.text(made.metrics["real"], made.training["few_shot"]["groups"]))
+    click.echo(f"\nWritten to {output}; more, such as the learning curve, is in its model.json.")
 
 
 @click.command()

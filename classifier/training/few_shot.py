@@ -6,7 +6,7 @@ light curve and surroundings, so that missing inputs do no harm. Strengths and t
 cross-validation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,18 +186,25 @@ def temperature(said: Floats, views: Views, groups: int) -> float:
     return float(min(TEMPERATURES, key=loss))
 
 
-def check(views: Views, groups: int) -> None:
+def check(views: Views, groups: Sequence[str]) -> None:
     """Refuse too few labelled objects.
 
     Raises:
         ModelError
     """
     first = np.unique(views.objects, return_index=True)[1]
-    counts = np.bincount(views.group[first], minlength=groups)
-    if counts.min() < FEWEST:
-        raise ModelError(
-            f"there are {counts.min()} labelled objects of one group of classes: give {FEWEST} or more of each"
-        )
+    counts = np.bincount(views.group[first], minlength=len(groups))
+    check_counts(dict(zip(groups, counts.tolist(), strict=True)))
+
+
+def check_counts(objects: Mapping[str, int]) -> None:
+    """Refuse too few labelled objects of a group.
+
+    Raises:
+        ModelError
+    """
+    if few := [f"{count} of {group}" for group, count in objects.items() if count < FEWEST]:
+        raise ModelError(f"labelled objects that can be used: {', '.join(few)}; give {FEWEST} or more of each group")
 
 
 def install(network: Fusion, heads: Heads, group_of_class: Sequence[int], sharpness: float = 1.0) -> None:

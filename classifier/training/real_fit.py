@@ -4,7 +4,7 @@ The first alert and the whole sequence of each object are its views. All reporte
 on the object (grouped cross-validation), with intervals from resampling objects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,20 +49,23 @@ def run(name: str, archive: str | Path, output: str | Path, command: str = "", v
     if not isinstance(network, Fusion):
         raise ModelError(f"{name} is of the family {info.family}: give a checkpoint of the family fusion")
     groups, of_class = groups_of(info.classes)
+    check_labels(Archive(archive), groups)
     views, first = views_of(network, info, Archive(archive), groups)
     labelled = views.rows(views.group >= 0)
-    few_shot.check(labelled, len(groups))
-    said, strength, looked = chosen(labelled, len(groups))
+    few_shot.check(labelled, groups)
+    runs = {strength: _held_out(labelled, len(groups), strength) for strength in STRENGTHS}
+    said, strength = chosen(runs, labelled, len(groups))
     heads = few_shot.fit(labelled, len(groups), strength)
     heads.temperature = np.array([few_shot.temperature(said[c], labelled, len(groups)) for c in range(COMBINATIONS)])
     few_shot.install(network, heads, of_class, 1 / float(np.mean(info.calibration.temperatures)))
     beyond = few_shot.install_familiar(network, labelled, views.rows(views.group < 0), len(groups))
     found = {
-        "groups": list(groups), "strength": strength, "strengths_tried": looked,
+        "groups": list(groups), "strength": strength, "strengths_tried": len(STRENGTHS),
         "temperatures": heads.temperature.round(3).tolist(),
         "unlabelled_unlike_training": round(beyond, 4),
         "archive": {key: Archive(archive).card.get(key) for key in ("objects", "stamps", "date")},
         "objects": _counts(labelled, groups), "held_out": report(said, labelled, first[views.group >= 0], heads)
+        | {"single_divisions_first_alert": single_divisions(runs, labelled, first[views.group >= 0])}
         | {"learning_curve": learning_curve.curve(labelled, first[views.group >= 0], of_class)},
     }  # fmt: skip
     made = replace(
@@ -71,6 +74,18 @@ def run(name: str, archive: str | Path, output: str | Path, command: str = "", v
         metrics={**info.metrics, "real": found["held_out"]},
     )  # fmt: skip
     return checkpoint.save(output, network.state_dict(), made)
+
+
+def check_labels(archive: Archive, groups: Sequence[str]) -> None:
+    """Refuse an archive with too few labelled objects before its stamps are read.
+
+    Raises:
+        ModelError
+    """
+    labels = [
+        taxonomy.merge_supernovae(row["class"]) for row in archive.objects.to_pylist() if row["class"] != UNLABELLED
+    ]
+    few_shot.check_counts({group: labels.count(group) for group in groups})
 
 
 def groups_of(classes: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
@@ -114,27 +129,48 @@ def _views(archive: Archive, name: str) -> list[tuple[History, bool]]:
     return [(history_of(archive, name, epochs=1), True), (whole, False)]
 
 
-def chosen(views: Views, groups: int) -> tuple[dict[int, Floats], float, int]:
-    """Held-out log-probabilities for every combination of kinds, with the strength of the lowest loss.
-
-    Returns:
-        The log-probabilities, the strength, and the number of strengths tried.
-    """
-    found = {strength: _averaged(views, groups, strength) for strength in STRENGTHS}
-
-    def loss(strength: float) -> float:
-        said = found[strength][EVERYTHING]
-        said = said / few_shot.temperature(said, views, groups)
-        said = said - np.logaddexp.reduce(said, axis=1, keepdims=True)
-        return -float((few_shot.weights_of(views, groups) * said[np.arange(len(said)), views.group]).sum())
-
-    best = min(found, key=loss)
-    return found[best], best, len(found)
+Runs = Mapping[float, Sequence[Mapping[int, Floats]]]  # strength -> held-out log-probabilities of every division
 
 
-def _averaged(views: Views, groups: int, strength: float) -> dict[int, Floats]:
-    runs = [few_shot.held_out(views, groups, strength, seed) for seed in range(SEEDS)]
-    return {c: np.mean([one[c] for one in runs], 0) for c in range(COMBINATIONS)}
+def _held_out(views: Views, groups: int, strength: float) -> list[dict[int, Floats]]:
+    return [few_shot.held_out(views, groups, strength, seed) for seed in range(SEEDS)]
+
+
+def chosen(runs: Runs, views: Views, groups: int) -> tuple[dict[int, Floats], float]:
+    """Held-out log-probabilities for every combination of kinds, averaged over divisions, and the strength of the
+    lowest loss."""
+    found = {s: {c: np.mean([one[c] for one in own], 0) for c in range(COMBINATIONS)} for s, own in runs.items()}
+    best = min(found, key=lambda strength: _best_loss(found[strength][EVERYTHING], views, groups)[0])
+    return found[best], best
+
+
+def _best_loss(said: Floats, views: Views, groups: int) -> tuple[float, float]:
+    """The lowest loss that a temperature gives, and the temperature."""
+    divisor = few_shot.temperature(said, views, groups)
+    said = _normalised(said / divisor)
+    loss = -float((few_shot.weights_of(views, groups) * said[np.arange(len(said)), views.group]).sum())
+    return loss, divisor
+
+
+def _normalised(said: Floats) -> Floats:
+    found: Floats = said - np.logaddexp.reduce(said, axis=1, keepdims=True)
+    return found
+
+
+def single_divisions(runs: Runs, views: Views, first: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Scores of first alerts with everything, of each division by itself: nothing is averaged, and strength and
+    temperature are chosen for each fold without its objects."""
+    groups, found = int(views.group.max()) + 1, []
+    for seed in range(SEEDS):
+        fold = few_shot.folds(views.group, views.objects, few_shot.FOLDS, seed)
+        said = np.empty((len(fold), groups))
+        for n in range(few_shot.FOLDS):
+            own, others = fold == n, views.rows(fold != n)
+            losses = {s: _best_loss(made[seed][EVERYTHING][~own], others, groups) for s, made in runs.items()}
+            strength = min(losses, key=lambda s: losses[s][0])
+            said[own] = runs[strength][seed][EVERYTHING][own] / losses[strength][1]
+        found.append(_scores(said[first], views.rows(first)))
+    return found
 
 
 def _counts(views: Views, groups: Sequence[str]) -> dict[str, int]:
@@ -151,7 +187,7 @@ def report(said: dict[int, Floats], views: Views, first: NDArray[np.bool_], head
         found[when] = {
             _named(c): _scores(values[rows] / heads.temperature[c], views.rows(rows)) for c, values in said.items() if c
         }
-    full, without = said[EVERYTHING][first], said[EVERYTHING - 1][first]
+    full, without = (said[c][first] / heads.temperature[c] for c in (EVERYTHING, EVERYTHING - 1))
     found["gain_of_images_first_alert"] = paired(full, without, views.group[first])
     return found
 
@@ -184,9 +220,43 @@ def drawn(truth: Indices, seed: int = 0) -> list[Indices]:
 
 
 def paired(one: Floats, other: Floats, truth: Indices) -> dict[str, Any]:
-    """Difference of balanced accuracies on the same objects, with its 95 % interval."""
-    draws = [_balanced(one[r], truth[r]) - _balanced(other[r], truth[r]) for r in drawn(truth)]
+    """How much better one is on the same objects, with 95 % intervals: differences of balanced accuracies, and of
+    log-losses, which tell probabilities apart where no classification changes."""
+    samples = drawn(truth)
+    draws = [_balanced(one[r], truth[r]) - _balanced(other[r], truth[r]) for r in samples]
+    each = (_normalised(one) - _normalised(other))[np.arange(len(truth)), truth]
     return {
         "difference": round(_balanced(one, truth) - _balanced(other, truth), 4),
         "difference_95": [round(float(q), 4) for q in np.percentile(draws, (2.5, 97.5))],
+        "log_loss_less": round(float(each.mean()), 4),
+        "log_loss_less_95": [round(float(q), 4) for q in np.percentile([each[r].mean() for r in samples], (2.5, 97.5))],
     }
+
+
+def text(found: Mapping[str, Any], groups: Sequence[str]) -> str:
+    """The scores of `report` as tables in Markdown."""
+    columns = f"known | balanced accuracy [95 %] | recall {' / '.join(groups)} | log-loss | ECE (by chance)"
+    lines = []
+    for when in ("first_alert", "whole_sequence"):
+        rows = [_line(what, own) for what, own in found[when].items()]
+        lines += [
+            f"{when.replace('_', ' ').capitalize()}, held-out objects",
+            f"| {columns} |",
+            "|---" * 5 + "|",
+            *rows,
+            "",
+        ]
+    single = [own["balanced_accuracy"] for own in found["single_divisions_first_alert"]]
+    gain = found["gain_of_images_first_alert"]
+    low, high = gain["difference_95"]
+    said = f"images add {gain['difference']:+.2f} [{low:+.2f}, {high:+.2f}] to all else at the first alert"
+    return "\n".join([*lines, f"Single divisions: {min(single):.2f} to {max(single):.2f}; {said}."])
+
+
+def _line(what: str, own: Mapping[str, Any]) -> str:
+    low, high = own["balanced_accuracy_95"]
+    recall = " / ".join(f"{value:.2f}" for value in own["recall"])
+    scores_of = f"{own['balanced_accuracy']:.2f} [{low:.2f}, {high:.2f}]"
+    return (
+        f"| {what} | {scores_of} | {recall} | {own['log_loss']:.2f} | {own['ece']:.3f} ({own['ece_by_chance']:.3f}) |"
+    )

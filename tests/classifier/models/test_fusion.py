@@ -155,8 +155,10 @@ def test_heads_in_the_network_say_what_they_said_in_numpy() -> None:
 
 
 def test_too_few_objects_are_refused() -> None:
-    with pytest.raises(ModelError, match="give 3 or more of each"):
-        few_shot.check(labelled(6), 3)
+    with pytest.raises(ModelError, match="can be used: 2 of AGN, 2 of SN, 2 of Variable; give 3 or more of each group"):
+        few_shot.check(labelled(6), ("AGN", "SN", "Variable"))
+    with pytest.raises(ModelError, match="can be used: 0 of SN; give"):
+        few_shot.check_counts({"AGN": 3, "SN": 0})
 
 
 def saved(network: Fusion, where: Path) -> Path:
