@@ -63,6 +63,7 @@ class Report:
     objects: int = 0
     stamps: int = 0
     labelled: int = 0
+    other_labels: Counter[str] = field(default_factory=Counter)  # those that are none of the classes, by text
     reasons: Counter[str] = field(default_factory=Counter)
 
 
@@ -100,6 +101,8 @@ def build(
             report.objects += 1
             report.stamps += len(group)
             report.labelled += thing.label != UNLABELLED
+            if thing.type and thing.label == UNLABELLED:
+                report.other_labels[thing.type] += 1
     return report
 
 

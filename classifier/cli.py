@@ -226,13 +226,26 @@ def evaluate(
 
     output_paths.check_folder(output, ModelError)
     entries = evaluation.entries((checkpoint, *against), archive, device, precision)
-    shares = evaluation.estimated_shares(entries[0], split) if estimate_prior else None
-    if shares and not evaluation.any_label(entries[0], split):
+    shares, labelled = None, evaluation.any_label(entries[0], split)
+    if estimate_prior:
+        try:
+            shares = evaluation.estimated_shares(entries[0], split)
+        except ModelError as error:
+            why = f"{error}; --split all takes every object of an archive"
+            if not labelled:
+                raise ModelError(why) from None
+            click.echo(f"no class shares: {why}", err=True)  # the scores can be computed nevertheless
+    if shares and not labelled:
         click.echo(report.write_shares(shares, output), nl=False)
         return
     chosen = evaluation.common(entries, split, confirmed)
     for entry in entries:
         click.echo(f"{entry.label}: {entry.how}")
+        if evaluation.may_be_in_sample(entry, chosen):
+            click.echo(
+                f"{entry.label} was fitted to labelled real objects: if these are among them, its scores here are too "
+                "good; those of held-out objects are in its model.json (metrics, real)", err=True,
+            )  # fmt: skip
         if prior:
             counts = evaluation.class_prior(prior, entry.data, confirmed, entry.model.info)
             entry.model.info = priors.assuming(entry.model.info, counts)

@@ -21,8 +21,12 @@ def build_packets(
     Example:  skyheed archive build-packets ztf packets --labels index.csv -o real
     """
     from skyheed.broker.archive_packets import build
+    from skyheed.classifier.safe_names import printable
 
     report = build(output, survey, paths, labels=labels, overwrite=overwrite, schemas=schemas)
     click.echo(f"{output}: {report.stamps} stamps of {report.objects} objects, {report.labelled} of them with a class")
+    if report.other_labels:
+        named = ", ".join(f"{printable(label)} ({n})" for label, n in report.other_labels.most_common())
+        click.echo(f"kept without a class, as their labels are none of ours: {named}")
     for reason, count in report.reasons.most_common():
         click.echo(f"left out: {count} {reason}")

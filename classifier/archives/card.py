@@ -71,7 +71,8 @@ def _counts(card: Mapping[str, Any]) -> str:
         table.setdefault((row["class"], row["confirmed"]), {})[row["split"]] = row["objects"]
     for (label, confirmed), splits in sorted(table.items()):
         cells = " | ".join(str(splits.get(name, 0)) for name in ("train", "validation", "test"))
-        lines.append(f"| {table_cell(label)} | {'confirmed' if confirmed else 'photometric'} | {cells} |")
+        certainty = "confirmed" if confirmed else "photometric" if label else "none"
+        lines.append(f"| {table_cell(label or 'unknown')} | {certainty} | {cells} |")
     return "\n".join(lines)
 
 

@@ -373,6 +373,11 @@ def estimated_shares(entry: Entry, split: str) -> dict[str, Any]:
     return shares.estimate(p, model.info.classes, model.info.calibration.prior, confusion, truth)
 
 
+def may_be_in_sample(entry: Entry, indices: Indices) -> bool:
+    """Whether a model was fitted to labelled real objects, and some of these objects are real."""
+    return "few_shot" in entry.model.info.training and any(entry.data.origin[i] == "real" for i in indices)
+
+
 def compare(found: Sequence[Entry], indices: Indices) -> dict[str, Any]:
     """`full_report` for the first model; for the others, scores after numbers of stamps and with the same gaps."""
     first, *others = found

@@ -22,6 +22,9 @@ FEWEST = 30  # minimum number of objects for an estimate
 INTERVAL = (2.5, 97.5)
 Floats = NDArray[np.float64]
 TITLE = "Class shares, estimated without labels (95 % intervals; not applied)"
+UNKNOWN = (
+    "the model's confusion matrix was counted with another class prior, or before its heads were fitted to real objects"
+)
 HOLDS = "They are valid only if each class looks as it did when the model was calibrated."
 
 
@@ -55,6 +58,8 @@ def estimate(
     }  # fmt: skip
     if confusion is not None:
         found |= _black_box(p, np.asarray(confusion, np.int64), draws, rng)
+    else:
+        found["bbse_refused"] = UNKNOWN
     if truth is not None:
         found["true"] = _rounded(np.bincount(truth, minlength=len(classes)) / len(truth))
     return found

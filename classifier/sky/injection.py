@@ -84,7 +84,8 @@ def _scene(archive: Archive, name: str, survey: Survey) -> Scene | None:
     row = archive.stamps(name, kinds=("stamp", "template"))[0]
     template = row["template"].astype(np.float32)
     noise = float(row["sky_noise"])
-    usable = np.isfinite(template).all() and (template == 0).mean() < BLANK and str(row["band"]) in survey.bands
+    blank = (template == 0)[_covered(survey)].mean()
+    usable = np.isfinite(template).all() and blank < BLANK and str(row["band"]) in survey.bands
     if extras is None or not usable or not sky_noise(template) < noise:
         return None
     width = star_width(row["stamp"], sky_noise(row["stamp"]))
@@ -92,6 +93,14 @@ def _scene(archive: Archive, name: str, survey: Survey) -> Scene | None:
     place = (thing["ra"], thing["dec"])
     kinds = suits(extras.context[0])
     return Scene(name, str(row["band"]), template, max(fwhm, TEMPLATE_FWHM), noise, *place, extras.context[0], kinds)
+
+
+def _covered(survey: Survey) -> NDArray[np.bool_]:
+    """The pixels of a stamp that the survey's images cover at any angle; corners of turned small ones are blank."""
+    if not survey.turns:
+        return np.ones((STAMP_SIZE, STAMP_SIZE), bool)
+    y, x = np.indices((STAMP_SIZE, STAMP_SIZE)) - STAMP_SIZE // 2
+    return np.asarray(np.hypot(x, y) < survey.size / 2 - 1)
 
 
 def suits(context: Mapping[str, float]) -> frozenset[str]:
@@ -115,7 +124,13 @@ def suited(rng: np.random.Generator, scenes: Sequence[Scene], label: str) -> Sce
     """
     possible = [scene for scene in scenes if label in scene.kinds]
     if not possible:
-        raise ArchiveError(f"none of the {len(scenes)} scenes is suitable for the class {label}: add packets")
+        kinds = sorted(set().union(*(scene.kinds for scene in scenes)))
+        there = {"AGN": "a galaxy", "Variable": "a star"}.get(label, "a galaxy or nothing")
+        raise ArchiveError(
+            f"none of the {len(scenes)} scenes suits the class {label}; they suit {', '.join(kinds) or 'none'}. Add "
+            f"packets whose catalogue has {there} at the object's position (Rubin's name no catalogue), or leave the "
+            "class out with --mixture"
+        )
     return possible[int(rng.integers(len(possible)))]
 
 
@@ -185,16 +200,26 @@ def _paint(
     """Science, template and difference, [n, 32, 32] nJy; all are turned and flipped in the same way."""
     template = turned_about_the_source(scene.template, int(rng.integers(4)), bool(rng.random() < 0.5))
     place = rng.uniform(-0.5, 0.5, (2, len(flux))) if survey.whole_pixels else np.zeros((2, len(flux)))
-    cut = slice(survey.size // 2 - STAMP_SIZE // 2, survey.size // 2 + STAMP_SIZE // 2)
-    source = point_images(rng, survey, width * survey.pixel, place * survey.pixel)[:, cut, cut]
+    source = _framed(point_images(rng, survey, width * survey.pixel, place * survey.pixel))
     source = source * flux.astype(np.float32)[:, None, None]
     wider = np.sqrt(np.maximum(width**2 - TEMPLATE_FWHM**2, 0)) / FWHM
     still = np.stack([ndimage.gaussian_filter(template, sigma, mode="nearest") for sigma in wider])
     grain = noise.astype(np.float32)[:, None, None] * rng.standard_normal(source.shape, dtype=np.float32)
+    change = np.where(template == 0, 0, source + grain)  # what the template does not cover, no image of its camera does
     return {
-        "stamp": still + source + grain, "template": np.repeat(template[None], len(flux), 0),
-        "difference": source + grain,
+        "stamp": np.where(template == 0, 0, still) + change, "template": np.repeat(template[None], len(flux), 0),
+        "difference": change,
     }  # fmt: skip
+
+
+def _framed(images: Image) -> Image:
+    """Square images [n, size, size] cut to a stamp's pixels, or with a blank border, their centre in pixel [16, 16]."""
+    size = images.shape[1]
+    first = size // 2 - STAMP_SIZE // 2
+    if first >= 0:
+        return images[:, first : first + STAMP_SIZE, first : first + STAMP_SIZE]
+    border = -first, STAMP_SIZE - size + first
+    return np.pad(images, ((0, 0), border, border))
 
 
 def turned_about_the_source(image: Image, quarters: int, flipped: bool) -> Image:

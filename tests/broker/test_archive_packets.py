@@ -74,7 +74,11 @@ def test_labels_come_from_the_first_row_that_says_anything(tmp_path: Path) -> No
         ("SNOther", "SNother", True), (UNLABELLED, "TDE", False), (UNLABELLED, "", False),
     ]  # fmt: skip
     assert report.labelled == 1
+    assert report.other_labels == {"TDE": 1}
     assert all(row["origin"] == "real" for row in rows.values())
+    readme = (tmp_path / "a" / "README.md").read_text()
+    assert "| unknown | none |" in readme
+    assert "| photometric |" not in readme
 
 
 @pytest.mark.parametrize(

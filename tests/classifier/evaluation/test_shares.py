@@ -21,8 +21,8 @@ CLASSES = ("AGN", "SNIa", "Variable", "SNOther")
 DATA = made([3] * 160)
 
 
-def evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Any, *more: str) -> Any:
-    write(tmp_path / "model", Config(variant="stream", cnn="2d"))
+def evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Any, *more: str, **card: object) -> Any:
+    write(tmp_path / "model", Config(variant="stream", cnn="2d"), **card)
     monkeypatch.setattr(dataset, "load", lambda *_, **__: data)
     monkeypatch.setattr(evaluate, "full_report", lambda model, data, indices: evaluate.report(model, data, indices))
     arguments = [str(tmp_path / "model"), "archive", "-o", str(tmp_path / "out"), "--estimate-prior", *more]
@@ -53,6 +53,29 @@ def test_without_any_label_there_are_shares_alone(monkeypatch: pytest.MonkeyPatc
     assert found["objects"] == 40
     assert "true" not in found
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_too_few_objects_for_shares_are_scored_nevertheless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    few = made([3] * 80)
+    done = evaluated(monkeypatch, tmp_path, few, "--split", "test")
+    assert done.exit_code == 0
+    assert "no class shares: there are 20 objects, too few" in done.output
+    assert "--split all takes every object" in done.output
+    assert "shares" not in json.loads((tmp_path / "out" / "report.json").read_text())
+    nameless = replace(few, label=[""] * 80, true_class=[""] * 80)
+    with pytest.raises(ModelError, match=r"too few.*--split all"):
+        evaluated(monkeypatch, tmp_path / "b", nameless, "--split", "test")
+
+
+def test_scores_on_what_a_model_may_have_been_fitted_to_are_marked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = replace(DATA, origin=["real"] * 160)
+    words = "if these are among them, its scores here are too good"
+    assert words not in evaluated(monkeypatch, tmp_path / "a", real).output
+    for data, marked in ((real, True), (DATA, False)):
+        done = evaluated(monkeypatch, tmp_path / str(marked), data, training={"few_shot": {}})
+        assert (words in done.output) == marked
 
 
 def test_intervals_hold_the_shares_and_shrink_with_objects() -> None:

@@ -20,13 +20,20 @@ EMPTY = {"catalogue_1_distance": 20.0, "catalogue_1_star": 0.9}
 ZTF = survey_named("ztf")
 
 
-def packets(path: Path, survey: str = "ztf", **kinds: dict[str, float]) -> Path:
-    """An archive as `build-packets` makes it: each object with a template that is told from all others."""
+def packets(path: Path, survey: str = "ztf", corners: float = 0.0, **kinds: dict[str, float]) -> Path:
+    """An archive as `build-packets` makes it: each object with a template that is told from all others.
+
+    Args:
+        corners: pixels; beyond this width of a square turned by 45 degrees the template is blank.
+    """
     rng = np.random.default_rng(1)
+    y, x = np.indices((32, 32)) - 16
+    seen = np.abs(x) + np.abs(y) < corners / 2 if corners else np.ones((32, 32), bool)
     with ArchiveWriter(path, {"command": "test"}, normalised=True) as writer:
         for number, (name, context) in enumerate(kinds.items()):
             template = rng.normal(0, 150, (1, 32, 32)).astype(np.float32)
             template[0, 20, 9] += 40_000 + 20_000 * number  # a neighbour
+            template *= seen
             science = template + rng.normal(0, 900, template.shape).astype(np.float32)
             columns = {
                 "source_id": [number + 1], "mjd": [59_000.0], "band": ["r"], "detected": True, "alert": True,
@@ -84,6 +91,23 @@ def test_the_change_is_where_it_should_be_and_as_bright_as_it_says(painted: Arch
         cut = stamps["difference"][:, 12:21, 12:21].sum((1, 2))
         noise = 9 * stamps["sky_noise"]
         assert (np.abs(cut - 0.9 * stamps["flux"]) < 5 * noise + 0.15 * np.abs(stamps["flux"])).all()
+
+
+def test_rubins_small_turned_stamps_are_painted_on_too(tmp_path: Path) -> None:
+    scenes = packets(tmp_path / "p", "lsst", a=EMPTY, b=EMPTY, c=EMPTY, corners=30 * 2**0.5)
+    made = Archive(
+        simulate("lsst", 6, 3, tmp_path / "a", mixture={"SNIa": 0.5, "SNOther": 0.5}, scenes=scenes, processes=1,
+                 progress=False)
+    )  # fmt: skip
+    for row, stamps in made.each(kinds=("stamp", "template", "difference")):
+        cut = stamps["difference"][:, 10:23, 10:23].sum((1, 2))
+        assert (np.abs(cut - stamps["flux"]) < 5 * 13 * stamps["sky_noise"] + 0.15 * np.abs(stamps["flux"])).all()
+        for kind in ("stamp", "template", "difference"):
+            assert (stamps[kind][:, 0, 0] == 0).all(), row["object_id"]  # what the turned camera did not see
+    with pytest.raises(
+        ArchiveError, match=r"none of the 3 scenes suits the class (AGN|Variable); they suit SNIa, SNOther"
+    ):
+        simulate("lsst", 8, 3, tmp_path / "b", balanced=True, scenes=scenes, processes=1, progress=False)
 
 
 def test_context_is_the_scenes_with_the_sources_own_past(painted: Archive) -> None:
@@ -144,5 +168,5 @@ def test_scenes_that_cannot_be_used_are_refused_before_the_work(real: Path, tmp_
     with pytest.raises(ArchiveError, match="archive build-packets"):
         scenes_of(plain, ZTF)
     stars = packets(tmp_path / "stars", star=STAR)
-    with pytest.raises(ArchiveError, match="is suitable for the class"):
+    with pytest.raises(ArchiveError, match="none of the 1 scenes suits the class"):
         simulate("ztf", 4, 3, tmp_path / "b", balanced=True, scenes=stars, processes=1, progress=False)
