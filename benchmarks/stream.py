@@ -314,6 +314,8 @@ class Answers(threading.Thread):
     def __init__(self, settings: Settings) -> None:
         super().__init__(daemon=True)
         self.stamps: dict[str, int] = {}
+        self.missing: set[str] = set()
+        self.wanted = 0
         self.latencies: list[int] = []
         self._stream = Subscriber(settings.kafka["bootstrap.servers"], topic=settings.classification_topic)
 
@@ -321,19 +323,22 @@ class Answers(threading.Thread):
         with self._stream as stream:
             for record in stream:
                 self.stamps[record.object_id] = record.n_stamps
+                if record.n_stamps >= self.wanted:
+                    self.missing.discard(record.object_id)
                 self.latencies.append(record.classified_ms - record.kafka_ms)
 
     def wait(self, objects: Sequence[str], stamps: int, limit_s: float) -> float:
         """Seconds until every object was answered with at least this many stamps."""
-        began, left = time.monotonic(), objects
+        began = time.monotonic()
+        self.wanted, self.missing = stamps, set(objects)  # the thread leaves out those answered from now on
+        self.missing -= {name for name in objects if self.stamps.get(name, 0) >= stamps}
         with progress_bar(None, "answered", len(objects)) as bar:
             while time.monotonic() - began < limit_s:
-                left = [name for name in left if self.stamps.get(name, 0) < stamps]
-                bar.update(len(objects) - len(left) - bar.n)
-                if not left:
+                bar.update(len(objects) - len(self.missing) - bar.n)
+                if not self.missing:
                     return time.monotonic() - began
                 time.sleep(0.05)
-        raise SystemExit(f"{len(left)} of {len(objects)} objects were not answered in {limit_s:.0f} s")
+        raise SystemExit(f"{len(self.missing)} of {len(objects)} objects were not answered in {limit_s:.0f} s")
 
 
 def stream(settings: Settings, folder: Path, model: str, visit: int, steady: int) -> dict[str, Any]:
