@@ -131,6 +131,17 @@ def test_padding_changes_nothing(preset: str) -> None:
         torch.testing.assert_close(other, plain, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("preset", ["convention", PAPER])
+def test_places_of_a_group_without_a_stamp_are_empty(preset: str) -> None:
+    """The 3-D CNN sees them: they are always the same, whatever lies in memory."""
+    network = build(preset)
+    given = batch(network, [history(4), history(2, 1)])
+    absent = ~given["present"].bool()
+    assert absent[0, 1].tolist() == [False, True, True]
+    for name in ("pixels", "bands"):
+        assert not given[name][absent].any()
+
+
 @each_with_paper
 def test_alone_and_in_company_alike(preset: str) -> None:
     network = build(preset)
