@@ -91,7 +91,8 @@ class Row:
 def rows(path: Path, changes: Mapping[str, Any]) -> list[Row]:
     """The runs of a table: `[common]` with keys of a protocol, and `[[run]]` with a name and its changes.
 
-    A run may also have `seeds`, a list with one model each, and `published`, the scores that others reported.
+    A run may also have `seeds`, a list with one model each, and `published`, the scores that others reported. In its
+    `start`, `{seed}` becomes "" for the first seed and "-seed2" and so on for the others, as folders of runs end.
 
     Raises:
         ModelError: it cannot be read, or does not have that form.
@@ -137,7 +138,10 @@ def _row(path: Path, number: int, common: Mapping[str, Any], own: Mapping[str, A
         raise ModelError(f"{where}: seeds is {seeds}: give a list of different whole numbers")
     if not isinstance(published, list) or not all(value_checks.is_number(value) for value in published):
         raise ModelError(f"{where}: published is {published}: give accuracy and macro-F1 in percent")
-    configs = [protocol.from_mapping({**keys, "seed": seed}, where) for seed in seeds]
+    configs = [
+        protocol.from_mapping({**keys, "seed": seed, "start": start.replace("{seed}", _ending(n, seed))}, where)
+        for start in [str(keys.get("start", ""))] for n, seed in enumerate(seeds)
+    ]  # fmt: skip
     return Row(own["name"], tuple(configs or [protocol.from_mapping(keys, where)]), tuple(published))
 
 
@@ -151,7 +155,12 @@ class _Run:
     @property
     def folder(self) -> str:
         seed = self.row.configs[self.number].seed
-        return _folder(self.row.name) + (f"-seed{seed}" if self.number else "")
+        return _folder(self.row.name) + _ending(self.number, seed)
+
+
+def _ending(number: int, seed: int) -> str:
+    """What the folder of a row's further models ends with."""
+    return f"-seed{seed}" if number else ""
 
 
 def _in_order(every: Sequence[Row]) -> list[_Run]:

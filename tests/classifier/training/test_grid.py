@@ -163,6 +163,16 @@ def test_a_row_that_guesses_is_untrained(classes: int, balanced: float, trained:
     assert line.startswith("| CNN+GRU |" if trained else "| CNN+GRU (untrained: not above its class prior) |")
 
 
+def test_a_run_of_several_seeds_may_start_from_as_many(tmp_path: Path) -> None:
+    file = table_file(tmp_path, '[[run]]\nname = "a"\nstart = "runs/first{seed}"\nseeds = [1, 2, 5]\n')
+    (row,) = grid.rows(file, {})
+    assert [c.start for c in row.configs] == ["runs/first", "runs/first-seed2", "runs/first-seed5"]
+    every = {row.name: row for row in grid.rows(CONFIGS / "adapt.toml", {})}
+    for name in ("AdaBN, shifted", "AdaBN, mixture", "AdaBN, real"):
+        made_by = [grid._Run(every["source only"], n).folder for n in range(3)]
+        assert [c.start for c in every[name].configs] == [f"runs/adapt/{folder}" for folder in made_by]
+
+
 def test_the_figure_shows_the_scores_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib import pyplot
 
