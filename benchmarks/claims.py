@@ -20,6 +20,7 @@ import numpy as np
 QUICK = Path(__file__).parents[1] / "docs" / "models" / "quick.json"
 Facts = Mapping[str, Any]
 Grid = Mapping[str, Sequence[Facts]]
+ICT, CONTROL = "ICT-ConvEntion, 2-D", "ICT-ConvEntion, 2-D, cross-entropy alone"
 TWO_D, THREE_D, RNNS = "ConvEntion, 2-D", "ConvEntion, 3-D", ("CNN+GRU", "CNN+LSTM")
 
 
@@ -53,10 +54,13 @@ COMPARISONS = (
     *(Comparison("", TWO_D, f"{name}, g") for name in RNNS),
     Comparison("the 3-D CNN beats the 2-D one", THREE_D, TWO_D),
     *(Comparison("five bands beat g alone" * (not n), name, f"{name}, g") for n, name in enumerate((THREE_D, *RNNS))),
-    Comparison("ICT improves ConvEntion", "ICT-ConvEntion, 2-D", TWO_D),
+    Comparison("ICT improves ConvEntion", ICT, TWO_D),
+    Comparison("", ICT, CONTROL),
     Comparison("", "ICT-ConvEntion, 3-D", THREE_D),
-    Comparison("ICT narrows the spread of recalls", "ICT-ConvEntion, 2-D", TWO_D, "spread", more=False),
-    Comparison("ICT helps rare classes", "ICT-ConvEntion, 2-D", TWO_D, "least"),
+    Comparison("ICT narrows the spread of recalls", ICT, TWO_D, "spread", more=False),
+    Comparison("", ICT, CONTROL, "spread", more=False),
+    Comparison("ICT helps rare classes", ICT, TWO_D, "least"),
+    Comparison("", ICT, CONTROL, "least"),
     Comparison("three classes are easier than four", f"{TWO_D}, three classes", TWO_D),
     Comparison("", "LSTM, three classes", "LSTM"),
 )
