@@ -2,15 +2,15 @@
 
     python benchmarks/claims.py
 
-A row is the mean over its seeds. Its error has two parts: the test objects (half the 68 % bootstrap interval) and the
-luck of a training, which only rows of several seeds show: their scatter, pooled over all such rows, divided by the
+A row is the mean over its seeds. Its error has two parts: the test objects (half the 68 % bootstrap interval) and
+chance in training, which only rows of several seeds show: their scatter, pooled over all such rows, divided by the
 root of the number of seeds. Rows are compared as if their test objects were independent, which is cautious: they are
-the same. A difference of less than twice its error decides nothing. The table stands in docs/models.md.
+the same. A difference of less than twice its error decides nothing. docs/models.md has the table.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Comparison:
 
     Attributes:
         claim: shown with the first of the comparisons that test it.
-        score: a column of the table, `macro_f1` or `accuracy`; `least` and `spread` are of the class recalls.
+        score: `macro_f1`, or `least` or `spread` of the class recalls.
         stamps: after how many; 0 for all.
         more: whether the claim says that the first row has more of it.
     """
@@ -96,8 +96,8 @@ def measured(grid: Grid, name: str, score: str, stamps: int) -> tuple[float, flo
     """Mean of a row over its seeds, and its error."""
     found = [value(one, score, stamps) for one in grid[name]]
     objects = float(np.mean([error for _, error in found]))
-    luck = scatter(grid, score, stamps) / math.sqrt(len(found))
-    return float(np.mean([own for own, _ in found])), math.hypot(objects, luck)
+    chance = scatter(grid, score, stamps) / math.sqrt(len(found))
+    return float(np.mean([own for own, _ in found])), math.hypot(objects, chance)
 
 
 def verdict(difference: float, error: float) -> str:
@@ -119,19 +119,19 @@ def line(grid: Grid, one: Comparison) -> str:
     return f"| {one.claim} | {what} | {names[0]}; {names[1]} | {difference:+.3f} ± {both:.3f} | {said} |"
 
 
-def table(grid: Grid, comparisons: Sequence[Comparison] = COMPARISONS) -> str:
+def table(grid: Grid) -> str:
     """All comparisons, in Markdown."""
-    rows = [line(grid, one) for one in comparisons]
+    rows = [line(grid, one) for one in COMPARISONS]
     return "\n".join(["| claim | score | rows | difference | result |", "|---|---|---|---|---|", *rows]) + "\n"
 
 
-def main(out: Callable[[str], None] = print) -> None:
+def main() -> None:
     """Print the table, and the scatter that it assumes."""
     grid = json.loads(QUICK.read_text())
-    out(table(grid))
+    print(table(grid))
     for score, stamps in (("macro_f1", 0), ("macro_f1", 3), ("accuracy", 0), ("least", 0), ("spread", 0)):
         when = f" at {stamps} stamps" if stamps else ""
-        out(f"scatter from seed to seed of {score}{when}: {scatter(grid, score, stamps):.3f}")
+        print(f"scatter from seed to seed of {score}{when}: {scatter(grid, score, stamps):.3f}")
 
 
 if __name__ == "__main__":

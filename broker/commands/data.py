@@ -27,6 +27,6 @@ def build_packets(
     click.echo(f"{output}: {report.stamps} stamps of {report.objects} objects, {report.labelled} of them with a class")
     if report.other_labels:
         named = ", ".join(f"{printable(label)} ({n})" for label, n in report.other_labels.most_common())
-        click.echo(f"kept without a class, as their labels are none of ours: {named}")
+        click.echo(f"without a class, as their labels are not among the classes: {named}")
     for reason, count in report.reasons.most_common():
         click.echo(f"left out: {count} {reason}")

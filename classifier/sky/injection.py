@@ -128,8 +128,8 @@ def suited(rng: np.random.Generator, scenes: Sequence[Scene], label: str) -> Sce
         there = {"AGN": "a galaxy", "Variable": "a star"}.get(label, "a galaxy or nothing")
         raise ArchiveError(
             f"none of the {len(scenes)} scenes suits the class {label}; they suit {', '.join(kinds) or 'none'}. Add "
-            f"packets whose catalogue has {there} at the object's position (Rubin's name no catalogue), or leave the "
-            "class out with --mixture"
+            f"packets whose catalogue has {there} at the object's position (not every survey's name one), or leave "
+            "the class out with --mixture"
         )
     return possible[int(rng.integers(len(possible)))]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-WARM_UP = 10  # steps: a mean of few forgets its beginning quickly, as an untrained network is not worth keeping
+WARM_UP = 10  # steps: a mean over few forgets its beginning quickly, which is an untrained network
 
 
 def warmed(keep: float, steps: int) -> float:

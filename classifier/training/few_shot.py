@@ -105,9 +105,13 @@ class Heads:
         """Log-probabilities [n, groups]."""
         row = views.kinds @ (1 << np.arange(len(MODALITIES)))
         logits = (self.weight[row] * self.standardised(views.inputs)[:, None]).sum(2) + self.bias[row]
-        logits /= self.temperature[row][:, None]
-        found: Floats = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-        return found
+        return normalised(logits / self.temperature[row][:, None])
+
+
+def normalised(logits: Floats) -> Floats:
+    """Log-probabilities of logits [n, groups]."""
+    found: Floats = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    return found
 
 
 def weights_of(views: Views, groups: int) -> Floats:
@@ -179,8 +183,7 @@ def temperature(said: Floats, views: Views, groups: int) -> float:
     weight = weights_of(views, groups)
 
     def loss(t: float) -> float:
-        scaled = said / t
-        scaled = scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)
+        scaled = normalised(said / t)
         return -float((weight * scaled[np.arange(len(scaled)), views.group]).sum())
 
     return float(min(TEMPERATURES, key=loss))

@@ -138,11 +138,15 @@ def _row(path: Path, number: int, common: Mapping[str, Any], own: Mapping[str, A
         raise ModelError(f"{where}: seeds is {seeds}: give a list of different whole numbers")
     if not isinstance(published, list) or not all(value_checks.is_number(value) for value in published):
         raise ModelError(f"{where}: published is {published}: give accuracy and macro-F1 in percent")
-    configs = [
-        protocol.from_mapping({**keys, "seed": seed, "start": start.replace("{seed}", _ending(n, seed))}, where)
-        for start in [str(keys.get("start", ""))] for n, seed in enumerate(seeds)
-    ]  # fmt: skip
+    configs = [protocol.from_mapping(_of_seed(keys, n, seed), where) for n, seed in enumerate(seeds)]
     return Row(own["name"], tuple(configs or [protocol.from_mapping(keys, where)]), tuple(published))
+
+
+def _of_seed(keys: Mapping[str, Any], number: int, seed: object) -> dict[str, Any]:
+    made = {**keys, "seed": seed}
+    if isinstance(start := keys.get("start"), str):
+        made["start"] = start.replace("{seed}", _ending(number, seed))
+    return made
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ class _Run:
         return _folder(self.row.name) + _ending(self.number, seed)
 
 
-def _ending(number: int, seed: int) -> str:
+def _ending(number: int, seed: object) -> str:
     """What the folder of a row's further models ends with."""
     return f"-seed{seed}" if number else ""
 

@@ -147,14 +147,9 @@ def chosen(runs: Runs, views: Views, groups: int) -> tuple[dict[int, Floats], fl
 def _best_loss(said: Floats, views: Views, groups: int) -> tuple[float, float]:
     """The lowest loss that a temperature gives, and the temperature."""
     divisor = few_shot.temperature(said, views, groups)
-    said = _normalised(said / divisor)
+    said = few_shot.normalised(said / divisor)
     loss = -float((few_shot.weights_of(views, groups) * said[np.arange(len(said)), views.group]).sum())
     return loss, divisor
-
-
-def _normalised(said: Floats) -> Floats:
-    found: Floats = said - np.logaddexp.reduce(said, axis=1, keepdims=True)
-    return found
 
 
 def single_divisions(runs: Runs, views: Views, first: NDArray[np.bool_]) -> list[dict[str, Any]]:
@@ -197,7 +192,7 @@ def _named(combination: int) -> str:
 
 
 def _scores(said: Floats, views: Views) -> dict[str, Any]:
-    p, truth = np.exp(said - np.logaddexp.reduce(said, axis=1, keepdims=True)), views.group
+    p, truth = np.exp(few_shot.normalised(said)), views.group
     recall = [round(float((p.argmax(1)[truth == g] == g).mean()), 4) for g in range(p.shape[1])]
     draws = [_balanced(p[rows], truth[rows]) for rows in drawn(truth)]
     return {
@@ -224,7 +219,7 @@ def paired(one: Floats, other: Floats, truth: Indices) -> dict[str, Any]:
     log-losses, which tell probabilities apart where no classification changes."""
     samples = drawn(truth)
     draws = [_balanced(one[r], truth[r]) - _balanced(other[r], truth[r]) for r in samples]
-    each = (_normalised(one) - _normalised(other))[np.arange(len(truth)), truth]
+    each = (few_shot.normalised(one) - few_shot.normalised(other))[np.arange(len(truth)), truth]
     return {
         "difference": round(_balanced(one, truth) - _balanced(other, truth), 4),
         "difference_95": [round(float(q), 4) for q in np.percentile(draws, (2.5, 97.5))],
