@@ -72,12 +72,13 @@ def measure(setting: Setting, model: Model, path: str, apart: bool = True) -> di
     _, first = evaluate.after_stamps(model, data, held, [1])[1]
     _, others = evaluate.after_stamps(model, data, members, [1])[1]
     prior = np.array(model.info.calibration.prior or np.ones(len(model.info.classes)), np.float64)
+    real = any(data.origin[i] == "real" for i in held)
     return {
-        "archive": Path(path).name, "survey": data.survey, "real": any(data.origin[i] == "real" for i in held),
+        "archive": Path(path).name, "survey": data.survey, "real": real,
         "classes": list(model.info.classes),
         "objects": [data.object_ids[i] for i in held], "truth": truth.tolist(),
         "first": first.round(5).tolist(), "whole": evaluate.at_the_end(model, data, held).round(5).tolist(),
-        "a_distance": a_distances(setting, data, held, truth) if apart else {},
+        "a_distance": a_distances(setting, data, held, truth, real) if apart else {},
         "unsupervised": unsupervised(others, features(setting, data, members[:MOST])),
         "adapted_to": len(members), "prior": (prior / prior.sum()).round(5).tolist(),
         "shares": label_shift.expectation_maximisation(others, prior / prior.sum()).round(4).tolist(),
@@ -94,18 +95,25 @@ def features(setting: Setting, data: Dataset, indices: Indices) -> Floats:
     return np.concatenate(made).astype(np.float64) if made else np.empty((0, network.width))
 
 
-def a_distances(setting: Setting, data: Dataset, held: Indices, truth: Indices) -> dict[str, list[float]]:
+def a_distances(
+    setting: Setting, data: Dataset, held: Indices, truth: Indices, grouped: bool
+) -> dict[str, list[float]]:
     """A-distance and 1-sigma error between source and target: over all objects, within each class, and for a control.
 
     Over all objects it also includes the difference of class shares. The control compares the source with itself, using
     the same number of objects; it should be 0 within its error.
+
+    Args:
+        grouped: within AGN, supernovae and variables instead of within classes.
     """
+    classes = setting.protocol.classes
+    names, of = groups_of(classes) if grouped else (list(classes), list(range(len(classes))))
     source = setting.data.choose("test")[:MOST]
     own, target = features(setting, setting.data, source), features(setting, data, held[:MOST])
-    labels = np.array([_class(setting, i) for i in source])
+    labels = np.array([of[classes.index(_class(setting, i))] for i in source])
     found = {"all": _mean_distance(own, target)}
-    for number, name in enumerate(setting.protocol.classes):
-        one, other = own[labels == name], target[truth[:MOST] == number]
+    for number, name in enumerate(names):
+        one, other = own[labels == number], target[np.array(of)[truth[:MOST]] == number]
         if min(len(one), len(other)) >= FEWEST:
             found[name] = _mean_distance(one, other)
     half = min(len(own), 2 * len(target)) // 2

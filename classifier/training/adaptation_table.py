@@ -120,11 +120,11 @@ def _line(row: Row, reference: Row | None) -> str:
 
 
 def _apart(own: Mapping[str, Any]) -> str:
-    """A-distances over all objects and within those classes that have enough objects."""
+    """A-distances over all objects and within those classes or groups that have enough objects."""
     found = own["a_distance"]
     if not found:
         return ""
-    within = [f"{c} {found[c][0]:.2f} ± {found[c][1]:.2f}" for c in own["classes"] if c in found]
+    within = [f"{c} {found[c][0]:.2f} ± {found[c][1]:.2f}" for c in found if c not in ("all", "control")]
     return f"{found['all'][0]:.2f} ± {found['all'][1]:.2f}; {', '.join(within)}"
 
 

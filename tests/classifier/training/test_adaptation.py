@@ -273,6 +273,25 @@ def test_groups_add_the_probabilities_of_supernovae() -> None:
     assert adaptation_scores.balanced_accuracy(truth, p) == 0.75
 
 
+def test_the_distance_of_real_objects_is_measured_within_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real supernovae of both types make one group: each alone would have too few objects."""
+    compared: list[tuple[int, int]] = []
+    monkeypatch.setattr(adaptation_scores, "_mean_distance", lambda one, other: compared.append((len(one), len(other))))
+    monkeypatch.setattr(adaptation_scores, "features", lambda _, data, indices: np.zeros((len(indices), 3)))
+    own = objective(method="none").setting
+    classes = own.protocol.classes
+    source = [classes.index(own.data.label[i]) for i in own.data.choose("test")]
+    monkeypatch.setattr(adaptation_scores, "FEWEST", 1)
+    truth = np.array([classes.index(c) for c in ("AGN", "SNIa", "SNIa", "SNOther")])
+    found = adaptation_scores.a_distances(own, BRIGHT, np.arange(4), truth, grouped=True)
+    assert list(found) == ["all", "AGN", "SN", "control"]
+    supernovae = [classes.index(c) for c in ("SNIa", "SNOther")]
+    assert compared[2] == (sum(c in supernovae for c in source), 3)
+    compared.clear()
+    assert list(adaptation_scores.a_distances(own, BRIGHT, np.arange(4), truth, grouped=False))[2] == "SNIa"
+    assert compared[2] == (source.count(classes.index("SNIa")), 2)
+
+
 def test_batch_norm_is_a_choice_of_the_small_encoder_alone() -> None:
     from skyheed.classifier.models.family import preset
 
