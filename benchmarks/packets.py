@@ -31,6 +31,11 @@ START_JD = 2460000.5
 NIGHTS = 1.5  # days between the earlier points of an object
 
 
+def name(number: int) -> str:
+    """The id of an object."""
+    return f"BEN{number:08d}"
+
+
 @functools.cache
 def schema() -> Any:
     """The parsed writer schema."""
@@ -154,7 +159,7 @@ def _packet(
     alert: dict[str, Any] = {
         "schemavsn": "4.02",
         "publisher": "skyheed benchmark",
-        "objectId": f"BEN{number:08d}",
+        "objectId": name(number),
         "candid": candid,
         "candidate": candidate,
         "prv_candidates": previous,

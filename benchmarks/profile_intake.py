@@ -1,12 +1,12 @@
 """Where the intake's time goes, us of CPU an alert by step. The last line of stdout is JSON.
 
-    python benchmarks/profile_intake.py [--alerts 2000] [--packets FOLDER]
+    python benchmarks/profile_intake.py [--alerts 2000] [--packets FOLDER | --survey lsst]
 
 Each step is done alone for all alerts, a slice of 500 at a time, from what the step before it made: simulated
-ZTF-shaped packets (benchmarks/packets.py), and with FOLDER the real ones in it, repeated under object and source ids
-of their own. `1` keeps the science stamp alone, `3` three stamps, photometry and context. CPU time of the thread that
-works; `kafka threads` is what librdkafka spends alongside it, `redis server` what the server does. The median of the
-rounds.
+ZTF-shaped packets (benchmarks/packets.py) or Rubin-shaped ones (rubin_packets.py), and with FOLDER the real ones in
+it, repeated under object and source ids of their own. `1` keeps the science stamp alone, `3` three stamps, photometry
+and context. CPU time of the thread that works; `kafka threads` is what librdkafka spends alongside it, `redis server`
+what the server does. The median of the rounds.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import packets
 import redis
 import stream
 
@@ -50,12 +49,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alerts", type=int, default=2000)
     parser.add_argument("--packets", type=Path, help="folder of real ZTF packets")
+    parser.add_argument("--survey", choices=stream.PACKETS, default=stream.SURVEY)
     given = parser.parse_args()
-    sources = {"simulated": list(packets.packets(given.alerts // 5, 5, seed=3))}
+    if given.packets and given.survey != stream.SURVEY:
+        parser.error(f"real packets are of {stream.SURVEY} here: leave --packets or --survey out")
+    sources = {"simulated": list(stream.PACKETS[given.survey].packets(given.alerts // 5, 5, seed=3))}
     if given.packets:
         sources["real"] = real_packets(given.packets, given.alerts)
     result: dict[str, Any] = {"cpu": stream.cpu_name()}
-    with tempfile.TemporaryDirectory(prefix="skyheed-bench-") as name, stream.servers(Path(name)) as settings:
+    with (
+        tempfile.TemporaryDirectory(prefix="skyheed-bench-") as name,
+        stream.servers(Path(name), given.survey) as settings,
+    ):
         result["us_per_alert"] = {
             f"{source}, {kinds}": profile(settings, payloads, kinds)
             for source, payloads in sources.items() for kinds in IMAGES

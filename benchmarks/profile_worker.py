@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import packets
 import redis
 import stream
 from profile_intake import Clock
@@ -49,12 +48,13 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=2000)
     parser.add_argument("--functions", action="store_true")
     given = parser.parse_args()
+    survey = given.model.partition("/")[0]
     with embedded.start_valkey() as valkey:
         settings = config.load(
-            overrides={"survey": stream.SURVEY, "redis.url": valkey.url, "work.model": given.model}, environ={}
+            overrides={"survey": survey, "redis.url": valkey.url, "work.model": given.model}, environ={}
         )
         [served] = models.load_models(settings)
-        worker = models.make_worker(settings, served, _Nothing(), metrics.WorkMetrics(stream.SURVEY))  # type: ignore[arg-type]
+        worker = models.make_worker(settings, served, _Nothing(), metrics.WorkMetrics(survey))  # type: ignore[arg-type]
         rounds = [_round(settings, worker, given.objects, given.functions) for _ in range(ROUNDS)]
     steps = {step: round(statistics.median(found[step] for found in rounds), 1) for step in rounds[0]}
     stream.say(f"{given.model}: " + ", ".join(f"{step} {time_us:.0f}" for step, time_us in steps.items()))
@@ -81,7 +81,7 @@ def _round(settings: config.Settings, worker: Worker, objects: int, functions: b
 def _visit(settings: config.Settings, objects: int) -> None:
     """One more alert of every object."""
     intake = daemon.make_intake(settings, _Nothing())  # type: ignore[arg-type]
-    payloads = packets.packets(objects, 1, seed=99)
+    payloads = stream.PACKETS[settings.survey].packets(objects, 1, seed=99)
     seen = [o for payload in payloads for o in intake.reader.observations(payload)]
     intake.store.store([Delivery("bench/0", n, 0, 0, observation) for n, observation in enumerate(seen)])
 

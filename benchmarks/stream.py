@@ -4,6 +4,7 @@
     python benchmarks/stream.py --quick    a tenth of the alerts
     python benchmarks/stream.py --model ztf/fusion     visit and steady stream with this model alone
     python benchmarks/stream.py --only visit           or `steady` (after a visit of 3,000 alerts), or `stream`: both
+    python benchmarks/stream.py --only visit --model lsst/fusion     with Rubin-shaped packets (rubin_packets.py)
 
 Regimes, all in one run on one Kafka (Apache with KAFKA_HOME set, the embedded one otherwise) and one Valkey:
   ingest     alerts/s of skyheed's ingest with the science stamp alone (ingest_per_s, as in reports of 2026-11-21),
@@ -42,6 +43,7 @@ import fastavro
 import numpy as np
 import packets
 import redis
+import rubin_packets
 from astropy.io import fits
 from cpu import name as cpu_name
 
@@ -65,6 +67,7 @@ from skyheed.classifier.stamp import STAMP_SIZE
 SURVEY = "ztf"
 ROUNDS = 3
 MODELS = ("ztf/fusion", "ztf/convention")
+PACKETS: dict[str, Any] = {"ztf": packets, "lsst": rubin_packets}  # modules that make packets and name their objects
 SCIENCE = {"ingest.images": ("science",), "ingest.photometry": False, "ingest.context": False}
 
 
@@ -72,13 +75,22 @@ def main() -> None:
     """Run every regime."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the alerts")
-    parser.add_argument("--model", action="append", help=f"that visit and steady stream run with: {', '.join(MODELS)}")
+    parser.add_argument(
+        "--model", action="append",
+        help=f"that visit and steady stream run with: {', '.join(MODELS)}, or those of another survey",
+    )  # fmt: skip
     parser.add_argument("--only", choices=("stream", "visit", "steady"), help="one part of it")
     given = parser.parse_args()
     scale, models = 10 if given.quick else 1, given.model or list(MODELS)
+    surveys = {model.partition("/")[0] for model in models}
+    if len(surveys) > 1 or not surveys <= PACKETS.keys():
+        parser.error(f"give models of one of the surveys {', '.join(PACKETS)}")
+    [survey] = surveys
+    if survey != SURVEY and not given.only:
+        parser.error(f"the naive pipeline reads packets of {SURVEY}: add --only visit, steady or stream")
     steady = 0 if given.only == "visit" else 3000 // scale
     visit = steady if given.only == "steady" else 10_000 // scale
-    with tempfile.TemporaryDirectory(prefix="skyheed-bench-") as name, servers(Path(name)) as settings:
+    with tempfile.TemporaryDirectory(prefix="skyheed-bench-") as name, servers(Path(name), survey) as settings:
         result: dict[str, Any] = {"kafka": kafka_name(), "cpu": cpu_name()}
         if not given.only:
             result |= ingest(settings, 3000 // scale, 600 // scale)
@@ -92,7 +104,7 @@ def main() -> None:
 
 def warm_up(settings: Settings) -> None:
     """What the intake does for the servers before the visit: a JVM is slow until its code is compiled."""
-    payloads = list(packets.packets(600, 5, seed=0))
+    payloads = list(PACKETS[settings.survey].packets(600, 5, seed=0))
     send(settings, "bench.warm", payloads)
     our_rate(settings_with(settings, **SCIENCE), "bench.warm", len(payloads))
 
@@ -106,12 +118,12 @@ def profile(settings: Settings, alerts: int) -> dict[str, dict[str, float]]:
 
 
 @contextmanager
-def servers(folder: Path) -> Iterator[Settings]:
+def servers(folder: Path, survey: str = SURVEY) -> Iterator[Settings]:
     """Kafka, Valkey with an append-only file as operators run it, and the settings that name them."""
     home = os.environ.get("KAFKA_HOME")
     broker = start_apache_kafka(home, folder / "kafka") if home else embedded.start_kafka()
     with broker as kafka_server, embedded.start_valkey(data_dir=folder / "valkey", appendonly=True) as valkey:
-        settings = config.load(overrides={"survey": SURVEY}, environ={})
+        settings = config.load(overrides={"survey": survey}, environ={})
         yield config.with_servers(settings, kafka_server.address, valkey.url)
 
 
@@ -188,7 +200,7 @@ def with_cpu(run: Callable[[], float], alerts: int) -> tuple[float, float]:
 
 def settings_with(settings: Settings, **changes: Any) -> Settings:
     """Other settings on the same servers."""
-    made = config.load(overrides={"survey": SURVEY, **changes}, environ={})
+    made = config.load(overrides={"survey": settings.survey, **changes}, environ={})
     return config.with_servers(made, settings.kafka["bootstrap.servers"], settings.redis.url)
 
 
@@ -220,7 +232,7 @@ def our_rate(settings: Settings, topic: str, count: int) -> float:
     ):
         timed = _Timed(consumer)
         intake = daemon.make_intake(settings, publisher)
-        loop = Ingest(intake, timed, metrics.IngestMetrics(SURVEY), 500, 0.2)  # type: ignore[arg-type]
+        loop = Ingest(intake, timed, metrics.IngestMetrics(settings.survey), 500, 0.2)  # type: ignore[arg-type]
         totals = loop.run(threading.Event(), drain=True)
         assert totals["consumed"] == count == totals["stored"] + totals["duplicate"], totals
         return count / (timed.ended - timed.began)
@@ -264,8 +276,9 @@ def _naive_store(client: Any, alert: dict[str, Any]) -> None:
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
-def observations(objects: range, epochs: range) -> Iterator[Observation]:
+def observations(objects: range, epochs: range, survey: str = SURVEY) -> Iterator[Observation]:
     """Simulated observations that need no packet: noise with a point source."""
+    name = PACKETS[survey].name
     rng = np.random.default_rng(7)
     stamps = rng.normal(0, 1, (64, STAMP_SIZE, STAMP_SIZE)).astype(np.float16)
     stamps[:, 14:18, 14:18] += rng.uniform(5, 200, (64, 1, 1)).astype(np.float16)
@@ -273,7 +286,7 @@ def observations(objects: range, epochs: range) -> Iterator[Observation]:
         for number in objects:
             source = (epoch * 1_000_000 + number + 1) * 1000 + 16  # not an id of `packets`
             yield Observation(
-                f"BEN{number:08d}", source, 60000.0 + 2 * epoch - 1000, "gr"[epoch % 2], 10.0, 20.0, 1e4, 1e2,
+                name(number), source, 60000.0 + 2 * epoch - 1000, "gr"[epoch % 2], 10.0, 20.0, 1e4, 1e2,
                 stamps[(number + epoch) % 64], 0,
             )  # fmt: skip
 
@@ -285,7 +298,8 @@ def load(settings: Settings, objects: range, epochs: range, partition: str) -> N
     # known objects: what they bring was consumed long ago, and the books must balance
     daemon.connect_store(settings)[2].consumed({partition: range(len(objects) * len(epochs))})
     total = len(objects) * len(epochs)
-    for offset, observation in enumerate(progress_bar(observations(objects, epochs), "loading", total)):
+    seen = observations(objects, epochs, settings.survey)
+    for offset, observation in enumerate(progress_bar(seen, "loading", total)):
         batch.append(Delivery(partition, offset, 0, 0, observation))
         if len(batch) == 500 or offset == total - 1:
             store.store(batch)
@@ -299,7 +313,7 @@ def memory(settings: Settings) -> dict[str, int]:
     for stamps in (10, 30, 99):
         objects = range(stamps * 10_000_000, stamps * 10_000_000 + 20)
         load(settings, objects, range(stamps), f"bench.memory/{stamps}")
-        found[str(stamps)] = round(statistics.mean(store.bytes_per_object(f"BEN{n:08d}") for n in objects))
+        found[str(stamps)] = round(statistics.mean(store.bytes_per_object(packets.name(n)) for n in objects))
     for stamps, size in found.items():
         say(f"  {stamps} stamps: {size} bytes an object, {size / 1e3:.1f} GB for 1e6, {size / 1e2:.0f} GB for 1e7")
     return found
@@ -354,11 +368,12 @@ def stream(settings: Settings, folder: Path, model: str, visit: int, steady: int
     arguments = stack.shared_arguments(own, str(file))
     answers = Answers(own)
     answers.start()
-    names = [f"BEN{n:08d}" for n in range(visit)]
+    shaped = PACKETS[settings.survey]
+    names = [shaped.name(n) for n in range(visit)]
     children = [stack.Daemon(verb, arguments, folder / f"{name}.{verb}.log") for verb in ("ingest", "work")]
     try:
         answers.wait(names, known, 1800)
-        payloads = list(packets.packets(visit, 1, seed=99))
+        payloads = list(shaped.packets(visit, 1, seed=99))
         say("  sending the visit")
         began, before = time.monotonic(), cpu.seconds()
         answers.latencies.clear()
@@ -388,10 +403,11 @@ def _steady(
     """Latencies at a rate; `after_the_last_s` is how long after the last alert was sent every object was answered."""
     count = objects * len(epochs)
     say(f"  steady: {count} alerts at {rate:.0f}/s")
-    payloads = list(packets.packets(objects, epochs[-1] + 1, seed=5))[epochs[0] * objects :]
+    shaped = PACKETS[settings.survey]
+    payloads = list(shaped.packets(objects, epochs[-1] + 1, seed=5))[epochs[0] * objects :]
     answers.latencies.clear()
     send(settings, daemon.alert_topics(settings)[0], payloads, rate=rate)
-    after = answers.wait([f"BEN{n:08d}" for n in range(objects)], stamps, 300)
+    after = answers.wait([shaped.name(n) for n in range(objects)], stamps, 300)
     found = {**percentiles(answers.latencies), "after_the_last_s": round(after, 1)}
     per_alert = len(answers.latencies) / count
     say(f"  latency {found}, {per_alert:.2f} answers an alert")

@@ -10,7 +10,7 @@ background. Everything that depends on the model (asinh, standardisation) is lef
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ BORDER = 2  # pixels: width of the frame whose median is the background
 # error of 1 degree is 0.3 pixel, less than what interpolation blurs.
 _EXACT = math.sin(math.radians(1.0))
 _LARGEST = float(np.finfo(np.float16).max)
+_TURNED_TOGETHER = 24  # images whose interpolation stays in a core's cache
 _NO_PIXEL = np.float32(-3.4e38)  # values below, such as the lowest float32, mean "no pixel" in ZTF's templates
 _SMALL_SUM = 1e36
 _CENTRE = STAMP_SIZE // 2
@@ -111,11 +112,11 @@ def normalise_all(
     """
     _, ny, nx = images.shape
     how = place((ny, nx), njy_per_count, centre, to_sky)
-    return normalise_at(images, np.full(len(images), njy_per_count), how)
+    return normalise_at(images, np.full(len(images), njy_per_count), [how] * len(images))
 
 
 class Place(NamedTuple):
-    """Where a stamp is in its image, and the image's orientation: shared by stamps made together.
+    """Where a stamp is in its image, and the image's orientation.
 
     Attributes:
         shape: (ny, nx) of the image.
@@ -130,6 +131,16 @@ class Place(NamedTuple):
     b: float
     c: float
     d: float
+
+    @property
+    def turned(self) -> bool:
+        """Whether the image is interpolated; otherwise flips suffice."""
+        return not _near_right_angle(self.a, self.b, self.c, self.d)
+
+    @property
+    def group(self) -> object:
+        """The same for places of stamps that `normalise_at` can make together."""
+        return self.shape if self.turned else self
 
 
 def place(
@@ -149,14 +160,17 @@ def place(
     to_sky = NORTH_UP if to_sky is None else to_sky
     # a survey whose stamps all have the same geometry has one tuple for all
     a, b, c, d = _pixels_of_alike(to_sky) if isinstance(to_sky, tuple) else _pixels_of(to_sky)
-    if min(ny, nx) < 2 and not _near_right_angle(a, b, c, d):
+    made = Place((ny, nx), x, y, a, b, c, d)
+    if min(ny, nx) < 2 and made.turned:
         raise StampError(f"an image of {nx} x {ny} pixels cannot be turned")
-    return Place((ny, nx), x, y, a, b, c, d)
+    return made
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def normalise_at(images: NDArray[np.float32], njy_per_count: NDArray[np.float64], where: Place) -> list[Stamp | None]:
-    """`normalise` for images of one place, [n, ny, nx], each with its own scale [n], at once.
+def normalise_at(
+    images: NDArray[np.float32], njy_per_count: NDArray[np.float64], where: Sequence[Place]
+) -> list[Stamp | None]:
+    """`normalise` for images [n, ny, nx] of one `Place.group`, each with its own scale [n], at once.
 
     Images with missing pixels take much longer and are made separately, so that they do not slow the others. The
     result does not depend on which images are made together.
@@ -167,31 +181,31 @@ def normalise_at(images: NDArray[np.float32], njy_per_count: NDArray[np.float64]
     made: list[Stamp | None] = [None] * len(images)
     for kind in (True, False):
         rows = np.flatnonzero(whole == kind)
-        for n, stamp in zip(rows.tolist(), _normalise(images[rows], njy_per_count[rows], where, kind), strict=True):
+        own = [where[n] for n in rows.tolist()]
+        for n, stamp in zip(rows.tolist(), _normalise(images[rows], njy_per_count[rows], own, kind), strict=True):
             made[n] = stamp
     return made
 
 
 def _normalise(
-    images: NDArray[np.float32], scales: NDArray[np.float64], where: Place, whole: bool
+    images: NDArray[np.float32], scales: NDArray[np.float64], where: Sequence[Place], whole: bool
 ) -> list[Stamp | None]:
-    _, x, y, a, b, c, d = where
     if not whole:
         images = np.where(images < _NO_PIXEL, np.float32(np.nan), images)
     background = _backgrounds(images)[:, None, None]
-    if _near_right_angle(a, b, c, d):
-        cut, inside = _crop(*_flip(images, x, y, a, b, c, d), background)
-        flags = 0
+    cut: NDArray[np.floating[Any]]
+    if where[0].turned:
+        cut, inside = _turn(images, where, background)
+        flags = [ROTATED] * len(cut)
     else:
-        cut, inside = _turn(images, x, y, a, b, c, d, background)
-        flags = ROTATED
-    if inside < STAMP_SIZE**2:
-        flags |= PADDED
+        cut, pixels = _crop(*_flip(images, *where[0][1:]), background)
+        inside, flags = [pixels] * len(cut), [0] * len(cut)
+    flags = [own | (PADDED if count < STAMP_SIZE**2 else 0) for own, count in zip(flags, inside, strict=True)]
     filled = _fill(cut, background, inside)
     cut -= background
     cut *= (scales / STAMP_UNIT_NJY).astype(np.float32)[:, None, None]
     stamps = np.minimum(np.maximum(cut, -_LARGEST, out=cut), _LARGEST, out=cut).astype(np.float16)
-    return [None if how is None else (stamp, flags | how) for stamp, how in zip(stamps, filled, strict=True)]
+    return [None if how is None else (stamp, own | how) for stamp, own, how in zip(stamps, flags, filled, strict=True)]
 
 
 def rounded(stamp: NDArray[np.float16]) -> NDArray[np.float16]:
@@ -205,7 +219,7 @@ def rounded(stamp: NDArray[np.float16]) -> NDArray[np.float16]:
     return made
 
 
-def _whole(images: NDArray[np.float32]) -> bool:
+def _whole(images: NDArray[np.floating[Any]]) -> bool:
     """Whether every pixel is certainly valid: one sum suffices, because a missing pixel spoils it."""
     return bool(abs(float(images.sum())) < _SMALL_SUM)
 
@@ -293,36 +307,45 @@ def _crop(
 
 
 def _turn(
-    images: NDArray[np.float32],
-    x: float,
-    y: float,
-    a: float,
-    b: float,
-    c: float,
-    d: float,
-    background: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], int]:
-    """The stamps, interpolated (bilinear) so that the source is exactly in the middle pixel."""
+    images: NDArray[np.float32], where: Sequence[Place], background: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], list[int]]:
+    """The stamps, interpolated (bilinear) so that the source is exactly in the middle pixel, and how many of their
+    pixels lie within the images."""
+    parts = [slice(at, at + _TURNED_TOGETHER) for at in range(0, len(images), _TURNED_TOGETHER)]
+    made = [_interpolate(images[part], where[part], background[part]) for part in parts]
+    return np.concatenate([cut for cut, _ in made]), [count for _, inside in made for count in inside]
+
+
+def _interpolate(
+    images: NDArray[np.float32], where: Sequence[Place], background: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], list[int]]:
     n, ny, nx = images.shape
-    column = _U * np.float32(a) + _V * np.float32(b) + np.float32(x)
-    row = _U * np.float32(c) + _V * np.float32(d) + np.float32(y)
+    rows = {place: row for row, place in enumerate(dict.fromkeys(where))}  # the stamps of a packet share theirs
+    x, y, a, b, c, d = np.array([place[1:] for place in rows], np.float32).T[:, :, None, None]
+    column, row = _U * a + _V * b + x, _U * c + _V * d + y
     inside = (column >= 0) & (column <= nx - 1) & (row >= 0) & (row <= ny - 1)
-    left = np.clip(column, 0, nx - 2).astype(np.intp)
-    low = np.clip(row, 0, ny - 2).astype(np.intp)
-    right_share, high_share = column - left, row - low
-    at, flat = low * nx + left, images.reshape(n, -1)
-    lower = flat[:, at] + right_share * (flat[:, at + 1] - flat[:, at])
+    left, low = np.clip(column, 0, nx - 2).astype(np.intp), np.clip(row, 0, ny - 2).astype(np.intp)
+    of = np.array([rows[place] for place in where])
+    right_share, high_share, inside = (column - left)[of], (row - low)[of], inside[of]
+    at = (low * nx + left)[of] + (np.arange(n) * (ny * nx))[:, None, None]
+    flat = images.reshape(-1)
+    steps = np.diff(flat)
+    lower = right_share * steps.take(at)
+    lower += flat.take(at)
     at += nx
-    upper = flat[:, at] + right_share * (flat[:, at + 1] - flat[:, at])
-    cut = lower + high_share * (upper - lower)
-    return np.where(inside, cut, background), int(np.count_nonzero(inside))
+    cut = right_share * steps.take(at)
+    cut += flat.take(at)
+    cut -= lower
+    cut *= high_share
+    cut += lower
+    return np.where(inside, cut, background), np.count_nonzero(inside, axis=(1, 2)).tolist()
 
 
-def _fill(cut: NDArray[np.float32], background: NDArray[np.float32], inside: int) -> list[int | None]:
+def _fill(cut: NDArray[np.floating[Any]], background: NDArray[np.float32], inside: Sequence[int]) -> list[int | None]:
     """Replace missing pixels with background; returns FILLED or 0 for each stamp, None if no pixel is valid."""
     if _whole(cut):
         return [0] * len(cut)
     good = np.isfinite(cut)
     missing = STAMP_SIZE**2 - np.count_nonzero(good, axis=(1, 2))
     np.copyto(cut, background, where=~good)
-    return [None if m >= inside else FILLED if m else 0 for m in missing.tolist()]
+    return [None if m >= n else FILLED if m else 0 for m, n in zip(missing.tolist(), inside, strict=True)]

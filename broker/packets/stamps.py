@@ -202,16 +202,17 @@ def _make_or_blame(ready: Sequence[tuple[WantedStamps, Placed]]) -> None:
 
 
 def _make(ready: Sequence[tuple[WantedStamps, Placed]]) -> None:
-    """Make stamps, those at the same source position together."""
-    groups: dict[Place, list[tuple[WantedStamps, str, Image]]] = defaultdict(list)
+    """Make stamps, as many at once as their places allow."""
+    groups: dict[object, list[tuple[WantedStamps, str, Place, Image]]] = defaultdict(list)
     for wanted, images in ready:
         for kind, (at, image) in images.items():
-            groups[at].append((wanted, kind, image))
+            groups[at.group].append((wanted, kind, at, image))
     made: dict[tuple[WantedStamps, str], tuple[NDArray[np.float16], int] | None] = {}
-    for at, members in groups.items():
+    for members in groups.values():
         scales = np.array([wanted.njy_per_count for wanted, *_ in members])
-        stamps = normalise_at(pixels_of([image for *_, image in members]), scales, at)
-        made.update(((wanted, kind), stamp) for (wanted, kind, _), stamp in zip(members, stamps, strict=True))
+        pixels = pixels_of([image for *_, image in members])
+        stamps = normalise_at(pixels, scales, [at for *_, at, _ in members])
+        made.update(((wanted, kind), stamp) for (wanted, kind, *_), stamp in zip(members, stamps, strict=True))
     for wanted, images in ready:
         _sort(wanted, {kind: made[wanted, kind] for kind in images})
     _round([wanted for wanted, _ in ready])

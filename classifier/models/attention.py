@@ -24,9 +24,13 @@ class Block(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens [b, n, width], each [b, heads, n, width / heads]."""
-        parts: Tensor = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1))
-        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        q, k, v = self._of_heads(self.qkv(self.norm1(x)), 3)
         return q, k, v
+
+    def _of_heads(self, values: Tensor, parts: int) -> Tensor:
+        """[b, n, parts width] -> [parts, b, heads, n, width / heads]."""
+        out: Tensor = values.view(*values.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return out
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Tokens [b, n, width] and what they attended to, [b, heads, n, width / heads], -> tokens."""
@@ -44,6 +48,27 @@ class Block(nn.Module):
         q, k, v = self.project(x)
         rate = self.rate if self.training else 0.0
         return self.finish(x, functional.scaled_dot_product_attention(q, k, v, mask, rate, causal))
+
+    def at(self, x: Tensor, places: Tensor, mask: Tensor) -> Tensor:
+        """`forward` for some tokens only, which saves the work for all others in a network's last block.
+
+        Args:
+            x: all tokens [b, n, width]; places: of those wanted, [b, m]; mask: bool [b, 1, n, n].
+
+        Returns:
+            Tokens [b, m, width], equal to those of `forward` up to rounding.
+        """
+        width, normed = x.shape[2], self.norm1(x)
+        chosen = places[:, :, None].expand(-1, -1, width)
+        [q] = self._of_heads(functional.linear(normed.gather(1, chosen), *self._part(0, width)), 1)
+        k, v = self._of_heads(functional.linear(normed, *self._part(width, 3 * width)), 2)
+        seen = mask.gather(2, places[:, None, :, None].expand(-1, -1, -1, mask.shape[3]))
+        rate = self.rate if self.training else 0.0
+        return self.finish(x.gather(1, chosen), functional.scaled_dot_product_attention(q, k, v, seen, rate))
+
+    def _part(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Rows of the weight and of the bias of `qkv`."""
+        return self.qkv.weight[start:end], self.qkv.bias[start:end]
 
 
 def sinusoids(places: Tensor, width: int, longest: float = 10_000.0) -> Tensor:

@@ -138,9 +138,11 @@ class Vector(Network):
         mask |= torch.eye(
             n, dtype=torch.bool, device=both.device
         )  # withheld tokens attend to themselves, so that no row is empty
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             both = block(both, mask)
-        out: Tensor = self.norm(both.gather(1, place[:, :, None].expand(-1, -1, width)))
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        out: Tensor = self.norm(last.at(both, place, mask))  # nothing reads the other tokens of the last block
         return out
 
     def represent(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -221,8 +223,10 @@ class VectorFamily(base.Family):
     def operations(self, config: Config, stamps: int) -> int:
         """See `Family.operations`."""
         encoder = encoder_of(config)
-        tokens = stamps + config.points if config.photometry else 1  # with points, all tokens are recomputed
-        seen = stamps + config.points if config.photometry else stamps
-        behind = config.layers * block_operations(config.width, tokens, seen)
+        behind = config.layers * block_operations(config.width, 1, stamps)
+        if config.photometry:  # all tokens are computed again, those of points but for the last block
+            tokens = stamps + config.points
+            behind = (config.layers - 1) * block_operations(config.width, tokens, tokens)
+            behind += block_operations(config.width, stamps, tokens) + 2 * config.points * config.width**2
         rest = encoder.features * config.width + 3 * config.width + 2 * config.width * config.classes
         return encoder.operations + behind + rest

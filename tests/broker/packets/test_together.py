@@ -15,7 +15,7 @@ from skyheed.broker.packets import stamps
 from skyheed.broker.packets.reader import PacketReader
 from skyheed.broker.packets.stamps import Unfinished, Waiting, WantedStamps
 from skyheed.broker.packets.surveys import base
-from skyheed.classifier.stamp import NORTH_UP, normalise, normalise_at, place, rounded
+from skyheed.classifier.stamp import NORTH_UP, EmptyStampError, normalise, normalise_at, place, rounded
 
 RNG = np.random.default_rng(11)
 TURNED = ((0.7, 0.7), (-0.7, 0.7))
@@ -44,10 +44,30 @@ def test_the_same_bits_as_alone(to_sky: Any, centre: Any) -> None:
     kinds = ["whole", "nan", "whole", "lowest", "large", "empty", "no border", "whole"] * 3
     images = np.stack([image_of(kind) for kind in kinds])
     scales = RNG.uniform(0.01, 90, len(kinds))
-    made = normalise_at(images, scales, place((63, 63), 1.0, centre, to_sky))
+    made = normalise_at(images, scales, [place((63, 63), 1.0, centre, to_sky)] * len(images))
     assert [one is None for one in made] == [kind == "empty" for kind in kinds]
     for pixels, scale, one in zip(images, scales, made, strict=True):
         if one is not None:
+            stamp, flags = normalise(pixels, float(scale), centre, to_sky)
+            assert one[1] == flags
+            assert one[0].tobytes() == stamp.tobytes()
+
+
+def test_images_turned_by_different_angles_are_made_together() -> None:
+    """Rubin's packets each have their own orientation and source position."""
+    kinds = ["whole", "nan", "whole", "lowest", "large", "empty", "no border", "whole"] * 6
+    angles = np.radians(np.repeat(RNG.uniform(5, 85, len(kinds) // 2), 2))  # two images of each packet
+    matrices = [((float(-np.cos(a)), float(np.sin(a))), (float(np.sin(a)), float(np.cos(a)))) for a in angles]
+    centres = [(float(x), float(y)) for x, y in RNG.uniform(0, 29, (len(kinds), 2))]
+    images, scales = np.stack([image_of(kind, 30) for kind in kinds]), RNG.uniform(0.01, 90, len(kinds))
+    places = [place((30, 30), 1.0, *where) for where in zip(centres, matrices, strict=True)]
+    assert {at.group for at in places} == {(30, 30)}
+    made = normalise_at(images, scales, places)
+    for pixels, scale, centre, to_sky, one in zip(images, scales, centres, matrices, made, strict=True):
+        if one is None:
+            with pytest.raises(EmptyStampError):
+                normalise(pixels, float(scale), centre, to_sky)
+        else:
             stamp, flags = normalise(pixels, float(scale), centre, to_sky)
             assert one[1] == flags
             assert one[0].tobytes() == stamp.tobytes()
