@@ -29,6 +29,7 @@ STAMP = 63  # pixels on a side
 GAIN_ZERO_POINT = 26.3
 START_JD = 2460000.5
 NIGHTS = 1.5  # days between the earlier points of an object
+PRODUCER: dict[str, Any] = {}  # of the sender's Kafka options, those unlike skyheed's
 
 
 def name(number: int) -> str:

@@ -19,6 +19,7 @@ STAMP, PSF = 30, 41  # pixels on a side
 PIXEL_DEG = 0.2 / 3600
 START_MJD, NIGHTS = 61000.0, 1.5  # days between the earlier points of an object
 POOL = 64
+PRODUCER = {"compression.type": "snappy"}  # as Rubin's own (lsst/ap_association, packageAlerts.py)
 FORCED = 10  # forced points in a packet
 FIRST_OBJECT = 10**17
 PLACES = (-999.125, -89.125)  # of the placeholders in a header, right ascension and declination

@@ -145,7 +145,7 @@ def say(text: str) -> None:
 def send(settings: Settings, topic: str, payloads: Sequence[bytes], rate: float = 0.0) -> None:
     """Publish all payloads without a key, at `rate` a second or flat out."""
     kafka.ensure_topics(settings.kafka, {topic: daemon.ALERT_TOPIC}, 4, 1)
-    with kafka.Publisher(settings.kafka) as publisher:
+    with kafka.Publisher({**settings.kafka, **PACKETS[settings.survey].PRODUCER}) as publisher:
         began, step = time.monotonic(), 500 if not rate else max(1, int(rate / 10))
         for first in range(0, len(payloads), step):
             chunk = payloads[first : first + step]
