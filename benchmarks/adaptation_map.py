@@ -5,6 +5,7 @@ python benchmarks/adaptation_map.py runs/adapt/source-only runs/adapt/dann--toge
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from skyheed.classifier import taxonomy
+from skyheed.classifier.history import History
 from skyheed.classifier.models import checkpoint
 from skyheed.classifier.serving import load_network
 from skyheed.classifier.training import dataset
-from skyheed.classifier.training.dataset import Dataset
 
 MOST = 400  # objects of each archive
 COLOURS = {"AGN": "#c1292e", "SN": "#235789", "Variable": "#f1a208", "": "#999999"}
@@ -24,14 +25,13 @@ BATCH = 64
 
 
 @torch.inference_mode()
-def features(name: str, data: Dataset, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Representations [n, width] of first alerts."""
+def features(name: str, histories: Sequence[History]) -> NDArray[np.float32]:
+    """Representations [n, width] of histories by a model."""
     info = checkpoint.read_info(name)
     network = load_network(name, info).eval()
     made = []
-    for at in range(0, len(indices), BATCH):
-        histories = [data.history(int(i), 0, 1) for i in indices[at : at + BATCH]]
-        arrays = network.collate(histories, info.scaling)
+    for at in range(0, len(histories), BATCH):
+        arrays = network.collate(histories[at : at + BATCH], info.scaling)
         made.append(network.encode({key: torch.from_numpy(a) for key, a in arrays.items()}).numpy())
     return np.concatenate(made)
 
@@ -74,11 +74,12 @@ def main() -> None:
         for data, own in zip(parts, chosen, strict=True)
         for i in own
     ]
+    alerts = [data.history(int(i), 0, 1) for data, own in zip(parts, chosen, strict=True) for i in own]
     figure, axes = pyplot.subplots(
         1, len(given.checkpoints), figsize=(5 * len(given.checkpoints), 5.3), squeeze=False, layout="constrained"
     )
     for axis, name in zip(axes[0], given.checkpoints, strict=True):
-        both = np.concatenate([features(name, data, own) for data, own in zip(parts, chosen, strict=True)])
+        both = features(name, alerts)
         draw(axis, placed(both), len(chosen[0]), groups)
         axis.set_title(Path(name).name)
     figure.suptitle(

@@ -15,17 +15,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
+from adaptation_map import features
 from numpy.typing import NDArray
 
 from skyheed.classifier import taxonomy
 from skyheed.classifier.history import History
 from skyheed.classifier.models import checkpoint
-from skyheed.classifier.serving import load_network
-from skyheed.classifier.training import adaptation_losses, dataset
+from skyheed.classifier.training import dataset
+from skyheed.classifier.training.adaptation_scores import mean_distance
 
-MOST, FEWEST, SEEDS, BATCH = 400, 10, 3, 64
-Features = NDArray[np.float64]
+MOST, FEWEST = 400, 10
+Features = NDArray[np.float32]
 
 
 def main() -> None:
@@ -61,18 +61,6 @@ def images_alone(histories: Sequence[History]) -> list[History]:
     return [replace(history, photometry=None, context={}, contexts=()) for history in histories]
 
 
-@torch.inference_mode()
-def features(model: str, histories: Sequence[History]) -> Features:
-    """Representations [n, width]."""
-    info = checkpoint.read_info(model)
-    network = load_network(model, info).eval()
-    made = []
-    for at in range(0, len(histories), BATCH):
-        arrays = network.collate(histories[at : at + BATCH], info.scaling)
-        made.append(network.encode({name: torch.from_numpy(array) for name, array in arrays.items()}).numpy())
-    return np.concatenate(made).astype(np.float64)
-
-
 def distances(
     simulated: Features, own: NDArray[np.str_], real: Features, others: NDArray[np.str_]
 ) -> dict[str, dict[str, Any]]:
@@ -89,13 +77,6 @@ def distances(
             "objects": [len(one), len(other)],
         }
     return found
-
-
-def mean_distance(one: Features, other: Features) -> tuple[float, float]:
-    """The mean over seeds, and the larger of its scatter and its binomial error."""
-    runs = [adaptation_losses.a_distance(one, other, seed) for seed in range(SEEDS)]
-    values = [value for value, _ in runs]
-    return round(float(np.mean(values)), 3), round(float(max(np.std(values), np.mean([e for _, e in runs]))), 3)
 
 
 if __name__ == "__main__":

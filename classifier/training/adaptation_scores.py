@@ -111,13 +111,13 @@ def a_distances(
     source = setting.data.choose("test")[:MOST]
     own, target = features(setting, setting.data, source), features(setting, data, held[:MOST])
     labels = np.array([of[classes.index(_class(setting, i))] for i in source])
-    found = {"all": _mean_distance(own, target)}
+    found = {"all": mean_distance(own, target)}
     for number, name in enumerate(names):
         one, other = own[labels == number], target[np.array(of)[truth[:MOST]] == number]
         if min(len(one), len(other)) >= FEWEST:
-            found[name] = _mean_distance(one, other)
+            found[name] = mean_distance(one, other)
     half = min(len(own), 2 * len(target)) // 2
-    return {**found, "control": _mean_distance(own[:half], own[half : 2 * half])}
+    return {**found, "control": mean_distance(own[:half], own[half : 2 * half])}
 
 
 def _class(setting: Setting, index: int) -> str:
@@ -126,7 +126,7 @@ def _class(setting: Setting, index: int) -> str:
     return selection.label(setting.data, index, setting.protocol)
 
 
-def _mean_distance(one: Floats, other: Floats) -> list[float]:
+def mean_distance(one: Floats, other: Floats) -> list[float]:
     """The mean over seeds, and the larger of its scatter and its binomial error."""
     runs = [adaptation_losses.a_distance(one, other, seed) for seed in range(SEEDS)]
     values = [value for value, _ in runs]

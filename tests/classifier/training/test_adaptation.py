@@ -32,7 +32,7 @@ def archives(monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset]:
     known = {"target": BRIGHT, "other": TARGET}
     monkeypatch.setattr(dataset, "load", lambda path, **_: known[Path(path).name])
     monkeypatch.setattr(
-        adaptation_scores, "_mean_distance", lambda one, other: [0.0, 1.0]
+        adaptation_scores, "mean_distance", lambda one, other: [0.0, 1.0]
     )  # test_adaptation_losses looks at A-distances
     return known
 
@@ -276,7 +276,7 @@ def test_groups_add_the_probabilities_of_supernovae() -> None:
 def test_the_distance_of_real_objects_is_measured_within_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real supernovae of both types make one group: each alone would have too few objects."""
     compared: list[tuple[int, int]] = []
-    monkeypatch.setattr(adaptation_scores, "_mean_distance", lambda one, other: compared.append((len(one), len(other))))
+    monkeypatch.setattr(adaptation_scores, "mean_distance", lambda one, other: compared.append((len(one), len(other))))
     monkeypatch.setattr(adaptation_scores, "features", lambda _, data, indices: np.zeros((len(indices), 3)))
     own = objective(method="none").setting
     classes = own.protocol.classes
